@@ -1,0 +1,84 @@
+"""The error tree. Every message names the file, the value, and what to do next.
+
+::
+
+    GkdError                exit code 1: our fault
+    ├── UserError           exit code 2: the user's mistake, or the user's machine
+    │   ├── ConfigError     a key, a type, a flag, a DeepSpeed JSON
+    │   ├── DataError       images, labels, folders
+    │   ├── CacheError      a cache that cannot be used: unfinished, another spec, another teacher
+    │   ├── ModelError      a model name, weights, a grid
+    │   ├── RunError        a run folder that holds something else
+    │   └── DiskFullError   no space left
+    └── DamageError         exit code 1: bytes on disk are not what was written
+
+Commands raise these and nothing else for what a user can cause; ``gkd_scale.console.run`` turns
+them into one red line and the exit code. Any other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+
+class GkdError(Exception):
+    """Base of all errors of this project. ``exit_code`` is the process's exit status."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n  → {hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class UserError(GkdError):
+    """The user's mistake, or something on the user's machine that only the user can mend."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration key, type, flag or DeepSpeed JSON that cannot be used."""
+
+
+class DataError(UserError):
+    """Images, labels or folders that cannot be used."""
+
+
+class CacheError(UserError):
+    """A teacher cache that cannot be used as it is."""
+
+
+class ModelError(UserError):
+    """A model name, weights file or token grid that does not fit."""
+
+
+class RunError(UserError):
+    """A run folder that holds something else than what was asked for."""
+
+
+class DiskFullError(UserError):
+    """No space left where output goes."""
+
+
+class DamageError(GkdError):
+    """Bytes on disk are not what was written there."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'Did you mean …?' for ``name`` among ``known``; the empty string where nothing is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean '{found[0]}'?" if found else ""
+
+
+def disk_full(error: OSError, where: object) -> DiskFullError | None:
+    """A :class:`DiskFullError` if ``error`` says that the disk (or quota) is full, else None."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFullError(
+            f"no space left while writing {where} ({error.strerror})",
+            "free space or choose another --out, then run the same command again: it goes on where it stopped",
+        )
+    return None

@@ -1,0 +1,106 @@
+"""What passes between the parts: features, batches, and the protocols of what can be replaced.
+
+Shapes use one legend everywhere: B images, V views, N = h·w patch tokens of a grid, row-major,
+C channels (Cs student, Ct teacher), H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Grid = tuple[int, int]
+"""Rows and columns of a token grid."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+
+IGNORE = 255
+"""The label value that no loss and no metric counts."""
+
+
+class Features(NamedTuple):
+    """Dense features of B images.
+
+    ``cls`` (B, C): the CLS token, or the spatial mean where a model has none.
+    ``patches`` (B, N, C): patch tokens, row-major over the grid.
+    """
+
+    cls: Tensor
+    patches: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro batch of stage 1.
+
+    ``pixels`` (B, 3, H, W) uint8; ``teacher`` features as stored (fp16);
+    ``sids`` names of the samples; ``epochs`` (B,) the epoch each sample belongs to;
+    ``positions`` (B,) int64, the place of each sample in the global batch, whatever the world size.
+    """
+
+    pixels: Tensor
+    teacher: Features
+    sids: tuple[str, ...]
+    epochs: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+class BatchSource(Protocol):
+    """The seam of stage 1: a cached and a live teacher look the same to the loop.
+
+    ``batches(start, stop)`` yields this rank's micro batches for the optimizer steps
+    [start, stop), ``accumulation`` of them a step. It is a pure function of its arguments and of
+    the seed: to resume is to start at another step.
+    """
+
+    grid: Grid
+    image_size: Size
+    teacher_dim: int
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]: ...
+
+
+class Teacher(Protocol):
+    """A frozen model that turns pixels into dense features."""
+
+    dim: int
+    grid: Grid
+    image_size: Size
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the features, JSON-serialisable; equal fingerprints mean equal features."""
+        ...
+
+    def __call__(self, pixels: Tensor) -> Features:
+        """``pixels`` (B, 3, H, W) uint8 to float32 features on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class SegSample:
+    """One labelled image: ``image`` (H, W, 3) uint8, ``label`` (H, W) uint8 train ids, 255 ignored."""
+
+    name: str
+    image: UInt8Array
+    label: UInt8Array
+
+
+class SegDataset(Protocol):
+    """A labelled dataset of one domain. ``palette`` has one RGB triple a class."""
+
+    name: str
+    classes: Sequence[str]
+    palette: Sequence[tuple[int, int, int]]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> SegSample: ...
