@@ -79,6 +79,6 @@ def disk_full(error: OSError, where: object) -> DiskFullError | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFullError(
             f"no space left while writing {where} ({error.strerror})",
-            "free space or choose another --out, then run the same command again: it goes on where it stopped",
+            "free space or choose another --out, then run the same command again: it goes on",
         )
     return None

@@ -1,0 +1,73 @@
+"""The terminal: one rich console, one progress bar, and the place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from gkd_scale.errors import GkdError, disk_full
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def run(command: Callable[[], int | None]) -> int:
+    """Run ``command`` and return its exit status: 0 done, 1 our fault or damage, 2 the user's mistake."""
+    try:
+        return command() or 0
+    except GkdError as error:
+        report(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        err.print("[yellow]stopped[/]; the same command goes on where it stopped")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        full = disk_full(error, error.filename or "output")
+        if full is None:
+            raise
+        report(full)
+        return full.exit_code
+
+
+def report(error: GkdError) -> None:
+    """One error, in red, on stderr."""
+    err.print(f"[bold red]error:[/] {_escape(error.message)}")
+    if error.hint:
+        err.print(f"  → {_escape(error.hint)}")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def progress(*columns: str, disable: bool = False) -> Progress:
+    """A progress bar with count, elapsed time and ETA; ``columns`` are extra rich text columns."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        *(TextColumn(column) for column in columns),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=out,
+        disable=disable,
+    )
