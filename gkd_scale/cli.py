@@ -1,0 +1,168 @@
+"""``gkd-scale``: a thin front; each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from gkd_scale import __version__
+
+
+class Command(NamedTuple):
+    """A subcommand: its function, one line of help, and examples."""
+
+    run: Callable[[Sequence[str], str, "Command"], int | None]
+    help: str
+    examples: str = ""
+
+
+def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import CacheTeacherConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(CacheTeacherConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.build import build
+    from gkd_scale.models.teachers import load_teacher
+
+    teacher = load_teacher(
+        cfg.teacher,
+        cfg.size,
+        weights=cfg.teacher_weights,
+        args=cfg.teacher_args,
+        layer=cfg.teacher_layer,
+        mean=cfg.mean,
+        std=cfg.std,
+        patch=cfg.patch_size,
+        device=cfg.device,
+    )
+    report = build(cfg, teacher)
+    for line in report.lines():
+        console.out.print(line, markup=False)
+    return 0
+
+
+def _verify(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import VerifyConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(VerifyConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.verify import verify
+
+    damaged = verify(cfg.cache, lambda line: console.out.print(line, markup=False))
+    return 1 if damaged else 0
+
+
+def _evaluate(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.segment.config import EvaluateConfig
+
+    cfg = parse(EvaluateConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.segment.evaluate import evaluate
+
+    evaluate(cfg)
+    return 0
+
+
+def _make_data(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.segment.config import MakeDataConfig
+
+    cfg = parse(MakeDataConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.segment.datasets.make_data import make_data
+
+    make_data(cfg)
+    return 0
+
+
+def _demo(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.demo.config import DemoConfig
+
+    cfg = parse(DemoConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.demo.pipeline import demo
+
+    return demo(cfg)
+
+
+COMMANDS = {
+    "cache-teacher": Command(
+        _cache_teacher,
+        "Run a teacher once over a folder of images and keep its dense features.",
+        """\
+  gkd-scale cache-teacher --images imagenet/train --teacher vit_giant_patch14_dinov2.lvd142m \\
+      --image-size 224 --views 4 --out caches/proxy
+  gkd-scale cache-teacher --images photos --teacher mobilenetv2_100 --teacher-weights weights.safetensors \\
+      --teacher-args pad_type=same --teacher-layer 3 --image-size 144x192 --out caches/photos
+""",
+    ),
+    "verify": Command(
+        _verify,
+        "Check every byte of a cache against its checksums; exit 1 if any is damaged.",
+        "  gkd-scale verify caches/proxy\n",
+    ),
+    "evaluate": Command(
+        _evaluate,
+        "Measure the mIoU of a stage-2 run on domains it has never seen.",
+        """\
+  gkd-scale evaluate runs/stage2 --data day=camvid:camvid/val_day --data dusk=camvid:camvid/unseen_dusk
+  gkd-scale evaluate runs/stage2 --data city=folder:my/city --json city.json
+""",
+    ),
+    "make-data": Command(
+        _make_data,
+        "Write the embedded scenes: proxy images, a source domain, and unseen domains.",
+        "  gkd-scale make-data runs/demo-data\n",
+    ),
+    "demo": Command(
+        _demo,
+        "Run the whole method on the embedded scenes and show what it is worth.",
+        "  gkd-scale demo\n  gkd-scale demo --out runs/demo --seed 1\n",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the process's exit status (0 done, 1 our fault or damage, 2 the user's mistake)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"gkd-scale {__version__}")
+        return 0
+    name, *rest = arguments
+    from gkd_scale import console
+
+    command = COMMANDS.get(name)
+    if command is None:
+        from gkd_scale.errors import ConfigError, nearest
+
+        console.report(
+            ConfigError(f"gkd-scale has no command '{name}'", nearest(name, COMMANDS) or "see --help")
+        )
+        return 2
+    return console.run(lambda: command.run(rest, f"gkd-scale {name}", command))
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<15} {command.help}" for name, command in COMMANDS.items())
+    return f"""\
+usage: gkd-scale COMMAND [options]
+
+Distil a giant vision foundation model into a small one that still works where it was never trained.
+
+commands:
+{commands}
+
+training:
+  deepspeed launchers/stage1.py --ds-config zero2.json   distil a student from caches
+  deepspeed launchers/stage2.py --ds-config zero2.json   train a segmentation head on it
+
+gkd-scale COMMAND --help shows options and examples."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Stage 1: query-based soft distillation of a cached (or live) teacher into a student."""

@@ -1,0 +1,101 @@
+"""The options of stage 1. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gkd_scale.config import option, section
+from gkd_scale.errors import ConfigError
+
+
+@dataclass
+class LossConfig:
+    """loss: L_QSD = feature·L_feat + mask·L_mask + cls·L_cls"""
+
+    feature_weight: float = option(1.0, "weight of L_feat")
+    mask_weight: float = option(1.0, "weight of L_mask; 0 leaves the masked pass out")
+    cls_weight: float = option(1.0, "weight of L_cls")
+
+
+@dataclass
+class QsdConfig:
+    """qsd: the form of query-based soft distillation"""
+
+    init: str = option(
+        "published", "zero-query starts from uniform attention", choices=("published", "zero-query")
+    )
+    scale: str = option(
+        "published",
+        "of the attention logits: published is 1, sqrt is 1/sqrt(Ct)",
+        choices=("published", "sqrt"),
+    )
+
+
+@dataclass
+class MaskConfig:
+    """mask: the second, masked pass"""
+
+    ratio: float = option(0.5, "share of an image's patches that are masked")
+    probability: float = option(0.5, "share of a global batch's images that are masked")
+
+
+@dataclass
+class OptimConfig:
+    """optimizer: AdamW with warmup and cosine schedule"""
+
+    lr: float | None = option(
+        None, "peak learning rate (default: 5e-4 · global batch / 512, at least 2.5e-4)", flag="--lr"
+    )
+    weight_decay: float = option(0.05, "decoupled weight decay")
+    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
+    warmup: float = option(0.05, "share of the steps that the learning rate rises")
+    warmup_lr: float = option(1e-6, "learning rate of the first step")
+    final_lr: float = option(1e-5, "learning rate of the last step")
+
+
+@dataclass
+class Stage1Config:
+    """Distil a student from cached teacher features, without a label."""
+
+    ds_config: str = option("zero2.json", "DeepSpeed JSON: a path, or the name of a bundled one")
+    cache: list[Path] = option(
+        [],
+        "teacher cache, repeatable (default: the embedded proxy images, cached under runs/)",
+        metavar="CACHE",
+    )
+    teacher: str | None = option(None, "refuse caches of another teacher than this one", metavar="NAME")
+    student: str = option("demo_student", "timm name of the student", metavar="NAME")
+    student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
+    student_weights: str | None = option(
+        None, "weights file, stage-1 run, or 'pretrained' (default: from scratch)", metavar="FILE|RUN"
+    )
+    drop_path: float = option(0.0, "stochastic depth of the student")
+    out: Path = option(Path("runs/stage1"), "run folder; the same command again resumes")
+    steps: int | None = option(None, "optimizer steps (default 400, or what --epochs gives)")
+    epochs: float | None = option(None, "passes over the caches, instead of --steps")
+    global_batch: int | None = option(None, "images an optimizer step, over all ranks (default 32)")
+    ema: float = option(0.99996, "decay of the moving average that is exported; 0 exports the last step")
+    save_every: int = option(500, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+    workers: int = option(2, "threads that read and decode, a rank")
+    window: int = option(4, "shards that samples are shuffled across at a time")
+    seed: int = option(0, "decides initialisation, order and masks")
+    loss: LossConfig = section(LossConfig)
+    qsd: QsdConfig = section(QsdConfig)
+    mask: MaskConfig = section(MaskConfig)
+    optim: OptimConfig = section(OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "save_every", "keep", "window"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"'{name}' is {value}", f"give --{name.replace('_', '-')} more than 0")
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("both --steps and --epochs are given", "give one of them")
+        for name, share in (("mask.ratio", self.mask.ratio), ("mask.probability", self.mask.probability)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"'{name}' is {share}", "give a share from 0 to 1")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"'ema' is {self.ema}", "give a decay from 0 to below 1")

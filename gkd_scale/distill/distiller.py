@@ -1,0 +1,91 @@
+"""The distiller: a student, three QSD heads, and a batch in; named losses out.
+
+L_QSD = a·L_feat + b·L_mask + c·L_cls. The masked pass runs only on the images that are masked: the others'
+tokens are those of the unmasked pass, so they are shared. Loss and gradients are those of two full passes
+wherever the student is deterministic; with drop-path the shared half sees one draw instead of two.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
+from gkd_scale.distill.qsd import QsdHead, mse, resample_tokens
+from gkd_scale.models.masking import masked_positions, random_mask
+from gkd_scale.models.students import Student
+from gkd_scale.types import Batch, Features, Grid
+
+
+class Distiller(nn.Module):
+    """``forward(batch)`` returns the losses by name; ``"loss"`` is their weighted sum."""
+
+    def __init__(
+        self,
+        student: Student,
+        teacher_dim: int,
+        teacher_grid: Grid,
+        *,
+        loss: LossConfig | None = None,
+        qsd: QsdConfig | None = None,
+        mask: MaskConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher_grid = teacher_grid
+        self.weights = loss or LossConfig()
+        self.masking = mask or MaskConfig()
+        self.seed = seed
+        form = qsd or QsdConfig()
+        heads = [
+            QsdHead(
+                student.dim, teacher_dim, scaled=form.scale == "sqrt", zero_query=form.init == "zero-query"
+            )
+            for _ in range(3)
+        ]
+        self.head_feature, self.head_mask, self.head_cls = heads
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of one micro batch, each the mean over all its elements."""
+        parameter = next(self.head_feature.parameters())
+        device, dtype = parameter.device, parameter.dtype
+        pixels = batch.pixels.to(device, non_blocking=True)
+        teacher = Features(*(t.to(device, non_blocking=True).to(dtype) for t in batch.teacher))
+        plain = self._features(pixels)
+        masked = self._masked_patches(batch, pixels, plain.patches) if self.weights.mask_weight else None
+        return self.losses(plain, masked, teacher)
+
+    def losses(self, plain: Features, masked: Tensor | None, teacher: Features) -> dict[str, Tensor]:
+        """The losses of features: the student's, its masked patches (B, N, Cs) or None, the teacher's.
+
+        As in the reference implementation, the CLS that enters L_feat is the output of the CLS head.
+        """
+        target_cls = teacher.cls.unsqueeze(1)
+        soft_cls = self.head_cls(plain.cls.unsqueeze(1), target_cls)
+        soft = self.head_feature(plain.patches, teacher.patches)
+        both = mse(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, teacher.patches], 1))
+        losses = {"loss_feature": both, "loss_cls": mse(soft_cls, target_cls)}
+        total = self.weights.feature_weight * both + self.weights.cls_weight * losses["loss_cls"]
+        if masked is not None:
+            losses["loss_mask"] = mse(self.head_mask(masked, teacher.patches), teacher.patches)
+            total = total + self.weights.mask_weight * losses["loss_mask"]
+        return {"loss": total, **losses}
+
+    def _features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
+        """The student's features, patches on the teacher's grid."""
+        cls, patches = self.student(pixels, mask)
+        return Features(cls, resample_tokens(patches, self.student.grid, self.teacher_grid))
+
+    def _masked_patches(self, batch: Batch, pixels: Tensor, plain: Tensor) -> Tensor:
+        """Patches (B, N, Cs) of the second pass: masked images through the student, the others shared."""
+        rows = masked_positions(batch.positions, self.masking.probability)
+        if not rows:
+            return plain
+        masks = torch.stack([self._mask(batch.sids[row], batch.epochs[row]) for row in rows])
+        index = torch.tensor(rows, device=pixels.device)
+        masked = self._features(pixels[index], masks.to(pixels.device)).patches
+        return plain.index_copy(0, index, masked)
+
+    def _mask(self, sid: str, epoch: int) -> Tensor:
+        return random_mask(sid, epoch, self.seed, self.student.mask_tokens, self.masking.ratio)

@@ -1,0 +1,57 @@
+"""Exponential moving average of the trained parameters, on whatever part of them a rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gkd_scale.engine import weights
+
+
+class Ema:
+    """average ← d·average + (1 - d)·parameter after each step, d = min(decay, (1 + step) / (10 + step)).
+
+    The ramp lets a short run's average forget its initialisation. The average is elementwise, so each
+    rank averages the part it holds and ZeRO-3 needs no gathering.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.average = {name: weights.local(p).float().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the parameters after optimizer step number ``step`` (from 1)."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        names = list(self.average)
+        average = [self.average[name] for name in names]
+        current = [weights.local(self.parameters[name]).float() for name in names]
+        torch._foreach_lerp_(average, current, 1 - keep)
+
+    def full(self) -> dict[str, Tensor]:
+        """Whole averages by name. Collective under ZeRO-3."""
+        return {name: weights.gather(self.parameters[name], part) for name, part in self.average.items()}
+
+    @torch.no_grad()
+    def load(self, whole: dict[str, Tensor]) -> None:
+        """Take averages from whole tensors by name."""
+        for name, part in self.average.items():
+            part.copy_(weights.scatter(self.parameters[name], whole[name]))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module with averaged parameters, while the block lasts."""
+        kept = {name: weights.local(p).clone() for name, p in self.parameters.items()}
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                weights.local(parameter).copy_(self.average[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    weights.local(parameter).copy_(kept[name])

@@ -1,0 +1,74 @@
+"""The frame of a launcher script: parse, join the ranks, run, and end with the right exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gkd_scale import config, console
+from gkd_scale.errors import GkdError, disk_full
+
+C = TypeVar("C")
+
+
+def main(
+    cls: type[C],
+    run: Callable[[C, Any, Path], None],
+    *,
+    argv: Sequence[str],
+    bundled: Path,
+    prog: str,
+    description: str,
+    examples: str,
+) -> int:
+    """``run(config, runtime, bundled)`` on every rank; the process's exit status.
+
+    ``bundled`` is the folder with the DeepSpeed configs. An error that all ranks have in common is
+    printed by rank 0 alone; an error of one rank names the rank.
+    """
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    runtime = None
+    try:
+        parsed = config.parse(cls, argv, prog=prog, description=description, examples=examples)
+        _quiet()
+        from gkd_scale.engine.runtime import Runtime
+
+        runtime = Runtime.start()
+        run(parsed, runtime, bundled)
+        runtime.barrier()
+    except GkdError as error:
+        return _report(error, rank)
+    except OSError as error:
+        full = disk_full(error, error.filename or "output")
+        if full is None:
+            raise
+        return _report(full, rank)
+    except KeyboardInterrupt:
+        if rank == 0:
+            console.err.print("[yellow]stopped[/]; the same command goes on from the last checkpoint")
+        return 130
+    finally:
+        if runtime is not None and sys.exc_info()[0] is None:
+            runtime.stop()
+    return 0
+
+
+def _report(error: GkdError, rank: int) -> int:
+    if getattr(error, "local", False) and rank:
+        error.message = f"rank {rank}: {error.message}"
+    elif rank:
+        return error.exit_code
+    console.report(error)
+    return error.exit_code
+
+
+def _quiet() -> None:
+    """Keep other libraries' remarks off the user's terminal; their errors stay."""
+    warnings.filterwarnings("ignore")
+    for name in ("torch", "DeepSpeed", "timm", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,1 @@
+"""Teachers, students, masking and feature pyramids: the only package that imports timm."""

@@ -1,0 +1,127 @@
+"""Which network: a timm architecture, its arguments, and how its pixels are normalised.
+
+Names are timm's. Two more are ours, so that everything runs without a download: ``demo_teacher``, a
+small ViT shipped with its weights, and ``demo_student``, a smaller one to be trained.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from gkd_scale.errors import ModelError, nearest
+from gkd_scale.types import Size
+
+Triple = tuple[float, float, float]
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A timm architecture with its arguments; ``mean`` and ``std`` are of pixels in 0..1."""
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain YAML types; :func:`from_dict` reads them back."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+
+def from_dict(values: Mapping[str, Any]) -> ModelSpec:
+    """The inverse of :meth:`ModelSpec.as_dict`."""
+    return ModelSpec(values["name"], dict(values["args"]), _triple(values["mean"]), _triple(values["std"]))
+
+
+@dataclass(frozen=True)
+class _Named:
+    spec: ModelSpec
+    weights: Path | None = None
+
+
+def _demo_teacher() -> _Named:
+    card = yaml.safe_load((WEIGHTS / "demo_teacher.yaml").read_text())
+    spec = ModelSpec(card["architecture"], card["args"], _triple(card["mean"]), _triple(card["std"]))
+    return _Named(spec, WEIGHTS / "demo_teacher.safetensors")
+
+
+def _demo_student() -> _Named:
+    args = {"patch_size": 8, "img_size": [96, 128], "embed_dim": 96, "depth": 4, "num_heads": 3}
+    return _Named(ModelSpec("vit_tiny_patch16_224", args))
+
+
+ZOO = {"demo_teacher": _demo_teacher, "demo_student": _demo_student}
+
+
+def resolve(
+    name: str, args: Mapping[str, Any] | None = None, mean: Triple | None = None, std: Triple | None = None
+) -> tuple[ModelSpec, Path | None]:
+    """The spec of ``name`` (timm's or ours), and the weights that come with it, if any.
+
+    ``args`` go to ``timm.create_model``; ``mean`` and ``std`` replace what timm says of the model.
+    Raises ModelError for a name that timm does not know.
+    """
+    import timm
+
+    if name in ZOO:
+        named = ZOO[name]()
+        spec, weights = named.spec, named.weights
+    else:
+        base = name.split(".")[0]
+        if not timm.is_model(base):
+            known = [*ZOO, *timm.list_models()]
+            raise ModelError(f"timm {timm.__version__} has no model '{name}'", nearest(name, known))
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        spec = ModelSpec(name, {}, _triple(config.mean), _triple(config.std)) if config else ModelSpec(name)
+        weights = None
+    merged = {**spec.args, **(args or {})}
+    return ModelSpec(spec.name, merged, mean or spec.mean, std or spec.std), weights
+
+
+def create(
+    spec: ModelSpec, *, image_size: Size | None = None, pretrained: bool = False, **extra: Any
+) -> nn.Module:
+    """``timm.create_model`` without a classifier, its refusals as ModelError.
+
+    ``image_size`` fixes the size of models that need one (position embeddings are resampled by timm
+    when weights are loaded); ``pretrained`` downloads timm's weights.
+    """
+    import timm
+
+    kwargs = {"num_classes": 0, **spec.args, **extra}
+    if image_size is not None:
+        kwargs["img_size"] = tuple(image_size)
+    kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return timm.create_model(spec.name, pretrained=pretrained, **kwargs)
+        except TypeError as error:
+            if image_size is not None and "img_size" in str(error):
+                return create(spec, pretrained=pretrained, **extra)  # a convolutional network: any size
+            raise ModelError(
+                f"{spec.name} does not take these arguments: {kwargs}: {error}", "see timm"
+            ) from None
+        except Exception as error:
+            if pretrained:
+                raise ModelError(
+                    f"the weights of {spec.name} cannot be loaded: {type(error).__name__}: {error}",
+                    "give a local file (--teacher-weights or --student-weights), or check the network",
+                ) from None
+            raise ModelError(
+                f"timm cannot build {spec.name} with {kwargs}: {error}", "mend the arguments"
+            ) from None
+
+
+def _triple(values: Any) -> Triple:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

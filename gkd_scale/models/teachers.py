@@ -1,0 +1,235 @@
+"""Teachers: any timm model, frozen, as a function from pixels to dense features.
+
+Transformers give their patch tokens and CLS token; convolutional networks give their feature map as
+tokens and its spatial mean as CLS. The default level is the last, after the final norm; ``layer``
+chooses one of timm's feature levels (``forward_intermediates``), unnormalised, as timm gives it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkd_scale.errors import ModelError
+from gkd_scale.models import spec as specs
+from gkd_scale.models import weights as weight_files
+from gkd_scale.models.spec import ModelSpec, Triple
+from gkd_scale.types import Features, Grid, Size
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Normalize(nn.Module):
+    """Pixels 0..255 (B, 3, H, W) of any dtype to (x / 255 - mean) / std."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Triple, std: Triple) -> None:
+        super().__init__()
+        mean_3 = torch.tensor(mean).view(3, 1, 1)
+        std_3 = torch.tensor(std).view(3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std_3), persistent=False)
+        self.register_buffer("shift", -mean_3 / std_3, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.scale.dtype) * self.scale + self.shift
+
+
+def is_tokens(net: nn.Module) -> bool:
+    """Whether a timm model is a plain transformer: tokens with prefix tokens before the patches."""
+    return hasattr(net, "num_prefix_tokens") and hasattr(net, "patch_embed")
+
+
+def has_cls(net: nn.Module) -> bool:
+    """Whether the first prefix token of a plain transformer is a CLS token."""
+    return is_tokens(net) and bool(net.num_prefix_tokens) and getattr(net, "cls_token", None) is not None
+
+
+def patch_size(net: nn.Module) -> Size:
+    """Patch height and width of a plain transformer, in pixels."""
+    height, width = net.patch_embed.patch_size  # type: ignore[union-attr,misc]
+    return int(height), int(width)
+
+
+def split_tokens(net: nn.Module, tokens: Tensor) -> Features:
+    """(B, prefix + N, C) tokens of a plain transformer to CLS (or the mean) and patches."""
+    prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
+    patches = tokens[:, prefix:]
+    return Features(tokens[:, 0] if has_cls(net) else patches.mean(1), patches)
+
+
+def flatten_map(net: nn.Module, feature_map: Tensor) -> tuple[Features, Grid]:
+    """A feature map, (B, C, h, w) or timm's NHWC, to pooled CLS, row-major tokens, and the grid."""
+    if getattr(net, "output_fmt", "NCHW") == "NHWC":
+        feature_map = feature_map.permute(0, 3, 1, 2)
+    patches = feature_map.flatten(2).transpose(1, 2)
+    return Features(patches.mean(1), patches), (feature_map.shape[2], feature_map.shape[3])
+
+
+class TimmTeacher:
+    """A frozen timm model behind the Teacher protocol.
+
+    ``__call__`` takes pixels (B, 3, H, W) uint8 and returns float32 features on the CPU.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        spec: ModelSpec,
+        image_size: Size,
+        *,
+        layer: int | None,
+        dtype: str,
+        device: str,
+    ) -> None:
+        self.name = name
+        self.net = net.eval().requires_grad_(False)
+        self.spec = spec
+        self.image_size = image_size
+        self.layer = layer
+        self.dtype = dtype
+        self._weights = weight_files.fingerprint(net)
+        self.device = torch.device(device)
+        self.normalize = Normalize(spec.mean, spec.std).to(self.device)
+        self.net.to(self.device)
+        features, self.grid = self._forward(torch.zeros(1, 3, *image_size, dtype=torch.uint8))
+        self.dim = features.patches.shape[2]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the features; see CACHE decision 6 in shards/README.md."""
+        import timm
+
+        tokens = is_tokens(self.net)
+        return {
+            "model": self.name,
+            "architecture": self.spec.name,
+            "args": {
+                key: list(v) if isinstance(v, tuple) else v for key, v in sorted(self.spec.args.items())
+            },
+            "weights_sha256": self._weights,
+            "dtype": self.dtype,
+            "mean": list(self.spec.mean),
+            "std": list(self.spec.std),
+            "image_size": list(self.image_size),
+            "patch_size": list(patch_size(self.net)) if tokens else None,
+            "grid": list(self.grid),
+            "dim": self.dim,
+            "layer": self.layer,
+            "prefix_tokens": int(self.net.num_prefix_tokens) if tokens else 0,  # type: ignore[arg-type]
+            "cls": "token" if has_cls(self.net) else "mean",
+            "resampling": "timm: bicubic position embedding, pseudo-inverse patch embedding"
+            if tokens
+            else None,
+            "torch": torch.__version__.split("+")[0],
+            "timm": timm.__version__,
+        }
+
+    def __call__(self, pixels: Tensor) -> Features:
+        """Features(cls (B, C), patches (B, N, C)), float32 on the CPU."""
+        features, _ = self._forward(pixels)
+        return Features(*(tensor.float().cpu() for tensor in features))
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor) -> tuple[Features, Grid]:
+        x = self.normalize(pixels.to(self.device, non_blocking=True))
+        autocast = torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")
+        with autocast:
+            return self._tokens(x) if is_tokens(self.net) else self._map(x)
+
+    def _tokens(self, x: Tensor) -> tuple[Features, Grid]:
+        net: Any = self.net
+        rows, columns = patch_size(net)
+        grid = (x.shape[2] // rows, x.shape[3] // columns)
+        if self.layer is None:
+            return split_tokens(net, net.forward_features(x)), grid
+        found = net.forward_intermediates(
+            x, indices=[self.layer], return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )[0]
+        patches, prefix = found if isinstance(found, tuple) else (found, None)
+        cls = prefix[:, 0] if prefix is not None and has_cls(net) else patches.mean(1)
+        return Features(cls, patches), grid
+
+    def _map(self, x: Tensor) -> tuple[Features, Grid]:
+        net: Any = self.net
+        if self.layer is None:
+            return flatten_map(net, net.forward_features(x))
+        found = net.forward_intermediates(
+            x, indices=[self.layer], output_fmt="NCHW", intermediates_only=True
+        )[0]
+        features, grid = flatten_map(nn.Identity(), found)
+        return features, grid
+
+
+def load_teacher(
+    name: str,
+    image_size: Size,
+    *,
+    weights: Path | None = None,
+    args: dict[str, Any] | None = None,
+    layer: int | None = None,
+    mean: Triple | None = None,
+    std: Triple | None = None,
+    patch: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> TimmTeacher:
+    """A frozen teacher from timm's or the user's weights; raises ModelError.
+
+    ``image_size`` (H, W) in pixels; ``patch`` resamples the patch embedding to another patch size;
+    ``layer`` is timm's feature index (default: the last, after the final norm).
+    """
+    args = dict(args or {})
+    if patch is not None:
+        args["patch_size"] = patch
+    spec, shipped = specs.resolve(name, args, mean, std)
+    file = weights or shipped
+    net = specs.create(spec, image_size=image_size, pretrained=file is None)
+    if file is not None:
+        weight_files.load_into(net, weight_files.read_state_dict(file), file)
+    if patch is not None and not is_tokens(net):
+        raise ModelError(f"{name} has no patch size to set", "leave --patch-size out")
+    check_divisible(net, image_size, name)
+    check_layer(net, layer, name)
+    return TimmTeacher(name, net, spec, image_size, layer=layer, dtype=dtype, device=choose_device(device))
+
+
+def check_divisible(net: nn.Module, image_size: Size, name: str) -> None:
+    """ModelError unless the image size is a whole number of patches."""
+    if not is_tokens(net):
+        return
+    rows, columns = patch_size(net)
+    if image_size[0] % rows or image_size[1] % columns:
+        near = [max(1, round(size / p)) * p for size, p in zip(image_size, (rows, columns), strict=True)]
+        raise ModelError(
+            f"{image_size[0]}x{image_size[1]} is no whole number of {name}'s {rows}x{columns} patches",
+            f"use --image-size {near[0]}x{near[1]}",
+        )
+
+
+def check_layer(net: nn.Module, layer: int | None, name: str) -> None:
+    """ModelError unless ``layer`` is one of the feature levels that timm lists for the model."""
+    if layer is None:
+        return
+    levels = len(net.feature_info)  # type: ignore[arg-type]
+    if not -levels <= layer < levels or not hasattr(net, "forward_intermediates"):
+        raise ModelError(
+            f"{name} has feature levels 0 to {levels - 1}, not {layer}", "give --teacher-layer one of them"
+        )
+
+
+def choose_device(device: str) -> str:
+    """'auto' to 'cuda' where there is one, else 'cpu'; ModelError for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device '{device}' cannot be used: {str(error).splitlines()[0]}", "use auto or cpu"
+        ) from None
+    return device
