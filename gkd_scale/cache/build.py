@@ -1,0 +1,470 @@
+"""``cache-teacher``: images in, a whole cache out, whatever happens on the way.
+
+Three things run at once: threads read images and make views, the teacher turns batches of them into
+tokens, and one writer behind it encodes and appends to the shard. Queues between them are short, so
+memory does not grow with the number of images.
+
+The plan fixes shards and batches before the start, and batches never span shards. A shard's bytes
+therefore depend on its images alone: a build that was killed redoes the shards that have no index and
+ends with the same bytes as one that was not. ``manifest.parquet`` is written last; where it is, the
+cache is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+import gkd_scale
+from gkd_scale import console
+from gkd_scale.cache.codec import Codec, Float32, get_codec, to_fp16
+from gkd_scale.cache.config import CacheTeacherConfig
+from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, finish, read_manifest_info
+from gkd_scale.cache.plan import PLAN, Entry, Plan, make_plan, read_plan_sizes, write_plan
+from gkd_scale.cache.shard import (
+    ShardWriter,
+    index_path,
+    json_bytes,
+    npy_bytes,
+    read_info,
+    tar_path,
+)
+from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
+from gkd_scale.cache.views import UnreadableImage, View, channels_first, decode, make_view, open_image
+from gkd_scale.errors import CacheError, ModelError, disk_full
+from gkd_scale.files import TEMPORARY, sha256_file
+from gkd_scale.prefetch import prefetch
+from gkd_scale.types import Features, Teacher, UInt8Array
+
+LOCK = ".lock"
+_SHOWN_ERRORS = 5
+
+
+@dataclass
+class Seconds:
+    """Where the time went, as the teacher saw it: waiting for images, computing, waiting for the writer."""
+
+    read: float = 0.0
+    teacher: float = 0.0
+    write: float = 0.0
+    total: float = 0.0
+
+
+@dataclass
+class BuildReport:
+    """What a build did. ``images`` counts source images, ``errors`` maps an unreadable one to the reason."""
+
+    out: Path
+    images: int
+    views: int
+    shards: int
+    errors: dict[str, str] = field(default_factory=dict)
+    shards_built: int = 0
+    samples_built: int = 0
+    bytes_written: int = 0
+    seconds: Seconds = field(default_factory=Seconds)
+
+    def lines(self) -> list[str]:
+        """The summary for the terminal."""
+        if self.shards_built == 0:
+            lines = [f"{self.out} is already complete: {self._content()}"]
+        else:
+            s = self.seconds
+            rate = self.samples_built / s.total if s.total else 0.0
+            lines = [
+                f"{self.out} is complete: {self._content()}",
+                f"{self.samples_built} samples, {self.bytes_written / 1e6:.1f} MB in {s.total:.1f} s "
+                f"({rate:.1f} images/s; waiting for images {s.read:.1f} s, teacher {s.teacher:.1f} s, "
+                f"waiting for the writer {s.write:.1f} s)",
+            ]
+        if self.errors:
+            lines.append(f"{len(self.errors)} of {self.images} images could not be read and are left out:")
+            lines += [f"  {name}: {reason}" for name, reason in list(self.errors.items())[:_SHOWN_ERRORS]]
+            lines.append(f"all are listed in {self.out / MANIFEST} (status 'error')")
+        return lines
+
+    def _content(self) -> str:
+        return f"{self.images - len(self.errors)} images x {self.views} views in {self.shards} shards"
+
+
+def build(cfg: CacheTeacherConfig, teacher: Teacher, *, quiet: bool = False) -> BuildReport:
+    """Make the cache that ``cfg`` describes, or go on with it. ``quiet`` shows no progress bar.
+
+    Raises ConfigError, DataError, CacheError, ModelError or DiskFullError for what the user can mend;
+    whatever is raised, the same command goes on later.
+    """
+    started = time.monotonic()
+    codec = get_codec(cfg.codec)
+    plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out)
+    spec = make_spec(cfg, teacher, plan)
+    try:
+        with _locked(cfg.out):
+            _prepare(cfg.out, spec, plan)
+            report = BuildReport(cfg.out, len(plan.entries), spec.views, spec.views * spec.shards)
+            if todo := _missing(cfg.out, spec):
+                _Builder(cfg, teacher, codec, spec, plan, report, quiet).run(todo)
+            report.errors = finish(cfg.out, spec, plan)
+    except OSError as error:
+        raise _explained(error, cfg.out) from None
+    report.seconds.total = time.monotonic() - started
+    return report
+
+
+def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Spec:
+    """The spec of what ``cfg`` asks for; ModelError where the teacher takes another image size."""
+    if tuple(teacher.image_size) != cfg.size:
+        raise ModelError(
+            f"the teacher takes images of {teacher.image_size[0]}x{teacher.image_size[1]}, not "
+            f"{cfg.size[0]}x{cfg.size[1]}",
+            "change --image-size",
+        )
+    return Spec(
+        teacher=teacher.fingerprint(),
+        dim=teacher.dim,
+        grid=(teacher.grid[0], teacher.grid[1]),
+        image_size=cfg.size,
+        codec=cfg.codec,
+        view=asdict(cfg.view),
+        views=cfg.views,
+        seed=cfg.seed,
+        images=len(plan.entries),
+        samples_per_shard=cfg.samples_per_shard,
+        plan=plan.hash(),
+    )
+
+
+# --------------------------------------------------------------------------------- the folder
+
+
+class _Task(NamedTuple):
+    """One shard of one view: the unit of work and of resuming."""
+
+    view: int
+    shard: int
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the kernel lets go of it however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CacheError(f"{folder} is not a folder", "choose another --out") from None
+    with open(folder / LOCK, "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CacheError(
+                f"another process is writing {folder}", "wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+def _explained(error: OSError, out: Path) -> Exception:
+    """What the user can mend as an error of ours; anything else as it is."""
+    where = error.filename or out
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return CacheError(f"{where} cannot be written: {error.strerror}", "choose another --out")
+    return disk_full(error, where) or error
+
+
+def _prepare(folder: Path, spec: Spec, plan: Plan) -> None:
+    """Refuse what is not ours, clear what a kill left, and write the spec and the plan."""
+    if (folder / SPEC).exists():
+        old = read_spec(folder)
+        refuse_other(folder, old, spec, "" if old.plan == spec.plan else _changed_images(folder, plan))
+    elif foreign := {path.name for path in folder.iterdir()} - {LOCK, SPEC + TEMPORARY}:
+        raise CacheError(
+            f"{folder} is not empty and not a teacher cache (it holds {sorted(foreign)[0]})",
+            "choose another --out",
+        )
+    for stale in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"v*/*{TEMPORARY}")]:
+        stale.unlink()
+    if not (folder / SPEC).exists():
+        versions = {"gkd-scale": gkd_scale.__version__}
+        versions |= {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow", "numpy")}
+        write_spec(spec, folder, versions)
+    write_plan(plan, folder / PLAN)
+
+
+def _changed_images(folder: Path, plan: Plan) -> str:
+    """How the image folder differs from the plan on disk, in words."""
+    try:
+        old = read_plan_sizes(folder / PLAN)
+    except Exception:  # a damaged plan must not hide that the folder changed
+        return f"{PLAN} cannot be read to say how"
+    new = {entry.sid: (entry.name, entry.bytes) for entry in plan.entries}
+    groups = {
+        "added": [new[sid][0] for sid in new if sid not in old],
+        "removed": [old[sid][0] for sid in old if sid not in new],
+        "resized": [new[sid][0] for sid in new if sid in old and old[sid][1] != new[sid][1]],
+    }
+    return ", ".join(
+        f"{len(names)} {what} ({names[0]}{' …' * (len(names) > 1)})"
+        for what, names in groups.items()
+        if names
+    )
+
+
+def _missing(folder: Path, spec: Spec) -> list[_Task]:
+    """The shards to build, in order. What is left of them goes, and with it the mark of completeness."""
+    try:
+        files = read_manifest_info(folder).files
+    except Exception:  # none yet, or damaged: the shards speak for themselves
+        files = {}
+    tasks = [_Task(view, shard) for view in range(spec.views) for shard in range(spec.shards)]
+    todo = [task for task in tasks if not _is_built(folder, spec, task, files)]
+    if todo:
+        for task in todo:
+            index_path(folder, *task).unlink(missing_ok=True)
+        for name in (MANIFEST, CHECKSUM):
+            (folder / name).unlink(missing_ok=True)
+    return todo
+
+
+def _is_built(folder: Path, spec: Spec, task: _Task, files: Mapping[str, str]) -> bool:
+    """Whether a shard is there: its index is whole and of this spec, and the tar has its size."""
+    path = index_path(folder, *task)
+    try:
+        known = files.get(path.relative_to(folder).as_posix())
+        info = read_info(path)
+        return (
+            (info.spec, info.view, info.shard) == (spec.hash(), *task)
+            and tar_path(folder, *task).stat().st_size == info.tar_bytes
+            and (known is None or sha256_file(path) == known)
+        )
+    except Exception:  # missing or damaged in whatever way: build it again
+        return False
+
+
+# ----------------------------------------------------------------------------------- the runner
+
+
+class _Made(NamedTuple):
+    """A view on its way to the teacher: ``pixels`` (3, H, W) uint8."""
+
+    entry: Entry
+    view: View
+    source: dict[str, Any]
+    pixels: UInt8Array
+
+
+class _Builder:
+    """Builds the missing shards, one after the other, with reading ahead and writing behind."""
+
+    def __init__(
+        self,
+        cfg: CacheTeacherConfig,
+        teacher: Teacher,
+        codec: Codec,
+        spec: Spec,
+        plan: Plan,
+        report: BuildReport,
+        quiet: bool,
+    ) -> None:
+        self.cfg, self.teacher, self.codec, self.spec, self.plan = cfg, teacher, codec, spec, plan
+        self.report, self.quiet = report, quiet
+        self.spec_hash = spec.hash()
+
+    def run(self, todo: Sequence[_Task]) -> None:
+        """Build the shards of ``todo``, in order."""
+        total = len(self.plan.entries) * self.spec.views
+        done = total - sum(len(self.plan.shard(task.shard)) for task in todo)
+        work = ((task.view, entry) for task in todo for entry in self.plan.shard(task.shard))
+        ahead = self.cfg.batch_size + 2 * self.cfg.threads
+        made = prefetch(lambda item: self._make(*item), work, self.cfg.threads, ahead)
+        with (
+            _Display(self.report, total, done, self.quiet) as display,
+            contextlib.closing(cast("Generator[_Made | str]", made)),
+            _Behind() as writer,
+        ):
+            for task in todo:
+                self._shard(task, made, writer, display.advance)
+
+    def _make(self, view: int, entry: Entry) -> _Made | str:
+        """One image to one view, or the reason why not. Runs on the reading threads."""
+        try:
+            opened = open_image(self.cfg.images / entry.path)
+        except UnreadableImage as error:
+            return str(error)
+        made = make_view(opened.image, entry.sid, view, self.spec.image_size, self.cfg.view, self.cfg.seed)
+        return _Made(entry, made, opened.source, channels_first(decode(made.jpeg)))
+
+    def _shard(
+        self, task: _Task, made: Iterator[_Made | str], writer: _Behind, advance: Callable[[int], None]
+    ) -> None:
+        """Take the shard's views from ``made``, run the teacher, hand its samples to the writer."""
+        shard = ShardWriter(self.cfg.out, self.spec_hash, task.view, task.shard)
+        errors: dict[str, str] = {}
+        batch: list[_Made] = []
+        seconds = self.report.seconds
+        try:
+            for entry in self.plan.shard(task.shard):
+                with _clock(seconds, "read"):
+                    item = next(made)
+                if isinstance(item, str):
+                    errors[entry.sid] = item
+                    advance(1)
+                else:
+                    batch.append(item)
+                if len(batch) == self.cfg.batch_size:
+                    self._batch(shard, batch, writer, advance)
+                    batch = []
+            if batch:
+                self._batch(shard, batch, writer, advance)
+            with _clock(seconds, "write"):
+                writer.submit(lambda: self._commit(shard, errors))
+        except BaseException:
+            writer.drain()
+            shard.abort()
+            raise
+
+    def _batch(
+        self, shard: ShardWriter, batch: Sequence[_Made], writer: _Behind, advance: Callable[[int], None]
+    ) -> None:
+        seconds = self.report.seconds
+        with _clock(seconds, "teacher"):
+            features = run_teacher(self.teacher, np.stack([item.pixels for item in batch]))
+        cls, patches = features.cls.numpy(), features.patches.numpy()
+        with _clock(seconds, "write"):
+            writer.submit(lambda: self._write(shard, batch, cls, patches))
+        advance(len(batch))
+
+    def _write(self, shard: ShardWriter, batch: Sequence[_Made], cls: Float32, patches: Float32) -> None:
+        """Encode and append; runs on the writer's thread. ``cls`` (B, C), ``patches`` (B, N, C)."""
+        if shard.aborted:
+            return
+        with _abort_on_error(shard):
+            for item, cls_C, patches_NC in zip(batch, cls, patches, strict=True):
+                self.report.bytes_written += shard.add(item.entry.sid, self._members(item, cls_C, patches_NC))
+                self.report.samples_built += 1
+
+    def _members(self, item: _Made, cls: Float32, patches: Float32) -> dict[str, bytes]:
+        try:
+            arrays = {"cls.npy": to_fp16(cls), **self.codec.encode(patches)}
+        except ValueError as error:
+            raise CacheError(
+                f"the teacher's tokens of {item.entry.name} (sid {item.entry.sid}) cannot be stored: {error}",
+                "choose another --codec or --teacher-layer, or leave the image out",
+            ) from None
+        facts = {"sid": item.entry.sid, "path": item.entry.name, "source": item.source, **item.view.params}
+        members = {name: npy_bytes(array) for name, array in arrays.items()}
+        return {**members, "jpg": item.view.jpeg, "json": json_bytes(facts)}
+
+    def _commit(self, shard: ShardWriter, errors: Mapping[str, str]) -> None:
+        """Make the shard exist, unless a write before failed; runs on the writer's thread."""
+        if shard.aborted:
+            return
+        with _abort_on_error(shard):
+            shard.commit(errors)
+            self.report.shards_built += 1
+
+
+def run_teacher(teacher: Teacher, pixels: UInt8Array) -> Features:
+    """``pixels`` (B, 3, H, W) uint8 to float32 features; ModelError where their shape is not as promised."""
+    features = teacher(torch.from_numpy(pixels))
+    images, tokens = len(pixels), teacher.grid[0] * teacher.grid[1]
+    expected = ((images, teacher.dim), (images, tokens, teacher.dim))
+    found = (tuple(features.cls.shape), tuple(features.patches.shape))
+    if found != expected:
+        raise ModelError(
+            f"the teacher gave CLS {found[0]} and patches {found[1]}, not {expected[0]} and {expected[1]}",
+            "check --teacher-layer, --image-size and --patch-size",
+        )
+    return Features(features.cls.float(), features.patches.float())
+
+
+class _Behind:
+    """One thread that works behind the caller, at most ``depth`` jobs late. Errors come back."""
+
+    def __init__(self, depth: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._pending: deque[Future[Any]] = deque()
+        self._depth = depth
+
+    def submit(self, job: Callable[[], Any]) -> None:
+        """Queue ``job``; waits while the queue is full, and raises what an earlier job raised."""
+        while len(self._pending) >= self._depth or (self._pending and self._pending[0].done()):
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(job))
+
+    def drain(self) -> None:
+        """Wait until all that was queued has run or failed."""
+        self._pool.shutdown(wait=True)
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.drain()
+        if kind is None:
+            for future in self._pending:
+                future.result()
+
+
+class _Display:
+    """The progress bar and, below it, rates and where the time goes."""
+
+    def __init__(self, report: BuildReport, total: int, done: int, quiet: bool) -> None:
+        self._report, self._started = report, time.monotonic()
+        self._bar = console.progress()
+        self._task = self._bar.add_task("cache-teacher", total=total, completed=done)
+        self._live = None if quiet else Live(console=console.out, get_renderable=self._render)
+
+    def advance(self, samples: int) -> None:
+        """Count ``samples`` views as done."""
+        self._bar.advance(self._task, samples)
+
+    def _render(self) -> Group:
+        report, seconds = self._report, self._report.seconds
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate, speed = report.samples_built / elapsed, report.bytes_written / elapsed / 1e6
+        text = (
+            f"  {rate:.1f} images/s  {speed:.1f} MB/s"
+            f"  read {seconds.read:.0f} s  teacher {seconds.teacher:.0f} s  write {seconds.write:.0f} s"
+        )
+        return Group(self._bar, Text(text, style="dim"))
+
+    def __enter__(self) -> _Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+            if not console.out.is_interactive:
+                console.out.print()
+
+
+@contextlib.contextmanager
+def _abort_on_error(shard: ShardWriter) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shard.abort()
+        raise
+
+
+@contextlib.contextmanager
+def _clock(seconds: Seconds, name: str) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        setattr(seconds, name, getattr(seconds, name) + time.monotonic() - started)

@@ -1,0 +1,119 @@
+"""Options of ``cache-teacher`` and ``verify``. Imports neither torch nor pyarrow: ``--help`` is fast."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gkd_scale.config import option, section
+from gkd_scale.errors import ConfigError
+
+MAX_SIDE = 16384
+"""Longest side of a view in pixels."""
+
+
+def parse_size(text: str | int) -> tuple[int, int]:
+    """``"224"`` or ``"144x192"`` to (height, width) in pixels; ConfigError for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,6})(?:\s*[xX×]\s*(\d{1,6}))?\s*", str(text))
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not (0 < size[0] <= MAX_SIDE and 0 < size[1] <= MAX_SIDE):
+        raise ConfigError(
+            f"image size '{text}' is not a size in pixels from 1 to {MAX_SIDE}",
+            "write N for a square or HxW, for example 224 or 144x192",
+        )
+    return size
+
+
+@dataclass
+class ViewConfig:
+    """view: how an image becomes the pixels that teacher and student see"""
+
+    crop: str = option(
+        "random", "random: RandomResizedCrop; center: largest centred", choices=("random", "center")
+    )
+    scale: tuple[float, float] = option(
+        (0.35, 1.0), "share of the image's area a crop keeps", metavar=("MIN", "MAX")
+    )
+    ratio: tuple[float, float] = option(
+        (3 / 4, 4 / 3), "aspect of a crop, relative to the target's", metavar=("MIN", "MAX")
+    )
+    flip: float = option(0.5, "probability of a horizontal flip")
+    color: float = option(0.3, "strength of brightness, contrast and saturation jitter; 0 is off")
+    quality: int = option(92, "JPEG quality of the stored view (4:4:4)")
+
+    def __post_init__(self) -> None:
+        _require(self.crop in ("random", "center"), "view.crop", self.crop, "'random' or 'center'")
+        _require(0 < self.scale[0] <= self.scale[1] <= 1, "view.scale", self.scale, "0 < MIN <= MAX <= 1")
+        _require(0 < self.ratio[0] <= self.ratio[1], "view.ratio", self.ratio, "0 < MIN <= MAX")
+        _require(0 <= self.flip <= 1, "view.flip", self.flip, "from 0 to 1")
+        _require(0 <= self.color < 1, "view.color", self.color, "from 0 to below 1")
+        _require(1 <= self.quality <= 100, "view.quality", self.quality, "from 1 to 100")
+
+
+@dataclass
+class CacheTeacherConfig:
+    """Run a teacher over a folder of images and keep its tokens."""
+
+    images: Path = option(help="folder of images, read recursively: jpg, png, webp, bmp, tiff")
+    image_size: str | int = option(help="size of a view in pixels", metavar="N|HxW")
+    out: Path = option(help="folder of the cache; the same command again goes on where it stopped")
+    teacher: str = option("demo_teacher", "the teacher: any timm model name", metavar="NAME")
+    teacher_weights: Path | None = option(None, "local weights, .safetensors or .pth", metavar="FILE")
+    teacher_args: dict[str, object] = option({}, "arguments of timm.create_model")
+    teacher_layer: int | None = option(
+        None, "timm feature index (default: the last layer after the final norm)", metavar="I"
+    )
+    mean: tuple[float, float, float] | None = option(
+        None, "input mean, 0..1 (default: the model's own)", metavar=("R", "G", "B")
+    )
+    std: tuple[float, float, float] | None = option(
+        None, "input standard deviation (default: the model's own)", metavar=("R", "G", "B")
+    )
+    patch_size: int | None = option(None, "resample the patch embedding to this size in pixels", metavar="P")
+    views: int = option(1, "views of each image; epoch e trains on view e modulo K", metavar="K")
+    codec: str = option("fp16", "how tokens are stored", metavar="NAME")
+    samples_per_shard: int = option(512, "images a shard")
+    batch_size: int = option(32, "images a teacher batch")
+    workers: int | None = option(
+        None, "threads that read and encode (default: CPU cores, at most 8)", metavar="N"
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+    seed: int = option(0, "seed of the views")
+    view: ViewConfig = section(ViewConfig)
+
+    def __post_init__(self) -> None:
+        parse_size(self.image_size)
+        for name in ("views", "samples_per_shard", "batch_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
+        _require(self.std is None or min(self.std) > 0, "std", self.std, "above 0")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a view in pixels."""
+        return parse_size(self.image_size)
+
+    @property
+    def threads(self) -> int:
+        """Worker threads: as asked, else the cores this process may use, at most 8."""
+        return default_workers() if self.workers is None else self.workers
+
+
+@dataclass
+class VerifyConfig:
+    """Check every byte of a cache against its checksums."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+
+
+def default_workers() -> int:
+    """The CPU cores this process may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+def _require(holds: bool, key: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ConfigError(f"'{key}' is {value}, not {rule}", f"change --{key.replace('_', '-')}")

@@ -1,0 +1,117 @@
+"""A cache as the source of stage 1's batches.
+
+Threads read and decode whole micro batches ahead of the loop, in order. The only state is the step:
+``batches(start, stop)`` gives the same batches whenever it is asked, for every number of threads, and
+the same global batch for every world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gkd_scale.cache.order import WINDOW, Order, check_batches, micro_positions
+from gkd_scale.cache.reader import Cache, Caches
+from gkd_scale.cache.views import decode
+from gkd_scale.prefetch import prefetch
+from gkd_scale.types import Batch, Features, UInt8Array
+
+
+class Slot(NamedTuple):
+    """One place of a micro batch: ``position`` in the global batch, ``epoch``, number of the ``sample``."""
+
+    position: int
+    epoch: int
+    sample: int
+
+
+class Schedule:
+    """Which samples each micro batch of this rank holds: a pure function of the step."""
+
+    def __init__(
+        self, order: Order, *, global_batch: int, micro_batch: int, accumulation: int, rank: int, world: int
+    ) -> None:
+        check_batches(world, micro_batch, accumulation, global_batch)
+        self._order = order
+        self._global_batch, self._micro_batch, self._accumulation = global_batch, micro_batch, accumulation
+        self._rank, self._world = rank, world
+
+    def micro_batches(self, start: int, stop: int) -> Iterator[list[Slot]]:
+        """The micro batches of optimizer steps [start, stop), in order."""
+        for step in range(start, stop):
+            for micro in range(self._accumulation):
+                positions = micro_positions(
+                    step,
+                    micro,
+                    self._rank,
+                    self._world,
+                    self._micro_batch,
+                    self._accumulation,
+                    self._global_batch,
+                )
+                yield [Slot(p % self._global_batch, *self._order.position(p)) for p in positions]
+
+
+class CachedSource:
+    """Micro batches from caches; implements BatchSource. Epoch e reads view e modulo the cache's views."""
+
+    def __init__(
+        self,
+        caches: Cache | Caches,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        workers: int = 2,
+        window: int = WINDOW,
+    ) -> None:
+        self.grid, self.image_size, self.teacher_dim = caches.grid, caches.image_size, caches.dim
+        self.num_samples = caches.num_samples
+        self._caches, self._workers = caches, workers
+        self._schedule = Schedule(
+            Order(caches.shard_sizes, seed, window),
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            rank=rank,
+            world=world,
+        )
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """This rank's micro batches of optimizer steps [start, stop); DamageError for damaged samples."""
+        return prefetch(
+            self._load, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
+        )
+
+    def _load(self, slots: list[Slot]) -> Batch:
+        """Read, check and decode one micro batch. Runs on the reading threads."""
+        height, width = self.image_size
+        tokens = self.grid[0] * self.grid[1]
+        pixels = np.empty((len(slots), 3, height, width), np.uint8)
+        cls = np.empty((len(slots), self.teacher_dim), np.float16)
+        patches = np.empty((len(slots), tokens, self.teacher_dim), np.float16)
+        sids: list[str] = []
+        for row, slot in enumerate(slots):
+            sample = self._caches.read(slot.epoch, slot.sample)
+            pixels[row] = decode(sample.jpeg).transpose(2, 0, 1)
+            cls[row], patches[row] = sample.cls, sample.patches
+            sids.append(sample.sid)
+        features = Features(torch.from_numpy(cls), torch.from_numpy(patches))
+        return make_batch(pixels, features, sids, slots)
+
+
+def make_batch(pixels: UInt8Array, teacher: Features, sids: list[str], slots: list[Slot]) -> Batch:
+    """A :class:`Batch` of what was read for ``slots``."""
+    return Batch(
+        torch.from_numpy(pixels),
+        teacher,
+        tuple(sids),
+        tuple(slot.epoch for slot in slots),
+        tuple(slot.position for slot in slots),
+    )

@@ -1,0 +1,178 @@
+"""The plan: which images there are, what each is called, and which shard each belongs to.
+
+The plan is made before the teacher sees its first pixel and never changes: image ``i`` of the sorted
+list goes to shard ``i // samples_per_shard``, readable or not. A resumed build, another worker or
+another node therefore agree about every shard without talking to each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gkd_scale.errors import DataError
+from gkd_scale.files import write_bytes
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""File names that are read as images, whatever their case."""
+
+PLAN = "plan.parquet"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One source image: ``path`` relative to the folder with '/', ``bytes`` on disk (0 if not a file)."""
+
+    sid: str
+    path: str
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """``path`` as printable text, also where the file name is not valid Unicode."""
+        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images in order, cut into shards of ``samples_per_shard``."""
+
+    entries: tuple[Entry, ...]
+    samples_per_shard: int
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.entries) // self.samples_per_shard)
+
+    def shard(self, shard: int) -> tuple[Entry, ...]:
+        """The images of one shard."""
+        start = shard * self.samples_per_shard
+        return self.entries[start : start + self.samples_per_shard]
+
+    def hash(self) -> str:
+        """SHA-256 over the names and sizes of the images, in order."""
+        state = hashlib.sha256()
+        for entry in self.entries:
+            state.update(f"{entry.sid} {entry.bytes}\n".encode())
+        return state.hexdigest()
+
+
+def make_plan(images: Path, samples_per_shard: int, skip: Path | None = None) -> Plan:
+    """The plan of a folder; ``skip`` is a folder inside it that is left out (the cache itself).
+
+    Raises DataError for a folder that is missing, cannot be listed or holds no image.
+    """
+    if not images.is_dir():
+        what = "is not a folder" if images.exists() else "does not exist"
+        raise DataError(f"the image folder {images} {what}", "check --images")
+    paths = sorted(_walk(images, skip))
+    if not paths:
+        raise DataError(
+            f"the folder {images} holds no images",
+            f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
+        )
+    entries = tuple(Entry(sid_of(path), path, _size(images / path)) for path in paths)
+    _refuse_collisions(entries)
+    return Plan(entries, samples_per_shard)
+
+
+def sid_of(path: str) -> str:
+    """The name of a sample, 16 lowercase hex digits: the 64-bit BLAKE2b of its relative path."""
+    return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """``plan.parquet``: one row an image with sid, path, bytes, shard. Left alone where it is there whole."""
+    table = pa.table(
+        {
+            "sid": pa.array([entry.sid for entry in plan.entries], pa.string()),
+            "path": pa.array([entry.name for entry in plan.entries], pa.string()),
+            "bytes": pa.array([entry.bytes for entry in plan.entries], pa.int64()),
+            "shard": pa.array([i // plan.samples_per_shard for i in range(len(plan.entries))], pa.int64()),
+        }
+    )
+    data = table_bytes(table)
+    if not (path.exists() and path.read_bytes() == data):
+        write_bytes(path, data)
+
+
+def read_plan_sizes(path: Path) -> dict[str, tuple[str, int]]:
+    """``{sid: (path, bytes)}`` of a plan on disk; raises OSError or ArrowInvalid for a damaged file."""
+    columns = pq.read_table(path, columns=["sid", "path", "bytes"]).to_pydict()
+    return {
+        sid: (name, size)
+        for sid, name, size in zip(columns["sid"], columns["path"], columns["bytes"], strict=True)
+    }
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _walk(root: Path, skip: Path | None) -> Iterator[str]:
+    """Relative paths of images below ``root``. Each real folder is read once, so links cannot loop.
+
+    Real folders come first: a folder that is also reached through a link keeps its real path. Hidden
+    files and folders (``.name``) are left out.
+    """
+    seen = {_identity(skip)} - {_identity(root)} if skip is not None and skip.is_dir() else set()
+    real, links = [""], list[str]()
+    while real or links:
+        folder = real.pop() if real else links.pop(0)
+        identity = _identity(root / folder)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        for entry in _listing(root / folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else real).append(path)
+            elif Path(entry.name).suffix.lower() in EXTENSIONS:
+                yield path
+        links.sort()
+
+
+def _listing(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"the folder {folder} cannot be listed: {error.strerror}", "check permissions"
+        ) from None
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file; 0 for anything else, which the build then records as unreadable."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _refuse_collisions(entries: Sequence[Entry]) -> None:
+    seen: dict[str, str] = {}
+    for entry in entries:
+        other = seen.setdefault(entry.sid, entry.name)
+        if other != entry.name:
+            raise DataError(
+                f"{other} and {entry.name} have the same 64-bit name {entry.sid}", "rename one of them"
+            )

@@ -1,0 +1,196 @@
+"""Reading a cache: any sample at any time, every member checked.
+
+A sample's members lie next to each other in its tar, so one ``pread`` at the index's offset fetches
+them all; each is checked against its CRC32. Indexes are loaded when their shard is first touched and a
+bounded number of them and of file descriptors stays open. There is no lock and no shared file position:
+threads and forked processes may read at will.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gkd_scale.cache.codec import Array, Float16, get_codec
+from gkd_scale.cache.manifest import read_manifest_info
+from gkd_scale.cache.shard import Member, index_path, npy_view, parse_index, tar_path
+from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
+from gkd_scale.errors import CacheError, DamageError
+from gkd_scale.types import Grid, Size
+
+OPEN_SHARDS = 64
+"""Indexes and tars that one cache keeps open."""
+
+
+class Sample(NamedTuple):
+    """One stored sample: JPEG bytes, CLS (C,) fp16, patch tokens (N, C) fp16."""
+
+    sid: str
+    jpeg: bytes
+    cls: Float16
+    patches: Float16
+
+
+class _File:
+    """A descriptor that closes when the last reader lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to ``size`` bytes at ``offset``; the caller's reference keeps the file open meanwhile."""
+        return os.pread(self._descriptor, size, offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+class Cache:
+    """A complete cache on disk. Sample ``index`` counts the readable images in plan order."""
+
+    def __init__(self, path: Path, spec: Spec, shard_sizes: Sequence[int], files: dict[str, str]) -> None:
+        self.path, self.spec, self.shard_sizes = path, spec, tuple(shard_sizes)
+        self.grid: Grid = spec.grid
+        self.dim = spec.dim
+        self.image_size: Size = spec.image_size
+        self.views = spec.views
+        self.fingerprint: dict[str, Any] = spec.to_dict()["teacher"]
+        self.num_samples = sum(shard_sizes)
+        self._files = files
+        self._ends = list(accumulate(shard_sizes))
+        self._codec = get_codec(spec.codec)
+        self._index = lru_cache(maxsize=OPEN_SHARDS)(self._load_index)
+        self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+
+    @classmethod
+    def open(cls, path: Path) -> Cache:
+        """A complete cache; CacheError for none or an unfinished one, DamageError for a damaged one."""
+        spec = read_spec(path)
+        try:
+            info = read_manifest_info(path)
+        except FileNotFoundError:
+            raise _unfinished(path, spec) from None
+        if info.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != info.files.get(SPEC):
+            raise _damage(path, SPEC, "it does not match the manifest")
+        return cls(path, spec, info.shard_sizes, info.files)
+
+    def read(self, view: int, index: int) -> Sample:
+        """Sample ``index`` of view ``view`` modulo the cache's views; DamageError names what is damaged."""
+        view %= self.views
+        shard = bisect_right(self._ends, index)
+        members = self._index(view, shard)[index - self._ends[shard] + self.shard_sizes[shard]]
+        contents = self._members(view, shard, members)
+        arrays: dict[str, Array] = {
+            name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")
+        }
+        return Sample(members[0].sid, bytes(contents["jpg"]), arrays["cls.npy"], self._codec.decode(arrays))
+
+    def sids(self, shard: int) -> list[str]:
+        """Names of the samples of one shard, in order."""
+        return [members[0].sid for members in self._index(0, shard)]
+
+    def _members(self, view: int, shard: int, members: list[Member]) -> dict[str, memoryview]:
+        """The checked contents of one sample, read at once."""
+        start, stop = members[0].offset, members[-1].offset + members[-1].bytes
+        try:
+            data = memoryview(self._file(view, shard).pread(stop - start, start))
+        except OSError as error:
+            raise self._damaged(view, shard, error.strerror or str(error)) from None
+        contents: dict[str, memoryview] = {}
+        for member in members:
+            content = data[member.offset - start : member.offset - start + member.bytes]
+            if len(content) != member.bytes:
+                raise self._damaged(view, shard, f"{member.sid}.{member.member}: the tar is cut short")
+            if zlib.crc32(content) != member.crc32:
+                raise self._damaged(view, shard, f"{member.sid}.{member.member}: CRC32 mismatch")
+            contents[member.member] = content
+        return contents
+
+    def _damaged(self, view: int, shard: int, why: str) -> DamageError:
+        return _damage(self.path, tar_path(Path(), view, shard).as_posix(), why)
+
+    def _open(self, view: int, shard: int) -> _File:
+        return _File(tar_path(self.path, view, shard))
+
+    def _load_index(self, view: int, shard: int) -> list[list[Member]]:
+        """Members of each sample of a shard, sample by sample."""
+        path = index_path(self.path, view, shard)
+        name = path.relative_to(self.path).as_posix()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise _damage(self.path, name, error.strerror or str(error)) from None
+        if _sha256(data) != self._files.get(name):
+            raise _damage(self.path, name, "it does not match the manifest")
+        members = parse_index(data).members
+        return [list(group) for _, group in groupby(members, key=lambda member: member.sid)]
+
+
+class Caches:
+    """Several caches of one teacher, one after the other, with the surface of one."""
+
+    def __init__(self, caches: Sequence[Cache]) -> None:
+        first = caches[0]
+        for other in caches[1:]:
+            _refuse_unlike(first, other)
+        self.caches = tuple(caches)
+        self.grid, self.dim, self.image_size = first.grid, first.dim, first.image_size
+        self.fingerprint = first.fingerprint
+        self.views = max(cache.views for cache in caches)
+        self.shard_sizes = tuple(size for cache in caches for size in cache.shard_sizes)
+        self.num_samples = sum(self.shard_sizes)
+        self._ends = list(accumulate(cache.num_samples for cache in caches))
+
+    def read(self, view: int, index: int) -> Sample:
+        """Sample ``index`` of the row of caches; each takes ``view`` modulo its own number of views."""
+        at = bisect_right(self._ends, index)
+        cache = self.caches[at]
+        return cache.read(view, index - self._ends[at] + cache.num_samples)
+
+
+def open_caches(paths: Sequence[Path]) -> Caches:
+    """Open caches of the same teacher, grid and image size; CacheError names two that differ."""
+    if not paths:
+        raise CacheError("no cache was given", "give --cache CACHE")
+    return Caches([Cache.open(path) for path in paths])
+
+
+def _refuse_unlike(one: Cache, other: Cache) -> None:
+    def identity(cache: Cache) -> dict[str, Any]:
+        keys = ("teacher", "dim", "grid", "image_size")
+        return {key: value for key, value in cache.spec.to_dict().items() if key in keys}
+
+    found = differences(identity(one), identity(other))
+    if found:
+        lines = [f"{key}: {before} and {after}" for key, before, after in found]
+        raise CacheError(
+            f"the caches {one.path} and {other.path} cannot be used together:\n    " + "\n    ".join(lines),
+            "make both with the same teacher, --image-size and --patch-size",
+        )
+
+
+def _unfinished(path: Path, spec: Spec) -> CacheError:
+    total = spec.views * spec.shards
+    there = sum(
+        index_path(path, view, shard).exists() for view in range(spec.views) for shard in range(spec.shards)
+    )
+    return CacheError(
+        f"the cache {path} is unfinished: {total - there} of {total} shards are missing",
+        "run the same cache-teacher command again: it goes on where it stopped",
+    )
+
+
+def _damage(path: Path, what: str, why: str) -> DamageError:
+    return DamageError(f"{path}/{what}: {why}", f"list all damage with: gkd-scale verify {path}")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,131 @@
+"""The spec: what a cache holds. Equal specs mean equal bytes; a folder holds one spec for ever.
+
+``cache.json`` is the spec, its hash, and the versions that wrote it. What does not change the content
+(batch size, threads, device) is not part of it, so a build that ran out of memory goes on with smaller
+batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gkd_scale.errors import CacheError, DamageError
+from gkd_scale.files import write_json
+
+FORMAT = 1
+"""Version of the files on disk; a reader refuses any other."""
+
+SPEC = "cache.json"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What decides every byte of a cache."""
+
+    teacher: dict[str, Any]
+    """The teacher's fingerprint."""
+    dim: int
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+    codec: str
+    view: dict[str, Any]
+    views: int
+    seed: int
+    images: int
+    samples_per_shard: int
+    plan: str
+    """Hash of the plan: names and sizes of the images."""
+
+    @property
+    def shards(self) -> int:
+        """Shards of one view."""
+        return -(-self.images // self.samples_per_shard)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON types."""
+        plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
+        return plain
+
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return _hash(self.to_dict())
+
+
+def write_spec(spec: Spec, folder: Path, made_with: Mapping[str, str]) -> None:
+    """Write ``cache.json``. ``made_with`` names versions for the reader's information."""
+    content = {"spec": spec.to_dict(), "spec_hash": spec.hash(), "made_with": dict(made_with)}
+    write_json(folder / SPEC, {**content, "checksum": _hash(content)})
+
+
+def read_spec(folder: Path) -> Spec:
+    """The spec of a cache. CacheError where there is no cache, DamageError where the file is not whole."""
+    path = folder / SPEC
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        what = "is not a teacher cache (no cache.json)" if folder.is_dir() else "does not exist"
+        raise CacheError(
+            f"{folder} {what}", "make one with gkd-scale cache-teacher, or check the path"
+        ) from None
+    except NotADirectoryError:
+        raise CacheError(f"{folder} is a file, not a teacher cache", "give the cache's folder") from None
+    try:
+        stored = json.loads(text)
+        if stored.pop("checksum") != _hash(stored):
+            raise ValueError("its checksum does not match its content")
+        values = dict(stored["spec"])
+        version = values.pop("format")
+        if version == FORMAT:
+            values["grid"], values["image_size"] = tuple(values["grid"]), tuple(values["image_size"])
+            return Spec(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamageError(
+            f"{path} is damaged: {error}", f"see what is whole with: gkd-scale verify {folder}"
+        ) from None
+    raise CacheError(
+        f"{path} has format {version}; this version reads format {FORMAT}",
+        "use the version of gkd-scale that wrote it, or make the cache again",
+    )
+
+
+def _hash(value: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of all leaves that differ."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append((f"{prefix}{key}", before, after))
+    return found
+
+
+def refuse_other(folder: Path, old: Spec, new: Spec, changed_images: str = "") -> None:
+    """CacheError that lists what differs, where ``new`` is not what ``folder`` already holds."""
+    found = differences(old.to_dict(), new.to_dict())
+    if not found:
+        return
+    lines = [
+        f"{key}: the cache has {json.dumps(before)}, asked for {json.dumps(after)}"
+        for key, before, after in found
+        if not (changed_images and key in ("plan", "images"))
+    ]
+    if changed_images:
+        lines.append(f"the image folder changed: {changed_images}")
+    raise CacheError(
+        f"{folder} holds a cache of another spec:\n    " + "\n    ".join(lines),
+        "choose another --out, or repeat the options that made this cache",
+    )

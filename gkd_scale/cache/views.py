@@ -1,0 +1,223 @@
+"""Views: an image becomes the exact pixels that teacher and student see.
+
+Crop, resize, flip and colour come first, then JPEG; the bytes are stored and everybody reads the
+decoded bytes. So student and teacher see the same pixels by construction, and nothing is ever replayed.
+A view is a pure function of (seed, view, sid); what was drawn is recorded beside it.
+
+User images are opened defensively: whatever is wrong with one becomes an :class:`UnreadableImage` with
+a reason, and the build goes on without it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+
+from gkd_scale.cache.config import ViewConfig
+from gkd_scale.randomness import generator
+from gkd_scale.types import Size, UInt8Array
+
+MAX_PIXELS = 178_956_970
+"""Larger images are taken for decompression bombs (512 MiB as RGB; Pillow's own hard limit)."""
+
+_CROP_ATTEMPTS = 10
+_BY_PILLOW = re.compile(r"PIL\.")
+
+
+class UnreadableImage(Exception):
+    """One image cannot be used; the text says why. Recorded, never fatal."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An upright RGB image and what it was on disk."""
+
+    image: Image.Image
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """The stored pixels of one view and the realised parameters that made them."""
+
+    jpeg: bytes
+    params: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------- pixels
+
+
+def make_view(image: Image.Image, sid: str, view: int, size: Size, cfg: ViewConfig, seed: int) -> View:
+    """View number ``view`` of an RGB ``image`` at ``size`` (height, width); pure in (seed, view, sid)."""
+    left, top, width, height = crop_box(image.size, sid, view, size, cfg, seed)
+    flip = bool(generator("view.flip", seed, view, sid).random() < cfg.flip)
+    pixels = image.resize(
+        (size[1], size[0]),
+        Image.Resampling.BICUBIC,
+        box=(left, top, left + width, top + height),
+        reducing_gap=3.0,
+    )
+    if flip:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    color = _color_factors(sid, view, cfg, seed)
+    for enhance, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), color, strict=False
+    ):
+        pixels = enhance(pixels).enhance(factor)
+    buffer = io.BytesIO()
+    pixels.save(buffer, "JPEG", quality=cfg.quality, subsampling=0)
+    params = {"view": view, "crop": [left, top, width, height], "flip": flip, "color": color}
+    return View(buffer.getvalue(), params)
+
+
+def decode(jpeg: bytes) -> UInt8Array:
+    """JPEG bytes to pixels (H, W, 3) uint8: the one decoder of the project."""
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def channels_first(pixels: UInt8Array) -> UInt8Array:
+    """(H, W, 3) to contiguous (3, H, W)."""
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def crop_box(
+    image_size: tuple[int, int], sid: str, view: int, size: Size, cfg: ViewConfig, seed: int
+) -> tuple[int, int, int, int]:
+    """(left, top, width, height) in pixels of an image of ``image_size`` (width, height).
+
+    RandomResizedCrop of Inception: up to ten draws of area and aspect, else the centre. The aspect is
+    relative to the target's, so a wide target gets wide crops.
+    """
+    aspect = size[1] / size[0]
+    if cfg.crop == "center":
+        return _center(image_size, aspect)
+    rng = generator("view.crop", seed, view, sid)
+    full_width, full_height = image_size
+    log_ratio = (math.log(cfg.ratio[0]), math.log(cfg.ratio[1]))
+    for _ in range(_CROP_ATTEMPTS):
+        area = full_width * full_height * rng.uniform(*cfg.scale)
+        ratio = aspect * math.exp(rng.uniform(*log_ratio))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= full_width and 0 < height <= full_height:
+            left = int(rng.integers(0, full_width - width + 1))
+            top = int(rng.integers(0, full_height - height + 1))
+            return left, top, width, height
+    return _center(image_size, aspect)
+
+
+def _center(image_size: tuple[int, int], aspect: float) -> tuple[int, int, int, int]:
+    """The largest centred box of ``aspect`` (width over height)."""
+    full_width, full_height = image_size
+    width = max(1, min(full_width, round(full_height * aspect)))
+    height = max(1, min(full_height, round(full_width / aspect)))
+    return (full_width - width) // 2, (full_height - height) // 2, width, height
+
+
+def _color_factors(sid: str, view: int, cfg: ViewConfig, seed: int) -> list[float]:
+    """Factors of brightness, contrast and saturation; none where colour is off."""
+    if cfg.color == 0:
+        return []
+    drawn = generator("view.color", seed, view, sid).uniform(1 - cfg.color, 1 + cfg.color, size=3)
+    return [round(float(factor), 4) for factor in drawn]
+
+
+# --------------------------------------------------------------------------------------- files
+
+
+def open_image(path: Path) -> Opened:
+    """Any image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
+    data = _read(path)
+    _hush_pillow()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(
+                    f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS}"
+                )
+            source: dict[str, Any] = {"format": image.format, "mode": image.mode, "size": [*image.size[::-1]]}
+            image.load()
+            orientation = _orientation(image)
+            upright = _upright(image, orientation)
+            if orientation != 1:
+                source["orientation"] = orientation
+            if getattr(image, "n_frames", 1) > 1:
+                source["frames"] = image.n_frames
+            return Opened(to_rgb(upright), source)
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage("not an image, or a format that Pillow does not know") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"more pixels than the limit of {MAX_PIXELS}") from None
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise UnreadableImage(_one_line(error)) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: alpha over black, 16 bits to 8, palettes and CMYK as Pillow converts them."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        straight = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), straight).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> UInt8Array:
+    """Grey values (H, W): integers count to 65535; floats to 1, or to 255 where one is above 1."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    top = 65535.0 if image.mode.startswith("I") else (1.0 if values.max() <= 1 else 255.0)
+    return np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableImage("not a regular file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(error.strerror or _one_line(error)) from None
+    if not data:
+        raise UnreadableImage("the file is empty")
+    return data
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where there is none or the EXIF block is broken."""
+    try:
+        found = image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation == 1:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block does not make pixels unreadable
+        return image
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def _hush_pillow() -> None:
+    """Keep Pillow's warnings about users' files off the terminal, also in threads."""
+    if not any(action == "ignore" and module == _BY_PILLOW for action, _, _, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=_BY_PILLOW.pattern)

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import gc
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.views import decode
+from gkd_scale.errors import CacheError, ConfigError, DamageError, DataError, DiskFullError, ModelError
+
+from .support import SIZE, TinyTeacher, config, tree, write_images
+
+Whole = tuple[Path, BuildReport]
+
+
+def test_report_says_what_was_built_and_what_could_not_be_read(whole: Whole) -> None:
+    out, report = whole
+    assert (report.images, report.views, report.shards, report.shards_built) == (12, 2, 6, 6)
+    assert report.samples_built == 20
+    assert set(report.errors) == {"b/text.jpg", "b/truncated.png"}
+    text = "\n".join(report.lines())
+    assert "2 of 12 images could not be read" in text and str(out / "manifest.parquet") in text
+    assert "b/text.jpg: not an image" in text
+
+
+def test_manifest_has_one_row_an_image(whole: Whole) -> None:
+    rows = pq.read_table(whole[0] / "manifest.parquet").to_pylist()
+    assert len(rows) == 12
+    bad = {row["path"]: row for row in rows if row["status"] == "error"}
+    assert set(bad) == {"b/text.jpg", "b/truncated.png"}
+    assert all(row["error"] and row["row"] is None for row in bad.values())
+    good = [row for row in rows if row["status"] == "ok"]
+    for shard in range(3):
+        numbers = [row["row"] for row in good if row["shard"] == shard]
+        assert numbers == list(range(len(numbers)))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_plain_webdataset_reads_every_field(whole: Whole) -> None:
+    import webdataset
+
+    out, _ = whole
+    urls = sorted(str(tar) for tar in (out / "v00").glob("*.tar"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode("rgb8"))
+    gc.collect()  # webdataset leaves its files to the garbage collector
+    manifest = pq.read_table(out / "manifest.parquet").to_pylist()
+    assert [sample["__key__"] for sample in samples] == [r["sid"] for r in manifest if r["status"] == "ok"]
+    cache = Cache.open(out)
+    for index, sample in enumerate(samples):
+        ours = cache.read(0, index)
+        assert sample["jpg"].shape == (*SIZE, 3) and sample["jpg"].dtype == np.uint8
+        np.testing.assert_array_equal(sample["jpg"], decode(ours.jpeg))
+        np.testing.assert_array_equal(sample["cls.npy"], ours.cls)
+        np.testing.assert_array_equal(sample["patch.npy"], ours.patches)
+        assert sample["patch.npy"].shape == (24, 12) and sample["patch.npy"].dtype == np.float16
+        assert sample["json"]["sid"] == sample["__key__"]
+        assert {"path", "crop", "flip", "color", "view", "source"} <= set(sample["json"])
+
+
+def test_stored_tokens_are_the_teacher_of_the_stored_bytes(whole: Whole) -> None:
+    import torch
+
+    sample = Cache.open(whole[0]).read(1, 3)
+    pixels = torch.from_numpy(decode(sample.jpeg).transpose(2, 0, 1)[None].copy())
+    features = TinyTeacher()(pixels)
+    np.testing.assert_allclose(sample.patches, features.patches[0], rtol=2**-10, atol=1e-6)
+    np.testing.assert_allclose(sample.cls, features.cls[0], rtol=2**-10, atol=1e-6)
+
+
+def test_two_views_differ(whole: Whole) -> None:
+    cache = Cache.open(whole[0])
+    assert all(cache.read(0, i).sid == cache.read(1, i).sid for i in range(cache.num_samples))
+    assert all(cache.read(0, i).jpeg != cache.read(1, i).jpeg for i in range(cache.num_samples))
+
+
+@pytest.mark.parametrize("fail_at", [0, 1, 4, 7])
+def test_a_broken_build_goes_on_to_the_same_bytes(
+    whole: Whole, images: Path, tmp_path: Path, fail_at: int
+) -> None:
+    out = tmp_path / "cache"
+    with pytest.raises(RuntimeError, match="the teacher broke"):
+        build(config(images, out), TinyTeacher(fail_at=fail_at), quiet=True)
+    assert not (out / "manifest.parquet").exists()
+    assert not list(out.rglob("*.part"))
+    report = build(config(images, out), TinyTeacher(), quiet=True)
+    assert tree(out) == tree(whole[0])
+    assert report.errors == whole[1].errors
+    assert report.shards_built <= 6 - fail_at // 2
+
+
+def test_threads_and_inline_make_the_same_bytes(whole: Whole, images: Path, tmp_path: Path) -> None:
+    build(config(images, tmp_path / "cache", workers=0), TinyTeacher(), quiet=True)
+    assert tree(tmp_path / "cache") == tree(whole[0])
+
+
+def test_a_complete_cache_is_left_alone(whole: Whole, images: Path) -> None:
+    teacher, before = TinyTeacher(), tree(whole[0])
+    report = build(config(images, whole[0]), teacher, quiet=True)
+    assert teacher.calls == 0 and report.shards_built == 0
+    assert "already complete" in report.lines()[0]
+    assert report.errors == whole[1].errors
+    assert tree(whole[0]) == before
+
+
+def test_lost_and_damaged_shards_are_made_again(whole: Whole, images: Path, copy: Any) -> None:
+    out = copy()
+    (out / "v00/shard-000001.tar").unlink()
+    index = out / "v01/shard-000002.parquet"
+    data = bytearray(index.read_bytes())
+    data[10] ^= 1
+    index.write_bytes(data)
+    (out / "plan.parquet").write_bytes(b"damaged")
+    assert build(config(images, out), TinyTeacher(), quiet=True).shards_built == 2
+    assert tree(out) == tree(whole[0])
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.cache.support import TinyTeacher, config
+from gkd_scale.cache.build import build
+
+class Slow(TinyTeacher):
+    def __call__(self, pixels):
+        time.sleep(0.05)
+        return super().__call__(pixels)
+
+images, warm = map(Path, sys.argv[1:])
+build(config(images, warm), TinyTeacher(), quiet=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        build(config(images, Path(line.strip())), Slow(), quiet=True)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_sigkill_at_random_moments_ends_in_the_same_bytes(whole: Whole, images: Path, tmp_path: Path) -> None:
+    """Five builders killed within their first half second of at least 0.6; then each cache is finished.
+
+    The builders are forked from a warm process (lazy imports done), so that five kills cost one import.
+    """
+    random = Random(2026)
+    command = [sys.executable, "-c", KILLED, str(images), str(tmp_path / "warm")]
+    root, env = Path(__file__).parents[2], {**os.environ, "OMP_NUM_THREADS": "1"}
+    left = []
+    with subprocess.Popen(
+        command, cwd=root, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        for number in range(5):
+            out = tmp_path / f"cache{number}"
+            process.stdin.write(f"{out}\n")
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+            time.sleep(random.uniform(0.1 * number, 0.1 * number + 0.1))
+            os.kill(child, signal.SIGKILL)
+            assert int(process.stdout.readline()) == -signal.SIGKILL
+            assert not (out / "manifest.parquet").exists()
+            left.append(build(config(images, out), TinyTeacher(), quiet=True).shards_built)
+            assert tree(out) == tree(whole[0])
+        process.stdin.close()
+    assert len(set(left)) > 1, "the kills fell into different shards"
+
+
+def test_what_a_kill_left_half_written_goes(images: Path, whole: Whole, copy: Any) -> None:
+    out = copy()
+    for name in ("cache.json.part", "manifest.parquet.part", "v01/shard-000002.tar.part"):
+        (out / name).write_bytes(b"half")
+    build(config(images, out), TinyTeacher(), quiet=True)
+    assert tree(out) == tree(whole[0])
+
+
+def test_another_spec_is_refused_with_both_values(images: Path, copy: Any) -> None:
+    out = copy()
+    before = tree(out)
+    with pytest.raises(CacheError) as refused:
+        build(config(images, out, seed=7, views=3), TinyTeacher(gain=2.0), quiet=True)
+    text = str(refused.value)
+    assert "seed: the cache has 0, asked for 7" in text
+    assert "views: the cache has 2, asked for 3" in text
+    assert "teacher.gain: the cache has 1.0, asked for 2.0" in text
+    assert tree(out) == before
+
+
+def test_a_changed_image_folder_is_refused_with_counts(tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "cache"
+    write_images(images, 5)
+    build(config(images, out), TinyTeacher(), quiet=True)
+    Image.new("RGB", (9, 9)).save(images / "new.png")
+    (images / "b" / "001.PNG").unlink()
+    Image.new("RGB", (200, 200), "red").save(images / "b" / "002.webp")
+    with pytest.raises(CacheError) as refused:
+        build(config(images, out), TinyTeacher(), quiet=True)
+    for part in ("1 added (new.png)", "1 removed (b/001.PNG)", "1 resized (b/002.webp)"):
+        assert part in str(refused.value)
+
+
+def test_a_folder_with_other_things_is_refused(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(CacheError, match=r"not a teacher cache \(it holds thesis.tex\)"):
+        build(config(images, tmp_path), TinyTeacher(), quiet=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.tex"]
+
+
+def test_out_may_be_neither_the_image_folder_nor_a_file(images: Path, tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    with pytest.raises(CacheError, match="is not empty and not a teacher cache"):
+        build(config(tmp_path, tmp_path), TinyTeacher(), quiet=True)
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(CacheError, match="is not a folder"):
+            build(config(images, out), TinyTeacher(), quiet=True)
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_to_mend(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    monkeypatch.setattr("gkd_scale.cache.build.write_spec", refuse)
+    with pytest.raises(CacheError, match="cannot be written: Read-only file system"):
+        build(config(images, tmp_path), TinyTeacher(), quiet=True)
+
+
+def test_an_image_that_vanishes_between_two_views_is_noticed(tmp_path: Path) -> None:
+    images, out, lost = tmp_path / "images", tmp_path / "cache", "b/001.PNG"
+    write_images(images, 8)
+    data = (images / lost).read_bytes()
+
+    class Vandal(TinyTeacher):
+        def __call__(self, pixels: Any) -> Any:
+            if self.calls == 4:  # two shards of two batches: the first view is done
+                (images / lost).write_bytes(bytes(len(data)))
+            return super().__call__(pixels)
+
+    with pytest.raises(CacheError, match=f"{lost} could be read for one view and not for another"):
+        build(config(images, out, workers=0), Vandal(), quiet=True)
+    assert not (out / "manifest.parquet").exists()
+    (images / lost).write_bytes(data)
+    assert build(config(images, out), TinyTeacher(), quiet=True).shards_built == 2
+    build(config(images, tmp_path / "undisturbed"), TinyTeacher(), quiet=True)
+    assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+def test_progress_shows_rates(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(config(images, tmp_path), TinyTeacher())
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("24/24", "images/s", "MB/s", "read", "teacher", "write", "ETA"))
+
+
+def test_two_builders_do_not_fight(images: Path, tmp_path: Path) -> None:
+    with open(tmp_path / ".lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CacheError, match="another process is writing"):
+            build(config(images, tmp_path), TinyTeacher(), quiet=True)
+    assert build(config(images, tmp_path), TinyTeacher(), quiet=True).shards_built == 6
+
+
+def test_no_readable_image_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "cache"
+    images.mkdir()
+    for i in range(5):
+        (images / f"{i}.jpg").write_bytes(b"\xff\xd8 broken")
+    with pytest.raises(DataError, match="none of the 5 images could be read"):
+        build(config(images, out), TinyTeacher(), quiet=True)
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(("name", "limit"), [("tar", 3000), ("first file", 10)])
+def test_a_full_disk_is_one_clear_error_and_the_build_goes_on(
+    whole: Whole, images: Path, tmp_path: Path, name: str, limit: int
+) -> None:
+    """A file size limit makes the kernel refuse writes, as a full disk does."""
+    out = tmp_path / name
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(DiskFullError, match="no space left"):
+            build(config(images, out), TinyTeacher(), quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(out.rglob("*.part")) and not (out / "manifest.parquet").exists()
+    build(config(images, out), TinyTeacher(), quiet=True)
+    assert tree(out) == tree(whole[0])
+
+
+def test_tokens_beyond_fp16_name_the_image(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"a/deep/000.jpg \(sid [0-9a-f]{16}\).*beyond fp16"):
+        build(config(images, tmp_path), TinyTeacher(gain=1e6), quiet=True)
+    with pytest.raises(CacheError, match="not finite"):
+        build(config(images, tmp_path / "nan"), TinyTeacher(gain=float("nan")), quiet=True)
+
+
+def test_a_teacher_that_breaks_its_promise_is_refused(images: Path, tmp_path: Path) -> None:
+    teacher = TinyTeacher()
+    teacher.dim = 13
+    with pytest.raises(ModelError, match=r"gave CLS \(3, 12\)"):
+        build(config(images, tmp_path), teacher, quiet=True)
+    other_size = dataclasses.replace(config(images, tmp_path), image_size="64")
+    with pytest.raises(ModelError, match="images of 32x48, not 64x64"):
+        build(other_size, TinyTeacher(), quiet=True)
+
+
+def test_unknown_codec_names_the_nearest(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'fp16'"):
+        build(config(images, tmp_path / "cache", codec="pf16"), TinyTeacher(), quiet=True)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_spec_file_is_readable_json(whole: Whole) -> None:
+    spec = json.loads((whole[0] / "cache.json").read_text())["spec"]
+    assert (spec["grid"], spec["dim"], spec["images"], spec["codec"]) == ([4, 6], 12, 12, "fp16")
+
+
+def test_a_damaged_spec_is_not_written_over(images: Path, copy: Any) -> None:
+    out = copy()
+    text = (out / "cache.json").read_text()
+    for before, after in [('"pillow"', '"pullow"'), ('"seed": 0', '"seed": 1'), ("{", "")]:
+        assert before in text
+        (out / "cache.json").write_text(text.replace(before, after, 1))
+        damaged = tree(out)
+        with pytest.raises(DamageError, match=r"cache.json is damaged.*\n.*gkd-scale verify"):
+            build(config(images, out), TinyTeacher(), quiet=True)
+        assert tree(out) == damaged
+
+
+def test_the_cache_may_lie_inside_the_image_folder(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    out = tmp_path / "cache"
+    for _ in range(2):
+        assert build(config(tmp_path, out), TinyTeacher(), quiet=True).images == 3

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gkd_scale.cache.build import BuildReport
+from gkd_scale.cache.config import ViewConfig
+from gkd_scale.cache.live import LiveSource
+from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.views import decode
+from gkd_scale.errors import ConfigError, DataError
+from gkd_scale.types import Batch, BatchSource
+
+from .support import TinyTeacher
+
+Whole = tuple[Path, BuildReport]
+
+
+def cached(whole: Whole, **changes: int) -> CachedSource:
+    values = {"global_batch": 6, "micro_batch": 3, "accumulation": 2, "seed": 5, "workers": 2, **changes}
+    return CachedSource(Cache.open(whole[0]), **values)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return (
+        (one.sids, one.epochs, one.positions) == (other.sids, other.epochs, other.positions)
+        and torch.equal(one.pixels, other.pixels)
+        and torch.equal(one.teacher.cls, other.teacher.cls)
+        and torch.equal(one.teacher.patches, other.teacher.patches)
+    )
+
+
+def test_shapes_and_types(whole: Whole) -> None:
+    source: BatchSource = cached(whole)
+    batches = list(source.batches(0, 2))
+    assert len(batches) == 4
+    for batch in batches:
+        assert batch.pixels.shape == (3, 3, 32, 48) and batch.pixels.dtype == torch.uint8
+        assert batch.teacher.cls.shape == (3, 12) and batch.teacher.cls.dtype == torch.float16
+        assert batch.teacher.patches.shape == (3, 24, 12)
+    assert [p for batch in batches for p in batch.positions] == [0, 1, 2, 3, 4, 5] * 2
+    assert (source.grid, source.image_size, source.teacher_dim) == ((4, 6), (32, 48), 12)
+
+
+def test_each_sample_once_an_epoch_and_views_by_epoch(whole: Whole) -> None:
+    cache = Cache.open(whole[0])
+    index = {cache.read(0, i).sid: i for i in range(10)}
+    seen: dict[int, list[str]] = {}
+    for batch in cached(whole).batches(0, 5):
+        for sid, epoch, pixels in zip(batch.sids, batch.epochs, batch.pixels, strict=True):
+            seen.setdefault(epoch, []).append(sid)
+            stored = decode(cache.read(epoch % 2, index[sid]).jpeg)
+            assert (pixels.permute(1, 2, 0).numpy() == stored).all()
+    assert {epoch: sorted(sids) == sorted(index) for epoch, sids in seen.items()} == {
+        0: True,
+        1: True,
+        2: True,
+    }
+
+
+def test_resuming_is_starting_at_another_step(whole: Whole) -> None:
+    undisturbed = list(cached(whole).batches(0, 6))
+    resumed = list(cached(whole).batches(4, 6))
+    assert all(same(a, b) for a, b in zip(undisturbed[8:], resumed, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_the_number_of_threads_changes_nothing(whole: Whole, workers: int) -> None:
+    a, b = cached(whole).batches(0, 4), cached(whole, workers=workers).batches(0, 4)
+    assert all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_ranks_share_out_the_same_global_batch(whole: Whole) -> None:
+    alone = [sid for batch in cached(whole).batches(0, 3) for sid in batch.sids]
+    ranks = [list(cached(whole, rank=rank, world=2, accumulation=1).batches(0, 3)) for rank in range(2)]
+    together = [sid for pair in zip(*ranks, strict=True) for batch in pair for sid in batch.sids]
+    assert together == alone
+
+
+def test_a_world_that_does_not_divide_is_refused_at_once(whole: Whole) -> None:
+    with pytest.raises(ConfigError, match="global batch 6 is not 4 ranks"):
+        cached(whole, world=4)
+
+
+def live(images: Path, **changes: int) -> LiveSource:
+    values = {"global_batch": 6, "micro_batch": 3, "accumulation": 2, "seed": 5, "workers": 2, **changes}
+    return LiveSource(images, TinyTeacher(), view=ViewConfig(), views=2, samples_per_shard=4, **values)
+
+
+def test_cached_equals_live(whole: Whole, images: Path) -> None:
+    a, b = cached(whole).batches(0, 5), live(images).batches(0, 5)
+    count = 0
+    for stored, run in zip(a, b, strict=True):
+        assert (stored.sids, stored.epochs, stored.positions) == (run.sids, run.epochs, run.positions)
+        assert torch.equal(stored.pixels, run.pixels)
+        for x, y in zip(stored.teacher, run.teacher, strict=True):
+            torch.testing.assert_close(x, y, rtol=2**-9, atol=1e-6)
+        count += 1
+    assert count == 10
+
+
+def test_live_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no")
+    with pytest.raises(DataError, match="none of the 1 images"):
+        live(tmp_path)
