@@ -12,7 +12,7 @@ from gkd_scale import __version__
 class Command(NamedTuple):
     """A subcommand: its function, one line of help, and examples."""
 
-    run: Callable[[Sequence[str], str, "Command"], int | None]
+    run: Callable[[Sequence[str], str, Command], int | None]
     help: str
     examples: str = ""
 

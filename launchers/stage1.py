@@ -1,23 +1,39 @@
 """Stage 1, for a launcher: ``deepspeed launchers/stage1.py --ds-config zero2.json``."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.engine.launch import main
+from gkd_scale.engine.runtime import Runtime
+
+EXAMPLES = """\
+  deepspeed launchers/stage1.py --ds-config zero2.json
+  deepspeed launchers/stage1.py --ds-config zero2.json --cache caches/proxy --student vit_small_patch16_224 \\
+      --out runs/1a --epochs 100 --global-batch 512
+  deepspeed launchers/stage1.py --ds-config zero2.json --cache caches/source --student-weights runs/1a \\
+      --student vit_small_patch16_224 --out runs/1b --epochs 300 --global-batch 128
+"""
+
+
+def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
+    """Stage 1; on the embedded proxy images where no cache is named."""
+    if not cfg.cache:
+        cfg.cache = [runtime.on_main(defaults.proxy_cache)]
+    stage1.train(cfg, runtime, bundled)
+
 
 if __name__ == "__main__":
     sys.exit(
         main(
             Stage1Config,
-            partial(stage1.train, default_cache=defaults.proxy_cache),
+            run,
             argv=sys.argv[1:],
             bundled=Path(__file__).parent,
             prog="stage1.py",
             description="Distil a student from cached teacher features, without a label.",
-            examples=stage1.EXAMPLES,
+            examples=EXAMPLES,
         )
     )

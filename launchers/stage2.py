@@ -1,23 +1,38 @@
 """Stage 2, for a launcher: ``deepspeed launchers/stage2.py --ds-config zero2.json``."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 from gkd_scale.demo import defaults
 from gkd_scale.engine.launch import main
+from gkd_scale.engine.runtime import Runtime
 from gkd_scale.segment import stage2
 from gkd_scale.segment.config import Stage2Config
+
+EXAMPLES = """\
+  deepspeed launchers/stage2.py --ds-config zero2.json
+  deepspeed launchers/stage2.py --ds-config zero2.json --backbone runs/1b --student vit_small_patch16_224 \\
+      --train camvid:camvid/source_day --val camvid:camvid/val_day --head fpn --image-size 144x192 \\
+      --out runs/stage2 --steps 4000
+"""
+
+
+def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
+    """Stage 2; on the embedded scenes where no dataset is named."""
+    if not cfg.train:
+        runtime.on_main(defaults.data)
+    stage2.run(cfg, runtime, bundled)
+
 
 if __name__ == "__main__":
     sys.exit(
         main(
             Stage2Config,
-            partial(stage2.run, default_data=defaults.data),
+            run,
             argv=sys.argv[1:],
             bundled=Path(__file__).parent,
             prog="stage2.py",
             description="Train a segmentation head on a frozen backbone, from source-domain labels.",
-            examples=stage2.EXAMPLES,
+            examples=EXAMPLES,
         )
     )

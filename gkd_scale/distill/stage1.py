@@ -7,7 +7,6 @@ from scratch) and domain-agnostic (a cache of source images, ``--student-weights
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,9 @@ KIND = "stage1"
 DEFAULT_STEPS = 400
 DEFAULT_GLOBAL_BATCH = 32
 
-EXAMPLES = """\
-  deepspeed launchers/stage1.py --ds-config zero2.json
-  deepspeed launchers/stage1.py --ds-config zero2.json --cache caches/proxy --student vit_small_patch16_224 \\
-      --out runs/1a --epochs 100 --global-batch 512
-  deepspeed launchers/stage1.py --ds-config zero2.json --cache caches/source --student vit_small_patch16_224 \\
-      --student-weights runs/1a --out runs/1b --epochs 300 --global-batch 128
-"""
 
-
-def train(
-    cfg: Stage1Config, runtime: Runtime, bundled: Path, default_cache: Callable[[], Path] | None = None
-) -> None:
-    """Run stage 1 on every rank. ``default_cache`` makes the cache where none is named (on rank 0)."""
+def train(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
+    """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs."""
     began = time.monotonic()
     plan = ds_config.resolve(
         cfg.ds_config,
@@ -55,7 +44,7 @@ def train(
         default=DEFAULT_GLOBAL_BATCH,
     )
     done = runtime.on_main(lambda: run.begin(cfg.out, cfg, KIND))
-    caches = _open(cfg, runtime, default_cache)
+    caches = _open(cfg)
     steps = _steps(cfg, caches, plan)
     distiller = _distiller(cfg, caches)
     identity = run.identity(
@@ -84,14 +73,10 @@ def train(
     seconds = time.monotonic() - began
     runtime.on_main(lambda: run.finish(cfg.out, KIND, identity, seconds=round(seconds, 1), steps=steps))
     if runtime.main:
-        _conclude(cfg, distiller, seconds)
+        _conclude(cfg, seconds)
 
 
-def _open(cfg: Stage1Config, runtime: Runtime, default_cache: Callable[[], Path] | None) -> Caches:
-    if not cfg.cache:
-        if default_cache is None:
-            raise CacheError("no cache is named", "give --cache CACHE; gkd-scale cache-teacher makes one")
-        cfg.cache = [runtime.on_main(default_cache)]
+def _open(cfg: Stage1Config) -> Caches:
     caches = open_caches(cfg.cache)
     made_by = caches.fingerprint["model"]
     if cfg.teacher is not None and cfg.teacher != made_by:
@@ -176,7 +161,8 @@ def _introduce(
     rows, columns = caches.grid
     console.out.print(
         f"[bold]stage 1[/] teacher {caches.fingerprint['model']} ({rows}x{columns} tokens of {caches.dim}) "
-        f"→ student {student.spec.name} ({millions:.2f} M, {student.grid[0]}x{student.grid[1]} of {student.dim})"
+        f"→ student {student.spec.name} "
+        f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim})"
     )
     console.out.print(
         f"{caches.num_samples} images, {caches.views} views; {steps} steps of {plan.global_batch} images "
@@ -184,7 +170,7 @@ def _introduce(
     )
 
 
-def _conclude(cfg: Stage1Config, distiller: Distiller, seconds: float) -> None:
+def _conclude(cfg: Stage1Config, seconds: float) -> None:
     console.out.print(f"[green]done[/] in {seconds:.0f} s: {cfg.out / backbone.WEIGHTS_FILE}")
     console.out.print(
         f"next: deepspeed launchers/stage2.py --ds-config {cfg.ds_config} --backbone {cfg.out} "

@@ -21,7 +21,7 @@ VOLATILE = ("out", "save_every", "keep", "workers", "ds_config", "steps", "epoch
 def identity(options: Any, **resolved: Any) -> dict[str, Any]:
     """What must not change when a run goes on: its options less the volatile ones, and ``resolved``."""
     kept = {key: value for key, value in config.to_dict(options).items() if key not in VOLATILE}
-    return json.loads(json.dumps({**kept, **resolved}))  # type: ignore[no-any-return]
+    return json.loads(json.dumps({**kept, **resolved}))
 
 
 def begin(out: Path, options: Any, kind: str) -> bool:

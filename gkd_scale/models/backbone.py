@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """``pixels`` (B, 3, H, W) 0..255, H and W multiples of ``stride``; four maps (B, C_i, h_i, w_i)."""
-        x = self.normalize(pixels)
+        x = self.normalize(pixels).to(teachers.dtype_of(self.net))
         net: Any = self.net
         if not self.is_tokens:
             return list(net.forward_intermediates(x, indices=self.indices, intermediates_only=True))

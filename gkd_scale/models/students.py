@@ -48,7 +48,7 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
         """``pixels`` (B, 3, H, W) 0..255 and ``mask`` (B, mask_tokens) bool to features on ``grid``."""
-        x = self.normalize(pixels)
+        x = self.normalize(pixels).to(teachers.dtype_of(self.net))
         net: Any = self.net
         if isinstance(self.mask, MaskToken):
             self.mask.set(mask)

@@ -23,20 +23,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Normalize(nn.Module):
-    """Pixels 0..255 (B, 3, H, W) of any dtype to (x / 255 - mean) / std."""
+    """Pixels 0..255 (B, 3, H, W) of any dtype to (x / 255 - mean) / std, computed in float32."""
 
-    scale: Tensor
-    shift: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Triple, std: Triple) -> None:
         super().__init__()
-        mean_3 = torch.tensor(mean).view(3, 1, 1)
-        std_3 = torch.tensor(std).view(3, 1, 1)
-        self.register_buffer("scale", 1 / (255 * std_3), persistent=False)
-        self.register_buffer("shift", -mean_3 / std_3, persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self.scale.dtype) * self.scale + self.shift
+        return (pixels.float() / 255 - self.mean.float()) / self.std.float()
 
 
 def is_tokens(net: nn.Module) -> bool:
@@ -53,6 +51,11 @@ def patch_size(net: nn.Module) -> Size:
     """Patch height and width of a plain transformer, in pixels."""
     height, width = net.patch_embed.patch_size  # type: ignore[union-attr,misc]
     return int(height), int(width)
+
+
+def dtype_of(net: nn.Module) -> torch.dtype:
+    """The dtype that a network computes in."""
+    return next(net.parameters()).dtype
 
 
 def split_tokens(net: nn.Module, tokens: Tensor) -> Features:

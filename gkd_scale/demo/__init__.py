@@ -1,0 +1,1 @@
+"""The demo: the embedded data, its small teacher, and the whole pipeline on them."""

@@ -1,0 +1,198 @@
+"""``gkd-scale demo``: the whole method on the embedded scenes, as the commands a user would type.
+
+Each step is a real command in a process of its own; it is shown, its output goes to a log, and it goes
+on where it stopped when the demo is started again. At the end: mIoU of teacher, student without
+distillation and student with GKD, on the source domain and on domains none of them was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from gkd_scale import console, files
+from gkd_scale.demo.config import DemoConfig
+from gkd_scale.engine.runtime import free_port
+from gkd_scale.errors import ConfigError, GkdError
+
+UNSEEN = ("unseen_night", "unseen_fog", "unseen_rain", "unseen_snow", "unseen_city")
+SIZE = "96x128"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command: what it is for, and its arguments."""
+
+    title: str
+    command: list[str]
+
+
+def demo(cfg: DemoConfig) -> int:
+    """Run every step, then print the table. Raises GkdError where a step fails."""
+    for script in ("stage1.py", "stage2.py"):
+        if not (cfg.launchers / script).is_file():
+            raise ConfigError(
+                f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
+            )
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    steps = plan(cfg)
+    for number, step in enumerate(steps, 1):
+        _run(step, number, len(steps), cfg.out / "logs")
+    results = {row: json.loads(path.read_text()) for row, path in _results(cfg).items()}
+    files.write_json(cfg.out / "results.json", results)
+    console.out.print(table(results))
+    minutes = (time.monotonic() - began) / 60
+    console.out.print(f"[green]done[/] in {minutes:.1f} minutes; everything is in {cfg.out}:")
+    console.out.print(
+        "  data/ the scenes, caches/ the teacher's features, gkd/backbone.safetensors the distilled student,\n"
+        "  gkd-head/ the segmentation model, results.json every number, logs/ what each command said"
+    )
+    return 0
+
+
+ROWS = ("teacher", "student without distillation", "student with GKD")
+
+
+def _results(cfg: DemoConfig) -> dict[str, Path]:
+    names = ("teacher", "scratch", "gkd")
+    return {row: cfg.out / f"{name}.json" for row, name in zip(ROWS, names, strict=True)}
+
+
+def plan(cfg: DemoConfig) -> list[Step]:
+    """The commands of the demo, in order."""
+    data, caches, out = cfg.out / "data", cfg.out / "caches", cfg.out
+    seed = ["--seed", str(cfg.seed)]
+    steps = [Step("write the embedded scenes", ["gkd-scale", "make-data", str(data)])]
+    for name, images in (("proxy", data / "proxy"), ("source", data / "source/train/images")):
+        flags = ["--image-size", SIZE, "--views", "4", "--samples-per-shard", "64", *seed]
+        steps.append(
+            Step(
+                f"run the teacher once over the {name} images",
+                ["gkd-scale", "cache-teacher", "--images", str(images), "--teacher", "demo_teacher"]
+                + [*flags, "--out", str(caches / name)],
+            )
+        )
+    stage1 = _launch(cfg, "stage1.py") + ["--student", "demo_student", *seed]
+    proxy = [
+        "--cache",
+        str(caches / "proxy"),
+        "--out",
+        str(out / "gkd-proxy"),
+        "--steps",
+        str(cfg.proxy_steps),
+    ]
+    source = ["--cache", str(caches / "source"), "--out", str(out / "gkd"), "--steps", str(cfg.source_steps)]
+    lr = ["--lr", str(cfg.lr), "--qsd.init", "zero-query"]
+    steps += [
+        Step("stage 1, task-agnostic: distil on proxy images", [*stage1, *proxy, *lr]),
+        Step(
+            "stage 1, domain-agnostic: distil on source images",
+            [*stage1, *source, *lr, "--student-weights", str(out / "gkd-proxy")],
+        ),
+    ]
+    for name, title, flags in _heads(cfg):
+        steps.append(Step(f"stage 2: {title}", _stage2(cfg, name) + flags))
+    for row, name in zip(ROWS, ("teacher", "scratch", "gkd"), strict=True):
+        steps.append(Step(f"evaluate: {row}", _evaluate(cfg, name)))
+    return steps
+
+
+def _heads(cfg: DemoConfig) -> list[tuple[str, str, list[str]]]:
+    """Stage-2 runs. The student without distillation is trained end to end, for as many steps in all."""
+    head = ["--steps", str(cfg.head_steps)]
+    all_steps = ["--steps", str(cfg.proxy_steps + cfg.source_steps + cfg.head_steps)]
+    return [
+        ("gkd", "a head on the distilled student, frozen", ["--backbone", str(cfg.out / "gkd"), *head]),
+        (
+            "teacher",
+            "a head on the teacher, frozen",
+            ["--backbone", "pretrained", "--student", "demo_teacher", *head],
+        ),
+        (
+            "scratch",
+            "the student without distillation, trained end to end",
+            ["--adapt", "full", "--student", "demo_student", *all_steps],
+        ),
+    ]
+
+
+def _stage2(cfg: DemoConfig, name: str) -> list[str]:
+    source = cfg.out / "data/source"
+    return [
+        *_launch(cfg, "stage2.py"),
+        *("--train", f"embedded:{source / 'train'}", "--val", f"embedded:{source / 'val'}"),
+        *("--head", "linear", "--image-size", SIZE, "--out", str(cfg.out / f"{name}-head")),
+        *("--seed", str(cfg.seed)),
+    ]
+
+
+def _evaluate(cfg: DemoConfig, name: str) -> list[str]:
+    data = cfg.out / "data"
+    domains = {"source": data / "source/val", **{domain: data / domain for domain in UNSEEN}}
+    flags = [part for key, path in domains.items() for part in ("--data", f"{key}=embedded:{path}")]
+    return [
+        "gkd-scale",
+        "evaluate",
+        str(cfg.out / f"{name}-head"),
+        *flags,
+        "--json",
+        str(cfg.out / f"{name}.json"),
+    ]
+
+
+def _launch(cfg: DemoConfig, script: str) -> list[str]:
+    return ["deepspeed", str(cfg.launchers / script), "--ds-config", cfg.ds_config]
+
+
+def _run(step: Step, number: int, total: int, logs: Path) -> None:
+    """Run a command with its output in a log; GkdError with the log's end if it fails."""
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{number:02d}-{step.title.split(':')[0].replace(' ', '-').replace(',', '')}.log"
+    console.out.print(f"[bold]{number}/{total} {step.title}[/]")
+    console.out.print(f"  $ {shlex.join(step.command)}", markup=False)
+    began = time.monotonic()
+    with open(log, "wb") as file, console.out.status(f"{step.title}; output in {log}"):
+        status = subprocess.run(
+            _arguments(step.command), stdout=file, stderr=subprocess.STDOUT, env=_environment()
+        )
+    if status.returncode:
+        tail = log.read_text(errors="replace").splitlines()[-15:]
+        console.err.print("\n".join(tail), markup=False)
+        raise GkdError(f"step {number} failed with exit code {status.returncode}", f"see {log}")
+    console.out.print(f"  {time.monotonic() - began:.0f} s")
+
+
+def _arguments(command: list[str]) -> list[str]:
+    """The command with this environment's own programs, and a free port for a launcher."""
+    program = str(Path(sys.executable).parent / command[0])
+    port = ["--master_port", str(free_port())] if command[0] == "deepspeed" else []
+    return [program, *port, *command[1:]]
+
+
+def _environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": path, "COLUMNS": "120"}
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """mIoU in percent; rows are models, columns domains, and the mean over the unseen ones."""
+    shown = Table(title="mIoU (%)", title_justify="left")
+    shown.add_column("model")
+    domains = list(next(iter(results.values())))
+    for domain in domains:
+        shown.add_column(domain.replace("_", " "), justify="right")
+    shown.add_column("unseen mean", justify="right", style="bold")
+    for row, result in results.items():
+        values = [result[domain]["miou"] for domain in domains]
+        unseen = [result[domain]["miou"] for domain in domains if domain.startswith("unseen")]
+        shown.add_row(row, *(f"{value:.1f}" for value in values), f"{sum(unseen) / len(unseen):.1f}")
+    return shown

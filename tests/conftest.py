@@ -1,0 +1,114 @@
+"""Fixtures that several packages' tests share: real images, a tiny teacher's weights, real launches."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+BIN = Path(sys.executable).parent
+TINY = {"patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+"""Arguments that make timm's vit_tiny_patch16_224 tiny indeed."""
+
+
+def tiny_args() -> list[str]:
+    return [f"{key}={value}" for key, value in TINY.items()]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the checkout; tests that need it are skipped where it is not."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared here")
+    return SHARED
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    text: str
+
+
+def run(command: Sequence[object], cwd: Path, timeout: int = 300) -> Done:
+    """Run a command in an environment like a user's; its exit code and output."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    return Done(result.returncode, result.stdout)
+
+
+def environment() -> dict[str, str]:
+    launched = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+    kept = {key: value for key, value in os.environ.items() if key not in launched}
+    return {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def deepspeed(script: str, *flags: object, ranks: int = 1) -> list[str]:
+    """The command line of a launch on ``ranks`` ranks; a port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [BIN / "deepspeed", "--num_gpus", ranks, "--master_port", port]
+    return [str(part) for part in (*launcher, ROOT / "launchers" / script, *flags)]
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:
+    """Smooth random colour images, so that JPEG keeps them about as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        small = np.random.default_rng([seed, index]).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny ViT with a random but fixed initialisation."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
+    path = tmp_path_factory.mktemp("teacher") / "tiny.safetensors"
+    save_file(net.state_dict(), path)
+    return path
+
+
+def cache_flags(images: Path, weights: Path, out: Path) -> list[object]:
+    """Flags of cache-teacher for the tiny teacher at 32x48 (a grid of 2x3)."""
+    return [
+        *("--images", images, "--teacher", "vit_tiny_patch16_224", "--teacher-weights", weights),
+        *("--teacher-args", *tiny_args(), "--image-size", "32x48", "--views", 2),
+        *("--samples-per-shard", 5, "--batch-size", 4, "--out", out),
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
+    """A cache of 12 images, 2 views, made by the real command."""
+    folder = tmp_path_factory.mktemp("cache")
+    images = write_images(folder / "images", 12)
+    done = run(
+        [BIN / "gkd-scale", "cache-teacher", *cache_flags(images, tiny_teacher, folder / "cache")], folder
+    )
+    assert done.code == 0, done.text
+    return folder / "cache"

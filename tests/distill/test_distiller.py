@@ -1,0 +1,107 @@
+"""The distiller on batches: named losses, the shared masked pass, students of other grids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from gkd_scale.distill.config import LossConfig, MaskConfig
+from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.qsd import mse
+from gkd_scale.models.masking import masked_positions, random_mask
+from gkd_scale.models.students import load_student
+from gkd_scale.types import Batch, Features
+from tests.conftest import TINY
+
+
+def batch(count: int = 4, tokens: int = 6, dim: int = 20) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    return Batch(
+        pixels=torch.randint(0, 256, (count, 3, 32, 48), dtype=torch.uint8, generator=generator),
+        teacher=Features(
+            torch.randn(count, dim, generator=generator).half(),
+            torch.randn(count, tokens, dim, generator=generator).half(),
+        ),
+        sids=tuple(f"{i:016x}" for i in range(count)),
+        epochs=(0,) * count,
+        positions=tuple(range(count)),
+    )
+
+
+def distiller(name: str = "vit_tiny_patch16_224", **kwargs: object) -> Distiller:
+    torch.manual_seed(1)
+    args = dict(TINY) if name.startswith("vit") else {}
+    return Distiller(load_student(name, (32, 48), (2, 3), args=args), 20, (2, 3), **kwargs)  # type: ignore[arg-type]
+
+
+def two_full_passes(d: Distiller, b: Batch) -> Tensor:
+    """The published form: a second pass over all images, half of them masked."""
+    teacher = Features(*(t.float() for t in b.teacher))
+    plain = d.student(b.pixels)
+    mask = torch.zeros(len(b.sids), d.student.mask_tokens, dtype=torch.bool)
+    for row in masked_positions(b.positions, 0.5):
+        mask[row] = random_mask(b.sids[row], b.epochs[row], d.seed, d.student.mask_tokens, 0.5)
+    masked = d.student(b.pixels, mask).patches
+    soft_cls = d.head_cls(plain.cls[:, None], teacher.cls[:, None])
+    soft = d.head_feature(plain.patches, teacher.patches)
+    target = torch.cat([teacher.cls[:, None], teacher.patches], 1)
+    return (
+        mse(torch.cat([soft_cls, soft], 1), target)
+        + mse(d.head_mask(masked, teacher.patches), teacher.patches)
+        + mse(soft_cls, teacher.cls[:, None])
+    )
+
+
+def test_sharing_the_unmasked_half_changes_neither_loss_nor_gradients() -> None:
+    d, b = distiller(), batch()
+    shared = d(b)["loss"]
+    shared.backward()
+    gradients = {name: p.grad.clone() for name, p in d.named_parameters() if p.grad is not None}
+    d.zero_grad()
+    full = two_full_passes(d, b)
+    full.backward()
+    torch.testing.assert_close(shared, full, atol=1e-6, rtol=1e-6)
+    for name, parameter in d.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_is_the_weighted_sum_of_the_named_ones() -> None:
+    weights = LossConfig(feature_weight=2.0, mask_weight=0.5, cls_weight=3.0)
+    losses = distiller(loss=weights)(batch())
+    total = 2.0 * losses["loss_feature"] + 0.5 * losses["loss_mask"] + 3.0 * losses["loss_cls"]
+    torch.testing.assert_close(losses["loss"], total)
+
+
+def test_without_mask_weight_there_is_no_masked_pass() -> None:
+    losses = distiller(loss=LossConfig(mask_weight=0.0))(batch())
+    assert set(losses) == {"loss", "loss_feature", "loss_cls"}
+
+
+def test_masking_nothing_leaves_the_plain_pass() -> None:
+    d = distiller(mask=MaskConfig(probability=0.0))
+    d.head_mask.load_state_dict(d.head_feature.state_dict())
+    b = batch()
+    losses = d(b)
+    soft = d.head_feature(d.student(b.pixels).patches, b.teacher.patches.float())
+    torch.testing.assert_close(losses["loss_mask"], mse(soft, b.teacher.patches))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_a_few_steps_lower_the_loss(name: str) -> None:
+    d, b = distiller(name), batch()
+    optimizer = torch.optim.AdamW(d.parameters(), 2e-3)
+    first = float(d(b)["loss"].detach())
+    for _ in range(30):
+        optimizer.zero_grad()
+        d(b)["loss"].backward()
+        optimizer.step()
+    assert float(d(b)["loss"].detach()) < 0.8 * first
+
+
+def test_a_student_of_another_grid_is_resampled_to_the_teachers() -> None:
+    torch.manual_seed(0)
+    student = load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args={**TINY, "patch_size": 8})
+    assert student.grid == (4, 6)
+    losses = Distiller(student, 20, (2, 3))(batch())
+    assert all(torch.isfinite(value) for value in losses.values())

@@ -1,0 +1,137 @@
+"""Teachers give exactly timm's features, as tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from gkd_scale.errors import ModelError
+from gkd_scale.models.teachers import load_teacher
+from tests.conftest import TINY
+
+
+def pixels(height: int, width: int) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+
+
+def normalised(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+    return (x.float() / 255 - mean) / std
+
+
+def save(tmp_path: Path, net: torch.nn.Module) -> Path:
+    path = tmp_path / "teacher.safetensors"
+    save_file(net.state_dict(), path)
+    return path
+
+
+def test_a_transformer_gives_cls_and_patches_after_the_final_norm(tiny_teacher: Path) -> None:
+    teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY))
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(32, 48), **TINY).eval()
+    state = timm.models.vision_transformer.checkpoint_filter_fn(load_file(tiny_teacher), net)
+    net.load_state_dict(state)
+    x = pixels(32, 48)
+    with torch.no_grad():
+        expected = net.forward_features(normalised(x, 0.5, 0.5))
+    cls, patches = teacher(x)
+    assert teacher.grid == (2, 3)
+    assert teacher.dim == 48
+    torch.testing.assert_close(cls, expected[:, 0])
+    torch.testing.assert_close(patches, expected[:, 1:])
+
+
+def test_a_layer_is_timms_feature_of_that_index(tiny_teacher: Path) -> None:
+    args = dict(TINY)
+    teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, layer=0)
+    x = pixels(32, 48)
+    with torch.no_grad():
+        expected = teacher.net.forward_intermediates(
+            normalised(x, 0.5, 0.5), indices=[0], output_fmt="NCHW", intermediates_only=True
+        )[0]
+    torch.testing.assert_close(teacher(x).patches, expected.flatten(2).transpose(1, 2))
+    assert teacher.fingerprint()["layer"] == 0
+
+
+def test_a_convolutional_teacher_gives_its_map_and_the_mean(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("mobilenetv2_100", pad_type="same").eval()
+    teacher = load_teacher(
+        "mobilenetv2_100",
+        (64, 96),
+        weights=save(tmp_path, net),
+        args={"pad_type": "same"},
+        layer=3,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+    levels = timm.create_model(
+        "mobilenetv2_100", pad_type="same", features_only=True, out_indices=(3,)
+    ).eval()
+    levels.load_state_dict(net.state_dict(), strict=False)
+    x = pixels(64, 96)
+    with torch.no_grad():
+        expected = levels(normalised(x, 0.5, 0.5))[0]
+    cls, patches = teacher(x)
+    assert teacher.grid == (4, 6)
+    torch.testing.assert_close(patches, expected.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(cls, expected.mean((2, 3)))
+
+
+def test_the_real_teacher_classifies_real_images(shared: Path) -> None:
+    """Its features are those of the network that the weights belong to: distinct, finite, not constant."""
+    file = shared / "teacher/mobilenetv2_100_imagenet1k.safetensors"
+    teacher = load_teacher(
+        "mobilenetv2_100",
+        (224, 224),
+        weights=file,
+        args={"pad_type": "same"},
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    cls, patches = teacher(pixels(224, 224))
+    assert patches.shape == (2, 49, 1280)
+    assert torch.isfinite(patches).all()
+    assert float(patches.std()) > 0.01
+    torch.testing.assert_close(cls, patches.mean(1))
+
+
+def test_another_patch_size_resamples_the_patch_embedding(tiny_teacher: Path) -> None:
+    args = {key: value for key, value in TINY.items() if key != "patch_size"}
+    teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, patch=8)
+    assert teacher.grid == (4, 6)
+    assert teacher.fingerprint()["patch_size"] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "vit_tiny_patch16_225"}, "did you mean"),
+        ({"image_size": (33, 48)}, "--image-size 32x48"),
+        ({"layer": 7}, "feature levels 0 to 1"),
+        ({"args": {"patch_size": 16, "no_such": 1}}, "no_such"),
+        ({"device": "cuda:77"}, "cuda:77"),
+    ],
+)
+def test_mistakes_are_named(tiny_teacher: Path, change: dict[str, object], said: str) -> None:
+    given = {
+        "name": "vit_tiny_patch16_224",
+        "image_size": (32, 48),
+        "weights": tiny_teacher,
+        "args": dict(TINY),
+    }
+    with pytest.raises(ModelError, match=said):
+        load_teacher(**{**given, **change})  # type: ignore[arg-type]
+
+
+def test_the_fingerprint_tells_teachers_apart(tiny_teacher: Path) -> None:
+    one = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY))
+    same = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY))
+    other = load_teacher(
+        "vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY), mean=(0.4,) * 3
+    )
+    assert one.fingerprint() == same.fingerprint() != other.fingerprint()

@@ -1,0 +1,127 @@
+"""Configuration: YAML, flags and defaults, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gkd_scale import config
+from gkd_scale.config import option, section
+from gkd_scale.errors import ConfigError
+
+
+@dataclass
+class Inner:
+    """inner: a group"""
+
+    rate: float = option(0.1, "a rate", flag="--rate")
+    pair: tuple[float, float] = option((0.0, 1.0), "two numbers")
+
+
+@dataclass
+class Options:
+    """A command."""
+
+    path: Path = option(help="a path")
+    count: int = option(3, "a count")
+    many: list[str] = option([], "repeatable")
+    args: dict[str, object] = option({}, "key=value")
+    loud: bool = option(False, "a switch")
+    kind: str = option("a", "a choice", choices=("a", "b"))
+    inner: Inner = section(Inner)
+
+
+def parse(*argv: str) -> Options:
+    return config.parse(Options, argv, prog="test", description="")
+
+
+def test_flags_over_yaml_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("path: from-yaml\ncount: 7\ninner:\n  rate: 1e-4\n  pair: [2, 3]\n")
+    got = parse("--config", str(file), "--count", "8", "--many", "x", "--many", "y", "--loud")
+    assert got == Options(Path("from-yaml"), 8, ["x", "y"], {}, True, "a", Inner(1e-4, (2.0, 3.0)))
+
+
+def test_nested_flags_aliases_and_key_values() -> None:
+    got = parse(
+        "--path", "p", "--rate", "5", "--inner.pair", "1", "2", "--args", "depth=4", "pad=same", "n=[1, 2]"
+    )
+    assert got.inner == Inner(5.0, (1.0, 2.0))
+    assert got.args == {"depth": 4, "pad": "same", "n": [1, 2]}
+    assert parse("--path", "p", "--inner.rate", "5").inner.rate == 5.0
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--path", "p", "--cuont", "4"], "did you mean '--count'?"),
+        (["--path", "p", "--count", "four"], "'count' is 'four'"),
+        (["--path", "p", "--count", "1.5"], "'count' is '1.5'"),
+        (["--count", "4"], "give --path"),
+        (["--path", "p", "--kind", "c"], "invalid choice"),
+        (["--path", "p", "--args", "depth"], "KEY=VALUE"),
+        (["--path", "p", "stray"], "unknown argument 'stray'"),
+        (["--path", "p", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_mistakes_are_one_clear_error(argv: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path: p\nconut: 4", "unknown key 'conut'\n  → did you mean 'count'?"),
+        ("path: p\ninner: {ratee: 4}", "unknown key 'inner.ratee'\n  → did you mean 'rate'?"),
+        ("path: p\ncount: [1]", "'count'"),
+        ("- a list", "not a mapping"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_yaml_mistakes_name_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse("--config", str(file))
+    assert said in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_help_shows_flags_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        config.parse(Options, ["--help"], prog="test", description="what it does", examples="  test --path p")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for shown in ("what it does", "--inner.rate", "--rate", "(default: 3)", "test --path p"):
+        assert shown in text
+
+
+@given(
+    st.builds(
+        Options,
+        path=st.text("abc/", min_size=1).map(Path),
+        count=st.integers(-100, 100),
+        many=st.lists(st.text("xyz")),
+        loud=st.booleans(),
+        inner=st.builds(Inner, rate=st.floats(1e-9, 1e9)),
+    )
+)
+def test_written_yaml_reads_back_the_same(options: Options) -> None:
+    import yaml
+
+    assert config.build(Options, yaml.safe_load(config.to_yaml(options))) == options
+
+
+def test_dotted_overrides_merge_into_groups() -> None:
+    base = {"inner": {"rate": 1, "pair": [0, 1]}, "count": 2}
+    assert config.merge(base, config.from_dotted({"inner.rate": 5})) == {
+        "inner": {"rate": 5, "pair": [0, 1]},
+        "count": 2,
+    }

@@ -1,0 +1,53 @@
+"""Prefetching keeps order, bounds work ahead, and raises where a result is due."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gkd_scale.prefetch import prefetch
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers()), st.integers(0, 4), st.integers(0, 6))
+def test_order_is_kept_for_every_number_of_workers(items: list[int], workers: int, depth: int) -> None:
+    assert list(prefetch(lambda item: item * 2, items, workers, depth)) == [item * 2 for item in items]
+
+
+def test_work_ahead_is_bounded() -> None:
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return item
+
+    results = prefetch(work, iter(range(1000)), workers=2, depth=4)
+    for expected in range(10):
+        assert next(results) == expected
+    time.sleep(0.05)
+    assert len(begun) <= 10 + 4
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_an_error_is_raised_in_its_place() -> None:
+    def work(item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    results = prefetch(work, range(6), workers=2, depth=3)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(results)
+
+
+def test_leaving_early_ends_the_threads() -> None:
+    before = threading.active_count()
+    results = prefetch(lambda item: item, range(100), workers=3, depth=8)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
