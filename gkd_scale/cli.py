@@ -68,10 +68,10 @@ def _evaluate(argv: Sequence[str], prog: str, command: Command) -> int:
 
 def _make_data(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.config import parse
-    from gkd_scale.segment.config import MakeDataConfig
+    from gkd_scale.demo.config import MakeDataConfig
 
     cfg = parse(MakeDataConfig, argv, prog=prog, description=command.help, examples=command.examples)
-    from gkd_scale.segment.datasets.make_data import make_data
+    from gkd_scale.demo.defaults import make_data
 
     make_data(cfg)
     return 0

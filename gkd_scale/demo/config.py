@@ -20,3 +20,16 @@ class DemoConfig:
     head_steps: int = option(300, "steps of stage 2")
     lr: float = option(1e-3, "peak learning rate of stage 1")
     seed: int = option(0, "seed of everything")
+
+
+@dataclass
+class MakeDataConfig:
+    """Write the embedded scenes."""
+
+    out: Path = option(help="folder to write", positional=True)
+    size: str = option("96x128", "image size in pixels", metavar="HxW")
+    proxy: int = option(600, "proxy images, unlabelled")
+    train: int = option(200, "source-domain training images")
+    val: int = option(50, "source-domain validation images")
+    test: int = option(40, "images of each unseen domain")
+    seed: int = option(0, "seed of the generator")

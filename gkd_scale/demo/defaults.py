@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gkd_scale import console
 from gkd_scale.cache.build import build
-from gkd_scale.cache.config import CacheTeacherConfig
+from gkd_scale.cache.config import CacheTeacherConfig, parse_size
+from gkd_scale.demo.config import MakeDataConfig
 from gkd_scale.models.teachers import load_teacher
 
 DATA = Path("runs/demo-data")
 PROXY_CACHE = Path("runs/demo-cache/proxy")
 
 
-def data() -> Path:
-    """The embedded scenes, written if they are not there."""
+def make_data(cfg: MakeDataConfig) -> None:
+    """``gkd-scale make-data``: write what is missing of the embedded scenes, with progress."""
     from gkd_scale.segment.datasets.make_data import write_data
 
-    write_data(DATA)
+    with console.progress() as bar:
+        task = bar.add_task("make-data", total=None)
+        made = write_data(
+            cfg.out,
+            size=parse_size(cfg.size),
+            proxy=cfg.proxy,
+            train=cfg.train,
+            val=cfg.val,
+            test=cfg.test,
+            seed=cfg.seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    counts = ", ".join(f"{count} {name}" for name, count in made["counts"].items())
+    console.out.print(f"{cfg.out}: {counts}", markup=False)
+
+
+def data() -> Path:
+    """The embedded scenes, written if they are not there."""
+    make_data(MakeDataConfig(DATA))
     return DATA
 
 

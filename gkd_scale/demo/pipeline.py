@@ -53,7 +53,7 @@ def demo(cfg: DemoConfig) -> int:
     minutes = (time.monotonic() - began) / 60
     console.out.print(f"[green]done[/] in {minutes:.1f} minutes; everything is in {cfg.out}:")
     console.out.print(
-        "  data/ the scenes, caches/ the teacher's features, gkd/backbone.safetensors the distilled student,\n"
+        "  data/ the scenes, caches/ the teacher's features, gkd/backbone.safetensors the student,\n"
         "  gkd-head/ the segmentation model, results.json every number, logs/ what each command said"
     )
     return 0
@@ -77,8 +77,8 @@ def plan(cfg: DemoConfig) -> list[Step]:
         steps.append(
             Step(
                 f"run the teacher once over the {name} images",
-                ["gkd-scale", "cache-teacher", "--images", str(images), "--teacher", "demo_teacher"]
-                + [*flags, "--out", str(caches / name)],
+                ["gkd-scale", "cache-teacher", "--images", str(images), "--teacher", "demo_teacher", *flags]
+                + ["--out", str(caches / name)],
             )
         )
     stage1 = _launch(cfg, "stage1.py") + ["--student", "demo_student", *seed]

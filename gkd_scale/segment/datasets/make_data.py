@@ -1,0 +1,172 @@
+"""``gkd-scale make-data``: the embedded scenes as files that every other command reads.
+
+::
+
+    OUT/proxy/NNNNN.png                       unlabelled, for task-agnostic distillation
+    OUT/source/{train,val}/images|labels/     the source domain
+    OUT/unseen_*/images|labels/               for testing only
+    OUT/**/classes.txt                        beside every images/ and labels/
+    OUT/data.json                             written last: what is here, and that it is all here
+
+Each file appears whole or not at all, and its bytes follow from the settings alone, so an
+interrupted command goes on where it stopped. Until the end the settings lie in ``making.json``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from gkd_scale import files
+from gkd_scale.errors import ConfigError, DataError
+from gkd_scale.segment.datasets import scenes
+from gkd_scale.types import Size, UInt8Array
+
+MANIFEST = "data.json"
+_UNFINISHED = "making.json"
+_LEAST = 32
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One picture to write: ``folder`` is "proxy" or a labelled folder, ``index`` the generator's."""
+
+    folder: str
+    domain: str
+    index: int
+    name: str
+
+
+def write_data(
+    out: Path,
+    *,
+    size: Size = scenes.SIZE,
+    proxy: int = 600,
+    train: int = 200,
+    val: int = 50,
+    test: int = 40,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
+    """Write the embedded data under ``out`` and return what ``data.json`` says.
+
+    ``size`` is (H, W) in pixels; ``proxy``, ``train`` and ``val`` count images, ``test`` the images of
+    each unseen domain. ``progress(done, total)`` is called after each image. Files that exist and are
+    whole are kept. Raises ConfigError for impossible counts or sizes, and DataError where ``out`` holds
+    other data or data of other settings.
+    """
+    settings = _settings(size, proxy, train, val, test, seed)
+    _claim(out, settings)
+    items = list(_plan(settings["counts"]))
+    for done, item in enumerate(items, 1):
+        _write_item(out, item, size, seed)
+        if progress is not None:
+            progress(done, len(items))
+    for folder in settings["counts"]:
+        if folder != "proxy":
+            _write_once(out / folder / "classes.txt", "\n".join(scenes.CLASSES) + "\n")
+    files.write_json(out / MANIFEST, settings)
+    (out / _UNFINISHED).unlink(missing_ok=True)
+    return settings
+
+
+def _settings(size: Size, proxy: int, train: int, val: int, test: int, seed: int) -> dict[str, Any]:
+    """What decides every byte, JSON-serialisable; the content of ``data.json``."""
+    counts = {"proxy": proxy, "source/train": train, "source/val": val}
+    counts.update(dict.fromkeys(scenes.UNSEEN, test))
+    for folder, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{folder}: {count} images", "ask for at least one of each")
+        if count > len(scenes.SPLITS["train"]):
+            raise ConfigError(f"{folder}: {count} images", f"at most {len(scenes.SPLITS['train'])}")
+    if min(size) < _LEAST:
+        raise ConfigError(f"image size {size[0]}x{size[1]}", f"both sides must be at least {_LEAST} pixels")
+    return {
+        "generator": scenes.GENERATOR,
+        "size": list(size),
+        "seed": seed,
+        "counts": counts,
+        "classes": list(scenes.CLASSES),
+        "palette": [list(colour) for colour in scenes.PALETTE],
+    }
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make ``out`` ours, or find that it is; DataError where it holds something else."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file", "name a folder that does not exist yet")
+    for name in (MANIFEST, _UNFINISHED):
+        if (out / name).is_file():
+            _require_same(out / name, settings)
+            return
+    if out.is_dir() and any(not path.name.endswith(files.TEMPORARY) for path in out.iterdir()):
+        raise DataError(
+            f"{out} holds files that make-data did not write", "name an empty or a new folder for the data"
+        )
+    files.write_json(out / _UNFINISHED, settings)
+
+
+def _require_same(path: Path, settings: dict[str, Any]) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", "remove the folder and make the data again"
+        ) from None
+    for key, wanted in settings.items():
+        here = found.get(key) if isinstance(found, dict) else None
+        if here != wanted:
+            raise DataError(
+                f"{path.parent} holds other data: {key} is {here} in {path.name}, asked is {wanted}",
+                "name another folder, use the same settings, or remove the folder",
+            )
+
+
+def _plan(counts: dict[str, int]) -> Iterator[_Item]:
+    """All pictures in the order they are written."""
+    for folder, count in counts.items():
+        domain, _, split = folder.partition("/")
+        first = scenes.SPLITS[split].start if split else 0
+        for number in range(count):
+            yield _Item(folder, domain, first + number, f"{number:05d}.png")
+
+
+def _write_item(out: Path, item: _Item, size: Size, seed: int) -> None:
+    folder = out / item.folder
+    if item.folder == "proxy":
+        if not _is_whole(folder / item.name, size):
+            files.write_bytes(folder / item.name, _png(scenes.render_proxy(item.index, size, seed)))
+        return
+    paths = (folder / "images" / item.name, folder / "labels" / item.name)
+    if all(_is_whole(path, size) for path in paths):
+        return
+    for path, pixels in zip(paths, scenes.render(item.domain, item.index, size, seed), strict=True):
+        files.write_bytes(path, _png(pixels))
+
+
+def _write_once(path: Path, text: str) -> None:
+    if not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        files.write_text(path, text)
+
+
+def _is_whole(path: Path, size: Size) -> bool:
+    """Is there a PNG of this size whose checksums are right?"""
+    try:
+        with Image.open(path) as image:
+            fits = (image.height, image.width) == tuple(size)
+            image.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return fits
+
+
+def _png(pixels: UInt8Array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()

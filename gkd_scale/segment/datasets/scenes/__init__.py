@@ -1,0 +1,71 @@
+"""The embedded data: labelled street scenes in six domains, and an unlabelled proxy set.
+
+A picture is a pure function of (domain, index, size, seed). It is made in four steps, one module
+each: a :class:`~.styles.Style` says what the domain looks like, :mod:`~.layout` draws a street of
+that style in metres, :mod:`~.paint` turns it into colours, labels and depth through the camera of
+:mod:`~.geometry`, and :mod:`~.weather` photographs it. :mod:`~.proxy` makes the unlabelled set.
+
+Who may see what: ``source`` is for training (indices of ``SPLITS["train"]``) and for selection
+(``SPLITS["val"]``); ``unseen_*`` are for testing only. The demo teacher is trained on
+:func:`render_random`, whose scenes come from generators of their own name and whose styles are
+drawn from the whole style space, never one of the named ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gkd_scale.errors import DataError, nearest
+from gkd_scale.randomness import generator
+from gkd_scale.segment.datasets.scenes.layout import compose
+from gkd_scale.segment.datasets.scenes.paint import CLASSES, PALETTE, grain_noise, paint
+from gkd_scale.segment.datasets.scenes.proxy import render_proxy
+from gkd_scale.segment.datasets.scenes.styles import STYLES, Style, random_style
+from gkd_scale.segment.datasets.scenes.weather import draw_weather, photograph
+from gkd_scale.types import Size, UInt8Array
+
+__all__ = [
+    "CLASSES",
+    "DOMAINS",
+    "GENERATOR",
+    "PALETTE",
+    "SIZE",
+    "SPLITS",
+    "STYLES",
+    "UNSEEN",
+    "Style",
+    "random_style",
+    "render",
+    "render_proxy",
+    "render_random",
+]
+
+SIZE: Size = (96, 128)
+GENERATOR = 1
+"""Raised whenever the pictures change, so that data on disk is never mixed."""
+
+DOMAINS: tuple[str, ...] = tuple(STYLES)
+UNSEEN: tuple[str, ...] = tuple(name for name in STYLES if name.startswith("unseen_"))
+SPLITS: dict[str, range] = {"train": range(1_000_000), "val": range(1_000_000, 2_000_000)}
+"""Indices of the source domain by split."""
+
+
+def render(domain: str, index: int, size: Size = SIZE, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
+    """Image (H, W, 3) and label (H, W) of scene ``index`` of ``domain``; labels index ``CLASSES``."""
+    if domain not in STYLES:
+        raise DataError(f"no embedded domain '{domain}'", nearest(domain, STYLES) or f"use one of {DOMAINS}")
+    return _render(STYLES[domain], generator("scenes", domain, seed, index), size)
+
+
+def render_random(index: int, size: Size = SIZE, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
+    """Image and label of a scene in a style of its own: what the demo teacher learns from."""
+    rng = generator("scenes", "random", seed, index)
+    return _render(random_style(rng), rng, size)
+
+
+def _render(style: Style, rng: np.random.Generator, size: Size) -> tuple[UInt8Array, UInt8Array]:
+    scene = compose(style, rng, size)
+    painted, lamps = paint(scene)
+    grain_noise(rng, painted)
+    weather = draw_weather(style, scene.sun, rng)
+    return photograph(painted, lamps, scene.camera, weather, rng), painted.label

@@ -1,0 +1,491 @@
+"""The painter: a scene becomes albedo, labels, depth and lamps, far things first.
+
+Nothing here knows of weather or night. Faces are shaded by which way they look, which is all the
+sunlight a picture of this size can show; shadows on the ground are kept apart, since fog and night
+take them away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gkd_scale.randomness import generator
+from gkd_scale.segment.datasets.scenes.geometry import Canvas, Material, Painted, Vec3, mix, shade
+from gkd_scale.segment.datasets.scenes.layout import (
+    Building,
+    Car,
+    Ground,
+    Hedge,
+    Pedestrian,
+    Pole,
+    Scene,
+    Thing,
+    Tree,
+)
+
+CLASSES = ("road", "sidewalk", "building", "vegetation", "sky", "car", "pole", "pedestrian")
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (107, 142, 35),
+    (70, 130, 180),
+    (0, 0, 142),
+    (153, 153, 153),
+    (220, 20, 60),
+)
+ROAD, SIDEWALK, BUILDING, VEGETATION, SKY, CAR, POLE, PEDESTRIAN = range(8)
+
+FAR = 400.0
+"""Metres to the end of the ground."""
+
+_Corners = list[Vec3]
+_Side = tuple[_Corners, tuple[int, int]]
+_Place = Callable[[float, float, float], Vec3]
+"""From an object's axes (forward, right, up) to the world."""
+
+_WARM: Vec3 = (1.0, 0.78, 0.45)
+_WHITE: Vec3 = (1.0, 0.95, 0.82)
+_RED: Vec3 = (0.9, 0.06, 0.04)
+
+
+@dataclass(frozen=True)
+class Lamp:
+    """A point of light at ``place`` that reaches ``radius`` metres; ``aim`` -1 or 1 along Z, 0 all around."""
+
+    place: Vec3
+    radius: float
+    colour: Vec3
+    aim: int = 0
+
+
+def paint(scene: Scene) -> tuple[Painted, list[Lamp]]:
+    """Draw ``scene`` and list its lamps."""
+    canvas = Canvas(scene.camera, SKY)
+    lamps: list[Lamp] = []
+    if scene.ground is not None:
+        _paint_ground(canvas, scene.ground)
+        _paint_skyline(canvas, scene)
+    for thing in sorted(scene.things, key=_distance, reverse=True):
+        _paint_thing(canvas, thing, scene, lamps)
+    return canvas.develop(), lamps
+
+
+def _distance(thing: Thing) -> float:
+    """Where a thing stands in the painter's order. Long things count from their near end, a little behind."""
+    return thing.z + 0.8 if isinstance(thing, Building | Hedge) else thing.z
+
+
+def _paint_thing(canvas: Canvas, thing: Thing, scene: Scene, lamps: list[Lamp]) -> None:
+    if isinstance(thing, Building):
+        _paint_building(canvas, thing, scene)
+    elif isinstance(thing, Tree):
+        _paint_tree(canvas, thing, scene)
+    elif isinstance(thing, Hedge):
+        _paint_hedge(canvas, thing)
+    elif isinstance(thing, Car):
+        _paint_car(canvas, thing, scene, lamps)
+    elif isinstance(thing, Pole):
+        _paint_pole(canvas, thing, lamps)
+    else:
+        _paint_pedestrian(canvas, thing, scene)
+
+
+# --- ground -------------------------------------------------------------------------------------
+
+
+def _paint_ground(canvas: Canvas, ground: Ground) -> None:
+    base = Material(VEGETATION if ground.grassy else SIDEWALK, ground.base, grain=0.16, upward=1.0)
+    canvas.polygon([(-900, 0, -5), (900, 0, -5), (900, 0, FAR), (-900, 0, FAR)], base)
+    road = Material(ROAD, ground.asphalt, grain=0.12, upward=1.0)
+    canvas.polygon(_strip(ground, -ground.half, ground.half, 0.0, 150.0), road)
+    for side in (-1, 1):
+        _paint_walk(canvas, ground, side)
+    _paint_markings(canvas, ground)
+
+
+def _strip(
+    ground: Ground, left: float, right: float, start: float, stop: float, height: float = 0.0
+) -> list[Vec3]:
+    """The outline of a band along the road."""
+    stations = [z for z in (-4.0, 4, 9, 15, 22, 30, 40, 52, 66, 82, 100, 125) if start < z < stop]
+    stations = [start, *stations, stop]
+    go = [(left + ground.middle(z), height, z) for z in stations]
+    back = [(right + ground.middle(z), height, z) for z in reversed(stations)]
+    return go + back
+
+
+def _paint_walk(canvas: Canvas, ground: Ground, side: int) -> None:
+    inner, outer = side * ground.half, side * (ground.half + ground.walks[(side + 1) // 2])
+    slab = Material(SIDEWALK, ground.paving, grain=0.10, upward=1.0)
+    canvas.polygon(_strip(ground, inner, outer, 0.0, 150.0), slab)
+    edge = Material(SIDEWALK, mix(ground.paving, (0.9, 0.9, 0.9), 0.3), grain=0.05, upward=1.0)
+    canvas.polygon(_strip(ground, inner, inner + side * ground.kerb * 1.6, 0.0, 70.0), edge)
+    gutter = Material(ROAD, shade(ground.asphalt, 0.7), grain=0.05, upward=1.0)
+    canvas.polygon(_strip(ground, inner - side * 0.22, inner, 0.0, 60.0), gutter)
+
+
+def _paint_markings(canvas: Canvas, ground: Ground) -> None:
+    line_paint = Material(ROAD, ground.marking, grain=0.08, upward=0.97)
+    lane = 2 * ground.half / ground.lanes
+    for line in range(1, ground.lanes):
+        at = -ground.half + line * lane
+        if 2 * line == ground.lanes and ground.dashed > 3.0:
+            canvas.polygon(_strip(ground, at - 0.08, at + 0.08, 0.0, 90.0), line_paint)
+            continue
+        z = 0.0
+        while z < 60.0:
+            canvas.polygon(_strip(ground, at - 0.08, at + 0.08, z, z + ground.dashed), line_paint)
+            z += ground.dashed * 2.2
+    if ground.crossing is not None:
+        x = -ground.half + 0.4
+        while x < ground.half - 0.6:
+            canvas.polygon(_strip(ground, x, x + 0.5, ground.crossing, ground.crossing + 3.0), line_paint)
+            x += 1.0
+
+
+def _paint_skyline(canvas: Canvas, scene: Scene) -> None:
+    for x, width, height, wooded in scene.skyline:
+        if wooded:
+            tone = Material(VEGETATION, (0.24, 0.33, 0.22), grain=0.15, upward=0.4)
+            for share in (0.0, 0.3, 0.6, 0.9):
+                canvas.ellipse((x + share * width, 0.3 * height, 200), (0.3 * width, 0.8 * height), tone)
+        else:
+            tone = Material(BUILDING, (0.48, 0.49, 0.53), grain=0.06)
+            corners = [
+                (x, 0.0, 210.0),
+                (x + width, 0.0, 210.0),
+                (x + width, height, 210.0),
+                (x, height, 210.0),
+            ]
+            canvas.polygon(corners, tone)
+
+
+# --- buildings and plants -----------------------------------------------------------------------
+
+
+def _paint_building(canvas: Canvas, b: Building, scene: Scene) -> None:
+    height = b.storeys * b.storey
+    far = b.x + b.side * b.depth
+    sunny = 1.0 + 0.18 * scene.sun * scene.sun_side * -b.side
+    street = Material(BUILDING, shade(b.colour, sunny), grain=0.07)
+    front = Material(BUILDING, shade(b.colour, 0.78 + 0.1 * scene.sun), grain=0.07)
+    if canvas.polygon([(b.x, 0, b.z), (far, 0, b.z), (far, height, b.z), (b.x, height, b.z)], front):
+        _paint_windows(canvas, b, (b.x, b.z), (far, b.z), 0.75)
+    _paint_roof(canvas, b, height, far)
+    walled = canvas.polygon([(b.x, 0, b.z), (b.x, 0, b.z1), (b.x, height, b.z1), (b.x, height, b.z)], street)
+    if b.shop is not None:
+        top = min(0.85 * b.storey, 2.9)
+        band = Material(BUILDING, b.shop, grain=0.05)
+        corners = [(b.x, top, b.z), (b.x, top, b.z1), (b.x, top + 0.6, b.z1), (b.x, top + 0.6, b.z)]
+        canvas.polygon([(x - b.side * 0.02, y, z) for x, y, z in corners], band)
+    if walled:
+        _paint_windows(canvas, b, (b.x, b.z), (b.x, b.z1), sunny)
+    if scene.sun > 0.1 and scene.sun_side * b.side > 0:
+        reach = b.x - b.side * min(height * 0.6 * abs(scene.sun_side), 12.0)
+        canvas.shadow([(b.x, 0, b.z), (b.x, 0, b.z1), (reach, 0, b.z1), (reach, 0, b.z)], 0.55)
+
+
+def _paint_roof(canvas: Canvas, b: Building, height: float, far: float) -> None:
+    roof = Material(BUILDING, b.roof, grain=0.08, upward=0.8)
+    if b.gable > 0:
+        ridge = ((b.x + far) / 2, height + b.gable)
+        canvas.polygon([(b.x, height, b.z), (far, height, b.z), (ridge[0], ridge[1], b.z)], roof)
+        canvas.polygon(
+            [(b.x, height, b.z), (b.x, height, b.z1), (ridge[0], ridge[1], b.z1), (ridge[0], ridge[1], b.z)],
+            roof,
+        )
+    else:
+        rim = Material(BUILDING, b.trim, grain=0.04, upward=0.6)
+        canvas.polygon(
+            [(b.x, height, b.z), (b.x, height, b.z1), (b.x, height + 0.4, b.z1), (b.x, height + 0.4, b.z)],
+            rim,
+        )
+
+
+def _paint_windows(
+    canvas: Canvas, b: Building, start: tuple[float, float], stop: tuple[float, float], light: float
+) -> None:
+    """A grid of windows on the vertical face over the ground segment from ``start`` to ``stop`` (x, z)."""
+    nearest = max(min(start[1], stop[1]), 2.0)
+    if canvas.width_px((b.x, 1.0, nearest), b.window[1] * b.storey) < 1.5:
+        return
+    columns = max(1, int(math.hypot(stop[0] - start[0], stop[1] - start[1]) / b.bay))
+    random = generator("windows", b.seed).random((2, columns, b.storeys), dtype=np.float32)
+    column, floor = (axis.ravel() for axis in np.mgrid[:columns, : b.storeys].astype(np.float32))
+    left = (column + 0.5 * (1 - b.window[0])) / columns
+    sill = np.where((floor == 0) & (b.shop is not None), 0.15, 0.5) * (1 - b.window[1])
+    low = (floor + sill) / b.storeys
+    boxes = np.stack([left, low, left + b.window[0] / columns, low + b.window[1] / b.storeys], axis=1)
+    panes = [
+        Material(
+            BUILDING,
+            shade(b.glass, (0.8 + 0.4 * tone) * light),
+            grain=0.03,
+            glow=shade(_WARM, 0.63 + 0.2 * tone) if chance < b.lit else (0.0, 0.0, 0.0),
+        )
+        for tone, chance in zip(random[0].ravel().tolist(), random[1].ravel().tolist(), strict=True)
+    ]
+    canvas.panes((start[0], 0, start[1]), (stop[0], 0, stop[1]), b.storeys * b.storey, boxes, panes)
+
+
+def _paint_tree(canvas: Canvas, t: Tree, scene: Scene) -> None:
+    if not canvas.sees((t.x, 0.5 * t.height, t.z), t.height + 2 * t.crown):
+        return
+    _round_shadow(canvas, scene, t.x, t.z, t.crown, 0.5)
+    trunk = Material(VEGETATION, t.bark, grain=0.1)
+    canvas.post((t.x, 0, t.z), (t.x, 0.6 * t.height, t.z), 0.06 * t.height, trunk, least=2.0)
+    rng = generator("tree", t.seed)
+    if t.conifer:
+        for level in range(4):
+            low = t.height * (0.12 + 0.2 * level)
+            reach = t.crown * 0.9 * (1 - 0.22 * level)
+            leaf = Material(VEGETATION, shade(t.colour, 0.65 + 0.12 * level), grain=0.3, upward=0.5)
+            top = low + 0.36 * t.height
+            canvas.polygon([(t.x - reach, low, t.z), (t.x + reach, low, t.z), (t.x, top, t.z)], leaf)
+        return
+    blobs = rng.random((9 if t.z < 40 else 5, 4))
+    middle = t.height - t.crown
+    for number, (angle, out, radius, tone) in enumerate(blobs.tolist()):
+        distance = 0.62 * t.crown * out**0.5
+        dx, dy = distance * math.cos(6.283 * angle), distance * math.sin(6.283 * angle)
+        size = t.crown * (0.4 + 0.3 * radius)
+        lift = 0.7 + 0.3 * (dy / t.crown + 0.5) + 0.25 * (tone - 0.5) + 0.02 * number
+        leaf = Material(VEGETATION, shade(t.colour, lift), grain=0.32, upward=0.45)
+        canvas.ellipse((t.x + dx, middle + dy, t.z), (size, 0.9 * size), leaf)
+
+
+def _paint_hedge(canvas: Canvas, h: Hedge) -> None:
+    far = h.x + h.side * 0.8
+    leaf = Material(VEGETATION, h.colour, grain=0.3, upward=0.3)
+    end = Material(VEGETATION, shade(h.colour, 0.8), grain=0.3, upward=0.3)
+    canvas.polygon([(h.x, 0, h.z), (far, 0, h.z), (far, h.height, h.z), (h.x, h.height, h.z)], end)
+    canvas.polygon([(h.x, 0, h.z), (h.x, 0, h.z1), (h.x, h.height, h.z1), (h.x, h.height, h.z)], leaf)
+    top = Material(VEGETATION, shade(h.colour, 1.15), grain=0.3, upward=0.8)
+    corners = [(h.x, h.height, h.z), (far, h.height, h.z), (far, h.height, h.z1), (h.x, h.height, h.z1)]
+    canvas.polygon(corners, top)
+
+
+def _round_shadow(canvas: Canvas, scene: Scene, x: float, z: float, radius: float, strength: float) -> None:
+    """A soft shadow of something round, moved away from the sun."""
+    if scene.sun < 0.1:
+        return
+    x = x + 0.8 * radius * scene.sun_side
+    corners = [
+        (x + radius * math.cos(a), 0.0, z + 0.7 * radius * math.sin(a))
+        for a in (0.0, 0.8, 1.6, 2.4, 3.14, 3.9, 4.7, 5.5)
+    ]
+    canvas.shadow(corners, strength)
+
+
+# --- cars, poles, people ------------------------------------------------------------------------
+
+
+def _paint_car(canvas: Canvas, car: Car, scene: Scene, lamps: list[Lamp]) -> None:
+    seen = canvas.sees((car.x, 0.5 * car.height, car.z), car.length)
+    if math.hypot(car.x - scene.camera.x, car.z) < 3.5 or not (seen or car.lights):
+        return
+    sin, cos = math.sin(car.heading), math.cos(car.heading)
+
+    def at(along: float, across: float, up: float) -> Vec3:
+        """Car axes (forward, right, up) to the world."""
+        return car.x + along * sin + across * cos, up, car.z + along * cos - across * sin
+
+    half, wide = car.length / 2, car.width / 2
+    waist = 0.56 * car.height
+    shadow = [at(a, b, 0.0) for a, b in ((half, wide), (half, -wide), (-half, -wide), (-half, wide))]
+    canvas.shadow([(x, y, z) for x, y, z in shadow], 0.75)
+    body = [_face(axis, sign, half, wide, 0.22, waist) for axis in (0, 1) for sign in (-1, 1)]
+    rear, front = -half + car.cabin[0] * car.length, -half + car.cabin[1] * car.length
+    dark = Material(CAR, (0.05, 0.05, 0.06), grain=0.02)
+    for corners, (along, across) in _facing(scene, at, body):
+        tone = 0.82 + 0.2 * abs(along) + 0.12 * scene.sun * across
+        canvas.polygon([at(*c) for c in corners], Material(CAR, shade(car.colour, tone), grain=0.03))
+        if across:
+            _paint_wheels(canvas, at, half, across * wide, dark)
+        else:
+            _paint_lights(canvas, car, at, along, wide, waist, lamps)
+            canvas.polygon([at(a, b, 0.1 if u < 0.3 else 0.26) for a, b, u in corners], dark)
+    glass = Material(CAR, (0.16, 0.19, 0.23), grain=0.02)
+    low, high, inset = waist, car.height, 0.86 * wide
+    slope = 0.16 * car.length * (0.5 if car.height > 1.8 else 1.0)
+    cabin = [
+        [
+            (rear, -wide, low),
+            (rear, wide, low),
+            (rear + slope / 2, inset, high),
+            (rear + slope / 2, -inset, high),
+        ],
+        [
+            (front, -wide, low),
+            (front, wide, low),
+            (front - slope, inset, high),
+            (front - slope, -inset, high),
+        ],
+        [
+            (rear, -wide, low),
+            (front, -wide, low),
+            (front - slope, -inset, high),
+            (rear + slope / 2, -inset, high),
+        ],
+        [
+            (rear, wide, low),
+            (front, wide, low),
+            (front - slope, inset, high),
+            (rear + slope / 2, inset, high),
+        ],
+    ]
+    sides = list(zip(cabin, ((-1, 0), (1, 0), (0, -1), (0, 1)), strict=True))
+    bonnet = Material(CAR, shade(car.colour, 1.12), grain=0.03, upward=0.8)
+    deck = [(-half, -wide, waist), (-half, wide, waist), (half, wide, waist), (half, -wide, waist)]
+    canvas.polygon([at(*c) for c in deck], bonnet)
+    for corners, _ in _facing(scene, at, sides):
+        canvas.polygon([at(*c) for c in corners], Material(CAR, shade(car.colour, 0.95), grain=0.03))
+        middle = [sum(c[i] for c in corners) / 4 for i in range(3)]
+        pane = [tuple(m + 0.78 * (v - m) for v, m in zip(c, middle, strict=True)) for c in corners]
+        canvas.polygon([at(*p) for p in pane], glass)
+    roof = [(rear + slope / 2, -inset, high), (rear + slope / 2, inset, high)]
+    roof += [(front - slope, inset, high), (front - slope, -inset, high)]
+    canvas.polygon([at(*c) for c in roof], bonnet)
+
+
+def _face(axis: int, sign: int, half: float, wide: float, low: float, high: float) -> _Side:
+    """One vertical face of the body in car axes, and the way it looks (along, across)."""
+    if axis == 0:
+        x = sign * half
+        return [(x, -wide, low), (x, wide, low), (x, wide, high), (x, -wide, high)], (sign, 0)
+    y = sign * wide
+    return [(-half, y, low), (half, y, low), (half, y, high), (-half, y, high)], (0, sign)
+
+
+def _facing(scene: Scene, at: _Place, sides: list[_Side]) -> Iterator[_Side]:
+    """The faces that look at the camera, far ones first."""
+    seen = []
+    for corners, (along, across) in sides:
+        middle = [sum(c[i] for c in corners) / 4 for i in range(3)]
+        here = at(*middle)
+        ahead = at(middle[0] + along, middle[1] + across, middle[2])
+        to_camera = (scene.camera.x - here[0], -here[2])
+        if (ahead[0] - here[0]) * to_camera[0] + (ahead[2] - here[2]) * to_camera[1] > 0:
+            seen.append((math.hypot(*to_camera), corners, (along, across)))
+    seen.sort(key=lambda item: item[0], reverse=True)
+    for _, corners, way in seen:
+        yield corners, way
+
+
+def _paint_wheels(canvas: Canvas, at: _Place, half: float, side: float, dark: Material) -> None:
+    hub = Material(CAR, (0.5, 0.5, 0.52), grain=0.02)
+    for along in (-0.62 * half, 0.62 * half):
+        for radius, material in ((0.34, dark), (0.17, hub)):
+            ring = [
+                at(along + radius * math.cos(a), side * 1.01, 0.34 + radius * math.sin(a))
+                for a in (0.0, 0.785, 1.571, 2.356, 3.142, 3.927, 4.712, 5.498)
+            ]
+            canvas.polygon(ring, material)
+
+
+def _paint_lights(
+    canvas: Canvas, car: Car, at: _Place, along: int, wide: float, waist: float, lamps: list[Lamp]
+) -> None:
+    colour = _WHITE if along > 0 else _RED
+    glow = shade(colour, 1.0) if car.lights else (0.0, 0.0, 0.0)
+    material = Material(CAR, mix(colour, (0.7, 0.7, 0.7), 0.3), grain=0.0, glow=glow)
+    face = along * car.length / 2 * 1.005
+    for side in (-1, 1):
+        inner, outer = side * 0.55 * wide, side * 0.95 * wide
+        low, high = 0.62 * waist, 0.92 * waist
+        canvas.polygon(
+            [at(face, inner, low), at(face, outer, low), at(face, outer, high), at(face, inner, high)],
+            material,
+        )
+    if car.lights:
+        x, y, z = at(face + along * 1.2, 0.0, 0.6)
+        lamps.append(Lamp((x, y, z), 3.0 if along > 0 else 1.2, colour))
+
+
+def _paint_pole(canvas: Canvas, p: Pole, lamps: list[Lamp]) -> None:
+    metal = Material(POLE, p.colour, grain=0.04)
+    canvas.post((p.x, 0, p.z), (p.x, p.height, p.z), p.width, metal)
+    if p.kind == "lamp":
+        end = (p.x + p.arm, p.height + 0.2, p.z)
+        canvas.post((p.x, p.height, p.z), end, 0.1, metal, least=2.0)
+        canvas.ellipse(end, (0.34, 0.16), Material(POLE, (0.8, 0.8, 0.75), grain=0.0, glow=_WARM))
+        lamps.append(Lamp((end[0], end[1] - 0.3, end[2]), 6.0, _WARM))
+    elif p.kind == "sign":
+        _paint_plate(canvas, p)
+    elif p.kind == "signal":
+        box = Material(POLE, (0.08, 0.08, 0.08), grain=0.0)
+        _board(canvas, p.x, p.height, p.z, 0.19, 0.5, box)
+        on = int(p.shape)
+        for number, colour in enumerate(((0.95, 0.1, 0.08), (0.95, 0.65, 0.1), (0.1, 0.85, 0.35))):
+            glow = colour if number == on else (0.0, 0.0, 0.0)
+            bulb = Material(POLE, shade(colour, 1.0 if number == on else 0.25), grain=0.0, glow=glow)
+            canvas.ellipse((p.x, p.height + 0.3 - 0.3 * number, p.z - 0.01), (0.12, 0.12), bulb)
+
+
+def _paint_plate(canvas: Canvas, p: Pole) -> None:
+    plate = Material(POLE, p.plate, grain=0.02)
+    rim = Material(POLE, (0.92, 0.92, 0.92), grain=0.02)
+    z, size = p.z - 0.05, 0.38
+    if p.shape == 0:
+        canvas.ellipse((p.x, p.height, z), (size, size), rim)
+        canvas.ellipse((p.x, p.height, z - 0.01), (0.8 * size, 0.8 * size), plate)
+    elif p.shape == 1:
+        canvas.polygon(
+            [(p.x - size, p.height - size, z), (p.x + size, p.height - size, z), (p.x, p.height + size, z)],
+            plate,
+        )
+    else:
+        _board(canvas, p.x, p.height, z, 1.2 * size, 0.8 * size, plate)
+
+
+def _board(
+    canvas: Canvas, x: float, y: float, z: float, across: float, up: float, material: Material
+) -> None:
+    corners = [
+        (x - across, y - up, z),
+        (x + across, y - up, z),
+        (x + across, y + up, z),
+        (x - across, y + up, z),
+    ]
+    canvas.polygon(corners, material)
+
+
+def _paint_pedestrian(canvas: Canvas, p: Pedestrian, scene: Scene) -> None:
+    h, x, z = p.height, p.x, p.z
+    if not canvas.sees((x, 0.5 * h, z), h):
+        return
+    _round_shadow(canvas, scene, x, z, 0.3, 0.5)
+    legs = Material(PEDESTRIAN, p.trousers, grain=0.05)
+    shirt = Material(PEDESTRIAN, p.shirt, grain=0.06)
+    skin = Material(PEDESTRIAN, p.skin, grain=0.02)
+    for step in (-1, 1):
+        foot = x + step * (0.05 + p.stride * 0.5) * h * 0.5
+        canvas.post((foot, 0, z), (x + step * 0.045 * h, 0.5 * h, z), 0.085 * h, legs, least=2.0)
+        hand = x + step * (0.14 + 0.1 * abs(p.stride)) * h
+        canvas.post((hand, 0.46 * h, z), (x + step * 0.11 * h, 0.79 * h, z), 0.06 * h, shirt, least=1.6)
+    bottom = 0.3 if p.coat else 0.46
+    torso = [(x - 0.115 * h, bottom * h), (x + 0.115 * h, bottom * h), (x + 0.13 * h, 0.83 * h)]
+    torso += [(x - 0.13 * h, 0.83 * h)]
+    canvas.polygon([(px, py, z) for px, py in torso], shirt)
+    canvas.ellipse((x, 0.91 * h, z), (0.065 * h, 0.085 * h), skin)
+    hair = Material(PEDESTRIAN, shade(p.trousers, 0.4), grain=0.02)
+    canvas.ellipse((x, 0.955 * h, z), (0.06 * h, 0.045 * h), hair)
+
+
+def grain_noise(rng: np.random.Generator, painted: Painted, strength: float = 1.0) -> None:
+    """Give every surface its texture, in place: grain in the image, patches and slabs on the ground."""
+    height, width = painted.label.shape
+    fine = rng.standard_normal((height, width), dtype=np.float32) * 0.6
+    coarse = rng.standard_normal((64, 64), dtype=np.float32)
+    x = (painted.points[..., 0] * 1.3).astype(np.int32) & 63
+    z = (painted.points[..., 2] * 0.7 + painted.points[..., 1] * 2.0).astype(np.int32) & 63
+    texture = 1.0 + strength * painted.grain * (fine + 0.7 * coarse[x, z])
+    slabs = (painted.label == SIDEWALK) & (painted.inverse_depth > 1 / 16)
+    joint = ((painted.points[..., 0] % 0.9) < 0.09) | ((painted.points[..., 2] % 0.9) < 0.14)
+    texture -= 0.16 * (slabs & joint & (painted.upward == 1.0))
+    painted.albedo *= np.maximum(texture, 0.1)[..., None]
