@@ -1,0 +1,222 @@
+"""Training images: which ones, in what order, and how each is changed.
+
+Everything is a pure function of (seed, epoch, index). The order is one permutation an epoch; image
+``p`` of the endless stream is image ``p mod n`` of epoch ``p div n``; step ``t`` takes the stream's
+images ``[t * global_batch, (t + 1) * global_batch)``, cut into slices that do not depend on the world
+size. Each image is changed by numbers drawn from a generator of its own name, so neither threads nor
+a resume can change what is trained on.
+
+The geometry is one draw: a box in the *source* image, whose pixels alone are resized. At scale 1 the
+image just covers the training size, as it does in inference; above 1 the box shows a part of the
+image, below 1 it reaches beyond it and the rest is padded (label: ignored).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from gkd_scale.prefetch import prefetch
+from gkd_scale.randomness import generator
+from gkd_scale.segment.config import AugmentConfig
+from gkd_scale.types import IGNORE, Int64Array, SegDataset, SegSample, Size, UInt8Array
+
+Colour = tuple[int, int, int]
+
+_CROP_TRIES = 10
+
+
+class SegBatch(NamedTuple):
+    """``pixels`` (B, 3, H, W) uint8 and ``labels`` (B, H, W) uint8."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Box:
+    """A crop: rows [top, top+height) and columns [left, left+width) of the source; may reach beyond it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+# --------------------------------------------------------------------------------------- one image
+
+
+def cover_scale(source: Size, target: Size) -> float:
+    """The least scale at which an image of size ``source`` covers ``target``."""
+    return max(target[0] / source[0], target[1] / source[1])
+
+
+def draw_box(source: Size, target: Size, scale: float, rng: np.random.Generator) -> Box:
+    """A random box of the source that becomes ``target`` at ``scale`` times the covering scale.
+
+    It lies inside the image where it can; where it is larger, the image lies inside the box.
+    """
+    factor = scale * cover_scale(source, target)
+    height, width = (max(1, round(side / factor)) for side in target)
+    top, left = (
+        int(rng.integers(min(0, room), max(0, room) + 1)) for room in (source[0] - height, source[1] - width)
+    )
+    return Box(top, left, height, width)
+
+
+def crop_pixels(image: UInt8Array, box: Box, target: Size, fill: Colour) -> Tensor:
+    """The box of an image (H, W, 3) as (3, *target) uint8, antialiased; ``fill`` where there is none."""
+    source, place = _placement(box, (image.shape[0], image.shape[1]), target)
+    pixels = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *target)
+    part = torch.from_numpy(np.array(image[source])).permute(2, 0, 1)
+    pixels[:, place[0], place[1]] = F.resize(part, _lengths(place), antialias=True)
+    return pixels
+
+
+def crop_label(label: UInt8Array, box: Box, target: Size) -> Tensor:
+    """The box of a label (H, W) as ``target`` uint8, nearest neighbour; ignored where there is none."""
+    source, place = _placement(box, (label.shape[0], label.shape[1]), target)
+    ids = torch.full(target, IGNORE, dtype=torch.uint8)
+    part = torch.from_numpy(np.array(label[source]))[None]
+    ids[place] = F.resize(part, _lengths(place), interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    return ids
+
+
+Slices = tuple[slice, slice]
+
+
+def _placement(box: Box, available: Size, target: Size) -> tuple[Slices, Slices]:
+    """Rows and columns of the source that the box shows, and where they go in the target."""
+    rows = _overlap(box.top, box.height, available[0], target[0])
+    columns = _overlap(box.left, box.width, available[1], target[1])
+    return (rows[0], columns[0]), (rows[1], columns[1])
+
+
+def _overlap(start: int, length: int, available: int, target: int) -> Slices:
+    """The part of [start, start+length) that exists, and its place in ``target`` pixels."""
+    low, high = max(start, 0), min(start + length, available)
+    first = min(round((low - start) * target / length), target - 1)
+    last = max(round((high - start) * target / length), first + 1)
+    return slice(low, high), slice(first, last)
+
+
+def _lengths(place: Slices) -> list[int]:
+    return [each.stop - each.start for each in place]
+
+
+def one_class_share(label: Tensor) -> float:
+    """How much of the valid pixels the most frequent class has; 1 where no pixel is valid."""
+    counts = torch.bincount(label[label != IGNORE].long().flatten())
+    return float(counts.max() / counts.sum()) if counts.numel() else 1.0
+
+
+def photometric(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Brightness, contrast, saturation (up to 1/8, 1/2, 1/2) and hue (1/20 turn), each every other time.
+
+    ``strength`` scales the ranges, which are those of the usual photometric distortion of
+    segmentation at 1. All eight numbers are drawn whatever is used.
+    """
+    use = rng.random(4) < 0.5
+    amount = rng.uniform(-1, 1, 4) * strength
+    if use[0]:
+        pixels = F.adjust_brightness(pixels, max(0.0, 1 + float(amount[0]) / 8))
+    if use[1]:
+        pixels = F.adjust_contrast(pixels, max(0.0, 1 + float(amount[1]) / 2))
+    if use[2]:
+        pixels = F.adjust_saturation(pixels, max(0.0, 1 + float(amount[2]) / 2))
+    if use[3]:
+        pixels = F.adjust_hue(pixels, float(np.clip(amount[3] / 20, -0.5, 0.5)))
+    return pixels
+
+
+def augment(
+    sample: SegSample,
+    target: Size,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    fill: Colour = (0, 0, 0),
+) -> tuple[Tensor, Tensor]:
+    """Pixels (3, H, W) uint8 and label (H, W) uint8 of size ``target``; ``fill`` is the padding's RGB."""
+    source = (sample.label.shape[0], sample.label.shape[1])
+    scale = float(rng.uniform(*config.scale))
+    for _ in range(_CROP_TRIES):
+        box = draw_box(source, target, scale, rng)
+        label = crop_label(sample.label, box, target)
+        if config.cat_max_ratio >= 1 or one_class_share(label) < config.cat_max_ratio:
+            break
+    pixels = crop_pixels(sample.image, box, target, fill)
+    if rng.random() < config.flip:
+        pixels, label = F.horizontal_flip(pixels), F.horizontal_flip(label)
+    if config.photometric > 0:
+        pixels = photometric(pixels, config.photometric, rng)
+    return pixels, label
+
+
+# -------------------------------------------------------------------------------------- the stream
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, images: int) -> Int64Array:
+    """The permutation of ``images`` indices in ``epoch``."""
+    return generator("stage2", "order", seed, epoch).permutation(images).astype(np.int64)
+
+
+def locate(seed: int, position: int, images: int) -> tuple[int, int]:
+    """(epoch, index) of image ``position`` of the stream over a dataset of ``images``."""
+    epoch, offset = divmod(position, images)
+    return epoch, int(epoch_order(seed, epoch, images)[offset])
+
+
+def micro_batch_positions(
+    start: int, stop: int, *, micro: int, accumulation: int, rank: int, world: int
+) -> Iterator[range]:
+    """This rank's micro batches as positions in the stream, for the steps [start, stop)."""
+    global_batch = micro * accumulation * world
+    for step in range(start, stop):
+        for index in range(accumulation):
+            first = step * global_batch + (index * world + rank) * micro
+            yield range(first, first + micro)
+
+
+@dataclass(frozen=True)
+class TrainStream:
+    """A dataset as an endless, resumable stream of augmented micro batches."""
+
+    dataset: SegDataset
+    size: Size
+    config: AugmentConfig
+    seed: int
+    fill: Colour
+    workers: int
+
+    def sample(self, position: int) -> tuple[Tensor, Tensor]:
+        """Image ``position`` of the stream, augmented."""
+        epoch, index = locate(self.seed, position, len(self.dataset))
+        rng = generator("stage2", "augment", self.seed, epoch, index)
+        return augment(self.dataset[index], self.size, self.config, rng, self.fill)
+
+    def batches(
+        self, *, micro: int, accumulation: int, rank: int, world: int
+    ) -> Callable[[int, int], Iterator[SegBatch]]:
+        """``(start, stop)`` to this rank's micro batches of those steps, read ahead by threads."""
+
+        def between(start: int, stop: int) -> Iterator[SegBatch]:
+            slices = micro_batch_positions(
+                start, stop, micro=micro, accumulation=accumulation, rank=rank, world=world
+            )
+            positions = (position for part in slices for position in part)
+            ready = prefetch(self.sample, positions, self.workers, depth=max(2 * micro, 2 * self.workers))
+            while chunk := list(islice(ready, micro)):
+                pixels, labels = zip(*chunk, strict=True)
+                yield SegBatch(torch.stack(pixels), torch.stack(labels))
+
+        return between

@@ -1,0 +1,174 @@
+"""The options of stage 2 and of ``gkd-scale evaluate``. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gkd_scale.cache.config import parse_size
+from gkd_scale.config import option, section
+from gkd_scale.errors import ConfigError
+
+DEFAULT_BACKBONE = Path("runs/stage1")
+DEFAULT_STUDENT = "demo_student"
+DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
+DEFAULT_VAL = "embedded:runs/demo-data/source/val"
+_RGB = ("R", "G", "B")
+_EXAMPLE = "for example night=embedded:runs/demo-data/unseen_night"
+
+
+@dataclass
+class HeadOptimConfig:
+    """optimizer: AdamW with a polynomial schedule"""
+
+    lr: float | None = option(
+        None,
+        "peak learning rate (default: 5e-3 linear, 3e-3 other heads, 1e-3 with --adapt full)",
+        flag="--lr",
+    )
+    weight_decay: float = option(0.05, "decoupled weight decay")
+    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
+    power: float = option(0.9, "exponent of the polynomial decay")
+    warmup: float = option(0.05, "share of the steps that the learning rate rises")
+    warmup_lr: float = option(1e-6, "learning rate of the first step")
+
+
+@dataclass
+class AugmentConfig:
+    """augmentation: the same for image and label"""
+
+    scale: tuple[float, float] = option(
+        (0.5, 2.0), "random scale; at 1 the image just covers the training size"
+    )
+    flip: float = option(0.5, "probability of a horizontal flip")
+    cat_max_ratio: float = option(0.75, "draw another crop while one class fills more than this share")
+    photometric: float = option(1.0, "strength of brightness, contrast, saturation and hue (0 = off)")
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale {low} {high} is not a range of positive numbers, smallest first")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip {self.flip} is not a probability")
+        if not 0 < self.cat_max_ratio <= 1:
+            raise ValueError(f"cat_max_ratio {self.cat_max_ratio} is not in (0, 1]")
+        if not 0 <= self.photometric <= 2:
+            raise ValueError(f"photometric {self.photometric} is not in [0, 2]")
+
+
+@dataclass
+class Stage2Config:
+    """Train a segmentation head on a frozen backbone."""
+
+    ds_config: str = option("zero2.json", "DeepSpeed JSON: a path, or the name of a bundled one")
+    backbone: Path | None = option(
+        None,
+        f"stage-1 run, weights file or 'pretrained' (default {DEFAULT_BACKBONE}; --adapt full: scratch)",
+        metavar="RUN|FILE",
+    )
+    student: str | None = option(None, "timm name; needed where --backbone is a weights file or from scratch")
+    student_args: dict[str, Any] = option({}, "arguments of the timm model")
+    mean: tuple[float, float, float] | None = option(
+        None, "of pixels in 0..1, where a weights file was trained with another than timm says", metavar=_RGB
+    )
+    std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB)
+    adapt: str = option(
+        "frozen",
+        "train only the head, or all (the no-distillation baseline)",
+        choices=("frozen", "full"),
+    )
+    train: list[str] = option(
+        [], f"source-domain dataset, repeatable (default {DEFAULT_TRAIN})", metavar="ADAPTER:PATH"
+    )
+    val: list[str] = option(
+        [], f"in-domain validation, repeatable (default {DEFAULT_VAL})", metavar="ADAPTER:PATH"
+    )
+    check: bool = option(True, "read every training and validation sample once before training")
+    head: str = option("linear", "segmentation head: linear or fpn")
+    head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64")
+    image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
+    steps: int = option(400, "optimizer steps")
+    global_batch: int | None = option(None, "images an optimizer step, over all ranks (default 16)")
+    optim: HeadOptimConfig = section(HeadOptimConfig)
+    augment: AugmentConfig = section(AugmentConfig)
+    out: Path = option(Path("runs/stage2"), "run folder; the same command again resumes")
+    save_every: int = option(200, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+    val_every: int = option(100, "steps between validations; the best one is what the run exports")
+    workers: int = option(2, "threads that read and augment, a rank")
+    seed: int = option(0, "decides head, order and augmentation")
+
+    def __post_init__(self) -> None:
+        self.size()
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std {self.std} is not above 0")
+        if bool(self.train) != bool(self.val):
+            missing, given = ("--val", "--train") if self.train else ("--train", "--val")
+            raise ConfigError(
+                f"{given} is given without {missing}", "give both, or neither for the embedded data"
+            )
+        for name in ("steps", "save_every", "keep", "val_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the training images."""
+        return parse_size(self.image_size)
+
+    def peak_lr(self) -> float:
+        """``optim.lr``, or what suits the head: the smaller it is, the more."""
+        if self.optim.lr is not None:
+            return self.optim.lr
+        if self.adapt == "full":
+            return 1e-3
+        return 5e-3 if self.head == "linear" else 3e-3
+
+    def train_sets(self) -> list[str]:
+        return self.train or [DEFAULT_TRAIN]
+
+    def val_sets(self) -> list[str]:
+        return self.val or [DEFAULT_VAL]
+
+    def backbone_ref(self) -> Path | None:
+        """Where the backbone's weights are; None for from scratch."""
+        if self.backbone is None and self.adapt == "frozen":
+            return DEFAULT_BACKBONE
+        return self.backbone
+
+    def student_name(self) -> str | None:
+        """The student's timm name; None where the run folder says it."""
+        return self.student or (DEFAULT_STUDENT if self.backbone_ref() is None else None)
+
+
+@dataclass
+class EvaluateConfig:
+    """Measure the mIoU of a stage-2 run, one domain for each --data."""
+
+    run: Path = option(help="folder of a finished stage-2 run", positional=True)
+    data: list[str] = option([], "a domain, repeatable", metavar="NAME=ADAPTER:PATH")
+    json: Path | None = option(None, "where the numbers go (default RUN/evaluation.json)", metavar="FILE")
+    batch_size: int = option(8, "images of one size that go through the model together")
+    workers: int = option(2, "threads that read and resize")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+
+    def domains(self) -> dict[str, str]:
+        """Domain names to ``ADAPTER:PATH``; ConfigError for a malformed or repeated one."""
+        if not self.data:
+            raise ConfigError(
+                "no domain to evaluate on",
+                "give --data NAME=ADAPTER:PATH, for example night=embedded:runs/demo-data/unseen_night",
+            )
+        found: dict[str, str] = {}
+        for text in self.data:
+            name, equals, ref = text.partition("=")
+            if not (equals and name.strip() and ref.strip()):
+                raise ConfigError(
+                    f"--data '{text}' is not NAME=ADAPTER:PATH", "for example dusk=camvid:camvid/unseen_dusk"
+                )
+            if name in found:
+                raise ConfigError(
+                    f"--data names the domain '{name}' twice", "give each domain a name of its own"
+                )
+            found[name] = ref
+        return found

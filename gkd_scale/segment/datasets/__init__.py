@@ -1,0 +1,1 @@
+"""Labelled datasets. One adapter is one file; ``registry`` opens ``ADAPTER:PATH``."""

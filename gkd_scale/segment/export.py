@@ -1,0 +1,98 @@
+"""A finished stage-2 run as files, and back.
+
+``backbone.safetensors`` + ``backbone.yaml`` (as stage 1 writes them), ``head.safetensors``, and
+``segmenter.yaml``, which says which head, which classes and which image size. The card is written
+last: a folder that has it is complete.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gkd_scale import files
+from gkd_scale.errors import RunError
+from gkd_scale.models.backbone import load_backbone
+from gkd_scale.models.weights import read_state_dict
+from gkd_scale.segment.heads.base import SegHead
+from gkd_scale.segment.heads.registry import build_head
+from gkd_scale.segment.segmenter import Segmenter
+from gkd_scale.types import Size
+
+HEAD_FILE = "head.safetensors"
+CARD_FILE = "segmenter.yaml"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a segmenter is besides its weights. ``miou`` is 0..100, in-domain, at ``step``."""
+
+    head: str
+    head_args: dict[str, Any]
+    classes: list[str]
+    palette: list[tuple[int, int, int]]
+    image_size: Size
+    adapt: str
+    step: int
+    miou: float
+
+
+def save_head(folder: Path, head: SegHead) -> None:
+    """Write ``head.safetensors``: the head's state dict in float32 (integers as they are)."""
+    from safetensors.torch import save
+
+    tensors = {
+        name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        for name, value in head.state_dict().items()
+    }
+    files.write_bytes(folder / HEAD_FILE, save(tensors))
+
+
+def save_card(folder: Path, card: Card) -> None:
+    """Write ``segmenter.yaml``, which makes the run complete."""
+    values = asdict(card)
+    values.update(image_size=list(card.image_size), palette=[list(colour) for colour in card.palette])
+    files.write_text(
+        folder / CARD_FILE,
+        yaml.safe_dump({"format": _FORMAT, **values}, sort_keys=False, default_flow_style=None),
+    )
+
+
+def load_card(run: Path) -> Card:
+    """The card of a finished stage-2 run; RunError where ``run`` is none."""
+    path = run / CARD_FILE
+    if not path.is_file():
+        what = "holds no finished stage-2 run" if run.is_dir() else "does not exist"
+        raise RunError(
+            f"{run} {what} (no {CARD_FILE})", "train it with 'deepspeed launchers/stage2.py --out RUN'"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if values.pop("format") != _FORMAT:
+            raise ValueError(f"the format is not {_FORMAT}")
+        values["image_size"] = tuple(values["image_size"])
+        values["palette"] = [tuple(colour) for colour in values["palette"]]
+        return Card(**values)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}", "run stage 2 again: it exports anew") from None
+
+
+def load_segmenter(run: Path) -> tuple[Segmenter, Card]:
+    """The segmenter of a finished run, frozen and in eval mode, and its card; RunError or ModelError."""
+    card = load_card(run)
+    backbone = load_backbone(run, None)
+    head = build_head(card.head, backbone.channels, len(card.classes), card.head_args)
+    try:
+        head.load_state_dict(read_state_dict(run / HEAD_FILE))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"{run / HEAD_FILE} does not fit {run / CARD_FILE}: {reason}", "run stage 2 again"
+        ) from None
+    segmenter = Segmenter(backbone, head)
+    segmenter.eval()
+    return segmenter, card

@@ -1,0 +1,1 @@
+"""Segmentation heads. One head is one file; ``registry`` builds them by name."""

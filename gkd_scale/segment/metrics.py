@@ -1,0 +1,64 @@
+"""mIoU as Cityscapes defines it: one confusion matrix a domain, then IoU, then the mean.
+
+Pixels are counted in int64 over all images and all ranks, at ground-truth size; a class is averaged
+only where it occurs, in the ground truth or in the prediction. Nothing is averaged over images or
+batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gkd_scale.types import IGNORE
+
+
+class Confusion:
+    """``counts`` (K, K) int64: pixels of ground-truth class (row) that were predicted as (column)."""
+
+    def __init__(self, classes: int, counts: Tensor | None = None) -> None:
+        self.classes = classes
+        self.counts = torch.zeros(classes, classes, dtype=torch.int64) if counts is None else counts
+        assert self.counts.shape == (classes, classes) and self.counts.dtype == torch.int64
+
+    def update(self, prediction: Tensor, truth: Tensor) -> None:
+        """Count two maps of one shape; where ``truth`` is 255 whatever was predicted does not count."""
+        assert prediction.shape == truth.shape, (prediction.shape, truth.shape)
+        valid = truth != IGNORE
+        rows, columns = truth[valid].long(), prediction[valid].long()
+        if rows.numel() == 0:
+            return
+        for name, values in (("truth", rows), ("prediction", columns)):
+            low, high = int(values.min()), int(values.max())
+            assert low >= 0 and high < self.classes, f"{name} has {low}..{high}, classes {self.classes}"
+        cells = torch.bincount(rows * self.classes + columns, minlength=self.classes**2)
+        self.counts += cells.reshape(self.classes, self.classes).to(self.counts.device)
+
+    def __add__(self, other: Confusion) -> Confusion:
+        return Confusion(self.classes, self.counts + other.counts)
+
+    def iou(self) -> npt.NDArray[np.float64]:
+        """(K,) intersection over union, 0..1; NaN for classes in neither ground truth nor prediction."""
+        counts = self.counts.cpu().numpy()
+        hits = np.diagonal(counts)
+        union = counts.sum(0) + counts.sum(1) - hits
+        iou = np.full(self.classes, np.nan)
+        np.divide(hits, union, out=iou, where=union > 0)
+        return iou
+
+    def miou(self) -> float:
+        """The mean IoU over classes that occur, 0..1; NaN where no pixel was counted."""
+        iou = self.iou()
+        present = iou[~np.isnan(iou)]
+        return float(present.mean()) if present.size else float("nan")
+
+    def report(self, names: Sequence[str]) -> dict[str, float | None]:
+        """IoU in percent by class name; None for a class that does not occur."""
+        return {
+            name: None if np.isnan(value) else 100.0 * float(value)
+            for name, value in zip(names, self.iou(), strict=True)
+        }

@@ -1,0 +1,60 @@
+"""A backbone and a head as one module: what stage 2 trains, and what evaluate applies."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gkd_scale.models.backbone import Backbone
+from gkd_scale.segment.augment import Colour, SegBatch
+from gkd_scale.segment.heads.base import SegHead
+from gkd_scale.types import Size
+
+
+class Segmenter(nn.Module):
+    """``frozen``: the backbone stays in eval mode and gets no gradient, whatever ``train()`` says."""
+
+    def __init__(self, backbone: Backbone, head: SegHead, *, frozen: bool = True) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train()
+
+    @property
+    def stride(self) -> int:
+        """Image sides must be multiples of it."""
+        return self.backbone.stride
+
+    @property
+    def fill(self) -> Colour:
+        """RGB of padding: the pixel that normalises to about zero."""
+        red, green, blue = (round(255 * value) for value in self.backbone.mean)
+        return red, green, blue
+
+    def train(self, mode: bool = True) -> Segmenter:
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) 0..255 to four maps; without a graph where the backbone is frozen."""
+        if self.frozen:
+            with torch.no_grad():
+                return self.backbone(pixels)
+        return self.backbone(pixels)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) 0..255 to (B, K, H, W); H and W multiples of ``stride``."""
+        size: Size = (pixels.shape[-2], pixels.shape[-1])
+        return cast(Tensor, self.head(self.features(pixels), size))
+
+    def forward(self, batch: SegBatch) -> dict[str, Tensor]:
+        """The head's named losses on a batch from anywhere; ``loss`` is minimised."""
+        device = next(self.parameters()).device
+        pixels, labels = (each.to(device, non_blocking=True) for each in batch)
+        return self.head.losses(self.features(pixels), labels)

@@ -1,0 +1,334 @@
+"""Stage 2: learn the task on the source domain, without touching what stage 1 learned.
+
+The backbone is frozen: eval mode, no gradient, and compared bit for bit with what was loaded at
+every validation and at the end. Only the head gets a gradient. (``--adapt full`` trains both: the
+baseline without distillation.) The best step is chosen on in-domain validation alone.
+
+Validation runs on a copy of the segmenter, so that ZeRO-3's shards, train modes and half precision
+stay out of it: every ``val_every`` steps the trained tensors are gathered into the copy, each rank
+scores its share of the images, and the confusion matrices are added. A better step is written to
+``best/STEP``; ``best.json`` names it, and is replaced in one move. At the end the best step becomes
+the run's export (see :mod:`gkd_scale.segment.export`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkd_scale import console, files
+from gkd_scale.engine import ds_config, loop, schedule
+from gkd_scale.engine import run as runs
+from gkd_scale.engine.ds_config import DeepSpeedPlan
+from gkd_scale.engine.runtime import Runtime
+from gkd_scale.engine.weights import full_state
+from gkd_scale.errors import ConfigError, DataError, GkdError, RunError
+from gkd_scale.models.backbone import Backbone, load_backbone
+from gkd_scale.models.weights import fingerprint
+from gkd_scale.randomness import seed_of
+from gkd_scale.segment import export
+from gkd_scale.segment.augment import TrainStream
+from gkd_scale.segment.config import Stage2Config
+from gkd_scale.segment.datasets import registry
+from gkd_scale.segment.heads.registry import build_head
+from gkd_scale.segment.inference import confusion
+from gkd_scale.segment.metrics import Confusion
+from gkd_scale.segment.segmenter import Segmenter
+from gkd_scale.types import SegDataset
+
+KIND = "stage2"
+BEST_FILE = "best.json"
+BEST_FOLDER = "best"
+DEFAULT_GLOBAL_BATCH = 16
+_VAL_BATCH = 8
+
+
+def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
+    """Train, validate and export into ``config.out``; the same call resumes. Collective.
+
+    ``bundled`` is the folder with the DeepSpeed configs.
+    """
+    began = time.monotonic()
+    plan = ds_config.resolve(
+        config.ds_config,
+        bundled,
+        global_batch=config.global_batch,
+        world=runtime.world,
+        device=runtime.device,
+        default=DEFAULT_GLOBAL_BATCH,
+    )
+    done = runtime.on_main(lambda: runs.begin(config.out, config, KIND))
+    train, val = _datasets(config, runtime, check=config.check and not done)
+    segmenter = build_segmenter(config, len(train.classes))
+    identity = _identity(config, plan, segmenter, train, val)
+    if done:
+        runs.require_same(config.out, identity)
+        _say(runtime, f"{config.out} is already complete: {config.out / export.CARD_FILE}")
+        return
+    runtime.on_main(lambda: _forget_stale_best(config.out))
+    validator = Validator(segmenter, val, config, runtime)
+    _say(runtime, _introduction(config, plan, segmenter, train, val))
+    loop.fit(_job(config, runtime, plan, segmenter, train, validator, identity), runtime, plan, config.out)
+    best = runtime.on_main(lambda: validator.export(train))
+    seconds = round(time.monotonic() - began, 1)
+    runtime.on_main(lambda: runs.finish(config.out, KIND, identity, seconds=seconds, best=best))
+    _say(
+        runtime,
+        f"[green]done[/] in {seconds:.0f} s: best in-domain mIoU [bold]{best['miou']:.2f}[/] at step "
+        f"{best['step']}; {config.out / export.CARD_FILE}\n"
+        f"next: gkd-scale evaluate {config.out} --data NAME=ADAPTER:PATH",
+    )
+
+
+def _job(
+    config: Stage2Config,
+    runtime: Runtime,
+    plan: DeepSpeedPlan,
+    segmenter: Segmenter,
+    train: SegDataset,
+    validator: Validator,
+    identity: dict[str, Any],
+) -> loop.Job:
+    stream = TrainStream(train, config.size(), config.augment, config.seed, segmenter.fill, config.workers)
+    return loop.Job(
+        title="stage 2",
+        module=segmenter,
+        batches=stream.batches(
+            micro=plan.micro_batch, accumulation=plan.accumulation, rank=runtime.rank, world=runtime.world
+        ),
+        steps=config.steps,
+        lr=lambda step: learning_rate(config, step),
+        seed=config.seed,
+        weight_decay=config.optim.weight_decay,
+        betas=config.optim.betas,
+        save_every=config.save_every,
+        keep=config.keep,
+        hooks=[loop.Hook(config.val_every, validator)],
+        identity=identity,
+    )
+
+
+def _identity(
+    config: Stage2Config, plan: DeepSpeedPlan, segmenter: Segmenter, train: SegDataset, val: SegDataset
+) -> dict[str, Any]:
+    """What decides the result: a resumed run must not change it. Of a backbone, that is its weights."""
+    identity = runs.identity(
+        config,
+        backbone=fingerprint(segmenter.backbone.net),
+        classes=list(train.classes),
+        images=[len(train), len(val)],
+        steps=config.steps,
+        global_batch=plan.global_batch,
+    )
+    del identity["check"]
+    return identity
+
+
+def _introduction(
+    config: Stage2Config, plan: DeepSpeedPlan, segmenter: Segmenter, train: SegDataset, val: SegDataset
+) -> str:
+    trained, all_of_it = (
+        sum(p.numel() for p in segmenter.parameters() if p.requires_grad or every) for every in (False, True)
+    )
+    return (
+        f"[bold]stage 2[/] {config.head} head on {segmenter.backbone.name}, {config.adapt}: "
+        f"{trained:,} of {all_of_it:,} parameters are trained\n"
+        f"{len(train)} images to train on, {len(val)} to validate on, {len(train.classes)} classes; "
+        f"{config.steps} steps of {plan.global_batch} images (micro batch {plan.micro_batch}, "
+        f"accumulation {plan.accumulation}, ZeRO {plan.stage}); {config.out}"
+    )
+
+
+def _say(runtime: Runtime, text: str) -> None:
+    if runtime.main:
+        console.out.print(text)
+
+
+def learning_rate(config: Stage2Config, step: int) -> float:
+    """Linear warmup, then polynomial decay to 0 at the last step."""
+    optim = config.optim
+    return schedule.poly(
+        step,
+        base=config.peak_lr(),
+        steps=config.steps,
+        power=optim.power,
+        warmup=round(optim.warmup * config.steps),
+        warmup_lr=optim.warmup_lr,
+    )
+
+
+def build_segmenter(config: Stage2Config, classes: int) -> Segmenter:
+    """Backbone and head as the config says; a pure function of files and seed."""
+    backbone = _backbone(config)
+    size = config.size()
+    if any(side % backbone.stride for side in size):
+        rounded = "x".join(str(max(1, round(side / backbone.stride)) * backbone.stride) for side in size)
+        raise ConfigError(
+            f"--image-size {config.image_size} is not made of multiples of {backbone.stride}, "
+            f"the stride of {backbone.name}",
+            f"use --image-size {rounded}",
+        )
+    head = build_head(config.head, backbone.channels, classes, config.head_args, seed=config.seed)
+    return Segmenter(backbone, head, frozen=config.adapt == "frozen")
+
+
+def _backbone(config: Stage2Config) -> Backbone:
+    ref = config.backbone_ref()
+    if ref is not None and str(ref) != "pretrained" and not ref.exists():
+        raise RunError(
+            f"there is no backbone {ref}",
+            "train it first (deepspeed launchers/stage1.py --ds-config zero2.json), or give --backbone",
+        )
+    if ref is not None and ref.resolve() == config.out.resolve():
+        raise ConfigError(f"--backbone and --out are both {ref}", "give --out a folder of its own")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("stage2", "backbone", config.seed))
+        backbone = load_backbone(ref, config.student_name(), config.student_args)
+    spec = backbone.spec
+    return Backbone(backbone.net, replace(spec, mean=config.mean or spec.mean, std=config.std or spec.std))
+
+
+def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[SegDataset, SegDataset]:
+    """Training and validation data of one class list; with ``check``, rank 0 reads it all once."""
+
+    def open_both() -> tuple[SegDataset, SegDataset]:
+        train, val = registry.open_all(config.train_sets()), registry.open_all(config.val_sets())
+        registry.require_classes(val, train.classes, config.val_sets()[0], config.train_sets()[0])
+        return train, val
+
+    runtime.on_main(lambda: _check(open_both(), config.workers) if check else None)
+    return open_both()
+
+
+def _check(datasets: Sequence[SegDataset], workers: int) -> None:
+    with console.progress() as progress:
+        task = progress.add_task("checking images and labels", total=sum(map(len, datasets)))
+        for dataset in datasets:
+            registry.check(dataset, workers, lambda: progress.advance(task))
+
+
+class Validator:
+    """The hook that scores the trained segmenter on in-domain validation and keeps the best step."""
+
+    def __init__(
+        self, segmenter: Segmenter, dataset: SegDataset, config: Stage2Config, runtime: Runtime
+    ) -> None:
+        self._copy = copy.deepcopy(segmenter).to(runtime.device)
+        self._dataset = dataset
+        self._config = config
+        self._runtime = runtime
+
+    def __call__(self, step: int, module: nn.Module) -> dict[str, float]:
+        """Score the segmenter inside ``module`` after ``step`` steps. Collective."""
+        self._take(full_state(module))
+        self._copy.eval()
+        mine = self._count()
+        total = Confusion(mine.classes, self._runtime.sum(mine.counts))
+        if not total.counts.any():
+            raise DataError("no pixel of the validation labels has a class", "check the labels of --val")
+        score = 100 * total.miou()
+        self._runtime.on_main(lambda: self._keep_if_best(step, score))
+        return {"val_miou": score}
+
+    def _count(self) -> Confusion:
+        """The confusion over this rank's share: every ``world``-th image, so none is counted twice."""
+        runtime, dataset = self._runtime, self._dataset
+        try:
+            return confusion(
+                self._copy,
+                dataset,
+                self._config.size(),
+                indices=range(runtime.rank, len(dataset), runtime.world),
+                batch_size=_VAL_BATCH,
+                workers=self._config.workers,
+                device=runtime.device,
+            )
+        except GkdError as error:
+            error.local = True  # type: ignore[attr-defined]  # this rank's own, as in the loop
+            raise
+
+    def _take(self, state: dict[str, Tensor]) -> None:
+        if self._copy.frozen:
+            assert_same(self._copy.backbone.state_dict(), _below(state, "backbone."))
+            self._copy.head.load_state_dict(_below(state, "head."))
+        else:
+            self._copy.load_state_dict(state)
+
+    def _keep_if_best(self, step: int, score: float) -> None:
+        out = self._config.out
+        best = read_best(out)
+        if best is not None and not score > best["miou"]:
+            return
+        folder = out / BEST_FOLDER / str(step)
+        export.save_head(folder, self._copy.head)
+        if not self._copy.frozen:
+            self._copy.backbone.save(folder)
+        files.write_json(out / BEST_FILE, {"step": step, "miou": score})
+        for other in (out / BEST_FOLDER).iterdir():
+            if other != folder:
+                shutil.rmtree(other)
+
+    def export(self, train: SegDataset) -> dict[str, Any]:
+        """Make the best step the run's export, and return ``best.json``. Rank 0 only."""
+        config, out = self._config, self._config.out
+        best = read_best(out)
+        if best is None:
+            raise RunError(f"{out} holds no validated step", "remove the folder and run stage 2 again")
+        for file in sorted((out / BEST_FOLDER / str(best["step"])).iterdir()):
+            files.write_bytes(out / file.name, file.read_bytes())
+        if self._copy.frozen:
+            self._copy.backbone.save(out)
+        card = export.Card(
+            head=config.head,
+            head_args=config.head_args,
+            classes=list(train.classes),
+            palette=[(int(r), int(g), int(b)) for r, g, b in train.palette],
+            image_size=config.size(),
+            adapt=config.adapt,
+            step=best["step"],
+            miou=best["miou"],
+        )
+        export.save_card(out, card)
+        return best
+
+
+def read_best(out: Path) -> dict[str, Any] | None:
+    """``{"step": n, "miou": 0..100}`` of the best step so far; None before the first validation."""
+    path = out / BEST_FILE
+    if not path.is_file():
+        return None
+    best: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return best
+
+
+def _forget_stale_best(out: Path) -> None:
+    """Drop a best step left by a run that ended before its first checkpoint: training starts anew."""
+    if not any((out / "checkpoints").glob("*")):
+        (out / BEST_FILE).unlink(missing_ok=True)
+        shutil.rmtree(out / BEST_FOLDER, ignore_errors=True)
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def assert_same(loaded: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
+    """AssertionError unless the tensors are equal bit for bit, in the precision that was trained in."""
+    assert loaded.keys() == trained.keys(), "the frozen backbone has other tensors than were loaded"
+    for name, now in trained.items():
+        before = loaded[name].cpu().to(now.dtype)
+        same = before.shape == now.shape and torch.equal(_bytes(before), _bytes(now))
+        assert same, f"the frozen backbone's '{name}' changed during stage 2"
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

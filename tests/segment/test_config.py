@@ -1,0 +1,105 @@
+"""The options of stage 2 and evaluate, through the same door as the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gkd_scale import config as configs
+from gkd_scale.errors import ConfigError
+from gkd_scale.segment.config import EvaluateConfig, Stage2Config
+
+
+def stage2(*argv: str) -> Stage2Config:
+    return configs.parse(Stage2Config, argv, prog="stage2.py", description="")
+
+
+def evaluate(*argv: str) -> EvaluateConfig:
+    return configs.parse(EvaluateConfig, argv, prog="gkd-scale evaluate", description="")
+
+
+def test_nothing_more_is_the_embedded_default() -> None:
+    config = stage2()
+    assert config.backbone_ref() == Path("runs/stage1") and config.student_name() is None
+    assert config.train_sets() == ["embedded:runs/demo-data/source/train"]
+    assert config.val_sets() == ["embedded:runs/demo-data/source/val"]
+    assert config.out == Path("runs/stage2")
+
+
+def test_the_baseline_starts_from_scratch_unless_it_names_a_backbone() -> None:
+    scratch = stage2("--adapt", "full")
+    assert scratch.backbone_ref() is None and scratch.student_name() == "demo_student"
+    named = stage2("--adapt", "full", "--backbone", "runs/x")
+    assert named.backbone_ref() == Path("runs/x") and named.student_name() is None
+
+
+def test_flags() -> None:
+    config = stage2(
+        *(
+            "--train",
+            "camvid:a",
+            "--train",
+            "camvid:b",
+            "--val",
+            "camvid:c",
+            "--image-size",
+            "144x192",
+            "--lr",
+            "0.01",
+        ),
+        *("--augment.scale", "0.8", "1.25", "--head-args", "width=64"),
+    )
+    assert config.train_sets() == ["camvid:a", "camvid:b"]
+    assert config.size() == (144, 192) and config.optim.lr == 0.01
+    assert config.augment.scale == (0.8, 1.25) and config.head_args == {"width": 64}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--image-size", "12x"),
+        ("--image-size", "0"),
+        ("--steps", "0"),
+        ("--std", "0.5", "0", "0.5"),
+        ("--train", "camvid:a"),
+        ("--val", "camvid:a"),
+        ("--val-every", "-1"),
+        ("--augment.flip", "2"),
+        ("--augment.scale", "2", "1"),
+        ("--augment.cat-max-ratio", "0"),
+        ("--augment.photometric", "3"),
+        ("--adapt", "half"),
+        ("--haed", "fpn"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(argv: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError):
+        stage2(*argv)
+
+
+def test_the_learning_rate_suits_what_is_trained_unless_given() -> None:
+    assert stage2("--lr", "0.2", "--head", "fpn").peak_lr() == 0.2
+    linear, fpn, full = (stage2(*a).peak_lr() for a in ((), ("--head", "fpn"), ("--adapt", "full")))
+    assert linear > fpn > full > 0
+
+
+def test_domains() -> None:
+    config = evaluate("runs/x", "--data", "night=embedded:d/night", "--data", "dusk=camvid:a=b/dusk")
+    assert config.run == Path("runs/x")
+    assert config.domains() == {"night": "embedded:d/night", "dusk": "camvid:a=b/dusk"}
+
+
+@pytest.mark.parametrize(
+    "data", [[], ["night"], ["=camvid:x"], ["night="], ["a=camvid:x", "a=camvid:y"]], ids=str
+)
+def test_malformed_or_repeated_domains_are_refused(data: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--data"):
+        evaluate("run", *(part for text in data for part in ("--data", text))).domains()
+
+
+def test_importing_the_options_does_not_import_torch() -> None:
+    code = "import sys, gkd_scale.segment.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

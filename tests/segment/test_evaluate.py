@@ -1,0 +1,144 @@
+"""``gkd-scale evaluate`` on small folders: the numbers, the JSON, the table, the refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from gkd_scale import config as configs
+from gkd_scale.errors import ConfigError, DataError, GkdError, RunError
+from gkd_scale.segment import export
+from gkd_scale.segment.config import EvaluateConfig
+from gkd_scale.segment.evaluate import DomainResult, evaluate, table
+from gkd_scale.segment.inference import predict, prepare
+from gkd_scale.segment.segmenter import Segmenter
+from gkd_scale.types import IGNORE
+
+from .support import CLASSES, Blocks, tiny_segmenter, write_folder
+
+SIZE = (32, 48)
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    model = tiny_segmenter()
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+    model.eval()
+    return model
+
+
+@pytest.fixture
+def run(tmp_path: Path, segmenter: Segmenter) -> Path:
+    folder = tmp_path / "run"
+    segmenter.backbone.save(folder)
+    export.save_head(folder, segmenter.head)
+    card = export.Card("linear", {}, list(CLASSES), list(Blocks.palette), SIZE, "frozen", 7, 12.5)
+    export.save_card(folder, card)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    return {
+        "day": write_folder(tmp_path / "day", Blocks(5, [SIZE, (40, 60)])),
+        "dusk": write_folder(tmp_path / "dusk", Blocks(3, [(33, 47)])),
+    }
+
+
+def score(run: Path, *argv: str) -> dict[str, DomainResult]:
+    return evaluate(configs.parse(EvaluateConfig, (str(run), *argv), prog="evaluate", description=""))
+
+
+def data(folders: dict[str, Path]) -> list[str]:
+    return [part for name, path in folders.items() for part in ("--data", f"{name}=folder:{path}")]
+
+
+def by_hand(segmenter: Segmenter, dataset: Blocks) -> dict[str, float | None]:
+    """IoU in percent from boolean masks over all pixels of the domain."""
+    pairs = []
+    for sample in dataset.samples:
+        found = predict(segmenter, prepare(sample.image, SIZE)[None], [sample.label.shape])[0].numpy()
+        pairs.append((found[sample.label != IGNORE], sample.label[sample.label != IGNORE]))
+    said, real = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    ious: dict[str, float | None] = {}
+    for index, name in enumerate(CLASSES):
+        union = ((said == index) | (real == index)).sum()
+        ious[name] = float(100 * ((said == index) & (real == index)).sum() / union) if union else None
+    return ious
+
+
+def test_numbers_json_and_return_value(run: Path, folders: dict[str, Path], segmenter: Segmenter) -> None:
+    results = score(run, *data(folders), "--json", str(run / "sub" / "out.json"), "--batch-size", "2")
+    assert json.loads((run / "sub" / "out.json").read_text()) == results
+    assert {name: result["images"] for name, result in results.items()} == {"day": 5, "dusk": 3}
+    for name, dataset in (("day", Blocks(5, [SIZE, (40, 60)])), ("dusk", Blocks(3, [(33, 47)]))):
+        expected = by_hand(segmenter, dataset)
+        assert results[name]["iou"] == pytest.approx(expected)
+        present = [value for value in expected.values() if value is not None]
+        assert results[name]["miou"] == pytest.approx(np.mean(present))
+        assert set(results[name]) == {"miou", "iou", "images"}
+
+
+def test_the_json_lies_in_the_run_unless_told_otherwise(run: Path, folders: dict[str, Path]) -> None:
+    results = score(run, *data(folders))
+    assert json.loads((run / "evaluation.json").read_text()) == results
+
+
+def test_table_has_a_row_a_class_and_a_column_a_domain() -> None:
+    results: dict[str, DomainResult] = {
+        "day": {"miou": 55.5, "iou": {"road": 61.11, "sky": 50.0}, "images": 3},
+        "night": {"miou": 20.0, "iou": {"road": 20.0, "sky": None}, "images": 4},
+    }
+    text = io.StringIO()
+    Console(file=text, width=80).print(table(results, ["road", "sky"]))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines()]
+    filled = [row for row in rows if row]
+    assert filled == [
+        ["road", "61.1", "20.0"],
+        ["sky", "50.0", "–"],
+        ["mIoU", "55.50", "20.00"],
+        ["images", "3", "4"],
+    ]
+
+
+def test_other_classes_are_refused_before_anything_is_scored(run: Path, folders: dict[str, Path]) -> None:
+    (folders["dusk"] / "classes.txt").write_text("red\ngreen\nblue\ngray\n")
+    with pytest.raises(DataError, match="class 3 is 'gray' there and 'grey' here"):
+        score(run, *data(folders))
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_domain_without_a_label_is_refused(run: Path, folders: dict[str, Path]) -> None:
+    for label in (folders["dusk"] / "labels").iterdir():
+        Image.fromarray(np.full((33, 47), IGNORE, np.uint8)).save(label)
+    with pytest.raises(DataError, match="'dusk' has no labelled pixel"):
+        score(run, *data(folders))
+
+
+def test_mistakes(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    cases: list[tuple[Path, list[str], type[GkdError], str]] = [
+        (tmp_path / "none", data(folders), RunError, "does not exist"),
+        (folders["day"], data(folders), RunError, "no finished stage-2 run"),
+        (run, [], ConfigError, "no domain"),
+        (run, ["--data", "x=foldr:y"], ConfigError, "did you mean 'folder'"),
+        (run, [*data(folders), "--device", "abacus"], ConfigError, "abacus"),
+    ]
+    for where, argv, error, said in cases:
+        with pytest.raises(error, match=said):
+            score(where, *argv)
+
+
+def test_a_head_of_another_shape_is_refused(run: Path, folders: dict[str, Path]) -> None:
+    card = export.load_card(run)
+    export.save_card(run, export.Card(**{**card.__dict__, "classes": [*card.classes, "black"]}))
+    with pytest.raises(RunError, match=r"head\.safetensors does not fit"):
+        score(run, *data(folders))
