@@ -12,7 +12,7 @@ from gkd_scale.segment.config import Stage2Config
 EXAMPLES = """\
   deepspeed launchers/stage2.py --ds-config zero2.json
   deepspeed launchers/stage2.py --ds-config zero2.json --backbone runs/1b --student vit_small_patch16_224 \\
-      --train camvid:camvid/source_day --val camvid:camvid/val_day --head fpn --image-size 144x192 \\
+      --train camvid:camvid/source_day --val camvid:camvid/val_day --head fpn --image-size 160x192 \\
       --out runs/stage2 --steps 4000
 """
 

@@ -73,15 +73,10 @@ def plan(cfg: DemoConfig) -> list[Step]:
     seed = ["--seed", str(cfg.seed)]
     steps = [Step("write the embedded scenes", ["gkd-scale", "make-data", str(data)])]
     for name, images in (("proxy", data / "proxy"), ("source", data / "source/train/images")):
-        flags = ["--image-size", SIZE, "--views", "4", "--samples-per-shard", "64", *seed]
-        steps.append(
-            Step(
-                f"run the teacher once over the {name} images",
-                ["gkd-scale", "cache-teacher", "--images", str(images), "--teacher", "demo_teacher", *flags]
-                + ["--out", str(caches / name)],
-            )
-        )
-    stage1 = _launch(cfg, "stage1.py") + ["--student", "demo_student", *seed]
+        command = ["gkd-scale", "cache-teacher", "--images", str(images), "--teacher", "demo_teacher"]
+        command += ["--image-size", SIZE, "--views", "4", *seed, "--out", str(caches / name)]
+        steps.append(Step(f"run the teacher once over the {name} images", command))
+    stage1 = [*_launch(cfg, "stage1.py"), "--student", "demo_student", *seed]
     proxy = [
         "--cache",
         str(caches / "proxy"),
