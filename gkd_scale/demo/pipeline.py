@@ -42,11 +42,8 @@ def demo(cfg: DemoConfig) -> int:
             raise ConfigError(
                 f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
             )
-    cfg.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    steps = plan(cfg)
-    for number, step in enumerate(steps, 1):
-        _run(step, number, len(steps), cfg.out / "logs")
+    run_all(plan(cfg), cfg.out / "logs")
     results = {row: json.loads(path.read_text()) for row, path in _results(cfg).items()}
     files.write_json(cfg.out / "results.json", results)
     console.out.print(table(results))
@@ -148,9 +145,14 @@ def _launch(cfg: DemoConfig, script: str) -> list[str]:
     return ["deepspeed", str(cfg.launchers / script), "--ds-config", cfg.ds_config]
 
 
-def _run(step: Step, number: int, total: int, logs: Path) -> None:
-    """Run a command with its output in a log; GkdError with the log's end if it fails."""
+def run_all(steps: list[Step], logs: Path) -> list[float]:
+    """Run the steps in order, each with a log of its own; the seconds that each took."""
     logs.mkdir(parents=True, exist_ok=True)
+    return [_run(step, number, len(steps), logs) for number, step in enumerate(steps, 1)]
+
+
+def _run(step: Step, number: int, total: int, logs: Path) -> float:
+    """Run a command with its output in a log; GkdError with the log's end if it fails."""
     log = logs / f"{number:02d}-{step.title.split(':')[0].replace(' ', '-').replace(',', '')}.log"
     console.out.print(f"[bold]{number}/{total} {step.title}[/]")
     console.out.print(f"  $ {shlex.join(step.command)}", markup=False)
@@ -163,7 +165,9 @@ def _run(step: Step, number: int, total: int, logs: Path) -> None:
         tail = log.read_text(errors="replace").splitlines()[-15:]
         console.err.print("\n".join(tail), markup=False)
         raise GkdError(f"step {number} failed with exit code {status.returncode}", f"see {log}")
-    console.out.print(f"  {time.monotonic() - began:.0f} s")
+    seconds = time.monotonic() - began
+    console.out.print(f"  {seconds:.0f} s")
+    return seconds
 
 
 def _arguments(command: list[str]) -> list[str]:

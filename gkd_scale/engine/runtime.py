@@ -59,6 +59,8 @@ class Runtime:
                 timeout=datetime.timedelta(hours=12),
                 verbose=False,
             )
+        if not cuda:
+            _share_cores()
         device = torch.device("cuda", local) if cuda else torch.device("cpu")
         return cls(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
 
@@ -119,6 +121,13 @@ def environment() -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(free_port())
+
+
+def _share_cores() -> None:
+    """Divide this machine's cores among its ranks: ranks that all use all cores wait for each other."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"])))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def free_port() -> int:

@@ -52,7 +52,8 @@ class Backbone(nn.Module):
             self.channels = (int(net.num_features),) * 4  # type: ignore[arg-type]
         else:
             self.indices = list(range(levels))[-4:]
-            self.stride = STRIDES[-1]
+            # Convolutions take any size; windows of hierarchical transformers want whole patches.
+            self.stride = STRIDES[-1] if hasattr(net, "patch_embed") else 1
             widths = [int(net.feature_info[i]["num_chs"]) for i in self.indices]  # type: ignore[index]
             self.channels = (widths[0], widths[1], widths[2], widths[3])
 

@@ -87,9 +87,7 @@ def rank_process(folder: Path, rank: int) -> int:
     raise AssertionError(f"no rank {rank}")
 
 
-def test_a_killed_rank_and_the_same_command_give_the_same_run(
-    tiny_cache: Path, tmp_path: Path, undisturbed: Path
-) -> None:
+def test_a_killed_rank_and_the_same_command_give_the_same_run(tiny_cache: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "killed"
 
     def command(folder: Path) -> list[str]:

@@ -87,5 +87,5 @@ def test_mistakes_name_the_file_and_the_value(
 
 
 def test_an_unknown_name_lists_what_is_bundled() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'zero2.json'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'zero2\.json'"):
         resolve("zer2.json")

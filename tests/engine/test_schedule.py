@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,5 +30,5 @@ def test_poly_ends_at_zero() -> None:
 def test_after_the_warmup_rates_never_rise(steps: int, warmup: int, base: float) -> None:
     for schedule in (cosine, poly):
         rates = [schedule(s, base=base, steps=steps, warmup=warmup) for s in range(warmup, warmup + steps)]
-        assert all(after <= before for before, after in zip(rates, rates[1:], strict=False))
+        assert all(after <= before for before, after in pairwise(rates))
         assert all(0 <= rate <= base for rate in rates)
