@@ -36,8 +36,8 @@ class Options:
     """Run the pipeline on the real images in ../shared."""
 
     out: Path = option(Path("runs/camvid"), "folder of caches, runs and results")
-    steps: int = option(1600, "steps of each phase of stage 1")
-    head_steps: int = option(800, "steps of stage 2")
+    steps: int = option(700, "steps of each phase of stage 1")
+    head_steps: int = option(400, "steps of stage 2")
     views: int = option(3, "cached views of each image")
     lr: float = option(1e-3, "peak learning rate of stage 1")
     qsd_init: str = option("zero-query", "--qsd.init of stage 1")

@@ -183,13 +183,16 @@ def _environment() -> dict[str, str]:
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """mIoU in percent; rows are models, columns domains, and the mean over the unseen ones."""
-    shown = Table(title="mIoU (%)", title_justify="left")
-    shown.add_column("model")
+    """mIoU in percent; rows are models, columns domains, and the mean over the unseen ones.
+
+    It fits 80 columns: the domains' common prefix goes, and lines break at spaces only.
+    """
+    shown = Table(title="mIoU in %: the source domain, then unseen domains and their mean", padding=(0, 0))
+    shown.add_column("model", no_wrap=True)
     domains = list(next(iter(results.values())))
     for domain in domains:
-        shown.add_column(domain.replace("_", " "), justify="right")
-    shown.add_column("unseen mean", justify="right", style="bold")
+        shown.add_column(domain.replace("_", "\n"), justify="right", no_wrap=True)
+    shown.add_column("unseen\nmean", justify="right", style="bold", no_wrap=True)
     for row, result in results.items():
         values = [result[domain]["miou"] for domain in domains]
         unseen = [result[domain]["miou"] for domain in domains if domain.startswith("unseen")]

@@ -126,7 +126,9 @@ def environment() -> None:
 def _share_cores() -> None:
     """Divide this machine's cores among its ranks: ranks that all use all cores wait for each other."""
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"])))
+        ranks = int(
+            os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
+        )
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
