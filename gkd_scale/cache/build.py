@@ -20,9 +20,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,9 +32,21 @@ from rich.text import Text
 
 import gkd_scale
 from gkd_scale import console
-from gkd_scale.cache.codec import Codec, Float32, get_codec, to_fp16
+from gkd_scale.cache.codec import (
+    STATE,
+    Codec,
+    Float32,
+    Pca,
+    components_of,
+    get_codec,
+    load_codec,
+    state_bytes,
+    state_hash,
+    to_fp16,
+)
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, finish, read_manifest_info
+from gkd_scale.cache.moments import Moments
 from gkd_scale.cache.plan import PLAN, Entry, Plan, make_plan, read_plan_sizes, write_plan
 from gkd_scale.cache.shard import (
     ShardWriter,
@@ -46,10 +58,12 @@ from gkd_scale.cache.shard import (
 )
 from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
 from gkd_scale.cache.views import UnreadableImage, View, channels_first, decode, make_view, open_image
-from gkd_scale.errors import CacheError, ModelError, disk_full
-from gkd_scale.files import TEMPORARY, sha256_file
+from gkd_scale.errors import CacheError, DamageError, DataError, ModelError, disk_full
+from gkd_scale.files import TEMPORARY, sha256_file, write_bytes
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Features, Teacher, UInt8Array
+
+T = TypeVar("T")
 
 LOCK = ".lock"
 _SHOWN_ERRORS = 5
@@ -109,12 +123,15 @@ def build(cfg: CacheTeacherConfig, teacher: Teacher, *, quiet: bool = False) -> 
     whatever is raised, the same command goes on later.
     """
     started = time.monotonic()
-    codec = get_codec(cfg.codec)
+    components_of(cfg.codec)
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out)
     spec = make_spec(cfg, teacher, plan)
     try:
         with _locked(cfg.out):
-            _prepare(cfg.out, spec, plan)
+            _refuse_foreign(cfg.out)
+            codec = _codec(cfg, teacher, plan)
+            spec = replace(spec, codec_state=state_hash(state_bytes(codec)))
+            _prepare(cfg.out, spec, plan, codec)
             report = BuildReport(cfg.out, len(plan.entries), spec.views, spec.views * spec.shards)
             if todo := _missing(cfg.out, spec):
                 _Builder(cfg, teacher, codec, spec, plan, report, quiet).run(todo)
@@ -183,23 +200,73 @@ def _explained(error: OSError, out: Path) -> Exception:
     return disk_full(error, where) or error
 
 
-def _prepare(folder: Path, spec: Spec, plan: Plan) -> None:
-    """Refuse what is not ours, clear what a kill left, and write the spec and the plan."""
-    if (folder / SPEC).exists():
-        old = read_spec(folder)
-        refuse_other(folder, old, spec, "" if old.plan == spec.plan else _changed_images(folder, plan))
-    elif foreign := {path.name for path in folder.iterdir()} - {LOCK, SPEC + TEMPORARY}:
+def _refuse_foreign(folder: Path) -> None:
+    """CacheError where ``folder`` holds something that is not a cache, whole or begun."""
+    ours = {LOCK, SPEC + TEMPORARY, STATE, STATE + TEMPORARY}
+    if not (folder / SPEC).exists() and (foreign := {path.name for path in folder.iterdir()} - ours):
         raise CacheError(
             f"{folder} is not empty and not a teacher cache (it holds {sorted(foreign)[0]})",
             "choose another --out",
         )
+
+
+def _prepare(folder: Path, spec: Spec, plan: Plan, codec: Codec) -> None:
+    """Refuse another spec, clear what a kill left, and write the codec's state, the spec and the plan."""
+    if (folder / SPEC).exists():
+        old = read_spec(folder)
+        refuse_other(folder, old, spec, "" if old.plan == spec.plan else _changed_images(folder, plan))
     for stale in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"v*/*{TEMPORARY}")]:
         stale.unlink()
+    if (state := state_bytes(codec)) is not None:
+        write_bytes(folder / STATE, state)
     if not (folder / SPEC).exists():
         versions = {"gkd-scale": gkd_scale.__version__}
         versions |= {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow", "numpy")}
         write_spec(spec, folder, versions)
     write_plan(plan, folder / PLAN)
+
+
+def _codec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
+    """The codec: the one that the folder's spec names where it can be read, else made or fitted."""
+    components = components_of(cfg.codec)
+    if components is None:
+        return get_codec(cfg.codec)
+    with contextlib.suppress(OSError, CacheError, DamageError):
+        spec = read_spec(cfg.out)
+        if spec.codec == cfg.codec:
+            return load_codec(spec.codec, (cfg.out / STATE).read_bytes(), spec.codec_state)
+    return fit_codec(cfg, teacher, plan, components)
+
+
+def fit_codec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan, components: int) -> Codec:
+    """A PCA codec for the patch tokens of ``cfg.codec_fit`` images of the plan, evenly spaced, view 0.
+
+    A function of the images, the teacher and the batch size. DataError where no image can be read.
+    """
+    chosen = plan.entries[:: max(1, len(plan.entries) // cfg.codec_fit)][: cfg.codec_fit]
+    made = prefetch(lambda e: view_of(cfg, e, 0), chosen, cfg.threads, cfg.batch_size + 2 * cfg.threads)
+    moments = Moments(teacher.dim)
+    batch: list[UInt8Array] = []
+    for last, item in _with_last(made):
+        if not isinstance(item, str):
+            batch.append(item.pixels)
+        if batch and (last or len(batch) == cfg.batch_size):
+            tokens = run_teacher(teacher, np.stack(batch)).patches.numpy()
+            moments.update(tokens.reshape(-1, teacher.dim))
+            batch = []
+    if not moments.count:
+        raise DataError(f"none of {len(chosen)} images of {cfg.images} could be read", "check --images")
+    return Pca.fit(moments.mean, moments.covariance, components)
+
+
+def _with_last(items: Iterator[T]) -> Iterator[tuple[bool, T]]:
+    """Each item, and whether it is the last."""
+    held = next(items, None)
+    for item in items:
+        yield False, cast("T", held)
+        held = item
+    if held is not None:
+        yield True, held
 
 
 def _changed_images(folder: Path, plan: Plan) -> str:
@@ -264,6 +331,16 @@ class _Made(NamedTuple):
     pixels: UInt8Array
 
 
+def view_of(cfg: CacheTeacherConfig, entry: Entry, view: int) -> _Made | str:
+    """One image to one view, or the reason why not. Runs on the reading threads."""
+    try:
+        opened = open_image(cfg.images / entry.path)
+    except UnreadableImage as error:
+        return str(error)
+    made = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
+    return _Made(entry, made, opened.source, channels_first(decode(made.jpeg)))
+
+
 class _Builder:
     """Builds the missing shards, one after the other, with reading ahead and writing behind."""
 
@@ -287,7 +364,7 @@ class _Builder:
         done = total - sum(len(self.plan.shard(task.shard)) for task in todo)
         work = ((task.view, entry) for task in todo for entry in self.plan.shard(task.shard))
         ahead = self.cfg.batch_size + 2 * self.cfg.threads
-        made = prefetch(lambda item: self._make(*item), work, self.cfg.threads, ahead)
+        made = prefetch(lambda item: view_of(self.cfg, item[1], item[0]), work, self.cfg.threads, ahead)
         with (
             _Display(self.report, total, done, self.quiet) as display,
             contextlib.closing(cast("Generator[_Made | str]", made)),
@@ -295,15 +372,6 @@ class _Builder:
         ):
             for task in todo:
                 self._shard(task, made, writer, display.advance)
-
-    def _make(self, view: int, entry: Entry) -> _Made | str:
-        """One image to one view, or the reason why not. Runs on the reading threads."""
-        try:
-            opened = open_image(self.cfg.images / entry.path)
-        except UnreadableImage as error:
-            return str(error)
-        made = make_view(opened.image, entry.sid, view, self.spec.image_size, self.cfg.view, self.cfg.seed)
-        return _Made(entry, made, opened.source, channels_first(decode(made.jpeg)))
 
     def _shard(
         self, task: _Task, made: Iterator[_Made | str], writer: _Behind, advance: Callable[[int], None]

@@ -73,7 +73,8 @@ class CacheTeacherConfig:
     )
     patch_size: int | None = option(None, "resample the patch embedding to this size in pixels", metavar="P")
     views: int = option(1, "views of each image; epoch e trains on view e modulo K", metavar="K")
-    codec: str = option("fp16", "how tokens are stored", metavar="NAME")
+    codec: str = option("fp16", "how tokens are stored: fp16, bf16, int8, fp8 or pcaK", metavar="NAME")
+    codec_fit: int = option(256, "images that a pcaK codec is fitted to, in a first pass", metavar="N")
     samples_per_shard: int = option(512, "images a shard")
     batch_size: int = option(32, "images a teacher batch")
     workers: int | None = option(
@@ -85,7 +86,7 @@ class CacheTeacherConfig:
 
     def __post_init__(self) -> None:
         parse_size(self.image_size)
-        for name in ("views", "samples_per_shard", "batch_size"):
+        for name in ("views", "samples_per_shard", "batch_size", "codec_fit"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
         _require(self.std is None or min(self.std) > 0, "std", self.std, "above 0")

@@ -18,7 +18,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gkd_scale.cache.codec import Array, Float16, get_codec
+from gkd_scale.cache.codec import STATE, Array, Codec, Float16, load_codec
 from gkd_scale.cache.manifest import read_manifest_info
 from gkd_scale.cache.shard import Member, index_path, npy_view, parse_index, tar_path
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
@@ -66,7 +66,7 @@ class Cache:
         self.num_samples = sum(shard_sizes)
         self._files = files
         self._ends = list(accumulate(shard_sizes))
-        self._codec = get_codec(spec.codec)
+        self.codec = _load_codec(path, spec)
         self._index = lru_cache(maxsize=OPEN_SHARDS)(self._load_index)
         self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
@@ -91,7 +91,7 @@ class Cache:
         arrays: dict[str, Array] = {
             name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")
         }
-        return Sample(members[0].sid, bytes(contents["jpg"]), arrays["cls.npy"], self._codec.decode(arrays))
+        return Sample(members[0].sid, bytes(contents["jpg"]), arrays["cls.npy"], self.codec.decode(arrays))
 
     def sids(self, shard: int) -> list[str]:
         """Names of the samples of one shard, in order."""
@@ -161,6 +161,14 @@ def open_caches(paths: Sequence[Path]) -> Caches:
     if not paths:
         raise CacheError("no cache was given", "give --cache CACHE")
     return Caches([Cache.open(path) for path in paths])
+
+
+def _load_codec(path: Path, spec: Spec) -> Codec:
+    try:
+        data = (path / STATE).read_bytes() if spec.codec_state else None
+        return load_codec(spec.codec, data, spec.codec_state)
+    except (OSError, CacheError) as error:
+        raise _damage(path, STATE, str(error)) from None
 
 
 def _refuse_unlike(one: Cache, other: Cache) -> None:

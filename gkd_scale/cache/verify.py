@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gkd_scale import console
+from gkd_scale.cache.codec import STATE
 from gkd_scale.cache.config import default_workers
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, ManifestInfo, read_manifest_rows
 from gkd_scale.cache.plan import PLAN
@@ -99,7 +100,8 @@ def _check_root(path: Path, known: _Known) -> Iterator[str]:
         yield f"{SPEC}: {error.message.removeprefix(f'{path / SPEC} ')}"
     except Exception as error:
         yield f"{SPEC}: cannot be read ({_reason(error)})"
-    for name in (SPEC, PLAN):
+    fitted = known.spec is not None and known.spec.codec_state
+    for name in (SPEC, PLAN, *([STATE] if fitted else [])):
         yield from _check_small(path, name, known)
     if known.spec and known.manifest:
         if known.manifest.spec != known.spec.hash():
