@@ -55,6 +55,21 @@ def _verify(argv: Sequence[str], prog: str, command: Command) -> int:
     return 1 if damaged else 0
 
 
+def _certify(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.distill.config import CertifyConfig
+
+    cfg = parse(CertifyConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.certificate import certificate_path
+    from gkd_scale.distill.certify import certify
+
+    certificate = certify(cfg)
+    console.out.print(certificate.line(), markup=False)
+    console.out.print(f"stored in {certificate_path(cfg.cache, certificate.codec)}", markup=False)
+    return 0
+
+
 def _evaluate(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.config import parse
     from gkd_scale.segment.config import EvaluateConfig
@@ -102,6 +117,14 @@ COMMANDS = {
         _verify,
         "Check every byte of a cache against its checksums; exit 1 if any is damaged.",
         "  gkd-scale verify caches/proxy\n",
+    ),
+    "certify": Command(
+        _certify,
+        "Measure what a codec does to the QSD loss, and store the certificate in the cache.",
+        """\
+  gkd-scale certify caches/small-fp16 --codec int8
+  gkd-scale certify caches/proxy --reference caches/small-fp16
+""",
     ),
     "evaluate": Command(
         _evaluate,

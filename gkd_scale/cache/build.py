@@ -36,9 +36,9 @@ from gkd_scale.cache.codec import (
     STATE,
     Codec,
     Float32,
-    Pca,
-    components_of,
+    fit_codec,
     get_codec,
+    is_fitted,
     load_codec,
     state_bytes,
     state_hash,
@@ -123,7 +123,7 @@ def build(cfg: CacheTeacherConfig, teacher: Teacher, *, quiet: bool = False) -> 
     whatever is raised, the same command goes on later.
     """
     started = time.monotonic()
-    components_of(cfg.codec)
+    is_fitted(cfg.codec)
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out)
     spec = make_spec(cfg, teacher, plan)
     try:
@@ -228,18 +228,17 @@ def _prepare(folder: Path, spec: Spec, plan: Plan, codec: Codec) -> None:
 
 def _codec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
     """The codec: the one that the folder's spec names where it can be read, else made or fitted."""
-    components = components_of(cfg.codec)
-    if components is None:
+    if not is_fitted(cfg.codec):
         return get_codec(cfg.codec)
     with contextlib.suppress(OSError, CacheError, DamageError):
         spec = read_spec(cfg.out)
         if spec.codec == cfg.codec:
             return load_codec(spec.codec, (cfg.out / STATE).read_bytes(), spec.codec_state)
-    return fit_codec(cfg, teacher, plan, components)
+    return _fit(cfg, teacher, plan)
 
 
-def fit_codec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan, components: int) -> Codec:
-    """A PCA codec for the patch tokens of ``cfg.codec_fit`` images of the plan, evenly spaced, view 0.
+def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
+    """The codec for the patch tokens of ``cfg.codec_fit`` images of the plan, evenly spaced, view 0.
 
     A function of the images, the teacher and the batch size. DataError where no image can be read.
     """
@@ -256,7 +255,7 @@ def fit_codec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan, components:
             batch = []
     if not moments.count:
         raise DataError(f"none of {len(chosen)} images of {cfg.images} could be read", "check --images")
-    return Pca.fit(moments.mean, moments.covariance, components)
+    return fit_codec(cfg.codec, moments.mean, moments.covariance)
 
 
 def _with_last(items: Iterator[T]) -> Iterator[tuple[bool, T]]:

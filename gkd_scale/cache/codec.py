@@ -11,6 +11,7 @@ name        bytes a value   what it does
 ``int8``    1               rotates channels (randomised Hadamard), then int8 with one scale a token
 ``fp8``     1               e4m3 with one scale a token; stored as uint8
 ``pcaK``    K / C           the K leading principal components, rotated, as int8 with one scale a token
+``tcB``     B / 8           transform coding: all components, B bits a value on average, most to the largest
 ==========  ==============  =============================================================================
 
 Why rotate: a few channels of a transformer's tokens are 20 times the others and would set the step for
@@ -46,6 +47,13 @@ STATE = "codec.safetensors"
 
 _FACTOR = 32
 """Largest factor of the Hadamard part: a rotation costs C·(32 + …) and not C² operations a token."""
+
+
+_MAX_BITS = 8
+_STEPS = np.array([0, 1.596, 0.9957, 0.586, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308], np.float32)
+_ERRORS = (1, 0.3634, 0.1188, 0.03744, 0.01154, 0.003495, 0.001041, 0.0003035, 0.0000869)
+"""Optimal uniform quantiser of a unit Gaussian with 0 to 8 bits: its step and its error
+(J. Max, "Quantizing for minimum distortion", 1960)."""
 
 
 class Codec(Protocol):
@@ -132,18 +140,17 @@ class Pca:
         self.name = f"pca{len(state['basis'])}"
 
     @classmethod
-    def fit(cls, mean: Array, covariance: Array, components: int) -> Pca:
+    def fit(cls, mean: Array, covariance: Array, amount: str) -> Pca:
         """The codec for tokens of this mean (C,) and covariance (C, C); ConfigError if C < components."""
+        components = int(amount)
         if components > len(mean):
             raise ConfigError(
                 f"codec 'pca{components}' wants more components than the {len(mean)} channels there are",
                 f"give pca{max(1, round(0.3 * len(mean)) - 2)} or another number below {len(mean)}",
             )
-        _, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-        leading = vectors[:, ::-1][:, :components]  # (C, K), by falling variance
-        leading = leading * np.sign(leading[np.abs(leading).argmax(0), np.arange(components)])
-        basis = rotate(np.ascontiguousarray(leading, np.float32)).T
-        return cls({"mean": np.asarray(mean, np.float32), "basis": np.ascontiguousarray(basis)})
+        _, basis = _principal(covariance)
+        mixed = rotate(np.ascontiguousarray(basis[:components].T)).T
+        return cls({"mean": np.asarray(mean, np.float32), "basis": np.ascontiguousarray(mixed)})
 
     def encode(self, tokens: Float32) -> dict[str, Array]:
         to_fp16(tokens)
@@ -153,27 +160,92 @@ class Pca:
         return _clipped(_dequantized(members) @ self.state["basis"] + self.state["mean"])
 
 
+class TransformCode:
+    """Each principal component with a width of its own, as many bits as its variance deserves.
+
+    ``state``: ``mean`` (C,), ``basis`` (C, C) by falling variance, ``sigma`` (C,) standard deviations,
+    ``bits`` (C,) widths from 0 to 8, ``amount`` the B asked for. A token is divided by its gain (its
+    root mean square in units of sigma, kept as the scale), so that tokens of unusual norm do not clip;
+    what a uniform quantiser makes of each component is packed into one row of bits.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.name = f"tc{float(state['amount'][0]):.4g}"
+        self._bits = state["bits"].astype(np.int64)
+        self._used = int((self._bits > 0).sum())
+        bits = self._bits[: self._used]
+        self._component = np.repeat(np.arange(self._used), bits)  # of each packed bit
+        starts = np.cumsum(bits) - bits
+        self._shift = (np.arange(bits.sum()) - np.repeat(starts, bits)).astype(np.int32)
+        self._starts = starts
+        self._step = _STEPS[bits] * state["sigma"][: self._used]
+        self._middle = (2.0**bits / 2 - 0.5).astype(np.float32)
+
+    @classmethod
+    def fit(cls, mean: Array, covariance: Array, amount: str) -> TransformCode:
+        """The codec for tokens of this mean (C,) and covariance (C, C) at ``amount`` bits a value."""
+        variances, basis = _principal(covariance)
+        bits = _allocate(variances, round(float(amount) * len(mean)))
+        state = {
+            "mean": np.asarray(mean, np.float32),
+            "basis": basis,
+            "sigma": np.sqrt(variances).astype(np.float32),
+            "bits": bits.astype(np.float32),
+            "amount": np.array([float(amount)], np.float32),
+        }
+        return cls(state)
+
+    def encode(self, tokens: Float32) -> dict[str, Array]:
+        to_fp16(tokens)
+        z = (tokens - self.state["mean"]) @ self.state["basis"][: self._used].T
+        sigma = np.maximum(self.state["sigma"][: self._used], np.float32(1e-30))
+        gain = _scales(np.sqrt(np.square(z / sigma).mean(axis=1, keepdims=True)), 1)
+        levels = z / (self._step * _divisor(gain)) + self._middle
+        levels = np.rint(np.clip(levels, 0, 2 * self._middle)).astype(np.int32)
+        packed = np.packbits((levels[:, self._component] >> self._shift) & 1, axis=1, bitorder="little")
+        return {"patch.npy": packed, "patch_scale.npy": gain}
+
+    def decode(self, members: Mapping[str, Array]) -> Float16:
+        count = len(self._component)
+        bits = np.unpackbits(members["patch.npy"], axis=1, count=count, bitorder="little")
+        levels = np.add.reduceat(bits.astype(np.int32) << self._shift, self._starts, axis=1)
+        gain = members["patch_scale.npy"].astype(np.float32)[:, None]
+        z = (levels - self._middle) * (self._step * gain)
+        return _clipped(z @ self.state["basis"][: self._used] + self.state["mean"])
+
+
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Fp16, Bf16, Int8, Fp8)}
+FITTED: dict[str, type[Pca] | type[TransformCode]] = {"pca": Pca, "tc": TransformCode}
+"""Codecs that are fitted to a teacher, by the letters before their number."""
 
 
-def components_of(name: str) -> int | None:
-    """K of a codec ``pcaK``, which must be fitted; None for all others. ConfigError for no codec at all."""
-    match = re.fullmatch(r"pca([1-9]\d{0,4})", name)
-    if match is None and name not in CODECS:
-        raise ConfigError(
-            f"there is no codec '{name}'",
-            nearest(name, [*CODECS, "pca64"]) or f"codecs: {', '.join(CODECS)}, pcaK (for example pca64)",
-        )
-    return int(match[1]) if match else None
+def is_fitted(name: str) -> bool:
+    """Whether codec ``name`` must be fitted to a teacher; ConfigError where there is no such codec."""
+    if name in CODECS:
+        return False
+    if re.fullmatch(r"pca[1-9]\d{0,4}|tc[1-7](\.\d{1,2})?", name):
+        return True
+    raise ConfigError(
+        f"there is no codec '{name}'",
+        nearest(name, [*CODECS, "pca64", "tc2.2"])
+        or f"codecs: {', '.join(CODECS)}, pcaK (for example pca64), tcB (for example tc2.2)",
+    )
+
+
+def fit_codec(name: str, mean: Array, covariance: Array) -> Codec:
+    """Codec ``name`` for tokens of this mean (C,) and covariance (C, C)."""
+    family = name.rstrip("0123456789.")
+    return FITTED[family].fit(mean, covariance, name.removeprefix(family))
 
 
 def get_codec(name: str, state: State | None = None) -> Codec:
     """The codec called ``name``; ConfigError names the nearest, or says that it has not been fitted."""
-    if components_of(name) is None:
+    if not is_fitted(name):
         return CODECS[name]()
     if state is None:
         raise ConfigError(f"codec '{name}' must be fitted to a teacher first", "make a cache with it")
-    return Pca(state)
+    return FITTED[name.rstrip("0123456789.")](state)
 
 
 def state_bytes(codec: Codec) -> bytes | None:
@@ -193,7 +265,7 @@ def state_hash(data: bytes | None) -> str:
 
 def load_codec(name: str, data: bytes | None, expected: str) -> Codec:
     """The codec of a cache from its ``codec.safetensors``; CacheError where the bytes are not as expected."""
-    if components_of(name) is None:
+    if not is_fitted(name):
         return get_codec(name)
     if data is None or state_hash(data) != expected:
         raise CacheError(f"{STATE} {'is missing' if data is None else 'does not match the spec'}")
@@ -259,6 +331,23 @@ def _dct(size: int) -> Float32:
     matrix = np.sqrt(2 / size) * np.cos(np.pi * (2 * columns + 1) * rows / (2 * size))
     matrix[0] /= np.sqrt(2)
     return matrix.astype(np.float32)
+
+
+def _principal(covariance: Array) -> tuple[npt.NDArray[np.float64], Float32]:
+    """Variances (C,), falling, and the components (C, C) as rows, each with its largest entry positive."""
+    variances, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+    rows = vectors[:, ::-1].T
+    signs = np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])
+    return np.clip(variances[::-1], 0, None), np.ascontiguousarray(rows * signs[:, None], np.float32)
+
+
+def _allocate(variances: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.int64]:
+    """Bits of each component: one after the other where it lowers the error most. At least one bit."""
+    gains = -np.diff(_ERRORS)  # falling: greedy is optimal
+    worth = variances[:, None] * gains
+    chosen = np.argsort(-worth, axis=None, kind="stable")[: max(1, min(total, worth.size))]
+    bits = np.bincount(chosen // _MAX_BITS, minlength=len(variances))
+    return np.sort(bits)[::-1]
 
 
 def _scales(values: Float32, top: float) -> Float16:

@@ -73,8 +73,8 @@ class CacheTeacherConfig:
     )
     patch_size: int | None = option(None, "resample the patch embedding to this size in pixels", metavar="P")
     views: int = option(1, "views of each image; epoch e trains on view e modulo K", metavar="K")
-    codec: str = option("fp16", "how tokens are stored: fp16, bf16, int8, fp8 or pcaK", metavar="NAME")
-    codec_fit: int = option(256, "images that a pcaK codec is fitted to, in a first pass", metavar="N")
+    codec: str = option("fp16", "how tokens are stored: fp16, bf16, int8, fp8, pcaK or tcB", metavar="NAME")
+    codec_fit: int = option(256, "images that a pcaK or tcB codec is fitted to, in a first pass", metavar="N")
     samples_per_shard: int = option(512, "images a shard")
     batch_size: int = option(32, "images a teacher batch")
     workers: int | None = option(

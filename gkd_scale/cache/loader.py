@@ -86,11 +86,11 @@ class CachedSource:
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This rank's micro batches of optimizer steps [start, stop); DamageError for damaged samples."""
         return prefetch(
-            self._load, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
+            self.load, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
         )
 
-    def _load(self, slots: list[Slot]) -> Batch:
-        """Read, check and decode one micro batch. Runs on the reading threads."""
+    def load(self, slots: list[Slot]) -> Batch:
+        """Read, check and decode the micro batch of ``slots``. Runs on the reading threads."""
         height, width = self.image_size
         tokens = self.grid[0] * self.grid[1]
         pixels = np.empty((len(slots), 3, height, width), np.uint8)

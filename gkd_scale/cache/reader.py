@@ -140,7 +140,7 @@ class Caches:
     def __init__(self, caches: Sequence[Cache]) -> None:
         first = caches[0]
         for other in caches[1:]:
-            _refuse_unlike(first, other)
+            refuse_unlike(first, other)
         self.caches = tuple(caches)
         self.grid, self.dim, self.image_size = first.grid, first.dim, first.image_size
         self.fingerprint = first.fingerprint
@@ -171,7 +171,9 @@ def _load_codec(path: Path, spec: Spec) -> Codec:
         raise _damage(path, STATE, str(error)) from None
 
 
-def _refuse_unlike(one: Cache, other: Cache) -> None:
+def refuse_unlike(one: Cache, other: Cache) -> None:
+    """CacheError unless both hold tokens of one teacher, grid and image size."""
+
     def identity(cache: Cache) -> dict[str, Any]:
         keys = ("teacher", "dim", "grid", "image_size")
         return {key: value for key, value in cache.spec.to_dict().items() if key in keys}

@@ -164,9 +164,9 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def npy_bytes(array: Array) -> bytes:
-    """An array as the bytes of a .npy file."""
+    """An array as the bytes of a .npy file, row-major."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gkd_scale import console
+from gkd_scale.cache.certificate import PATTERN, certificate_damage
 from gkd_scale.cache.codec import STATE
 from gkd_scale.cache.config import default_workers
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, ManifestInfo, read_manifest_rows
@@ -103,6 +104,8 @@ def _check_root(path: Path, known: _Known) -> Iterator[str]:
     fitted = known.spec is not None and known.spec.codec_state
     for name in (SPEC, PLAN, *([STATE] if fitted else [])):
         yield from _check_small(path, name, known)
+    if known.spec:
+        yield from _check_certificates(path, known.spec)
     if known.spec and known.manifest:
         if known.manifest.spec != known.spec.hash():
             yield f"{MANIFEST}: is of another spec than {SPEC}"
@@ -131,6 +134,12 @@ def _check_manifest(path: Path, data: bytes, known: _Known) -> Iterator[str]:
     sizes = [len(of_shard) for of_shard in known.rows.values()]
     if sizes != known.manifest.shard_sizes:
         yield f"{MANIFEST}: its rows do not add up to its shard sizes"
+
+
+def _check_certificates(path: Path, spec: Spec) -> Iterator[str]:
+    for file in sorted(path.glob(PATTERN)):
+        if damage := certificate_damage(file, spec.hash()):
+            yield f"{file.name}: {damage}"
 
 
 def _check_small(path: Path, name: str, known: _Known) -> Iterator[str]:

@@ -56,6 +56,30 @@ class OptimConfig:
 
 
 @dataclass
+class CertifyConfig:
+    """Measure what a codec does to the QSD loss, and store the certificate in the cache."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    codec: str | None = option(None, "codec to judge (default: the cache's own)", metavar="NAME")
+    reference: Path | None = option(
+        None, "fp16 cache of the same teacher, where CACHE itself is not fp16", metavar="CACHE"
+    )
+    student: str = option("demo_student", "timm name of the student that is trained", metavar="NAME")
+    student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
+    steps: int = option(300, "training steps, for each of two students")
+    batch: int = option(16, "images a step")
+    lr: float = option(1e-3, "peak learning rate")
+    samples: int = option(64, "held-out samples that are measured")
+    codec_fit: int = option(256, "samples that a pcaK or tcB codec is fitted to", metavar="N")
+    seed: int = option(0, "seed of student, draws and masks")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "samples", "codec_fit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}", f"give --{name.replace('_', '-')} N")
+
+
+@dataclass
 class Stage1Config:
     """Distil a student from cached teacher features, without a label."""
 

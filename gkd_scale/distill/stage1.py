@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gkd_scale import console
+from gkd_scale.cache.certificate import codec_line
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Caches, open_caches
 from gkd_scale.distill.config import Stage1Config
@@ -164,6 +165,8 @@ def _introduce(
         f"→ student {student.spec.name} "
         f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim})"
     )
+    for cache in caches.caches:
+        console.out.print(codec_line(cache.path, cache.spec.hash(), cache.spec.codec), markup=False)
     console.out.print(
         f"{caches.num_samples} images, {caches.views} views; {steps} steps of {plan.global_batch} images "
         f"(micro batch {plan.micro_batch}, accumulation {plan.accumulation}, ZeRO {plan.stage}); {cfg.out}"

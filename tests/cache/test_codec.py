@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,13 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from gkd_scale.cache.codec import (
+    _ERRORS,
     CODECS,
     FP16_MAX,
     Array,
     Codec,
     Pca,
-    components_of,
+    TransformCode,
+    fit_codec,
     get_codec,
+    is_fitted,
     load_codec,
     rotate,
     state_bytes,
@@ -108,7 +113,7 @@ def test_extreme_values_stay_finite_and_keep_their_sign(name: str, value: float)
     assert (values * back >= 0).all()
 
 
-def fitted(dim: int, components: int, noise: float = 0.0) -> tuple[Pca, Array]:
+def fitted(dim: int, amount: float, noise: float = 0.0, family: str = "pca") -> tuple[Any, Array]:
     """Tokens of rank 3 around a mean, with noise, and the codec fitted to them."""
     rng = np.random.default_rng(dim)
     values = rng.normal(size=(400, 3)) @ rng.normal(size=(3, dim)) + 5 * rng.normal(size=dim)
@@ -116,7 +121,7 @@ def fitted(dim: int, components: int, noise: float = 0.0) -> tuple[Pca, Array]:
     moments = Moments(dim)
     for part in np.array_split(values, 7):
         moments.update(part)
-    return Pca.fit(moments.mean, moments.covariance, components), values
+    return fit_codec(f"{family}{amount}", moments.mean, moments.covariance), values
 
 
 def test_pca_holds_what_lies_in_its_components() -> None:
@@ -140,19 +145,49 @@ def test_pca_errs_by_the_components_it_leaves_out(components: int) -> None:
     assert error >= 0.98 * variances[components:].sum() - 1e-4 * variances.sum()
 
 
-def test_pca_state_goes_through_its_file() -> None:
-    codec, values = fitted(24, 4)
+@given(st.sampled_from([1, 1.5, 2.2, 3, 4, 5.75, 7]), st.floats(0.01, 3))
+@settings(max_examples=30)
+def test_transform_coding_errs_by_what_the_widths_promise(bits: float, noise: float) -> None:
+    """At most 1.6 times the error of optimal quantisers of Gaussian components, with B bits a value."""
+    codec, values = fitted(24, bits, noise=noise, family="tc")
+    members = codec.encode(values)
+    assert members["patch.npy"].shape == (400, int(np.ceil(round(24 * bits) / 8)))
+    sigma, widths = codec.state["sigma"], codec.state["bits"].astype(int)
+    assert widths.sum() == round(24 * bits) and (np.diff(widths) <= 0).all()
+    promised = (sigma**2 * np.array(_ERRORS)[widths]).sum() * len(values)
+    error = float(((through_files(codec, values) - values) ** 2).sum())
+    assert error <= 1.6 * promised + 1e-5 * (values**2).sum()
+
+
+def test_transform_coding_beats_pca_at_equal_bytes_and_holds_tokens_of_large_norm() -> None:
+    pca, values = fitted(32, 8, noise=1.0)
+    tc, _ = fitted(32, 2, noise=1.0, family="tc")
+    assert pca.encode(values)["patch.npy"].nbytes == tc.encode(values)["patch.npy"].nbytes
+
+    def error(codec: Codec, tokens: Array) -> float:
+        return float(((through_files(codec, tokens) - tokens) ** 2).sum() / tokens.var(0).sum())
+
+    assert error(tc, values) < 0.5 * error(pca, values)
+    far = values + 50 * (values[:1] - values.mean(0))
+    relative = np.linalg.norm(through_files(tc, far) - far, axis=1) / np.linalg.norm(far, axis=1)
+    assert relative.max() < 0.5
+
+
+@pytest.mark.parametrize(("family", "kind"), [("pca", Pca), ("tc", TransformCode)])
+def test_a_fitted_state_goes_through_its_file(family: str, kind: type) -> None:
+    codec, values = fitted(24, 4, family=family)
     data = state_bytes(codec)
     assert data is not None and state_bytes(codec) == data
-    back = load_codec("pca4", data, state_hash(data))
+    back = load_codec(codec.name, data, state_hash(data))
+    assert type(back) is kind and back.name == f"{family}4"
     np.testing.assert_array_equal(through_files(back, values), through_files(codec, values))
     for damaged in (None, data[:-1], bytes(len(data))):
         with pytest.raises(CacheError, match=r"codec\.safetensors"):
-            load_codec("pca4", damaged, state_hash(data))
+            load_codec(codec.name, damaged, state_hash(data))
     assert state_bytes(get_codec("int8")) is None and state_hash(None) == ""
 
 
-@pytest.mark.parametrize("name", [*CODECS, "pca4"])
+@pytest.mark.parametrize("name", [*CODECS, "pca4", "tc4"])
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [(np.nan, "not finite"), (-np.inf, "not finite"), (70000, "beyond fp16"), (65520, "beyond")],
@@ -160,16 +195,22 @@ def test_pca_state_goes_through_its_file() -> None:
 def test_what_cannot_be_held_is_refused(name: str, bad: float, reason: str) -> None:
     values = np.zeros((3, 24), np.float32)
     values[1, 2] = bad
-    codec = fitted(24, 4)[0] if name == "pca4" else get_codec(name)
+    codec = get_codec(name) if name in CODECS else fitted(24, 4, family=name[:-1])[0]
     with pytest.raises(ValueError, match=reason):
         codec.encode(values)
 
 
 def test_names() -> None:
-    assert components_of("pca96") == 96 and components_of("int8") is None
-    for name, said in [("in8", "did you mean 'int8'"), ("pca0", "pca"), ("zip", "codecs: fp16")]:
+    assert is_fitted("pca96") and is_fitted("tc2.25") and not is_fitted("int8")
+    for name, said in [
+        ("in8", "did you mean 'int8'"),
+        ("pca0", "pca"),
+        ("tc9", "did you mean"),
+        ("", "codecs: fp16, .*pcaK"),
+        ("zip", "codecs: fp16"),
+    ]:
         with pytest.raises(ConfigError, match=said):
-            components_of(name)
+            is_fitted(name)
     with pytest.raises(ConfigError, match="must be fitted"):
         get_codec("pca8")
     with pytest.raises(ConfigError, match="more components than the 24 channels"):
