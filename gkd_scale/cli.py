@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gkd_scale import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gkd_scale.cache.spec import Spec
+    from gkd_scale.models.teachers import TimmTeacher
 
 
 class Command(NamedTuple):
@@ -49,10 +55,98 @@ def _verify(argv: Sequence[str], prog: str, command: Command) -> int:
 
     cfg = parse(VerifyConfig, argv, prog=prog, description=command.help, examples=command.examples)
     from gkd_scale import console
+    from gkd_scale.cache.reader import Cache
     from gkd_scale.cache.verify import verify
 
-    damaged = verify(cfg.cache, lambda line: console.out.print(line, markup=False))
+    def say(line: str) -> None:
+        console.out.print(line, markup=False)
+
+    damaged = verify(cfg.cache, say)
+    if cfg.rerun_teacher and not damaged:
+        from gkd_scale.cache.rerun import rerun
+
+        cache = Cache.open(cfg.cache)
+        teacher = _teacher_of(cache.spec, cfg.teacher_weights, cfg.device)
+        lines = list(rerun(cache, teacher, cfg.rerun_teacher, cfg.tolerance))
+        damaged += _tell(lines, f"{cfg.rerun_teacher} samples computed again: {len(lines)} differ")
+    if cfg.ledger is not None and not damaged:
+        from gkd_scale.cache.ledger import check_ledger
+
+        cache = Cache.open(cfg.cache)
+        sids = [sid for shard in range(len(cache.shard_sizes)) for sid in cache.sids(shard)]
+        epochs, lines = check_ledger(cfg.ledger, sids)
+        damaged += _tell(lines, f"ledger: {epochs} whole epochs, {len(lines)} faults")
     return 1 if damaged else 0
+
+
+def _tell(lines: Sequence[str], summary: str) -> int:
+    """Print lines and a summary; returns the number of lines."""
+    from gkd_scale import console
+
+    for line in (*lines, summary):
+        console.out.print(line, markup=False)
+    return len(lines)
+
+
+def _teacher_of(spec: Spec, weights: Path | None, device: str) -> TimmTeacher:
+    """The teacher that a cache's spec names."""
+    from gkd_scale.cache.repair import teacher_arguments
+    from gkd_scale.models.teachers import load_teacher
+
+    found = spec.teacher
+    given = teacher_arguments(found)
+    return load_teacher(found["model"], spec.image_size, weights=weights, device=device, **given)
+
+
+def _repair(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import RepairConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(RepairConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.repair import repair
+    from gkd_scale.cache.spec import read_spec
+
+    spec = read_spec(cfg.cache)
+    teacher = _teacher_of(spec, cfg.teacher_weights, cfg.device)
+    report = repair(cfg, spec, teacher, lambda line: console.out.print(line, markup=False))
+    for line in report.lines():
+        console.out.print(line, markup=False)
+    return 0
+
+
+def _stats(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import StatsConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(StatsConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.cache.reader import Cache
+    from gkd_scale.cache.stats import STATS, measure, write_stats
+
+    cache = Cache.open(cfg.cache)
+    stats = measure(cache)
+    out = cfg.out or cfg.cache / STATS
+    write_stats(out, stats, cache.spec.hash())
+    _tell(stats.lines(), f"written to {out}")
+    return 0
+
+
+def _inspect(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import InspectConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(InspectConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.inspect import contact_sheet, describe
+    from gkd_scale.cache.reader import Cache
+
+    cache = Cache.open(cfg.cache)
+    for line in describe(cache):
+        console.out.print(line, markup=False)
+    if cfg.sheet is not None:
+        contact_sheet(cache, cfg.sheet, cfg.samples, cfg.view)
+        console.out.print(f"  sheet    {cfg.sheet}", markup=False)
+    return 0
 
 
 def _certify(argv: Sequence[str], prog: str, command: Command) -> int:
@@ -116,7 +210,25 @@ COMMANDS = {
     "verify": Command(
         _verify,
         "Check every byte of a cache against its checksums; exit 1 if any is damaged.",
-        "  gkd-scale verify caches/proxy\n",
+        """\
+  gkd-scale verify caches/proxy
+  gkd-scale verify caches/proxy --rerun-teacher 16 --ledger runs/1a/ledger
+""",
+    ),
+    "repair": Command(
+        _repair,
+        "Rebuild what is damaged in a cache, and nothing else.",
+        "  gkd-scale repair caches/proxy --images imagenet/train\n",
+    ),
+    "stats": Command(
+        _stats,
+        "Measure mean, covariance and norm of a cache's tokens.",
+        "  gkd-scale stats caches/proxy\n",
+    ),
+    "inspect": Command(
+        _inspect,
+        "Say what is in a cache, and show its views beside maps of their tokens.",
+        "  gkd-scale inspect caches/proxy --sheet proxy.png\n",
     ),
     "certify": Command(
         _certify,

@@ -203,6 +203,8 @@ def _explained(error: OSError, out: Path) -> Exception:
 def _refuse_foreign(folder: Path) -> None:
     """CacheError where ``folder`` holds something that is not a cache, whole or begun."""
     ours = {LOCK, SPEC + TEMPORARY, STATE, STATE + TEMPORARY}
+    if (folder / MANIFEST).exists() or (folder / PLAN).exists():
+        return  # a cache that lost its spec
     if not (folder / SPEC).exists() and (foreign := {path.name for path in folder.iterdir()} - ours):
         raise CacheError(
             f"{folder} is not empty and not a teacher cache (it holds {sorted(foreign)[0]})",
@@ -213,8 +215,17 @@ def _refuse_foreign(folder: Path) -> None:
 def _prepare(folder: Path, spec: Spec, plan: Plan, codec: Codec) -> None:
     """Refuse another spec, clear what a kill left, and write the codec's state, the spec and the plan."""
     if (folder / SPEC).exists():
-        old = read_spec(folder)
-        refuse_other(folder, old, spec, "" if old.plan == spec.plan else _changed_images(folder, plan))
+        try:
+            refuse_changed(folder, read_spec(folder), spec, plan)
+        except DamageError:
+            if not _shards_are_of(folder, spec):
+                raise
+            (folder / SPEC).unlink()
+    elif any(folder.glob("v*/shard-*.parquet")) and not _shards_are_of(folder, spec):
+        raise CacheError(
+            f"{folder} holds shards of another spec, and has lost its {SPEC}",
+            "choose another --out, or repeat the options that made this cache",
+        )
     for stale in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"v*/*{TEMPORARY}")]:
         stale.unlink()
     if (state := state_bytes(codec)) is not None:
@@ -224,6 +235,21 @@ def _prepare(folder: Path, spec: Spec, plan: Plan, codec: Codec) -> None:
         versions |= {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow", "numpy")}
         write_spec(spec, folder, versions)
     write_plan(plan, folder / PLAN)
+
+
+def refuse_changed(folder: Path, old: Spec, new: Spec, plan: Plan) -> None:
+    """CacheError that says what differs, where ``new``, over ``plan``, is not what ``folder`` holds."""
+    refuse_other(folder, old, new, "" if old.plan == new.plan else _changed_images(folder, plan))
+
+
+def _shards_are_of(folder: Path, spec: Spec) -> bool:
+    """Whether a whole manifest or index in ``folder`` says that what is there is of ``spec``."""
+    with contextlib.suppress(Exception):
+        return read_manifest_info(folder).spec == spec.hash()
+    for path in sorted(folder.glob("v*/shard-*.parquet")):
+        with contextlib.suppress(Exception):
+            return read_info(path).spec == spec.hash()
+    return False
 
 
 def _codec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:

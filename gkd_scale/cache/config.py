@@ -107,6 +107,47 @@ class VerifyConfig:
     """Check every byte of a cache against its checksums."""
 
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    rerun_teacher: int = option(0, "samples whose tokens are computed again and compared", metavar="K")
+    tolerance: float = option(0.01, "largest relative L2 difference of a sample computed again")
+    teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
+    device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+    ledger: Path | None = option(
+        None, "RUN/ledger: check that it used each sample once an epoch", metavar="FOLDER"
+    )
+
+
+@dataclass
+class RepairConfig:
+    """Rebuild what is damaged in a cache, and nothing else."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    images: Path = option(help="the images it was made of")
+    teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
+    codec_fit: int = option(256, "as it was made with; matters where codec.safetensors is lost", metavar="N")
+    batch_size: int = option(32, "images a teacher batch")
+    workers: int | None = option(None, "threads (default: CPU cores, at most 8)", metavar="N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+
+
+@dataclass
+class StatsConfig:
+    """Mean, covariance and norm of a cache's tokens."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    out: Path | None = option(None, "file to write (default: CACHE/stats.safetensors)", metavar="FILE")
+
+
+@dataclass
+class InspectConfig:
+    """Say and show what is in a cache."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    sheet: Path | None = option(None, "PNG to write: views beside maps of their tokens", metavar="FILE")
+    samples: int = option(12, "views on the sheet")
+    view: int = option(0, "which view of each image", metavar="V")
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 1, "samples", self.samples, "at least 1")
 
 
 def default_workers() -> int:

@@ -199,7 +199,10 @@ def _unfinished(path: Path, spec: Spec) -> CacheError:
 
 
 def _damage(path: Path, what: str, why: str) -> DamageError:
-    return DamageError(f"{path}/{what}: {why}", f"list all damage with: gkd-scale verify {path}")
+    return DamageError(
+        f"{path}/{what}: {why}",
+        f"mend it with: gkd-scale repair {path} --images FOLDER; list all with: gkd-scale verify {path}",
+    )
 
 
 def _sha256(data: bytes) -> str:

@@ -63,7 +63,7 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
     shards = _shards(path, known)
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("verify", total=len(shards))
-        work = prefetch(lambda at: list(_check_shard(path, known, *at)), shards, min(2, default_workers()), 4)
+        work = prefetch(lambda at: _check_shard(path, known, *at), shards, min(2, default_workers()), 4)
         for lines in work:
             for line in lines:
                 report(line)
@@ -74,13 +74,28 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
     return damages
 
 
+def damaged_shards(path: Path, *, quiet: bool = False) -> dict[tuple[int, int], list[str]]:
+    """``{(view, shard): lines}`` of the shards of a cache that are not whole; CacheError for no cache."""
+    known = _Known()
+    for _ in _check_root(path, known):
+        pass
+    shards = _shards(path, known)
+    found: dict[tuple[int, int], list[str]] = {}
+    with console.progress(disable=quiet) as bar:
+        task = bar.add_task("verify", total=len(shards))
+        work = prefetch(lambda at: _check_shard(path, known, *at), shards, min(2, default_workers()), 4)
+        for at, lines in zip(shards, work, strict=True):
+            if lines:
+                found[at] = lines
+            bar.advance(task)
+    return found
+
+
 def _summary(path: Path, shards: int, damages: int) -> str:
     size = sum(tar.stat().st_size for tar in path.glob("v*/*.tar"))
     checked = f"{shards} shards, {size / 1e6:.1f} MB checked"
     if damages:
-        mend = (
-            "delete the shards named above, then run the same cache-teacher command again: it makes them anew"
-        )
+        mend = f"mend it with: gkd-scale repair {path} --images FOLDER (and the teacher's --teacher-weights)"
         return f"{path} is damaged: {damages} lines above, {checked}\n  → {mend}"
     return f"{path} is whole: {checked}"
 

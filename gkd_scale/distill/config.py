@@ -104,6 +104,10 @@ class Stage1Config:
     save_every: int = option(500, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
     workers: int = option(2, "threads that read and decode, a rank")
+    on_corrupt: str = option(
+        "stop", "a damaged sample: stop, or skip it (the next one stands in)", choices=("stop", "skip")
+    )
+    ledger: bool = option(False, "write which sample went into which step to OUT/ledger")
     window: int = option(4, "shards that samples are shuffled across at a time")
     seed: int = option(0, "decides initialisation, order and masks")
     loss: LossConfig = section(LossConfig)
