@@ -41,6 +41,8 @@ class ViewConfig:
     )
     flip: float = option(0.5, "probability of a horizontal flip")
     color: float = option(0.3, "strength of brightness, contrast and saturation jitter; 0 is off")
+    randaugment: int = option(0, "operations of RandAugment a view, each applied with probability 1/2")
+    magnitude: float = option(9.0, "strength of RandAugment, 0 to 10")
     quality: int = option(92, "JPEG quality of the stored view (4:4:4)")
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class ViewConfig:
         _require(0 < self.ratio[0] <= self.ratio[1], "view.ratio", self.ratio, "0 < MIN <= MAX")
         _require(0 <= self.flip <= 1, "view.flip", self.flip, "from 0 to 1")
         _require(0 <= self.color < 1, "view.color", self.color, "from 0 to below 1")
+        _require(0 <= self.randaugment <= 15, "view.randaugment", self.randaugment, "from 0 to 15")
+        _require(0 <= self.magnitude <= 10, "view.magnitude", self.magnitude, "from 0 to 10")
         _require(1 <= self.quality <= 100, "view.quality", self.quality, "from 1 to 100")
 
 
