@@ -11,6 +11,7 @@ from gkd_scale import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gkd_scale.cache.config import CacheTeacherConfig
     from gkd_scale.cache.spec import Spec
     from gkd_scale.models.teachers import TimmTeacher
 
@@ -30,9 +31,18 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
     cfg = parse(CacheTeacherConfig, argv, prog=prog, description=command.help, examples=command.examples)
     from gkd_scale import console
     from gkd_scale.cache.build import build
+
+    report = build(cfg, _teacher_for(cfg))
+    for line in report.lines():
+        console.out.print(line, markup=False)
+    return 0
+
+
+def _teacher_for(cfg: CacheTeacherConfig) -> TimmTeacher:
+    """The teacher that the flags of cache-teacher ask for."""
     from gkd_scale.models.teachers import load_teacher
 
-    teacher = load_teacher(
+    return load_teacher(
         cfg.teacher,
         cfg.size,
         weights=cfg.teacher_weights,
@@ -43,9 +53,22 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
         patch=cfg.patch_size,
         device=cfg.device,
     )
-    report = build(cfg, teacher)
-    for line in report.lines():
-        console.out.print(line, markup=False)
+
+
+def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import PlanConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(PlanConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    import json
+
+    from gkd_scale.distill.plan import estimate, show
+
+    found = estimate(cfg, lambda: _teacher_for(cfg))
+    if cfg.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        show(found, cfg)
     return 0
 
 
@@ -197,6 +220,15 @@ def _demo(argv: Sequence[str], prog: str, command: Command) -> int:
 
 
 COMMANDS = {
+    "plan": Command(
+        _plan,
+        "Say what a cache will cost before its first byte: bytes, hours, GB/s, memory.",
+        """\
+  gkd-scale plan --images imagenet/train --teacher vit_giant_patch14_dinov2.lvd142m --image-size 224 \\
+      --views 4 --out caches/proxy --students vit_base_patch16_224 --gpu h100
+  gkd-scale plan --images photos --image-size 96x128 --out caches/photos --measure 4 --json
+""",
+    ),
     "cache-teacher": Command(
         _cache_teacher,
         "Run a teacher once over a folder of images and keep its dense features.",

@@ -8,10 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gkd_scale.config import option, section
-from gkd_scale.errors import ConfigError
+from gkd_scale.errors import ConfigError, nearest
 
 MAX_SIDE = 16384
 """Longest side of a view in pixels."""
+
+
+GPUS = {
+    # Peak dense TFLOP/s in fp32 (without TF32) and bf16, and GB of memory, from NVIDIA's data sheets.
+    "v100": (15.7, 125.0, 32),
+    "t4": (8.1, 65.0, 16),
+    "a100": (19.5, 312.0, 80),
+    "l40s": (91.6, 362.0, 48),
+    "h100": (67.0, 989.0, 80),
+    "h200": (67.0, 989.0, 141),
+}
+"""Rates that plan counts with. V100 and T4 have fp16 in the place of bf16."""
 
 
 def parse_size(text: str | int) -> tuple[int, int]:
@@ -104,6 +116,32 @@ class CacheTeacherConfig:
     def threads(self) -> int:
         """Worker threads: as asked, else the cores this process may use, at most 8."""
         return default_workers() if self.workers is None else self.workers
+
+
+@dataclass
+class PlanConfig(CacheTeacherConfig):
+    """Say what a cache will cost before its first byte: the flags of cache-teacher, and these."""
+
+    students: list[str] = option(
+        [], "student to train, repeatable (default: ViT-S and ViT-B)", metavar="NAME"
+    )
+    epochs: float = option(100.0, "epochs of training")
+    gpu: str = option("h100", f"GPU: {', '.join(GPUS)}", metavar="NAME")
+    gpus: int = option(8, "GPUs that train, on one node; one of them runs the teacher")
+    disk_gbs: float = option(1.0, "GB/s that the disk reads, for each training GPU")
+    measure: int = option(0, "time so many teacher batches here, instead of counting FLOPs", metavar="K")
+    probe: int = option(16, "images that are encoded to learn the size of a view", metavar="N")
+    json: bool = option(False, "print JSON and nothing else")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpu not in GPUS:
+            raise ConfigError(
+                f"there is no rate for the GPU '{self.gpu}'",
+                nearest(self.gpu, GPUS) or f"known: {', '.join(GPUS)}",
+            )
+        for name in ("epochs", "gpus", "disk_gbs", "probe"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
 
 @dataclass
