@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gkd_scale import __version__
@@ -32,14 +33,15 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale import console
     from gkd_scale.cache.build import build
 
-    report = build(cfg, _teacher_for(cfg))
+    first = "cpu" if cfg.ray is not None else cfg.devices[0]
+    report = build(cfg, _teacher_for(cfg, first), load=partial(_teacher_for, cfg))
     for line in report.lines():
         console.out.print(line, markup=False)
     return 0
 
 
-def _teacher_for(cfg: CacheTeacherConfig) -> TimmTeacher:
-    """The teacher that the flags of cache-teacher ask for."""
+def _teacher_for(cfg: CacheTeacherConfig, device: str) -> TimmTeacher:
+    """The teacher that the flags of cache-teacher ask for, on one device."""
     from gkd_scale.models.teachers import load_teacher
 
     return load_teacher(
@@ -51,7 +53,7 @@ def _teacher_for(cfg: CacheTeacherConfig) -> TimmTeacher:
         mean=cfg.mean,
         std=cfg.std,
         patch=cfg.patch_size,
-        device=cfg.device,
+        device=device,
     )
 
 
@@ -64,7 +66,7 @@ def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
 
     from gkd_scale.distill.plan import estimate, show
 
-    found = estimate(cfg, lambda: _teacher_for(cfg))
+    found = estimate(cfg, lambda: _teacher_for(cfg, cfg.devices[0]))
     if cfg.json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
@@ -237,6 +239,7 @@ COMMANDS = {
       --image-size 224 --views 4 --out caches/proxy
   gkd-scale cache-teacher --images photos --teacher mobilenetv2_100 --teacher-weights weights.safetensors \\
       --teacher-args pad_type=same --teacher-layer 3 --image-size 144x192 --out caches/photos
+  gkd-scale cache-teacher --config shards/gkd-1a.yaml --images imagenet/train --out caches/1a --ray auto
 """,
     ),
     "verify": Command(

@@ -96,7 +96,10 @@ class CacheTeacherConfig:
     workers: int | None = option(
         None, "threads that read and encode (default: CPU cores, at most 8)", metavar="N"
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+    device: str = option("auto", "auto, cpu, cuda, cuda:I or several: cuda:0,1", metavar="DEVICE")
+    ray: str | None = option(
+        None, "Ray cluster to build on, one worker a device: auto or its address", metavar="auto|ADDRESS"
+    )
     seed: int = option(0, "seed of the views")
     view: ViewConfig = section(ViewConfig)
 
@@ -111,6 +114,12 @@ class CacheTeacherConfig:
     def size(self) -> tuple[int, int]:
         """Height and width of a view in pixels."""
         return parse_size(self.image_size)
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices to run a teacher on: ``cuda:0,1`` is ``cuda:0`` and ``cuda:1``."""
+        kind, colon, numbers = self.device.partition(":")
+        return [f"{kind}{colon}{number}" for number in numbers.split(",")] if colon else [kind]
 
     @property
     def threads(self) -> int:
