@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from gkd_scale import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gkd_scale.cache.config import CacheTeacherConfig
+    from gkd_scale.cache.spec import Spec
+    from gkd_scale.models.teachers import TimmTeacher
 
 
 class Command(NamedTuple):
@@ -24,9 +32,19 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
     cfg = parse(CacheTeacherConfig, argv, prog=prog, description=command.help, examples=command.examples)
     from gkd_scale import console
     from gkd_scale.cache.build import build
+
+    first = "cpu" if cfg.ray is not None else cfg.devices[0]
+    report = build(cfg, _teacher_for(cfg, first), load=partial(_teacher_for, cfg))
+    for line in report.lines():
+        console.out.print(line, markup=False)
+    return 0
+
+
+def _teacher_for(cfg: CacheTeacherConfig, device: str) -> TimmTeacher:
+    """The teacher that the flags of cache-teacher ask for, on one device."""
     from gkd_scale.models.teachers import load_teacher
 
-    teacher = load_teacher(
+    return load_teacher(
         cfg.teacher,
         cfg.size,
         weights=cfg.teacher_weights,
@@ -35,11 +53,24 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
         mean=cfg.mean,
         std=cfg.std,
         patch=cfg.patch_size,
-        device=cfg.device,
+        device=device,
     )
-    report = build(cfg, teacher)
-    for line in report.lines():
-        console.out.print(line, markup=False)
+
+
+def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import PlanConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(PlanConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    import json
+
+    from gkd_scale.distill.plan import estimate, show
+
+    found = estimate(cfg, lambda: _teacher_for(cfg, cfg.devices[0]))
+    if cfg.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        show(found, cfg)
     return 0
 
 
@@ -49,10 +80,113 @@ def _verify(argv: Sequence[str], prog: str, command: Command) -> int:
 
     cfg = parse(VerifyConfig, argv, prog=prog, description=command.help, examples=command.examples)
     from gkd_scale import console
+    from gkd_scale.cache.reader import Cache
     from gkd_scale.cache.verify import verify
 
-    damaged = verify(cfg.cache, lambda line: console.out.print(line, markup=False))
+    def say(line: str) -> None:
+        console.out.print(line, markup=False)
+
+    damaged = verify(cfg.cache, say)
+    if cfg.rerun_teacher and not damaged:
+        from gkd_scale.cache.rerun import rerun
+
+        cache = Cache.open(cfg.cache)
+        teacher = _teacher_of(cache.spec, cfg.teacher_weights, cfg.device)
+        lines = list(rerun(cache, teacher, cfg.rerun_teacher, cfg.tolerance))
+        damaged += _tell(lines, f"{cfg.rerun_teacher} samples computed again: {len(lines)} differ")
+    if cfg.ledger is not None and not damaged:
+        from gkd_scale.cache.ledger import check_ledger
+
+        cache = Cache.open(cfg.cache)
+        sids = [sid for shard in range(len(cache.shard_sizes)) for sid in cache.sids(shard)]
+        epochs, lines = check_ledger(cfg.ledger, sids)
+        damaged += _tell(lines, f"ledger: {epochs} whole epochs, {len(lines)} faults")
     return 1 if damaged else 0
+
+
+def _tell(lines: Sequence[str], summary: str) -> int:
+    """Print lines and a summary; returns the number of lines."""
+    from gkd_scale import console
+
+    for line in (*lines, summary):
+        console.out.print(line, markup=False)
+    return len(lines)
+
+
+def _teacher_of(spec: Spec, weights: Path | None, device: str) -> TimmTeacher:
+    """The teacher that a cache's spec names."""
+    from gkd_scale.cache.repair import teacher_arguments
+    from gkd_scale.models.teachers import load_teacher
+
+    found = spec.teacher
+    given = teacher_arguments(found)
+    return load_teacher(found["model"], spec.image_size, weights=weights, device=device, **given)
+
+
+def _repair(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import RepairConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(RepairConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.repair import repair
+    from gkd_scale.cache.spec import read_spec
+
+    spec = read_spec(cfg.cache)
+    teacher = _teacher_of(spec, cfg.teacher_weights, cfg.device)
+    report = repair(cfg, spec, teacher, lambda line: console.out.print(line, markup=False))
+    for line in report.lines():
+        console.out.print(line, markup=False)
+    return 0
+
+
+def _stats(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import StatsConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(StatsConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.cache.reader import Cache
+    from gkd_scale.cache.stats import STATS, measure, write_stats
+
+    cache = Cache.open(cfg.cache)
+    stats = measure(cache)
+    out = cfg.out or cfg.cache / STATS
+    write_stats(out, stats, cache.spec.hash())
+    _tell(stats.lines(), f"written to {out}")
+    return 0
+
+
+def _inspect(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import InspectConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(InspectConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.inspect import contact_sheet, describe
+    from gkd_scale.cache.reader import Cache
+
+    cache = Cache.open(cfg.cache)
+    for line in describe(cache):
+        console.out.print(line, markup=False)
+    if cfg.sheet is not None:
+        contact_sheet(cache, cfg.sheet, cfg.samples, cfg.view)
+        console.out.print(f"  sheet    {cfg.sheet}", markup=False)
+    return 0
+
+
+def _certify(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.distill.config import CertifyConfig
+
+    cfg = parse(CertifyConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.certificate import certificate_path
+    from gkd_scale.distill.certify import certify
+
+    certificate = certify(cfg)
+    console.out.print(certificate.line(), markup=False)
+    console.out.print(f"stored in {certificate_path(cfg.cache, certificate.codec)}", markup=False)
+    return 0
 
 
 def _evaluate(argv: Sequence[str], prog: str, command: Command) -> int:
@@ -88,6 +222,15 @@ def _demo(argv: Sequence[str], prog: str, command: Command) -> int:
 
 
 COMMANDS = {
+    "plan": Command(
+        _plan,
+        "Say what a cache will cost before its first byte: bytes, hours, GB/s, memory.",
+        """\
+  gkd-scale plan --images imagenet/train --teacher vit_giant_patch14_dinov2.lvd142m --image-size 224 \\
+      --views 4 --out caches/proxy --students vit_base_patch16_224 --gpu h100
+  gkd-scale plan --images photos --image-size 96x128 --out caches/photos --measure 4 --json
+""",
+    ),
     "cache-teacher": Command(
         _cache_teacher,
         "Run a teacher once over a folder of images and keep its dense features.",
@@ -96,12 +239,39 @@ COMMANDS = {
       --image-size 224 --views 4 --out caches/proxy
   gkd-scale cache-teacher --images photos --teacher mobilenetv2_100 --teacher-weights weights.safetensors \\
       --teacher-args pad_type=same --teacher-layer 3 --image-size 144x192 --out caches/photos
+  gkd-scale cache-teacher --config shards/gkd-1a.yaml --images imagenet/train --out caches/1a --ray auto
 """,
     ),
     "verify": Command(
         _verify,
         "Check every byte of a cache against its checksums; exit 1 if any is damaged.",
-        "  gkd-scale verify caches/proxy\n",
+        """\
+  gkd-scale verify caches/proxy
+  gkd-scale verify caches/proxy --rerun-teacher 16 --ledger runs/1a/ledger
+""",
+    ),
+    "repair": Command(
+        _repair,
+        "Rebuild what is damaged in a cache, and nothing else.",
+        "  gkd-scale repair caches/proxy --images imagenet/train\n",
+    ),
+    "stats": Command(
+        _stats,
+        "Measure mean, covariance and norm of a cache's tokens.",
+        "  gkd-scale stats caches/proxy\n",
+    ),
+    "inspect": Command(
+        _inspect,
+        "Say what is in a cache, and show its views beside maps of their tokens.",
+        "  gkd-scale inspect caches/proxy --sheet proxy.png\n",
+    ),
+    "certify": Command(
+        _certify,
+        "Measure what a codec does to the QSD loss, and store the certificate in the cache.",
+        """\
+  gkd-scale certify caches/small-fp16 --codec int8
+  gkd-scale certify caches/proxy --reference caches/small-fp16
+""",
     ),
     "evaluate": Command(
         _evaluate,

@@ -16,13 +16,14 @@ import contextlib
 import errno
 import fcntl
 import importlib.metadata
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,9 +33,22 @@ from rich.text import Text
 
 import gkd_scale
 from gkd_scale import console
-from gkd_scale.cache.codec import Codec, Float32, get_codec, to_fp16
+from gkd_scale.cache.cluster import Done, Load, distribute
+from gkd_scale.cache.codec import (
+    STATE,
+    Codec,
+    Float32,
+    fit_codec,
+    get_codec,
+    is_fitted,
+    load_codec,
+    state_bytes,
+    state_hash,
+    to_fp16,
+)
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, finish, read_manifest_info
+from gkd_scale.cache.moments import Moments
 from gkd_scale.cache.plan import PLAN, Entry, Plan, make_plan, read_plan_sizes, write_plan
 from gkd_scale.cache.shard import (
     ShardWriter,
@@ -46,13 +60,16 @@ from gkd_scale.cache.shard import (
 )
 from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
 from gkd_scale.cache.views import UnreadableImage, View, channels_first, decode, make_view, open_image
-from gkd_scale.errors import CacheError, ModelError, disk_full
-from gkd_scale.files import TEMPORARY, sha256_file
+from gkd_scale.errors import CacheError, DamageError, DataError, ModelError, disk_full
+from gkd_scale.files import TEMPORARY, sha256_file, write_bytes
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Features, Teacher, UInt8Array
 
+T = TypeVar("T")
+
 LOCK = ".lock"
 _SHOWN_ERRORS = 5
+_COUNTING = threading.Lock()
 
 
 @dataclass
@@ -79,6 +96,13 @@ class BuildReport:
     bytes_written: int = 0
     seconds: Seconds = field(default_factory=Seconds)
 
+    def count(self, *, shards: int = 0, samples: int = 0, size: int = 0) -> None:
+        """Add what was built; from any thread."""
+        with _COUNTING:
+            self.shards_built += shards
+            self.samples_built += samples
+            self.bytes_written += size
+
     def lines(self) -> list[str]:
         """The summary for the terminal."""
         if self.shards_built == 0:
@@ -102,22 +126,30 @@ class BuildReport:
         return f"{self.images - len(self.errors)} images x {self.views} views in {self.shards} shards"
 
 
-def build(cfg: CacheTeacherConfig, teacher: Teacher, *, quiet: bool = False) -> BuildReport:
+def build(
+    cfg: CacheTeacherConfig, teacher: Teacher, *, load: Load | None = None, quiet: bool = False
+) -> BuildReport:
     """Make the cache that ``cfg`` describes, or go on with it. ``quiet`` shows no progress bar.
+
+    ``load(device)`` makes more teachers, for the other devices of ``cfg.device`` and for ``cfg.ray``.
 
     Raises ConfigError, DataError, CacheError, ModelError or DiskFullError for what the user can mend;
     whatever is raised, the same command goes on later.
     """
     started = time.monotonic()
-    codec = get_codec(cfg.codec)
+    is_fitted(cfg.codec)
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out)
     spec = make_spec(cfg, teacher, plan)
     try:
         with _locked(cfg.out):
-            _prepare(cfg.out, spec, plan)
+            _refuse_foreign(cfg.out)
+            codec = _codec(cfg, teacher, plan)
+            spec = replace(spec, codec_state=state_hash(state_bytes(codec)))
+            _prepare(cfg.out, spec, plan, codec)
             report = BuildReport(cfg.out, len(plan.entries), spec.views, spec.views * spec.shards)
             if todo := _missing(cfg.out, spec):
-                _Builder(cfg, teacher, codec, spec, plan, report, quiet).run(todo)
+                with _Display(report, spec.views * len(plan.entries), todo, plan, quiet) as display:
+                    _build(_Job(cfg, codec, spec, plan), todo, teacher, load, report, display)
             report.errors = finish(cfg.out, spec, plan)
     except OSError as error:
         raise _explained(error, cfg.out) from None
@@ -183,23 +215,103 @@ def _explained(error: OSError, out: Path) -> Exception:
     return disk_full(error, where) or error
 
 
-def _prepare(folder: Path, spec: Spec, plan: Plan) -> None:
-    """Refuse what is not ours, clear what a kill left, and write the spec and the plan."""
-    if (folder / SPEC).exists():
-        old = read_spec(folder)
-        refuse_other(folder, old, spec, "" if old.plan == spec.plan else _changed_images(folder, plan))
-    elif foreign := {path.name for path in folder.iterdir()} - {LOCK, SPEC + TEMPORARY}:
+def _refuse_foreign(folder: Path) -> None:
+    """CacheError where ``folder`` holds something that is not a cache, whole or begun."""
+    ours = {LOCK, SPEC + TEMPORARY, STATE, STATE + TEMPORARY}
+    if (folder / MANIFEST).exists() or (folder / PLAN).exists():
+        return  # a cache that lost its spec
+    if not (folder / SPEC).exists() and (foreign := {path.name for path in folder.iterdir()} - ours):
         raise CacheError(
             f"{folder} is not empty and not a teacher cache (it holds {sorted(foreign)[0]})",
             "choose another --out",
         )
-    for stale in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"v*/*{TEMPORARY}")]:
-        stale.unlink()
+
+
+def _prepare(folder: Path, spec: Spec, plan: Plan, codec: Codec) -> None:
+    """Refuse another spec, clear what a kill left, and write the codec's state, the spec and the plan."""
+    if (folder / SPEC).exists():
+        try:
+            refuse_changed(folder, read_spec(folder), spec, plan)
+        except DamageError:
+            if not _shards_are_of(folder, spec):
+                raise
+            (folder / SPEC).unlink()
+    elif any(folder.glob("v*/shard-*.parquet")) and not _shards_are_of(folder, spec):
+        raise CacheError(
+            f"{folder} holds shards of another spec, and has lost its {SPEC}",
+            "choose another --out, or repeat the options that made this cache",
+        )
+    _remove_parts(folder)
+    if (state := state_bytes(codec)) is not None:
+        write_bytes(folder / STATE, state)
     if not (folder / SPEC).exists():
         versions = {"gkd-scale": gkd_scale.__version__}
         versions |= {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow", "numpy")}
         write_spec(spec, folder, versions)
     write_plan(plan, folder / PLAN)
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove what was being written when a process died."""
+    for stale in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"v*/*{TEMPORARY}")]:
+        stale.unlink(missing_ok=True)
+
+
+def refuse_changed(folder: Path, old: Spec, new: Spec, plan: Plan) -> None:
+    """CacheError that says what differs, where ``new``, over ``plan``, is not what ``folder`` holds."""
+    refuse_other(folder, old, new, "" if old.plan == new.plan else _changed_images(folder, plan))
+
+
+def _shards_are_of(folder: Path, spec: Spec) -> bool:
+    """Whether a whole manifest or index in ``folder`` says that what is there is of ``spec``."""
+    with contextlib.suppress(Exception):
+        return read_manifest_info(folder).spec == spec.hash()
+    for path in sorted(folder.glob("v*/shard-*.parquet")):
+        with contextlib.suppress(Exception):
+            return read_info(path).spec == spec.hash()
+    return False
+
+
+def _codec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
+    """The codec: the one that the folder's spec names where it can be read, else made or fitted."""
+    if not is_fitted(cfg.codec):
+        return get_codec(cfg.codec)
+    with contextlib.suppress(OSError, CacheError, DamageError):
+        spec = read_spec(cfg.out)
+        if spec.codec == cfg.codec:
+            return load_codec(spec.codec, (cfg.out / STATE).read_bytes(), spec.codec_state)
+    return _fit(cfg, teacher, plan)
+
+
+def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
+    """The codec for the patch tokens of ``cfg.codec_fit`` images of the plan, evenly spaced, view 0.
+
+    A function of the images, the teacher and the batch size. DataError where no image can be read.
+    """
+    chosen = plan.entries[:: max(1, len(plan.entries) // cfg.codec_fit)][: cfg.codec_fit]
+    made = prefetch(lambda e: view_of(cfg, e, 0), chosen, cfg.threads, cfg.batch_size + 2 * cfg.threads)
+    moments = Moments(teacher.dim)
+    batch: list[UInt8Array] = []
+    for last, item in _with_last(made):
+        if not isinstance(item, str):
+            batch.append(item.pixels)
+        if batch and (last or len(batch) == cfg.batch_size):
+            tokens = run_teacher(teacher, np.stack(batch)).patches.numpy()
+            moments.update(tokens.reshape(-1, teacher.dim))
+            batch = []
+    if not moments.count:
+        raise DataError(f"none of {len(chosen)} images of {cfg.images} could be read", "check --images")
+    return fit_codec(cfg.codec, moments.mean, moments.covariance)
+
+
+def _with_last(items: Iterator[T]) -> Iterator[tuple[bool, T]]:
+    """Each item, and whether it is the last."""
+    held = next(items, None)
+    for item in items:
+        yield False, cast("T", held)
+        held = item
+    if held is not None:
+        yield True, held
 
 
 def _changed_images(folder: Path, plan: Plan) -> str:
@@ -264,50 +376,104 @@ class _Made(NamedTuple):
     pixels: UInt8Array
 
 
+def view_of(cfg: CacheTeacherConfig, entry: Entry, view: int) -> _Made | str:
+    """One image to one view, or the reason why not. Runs on the reading threads."""
+    try:
+        opened = open_image(cfg.images / entry.path)
+    except UnreadableImage as error:
+        return str(error)
+    made = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
+    return _Made(entry, made, opened.source, channels_first(decode(made.jpeg)))
+
+
+class _Job(NamedTuple):
+    """What is built; the same for all builders."""
+
+    cfg: CacheTeacherConfig
+    codec: Codec
+    spec: Spec
+    plan: Plan
+
+    def builder(self, teacher: Teacher) -> Callable[[_Task], Done]:
+        """A function that builds one shard with ``teacher``; runs in a worker."""
+
+        def shard(task: _Task) -> Done:
+            report = BuildReport(self.cfg.out, 0, 0, 0)
+            _Builder(self, teacher, report, lambda _: None).run([_Task(*task)])
+            return Done(report.samples_built, report.bytes_written)
+
+        return shard
+
+
+def _build(
+    job: _Job,
+    todo: Sequence[_Task],
+    teacher: Teacher,
+    load: Load | None,
+    report: BuildReport,
+    display: _Display,
+) -> None:
+    """Build ``todo`` here, on several devices of this machine, or on a Ray cluster."""
+    if job.cfg.ray is not None and load is not None:
+
+        def finished(task: _Task, done: Done) -> None:
+            report.count(shards=1, samples=done.samples, size=done.bytes)
+            display.advance(len(job.plan.shard(task.shard)))
+
+        distribute(todo, job.builder, load, job.cfg.ray, finished)
+        _remove_parts(job.cfg.out)  # of workers that died
+        return
+    others = [load(device) for device in job.cfg.devices[1:]] if load is not None else []
+    teachers = [teacher, *others]
+    if len(teachers) == 1:
+        _Builder(job, teacher, report, display.advance).run(todo)
+        return
+    failed = threading.Event()
+
+    def advance(samples: int) -> None:
+        if failed.is_set():
+            raise _StoppedError
+        display.advance(samples)
+
+    with ThreadPoolExecutor(len(teachers), thread_name_prefix="device") as pool:
+        builders = [_Builder(job, one, report, advance) for one in teachers]
+        runs = [pool.submit(one.run, todo[at :: len(builders)]) for at, one in enumerate(builders)]
+        errors = []
+        for run in as_completed(runs):
+            if (error := run.exception()) is not None:
+                failed.set()
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+class _StoppedError(Exception):
+    """Another device failed: stop here too."""
+
+
 class _Builder:
-    """Builds the missing shards, one after the other, with reading ahead and writing behind."""
+    """Builds shards, one after the other, with reading ahead and writing behind."""
 
     def __init__(
-        self,
-        cfg: CacheTeacherConfig,
-        teacher: Teacher,
-        codec: Codec,
-        spec: Spec,
-        plan: Plan,
-        report: BuildReport,
-        quiet: bool,
+        self, job: _Job, teacher: Teacher, report: BuildReport, advance: Callable[[int], None]
     ) -> None:
-        self.cfg, self.teacher, self.codec, self.spec, self.plan = cfg, teacher, codec, spec, plan
-        self.report, self.quiet = report, quiet
-        self.spec_hash = spec.hash()
+        self.cfg, self.codec, self.spec, self.plan = job
+        self.teacher, self.report, self.advance = teacher, report, advance
+        self.spec_hash = job.spec.hash()
 
     def run(self, todo: Sequence[_Task]) -> None:
         """Build the shards of ``todo``, in order."""
-        total = len(self.plan.entries) * self.spec.views
-        done = total - sum(len(self.plan.shard(task.shard)) for task in todo)
         work = ((task.view, entry) for task in todo for entry in self.plan.shard(task.shard))
         ahead = self.cfg.batch_size + 2 * self.cfg.threads
-        made = prefetch(lambda item: self._make(*item), work, self.cfg.threads, ahead)
+        made = prefetch(lambda item: view_of(self.cfg, item[1], item[0]), work, self.cfg.threads, ahead)
         with (
-            _Display(self.report, total, done, self.quiet) as display,
             contextlib.closing(cast("Generator[_Made | str]", made)),
             _Behind() as writer,
         ):
             for task in todo:
-                self._shard(task, made, writer, display.advance)
+                self._shard(task, made, writer)
 
-    def _make(self, view: int, entry: Entry) -> _Made | str:
-        """One image to one view, or the reason why not. Runs on the reading threads."""
-        try:
-            opened = open_image(self.cfg.images / entry.path)
-        except UnreadableImage as error:
-            return str(error)
-        made = make_view(opened.image, entry.sid, view, self.spec.image_size, self.cfg.view, self.cfg.seed)
-        return _Made(entry, made, opened.source, channels_first(decode(made.jpeg)))
-
-    def _shard(
-        self, task: _Task, made: Iterator[_Made | str], writer: _Behind, advance: Callable[[int], None]
-    ) -> None:
+    def _shard(self, task: _Task, made: Iterator[_Made | str], writer: _Behind) -> None:
         """Take the shard's views from ``made``, run the teacher, hand its samples to the writer."""
         shard = ShardWriter(self.cfg.out, self.spec_hash, task.view, task.shard)
         errors: dict[str, str] = {}
@@ -319,14 +485,14 @@ class _Builder:
                     item = next(made)
                 if isinstance(item, str):
                     errors[entry.sid] = item
-                    advance(1)
+                    self.advance(1)
                 else:
                     batch.append(item)
                 if len(batch) == self.cfg.batch_size:
-                    self._batch(shard, batch, writer, advance)
+                    self._batch(shard, batch, writer)
                     batch = []
             if batch:
-                self._batch(shard, batch, writer, advance)
+                self._batch(shard, batch, writer)
             with _clock(seconds, "write"):
                 writer.submit(lambda: self._commit(shard, errors))
         except BaseException:
@@ -334,16 +500,14 @@ class _Builder:
             shard.abort()
             raise
 
-    def _batch(
-        self, shard: ShardWriter, batch: Sequence[_Made], writer: _Behind, advance: Callable[[int], None]
-    ) -> None:
+    def _batch(self, shard: ShardWriter, batch: Sequence[_Made], writer: _Behind) -> None:
         seconds = self.report.seconds
         with _clock(seconds, "teacher"):
             features = run_teacher(self.teacher, np.stack([item.pixels for item in batch]))
         cls, patches = features.cls.numpy(), features.patches.numpy()
         with _clock(seconds, "write"):
             writer.submit(lambda: self._write(shard, batch, cls, patches))
-        advance(len(batch))
+        self.advance(len(batch))
 
     def _write(self, shard: ShardWriter, batch: Sequence[_Made], cls: Float32, patches: Float32) -> None:
         """Encode and append; runs on the writer's thread. ``cls`` (B, C), ``patches`` (B, N, C)."""
@@ -351,8 +515,8 @@ class _Builder:
             return
         with _abort_on_error(shard):
             for item, cls_C, patches_NC in zip(batch, cls, patches, strict=True):
-                self.report.bytes_written += shard.add(item.entry.sid, self._members(item, cls_C, patches_NC))
-                self.report.samples_built += 1
+                size = shard.add(item.entry.sid, self._members(item, cls_C, patches_NC))
+                self.report.count(samples=1, size=size)
 
     def _members(self, item: _Made, cls: Float32, patches: Float32) -> dict[str, bytes]:
         try:
@@ -372,7 +536,7 @@ class _Builder:
             return
         with _abort_on_error(shard):
             shard.commit(errors)
-            self.report.shards_built += 1
+            self.report.count(shards=1)
 
 
 def run_teacher(teacher: Teacher, pixels: UInt8Array) -> Features:
@@ -420,7 +584,10 @@ class _Behind:
 class _Display:
     """The progress bar and, below it, rates and where the time goes."""
 
-    def __init__(self, report: BuildReport, total: int, done: int, quiet: bool) -> None:
+    def __init__(
+        self, report: BuildReport, total: int, todo: Sequence[_Task], plan: Plan, quiet: bool
+    ) -> None:
+        done = total - sum(len(plan.shard(task.shard)) for task in todo)
         self._report, self._started = report, time.monotonic()
         self._bar = console.progress()
         self._task = self._bar.add_task("cache-teacher", total=total, completed=done)

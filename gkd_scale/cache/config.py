@@ -8,10 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gkd_scale.config import option, section
-from gkd_scale.errors import ConfigError
+from gkd_scale.errors import ConfigError, nearest
 
 MAX_SIDE = 16384
 """Longest side of a view in pixels."""
+
+
+GPUS = {
+    # Peak dense TFLOP/s in fp32 (without TF32) and bf16, and GB of memory, from NVIDIA's data sheets.
+    "v100": (15.7, 125.0, 32),
+    "t4": (8.1, 65.0, 16),
+    "a100": (19.5, 312.0, 80),
+    "l40s": (91.6, 362.0, 48),
+    "h100": (67.0, 989.0, 80),
+    "h200": (67.0, 989.0, 141),
+}
+"""Rates that plan counts with. V100 and T4 have fp16 in the place of bf16."""
 
 
 def parse_size(text: str | int) -> tuple[int, int]:
@@ -41,6 +53,8 @@ class ViewConfig:
     )
     flip: float = option(0.5, "probability of a horizontal flip")
     color: float = option(0.3, "strength of brightness, contrast and saturation jitter; 0 is off")
+    randaugment: int = option(0, "operations of RandAugment a view, each applied with probability 1/2")
+    magnitude: float = option(9.0, "strength of RandAugment, 0 to 10")
     quality: int = option(92, "JPEG quality of the stored view (4:4:4)")
 
     def __post_init__(self) -> None:
@@ -49,6 +63,8 @@ class ViewConfig:
         _require(0 < self.ratio[0] <= self.ratio[1], "view.ratio", self.ratio, "0 < MIN <= MAX")
         _require(0 <= self.flip <= 1, "view.flip", self.flip, "from 0 to 1")
         _require(0 <= self.color < 1, "view.color", self.color, "from 0 to below 1")
+        _require(0 <= self.randaugment <= 15, "view.randaugment", self.randaugment, "from 0 to 15")
+        _require(0 <= self.magnitude <= 10, "view.magnitude", self.magnitude, "from 0 to 10")
         _require(1 <= self.quality <= 100, "view.quality", self.quality, "from 1 to 100")
 
 
@@ -73,19 +89,23 @@ class CacheTeacherConfig:
     )
     patch_size: int | None = option(None, "resample the patch embedding to this size in pixels", metavar="P")
     views: int = option(1, "views of each image; epoch e trains on view e modulo K", metavar="K")
-    codec: str = option("fp16", "how tokens are stored", metavar="NAME")
+    codec: str = option("fp16", "how tokens are stored: fp16, bf16, int8, fp8, pcaK or tcB", metavar="NAME")
+    codec_fit: int = option(256, "images that a pcaK or tcB codec is fitted to, in a first pass", metavar="N")
     samples_per_shard: int = option(512, "images a shard")
     batch_size: int = option(32, "images a teacher batch")
     workers: int | None = option(
         None, "threads that read and encode (default: CPU cores, at most 8)", metavar="N"
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+    device: str = option("auto", "auto, cpu, cuda, cuda:I or several: cuda:0,1", metavar="DEVICE")
+    ray: str | None = option(
+        None, "Ray cluster to build on, one worker a device: auto or its address", metavar="auto|ADDRESS"
+    )
     seed: int = option(0, "seed of the views")
     view: ViewConfig = section(ViewConfig)
 
     def __post_init__(self) -> None:
         parse_size(self.image_size)
-        for name in ("views", "samples_per_shard", "batch_size"):
+        for name in ("views", "samples_per_shard", "batch_size", "codec_fit"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
         _require(self.std is None or min(self.std) > 0, "std", self.std, "above 0")
@@ -96,9 +116,41 @@ class CacheTeacherConfig:
         return parse_size(self.image_size)
 
     @property
+    def devices(self) -> list[str]:
+        """The devices to run a teacher on: ``cuda:0,1`` is ``cuda:0`` and ``cuda:1``."""
+        kind, colon, numbers = self.device.partition(":")
+        return [f"{kind}{colon}{number}" for number in numbers.split(",")] if colon else [kind]
+
+    @property
     def threads(self) -> int:
         """Worker threads: as asked, else the cores this process may use, at most 8."""
         return default_workers() if self.workers is None else self.workers
+
+
+@dataclass
+class PlanConfig(CacheTeacherConfig):
+    """Say what a cache will cost before its first byte: the flags of cache-teacher, and these."""
+
+    students: list[str] = option(
+        [], "student to train, repeatable (default: ViT-S and ViT-B)", metavar="NAME"
+    )
+    epochs: float = option(100.0, "epochs of training")
+    gpu: str = option("h100", f"GPU: {', '.join(GPUS)}", metavar="NAME")
+    gpus: int = option(8, "GPUs that train, on one node; one of them runs the teacher")
+    disk_gbs: float = option(1.0, "GB/s that the disk reads, for each training GPU")
+    measure: int = option(0, "time so many teacher batches here, instead of counting FLOPs", metavar="K")
+    probe: int = option(16, "images that are encoded to learn the size of a view", metavar="N")
+    json: bool = option(False, "print JSON and nothing else")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpu not in GPUS:
+            raise ConfigError(
+                f"there is no rate for the GPU '{self.gpu}'",
+                nearest(self.gpu, GPUS) or f"known: {', '.join(GPUS)}",
+            )
+        for name in ("epochs", "gpus", "disk_gbs", "probe"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
 
 @dataclass
@@ -106,6 +158,47 @@ class VerifyConfig:
     """Check every byte of a cache against its checksums."""
 
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    rerun_teacher: int = option(0, "samples whose tokens are computed again and compared", metavar="K")
+    tolerance: float = option(0.01, "largest relative L2 difference of a sample computed again")
+    teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
+    device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+    ledger: Path | None = option(
+        None, "RUN/ledger: check that it used each sample once an epoch", metavar="FOLDER"
+    )
+
+
+@dataclass
+class RepairConfig:
+    """Rebuild what is damaged in a cache, and nothing else."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    images: Path = option(help="the images it was made of")
+    teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
+    codec_fit: int = option(256, "as it was made with; matters where codec.safetensors is lost", metavar="N")
+    batch_size: int = option(32, "images a teacher batch")
+    workers: int | None = option(None, "threads (default: CPU cores, at most 8)", metavar="N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+
+
+@dataclass
+class StatsConfig:
+    """Mean, covariance and norm of a cache's tokens."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    out: Path | None = option(None, "file to write (default: CACHE/stats.safetensors)", metavar="FILE")
+
+
+@dataclass
+class InspectConfig:
+    """Say and show what is in a cache."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    sheet: Path | None = option(None, "PNG to write: views beside maps of their tokens", metavar="FILE")
+    samples: int = option(12, "views on the sheet")
+    view: int = option(0, "which view of each image", metavar="V")
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 1, "samples", self.samples, "at least 1")
 
 
 def default_workers() -> int:

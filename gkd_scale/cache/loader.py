@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from gkd_scale.cache.order import WINDOW, Order, check_batches, micro_positions
-from gkd_scale.cache.reader import Cache, Caches
+from gkd_scale.cache.reader import Cache, Caches, Sample
 from gkd_scale.cache.views import decode
+from gkd_scale.errors import DamageError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Features, UInt8Array
 
@@ -70,10 +71,13 @@ class CachedSource:
         seed: int = 0,
         workers: int = 2,
         window: int = WINDOW,
+        skip_corrupt: bool = False,
     ) -> None:
         self.grid, self.image_size, self.teacher_dim = caches.grid, caches.image_size, caches.dim
         self.num_samples = caches.num_samples
-        self._caches, self._workers = caches, workers
+        self._caches, self._workers, self._skip = caches, workers, skip_corrupt
+        self.skipped: dict[tuple[int, int], str] = {}
+        """What ``skip_corrupt`` passed over: (view asked for, sample) to what is wrong with it."""
         self._schedule = Schedule(
             Order(caches.shard_sizes, seed, window),
             global_batch=global_batch,
@@ -86,11 +90,11 @@ class CachedSource:
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """This rank's micro batches of optimizer steps [start, stop); DamageError for damaged samples."""
         return prefetch(
-            self._load, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
+            self.load, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
         )
 
-    def _load(self, slots: list[Slot]) -> Batch:
-        """Read, check and decode one micro batch. Runs on the reading threads."""
+    def load(self, slots: list[Slot]) -> Batch:
+        """Read, check and decode the micro batch of ``slots``. Runs on the reading threads."""
         height, width = self.image_size
         tokens = self.grid[0] * self.grid[1]
         pixels = np.empty((len(slots), 3, height, width), np.uint8)
@@ -98,12 +102,27 @@ class CachedSource:
         patches = np.empty((len(slots), tokens, self.teacher_dim), np.float16)
         sids: list[str] = []
         for row, slot in enumerate(slots):
-            sample = self._caches.read(slot.epoch, slot.sample)
+            sample = self._read(slot)
             pixels[row] = decode(sample.jpeg).transpose(2, 0, 1)
             cls[row], patches[row] = sample.cls, sample.patches
             sids.append(sample.sid)
         features = Features(torch.from_numpy(cls), torch.from_numpy(patches))
         return make_batch(pixels, features, sids, slots)
+
+    def _read(self, slot: Slot) -> Sample:
+        """The sample of a slot; where it is damaged and may be skipped, the next one that is whole.
+
+        The stand-in is a function of the slot and the files, so a resumed run skips alike.
+        """
+        if not self._skip:
+            return self._caches.read(slot.epoch, slot.sample)
+        for ahead in range(self.num_samples):
+            index = (slot.sample + ahead) % self.num_samples
+            try:
+                return self._caches.read(slot.epoch, index)
+            except DamageError as error:
+                self.skipped[slot.epoch % self._caches.views, index] = error.message
+        raise DamageError("no sample of the cache can be read", "see gkd-scale verify")
 
 
 def make_batch(pixels: UInt8Array, teacher: Features, sids: list[str], slots: list[Slot]) -> Batch:

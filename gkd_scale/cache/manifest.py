@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gkd_scale.cache.codec import STATE
 from gkd_scale.cache.plan import PLAN, Plan, table_bytes
 from gkd_scale.cache.shard import (
     METADATA,
@@ -114,7 +115,7 @@ def _table(folder: Path, spec: Spec, plan: Plan, infos: list[list[ShardInfo]]) -
                 row += 1
             else:
                 rows.append((entry.sid, entry.name, "error", reason, shard, None))
-    names = [SPEC, PLAN] + [
+    names = [SPEC, PLAN, *([STATE] if spec.codec_state else [])] + [
         index_path(folder, view, shard).relative_to(folder).as_posix()
         for view in range(spec.views)
         for shard in range(spec.shards)
@@ -153,5 +154,5 @@ def _remove_empty(folder: Path, spec: Spec) -> None:
     """Take back a cache that holds no sample, so that nothing half-made stays."""
     for view in range(spec.views):
         shutil.rmtree(tar_path(folder, view, 0).parent, ignore_errors=True)
-    for name in (PLAN, SPEC):
+    for name in (PLAN, SPEC, STATE):
         (folder / name).unlink(missing_ok=True)

@@ -137,7 +137,7 @@ def _walk(root: Path, skip: Path | None) -> Iterator[str]:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 (links if entry.is_symlink() else real).append(path)
             elif Path(entry.name).suffix.lower() in EXTENSIONS:
                 yield path
@@ -152,6 +152,13 @@ def _listing(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(
             f"the folder {folder} cannot be listed: {error.strerror}", "check permissions"
         ) from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gkd_scale.cache.codec import Array, Float16, get_codec
+from gkd_scale.cache.codec import STATE, Array, Codec, Float16, load_codec
 from gkd_scale.cache.manifest import read_manifest_info
 from gkd_scale.cache.shard import Member, index_path, npy_view, parse_index, tar_path
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
@@ -66,7 +66,7 @@ class Cache:
         self.num_samples = sum(shard_sizes)
         self._files = files
         self._ends = list(accumulate(shard_sizes))
-        self._codec = get_codec(spec.codec)
+        self.codec = _load_codec(path, spec)
         self._index = lru_cache(maxsize=OPEN_SHARDS)(self._load_index)
         self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
@@ -91,7 +91,7 @@ class Cache:
         arrays: dict[str, Array] = {
             name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")
         }
-        return Sample(members[0].sid, bytes(contents["jpg"]), arrays["cls.npy"], self._codec.decode(arrays))
+        return Sample(members[0].sid, bytes(contents["jpg"]), arrays["cls.npy"], self.codec.decode(arrays))
 
     def sids(self, shard: int) -> list[str]:
         """Names of the samples of one shard, in order."""
@@ -140,7 +140,7 @@ class Caches:
     def __init__(self, caches: Sequence[Cache]) -> None:
         first = caches[0]
         for other in caches[1:]:
-            _refuse_unlike(first, other)
+            refuse_unlike(first, other)
         self.caches = tuple(caches)
         self.grid, self.dim, self.image_size = first.grid, first.dim, first.image_size
         self.fingerprint = first.fingerprint
@@ -163,7 +163,17 @@ def open_caches(paths: Sequence[Path]) -> Caches:
     return Caches([Cache.open(path) for path in paths])
 
 
-def _refuse_unlike(one: Cache, other: Cache) -> None:
+def _load_codec(path: Path, spec: Spec) -> Codec:
+    try:
+        data = (path / STATE).read_bytes() if spec.codec_state else None
+        return load_codec(spec.codec, data, spec.codec_state)
+    except (OSError, CacheError) as error:
+        raise _damage(path, STATE, str(error)) from None
+
+
+def refuse_unlike(one: Cache, other: Cache) -> None:
+    """CacheError unless both hold tokens of one teacher, grid and image size."""
+
     def identity(cache: Cache) -> dict[str, Any]:
         keys = ("teacher", "dim", "grid", "image_size")
         return {key: value for key, value in cache.spec.to_dict().items() if key in keys}
@@ -189,7 +199,10 @@ def _unfinished(path: Path, spec: Spec) -> CacheError:
 
 
 def _damage(path: Path, what: str, why: str) -> DamageError:
-    return DamageError(f"{path}/{what}: {why}", f"list all damage with: gkd-scale verify {path}")
+    return DamageError(
+        f"{path}/{what}: {why}",
+        f"mend it with: gkd-scale repair {path} --images FOLDER; list all with: gkd-scale verify {path}",
+    )
 
 
 def _sha256(data: bytes) -> str:

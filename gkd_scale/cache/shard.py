@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -93,7 +94,8 @@ class ShardWriter:
         self.spec, self.view, self.shard = spec, view, shard
         self.path = tar_path(folder, view, shard)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(self.path.name + TEMPORARY)
+        writer = f"{socket.gethostname()}-{os.getpid()}"  # two workers may be at the same shard
+        self._temporary = self.path.with_name(f"{self.path.name}.{writer}{TEMPORARY}")
         self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by commit or abort)
         self.aborted = False
         self._sha256 = hashlib.sha256()
@@ -164,9 +166,9 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def npy_bytes(array: Array) -> bytes:
-    """An array as the bytes of a .npy file."""
+    """An array as the bytes of a .npy file, row-major."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 

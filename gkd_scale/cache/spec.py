@@ -40,6 +40,8 @@ class Spec:
     samples_per_shard: int
     plan: str
     """Hash of the plan: names and sizes of the images."""
+    codec_state: str = ""
+    """SHA-256 of ``codec.safetensors``, for codecs that are fitted."""
 
     @property
     def shards(self) -> int:

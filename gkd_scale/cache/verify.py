@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gkd_scale import console
+from gkd_scale.cache.certificate import PATTERN, certificate_damage
+from gkd_scale.cache.codec import STATE
 from gkd_scale.cache.config import default_workers
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, ManifestInfo, read_manifest_rows
 from gkd_scale.cache.plan import PLAN
@@ -61,7 +63,7 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
     shards = _shards(path, known)
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("verify", total=len(shards))
-        work = prefetch(lambda at: list(_check_shard(path, known, *at)), shards, min(2, default_workers()), 4)
+        work = prefetch(lambda at: _check_shard(path, known, *at), shards, min(2, default_workers()), 4)
         for lines in work:
             for line in lines:
                 report(line)
@@ -72,13 +74,28 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
     return damages
 
 
+def damaged_shards(path: Path, *, quiet: bool = False) -> dict[tuple[int, int], list[str]]:
+    """``{(view, shard): lines}`` of the shards of a cache that are not whole; CacheError for no cache."""
+    known = _Known()
+    for _ in _check_root(path, known):
+        pass
+    shards = _shards(path, known)
+    found: dict[tuple[int, int], list[str]] = {}
+    with console.progress(disable=quiet) as bar:
+        task = bar.add_task("verify", total=len(shards))
+        work = prefetch(lambda at: _check_shard(path, known, *at), shards, min(2, default_workers()), 4)
+        for at, lines in zip(shards, work, strict=True):
+            if lines:
+                found[at] = lines
+            bar.advance(task)
+    return found
+
+
 def _summary(path: Path, shards: int, damages: int) -> str:
     size = sum(tar.stat().st_size for tar in path.glob("v*/*.tar"))
     checked = f"{shards} shards, {size / 1e6:.1f} MB checked"
     if damages:
-        mend = (
-            "delete the shards named above, then run the same cache-teacher command again: it makes them anew"
-        )
+        mend = f"mend it with: gkd-scale repair {path} --images FOLDER (and the teacher's --teacher-weights)"
         return f"{path} is damaged: {damages} lines above, {checked}\n  → {mend}"
     return f"{path} is whole: {checked}"
 
@@ -99,8 +116,11 @@ def _check_root(path: Path, known: _Known) -> Iterator[str]:
         yield f"{SPEC}: {error.message.removeprefix(f'{path / SPEC} ')}"
     except Exception as error:
         yield f"{SPEC}: cannot be read ({_reason(error)})"
-    for name in (SPEC, PLAN):
+    fitted = known.spec is not None and known.spec.codec_state
+    for name in (SPEC, PLAN, *([STATE] if fitted else [])):
         yield from _check_small(path, name, known)
+    if known.spec:
+        yield from _check_certificates(path, known.spec)
     if known.spec and known.manifest:
         if known.manifest.spec != known.spec.hash():
             yield f"{MANIFEST}: is of another spec than {SPEC}"
@@ -129,6 +149,12 @@ def _check_manifest(path: Path, data: bytes, known: _Known) -> Iterator[str]:
     sizes = [len(of_shard) for of_shard in known.rows.values()]
     if sizes != known.manifest.shard_sizes:
         yield f"{MANIFEST}: its rows do not add up to its shard sizes"
+
+
+def _check_certificates(path: Path, spec: Spec) -> Iterator[str]:
+    for file in sorted(path.glob(PATTERN)):
+        if damage := certificate_damage(file, spec.hash()):
+            yield f"{file.name}: {damage}"
 
 
 def _check_small(path: Path, name: str, known: _Known) -> Iterator[str]:

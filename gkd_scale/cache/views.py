@@ -1,6 +1,6 @@
 """Views: an image becomes the exact pixels that teacher and student see.
 
-Crop, resize, flip and colour come first, then JPEG; the bytes are stored and everybody reads the
+Crop, resize, flip, colour and RandAugment come first, then JPEG; the bytes are stored and everybody reads the
 decoded bytes. So student and teacher see the same pixels by construction, and nothing is ever replayed.
 A view is a pure function of (seed, view, sid); what was drawn is recorded beside it.
 
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
+from gkd_scale.cache import augment
 from gkd_scale.cache.config import ViewConfig
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
@@ -73,9 +74,12 @@ def make_view(image: Image.Image, sid: str, view: int, size: Size, cfg: ViewConf
         (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), color, strict=False
     ):
         pixels = enhance(pixels).enhance(factor)
+    drawn = augment.draw(sid, view, seed, cfg.randaugment, cfg.magnitude)
+    pixels = augment.apply(pixels, drawn)
     buffer = io.BytesIO()
     pixels.save(buffer, "JPEG", quality=cfg.quality, subsampling=0)
     params = {"view": view, "crop": [left, top, width, height], "flip": flip, "color": color}
+    params["randaugment"] = [[name, value] for name, value in drawn]
     return View(buffer.getvalue(), params)
 
 
@@ -145,13 +149,14 @@ def open_image(path: Path) -> Opened:
                     f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS}"
                 )
             source: dict[str, Any] = {"format": image.format, "mode": image.mode, "size": [*image.size[::-1]]}
+            frames = getattr(image, "n_frames", 1)  # before the pixels: counting seeks
             image.load()
             orientation = _orientation(image)
             upright = _upright(image, orientation)
             if orientation != 1:
                 source["orientation"] = orientation
-            if getattr(image, "n_frames", 1) > 1:
-                source["frames"] = image.n_frames
+            if frames > 1:
+                source["frames"] = frames
             return Opened(to_rgb(upright), source)
     except UnreadableImage:
         raise

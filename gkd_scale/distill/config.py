@@ -56,6 +56,30 @@ class OptimConfig:
 
 
 @dataclass
+class CertifyConfig:
+    """Measure what a codec does to the QSD loss, and store the certificate in the cache."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    codec: str | None = option(None, "codec to judge (default: the cache's own)", metavar="NAME")
+    reference: Path | None = option(
+        None, "fp16 cache of the same teacher, where CACHE itself is not fp16", metavar="CACHE"
+    )
+    student: str = option("demo_student", "timm name of the student that is trained", metavar="NAME")
+    student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
+    steps: int = option(300, "training steps, for each of two students")
+    batch: int = option(16, "images a step")
+    lr: float = option(1e-3, "peak learning rate")
+    samples: int = option(64, "held-out samples that are measured")
+    codec_fit: int = option(256, "samples that a pcaK or tcB codec is fitted to", metavar="N")
+    seed: int = option(0, "seed of student, draws and masks")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "samples", "codec_fit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}", f"give --{name.replace('_', '-')} N")
+
+
+@dataclass
 class Stage1Config:
     """Distil a student from cached teacher features, without a label."""
 
@@ -80,6 +104,10 @@ class Stage1Config:
     save_every: int = option(500, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
     workers: int = option(2, "threads that read and decode, a rank")
+    on_corrupt: str = option(
+        "stop", "a damaged sample: stop, or skip it (the next one stands in)", choices=("stop", "skip")
+    )
+    ledger: bool = option(False, "write which sample went into which step to OUT/ledger")
     window: int = option(4, "shards that samples are shuffled across at a time")
     seed: int = option(0, "decides initialisation, order and masks")
     loss: LossConfig = section(LossConfig)

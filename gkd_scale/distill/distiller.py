@@ -52,7 +52,7 @@ class Distiller(nn.Module):
         device, dtype = parameter.device, parameter.dtype
         pixels = batch.pixels.to(device, non_blocking=True)
         teacher = Features(*(t.to(device, non_blocking=True).to(dtype) for t in batch.teacher))
-        plain = self._features(pixels)
+        plain = self.features(pixels)
         masked = self._masked_patches(batch, pixels, plain.patches) if self.weights.mask_weight else None
         return self.losses(plain, masked, teacher)
 
@@ -72,7 +72,7 @@ class Distiller(nn.Module):
             total = total + self.weights.mask_weight * losses["loss_mask"]
         return {"loss": total, **losses}
 
-    def _features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
+    def features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
         """The student's features, patches on the teacher's grid."""
         cls, patches = self.student(pixels, mask)
         return Features(cls, resample_tokens(patches, self.student.grid, self.teacher_grid))
@@ -84,7 +84,7 @@ class Distiller(nn.Module):
             return plain
         masks = torch.stack([self._mask(batch.sids[row], batch.epochs[row]) for row in rows])
         index = torch.tensor(rows, device=pixels.device)
-        masked = self._features(pixels[index], masks.to(pixels.device)).patches
+        masked = self.features(pixels[index], masks.to(pixels.device)).patches
         return plain.index_copy(0, index, masked)
 
     def _mask(self, sid: str, epoch: int) -> Tensor:

@@ -7,12 +7,16 @@ from scratch) and domain-agnostic (a cache of source images, ``--student-weights
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gkd_scale import console
+from gkd_scale.cache.certificate import codec_line
+from gkd_scale.cache.ledger import FOLDER as LEDGER
+from gkd_scale.cache.ledger import recorded
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Caches, open_caches
 from gkd_scale.distill.config import Stage1Config
@@ -26,6 +30,7 @@ from gkd_scale.errors import CacheError
 from gkd_scale.models import backbone, weights
 from gkd_scale.models.students import load_student
 from gkd_scale.randomness import seed_of
+from gkd_scale.types import Batch
 
 KIND = "stage1"
 DEFAULT_STEPS = 400
@@ -61,7 +66,8 @@ def train(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
         return
     if runtime.main:
         _introduce(cfg, plan, caches, distiller, steps)
-    trained = fit(_job(cfg, runtime, plan, caches, distiller, steps, identity), runtime, plan, cfg.out)
+    source = _source(cfg, runtime, plan, caches)
+    trained = fit(_job(cfg, runtime, plan, source, distiller, steps, identity), runtime, plan, cfg.out)
     state = trained.state(distiller.student.net)
     facts = {
         "image_size": list(caches.image_size),
@@ -72,6 +78,7 @@ def train(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
     runtime.on_main(lambda: backbone.export(cfg.out, distiller.student.spec, state, **facts))
     seconds = time.monotonic() - began
     runtime.on_main(lambda: run.finish(cfg.out, KIND, identity, seconds=round(seconds, 1), steps=steps))
+    _tell_skipped(source, runtime)
     if runtime.main:
         _conclude(cfg, seconds)
 
@@ -112,22 +119,17 @@ def _job(
     cfg: Stage1Config,
     runtime: Runtime,
     plan: DeepSpeedPlan,
-    caches: Caches,
+    source: CachedSource,
     distiller: Distiller,
     steps: int,
     identity: dict[str, Any],
 ) -> Job:
-    source = CachedSource(
-        caches,
-        global_batch=plan.global_batch,
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        rank=runtime.rank,
-        world=runtime.world,
-        seed=cfg.seed,
-        workers=cfg.workers,
-        window=cfg.window,
-    )
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        found = source.batches(start, stop)
+        if not cfg.ledger:
+            return found
+        return recorded(found, cfg.out / LEDGER, runtime.rank, start, plan.accumulation)
+
     optim = cfg.optim
     base = optim.lr if optim.lr is not None else max(5e-4 * plan.global_batch / 512, 2.5e-4)
     warmup = round(optim.warmup * steps)
@@ -140,7 +142,7 @@ def _job(
     return Job(
         title="stage 1",
         module=distiller,
-        batches=source.batches,
+        batches=batches,
         steps=steps,
         lr=rate,
         seed=cfg.seed,
@@ -151,6 +153,29 @@ def _job(
         keep=cfg.keep,
         identity=identity,
     )
+
+
+def _source(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, caches: Caches) -> CachedSource:
+    return CachedSource(
+        caches,
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        rank=runtime.rank,
+        world=runtime.world,
+        seed=cfg.seed,
+        workers=cfg.workers,
+        window=cfg.window,
+        skip_corrupt=cfg.on_corrupt == "skip",
+    )
+
+
+def _tell_skipped(source: CachedSource, runtime: Runtime) -> None:
+    """Count what ``--on-corrupt skip`` passed over, on all ranks."""
+    total = int(runtime.sum(torch.tensor([len(source.skipped)])))
+    if total and runtime.main:
+        example = next(iter(source.skipped.values()), "on another rank")
+        console.out.print(f"[yellow]{total} damaged samples were skipped[/]: {example}")
 
 
 def _introduce(
@@ -164,6 +189,8 @@ def _introduce(
         f"→ student {student.spec.name} "
         f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim})"
     )
+    for cache in caches.caches:
+        console.out.print(codec_line(cache.path, cache.spec.hash(), cache.spec.codec), markup=False)
     console.out.print(
         f"{caches.num_samples} images, {caches.views} views; {steps} steps of {plan.global_batch} images "
         f"(micro batch {plan.micro_batch}, accumulation {plan.accumulation}, ZeRO {plan.stage}); {cfg.out}"

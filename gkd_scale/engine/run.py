@@ -14,7 +14,18 @@ from gkd_scale import __version__, config, files
 from gkd_scale.errors import RunError
 
 RECORD = "run.json"
-VOLATILE = ("out", "save_every", "keep", "workers", "ds_config", "steps", "epochs", "global_batch")
+VOLATILE = (
+    "out",
+    "save_every",
+    "keep",
+    "workers",
+    "on_corrupt",
+    "ledger",
+    "ds_config",
+    "steps",
+    "epochs",
+    "global_batch",
+)
 """Options that may change between a run and its resumption (sizes are kept by their resolved values)."""
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gkd_scale.cache import views
+from gkd_scale.cache import augment, views
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig, parse_size
 from gkd_scale.cache.views import UnreadableImage, crop_box, decode, make_view, open_image
 from gkd_scale.config import build, parse
@@ -62,6 +62,45 @@ def test_color_is_recorded_and_changes_brightness() -> None:
     assert plain.params["crop"] == colored.params["crop"]
     brightness = decode(colored.jpeg).mean() / decode(plain.jpeg).mean()
     assert brightness == pytest.approx(colored.params["color"][0], abs=0.05)
+
+
+@pytest.mark.parametrize("name", list(augment._OPERATIONS))
+def test_each_randaugment_operation_changes_pixels_as_recorded(name: str) -> None:
+    """Among the views of some sids each operation is drawn, in both directions where it has two."""
+    drawn = [
+        found for n in range(200) for found in augment.draw(f"{n:016x}", 0, 0, 3, 9.0) if found[0] == name
+    ]
+    values = {value for _, value in drawn}
+    assert len(drawn) > 5
+    dull = picture().point([40 + value // 2 for value in range(256)] * 3)
+    assert augment.apply(dull, drawn[:1]).size == dull.size
+    changed = np.asarray(augment.apply(dull, drawn[:1])) != np.asarray(dull)
+    assert changed.mean() > 0.01
+    if name not in ("autocontrast", "equalize", "invert"):
+        assert len(values) > 5
+
+
+def test_randaugment_is_recorded_and_off_by_default() -> None:
+    cfg = ViewConfig(randaugment=2, quality=100)
+    made = [make_view(picture(), SID, view, SHAPE, cfg, 0) for view in range(40)]
+    counts = [len(view.params["randaugment"]) for view in made]
+    assert set(counts) == {0, 1, 2} and 0.7 < np.mean(counts) < 1.3
+    plain = make_view(picture(), SID, 5, SHAPE, ViewConfig(quality=100), 0)
+    assert plain.params["randaugment"] == []
+    drawn = [tuple(op) for op in made[5].params["randaugment"]]
+    expected = np.asarray(augment.apply(Image.fromarray(decode(plain.jpeg)), drawn)).astype(int)
+    assert np.abs(decode(made[5].jpeg) - expected).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "shards").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_recipes_are_whole(path: Path) -> None:
+    argv = ["--config", str(path), "--images", "i", "--out", "o"]
+    cfg = parse(CacheTeacherConfig, argv, prog="gkd-scale cache-teacher", description="")
+    assert cfg.size in [(224, 224), (512, 512)]
+    made = make_view(picture(), SID, 0, SHAPE, cfg.view, 0)
+    assert decode(made.jpeg).shape == (*SHAPE, 3)
 
 
 @given(

@@ -1,0 +1,194 @@
+"""``cache-teacher --ray``: the shards of the frozen plan, over the devices of a Ray cluster.
+
+The driver owns the plan and the folder's lock; on each device of each node lives one actor with a teacher
+of its own. A task is one shard, and a shard depends on its images alone: whoever builds it, and however
+often, its bytes are the same. So a worker or node that dies costs the shards it was at, which go back to
+the queue; a node that joins gets actors at the next look; a driver that was killed starts again from the
+indexes on disk. All nodes see the images and ``--out`` under the same paths (a shared file system).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gkd_scale.errors import ConfigError, GkdError
+from gkd_scale.types import Teacher
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks for nodes that came or went."""
+
+TRIES = 5
+"""How often a shard may take its worker down before it is taken for the cause."""
+
+Load = Callable[[str], Teacher]
+"""A teacher for a device ('cpu' or 'cuda'); runs in the worker."""
+
+
+class Slot(NamedTuple):
+    """A device of a node."""
+
+    node: str
+    device: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """What building one shard came to."""
+
+    samples: int
+    bytes: int
+
+
+class Work:
+    """What an actor does: holds a teacher and builds shards. ``make`` is called once, in the actor."""
+
+    def __init__(self, make: Callable[[Teacher], Callable[[Any], Done]], load: Load, device: str) -> None:
+        import torch
+
+        if device == "cpu":
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+        self._shard = make(load(device))
+
+    def shard(self, task: Any) -> Done:
+        """Build one shard."""
+        return self._shard(task)
+
+
+def distribute(
+    todo: Sequence[Any],
+    make: Callable[[Teacher], Callable[[Any], Done]],
+    load: Load,
+    address: str,
+    finished: Callable[[Any, Done], None],
+) -> None:
+    """Build the shards of ``todo`` on the cluster at ``address`` ('auto': the running one, or a new one).
+
+    ``make(teacher)`` gives the function that builds a shard. Errors of ours come back as they are;
+    GkdError where a shard took down ``TRIES`` workers.
+    """
+    with _connected(address) as ray:
+        _Pool(ray, ray.put(make), ray.put(load), finished).run(todo)
+
+
+class _Pool:
+    """The driver's loop over slots, queue and results."""
+
+    def __init__(self, ray: Any, make: Any, load: Any, finished: Callable[[Any, Done], None]) -> None:
+        self._ray, self._make, self._load, self._finished = ray, make, load, finished
+        self._actors: dict[Slot, Any] = {}
+        self._running: dict[Any, tuple[Slot, Any]] = {}
+        self._deaths: Counter[Any] = Counter()
+        self._looked = -LOOK_EVERY
+
+    def run(self, todo: Sequence[Any]) -> None:
+        """Build all of ``todo``."""
+        queue = deque(todo)
+        try:
+            while queue or self._running:
+                self._look()
+                busy = {slot for slot, _ in self._running.values()}
+                for slot in [slot for slot in self._actors if slot not in busy]:
+                    if queue:
+                        task = queue.popleft()
+                        self._running[self._actors[slot].shard.remote(task)] = (slot, task)
+                if not self._running:
+                    time.sleep(0.2)
+                    continue
+                ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0)
+                for reference in ready:
+                    self._collect(reference, queue)
+        finally:
+            for actor in self._actors.values():
+                self._ray.kill(actor)
+
+    def _collect(self, reference: Any, queue: deque[Any]) -> None:
+        """Take one result; the shard of a dead worker goes back to the queue."""
+        slot, task = self._running.pop(reference)
+        errors = self._ray.exceptions
+        try:
+            self._finished(task, self._ray.get(reference))
+        except errors.RayTaskError as error:
+            raise error.cause from None
+        except errors.RayError as error:  # worker, node or object lost
+            self._actors.pop(slot, None)
+            self._looked = -LOOK_EVERY
+            self._deaths[task] += 1
+            if self._deaths[task] >= TRIES:
+                last = " ".join(str(error).split())[:300]
+                raise GkdError(
+                    f"shard {task} took down {TRIES} workers, the last with: {last}",
+                    "look at the workers' memory; a smaller --batch-size may help, then run it again",
+                ) from None
+            queue.appendleft(task)
+
+    def _look(self) -> None:
+        """Start an actor on each free device of each living node, at most every few seconds."""
+        if time.monotonic() - self._looked < LOOK_EVERY:
+            return
+        self._looked = time.monotonic()
+        alive = [node for node in self._ray.nodes() if node["Alive"]]
+        gpus = any(node["Resources"].get("GPU") for node in alive)
+        for node in alive:
+            count = int(node["Resources"].get("GPU", 0)) if gpus else int("CPU" in node["Resources"])
+            for device in range(count):
+                slot = Slot(node["NodeID"], device)
+                if slot not in self._actors:
+                    self._actors[slot] = self._start(slot, gpus)
+
+    def _start(self, slot: Slot, gpu: bool) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        worker = self._ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(Work)
+        place = NodeAffinitySchedulingStrategy(slot.node, soft=False)
+        options = {"scheduling_strategy": place, "max_restarts": 0}
+        return worker.options(**options).remote(self._make, self._load, "cuda" if gpu else "cpu")
+
+
+def _refuse_silent(address: str) -> None:
+    """ConfigError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"there is no Ray cluster at '{address}' ({error.strerror or error})",
+            "start one with: ray start --head, or give --ray auto",
+        ) from None
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """The ``ray`` module, connected; disconnected at the end if it was not before."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    _refuse_silent(address)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError:
+            if address != "auto":
+                raise
+            ray.init(include_dashboard=False, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"there is no Ray cluster at '{address}' ({' '.join(str(error).split())[:160]})",
+            "start one with: ray start --head, or give --ray auto",
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

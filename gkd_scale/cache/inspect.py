@@ -1,0 +1,95 @@
+"""``inspect``: what is in a cache, in words and as a picture.
+
+The picture is a contact sheet: each stored view beside the map of its tokens, whose three leading principal
+components (over all samples shown) are red, green and blue. Where the map follows the objects of the view,
+pixels and tokens belong together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gkd_scale.cache.certificate import PATTERN, read_certificate
+from gkd_scale.cache.codec import Float32
+from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.shard import index_path, tar_path
+from gkd_scale.cache.views import decode
+from gkd_scale.files import atomic
+from gkd_scale.types import UInt8Array
+
+COLUMNS = 4
+"""Pairs of view and map in a row of the contact sheet."""
+
+_GAP = 4
+
+
+def describe(cache: Cache) -> list[str]:
+    """The cache in lines: teacher, tokens, views, sizes, errors, certificates."""
+    spec, teacher = cache.spec, cache.fingerprint
+    tars = [tar_path(cache.path, view, shard) for view in range(spec.views) for shard in range(spec.shards)]
+    size = sum(tar.stat().st_size for tar in tars if tar.exists())
+    indexes = sum(
+        index_path(cache.path, view, shard).stat().st_size
+        for view in range(spec.views)
+        for shard in range(spec.shards)
+        if index_path(cache.path, view, shard).exists()
+    )
+    known = ("model", "layer", "dtype", "mean", "std", "patch_size", "cls", "weights_sha256", "torch", "timm")
+    facts = ", ".join(f"{key} {teacher[key]}" for key in known if teacher.get(key) is not None)
+    view = ", ".join(f"{key} {value}" for key, value in spec.view.items())
+    total = spec.views * cache.num_samples
+    lines = [
+        f"{cache.path}: format 1, spec {spec.hash()[:16]}",
+        f"  teacher  {facts}",
+        f"  tokens   {spec.grid[0]}x{spec.grid[1]} of {spec.dim} channels, codec {spec.codec}",
+        f"  views    {spec.views} of {spec.image_size[0]}x{spec.image_size[1]}, seed {spec.seed}: {view}",
+        f"  images   {cache.num_samples} of {spec.images} readable",
+        f"  files    {len(tars)} shards of {spec.samples_per_shard} images, {size / 1e6:.1f} MB, "
+        f"{size / max(total, 1) / 1e3:.1f} kB a sample, indexes {indexes / 1e6:.2f} MB",
+    ]
+    certificates = [read_certificate(path, spec.hash()) for path in sorted(cache.path.glob(PATTERN))]
+    return lines + [f"  certified {certificate.line()}" for certificate in certificates]
+
+
+def contact_sheet(cache: Cache, path: Path, samples: int = 12, view: int = 0) -> None:
+    """Write a PNG of ``samples`` views, spread over the cache, each beside the map of its tokens."""
+    count = min(samples, cache.num_samples)
+    chosen = [cache.read(view, at * cache.num_samples // count) for at in range(count)]
+    maps = rgb_maps([sample.patches.astype(np.float32) for sample in chosen], cache.grid)
+    height, width = cache.image_size
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    cell = (2 * width + 2 * _GAP, height + _GAP)
+    sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
+    for at, (sample, colors) in enumerate(zip(chosen, maps, strict=True)):
+        left, top = at % columns * cell[0] + _GAP, at // columns * cell[1] + _GAP
+        sheet.paste(Image.fromarray(decode(sample.jpeg)), (left, top))
+        shown = Image.fromarray(colors).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(shown, (left + width, top))
+    with atomic(path) as file:
+        sheet.save(file, "PNG")
+
+
+def rgb_maps(tokens: list[Float32], grid: tuple[int, int]) -> list[UInt8Array]:
+    """Tokens (N, C) of several images to maps (h, w, 3): their three leading principal components.
+
+    Each component is scaled so that its 2nd and 98th percentiles over all images are black and full.
+    """
+    every = np.concatenate(tokens).astype(np.float64)
+    mean = every.mean(axis=0)
+    _, vectors = np.linalg.eigh((every - mean).T @ (every - mean))
+    leading = vectors[:, ::-1][:, :3]
+    leading = leading * np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(leading.shape[1])])
+    values: list[npt.NDArray[np.float64]] = [(of_image - mean) @ leading for of_image in tokens]
+    low, high = np.percentile(np.concatenate(values), [2, 98], axis=0)
+    spread = np.maximum(high - low, 1e-12)
+    maps = []
+    for of_image in values:
+        scaled = np.zeros((len(of_image), 3), np.uint8)
+        scaled[:, : leading.shape[1]] = np.round(255 * np.clip((of_image - low) / spread, 0, 1))
+        maps.append(scaled.reshape(*grid, 3))
+    return maps

@@ -1,0 +1,74 @@
+"""The ledger: which sample went into which step, so that "each once an epoch" can be proved, not believed.
+
+Each rank appends to ``RUN/ledger/rank-NNN.tsv`` one line a sample: step, position in the global batch,
+epoch, sid. A run that was killed repeats the steps after its last checkpoint and writes them again; being
+a pure function of the step they must agree, and count once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from gkd_scale.errors import RunError
+from gkd_scale.types import Batch
+
+FOLDER = "ledger"
+
+
+def recorded(
+    batches: Iterable[Batch], folder: Path, rank: int, start: int, accumulation: int
+) -> Iterator[Batch]:
+    """The batches, each entered in the ledger as it is handed over; ``start`` is the first one's step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"rank-{rank:03d}.tsv", "a", encoding="ascii") as file:
+        file.write("\n")  # ends a line that a kill may have cut
+        for number, batch in enumerate(batches):
+            step = start + number // accumulation
+            entries = zip(batch.positions, batch.epochs, batch.sids, strict=True)
+            file.writelines(f"{step}\t{position}\t{epoch}\t{sid}\n" for position, epoch, sid in entries)
+            file.flush()
+            yield batch
+
+
+def check_ledger(folder: Path, sids: Iterable[str]) -> tuple[int, list[str]]:
+    """(epochs that are complete, lines about what is wrong) of a ledger against the cache's sids.
+
+    RunError where there is no ledger, or no whole line in it.
+    """
+    used, lines = _read(folder)
+    wanted = sorted(sids)
+    by_epoch: dict[int, list[str]] = {}
+    for epoch, sid in used.values():
+        by_epoch.setdefault(epoch, []).append(sid)
+    last = max(by_epoch)
+    complete = 0
+    for epoch, found in sorted(by_epoch.items()):
+        doubles = len(found) - len(set(found))
+        missing = len(set(wanted) - set(found))
+        foreign = len(set(found) - set(wanted))
+        if doubles or foreign or (missing and epoch != last):
+            lines.append(
+                f"epoch {epoch}: {doubles} sids twice, {missing} missing, {foreign} not of the cache"
+            )
+        elif not missing:
+            complete += 1
+    return complete, lines
+
+
+def _read(folder: Path) -> tuple[dict[tuple[int, int], tuple[int, str]], list[str]]:
+    """{(step, position): (epoch, sid)} of all ranks, and lines about entries that contradict each other."""
+    used: dict[tuple[int, int], tuple[int, str]] = {}
+    lines: list[str] = []
+    for path in sorted(folder.glob("rank-*.tsv")):
+        for text in path.read_text(encoding="ascii").splitlines():
+            parts = text.split("\t")
+            if len(parts) != 4 or len(parts[3]) != 16:
+                continue  # a kill cut the line; the step was done again
+            step, position, epoch = map(int, parts[:3])
+            before = used.setdefault((step, position), (epoch, parts[3]))
+            if before != (epoch, parts[3]):
+                lines.append(f"step {step}, position {position}: {before[1]} and {parts[3]}")
+    if not used:
+        raise RunError(f"{folder} holds no ledger", "train with --ledger, then give RUN/ledger")
+    return used, lines

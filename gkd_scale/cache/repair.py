@@ -1,0 +1,77 @@
+"""``repair``: rebuild only what is bad.
+
+Everything is read and compared with its checksums, as ``verify`` does; shards with damage are dropped, and
+the build that made the cache goes on, with the spec that the cache itself holds. What a user must add is
+what no cache holds: where the images and the teacher's weights are. The mended cache has the bytes that
+it had when it was whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from gkd_scale.cache.build import BuildReport, build, make_spec, refuse_changed
+from gkd_scale.cache.config import CacheTeacherConfig, RepairConfig, ViewConfig
+from gkd_scale.cache.plan import make_plan
+from gkd_scale.cache.shard import index_path, tar_path
+from gkd_scale.cache.spec import Spec
+from gkd_scale.cache.verify import damaged_shards
+from gkd_scale.config import build as build_config
+from gkd_scale.types import Teacher
+
+
+def repair(
+    cfg: RepairConfig, spec: Spec, teacher: Teacher, report: Callable[[str], None], *, quiet: bool = False
+) -> BuildReport:
+    """Mend the cache ``cfg.cache`` of ``spec``; each damage found in a shard goes to ``report`` as a line.
+
+    CacheError where images or teacher are not those of the cache; nothing is dropped then.
+    """
+    recipe = recipe_of(spec, cfg)
+    refuse_other_source(recipe, spec, teacher)
+    for (view, shard), lines in damaged_shards(cfg.cache, quiet=quiet).items():
+        for line in lines:
+            report(line)
+        index_path(cfg.cache, view, shard).unlink(missing_ok=True)
+        tar_path(cfg.cache, view, shard).unlink(missing_ok=True)
+    return build(recipe, teacher, quiet=quiet)
+
+
+def recipe_of(spec: Spec, cfg: RepairConfig) -> CacheTeacherConfig:
+    """The options of the cache-teacher command that makes a cache of ``spec``."""
+    view: ViewConfig = build_config(ViewConfig, spec.view)
+    return CacheTeacherConfig(
+        images=cfg.images,
+        image_size=f"{spec.image_size[0]}x{spec.image_size[1]}",
+        out=cfg.cache,
+        teacher=str(spec.teacher.get("model", "")),
+        views=spec.views,
+        codec=spec.codec,
+        codec_fit=cfg.codec_fit,
+        samples_per_shard=spec.samples_per_shard,
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+        device=cfg.device,
+        seed=spec.seed,
+        view=view,
+    )
+
+
+def refuse_other_source(recipe: CacheTeacherConfig, spec: Spec, teacher: Teacher) -> None:
+    """CacheError where the images or the teacher differ from those the cache was made of."""
+    plan = make_plan(recipe.images, recipe.samples_per_shard, skip=recipe.out)
+    asked = replace(make_spec(recipe, teacher, plan), codec_state=spec.codec_state)
+    refuse_changed(recipe.out, spec, asked, plan)
+
+
+def teacher_arguments(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``load_teacher`` that a cache's fingerprint holds."""
+    return {
+        "args": dict(fingerprint["args"]),
+        "layer": fingerprint["layer"],
+        "mean": tuple(fingerprint["mean"]),
+        "std": tuple(fingerprint["std"]),
+        "dtype": fingerprint["dtype"],
+    }

@@ -1,0 +1,73 @@
+"""``verify --rerun-teacher K``: do the tokens belong to the pixels?
+
+Checksums say that bytes are as they were written, not that what was written is right. Here the teacher
+sees some stored views again, and what it says is compared with what is stored. Another machine or library
+version moves the tokens by rounding; another teacher, another crop or a mix-up of samples moves them far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gkd_scale.cache.build import run_teacher
+from gkd_scale.cache.codec import Float32
+from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.views import channels_first, decode
+from gkd_scale.errors import CacheError, GkdError
+from gkd_scale.randomness import generator
+from gkd_scale.types import Teacher
+
+TOLERANCE = 0.01
+"""Largest relative L2 difference of a sample's tokens, beyond what the codec itself adds."""
+
+_VERSIONS = ("torch", "timm")
+
+
+def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLERANCE) -> Iterator[str]:
+    """A line for each of ``samples`` random samples whose tokens are not the teacher's, or is damaged.
+
+    CacheError where the teacher is not the one that the cache was made with (versions aside).
+    """
+    refuse_other_teacher(cache, teacher)
+    total = cache.views * cache.num_samples
+    rng = generator("verify.rerun", cache.spec.hash(), samples)
+    for place in sorted(rng.choice(total, min(samples, total), replace=False).tolist()):
+        view, index = divmod(place, cache.num_samples)
+        try:
+            sample = cache.read(view, index)
+        except GkdError as error:
+            yield error.message
+            continue
+        found = run_teacher(teacher, channels_first(decode(sample.jpeg))[None])
+        patches, cls = found.patches[0].numpy(), found.cls[0].numpy()
+        own = _distance(cache.codec.decode(cache.codec.encode(patches)), patches)
+        for name, stored, now, allowed in (
+            ("patch tokens", sample.patches, patches, tolerance + 1.5 * own),
+            ("CLS", sample.cls, cls, tolerance),
+        ):
+            if (distance := _distance(stored, now)) > allowed:
+                yield (
+                    f"v{view:02d}: {sample.sid}: {name} differ from the teacher's by {distance:.3g} "
+                    f"(relative L2; at most {allowed:.3g})"
+                )
+
+
+def refuse_other_teacher(cache: Cache, teacher: Teacher) -> None:
+    """CacheError that names what differs between the teacher and the cache's fingerprint."""
+    now, stored = teacher.fingerprint(), cache.fingerprint
+    changed = [
+        key for key in sorted({*now, *stored}) if key not in _VERSIONS and now.get(key) != stored.get(key)
+    ]
+    if changed:
+        shown = "; ".join(f"{key}: {stored.get(key)} in the cache, {now.get(key)} here" for key in changed)
+        raise CacheError(
+            f"{cache.path} was made by another teacher ({shown})", "give the same --teacher-weights"
+        )
+
+
+def _distance(stored: np.ndarray[tuple[int, ...], np.dtype[np.float16]], now: Float32) -> float:
+    """Relative L2 distance of two arrays of one shape."""
+    size = float(np.linalg.norm(now))
+    return float(np.linalg.norm(stored.astype(np.float32) - now)) / max(size, 1e-12)

@@ -1,0 +1,78 @@
+"""``stats``: mean, covariance and norm of a cache's tokens, in one pass.
+
+``stats.safetensors`` in the cache holds, for ``patch`` and ``cls``: ``mean`` (C,), ``std`` (C,),
+``covariance`` (C, C) and ``norm`` (mean, least, largest), float32. They serve as teacher normalisation and
+to fit PCA. Like a certificate the file is not part of the manifest's chain; its metadata names the spec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gkd_scale import console
+from gkd_scale.cache.config import default_workers
+from gkd_scale.cache.moments import Moments
+from gkd_scale.cache.reader import Cache, Sample
+from gkd_scale.files import write_bytes
+from gkd_scale.prefetch import prefetch
+
+STATS = "stats.safetensors"
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Moments of the patch tokens and of the CLS tokens of all views."""
+
+    patch: Moments
+    cls: Moments
+
+    def lines(self) -> list[str]:
+        """The summary for the terminal."""
+        found = []
+        for name, moments in (("patch", self.patch), ("cls", self.cls)):
+            explained = moments.explained()
+            needed = ", ".join(
+                f"{share:.0%} in {int(np.searchsorted(explained, share)) + 1}" for share in (0.9, 0.95, 0.99)
+            )
+            std = np.sqrt(np.clip(np.diag(moments.covariance), 0, None))
+            found += [
+                f"{name}: {moments.count} tokens of {len(explained)} channels; norm {moments.norm_mean:.4g} "
+                f"(from {moments.norm_min:.4g} to {moments.norm_max:.4g})",
+                f"  channel std: median {np.median(std):.4g}, largest {std.max():.4g}; "
+                f"variance in principal components: {needed}",
+            ]
+        return found
+
+
+def measure(cache: Cache, *, quiet: bool = False) -> Stats:
+    """One pass over all views; DamageError at the first damaged sample."""
+    stats = Stats(Moments(cache.dim), Moments(cache.dim))
+    places = [(view, index) for view in range(cache.views) for index in range(cache.num_samples)]
+
+    def read(place: tuple[int, int]) -> Sample:
+        return cache.read(*place)
+
+    with console.progress(disable=quiet) as bar:
+        task = bar.add_task("stats", total=len(places))
+        for sample in prefetch(read, places, min(2, default_workers()), 8):
+            stats.patch.update(sample.patches)
+            stats.cls.update(sample.cls[None])
+            bar.advance(task)
+    return stats
+
+
+def write_stats(path: Path, stats: Stats, spec: str) -> None:
+    """Write ``stats.safetensors``; ``spec`` is the hash of the cache's spec."""
+    from safetensors.numpy import save
+
+    tensors = {}
+    for name, moments in (("patch", stats.patch), ("cls", stats.cls)):
+        tensors[f"{name}.mean"] = moments.mean.astype(np.float32)
+        tensors[f"{name}.covariance"] = moments.covariance.astype(np.float32)
+        tensors[f"{name}.std"] = np.sqrt(np.clip(np.diag(moments.covariance), 0, None)).astype(np.float32)
+        norms = [moments.norm_mean, moments.norm_min, moments.norm_max]
+        tensors[f"{name}.norm"] = np.array(norms, np.float32)
+    write_bytes(path, save(tensors, metadata={"spec": spec}))

@@ -1,0 +1,253 @@
+"""``plan``: what a cache will cost, before its first byte.
+
+Bytes are not guessed: a few images are made into views, and the tar is laid out on paper, member by member.
+Teacher time is measured here on K batches (``--measure``), or FLOPs are counted on a model without memory
+and divided by what a GPU reaches: its data sheet's peak times ``UTILISATION``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from gkd_scale import console
+from gkd_scale.cache.build import run_teacher, view_of
+from gkd_scale.cache.codec import CODECS, get_codec, is_fitted
+from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
+from gkd_scale.cache.plan import Plan, make_plan
+from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes
+from gkd_scale.engine.memory import zero_memory
+from gkd_scale.errors import DataError
+from gkd_scale.models.cost import Cost, cost
+from gkd_scale.types import Teacher, UInt8Array
+
+UTILISATION = 0.4
+"""Share of the peak that dense transformers reach in practice."""
+
+STUDENT_PASSES = 4.5
+"""Forward passes' worth of a training step: forward and backward (3), half of the batch again, masked."""
+
+STUDENTS = ("vit_small_patch16_224", "vit_base_patch16_224")
+
+
+@dataclass(frozen=True)
+class CodecPlan:
+    """Bytes of a sample's patch members, of a view of all images, and of the cache."""
+
+    codec: str
+    sample: int
+    view: int
+    total: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """What training ``student`` asks of each GPU.
+
+    ``images_per_s`` a GPU; ``gb_per_s`` to feed it at the chosen codec; ``pays_after`` epochs the cache has
+    cost less GPU time than a live teacher (None: never); ``zero`` GB a GPU of model states by ZeRO stage.
+    """
+
+    student: str
+    parameters: int
+    images_per_s: float
+    gb_per_s: float
+    pays_after: float | None
+    zero: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The whole plan. Times are for one GPU of the kind named."""
+
+    images: int
+    views: int
+    grid: tuple[int, int]
+    dim: int
+    teacher: str
+    teacher_gflops: float
+    teacher_hours: float
+    measured: bool
+    gpu: str
+    codec: str
+    disk_free: int
+    codecs: list[CodecPlan]
+    students: list[StudentPlan]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return asdict(self)
+
+
+def estimate(cfg: PlanConfig, load: Callable[[], Teacher]) -> Estimate:
+    """The plan of ``cfg``; ``load`` gives the teacher, and is called only to measure it."""
+    is_fitted(cfg.codec)
+    plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out)
+    work = cost(cfg.teacher, cfg.size, cfg.teacher_args, layer=cfg.teacher_layer, patch=cfg.patch_size)
+    pixels, rest = probe(cfg, plan)
+    free = shutil.disk_usage(_existing(cfg.out)).free
+    codecs = [
+        _codec_plan(cfg, plan, work, rest, name, free)
+        for name in dict.fromkeys([*CODECS, f"pca{max(1, work.dim * 3 // 10)}", "tc2.1", cfg.codec])
+    ]
+    seconds = (
+        _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * GPUS[cfg.gpu][0] * 1e12)
+    )
+    chosen = next(found for found in codecs if found.codec == cfg.codec)
+    return Estimate(
+        images=len(plan.entries),
+        views=cfg.views,
+        grid=work.grid,
+        dim=work.dim,
+        teacher=cfg.teacher,
+        teacher_gflops=work.flops / 1e9,
+        teacher_hours=seconds * len(plan.entries) * cfg.views / 3600,
+        measured=bool(cfg.measure),
+        gpu=cfg.gpu,
+        codec=cfg.codec,
+        disk_free=free,
+        codecs=codecs,
+        students=[
+            _student_plan(cfg, name, seconds, chosen.view / len(plan.entries))
+            for name in cfg.students or STUDENTS
+        ],
+    )
+
+
+def probe(cfg: CacheTeacherConfig, plan: Plan, images: int | None = None) -> tuple[list[UInt8Array], float]:
+    """Pixels of a few views, and the mean bytes that JPEG and JSON take in a tar.
+
+    DataError where none of the images can be read.
+    """
+    count = images if images is not None else getattr(cfg, "probe", 16)
+    made = [view_of(cfg, entry, 0) for entry in plan.entries[:: max(1, len(plan.entries) // count)][:count]]
+    whole = [item for item in made if not isinstance(item, str)]
+    if not whole:
+        raise DataError(f"none of {len(made)} images of {cfg.images} could be read", "check --images")
+    sizes = []
+    for item in whole:
+        facts = {"sid": item.entry.sid, "path": item.entry.name, "source": item.source, **item.view.params}
+        sizes.append(_in_tar(len(item.view.jpeg)) + _in_tar(len(json_bytes(facts))))
+    return [item.pixels for item in whole], float(np.mean(sizes))
+
+
+def token_bytes(codec: str, tokens: int, dim: int) -> list[int]:
+    """Bytes of each patch member of a sample under ``codec``."""
+    if codec in CODECS:
+        return [
+            len(npy_bytes(a)) for a in get_codec(codec).encode(np.ones((tokens, dim), np.float32)).values()
+        ]
+    family = codec.rstrip("0123456789.")
+    amount = float(codec.removeprefix(family))
+    row = int(amount) if family == "pca" else -(-round(amount * dim) // 8)
+    return [len(npy_bytes(np.empty((tokens, row), np.int8))), len(npy_bytes(np.empty(tokens, np.float16)))]
+
+
+def _in_tar(size: int) -> int:
+    """Bytes of a member with its header and padding."""
+    return BLOCK + size + -size % BLOCK
+
+
+def _codec_plan(cfg: PlanConfig, plan: Plan, work: Cost, rest: float, name: str, free: int) -> CodecPlan:
+    members = token_bytes(name, work.grid[0] * work.grid[1], work.dim)
+    cls = _in_tar(len(npy_bytes(np.empty(work.dim, np.float16))))
+    view = round(len(plan.entries) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
+    total = cfg.views * (view + plan.shards * 4096 + len(plan.entries) * 128)
+    return CodecPlan(name, sum(members), view, total, total < free)
+
+
+def _student_plan(cfg: PlanConfig, name: str, teacher_seconds: float, sample_bytes: float) -> StudentPlan:
+    work = cost(name, cfg.size)
+    step = STUDENT_PASSES * work.flops / (UTILISATION * GPUS[cfg.gpu][1] * 1e12)
+    reading = sample_bytes / (cfg.disk_gbs * 1e9)
+    saved = teacher_seconds + step - max(step, reading)
+    return StudentPlan(
+        student=name,
+        parameters=work.parameters,
+        images_per_s=1 / step,
+        gb_per_s=sample_bytes / step / 1e9,
+        pays_after=cfg.views * teacher_seconds / saved if saved > 0 else None,
+        zero={
+            stage: size / 1e9
+            for stage, size in zero_memory(work.parameters, work.largest_layer, cfg.gpus).items()
+        },
+    )
+
+
+def _measure(teacher: Teacher, pixels: list[UInt8Array], cfg: PlanConfig) -> float:
+    """Seconds of an image, over ``cfg.measure`` batches after one to warm up."""
+    batch = np.stack([pixels[i % len(pixels)] for i in range(cfg.batch_size)])
+    run_teacher(teacher, batch)
+    started = time.perf_counter()
+    for _ in range(cfg.measure):
+        run_teacher(teacher, batch)
+    return (time.perf_counter() - started) / (cfg.measure * cfg.batch_size)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above ``path`` that is there."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+# ------------------------------------------------------------------------------------ the words
+
+
+def show(found: Estimate, cfg: PlanConfig) -> None:
+    """The plan as tables on the terminal."""
+    how = "measured here" if found.measured else f"counted, {UTILISATION:.0%} of a {found.gpu}'s fp32 peak"
+    rows, columns = found.grid
+    console.out.print(
+        f"[bold]plan[/] {found.images} images x {found.views} views; teacher {found.teacher}: "
+        f"{rows}x{columns} tokens of {found.dim}, {found.teacher_gflops:.1f} GFLOP an image, "
+        f"{found.teacher_hours:.2f} hours ({how})"
+    )
+    console.out.print(_codec_table(found))
+    console.out.print(f"free at {_existing(cfg.out)}: {_size(found.disk_free)}")
+    console.out.print(_student_table(found, cfg))
+
+
+def _codec_table(found: Estimate) -> Table:
+    table = Table(title="bytes", title_justify="left")
+    for name in ("codec", "tokens a sample", "a view", f"{found.views} views", "fits"):
+        table.add_column(name, justify="left" if name in ("codec", "fits") else "right")
+    for codec in found.codecs:
+        name = f"[bold]{codec.codec}[/]" if codec.codec == found.codec else codec.codec
+        sizes = (_size(codec.sample), _size(codec.view), _size(codec.total))
+        table.add_row(name, *sizes, "yes" if codec.fits else "[red]no[/]")
+    return table
+
+
+def _student_table(found: Estimate, cfg: PlanConfig) -> Table:
+    table = Table(
+        title=f"training, {cfg.gpus} x {found.gpu}, codec {found.codec}, {cfg.epochs:g} epochs",
+        title_justify="left",
+    )
+    names = ("student", "M", "images/s a GPU", "GB/s a GPU", "hours", "cache pays after")
+    for name in (*names, *(f"ZeRO-{stage} GB" for stage in range(4))):
+        table.add_column(name, justify="left" if name == "student" else "right")
+    for student in found.students:
+        hours = found.images * cfg.epochs / (student.images_per_s * cfg.gpus) / 3600
+        pays = "never" if student.pays_after is None else f"{student.pays_after:.1f} epochs"
+        numbers = (f"{student.images_per_s:.0f}", f"{student.gb_per_s:.2f}", f"{hours:.1f}", pays)
+        memory = (f"{size:.2f}" for size in student.zero.values())
+        table.add_row(student.student, f"{student.parameters / 1e6:.1f}", *numbers, *memory)
+    return table
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"

@@ -1,0 +1,58 @@
+"""What a network costs, without its weights: built on torch's meta device, nothing is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gkd_scale.models import spec as specs
+from gkd_scale.models.teachers import check_divisible, check_layer, flatten_map, is_tokens, patch_size
+from gkd_scale.types import Grid, Size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``flops`` of one image forward (2 a multiply-add); ``parameters`` in all and of the largest layer."""
+
+    flops: int
+    parameters: int
+    largest_layer: int
+    dim: int
+    grid: Grid
+
+
+def cost(
+    name: str,
+    image_size: Size,
+    args: dict[str, Any] | None = None,
+    *,
+    layer: int | None = None,
+    patch: int | None = None,
+) -> Cost:
+    """The cost of a timm model on images of ``image_size``; raises ModelError as loading would."""
+    given = {**(args or {}), **({"patch_size": patch} if patch is not None else {})}
+    spec, _ = specs.resolve(name, given)
+    with torch.device("meta"):
+        net: Any = specs.create(spec, image_size=image_size).eval()
+        pixels = torch.zeros(1, 3, *image_size)
+    check_divisible(net, image_size, name)
+    check_layer(net, layer, name)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if layer is None:
+            out = net.forward_features(pixels)
+        else:
+            kind = "NLC" if is_tokens(net) else "NCHW"
+            out = net.forward_intermediates(
+                pixels, indices=[layer], output_fmt=kind, intermediates_only=True
+            )[0]
+    if is_tokens(net):
+        rows, columns = patch_size(net)
+        grid, dim = (image_size[0] // rows, image_size[1] // columns), int(out.shape[-1])
+    else:
+        features, grid = flatten_map(net, out)
+        dim = features.patches.shape[2]
+    sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in net.modules()]
+    return Cost(counter.get_total_flops(), sum(p.numel() for p in net.parameters()), max(sizes), dim, grid)

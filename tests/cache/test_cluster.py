@@ -1,0 +1,148 @@
+"""Building on several devices: threads of one process, and a simulated Ray cluster whose workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.config import CacheTeacherConfig
+from gkd_scale.errors import CacheError, ConfigError
+
+from .support import TinyTeacher, config, tree
+
+Whole = tuple[Path, BuildReport]
+
+
+# ------------------------------------------------------------------- several devices, one process
+
+
+def test_two_devices_make_the_same_bytes(whole: Whole, images: Path, tmp_path: Path) -> None:
+    made: dict[str, TinyTeacher] = {}
+
+    def load(device: str) -> TinyTeacher:
+        return made.setdefault(device, TinyTeacher())
+
+    asked = config(images, tmp_path, device="cuda:0,1,3")
+    assert asked.devices == ["cuda:0", "cuda:1", "cuda:3"]
+    report = build(asked, TinyTeacher(), load=load, quiet=True)
+    assert set(made) == {"cuda:1", "cuda:3"} and all(teacher.calls >= 2 for teacher in made.values())
+    assert (report.shards_built, report.samples_built) == (6, 20)
+    assert tree(tmp_path) == tree(whole[0])
+
+
+def test_one_failing_device_stops_all_and_the_build_goes_on(
+    whole: Whole, images: Path, tmp_path: Path
+) -> None:
+    def load(_: str) -> TinyTeacher:
+        return TinyTeacher(fail_at=1)
+
+    with pytest.raises(RuntimeError, match="the teacher broke"):
+        build(config(images, tmp_path, device="cuda:0,1"), TinyTeacher(), load=load, quiet=True)
+    assert not list(tmp_path.rglob("*.part"))
+    build(config(images, tmp_path), TinyTeacher(), quiet=True)
+    assert tree(tmp_path) == tree(whole[0])
+
+
+# --------------------------------------------------------------------------------- a Ray cluster
+
+
+class Mortal(TinyTeacher):
+    """Kills its process, once for each file in ``deaths``; slow enough that all workers get a shard."""
+
+    def __init__(self, deaths: Path) -> None:
+        super().__init__()
+        self._deaths = deaths
+
+    def __call__(self, pixels: Any) -> Any:
+        time.sleep(0.1)
+        for death in sorted(self._deaths.iterdir()):
+            try:
+                death.unlink()
+            except FileNotFoundError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(pixels)
+
+
+def mortal(deaths: Path, device: str) -> Mortal:
+    assert device == "cpu"
+    with open(deaths.parent / "workers", "a") as log:
+        log.write(f"{os.getpid()}\n")
+    return Mortal(deaths)
+
+
+def broken(_: str) -> TinyTeacher:
+    return TinyTeacher(gain=1e6)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of one CPU each on this machine."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    nodes = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    found = Cluster(initialize_head=True, head_node_args={**nodes, "include_dashboard": False})
+    found.add_node(**nodes)
+    yield found
+    found.shutdown()
+
+
+def on_ray(cluster: Any, images: Path, out: Path) -> CacheTeacherConfig:
+    return config(images, out, ray=cluster.address)
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_two_nodes_and_five_killed_workers_make_the_same_bytes(
+    cluster: Any, whole: Whole, images: Path, tmp_path: Path
+) -> None:
+    out, deaths = tmp_path / "cache", tmp_path / "deaths"
+    deaths.mkdir()
+    for number in range(5):
+        (deaths / str(number)).touch()
+    load = partial(mortal, deaths)
+    report = build(on_ray(cluster, images, out), TinyTeacher(), load=load, quiet=True)
+    assert not list(deaths.iterdir()), "five workers died"
+    assert len((tmp_path / "workers").read_text().split()) == 7
+    assert (report.shards_built, report.samples_built) == (6, 20)
+    assert tree(out) == tree(whole[0])
+    assert not list(out.rglob("*.part"))
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_error_in_a_worker_is_the_error_of_the_command(cluster: Any, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r" \(sid [0-9a-f]{16}\).*beyond fp16"):
+        build(on_ray(cluster, images, tmp_path), TinyTeacher(), load=broken, quiet=True)
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_node_that_joins_helps(
+    cluster: Any, whole: Whole, images: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("gkd_scale.cache.cluster.LOOK_EVERY", 0.2)
+    out, deaths = tmp_path / "cache", tmp_path / "deaths"
+    deaths.mkdir()
+    node = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    build(on_ray(cluster, images, out), TinyTeacher(), load=partial(mortal, deaths), quiet=True)
+    assert len((tmp_path / "workers").read_text().split()) == 3
+    assert tree(out) == tree(whole[0])
+    cluster.remove_node(node)
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_cluster_is_the_users_mistake(images: Path, tmp_path: Path) -> None:
+    asked = config(images, tmp_path, ray="127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"no Ray cluster at .127\.0\.0\.1:1"):
+        build(asked, TinyTeacher(), load=broken, quiet=True)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gkd_scale.errors import ModelError
+from gkd_scale.models.cost import cost
+from gkd_scale.models.teachers import load_teacher
+
+
+def test_vit_b_has_its_published_size() -> None:
+    found = cost("vit_base_patch16_224", (224, 224))
+    assert found.parameters == 85_798_656
+    assert found.flops / 2 == pytest.approx(17.6e9, rel=0.01), "17.6 GMAC"
+    assert (found.dim, found.grid, found.largest_layer) == (768, (14, 14), 4 * 768 * 768 + 4 * 768)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "args", "layer"),
+    [
+        ("demo_teacher", (96, 128), {}, None),
+        ("demo_teacher", (96, 128), {}, 2),
+        ("mobilenetv2_050", (64, 96), {"pad_type": "same"}, 3),
+        ("resnet18", (64, 64), {}, None),
+    ],
+)
+def test_dim_and_grid_are_those_of_the_loaded_teacher(
+    name: str,
+    size: tuple[int, int],
+    args: dict[str, object],
+    layer: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from gkd_scale.models import spec
+
+    create = spec.create
+
+    def random_weights(*given: object, **more: object) -> torch.nn.Module:
+        return create(*given, **{**more, "pretrained": False})
+
+    monkeypatch.setattr(spec, "create", random_weights)
+    teacher = load_teacher(name, size, args=dict(args), layer=layer, device="cpu")
+    found = cost(name, size, args, layer=layer)
+    assert (found.dim, found.grid) == (teacher.dim, teacher.grid)
+    assert found.parameters == sum(p.numel() for p in teacher.net.parameters())
+
+
+def test_mistakes_are_those_of_loading() -> None:
+    for arguments, said in [
+        ({"name": "vit_bas_patch16_224", "image_size": (224, 224)}, "did you mean"),
+        ({"name": "vit_base_patch16_224", "image_size": (220, 224)}, "no whole number"),
+        ({"name": "demo_teacher", "image_size": (96, 128), "layer": 9}, "feature levels 0 to 4"),
+    ]:
+        with pytest.raises(ModelError, match=said):
+            cost(**arguments)
