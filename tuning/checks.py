@@ -161,7 +161,7 @@ def _domains(cfg: SearchConfig) -> tuple[dict[str, str], dict[str, str], dict[st
     for flag, chosen in (("--train", train), ("--val", val)):
         for name, ref in chosen.items():
             _refuse_test(flag, name, ref, test)
-    for name, ref in val.items():
+    for ref in val.values():
         if any(_same(ref, other) for other in train.values()):
             raise ConfigError(
                 f"--val {ref} is also what the probe is fitted on (--train)", "give another --val"
@@ -221,10 +221,8 @@ def _image_size(caches: tuple[str, ...], local_cache: Path | None) -> tuple[int,
     remote = [each for each in caches if staging.is_uri(each)]
     if remote and local_cache is None:
         raise CacheError(f"{remote[0]} is not on a disk", "give --local-cache FOLDER on each node's own disk")
-    near = [
-        staging.local_copy(each, local_cache) if each in remote and local_cache else Path(each)
-        for each in caches
-    ]
+    near = [Path(each) for each in caches if each not in remote]
+    near += [staging.local_copy(each, local_cache) for each in remote if local_cache]
     return open_caches(near).image_size
 
 

@@ -53,19 +53,15 @@ def commands(
     for flag, refs in (("--train", plan.train), ("--val", plan.val)):
         for ref in refs.values():
             second += [flag, ref]
-    image_size = "x".join(map(str, plan.image_size))
+    second += ["--backbone", str(stage1), "--image-size", "x".join(map(str, plan.image_size))]
+    second += ["--head", cfg.head, "--steps", str(cfg.head_steps), "--out", str(stage2)]
     steps = [
         (
             "stage 1 with the best settings",
             [*first, "--steps", str(cfg.final_steps or cfg.steps), "--out", str(stage1)],
             stage1 / RECORD,
         ),
-        (
-            "stage 2",
-            [*second, "--backbone", str(stage1), "--head", cfg.head, "--steps", str(cfg.head_steps)]
-            + ["--image-size", image_size, "--out", str(stage2)],
-            stage2 / RECORD,
-        ),
+        ("stage 2", second, stage2 / RECORD),
     ]
     if test:
         domains = [part for name, ref in test.items() for part in ("--data", f"{name}={ref}")]

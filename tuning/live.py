@@ -16,8 +16,9 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from trial import ENDED
 
-from gkd_scale import console
+from gkd_scale import console, files
 
 WRITE_EVERY = 1.0
 """Seconds between rewritings of the table on disk."""
@@ -93,6 +94,8 @@ class Board(tune.Callback):  # type: ignore[misc]
         self.ended += 1
         how, reason = status(trial, state, self.steps), cause(trial, state)
         self.results.mark(trial.trial_id, _number(trials, trial), how, trial.config, reason)
+        if how in (results.DONE, results.STOPPED):
+            files.write_text(self.out / "trials" / trial.trial_id / ENDED, f"{how}\n")
         self._line(f"{_name(trials, trial)} {how}" + (f": {reason}" if reason else ""))
 
     def _write(self, trials: list[Any]) -> None:

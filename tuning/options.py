@@ -67,7 +67,7 @@ class SearchConfig:
     seed: int = option(0, "decides what is proposed, and every trial's training")
 
     def __post_init__(self) -> None:
-        for name in [
+        for name in (
             "num_trials",
             "steps",
             "report_every",
@@ -76,7 +76,7 @@ class SearchConfig:
             "max_concurrent",
             "cpus",
             "final_steps",
-        ]:
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"'{name}' is {value}", f"give --{name.replace('_', '-')} at least 1")

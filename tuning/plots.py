@@ -11,7 +11,8 @@ from space import Dimension, Space
 
 WIDTH, HEIGHT, LEFT, TOP = 960, 320, 60, 30
 STYLE = """body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}
-table{border-collapse:collapse;font-size:13px}td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;font-size:13px}
+td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}
 svg text{font:12px system-ui,sans-serif;fill:#444}path{fill:none}.best{font-weight:bold}"""
 
 
@@ -147,7 +148,8 @@ def _colour(trial: Trial, low: float, high: float) -> str:
 def _line(points: list[tuple[float, float]], trial: Trial, low: float, high: float) -> str:
     path = "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
     title = html.escape(f"trial {trial.number}, {trial.status}")
-    return f'<path d="{path}" stroke="{_colour(trial, low, high)}" stroke-width="2"><title>{title}</title></path>'
+    colour = _colour(trial, low, high)
+    return f'<path d="{path}" stroke="{colour}" stroke-width="2"><title>{title}</title></path>'
 
 
 def _axis(x: float, low: Any, high: Any, name: str) -> str:

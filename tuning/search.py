@@ -23,7 +23,7 @@ from gkd_scale.errors import RunError
 HERE = Path(__file__).resolve().parent
 EXAMPLES = """\
   python tuning/search.py
-  python tuning/search.py --space tuning/spaces/qsd.yaml --cache caches/proxy --student vit_small_patch16_224 \\
+  python tuning/search.py --space qsd.yaml --cache caches/proxy --student vit_small_patch16_224 \\
       --train folder:city/train --val folder:city/val --num-trials 16 --steps 4000 --resources gpu=1,cpu=8
   python tuning/search.py --address auto --resources gpu=1,cpu=8 --workers-per-trial 4 --cache caches/proxy
 """
@@ -203,9 +203,9 @@ def _scheduler(cfg: SearchConfig, space: dict[str, Any]) -> Any:
     from ray.tune import schedulers
 
     if cfg.scheduler == "asha":
-        return schedulers.AsyncHyperBandScheduler(
-            time_attr="step", max_t=cfg.steps + 1, grace_period=cfg.every, reduction_factor=cfg.reduction
-        )
+        from asha import Asha
+
+        return Asha(cfg.out.resolve(), cfg.steps, cfg.every, cfg.reduction)
     if cfg.scheduler == "hyperband":
         return schedulers.HyperBandScheduler(
             time_attr="step", max_t=cfg.steps + 1, reduction_factor=cfg.reduction

@@ -55,7 +55,8 @@ def best_yaml(best: Trial, plan: Plan, cfg: SearchConfig) -> str:
     chosen.save_every = max(1, min(500, chosen.steps or 500))
     said = (
         f"# Trial {best.number} ({best.name}): mIoU {best.score:.2f} after {best.steps} steps, "
-        f"{cfg.probe} probe on {', '.join(plan.val)}.\n# deepspeed launchers/stage1.py --config {cfg.out / BEST}\n"
+        f"{cfg.probe} probe on {', '.join(plan.val)}.\n"
+        f"# deepspeed launchers/stage1.py --config {cfg.out / BEST}\n"
     )
     return said + config.to_yaml(chosen)
 

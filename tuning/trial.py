@@ -34,12 +34,13 @@ from staging import local_copy, locked
 from gkd_scale import files
 from gkd_scale.config import to_dict
 from gkd_scale.distill.config import Stage1Config
-from gkd_scale.engine import run as runs
 from gkd_scale.engine import runlog
 from gkd_scale.errors import DiskFullError, GkdError
 
 METRIC = "miou"
 """The objective: mean over the selection domains of the probe's mIoU, in percent."""
+ENDED = "ended.txt"
+"""In a trial's folder once it is done or stopped; Tune's own snapshot may be older than that."""
 GRACE = 20.0
 """Seconds that rank 0 may take to notice by itself that another rank died."""
 
@@ -58,7 +59,7 @@ def train(drawn: dict[str, Any], plan: Plan) -> None:
         last = last_report(out)
         if last and not forked:
             _report(plan, name, last)
-        if runs.read(out) is not None:
+        if (out / ENDED).exists():
             return
         try:
             _train_ranks(plan, drawn, name)
