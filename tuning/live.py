@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import results
 from ray import tune
@@ -28,6 +28,9 @@ SHOWN = 15
 class Board(tune.Callback):  # type: ignore[misc]
     """Follows all trials. Tune pickles callbacks with its state; this one starts anew from the table."""
 
+    current: ClassVar[Board | None] = None
+    """The one that Tune uses: after a restart it is not the one that was handed to Tune."""
+
     def __init__(self, out: Path, steps: int, count: int) -> None:
         self.out, self.steps, self.count = out, steps, count
         self.results = results.Results(out)
@@ -36,6 +39,7 @@ class Board(tune.Callback):  # type: ignore[misc]
         self.ended = 0
         self.live: Live | None = None
         self.statuses: dict[str, str] = {}
+        self.numbers = {trial.name: trial.number for trial in self.results.trials()}
 
     def __reduce__(self) -> Any:
         return Board, (self.out, self.steps, self.count)
@@ -43,36 +47,38 @@ class Board(tune.Callback):  # type: ignore[misc]
     # ------------------------------------------------------------------------------ Tune's events
 
     def setup(self, *_: Any, **__: Any) -> None:
+        Board.current = self
         self.began = time.monotonic()
         if console.out.is_terminal:
             self.live = Live(self.render(), console=console.out, refresh_per_second=2)
             self.live.start()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        self._line(f"{_name(trials, trial)} starts: {_settings(trial.config)}")
+        self._line(f"{self._name(trial)} starts: {_settings(trial.config)}")
 
     def on_trial_result(
         self,
         iteration: int,  # noqa: ARG002
-        trials: list[Any],
+        trials: list[Any],  # noqa: ARG002
         trial: Any,
         result: dict[str, Any],
         **_: Any,
     ) -> None:
         known = (trial.trial_id, result["step"]) in self.results.rows
         before = max((step for name, step in self.results.rows if name == trial.trial_id), default=0)
-        self.results.add(trial.trial_id, trial.config, {**result, "number": _number(trials, trial)})
+        self.results.add(trial.trial_id, trial.config, {**result, "number": self._number(trial)})
         if not known and "failed" not in result:
             self.fresh += max(0, result["step"] - before)
-            self._line(
-                f"{_name(trials, trial)} step {result['step']}/{self.steps}: mIoU {result['miou']:.2f}"
-            )
+            self._line(f"{self._name(trial)} step {result['step']}/{self.steps}: mIoU {result['miou']:.2f}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        self._finish(trials, trial, "TERMINATED")
+        self._finish(trial, "TERMINATED")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        self._line(f"{self._name(trial)} was lost and goes on elsewhere: {cause(trial, 'ERROR')}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        self._finish(trials, trial, "ERROR")
+        self._finish(trial, "ERROR")
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ARG002
         self.statuses = {trial.trial_id: status(trial, trial.status, self.steps) for trial in trials}
@@ -84,24 +90,37 @@ class Board(tune.Callback):  # type: ignore[misc]
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         self.statuses = {trial.trial_id: status(trial, trial.status, self.steps) for trial in trials}
         self._write(trials)
+        self.close()
+
+    def close(self) -> None:
+        """Write the table and leave the terminal as it was; safe to call twice."""
+        self.results.write()
         if self.live:
             self.live.update(self.render())
             self.live.stop()
+            self.live = None
 
     # -------------------------------------------------------------------------------------- inside
 
-    def _finish(self, trials: list[Any], trial: Any, state: str) -> None:
+    def _number(self, trial: Any) -> int:
+        """Trials are numbered in the order they start in."""
+        return self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
+
+    def _name(self, trial: Any) -> str:
+        return f"trial {self._number(trial)}"
+
+    def _finish(self, trial: Any, state: str) -> None:
         self.ended += 1
         how, reason = status(trial, state, self.steps), cause(trial, state)
-        self.results.mark(trial.trial_id, _number(trials, trial), how, trial.config, reason)
+        self.results.mark(trial.trial_id, self._number(trial), how, trial.config, reason)
         if how in (results.DONE, results.STOPPED):
             files.write_text(self.out / "trials" / trial.trial_id / ENDED, f"{how}\n")
-        self._line(f"{_name(trials, trial)} {how}" + (f": {reason}" if reason else ""))
+        self._line(f"{self._name(trial)} {how}" + (f": {reason}" if reason else ""))
 
     def _write(self, trials: list[Any]) -> None:
-        for number, trial in enumerate(trials, 1):
+        for trial in trials:
             how, reason = status(trial, trial.status, self.steps), cause(trial, trial.status)
-            self.results.mark(trial.trial_id, number, how, trial.config, reason)
+            self.results.mark(trial.trial_id, self._number(trial), how, trial.config, reason)
         self.results.write()
         self.written = time.monotonic()
 
@@ -162,17 +181,13 @@ def cause(trial: Any, state: str) -> str | None:
         return str(trial.last_result["failed"])
     if state != "ERROR":
         return None
-    text = str(trial.get_error() or "its process was lost")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300]
+    from ray.exceptions import RayTaskError
 
-
-def _number(trials: list[Any], trial: Any) -> int:
-    return trials.index(trial) + 1
-
-
-def _name(trials: list[Any], trial: Any) -> str:
-    return f"trial {_number(trials, trial)}"
+    error = trial.get_error()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if error is None or not lines:
+        return "its process was lost"
+    return lines[-1 if isinstance(error, RayTaskError) else 0][:300]  # a remote traceback ends with its error
 
 
 def _settings(config: dict[str, Any]) -> str:

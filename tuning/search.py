@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,16 @@ VOLATILE = (
 METRIC = {"metric": "miou", "mode": "max"}
 
 
-def search(cfg: SearchConfig) -> int:
-    """Run or go on with a search; the process's exit status."""
+def search(cfg: SearchConfig) -> None:
+    """Run or go on with a search."""
     from checks import check
 
     plan = check(cfg)
     _begin(cfg, plan.space)
     if (cfg.out / COMPLETE).exists():
         console.out.print(f"{cfg.out} is already complete", markup=False)
-    elif not _tune(cfg, plan):
-        console.err.print(f"[yellow]stopped[/]; the same command goes on ({cfg.out})")
-        return 130
+    else:
+        _tune(cfg, plan)
     import summary
 
     summary.conclude(cfg, plan)
@@ -54,7 +54,6 @@ def search(cfg: SearchConfig) -> int:
         import final
 
         final.run(cfg, plan)
-    return 0
 
 
 def _begin(cfg: SearchConfig, space: spaces.Space) -> None:
@@ -77,8 +76,8 @@ def _begin(cfg: SearchConfig, space: spaces.Space) -> None:
 # ------------------------------------------------------------------------------------------- Tune
 
 
-def _tune(cfg: SearchConfig, plan: Any) -> bool:
-    """Run all trials to their end; False if the user stopped the search."""
+def _tune(cfg: SearchConfig, plan: Any) -> None:
+    """Run all trials to their end. Ctrl-C leaves everything as a kill would, to go on from."""
     _environment()
     import ray
     import trial
@@ -113,11 +112,11 @@ def _tune(cfg: SearchConfig, plan: Any) -> bool:
                 tune_config=tune.TuneConfig(**settings, max_concurrent_trials=cfg.max_concurrent),
                 run_config=run_config,
             )
-        found = tuner.fit()
+        tuner.fit()
     finally:
+        if Board.current:
+            Board.current.close()
         ray.shutdown()
-    ended = int(found.num_terminated) + int(found.num_errors)
-    return ended == len(found)
 
 
 def _environment() -> None:
@@ -128,6 +127,7 @@ def _environment() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     }
@@ -148,10 +148,11 @@ def _start_ray(cfg: SearchConfig, plan: Any) -> None:
     if cfg.address is None:
         from checks import cores
 
-        options |= {"num_cpus": cores(cfg), "include_dashboard": cfg.dashboard}
+        options |= {"address": "local", "num_cpus": cores(cfg), "include_dashboard": cfg.dashboard}
     else:
         options["address"] = cfg.address
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table names failures and causes
+    warnings.filterwarnings("ignore", module="optuna")
     ray.init(**options)
     there = {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())
