@@ -64,7 +64,8 @@ def best_yaml(best: Trial, plan: Plan, cfg: SearchConfig) -> str:
 def _numbers(
     trials: list[Trial], best: Trial, importances: dict[str, float], cfg: SearchConfig
 ) -> dict[str, Any]:
-    trained = sum(trial.steps for trial in trials)
+    whole = [trial for trial in trials if trial.status != results.FAILED]
+    trained = sum(trial.steps for trial in whole)
     return {
         "best": {"trial": best.name, "miou": best.score, "steps": best.steps, "config": best.config},
         "trials": {
@@ -72,7 +73,7 @@ def _numbers(
             for kind in (results.DONE, results.STOPPED, results.FAILED)
         },
         "trial_steps": trained,
-        "share_saved": 1 - trained / (cfg.steps * len(trials)),
+        "share_saved": 1 - trained / (cfg.steps * len(whole)),
         "importance": importances,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -122,6 +122,8 @@ def fit_neighbours(pairs: Pairs) -> Classifier:
     """Class shares of the most similar training tokens (cosine), weighted by exp(similarity / T)."""
     kept = [(F.normalize(tokens, dim=1), shares) for tokens, shares in pairs]
     bank, shares = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    labelled = shares.sum(1) > 0
+    bank, shares = bank[labelled], shares[labelled]
     every = -(-len(bank) // BANK)
     bank, shares = bank[::every], shares[::every]
 
