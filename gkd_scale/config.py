@@ -257,6 +257,7 @@ class _KeyValue(argparse.Action):
 
 def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
     hints = _types(cls)
+    metadata = {field.name: field.metadata for field in dataclasses.fields(cls)}
     for key, value in values.items():
         if key not in hints:
             dotted = f"{prefix}{key}"
@@ -266,6 +267,12 @@ def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: st
         hint = _strip_optional(hints[key])
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             _refuse_unknown(typing.cast(type, hint), value, where, f"{prefix}{key}.")
+        choices = metadata[key].get("choices")
+        if choices and value is not None and value not in choices:
+            raise ConfigError(
+                f"{where}: '{prefix}{key}' is {value!r}",
+                nearest(str(value), choices) or f"choose one of {', '.join(choices)}",
+            )
 
 
 def _usage(cls: type, key: str) -> str:

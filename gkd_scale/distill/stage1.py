@@ -7,7 +7,7 @@ from scratch) and domain-agnostic (a cache of source images, ``--student-weights
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,16 @@ DEFAULT_STEPS = 400
 DEFAULT_GLOBAL_BATCH = 32
 
 
-def train(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
-    """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs."""
+def train(
+    cfg: Stage1Config,
+    runtime: Runtime,
+    bundled: Path,
+    prepare: Callable[[Job], None] = lambda _: None,
+) -> None:
+    """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs.
+
+    ``prepare(job)`` may add to what the loop does; ``job.module`` is the Distiller, not yet sharded.
+    """
     began = time.monotonic()
     plan = ds_config.resolve(
         cfg.ds_config,
@@ -67,7 +75,9 @@ def train(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
     if runtime.main:
         _introduce(cfg, plan, caches, distiller, steps)
     source = _source(cfg, runtime, plan, caches)
-    trained = fit(_job(cfg, runtime, plan, source, distiller, steps, identity), runtime, plan, cfg.out)
+    job = _job(cfg, runtime, plan, source, distiller, steps, identity)
+    prepare(job)
+    trained = fit(job, runtime, plan, cfg.out)
     state = trained.state(distiller.student.net)
     facts = {
         "image_size": list(caches.image_size),
@@ -81,6 +91,11 @@ def train(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
     _tell_skipped(source, runtime)
     if runtime.main:
         _conclude(cfg, seconds)
+
+
+def default_lr(global_batch: int) -> float:
+    """The peak learning rate where none is given: linear in the global batch, with a floor."""
+    return max(5e-4 * global_batch / 512, 2.5e-4)
 
 
 def _open(cfg: Stage1Config) -> Caches:
@@ -131,7 +146,7 @@ def _job(
         return recorded(found, cfg.out / LEDGER, runtime.rank, start, plan.accumulation)
 
     optim = cfg.optim
-    base = optim.lr if optim.lr is not None else max(5e-4 * plan.global_batch / 512, 2.5e-4)
+    base = optim.lr if optim.lr is not None else default_lr(plan.global_batch)
     warmup = round(optim.warmup * steps)
 
     def rate(step: int) -> float:

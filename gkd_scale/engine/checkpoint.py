@@ -92,6 +92,22 @@ def load(folder: Path, engine: Any, ema: Ema | None, runtime: Runtime, identity:
     return int(meta["step"])
 
 
+def fork(source: Path, folder: Path, changes: dict[str, Any]) -> None:
+    """Make a copy of the checkpoint file ``source`` the only one in ``folder``, for a run whose identity
+    differs by ``changes``: population-based training goes on from another run with other settings.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save as to_bytes
+
+    with safe_open(str(source), framework="pt") as reader:
+        meta = json.loads(reader.metadata()["gkd_scale"])
+        tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    meta["identity"] |= changes
+    for old in steps(folder):
+        path(folder, old).unlink()
+    files.write_bytes(path(folder, int(meta["step"])), to_bytes(tensors, {"gkd_scale": json.dumps(meta)}))
+
+
 # ------------------------------------------------------------------- DeepSpeed's shards, as names
 
 

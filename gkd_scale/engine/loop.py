@@ -12,6 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from gkd_scale.randomness import seed_of
 class Hook:
     """``call(step, module)`` on every rank after each ``every`` steps and after the last.
 
+    It sees the averaged weights where there is a moving average: what a run would export at that step.
     What it returns is logged with the step.
     """
 
@@ -44,8 +46,8 @@ class Job:
     """What to train. ``module(batch)`` returns losses by name; ``"loss"`` is minimised.
 
     ``batches(start, stop)`` yields this rank's micro batches of steps [start, stop), ``accumulation`` a
-    step. ``lr`` is a function of the step (from 0). ``identity`` is what must not change when the run is
-    resumed; JSON types.
+    step. ``lr`` is a function of the step (from 0). ``saved(step)`` is called on every rank once the
+    checkpoint of ``step`` is whole. ``identity`` is what must not change when the run is resumed; JSON types.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Job:
     save_every: int = 500
     keep: int = 2
     hooks: list[Hook] = field(default_factory=list)
+    saved: Callable[[int], None] = lambda _: None
     identity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -138,13 +141,15 @@ def _run(
             "data_wait": round(waited / seconds, 4),
         }
         last = done == job.steps
-        for hook in job.hooks:
-            if last or done % hook.every == 0:
+        due = [hook for hook in job.hooks if last or done % hook.every == 0]
+        with ema.applied() if ema and due else nullcontext():
+            for hook in due:
                 metrics.update(hook.call(done, engine.module))
         if log:
             log.step(done, metrics)
         if last or done % job.save_every == 0:
             checkpoint.save(folder, done, engine, ema, runtime, job.identity, job.keep)
+            job.saved(done)
 
 
 def _step(

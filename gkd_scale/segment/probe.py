@@ -1,0 +1,134 @@
+"""What frozen patch tokens are worth, in seconds: a linear or nearest-neighbour probe, as mIoU.
+
+A search needs an honest score often and cheaply. The distillation loss is none, since its scale moves
+with its weights; a segmentation head needs minutes. The probe fits the tokens of labelled source images in
+closed form and scores held-in images at ground-truth size, with the confusion that everything else here
+is measured by. It draws nothing at random: equal weights give equal scores.
+
+Shapes: n images, N = h·w tokens of a grid, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as T
+
+from gkd_scale.prefetch import prefetch
+from gkd_scale.segment.heads.base import upsample
+from gkd_scale.segment.metrics import Confusion
+from gkd_scale.types import IGNORE, Features, Grid, SegDataset, Size
+
+BATCH = 16
+RIDGE = 1e-3
+"""Of the mean squared feature, added to the diagonal of the normal equations."""
+NEIGHBOURS = 20
+BANK = 20_000
+"""Most tokens that the nearest-neighbour probe keeps."""
+TEMPERATURE = 0.07
+
+Encoder = Callable[[Tensor], Features]
+"""Pixels (B, 3, H, W) uint8 to features, patches row-major on the encoder's grid."""
+Classifier = Callable[[Tensor], Tensor]
+"""Tokens (M, C) to class scores (M, K)."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images in memory: ``pixels`` (n, 3, H, W) uint8 of one size, ``labels`` (H', W') uint8 at theirs."""
+
+    pixels: Tensor
+    labels: Sequence[Tensor]
+    classes: int
+
+
+def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Labelled:
+    """At most ``most`` images of ``dataset``, evenly spread, resized to ``size``; labels as they are."""
+    count = min(most, len(dataset))
+    chosen = [index * len(dataset) // count for index in range(count)]
+
+    def read(index: int) -> tuple[Tensor, Tensor]:
+        sample = dataset[index]
+        pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)
+        return T.resize(pixels, list(size), antialias=True), torch.from_numpy(np.array(sample.label))
+
+    pixels, labels = zip(*prefetch(read, chosen, workers, 4 * max(1, workers)), strict=True)
+    return Labelled(torch.stack(pixels), labels, len(dataset.classes))
+
+
+@torch.no_grad()
+def probe(encode: Encoder, grid: Grid, train: Labelled, val: Labelled, kind: str = "linear") -> Confusion:
+    """The confusion on ``val`` of a classifier of ``encode``'s tokens that was fitted on ``train``.
+
+    ``kind`` is ``linear`` (ridge regression on each token's class shares) or ``knn`` (weighted cosine
+    neighbours). Collective nowhere: one process does it all.
+    """
+    assert train.classes == val.classes, (train.classes, val.classes)
+    classify = {"linear": fit_linear, "knn": fit_neighbours}[kind](_tokens(encode, grid, train))
+    total = Confusion(val.classes)
+    for start in range(0, len(val.labels), BATCH):
+        tokens = encode(val.pixels[start : start + BATCH]).patches.float()
+        scores = torch.stack([classify(each) for each in tokens]).float()
+        maps = scores.transpose(1, 2).unflatten(2, grid)
+        for each, label in zip(maps, val.labels[start : start + BATCH], strict=True):
+            size = (label.shape[0], label.shape[1])
+            total.update(upsample(each[None], size).argmax(1)[0].cpu(), label)
+    return total
+
+
+Pairs = Iterator[tuple[Tensor, Tensor]]
+"""Batches of tokens (M, C) and the class shares (M, K) of the pixels under them; ignored pixels count 0."""
+
+
+def _tokens(encode: Encoder, grid: Grid, data: Labelled) -> Pairs:
+    for start in range(0, len(data.labels), BATCH):
+        tokens = encode(data.pixels[start : start + BATCH]).patches.float().flatten(0, 1)
+        shares = [class_shares(label, data.classes, grid) for label in data.labels[start : start + BATCH]]
+        yield tokens, torch.cat(shares).to(tokens.device)
+
+
+def class_shares(label: Tensor, classes: int, grid: Grid) -> Tensor:
+    """(h·w, K): which share of each cell of ``grid`` is of which class; a row sums to its labelled share."""
+    valid = label != IGNORE
+    one_hot = F.one_hot(torch.where(valid, label, 0).long(), classes) * valid[..., None]
+    return F.adaptive_avg_pool2d(one_hot.permute(2, 0, 1).float(), grid).flatten(1).T
+
+
+def fit_linear(pairs: Pairs) -> Classifier:
+    """Ridge regression of class shares on tokens and a constant, by the normal equations in float64.
+
+    Tokens count as much as their labelled share.
+    """
+    gram = moment = torch.zeros(())
+    for tokens, shares in pairs:
+        x = _with_constant(tokens)
+        gram = gram + (x * shares.sum(1, keepdim=True)).T @ x
+        moment = moment + x.T @ shares.double()
+    diagonal = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.lstsq((gram + diagonal).cpu(), moment.cpu()).solution.to(gram.device)
+    return lambda tokens: _with_constant(tokens) @ weights
+
+
+def _with_constant(tokens: Tensor) -> Tensor:
+    return F.pad(tokens.double(), (0, 1), value=1.0)
+
+
+def fit_neighbours(pairs: Pairs) -> Classifier:
+    """Class shares of the most similar training tokens (cosine), weighted by exp(similarity / T)."""
+    kept = [(F.normalize(tokens, dim=1), shares) for tokens, shares in pairs]
+    bank, shares = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    labelled = shares.sum(1) > 0
+    bank, shares = bank[labelled], shares[labelled]
+    every = -(-len(bank) // BANK)
+    bank, shares = bank[::every], shares[::every]
+
+    def classify(tokens: Tensor) -> Tensor:
+        similarity, index = (F.normalize(tokens, dim=1) @ bank.T).topk(min(NEIGHBOURS, len(bank)), dim=1)
+        return ((similarity / TEMPERATURE).softmax(1)[..., None] * shares[index]).sum(1)
+
+    return classify

@@ -1,0 +1,209 @@
+"""The door itself: mistakes in this process, searches as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import search
+import torch
+import yaml
+
+from gkd_scale import config
+from gkd_scale.distill.config import Stage1Config
+from gkd_scale.models.students import load_student
+from gkd_scale.segment import probe
+from gkd_scale.segment.datasets import registry
+from tests.conftest import ROOT, TINY, Done, environment, run, tiny_args
+
+SCRIPT = [sys.executable, str(ROOT / "tuning/search.py")]
+SPACE = "optim.lr: choice(1e-3, 3e-3, 1e-2)\nglobal_batch: 4\n"
+
+
+def flags(cache: Path, domains: Path, folder: Path, *more: object, space: str = SPACE) -> list[str]:
+    """A search of a few seconds a trial, into ``folder/out``."""
+    path = folder / "space.yaml"
+    path.write_text(space)
+    given = [
+        "--space",
+        path,
+        "--cache",
+        cache,
+        "--student",
+        "vit_tiny_patch16_224",
+        "--ds-config",
+        "zero0.json",
+    ]
+    data = ["--train", f"folder:{domains / 'fit'}", "--val", f"folder:{domains / 'val'}"]
+    budget = ["--steps", 8, "--report-every", 4, "--num-trials", 3]
+    parts = [*given, "--student-args", *tiny_args(), *data, *budget, "--out", folder / "out", *more]
+    return [str(part) for part in parts]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "out/trials.parquet").to_pylist()
+
+
+# --------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--resources", "cpu=640"], "a trial needs 640 CPU cores"),
+        (["--resources", "gpu=640"], "GPU"),
+        (["--resources", "cpus=1"], "did you mean 'cpu'"),
+        (["--resources", "gpu=0.5", "--workers-per-trial", "2"], "which NCCL refuses"),
+        (["--cache", "nowhere"], "nowhere does not exist"),
+        (["--cache", "s3://bucket/cache"], "--local-cache"),
+        (["--test", "x=folder:{domains}/val"], "named both in --val and in --test"),
+        (["--test", "x=folder:{domains}/fit/../val"], "named both in --val and in --test"),
+        (["--val", "x=folder:{domains}/away", "--test", "x=folder:elsewhere"], "named both"),
+        (["--val", "embedded:data/unseen_night"], "for testing only"),
+        (["--val", "again=folder:{domains}/fit"], "what the probe is fitted on"),
+        (["--space", "qsd.yaml", "--search", "grid"], "needs choices"),
+        (["--space", "qsd.yaml", "--scheduler", "pbt"], "cannot change in the middle of a run"),
+        (["--student", "vit_tinny_patch16_224"], "did you mean"),
+        (["--workers-per-trial", "3", "--cpus", "8"], "a global batch of 4"),
+        (["--report-every", "9"], "more than --steps 8"),
+        (["--resume"], "no search to go on with"),
+        (["--schedular", "asha"], "did you mean '--scheduler'"),
+    ],
+)
+def test_a_mistake_is_one_error_before_ray_starts(
+    more: list[str],
+    said: str,
+    tiny_cache: Path,
+    domains: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = flags(tiny_cache, domains, tmp_path, *(each.format(domains=domains) for each in more))
+    assert search.main(given) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("error:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------- searches
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_cache: Path, domains: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Done, list[str]]:
+    """A grid of three trials of two ranks, of which one diverges."""
+    folder = tmp_path_factory.mktemp("search")
+    more = ("--search", "grid", "--scheduler", "none", "--workers-per-trial", 2, "--resources", "cpu=0.5")
+    space = "optim.lr: choice(1e-3, 1e25)\noptim.warmup: 0\nglobal_batch: 4\n"
+    given = flags(tiny_cache, domains, folder, *more, space=space)
+    return folder, run([*SCRIPT, *given], folder), given
+
+
+def test_a_search_ends_with_a_summary_and_shows_what_failed(finished: tuple[Path, Done, list[str]]) -> None:
+    folder, done, _ = finished
+    assert done.code == 0, done.text
+    assert "failed: loss" in done.text and "not finite" in done.text
+    table = rows(folder)
+    good = [row for row in table if row["status"] == "done"]
+    assert [row["step"] for row in good] == [4, 8]
+    assert all(row["miou"] > 0 and row["loss"] > 0 and row["seconds"] > 0 and row["host"] for row in good)
+    (bad,) = [row for row in table if row["status"] == "failed"]
+    assert bad["miou"] is None and bad["config.optim.lr"] == 1e25
+    page = (folder / "out/summary.html").read_text()
+    assert page.count("<svg") == 2 and "http" not in page and "src=" not in page
+
+
+def test_the_best_is_a_config_that_stage_1_takes(finished: tuple[Path, Done, list[str]]) -> None:
+    path = finished[0] / "out/best.yaml"
+    parsed = config.parse(Stage1Config, ["--config", str(path)], prog="stage1.py", description="")
+    assert (parsed.optim.lr, parsed.steps, parsed.global_batch) == (1e-3, 8, 4)
+    assert yaml.safe_load(path.read_text())["student_args"] == TINY
+
+
+def test_the_objective_is_that_of_the_backbone_that_a_run_exports(
+    finished: tuple[Path, Done, list[str]], domains: Path
+) -> None:
+    folder = finished[0]
+    last = max((row for row in rows(folder) if row["status"] == "done"), key=lambda row: row["step"])
+    student = load_student(
+        "vit_tiny_patch16_224",
+        (32, 48),
+        (2, 3),
+        weights=str(folder / "out/trials" / last["trial"]),
+        args=dict(TINY),
+    )
+    student.eval()
+    fit, val = (
+        probe.load(registry.open_dataset(f"folder:{domains / name}"), (32, 48), most=100)
+        for name in ("fit", "val")
+    )
+    with torch.no_grad():
+        again = 100 * probe.probe(student, student.grid, fit, val).miou()
+    assert again == pytest.approx(last["miou"], abs=1e-6)
+
+
+def test_the_same_command_on_a_finished_search_trains_nothing(finished: tuple[Path, Done, list[str]]) -> None:
+    folder, _, given = finished
+    before = (folder / "out/trials.parquet").read_bytes()
+    done = run([*SCRIPT, *given], folder)
+    assert done.code == 0 and "already complete" in done.text
+    assert (folder / "out/trials.parquet").read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    finished: tuple[Path, Done, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search.main([*finished[2], "--seed", "7"]) == 2
+    assert "seed: 0 then, 7 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_search_goes_on(
+    how: signal.Signals, tiny_cache: Path, domains: Path, tmp_path: Path
+) -> None:
+    """Ended trials are not touched again; the others go on from their checkpoints; all end."""
+    budget = ("--steps", 400, "--report-every", 40, "--cpus", 1, "--scheduler", "none")
+    command = [*SCRIPT, *flags(tiny_cache, domains, tmp_path, *budget)]
+    log = tmp_path / "log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, env=environment(), stdout=file, stderr=file, cwd=tmp_path)
+        wait_for(process, log, "trial 2 step 40/")
+        process.send_signal(how)
+        code = process.wait(60)
+    assert code == (130 if how == signal.SIGINT else -9)
+    table = {row["trial"]: row for row in rows(tmp_path)}
+    (ended,) = [name for name, row in table.items() if row["number"] == 1]
+    metrics = tmp_path / "out/trials" / ended / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    done = run(command, tmp_path)
+    assert done.code == 0, done.text
+    assert metrics.stat().st_mtime_ns == before
+    logs = "".join(path.read_text() for path in (tmp_path / "out/trials").glob("*/log-0.txt"))
+    assert logs.count("going on from step") == 1
+    assert json.loads((tmp_path / "out/summary.json").read_text())["trials"]["done"] == 3
+    for path in (tmp_path / "out/trials").glob("*/metrics.jsonl"):
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 401))
+
+
+def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
+    deadline = time.monotonic() + 120
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+def test_a_population_goes_on_from_the_better_ones(tiny_cache: Path, domains: Path, tmp_path: Path) -> None:
+    space = "optim.lr: loguniform(1e-5, 1e-1)\nglobal_batch: 4\n"
+    done = run([*SCRIPT, *flags(tiny_cache, domains, tmp_path, "--scheduler", "pbt", space=space)], tmp_path)
+    assert done.code == 0, done.text
+    assert sum(row["step"] == 8 for row in rows(tmp_path)) == 3

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import space as spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from space import Dimension
+
+from gkd_scale.errors import ConfigError
+
+BASE: dict[str, Any] = {"steps": 10}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_says_what_is_fixed_and_what_is_searched(tmp_path: Path) -> None:
+    text = "optim:\n  lr: loguniform(1e-4, 5e-3)\nqsd.init: choice(published, zero-query)\nglobal_batch: 16\n"
+    space = spaces.read(write(tmp_path, text), BASE)
+    assert space.fixed == {"global_batch": 16}
+    assert space.searched == {
+        "optim.lr": Dimension("loguniform", (1e-4, 5e-3)),
+        "qsd.init": Dimension("choice", ("published", "zero-query")),
+    }
+    cfg = space.configure(BASE, {"optim.lr": 1e-3, "qsd.init": "zero-query"})
+    assert (cfg.optim.lr, cfg.qsd.init, cfg.global_batch, cfg.steps) == (1e-3, "zero-query", 16, 10)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in spaces.SPACES.glob("*.yaml")))
+def test_every_bundled_space_can_be_read(name: str) -> None:
+    assert spaces.read(name, BASE).searched
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1.01, 10))
+def test_what_a_dimension_writes_it_reads(low: float, factor: float) -> None:
+    for kind in ("uniform", "loguniform"):
+        dimension = Dimension(kind, (low, low * factor))
+        assert spaces.parse(dimension.text(), "here") == dimension
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("loss.mask_wieght: uniform(0, 1)", "did you mean 'mask_weight'"),
+        ("loss.mask_weight: unifrom(0, 1)", "did you mean 'uniform'"),
+        ("loss.mask_weight: loguniform(0, 1)", "0 < low < high"),
+        ("loss.mask_weight: uniform(2, 1)", "low < high"),
+        ("loss.mask_weight: uniform(1)", "takes two numbers"),
+        ("global_batch: randint(0.5, 4)", "takes two whole numbers"),
+        ("mask.ratio: uniform(0.5, 2)", "'mask.ratio' is 2"),
+        ("qsd.init: choice(published, zero-qurey)", "did you mean 'zero-query'"),
+        ("optim.lr: choice(1e-3, fast)", "'optim.lr' is 'fast'"),
+        ("steps: choice(10, 20)", "which the search decides"),
+        ("global_batch: 16", "searches nothing"),
+        ("optim.lr: choice()", "has no choice"),
+    ],
+)
+def test_a_mistake_is_one_error_that_names_the_file(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        spaces.read(path, BASE)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_space_that_is_not_there_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'demo"):
+        spaces.find("demmo.yaml")
+
+
+def test_defaults_are_those_inside_the_space(tmp_path: Path) -> None:
+    text = (
+        "optim.lr: loguniform(1e-4, 1e-2)\nmask.ratio: uniform(0.6, 0.9)\nqsd.scale: choice(sqrt, published)"
+    )
+    space = spaces.read(write(tmp_path, text), BASE)
+    assert spaces.defaults(space, BASE, lambda batch: batch * 1e-5) == {
+        "optim.lr": pytest.approx(32e-5),
+        "qsd.scale": "published",
+    }

@@ -1,0 +1,276 @@
+"""What can be refused is refused here, before Ray starts: one clear error instead of failed trials.
+
+:func:`check` turns the options into a :class:`Plan`, which is all that trials need: absolute paths and plain
+values, so that it means the same on every node.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import space as spaces
+import staging
+import torch
+from options import SearchConfig
+
+from gkd_scale.cache.reader import open_caches
+from gkd_scale.config import merge
+from gkd_scale.demo import defaults
+from gkd_scale.distill import stage1
+from gkd_scale.distill.config import Stage1Config
+from gkd_scale.engine import ds_config
+from gkd_scale.errors import CacheError, ConfigError
+from gkd_scale.models import spec as models
+from gkd_scale.segment.datasets import registry
+
+LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
+TEST_PREFIX = "unseen_"
+"""Folders with this name are for testing only, in the embedded data and by convention."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked search. ``base`` are stage-1 options of every trial; ``cpu`` and ``gpu`` are a rank's.
+
+    ``train`` and ``val`` are ADAPTER:PATH by name; ``default`` is stage 1's own setting inside the space.
+    """
+
+    space: spaces.Space
+    base: dict[str, Any]
+    default: dict[str, Any]
+    out: Path
+    caches: tuple[str, ...]
+    local_cache: Path | None
+    train: dict[str, str]
+    val: dict[str, str]
+    test: dict[str, str]
+    image_size: tuple[int, int]
+    probe: str
+    probe_images: int
+    steps: int
+    every: int
+    workers: int
+    cpu: float
+    gpu: float
+    keep: int
+
+    def stage1(self, drawn: dict[str, Any], out: Path, caches: list[str] | None = None) -> Stage1Config:
+        """Stage 1's configuration of a trial with ``drawn`` options."""
+        cfg = self.space.configure(self.base, drawn)
+        cfg.cache, cfg.out = [Path(each) for each in caches or self.caches], out
+        return cfg
+
+
+def check(cfg: SearchConfig) -> Plan:
+    """The plan of a search; raises ConfigError, CacheError, DataError or ModelError."""
+    base = _base(cfg)
+    space = spaces.read(cfg.space, base)
+    _check_space(cfg, space)
+    train, val, test = _domains(cfg)
+    cpu, gpu = _resources(cfg)
+    _provide(cfg)
+    caches = tuple(_absolute(each) for each in cfg.cache)
+    plan = Plan(
+        space=space,
+        base=base,
+        default=spaces.defaults(space, base, stage1.default_lr),
+        out=cfg.out.resolve(),
+        caches=caches,
+        local_cache=cfg.local_cache,
+        train=train,
+        val=val,
+        test=test,
+        image_size=_image_size(caches, cfg.local_cache),
+        probe=cfg.probe,
+        probe_images=cfg.probe_images,
+        steps=cfg.steps,
+        every=cfg.every,
+        workers=cfg.workers_per_trial,
+        cpu=cpu,
+        gpu=gpu,
+        keep=cfg.steps if cfg.scheduler == "pbt" else 2,
+    )
+    _check_student(plan)
+    _check_datasets(plan)
+    return plan
+
+
+def _provide(cfg: SearchConfig) -> None:
+    """The embedded data, and the teacher's cache of it, where nothing else is named."""
+    if not cfg.cache:
+        cfg.cache = [str(defaults.proxy_cache())]
+    elif not cfg.train:
+        defaults.data()
+
+
+def _base(cfg: SearchConfig) -> dict[str, Any]:
+    return {
+        "student": cfg.student,
+        "student_args": cfg.student_args,
+        "student_weights": cfg.student_weights,
+        "ds_config": str(ds_config.find(cfg.ds_config, LAUNCHERS).resolve()),
+        "seed": cfg.seed,
+        "steps": cfg.steps,
+        "save_every": cfg.every,
+        "workers": 1,
+    }
+
+
+def _check_space(cfg: SearchConfig, space: spaces.Space) -> None:
+    if cfg.search == "grid" and (key := space.only("choice")):
+        raise ConfigError(
+            f"{space.path}: '{key}' is {space.searched[key].text()}, but --search grid needs choices",
+            "write choice(x, y, ...), or use --search random",
+        )
+    if cfg.scheduler == "pbt":
+        fixed = [key for key in space.searched if not key.startswith(spaces.MUTABLE)]
+        if fixed:
+            raise ConfigError(
+                f"{space.path}: '{fixed[0]}' cannot change in the middle of a run, as --scheduler pbt would",
+                "search optim.*, loss.*, mask.* and drop_path, for example --space pbt.yaml",
+            )
+    _check_batches(cfg, space)
+
+
+def _check_batches(cfg: SearchConfig, space: spaces.Space) -> None:
+    """Every global batch of the space must be made of the DeepSpeed config and the ranks."""
+    dimension = space.searched.get("global_batch")
+    if dimension is not None and dimension.kind != "choice":
+        raise ConfigError(f"{space.path}: 'global_batch' is {dimension.text()}", "write choice(16, 32, ...)")
+    for batch in dimension.values if dimension else [space.fixed.get("global_batch")]:
+        ds_config.resolve(
+            cfg.ds_config,
+            LAUNCHERS,
+            global_batch=batch,
+            world=cfg.workers_per_trial,
+            device=torch.device("cuda" if _gpus(cfg) else "cpu"),
+            default=stage1.DEFAULT_GLOBAL_BATCH,
+        )
+
+
+# ---------------------------------------------------------------------------------------- domains
+
+
+def _domains(cfg: SearchConfig) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """``train``, ``val`` and ``test`` as names to ADAPTER:PATH; ConfigError if a test domain selects."""
+    train, val = _named(cfg.train_refs(), "--train"), _named(cfg.val_refs(), "--val")
+    test = _named(cfg.test, "--test")
+    for flag, chosen in (("--train", train), ("--val", val)):
+        for name, ref in chosen.items():
+            _refuse_test(flag, name, ref, test)
+    for ref in val.values():
+        if any(_same(ref, other) for other in train.values()):
+            raise ConfigError(
+                f"--val {ref} is also what the probe is fitted on (--train)", "give another --val"
+            )
+    return train, val, test
+
+
+def _refuse_test(flag: str, name: str, ref: str, test: dict[str, str]) -> None:
+    for other, tested in test.items():
+        if name == other or _same(ref, tested):
+            raise ConfigError(
+                f"the domain {name} ({ref}) is named both in {flag} and in --test ({other}={tested})",
+                "a domain that is selected on is no test: leave it out of one of them",
+            )
+    if any(part.startswith(TEST_PREFIX) for part in Path(ref.partition(":")[2]).parts):
+        raise ConfigError(f"{flag} {ref} is for testing only ('{TEST_PREFIX}')", "select on a source domain")
+
+
+def _named(refs: list[str], flag: str) -> dict[str, str]:
+    """``[NAME=]ADAPTER:PATH`` by name, paths absolute; without a name the path is one."""
+    found: dict[str, str] = {}
+    for text in refs:
+        name, equals, ref = text.partition("=")
+        if not equals:
+            name, ref = "", text
+        adapter, path = registry.parse(ref)
+        name = name or "/".join(path.parts[-2:])
+        if name in found:
+            raise ConfigError(f"{flag} names the domain '{name}' twice", "write NAME=ADAPTER:PATH")
+        found[name] = f"{adapter}:{path.resolve()}"
+    return found
+
+
+def _same(one: str, two: str) -> bool:
+    """Whether two ADAPTER:PATH are of one folder, or one inside the other."""
+    first, second = (Path(ref.partition(":")[2]) for ref in (one, two))
+    return first.is_relative_to(second) or second.is_relative_to(first)
+
+
+def _check_datasets(plan: Plan) -> None:
+    """All domains can be opened and have one class list."""
+    first = next(iter(plan.train.values()))
+    classes = registry.open_dataset(first).classes
+    for ref in [*plan.train.values(), *plan.val.values(), *plan.test.values()]:
+        registry.require_classes(registry.open_dataset(ref), classes, ref, first)
+
+
+# ------------------------------------------------------------------------------ caches and student
+
+
+def _absolute(cache: str) -> str:
+    return cache if staging.is_uri(cache) else str(Path(cache).expanduser().resolve())
+
+
+def _image_size(caches: tuple[str, ...], local_cache: Path | None) -> tuple[int, int]:
+    """Height and width of the caches' images, which are all there and fit together; CacheError."""
+    remote = [each for each in caches if staging.is_uri(each)]
+    if remote and local_cache is None:
+        raise CacheError(f"{remote[0]} is not on a disk", "give --local-cache FOLDER on each node's own disk")
+    near = [Path(each) for each in caches if each not in remote]
+    near += [staging.local_copy(each, local_cache) for each in remote if local_cache]
+    return open_caches(near).image_size
+
+
+def _check_student(plan: Plan) -> None:
+    """The student's name is timm's or ours (a run folder may be all that says it)."""
+    names = plan.space.searched.get("student")
+    for name in names.values if names else [merge(plan.base, plan.space.fixed)["student"]]:
+        models.resolve(name)
+
+
+# -------------------------------------------------------------------------------------- resources
+
+
+def cores(cfg: SearchConfig) -> int:
+    """CPU cores of a search on this machine."""
+    return cfg.cpus or len(os.sched_getaffinity(0))
+
+
+def _gpus(cfg: SearchConfig) -> int:
+    """GPUs that a rank gets, or could get on this machine."""
+    asked = cfg.resource_map().get("gpu")
+    return int(asked > 0) if asked is not None else torch.cuda.device_count()
+
+
+def _resources(cfg: SearchConfig) -> tuple[float, float]:
+    """CPU cores and GPUs of a rank; ConfigError where this machine can never give them."""
+    asked = cfg.resource_map()
+    cpu, gpu = asked.get("cpu", 1.0), asked.get("gpu", float(min(1, _gpus(cfg))))
+    if gpu > 1:
+        raise ConfigError(
+            f"--resources gives a rank {gpu:g} GPUs", "a rank uses one: raise --workers-per-trial"
+        )
+    if 0 < gpu < 1 and cfg.workers_per_trial > 1:
+        raise ConfigError(
+            f"--resources gives each of {cfg.workers_per_trial} ranks {gpu:g} of a GPU, which NCCL refuses",
+            "use gpu=1, or --workers-per-trial 1",
+        )
+    if cfg.address is None:
+        have = {"CPU cores": cores(cfg), "GPUs": torch.cuda.device_count()}
+        for (what, there), each in zip(have.items(), (cpu, gpu), strict=True):
+            require_resources(cfg.workers_per_trial, each, there, what, "this machine")
+    return cpu, gpu
+
+
+def require_resources(workers: int, each: float, there: float, what: str, where: str) -> None:
+    """ConfigError unless ``where`` has ``each`` of ``what`` for all ``workers`` of a trial."""
+    if workers * each > there:
+        raise ConfigError(
+            f"a trial needs {workers * each:g} {what} ({workers} workers of {each:g}), {where} has {there:g}",
+            "lower --resources or --workers-per-trial, or give --address of a larger cluster",
+        )

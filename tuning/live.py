@@ -1,0 +1,197 @@
+"""The search as it goes: a live table for people, and ``trials.parquet`` for everybody else.
+
+A Tune callback. On a terminal it is one table that stays in place; into a file or pipe it writes a line for
+each event.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import results
+from ray import tune
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from trial import ENDED
+
+from gkd_scale import console, files
+
+WRITE_EVERY = 1.0
+"""Seconds between rewritings of the table on disk."""
+SHOWN = 15
+
+
+class Board(tune.Callback):  # type: ignore[misc]
+    """Follows all trials. Tune pickles callbacks with its state; this one starts anew from the table."""
+
+    current: ClassVar[Board | None] = None
+    """The one that Tune uses: after a restart it is not the one that was handed to Tune."""
+
+    def __init__(self, out: Path, steps: int, count: int) -> None:
+        self.out, self.steps, self.count = out, steps, count
+        self.results = results.Results(out)
+        self.began = self.written = time.monotonic()
+        self.fresh = 0
+        self.ended = 0
+        self.live: Live | None = None
+        self.statuses: dict[str, str] = {}
+        self.numbers = {trial.name: trial.number for trial in self.results.trials()}
+
+    def __reduce__(self) -> Any:
+        return Board, (self.out, self.steps, self.count)
+
+    # ------------------------------------------------------------------------------ Tune's events
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        Board.current = self
+        self.began = time.monotonic()
+        if console.out.is_terminal:
+            self.live = Live(self.render(), console=console.out, refresh_per_second=2)
+            self.live.start()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        self._line(f"{self._name(trial)} starts: {_settings(trial.config)}")
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        result: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        known = (trial.trial_id, result["step"]) in self.results.rows
+        before = max((step for name, step in self.results.rows if name == trial.trial_id), default=0)
+        self.results.add(trial.trial_id, trial.config, {**result, "number": self._number(trial)})
+        if not known and "failed" not in result:
+            self.fresh += max(0, result["step"] - before)
+            self._line(f"{self._name(trial)} step {result['step']}/{self.steps}: mIoU {result['miou']:.2f}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        self._finish(trial, "TERMINATED")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        self._line(f"{self._name(trial)} was lost and goes on elsewhere: {cause(trial, 'ERROR')}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        self._finish(trial, "ERROR")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ARG002
+        self.statuses = {trial.trial_id: status(trial, trial.status, self.steps) for trial in trials}
+        if time.monotonic() - self.written >= WRITE_EVERY:
+            self._write(trials)
+        if self.live:
+            self.live.update(self.render())
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        self.statuses = {trial.trial_id: status(trial, trial.status, self.steps) for trial in trials}
+        self._write(trials)
+        self.close()
+
+    def close(self) -> None:
+        """Write the table and leave the terminal as it was; safe to call twice."""
+        self.results.write()
+        if self.live:
+            self.live.update(self.render())
+            self.live.stop()
+            self.live = None
+
+    # -------------------------------------------------------------------------------------- inside
+
+    def _number(self, trial: Any) -> int:
+        """Trials are numbered in the order they start in."""
+        return self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
+
+    def _name(self, trial: Any) -> str:
+        return f"trial {self._number(trial)}"
+
+    def _finish(self, trial: Any, state: str) -> None:
+        self.ended += 1
+        how, reason = status(trial, state, self.steps), cause(trial, state)
+        self.results.mark(trial.trial_id, self._number(trial), how, trial.config, reason)
+        if how in (results.DONE, results.STOPPED):
+            files.write_text(self.out / "trials" / trial.trial_id / ENDED, f"{how}\n")
+        self._line(f"{self._name(trial)} {how}" + (f": {reason}" if reason else ""))
+
+    def _write(self, trials: list[Any]) -> None:
+        for trial in trials:
+            how, reason = status(trial, trial.status, self.steps), cause(trial, trial.status)
+            self.results.mark(trial.trial_id, self._number(trial), how, trial.config, reason)
+        self.results.write()
+        self.written = time.monotonic()
+
+    def _line(self, text: str) -> None:
+        if not self.live:
+            console.out.print(text, markup=False)
+
+    def render(self) -> Group:
+        """The best first, then what runs."""
+        trials = self.results.trials()
+        trials.sort(key=lambda trial: (trial.steps, trial.score or 0.0), reverse=True)
+        table = Table(box=None, title_justify="left")
+        for name in ("trial", "status", "step", "mIoU", "seconds", "settings"):
+            table.add_column(name, justify="right" if name in ("step", "mIoU", "seconds") else "left")
+        for trial in trials[:SHOWN]:
+            score = "–" if trial.score is None else f"{trial.score:.2f}"
+            how = self.statuses.get(trial.name, trial.status)
+            what = trial.cause or _settings(trial.config)
+            table.add_row(
+                str(trial.number), how, f"{trial.steps}/{self.steps}", score, f"{trial.seconds:.0f}", what
+            )
+        return Group(Text(self.headline(trials)), table)
+
+    def headline(self, trials: list[results.Trial]) -> str:
+        """Best so far, counts, trials a minute, and the time that is left at most."""
+        counts = {kind: list(self.statuses.values()).count(kind) for kind in _ORDER}
+        parts = [f"{count} {kind}" for kind, count in counts.items() if count]
+        best = results.best(trials, self.steps)
+        minutes = (time.monotonic() - self.began) / 60
+        if self.fresh and minutes > 0:
+            missing = sum(self.steps - trial.steps for trial in trials if trial.status == results.RUNNING)
+            missing += self.steps * max(0, self.count - len(trials))
+            parts += [
+                f"{self.ended / minutes:.1f} trials/min",
+                f"ETA at most {missing * minutes / self.fresh:.0f} min",
+            ]
+        if best:
+            parts.insert(0, f"best mIoU {best.score:.2f} (trial {best.number}, step {best.steps})")
+        return f"{len(trials)} of {self.count} trials: " + ", ".join(parts)
+
+
+_ORDER = (results.RUNNING, results.WAITING, results.DONE, results.STOPPED, results.FAILED)
+
+
+def status(trial: Any, state: str, steps: int) -> str:
+    """How a Tune trial in ``state`` stands, in our words."""
+    last = trial.last_result or {}
+    if state == "ERROR" or "failed" in last:
+        return results.FAILED
+    if state == "TERMINATED":
+        return results.DONE if last.get("step", 0) >= steps else results.STOPPED
+    return results.RUNNING if state == "RUNNING" else results.WAITING
+
+
+def cause(trial: Any, state: str) -> str | None:
+    """Why a trial failed, in one line."""
+    if "failed" in (trial.last_result or {}):
+        return str(trial.last_result["failed"])
+    if state != "ERROR":
+        return None
+    from ray.exceptions import RayTaskError
+
+    error = trial.get_error()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if error is None or not lines:
+        return "its process was lost"
+    return lines[-1 if isinstance(error, RayTaskError) else 0][:300]  # a remote traceback ends with its error
+
+
+def _settings(config: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in config.items()
+    )

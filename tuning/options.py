@@ -1,0 +1,130 @@
+"""The options of the search. Light: nothing here imports torch or Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gkd_scale.config import option
+from gkd_scale.errors import ConfigError, nearest
+
+DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
+DEFAULT_VAL = "embedded:runs/demo-data/source/val"
+
+
+@dataclass
+class SearchConfig:
+    """Search for the stage-1 options that make the best student."""
+
+    space: str = option("demo.yaml", "search space: a path, or the name of a bundled one", metavar="FILE")
+    cache: list[str] = option(
+        [], "teacher cache, repeatable: a folder, or with --local-cache a URI (default: the embedded data)"
+    )
+    student: str = option("demo_student", "timm name of the student", metavar="NAME")
+    student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
+    student_weights: str | None = option(
+        None, "weights file, stage-1 run, or 'pretrained'", metavar="FILE|RUN"
+    )
+    ds_config: str = option("zero2.json", "DeepSpeed JSON: a path, or the name of a bundled one")
+    train: list[str] = option(
+        [],
+        f"labelled source data that the probe is fitted on (default {DEFAULT_TRAIN})",
+        metavar="[NAME=]ADAPTER:PATH",
+    )
+    val: list[str] = option(
+        [], f"held-in domain to select on, repeatable (default {DEFAULT_VAL})", metavar="[NAME=]ADAPTER:PATH"
+    )
+    test: list[str] = option(
+        [], "domain that --final evaluates on, never selected on; repeatable", metavar="NAME=ADAPTER:PATH"
+    )
+    num_trials: int = option(8, "configurations to try (a grid has as many as it has)")
+    steps: int = option(80, "optimizer steps of a whole trial")
+    report_every: int | None = option(
+        None, "steps between probes (default: a quarter of --steps)", metavar="N"
+    )
+    probe: str = option("linear", "probe on frozen patch tokens", choices=("linear", "knn"))
+    probe_images: int = option(100, "most images that the probe is fitted on, and scored on, a domain")
+    scheduler: str = option("asha", "who stops early", choices=("asha", "hyperband", "pbt", "none"))
+    reduction: int = option(3, "ASHA and HyperBand keep one in so many")
+    search: str = option("tpe", "who proposes", choices=("tpe", "random", "grid"))
+    workers_per_trial: int = option(1, "DeepSpeed ranks of a trial")
+    resources: str = option(
+        "", "of a rank, e.g. gpu=1,cpu=8 or gpu=0.25,cpu=2 (default: cpu=1, and gpu=1 where there are GPUs)"
+    )
+    max_concurrent: int | None = option(None, "trials at a time (default: as many as fit)", metavar="N")
+    address: str | None = option(None, "Ray cluster: auto or ray://HOST:PORT (default: this machine)")
+    cpus: int | None = option(None, "CPU cores that a search on this machine may use", metavar="N")
+    local_cache: Path | None = option(None, "folder on each node's own disk that caches are copied to once")
+    retries: int = option(3, "how often a trial goes on after its process or node was lost")
+    out: Path = option(Path("runs/tune"), "folder of the search; the same command again goes on")
+    resume: bool = option(False, "refuse to start a new search where there is none to go on with")
+    final: bool = option(False, "retrain the best, then stage 2 and evaluate")
+    final_steps: int | None = option(None, "steps of that retraining (default: --steps)", metavar="N")
+    head_steps: int = option(300, "steps of stage 2 with --final")
+    head: str = option("linear", "segmentation head with --final")
+    dashboard: bool = option(False, "Ray's dashboard")
+    seed: int = option(0, "decides what is proposed, and every trial's training")
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_trials",
+            "steps",
+            "report_every",
+            "probe_images",
+            "workers_per_trial",
+            "max_concurrent",
+            "cpus",
+            "final_steps",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"'{name}' is {value}", f"give --{name.replace('_', '-')} at least 1")
+        if self.reduction < 2:
+            raise ConfigError(f"'reduction' is {self.reduction}", "give at least 2")
+        if self.every > self.steps:
+            raise ConfigError(
+                f"--report-every {self.every} is more than --steps {self.steps}",
+                "report at least once a trial",
+            )
+        if bool(self.train) != bool(self.val):
+            missing, given = ("--val", "--train") if self.train else ("--train", "--val")
+            raise ConfigError(
+                f"{given} is given without {missing}", "give both, or neither for the embedded data"
+            )
+        if self.search == "grid" and self.scheduler == "pbt":
+            raise ConfigError("--scheduler pbt draws its own settings", "leave --search grid out")
+        self.resource_map()
+
+    @property
+    def every(self) -> int:
+        """Steps between reports."""
+        return self.report_every or max(1, self.steps // 4)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether any of it needs the embedded data."""
+        return not (self.cache and self.train)
+
+    def train_refs(self) -> list[str]:
+        return self.train or [DEFAULT_TRAIN]
+
+    def val_refs(self) -> list[str]:
+        return self.val or [DEFAULT_VAL]
+
+    def resource_map(self) -> dict[str, float]:
+        """``--resources`` as ``{"cpu": 1.0, ...}``; ConfigError for a malformed one."""
+        found: dict[str, float] = {}
+        for part in filter(None, (each.strip() for each in self.resources.split(","))):
+            name, _, text = part.partition("=")
+            if name not in ("cpu", "gpu"):
+                raise ConfigError(
+                    f"--resources names '{name}'", nearest(name, ("cpu", "gpu")) or "write gpu=1,cpu=8"
+                )
+            try:
+                found[name] = float(text)
+            except ValueError:
+                raise ConfigError(f"--resources '{part}' is no number", "write gpu=1,cpu=8") from None
+            if not 0 <= found[name] < float("inf"):
+                raise ConfigError(f"--resources '{part}' is no amount", "write gpu=1,cpu=8")
+        return found

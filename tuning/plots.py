@@ -1,0 +1,168 @@
+"""One HTML page: how trials learned, and which options the good ones have. Inline SVG; nothing is loaded."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+from results import Trial
+from space import Dimension, Space
+
+WIDTH, HEIGHT, LEFT, TOP = 960, 320, 60, 30
+STYLE = """body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}
+table{border-collapse:collapse;font-size:13px}
+td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}
+svg text{font:12px system-ui,sans-serif;fill:#444}path{fill:none}.best{font-weight:bold}"""
+
+
+def page(trials: list[Trial], best: Trial, importance: dict[str, float], space: Space, steps: int) -> str:
+    """The whole page."""
+    scored = [trial for trial in trials if trial.curve]
+    low = min(value for trial in scored for _, value in trial.curve)
+    high = max(value for trial in scored for _, value in trial.curve)
+    body = [
+        f"<h1>Search of {html.escape(space.path.name)}</h1>",
+        f"<p>{len(trials)} trials; the best has mIoU {best.score:.2f} after {best.steps} steps (objective: "
+        "probe on frozen patch tokens, held-in domains). Colour is mIoU: yellow is best.</p>",
+        "<h2>Learning curves</h2>",
+        curves(scored, steps, low, high),
+        "<h2>Options</h2><p>Each line is a trial; the last axis is its newest mIoU.</p>",
+        coordinates(scored, space, low, high),
+        "<h2>Importance</h2><p>PED-ANOVA, trials compared at the last step that all reached.</p>",
+        bars(importance),
+        "<h2>Trials</h2>",
+        listing(trials, best, steps),
+    ]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Search</title><style>{STYLE}</style>"
+        + "\n".join(body)
+        + "</html>\n"
+    )
+
+
+def curves(trials: list[Trial], steps: int, low: float, high: float) -> str:
+    """mIoU over steps, a line a trial."""
+    parts = [_axis(0, low, high, "mIoU")]
+    for tick in range(5):
+        step = round(steps * tick / 4)
+        parts.append(_text(LEFT + (WIDTH - 2 * LEFT) * tick / 4, HEIGHT - 8, str(step)))
+    for trial in trials:
+        points = [
+            (LEFT + (WIDTH - 2 * LEFT) * step / steps, _y(_share(value, low, high)))
+            for step, value in trial.curve
+        ]
+        parts.append(_line(points, trial, low, high))
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{_colour(trial, low, high)}"/>'
+            for x, y in points
+        ]
+    return _svg(parts)
+
+
+def coordinates(trials: list[Trial], space: Space, low: float, high: float) -> str:
+    """Parallel coordinates: an axis an option, and the mIoU."""
+    keys = list(space.searched)
+    gap = (WIDTH - 2 * LEFT) / len(keys)
+    parts = [_axis(i * gap, *_ends(space.searched[key]), key) for i, key in enumerate(keys)]
+    parts.append(_axis(len(keys) * gap, f"{low:.1f}", f"{high:.1f}", "mIoU"))
+    for trial in sorted(trials, key=lambda each: each.curve[-1][1]):
+        points = [
+            (LEFT + i * gap, _y(position(space.searched[key], trial.config[key])))
+            for i, key in enumerate(keys)
+            if key in trial.config
+        ]
+        points.append((LEFT + len(keys) * gap, _y(_share(trial.curve[-1][1], low, high))))
+        parts.append(_line(points, trial, low, high))
+    return _svg(parts)
+
+
+def position(dimension: Dimension, value: Any) -> float:
+    """Where a value lies on its axis, 0 to 1."""
+    if dimension.kind == "choice":
+        return (
+            dimension.values.index(value) / max(1, len(dimension.values) - 1)
+            if value in dimension.values
+            else 0.0
+        )
+    low, high = dimension.values
+    if dimension.kind.startswith("log"):
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return _share(value, low, high)
+
+
+def bars(importance: dict[str, float]) -> str:
+    """A bar an option."""
+    if not importance:
+        return "<p>Too few trials to tell.</p>"
+    rows = []
+    for index, (key, value) in enumerate(importance.items()):
+        y = 10 + 24 * index
+        rows.append(f'<rect x="220" y="{y}" width="{600 * value:.1f}" height="16" fill="#4477aa"/>')
+        rows.append(
+            _text(210, y + 13, key, "end") + _text(230 + 600 * value, y + 13, f"{value:.2f}", "start")
+        )
+    return _svg(rows, 20 + 24 * len(importance))
+
+
+def listing(trials: list[Trial], best: Trial, steps: int) -> str:
+    """The table of all trials, the best first."""
+    keys = list(best.config)
+    head = "".join(f"<th>{html.escape(name)}" for name in ("trial", "status", "step", "mIoU", *keys))
+    rows = []
+    for trial in sorted(trials, key=lambda each: (each.steps, each.score or 0.0), reverse=True):
+        cells = [
+            str(trial.number),
+            trial.cause or trial.status,
+            f"{trial.steps}/{steps}",
+            written(trial.score),
+        ]
+        cells += [written(trial.config.get(key)) for key in keys]
+        mark = " class=best" if trial is best else ""
+        rows.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}" for cell in cells))
+    return f"<table><tr>{head}{''.join(rows)}</table>"
+
+
+def written(value: Any) -> str:
+    """A value for people."""
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _ends(dimension: Dimension) -> tuple[str, str]:
+    return written(dimension.values[0]), written(dimension.values[-1])
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _y(share: float) -> float:
+    return HEIGHT - TOP - share * (HEIGHT - 2 * TOP)
+
+
+def _colour(trial: Trial, low: float, high: float) -> str:
+    share = _share(trial.curve[-1][1], low, high)
+    return f"hsl({260 - 210 * share:.0f} 75% {38 + 14 * share:.0f}%)"
+
+
+def _line(points: list[tuple[float, float]], trial: Trial, low: float, high: float) -> str:
+    path = "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    title = html.escape(f"trial {trial.number}, {trial.status}")
+    colour = _colour(trial, low, high)
+    return f'<path d="{path}" stroke="{colour}" stroke-width="2"><title>{title}</title></path>'
+
+
+def _axis(x: float, low: Any, high: Any, name: str) -> str:
+    line = f'<path d="M{LEFT + x:.1f},{TOP} V{HEIGHT - TOP}" stroke="#999"/>'
+    labels = ((TOP - 4, high), (HEIGHT - TOP + 13, low), (TOP - 17, name))
+    return line + "".join(
+        _text(LEFT + x, y, each if isinstance(each, str) else f"{each:.1f}") for y, each in labels
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+
+def _svg(parts: list[str], height: int = HEIGHT) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {height}" width="100%">{"".join(parts)}</svg>'

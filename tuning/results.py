@@ -1,0 +1,138 @@
+"""What a search found: one row a report, in ``trials.parquet``, whole at any time.
+
+The table is rewritten (under a temporary name, then renamed) as reports come, so that a kill loses none
+that was seen; a search that goes on starts from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trial import METRIC
+
+from gkd_scale import files
+
+FILE = "trials.parquet"
+RUNNING, DONE, STOPPED, FAILED, WAITING = "running", "done", "stopped early", "failed", "waiting"
+_LEFT_OUT = (
+    "config",
+    "timestamp",
+    "date",
+    "pid",
+    "hostname",
+    "node_ip",
+    "trial_id",
+    "done",
+    "experiment_tag",
+)
+
+
+@dataclass
+class Trial:
+    """A trial as its rows tell it. ``curve`` is (step, mIoU in percent) in order."""
+
+    name: str
+    number: int
+    status: str
+    cause: str | None
+    config: dict[str, Any]
+    curve: list[tuple[int, float]]
+    seconds: float
+
+    @property
+    def steps(self) -> int:
+        return self.curve[-1][0] if self.curve else 0
+
+    @property
+    def score(self) -> float | None:
+        """The newest mIoU; None for a failed trial or before the first report."""
+        return self.curve[-1][1] if self.curve and self.status != FAILED else None
+
+
+class Results:
+    """Rows by (trial, step); see the module's text."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / FILE
+        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
+        if self.path.exists():
+            import pyarrow.parquet as pq
+
+            for row in pq.read_table(self.path).to_pylist():
+                self.rows[row["trial"], row["step"]] = {k: v for k, v in row.items() if v is not None}
+
+    def add(self, trial: str, config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Take in a report of ``trial``."""
+        kept = {
+            key: value
+            for key, value in result.items()
+            if isinstance(value, (int, float, str))
+            and key not in _LEFT_OUT
+            and not key.startswith(("time_", "iterations_", "training_", "config"))
+        }
+        if "failed" in kept:
+            kept["cause"] = kept.pop("failed")
+            kept.pop(METRIC, None)
+        drawn = {f"config.{key}": value for key, value in config.items()}
+        row = {"trial": trial, "status": RUNNING, "time": round(time.time(), 1), **kept, **drawn}
+        self.rows[trial, int(row["step"])] = {**self.rows.get((trial, int(row["step"])), {}), **row}
+
+    def mark(
+        self, trial: str, number: int, status: str, config: Mapping[str, Any], cause: str | None = None
+    ) -> None:
+        """Say how a trial stands; a failed one that never reported gets a row of its own."""
+        mine = [row for (name, _), row in self.rows.items() if name == trial]
+        if not mine and status == FAILED:
+            self.add(trial, config, {"step": 0, "number": number})
+            mine = [self.rows[trial, 0]]
+        for row in mine:
+            row["status"] = status
+        if mine and cause:
+            mine[-1]["cause"] = cause
+
+    def write(self) -> None:
+        """Replace ``trials.parquet``."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [self.rows[key] for key in sorted(self.rows)]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        columns = {name: _column([row.get(name) for row in rows]) for name in names}
+        if columns:
+            with files.atomic(self.path) as file:
+                pq.write_table(pa.table(columns), file)
+
+    def trials(self) -> list[Trial]:
+        """All trials that reported, by name."""
+        grouped: dict[str, list[dict[str, Any]]] = {}
+        for key in sorted(self.rows):
+            grouped.setdefault(key[0], []).append(self.rows[key])
+        return [_trial(name, rows) for name, rows in grouped.items()]
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type: a column of mixed ones (a choice of 1 and 'auto') is text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} or len(kinds) <= 1:
+        return [float(v) if v is not None and kinds == {int, float} else v for v in values]
+    return [None if value is None else str(value) for value in values]
+
+
+def _trial(name: str, rows: list[dict[str, Any]]) -> Trial:
+    last = rows[-1]
+    config = {key.removeprefix("config."): value for key, value in last.items() if key.startswith("config.")}
+    curve = [(row["step"], row[METRIC]) for row in rows if row.get(METRIC) is not None]
+    cause = next((row["cause"] for row in rows if row.get("cause")), None)
+    seconds = float(last.get("seconds") or 0.0)
+    return Trial(name, int(last["number"]), last["status"], cause, config, curve, seconds)
+
+
+def best(trials: Iterable[Trial], steps: int) -> Trial | None:
+    """The trial of the highest mIoU among those that went furthest (all ``steps``, if any did)."""
+    scored = [trial for trial in trials if trial.score is not None]
+    reached = max((min(trial.steps, steps) for trial in scored), default=0)
+    return max((t for t in scored if t.steps >= reached), key=lambda t: t.score or 0.0, default=None)

@@ -1,0 +1,237 @@
+"""Hyperparameter search with Ray Tune: ``python tuning/search.py``.
+
+Read, check everything that can be checked, start Ray, let Tune run trials (:mod:`trial`) under a scheduler
+and a search algorithm, follow them (:mod:`live`), sum up (:mod:`summary`), and with ``--final`` train the
+best as a user would (:mod:`final`). The same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import space as spaces
+from options import SearchConfig
+
+from gkd_scale import config, console, files
+from gkd_scale.errors import RunError
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = """\
+  python tuning/search.py
+  python tuning/search.py --space qsd.yaml --cache caches/proxy --student vit_small_patch16_224 \\
+      --train folder:city/train --val folder:city/val --num-trials 16 --steps 4000 --resources gpu=1,cpu=8
+  python tuning/search.py --address auto --resources gpu=1,cpu=8 --workers-per-trial 4 --cache caches/proxy
+"""
+RECORD, COMPLETE, STATE = "search.json", "summary.json", "ray"
+VOLATILE = (
+    *("out", "resume", "final", "final_steps", "head", "head_steps", "test"),
+    *("dashboard", "address", "cpus", "max_concurrent", "local_cache"),
+)
+"""Options that may change when a search goes on."""
+METRIC = {"metric": "miou", "mode": "max"}
+
+
+def search(cfg: SearchConfig) -> None:
+    """Run or go on with a search."""
+    from checks import check
+
+    plan = check(cfg)
+    _begin(cfg, plan.space)
+    if (cfg.out / COMPLETE).exists():
+        console.out.print(f"{cfg.out} is already complete", markup=False)
+    else:
+        _tune(cfg, plan)
+    import summary
+
+    summary.conclude(cfg, plan)
+    if cfg.final:
+        import final
+
+        final.run(cfg, plan)
+
+
+def _begin(cfg: SearchConfig, space: spaces.Space) -> None:
+    """Write what the search is; RunError where the folder holds another one."""
+    from gkd_scale.engine.run import refuse_changed
+
+    record = cfg.out / RECORD
+    asked = {key: value for key, value in config.to_dict(cfg).items() if key not in VOLATILE}
+    searched = {key: dimension.text() for key, dimension in space.searched.items()}
+    now = json.loads(json.dumps({**asked, "space": {**space.fixed, **searched}}))
+    if record.exists():
+        refuse_changed(cfg.out, json.loads(record.read_text()), now)
+    elif cfg.resume:
+        raise RunError(
+            f"{cfg.out} holds no search to go on with", "leave --resume out, or give another --out"
+        )
+    files.write_json(record, now)
+
+
+# ------------------------------------------------------------------------------------------- Tune
+
+
+def _tune(cfg: SearchConfig, plan: Any) -> None:
+    """Run all trials to their end. Ctrl-C leaves everything as a kill would, to go on from."""
+    _environment()
+    import ray
+    import trial
+    from live import Board
+    from ray import tune
+
+    _start_ray(cfg, plan)
+    rank = {name: amount for name, amount in (("CPU", plan.cpu), ("GPU", plan.gpu)) if amount}
+
+    def stage1(drawn: dict[str, Any]) -> None:
+        trial.train(drawn, plan)
+
+    trainable = tune.with_resources(stage1, tune.PlacementGroupFactory([rank] * plan.workers))
+    state = cfg.out.resolve() / STATE
+    try:
+        if tune.Tuner.can_restore(str(state)):
+            console.out.print(f"going on with {cfg.out}", markup=False)
+            tuner = tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True)
+        else:
+            parameters, settings = _algorithms(cfg, plan)
+            count = settings.pop("count")
+            run_config = tune.RunConfig(
+                name=STATE,
+                storage_path=str(cfg.out.resolve()),
+                failure_config=tune.FailureConfig(max_failures=cfg.retries),
+                callbacks=[Board(cfg.out.resolve(), cfg.steps, count)],
+                verbose=0,
+            )
+            tuner = tune.Tuner(
+                trainable,
+                param_space=parameters,
+                tune_config=tune.TuneConfig(**settings, max_concurrent_trials=cfg.max_concurrent),
+                run_config=run_config,
+            )
+        tuner.fit()
+    finally:
+        if Board.current:
+            Board.current.close()
+        ray.shutdown()
+
+
+def _environment() -> None:
+    """Ray without telemetry, without its own console output, and with frequent snapshots."""
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _start_ray(cfg: SearchConfig, plan: Any) -> None:
+    """A Ray of this machine, or the cluster at ``--address``. Workers import what this process imports."""
+    import ray
+
+    path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH"))))
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    if cfg.address is None:
+        from checks import cores
+
+        options |= {"address": "local", "num_cpus": cores(cfg), "include_dashboard": cfg.dashboard}
+    else:
+        options["address"] = cfg.address
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table names failures and causes
+    warnings.filterwarnings("ignore", module="optuna")
+    ray.init(**options)
+    there = {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    console.out.print(
+        f"[bold]search[/] {plan.space.path.name}: {', '.join(plan.space.searched)}; "
+        f"{nodes} node(s), {there['CPU']:g} CPU, {there['GPU']:g} GPU; {cfg.out}"
+    )
+    for kind, each in (("CPU", plan.cpu), ("GPU", plan.gpu)):
+        if each * plan.workers > there[kind]:
+            console.err.print(f"[yellow]waiting for nodes[/]: a trial needs {each * plan.workers:g} {kind}")
+
+
+def _algorithms(cfg: SearchConfig, plan: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tune's parameter space, and the arguments of its TuneConfig with the ``count`` of trials."""
+    space = {key: domain(each, grid=cfg.search == "grid") for key, each in plan.space.searched.items()}
+    settings: dict[str, Any] = {**METRIC, "scheduler": _scheduler(cfg, space), "reuse_actors": False}
+    if cfg.search == "grid":
+        count = 1
+        for each in plan.space.searched.values():
+            count *= len(each.values)
+        return space, {**settings, "num_samples": 1, "count": count}
+    start = [plan.default] if plan.default else None
+    if cfg.search == "tpe" and cfg.scheduler != "pbt":
+        from ray.tune.search.optuna import OptunaSearch
+
+        settings["search_alg"] = OptunaSearch(**METRIC, seed=cfg.seed, points_to_evaluate=start)
+        logging.getLogger("optuna").setLevel(logging.ERROR)
+    else:
+        from ray.tune.search.basic_variant import BasicVariantGenerator
+
+        whole = start if start and len(plan.default) == len(space) else None
+        settings["search_alg"] = BasicVariantGenerator(random_state=cfg.seed, points_to_evaluate=whole)
+    return space, {**settings, "num_samples": cfg.num_trials, "count": cfg.num_trials}
+
+
+def domain(dimension: spaces.Dimension, *, grid: bool = False) -> Any:
+    """A dimension as Tune says it; both ends of whole-number ranges are included."""
+    from ray import tune
+
+    if dimension.kind == "choice":
+        values = list(dimension.values)
+        return tune.grid_search(values) if grid else tune.choice(values)
+    low, high = dimension.values
+    return getattr(tune, dimension.kind)(low, high + 1 if dimension.kind.endswith("randint") else high)
+
+
+def _scheduler(cfg: SearchConfig, space: dict[str, Any]) -> Any:
+    """Trials end by themselves after ``cfg.steps``; a scheduler only ends them earlier."""
+    from ray.tune import schedulers
+
+    if cfg.scheduler == "asha":
+        from asha import Asha
+
+        return Asha(cfg.out.resolve(), cfg.steps, cfg.every, cfg.reduction)
+    if cfg.scheduler == "hyperband":
+        return schedulers.HyperBandScheduler(
+            time_attr="step", max_t=cfg.steps + 1, reduction_factor=cfg.reduction
+        )
+    if cfg.scheduler == "pbt":
+        return schedulers.PopulationBasedTraining(
+            time_attr="step", perturbation_interval=cfg.every, hyperparam_mutations=dict(space)
+        )
+    return schedulers.FIFOScheduler()
+
+
+def main(argv: list[str]) -> int:
+    """The command; its exit status (0 done, 1 our fault or damage, 2 the user's mistake)."""
+    return console.run(
+        lambda: search(
+            config.parse(
+                SearchConfig,
+                argv,
+                prog="search.py",
+                description="Search for the stage-1 options that make the best student.",
+                examples=EXAMPLES,
+            )
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""Search spaces: YAML of stage-1 options, each fixed or drawn.
+
+::
+
+    optim.lr: loguniform(1e-4, 5e-3)
+    qsd.init: choice(published, zero-query)
+    mask.ratio: 0.5
+
+A key is the dotted path of any stage-1 option (``deepspeed launchers/stage1.py --help``). A value is what
+stage 1 takes, or a distribution: ``uniform(a, b)``, ``loguniform(a, b)``, ``randint(a, b)`` and
+``lograndint(a, b)`` (both ends included), ``choice(x, y, ...)``. Both ends of a range and every choice
+are built as a stage-1 configuration when the file is read, so a typo or an impossible value is one error
+before anything starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gkd_scale import config
+from gkd_scale.distill.config import Stage1Config
+from gkd_scale.errors import ConfigError, nearest
+
+RANGES = ("uniform", "loguniform", "randint", "lograndint")
+KINDS = (*RANGES, "choice")
+OWNED = ("out", "steps", "epochs", "save_every", "keep")
+"""What the search decides itself."""
+SPACES = Path(__file__).parent / "spaces"
+
+_CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched option. ``values`` are (low, high) of a range, ends included, or the choices."""
+
+    kind: str
+    values: tuple[Any, ...]
+
+    def text(self) -> str:
+        """As it is written in the YAML."""
+        return f"{self.kind}({', '.join(map(str, self.values))})"
+
+
+@dataclass(frozen=True)
+class Space:
+    """``fixed`` and ``searched`` options by dotted path."""
+
+    path: Path
+    fixed: dict[str, Any]
+    searched: dict[str, Dimension]
+
+    def configure(self, base: Mapping[str, Any], drawn: Mapping[str, Any]) -> Stage1Config:
+        """Stage 1's configuration: ``base``, then what is fixed, then what was ``drawn`` (dotted paths)."""
+        nested = config.merge(base, config.from_dotted(self.fixed))
+        return config.build(Stage1Config, config.merge(nested, config.from_dotted(drawn)), str(self.path))
+
+    def only(self, kind: str) -> str | None:
+        """The first searched option that is not of ``kind``, or None."""
+        return next((key for key, dimension in self.searched.items() if dimension.kind != kind), None)
+
+
+def read(name: str | Path, base: Mapping[str, Any]) -> Space:
+    """The space in a file, or the bundled one of that name, checked on top of ``base``; ConfigError."""
+    path = find(name)
+    values = _flatten(config.read_yaml(path))
+    space = Space(path, {}, {})
+    for key, value in values.items():
+        _refuse_owned(path, key)
+        dimension = parse(value, f"{path}: '{key}'")
+        if dimension is None:
+            space.fixed[key] = value
+        else:
+            space.searched[key] = dimension
+    if not space.searched:
+        raise ConfigError(f"{path} searches nothing", "give an option a range, e.g. loguniform(1e-4, 5e-3)")
+    return _checked(space, base)
+
+
+def find(name: str | Path) -> Path:
+    """``name`` as a path, or the bundled space of that name; ConfigError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    bundled = {file.name: file for file in SPACES.glob("*.yaml")}
+    if path.name == str(name) and path.name in bundled:
+        return bundled[path.name]
+    raise ConfigError(
+        f"there is no search space {name}",
+        nearest(path.name, bundled) or f"bundled: {', '.join(sorted(bundled))}",
+    )
+
+
+def parse(value: Any, where: str) -> Dimension | None:
+    """A distribution from its text; None for a plain value. ConfigError for a malformed one."""
+    match = _CALL.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    kind, text = match.groups()
+    if kind not in KINDS:
+        raise ConfigError(
+            f"{where} is drawn from '{kind}'", nearest(kind, KINDS) or f"known: {', '.join(KINDS)}"
+        )
+    try:
+        values = tuple(_number(each) for each in yaml.safe_load(f"[{text}]"))
+    except yaml.YAMLError:
+        raise ConfigError(f"{where} is {value!r}", f"write {kind}(...), values between commas") from None
+    if kind in RANGES:
+        _check_range(kind, values, where)
+    elif not values:
+        raise ConfigError(f"{where} has no choice", "write choice(x, y)")
+    return Dimension(kind, values)
+
+
+def _check_range(kind: str, values: tuple[Any, ...], where: str) -> None:
+    wanted: tuple[type, ...] = (int,) if kind.endswith("randint") else (int, float)
+    numbers: list[Any] = [each for each in values if isinstance(each, wanted) and not isinstance(each, bool)]
+    if len(numbers) != 2 or len(values) != 2:
+        what = "whole numbers" if kind.endswith("randint") else "numbers"
+        raise ConfigError(
+            f"{where}: {kind} takes two {what}, not {', '.join(map(str, values))}", "low, then high"
+        )
+    low, high = numbers
+    if not low < high or (kind.startswith("log") and low <= 0):
+        rule = "0 < low < high" if kind.startswith("log") else "low < high"
+        raise ConfigError(f"{where}: {kind}({low}, {high}) is no range", f"it needs {rule}")
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
+        return float(value)
+    return value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: _number(value)}
+    return flat
+
+
+def _refuse_owned(path: Path, key: str) -> None:
+    if key in OWNED:
+        raise ConfigError(f"{path} sets '{key}', which the search decides", f"remove '{key}' from {path}")
+
+
+def _checked(space: Space, base: Mapping[str, Any]) -> Space:
+    """The space, with each value as the type its option has; ConfigError where stage 1 refuses one."""
+    space.configure(base, {})
+
+    def accepted(key: str, value: Any) -> Any:
+        try:
+            return _leaf(space.configure(base, {key: value}), key)
+        except ConfigError as error:
+            where = "" if str(space.path) in error.message else f"{space.path}: "
+            raise ConfigError(
+                f"{where}{error.message} (a value of {space.searched[key].text()})", error.hint
+            ) from None
+
+    typed = {}
+    for key, dimension in space.searched.items():
+        values = tuple(accepted(key, value) for value in dimension.values)
+        typed[key] = replace(dimension, values=values if dimension.kind == "choice" else dimension.values)
+    return replace(space, searched=typed)
+
+
+def _leaf(cfg: Stage1Config, key: str) -> Any:
+    value: Any = config.to_dict(cfg)
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def defaults(space: Space, base: Mapping[str, Any], default_lr: Callable[[int], float]) -> dict[str, Any]:
+    """The searched options as stage 1 has them when nobody sets them, those inside the space.
+
+    ``default_lr(global_batch)`` is stage 1's rule for a learning rate that is not given.
+    """
+    cfg = space.configure(base, {})
+    found = {}
+    for key, dimension in space.searched.items():
+        value = _leaf_or_none(cfg, key)
+        if key == "optim.lr" and value is None:
+            value = default_lr(cfg.global_batch or 32)
+        low_high = dimension.kind in RANGES and value is not None
+        inside = (
+            dimension.values[0] <= value <= dimension.values[1] if low_high else value in dimension.values
+        )
+        if inside:
+            found[key] = value
+    return found
+
+
+def _leaf_or_none(cfg: Stage1Config, key: str) -> Any:
+    try:
+        return _leaf(cfg, key)
+    except KeyError:
+        return None
+
+
+MUTABLE = ("optim.", "loss.", "mask.", "drop_path")
+"""Options that may change in the middle of a run: what population-based training may search."""

@@ -1,0 +1,138 @@
+"""The end of a search: the best configuration as YAML that stage 1 takes, importances, and one HTML page.
+
+``best.yaml`` goes to ``deepspeed launchers/stage1.py --config``; ``summary.json`` holds the numbers and is
+written last; ``summary.html`` is a single file that needs no network.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import plots
+import results
+from checks import Plan
+from options import SearchConfig
+from results import Trial
+from rich.table import Table
+
+from gkd_scale import config, console, files
+from gkd_scale.errors import RunError
+
+BEST = "best.yaml"
+PAGE = "summary.html"
+
+
+def conclude(cfg: SearchConfig, plan: Plan) -> None:
+    """Write and print the summary; RunError where no trial has a result."""
+    trials = results.Results(cfg.out).trials()
+    best = results.best(trials, cfg.steps)
+    if best is None:
+        causes = {trial.cause for trial in trials if trial.cause}
+        raise RunError(
+            f"no trial of {cfg.out} has a result: {'; '.join(sorted(causes))}",
+            "mend the cause, then use another --out",
+        )
+    importances = importance(trials, plan)
+    files.write_text(cfg.out / BEST, best_yaml(best, plan, cfg))
+    files.write_text(cfg.out / PAGE, plots.page(trials, best, importances, plan.space, cfg.steps))
+    numbers = _numbers(trials, best, importances, cfg)
+    files.write_json(cfg.out / "summary.json", numbers)
+    console.out.print(table(trials, best, cfg.steps))
+    console.out.print(
+        f"{numbers['share_saved']:.0%} of the trial-steps were saved by stopping early; "
+        + "importance: "
+        + ", ".join(f"{key} {value:.2f}" for key, value in importances.items())
+    )
+    console.out.print(f"[green]done[/]: {cfg.out / BEST}, {cfg.out / PAGE}, {cfg.out / results.FILE}")
+    console.out.print(f"next: deepspeed launchers/stage1.py --config {cfg.out / BEST}", markup=False)
+
+
+def best_yaml(best: Trial, plan: Plan, cfg: SearchConfig) -> str:
+    """The best trial's configuration, readable by stage 1's ``--config``."""
+    chosen = plan.stage1(best.config, cfg.out / "best")
+    chosen.save_every = max(1, min(500, chosen.steps or 500))
+    said = (
+        f"# Trial {best.number} ({best.name}): mIoU {best.score:.2f} after {best.steps} steps, "
+        f"{cfg.probe} probe on {', '.join(plan.val)}.\n"
+        f"# deepspeed launchers/stage1.py --config {cfg.out / BEST}\n"
+    )
+    return said + config.to_yaml(chosen)
+
+
+def _numbers(
+    trials: list[Trial], best: Trial, importances: dict[str, float], cfg: SearchConfig
+) -> dict[str, Any]:
+    whole = [trial for trial in trials if trial.status != results.FAILED]
+    trained = sum(trial.steps for trial in whole)
+    return {
+        "best": {"trial": best.name, "miou": best.score, "steps": best.steps, "config": best.config},
+        "trials": {
+            kind: sum(trial.status == kind for trial in trials)
+            for kind in (results.DONE, results.STOPPED, results.FAILED)
+        },
+        "trial_steps": trained,
+        "share_saved": 1 - trained / (cfg.steps * len(whole)),
+        "importance": importances,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def importance(trials: list[Trial], plan: Plan) -> dict[str, float]:
+    """The share of each searched option in what separates good trials from others, by PED-ANOVA.
+
+    Trials are compared at the last step that all of them reached: a later mIoU of those that went on would
+    credit the scheduler's decisions to the options. Empty for fewer than 4 trials.
+    """
+    curves = [trial for trial in trials if trial.curve]
+    if len(curves) < 4:
+        return {}
+    common = min(trial.steps for trial in curves)
+    at = [(t.config, next((v for step, v in t.curve if step == common), None)) for t in curves]
+    return _ped_anova([(drawn, value) for drawn, value in at if value is not None], plan)
+
+
+def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: Plan) -> dict[str, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(direction="maximize")
+        shapes = {key: _distribution(each) for key, each in plan.space.searched.items()}
+        for drawn, value in scored:
+            known = {key: drawn[key] for key in shapes if key in drawn}
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=known, distributions={key: shapes[key] for key in known}, value=value
+                )
+            )
+        try:
+            return dict(optuna.importance.get_param_importances(study))
+        except (ValueError, RuntimeError):  # too few trials that differ
+            return {}
+
+
+def _distribution(dimension: Any) -> Any:
+    from optuna import distributions as d
+
+    if dimension.kind == "choice":
+        return d.CategoricalDistribution(dimension.values)
+    low, high = dimension.values
+    kind = d.IntDistribution if dimension.kind.endswith("randint") else d.FloatDistribution
+    return kind(low, high, log=dimension.kind.startswith("log"))
+
+
+def table(trials: list[Trial], best: Trial, steps: int) -> Table:
+    """All trials, the best first."""
+    shown = Table(title="trials", title_justify="left", box=None)
+    keys = list(best.config)
+    for name in ("trial", "status", "step", "mIoU", *keys):
+        shown.add_column(name, justify="left" if name in ("trial", "status") else "right")
+    for trial in sorted(trials, key=lambda t: (t.steps, t.score or 0.0), reverse=True):
+        score = "–" if trial.score is None else f"{trial.score:.2f}"
+        values = (plots.written(trial.config.get(key)) for key in keys)
+        style = "bold" if trial is best else None
+        shown.add_row(str(trial.number), trial.status, f"{trial.steps}/{steps}", score, *values, style=style)
+    return shown

@@ -1,0 +1,262 @@
+"""One trial: a stage-1 run in a folder of its own, as one actor a rank.
+
+The trial's own actor is rank 0; it starts the other ranks as actors in the rest of its placement group,
+so every accelerator trains and none waits. Ray's worker group hung under Tune (see README.md), and a
+launcher subprocess would leave orphans behind where its actor is killed; these actors die with their owner.
+
+A trial's state is its run folder: stage 1's checkpoints and ``metrics.jsonl``, where each report is a row
+that holds a ``miou``. A trial that is started again, on this or another node, goes on from there.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from checks import LAUNCHERS, Plan
+from ray import tune
+from staging import local_copy, locked
+
+from gkd_scale import files
+from gkd_scale.config import to_dict
+from gkd_scale.distill.config import Stage1Config
+from gkd_scale.engine import runlog
+from gkd_scale.errors import DiskFullError, GkdError
+
+METRIC = "miou"
+"""The objective: mean over the selection domains of the probe's mIoU, in percent."""
+ENDED = "ended.txt"
+"""In a trial's folder once it is done or stopped; Tune's own snapshot may be older than that."""
+GRACE = 20.0
+"""Seconds that rank 0 may take to notice by itself that another rank died."""
+
+
+def train(drawn: dict[str, Any], plan: Plan) -> None:
+    """What Tune runs: train with ``drawn`` options and report after every ``plan.every`` steps.
+
+    A failure that would come again (a loss that is not finite, no memory) is reported with its cause and
+    ends the trial; any other is raised, and Tune starts the trial again.
+    """
+    name = tune.get_context().get_trial_id()
+    out = plan.out / "trials" / name
+    with locked(out / "lock"):
+        drawn = {key: value for key, value in drawn.items() if key in plan.space.searched}
+        forked = _fork(plan, name, drawn)
+        last = last_report(out)
+        if last and not forked:
+            _report(plan, name, last)
+        if (out / ENDED).exists():
+            return
+        try:
+            _train_ranks(plan, drawn, name)
+        except DiskFullError:
+            raise
+        except (GkdError, MemoryError) as error:
+            _fail(out, error)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, under names that differ by version
+            if "out of memory" not in str(error).lower():
+                raise
+            _fail(out, error)
+
+
+def _fail(out: Path, error: BaseException) -> None:
+    message = error.message if isinstance(error, GkdError) else f"{type(error).__name__}: {error}"
+    cause = " ".join(message.split())
+    files.write_text(out / "failure.txt", "".join(traceback.format_exception(error)))
+    step = (last_report(out) or {"step": 0})["step"]
+    tune.report({METRIC: 0.0, "step": step, "failed": cause[:300], "host": socket.gethostname()})
+
+
+# ------------------------------------------------------------------------------------------ ranks
+
+
+def _train_ranks(plan: Plan, drawn: dict[str, Any], name: str) -> None:
+    """Rank 0 here, the others as actors; the first failure of any of them ends all."""
+    address = {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(_free_port())}
+    group = ray.util.get_current_placement_group()
+    peers, done = [], []
+    for rank in range(1, plan.workers):
+        where = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, rank)
+        peer = Peer.options(  # type: ignore[attr-defined]
+            num_cpus=plan.cpu, num_gpus=plan.gpu, scheduling_strategy=where
+        ).remote()
+        peers.append(peer)
+        done.append(peer.train.remote(plan, drawn, name, rank, address))
+    if peers:
+        threading.Thread(target=_watch, args=(done, plan.out / "trials" / name), daemon=True).start()
+    rank_main(plan, drawn, name, 0, address)
+    ray.get(done)
+
+
+def _watch(done: list[Any], out: Path) -> None:
+    """End this process if another rank dies and rank 0 would wait for it forever."""
+    ready, _ = ray.wait(done, num_returns=1)
+    try:
+        ray.get(ready)
+    except Exception as error:
+        time.sleep(GRACE)
+        files.write_text(out / "failure.txt", f"a rank was lost: {error}\n")
+        os._exit(1)
+
+
+@ray.remote(max_restarts=0)
+class Peer:
+    """A rank other than 0."""
+
+    def train(self, plan: Plan, drawn: dict[str, Any], name: str, rank: int, address: dict[str, str]) -> None:
+        rank_main(plan, drawn, name, rank, address)
+
+
+def rank_main(plan: Plan, drawn: dict[str, Any], name: str, rank: int, address: dict[str, str]) -> None:
+    """Stage 1 on one rank; what it says goes to ``log-RANK.txt``. Each rank sees one GPU, its own."""
+    out = plan.out / "trials" / name
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(plan.workers), **address}
+    with _logged(out / f"log-{rank}.txt"):
+        from gkd_scale.distill import stage1
+        from gkd_scale.engine.runtime import Runtime
+
+        caches = (
+            [str(local_copy(each, plan.local_cache)) for each in plan.caches] if plan.local_cache else None
+        )
+        cfg = replace(plan.stage1(drawn, out, caches), keep=plan.keep)
+        runtime = Runtime.start()
+        prepare = functools.partial(_prepare, plan=plan, name=name, runtime=runtime)
+        stage1.train(cfg, runtime, LAUNCHERS, prepare)
+        runtime.barrier()
+        runtime.stop()
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", buffering=1, encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            yield
+        except BaseException:
+            traceback.print_exc(file=sys.stderr)
+            raise
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+# ---------------------------------------------------------------------------------- probe and report
+
+
+def _prepare(job: Any, *, plan: Plan, name: str, runtime: Any) -> None:
+    """Let stage 1's loop probe the student every ``plan.every`` steps, and report what was saved."""
+    from gkd_scale.engine.loop import Hook
+
+    out = plan.out / "trials" / name
+    before = (last_report(out) or {"seconds": 0.0})["seconds"]
+    measure = Measure(plan, job.module.student, runtime, before)
+
+    def saved(step: int) -> None:
+        last = last_report(out) if runtime.main else None
+        if last and last["step"] == step:
+            _report(plan, name, last)
+
+    job.hooks.append(Hook(plan.every, measure))
+    job.saved = saved
+
+
+class Measure:
+    """The hook: gathers the student on every rank, probes it on rank 0. Labels never enter training."""
+
+    def __init__(self, plan: Plan, student: Any, runtime: Any, seconds: float) -> None:
+        from gkd_scale.segment import probe
+        from gkd_scale.segment.datasets import registry
+
+        self.kind, self.runtime = plan.probe, runtime
+        self.began = time.monotonic() - seconds
+        if runtime.main:
+            self.student = copy.deepcopy(student).to(runtime.device).eval().requires_grad_(False)
+            refs = {"": registry.open_all(list(plan.train.values()))}
+            refs |= {key: registry.open_dataset(ref) for key, ref in plan.val.items()}
+            data = {
+                key: probe.load(each, plan.image_size, most=plan.probe_images) for key, each in refs.items()
+            }
+            self.fit, self.val = data.pop(""), data
+
+    def __call__(self, _step: int, module: Any) -> dict[str, float]:
+        """mIoU in percent: of each selection domain, and their mean."""
+        from gkd_scale.engine.weights import full_state
+        from gkd_scale.segment.probe import probe
+
+        state = full_state(module.student)
+        if not self.runtime.main:
+            return {}
+        self.student.load_state_dict(state)
+        encode, grid = (lambda pixels: self.student(pixels.to(self.runtime.device))), self.student.grid
+        found = {
+            f"{METRIC}/{name}": 100 * probe(encode, grid, self.fit, data, self.kind).miou()
+            for name, data in self.val.items()
+        }
+        mean = statistics.fmean(found.values())
+        return {METRIC: mean, **found, "seconds": round(time.monotonic() - self.began, 2)}
+
+
+def last_report(out: Path) -> dict[str, Any] | None:
+    """The newest report of a trial whose checkpoint is whole; None before the first."""
+    from gkd_scale.engine import checkpoint
+
+    path, whole = out / runlog.METRICS, checkpoint.steps(out / "checkpoints")
+    rows = runlog.read(path) if path.exists() and whole else []
+    return next((row for row in reversed(rows) if METRIC in row and row["step"] <= whole[-1]), None)
+
+
+def _report(plan: Plan, name: str, row: dict[str, Any]) -> None:
+    """Hand a row of ``metrics.jsonl`` to Tune. For population-based training a checkpoint goes along: a
+    tiny folder that says where the real one is."""
+    metrics = {**row, "host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()[:8]}
+    if plan.keep == 2:
+        tune.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files.write_json(Path(folder) / "pointer.json", {"trial": name, "step": row["step"]})
+        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+# --------------------------------------------------------------------------------------------- PBT
+
+
+def _fork(plan: Plan, name: str, drawn: dict[str, Any]) -> bool:
+    """Where Tune handed another trial's checkpoint over, go on from it, with this trial's options."""
+    import json
+
+    from gkd_scale.engine import checkpoint
+
+    pointer = tune.get_checkpoint()
+    if pointer is None:
+        return False
+    with pointer.as_directory() as folder:
+        donor = json.loads((Path(folder) / "pointer.json").read_text())
+    if donor["trial"] == name:
+        return False
+    trials, out = plan.out / "trials", plan.out / "trials" / name
+    source = checkpoint.path(trials / donor["trial"] / "checkpoints", donor["step"])
+    changes = _identity(plan.stage1(drawn, out))
+    checkpoint.fork(source, out / "checkpoints", changes)
+    return True
+
+
+def _identity(cfg: Stage1Config) -> dict[str, Any]:
+    """The options that a checkpoint's identity holds as they are."""
+    return {key: to_dict(cfg)[key] for key in ("optim", "loss", "mask", "drop_path")}
