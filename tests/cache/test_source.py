@@ -37,6 +37,7 @@ def names_of(images: str | Path) -> list[str]:
 def test_locations() -> None:
     assert is_url("s3://b/x") and is_url(Path("s3://b/x")) and not is_url("/data/x") and not is_url("c:x")
     assert url_of(Path("s3://b/x/y")) == "s3://b/x/y" == url_of("s3://b/x/y")
+    assert url_of("file:///a") == "file:///a" == url_of(Path("file:///a"))
     assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand("{0..1}/{0..1}") == ["0/0", "0/1", "1/0", "1/1"] and expand("x") == ["x"]
 
