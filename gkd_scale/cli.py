@@ -140,6 +140,19 @@ def _repair(argv: Sequence[str], prog: str, command: Command) -> int:
     return 0
 
 
+def _push(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.cache.config import PushConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(PushConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale import console
+    from gkd_scale.cache.remote import push
+
+    sent = push(cfg.cache, cfg.to, lambda name: console.out.print(f"  {name}", markup=False))
+    console.out.print(f"{sent} files sent; {cfg.to} is complete", markup=False)
+    return 0
+
+
 def _stats(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.cache.config import StatsConfig
     from gkd_scale.config import parse
@@ -254,6 +267,11 @@ COMMANDS = {
         _repair,
         "Rebuild what is damaged in a cache, and nothing else.",
         "  gkd-scale repair caches/proxy --images imagenet/train\n",
+    ),
+    "push": Command(
+        _push,
+        "Put a finished cache on object storage; training reads it through a local mirror.",
+        "  gkd-scale push caches/proxy --to s3://bucket/proxy\n",
     ),
     "stats": Command(
         _stats,

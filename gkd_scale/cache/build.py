@@ -58,8 +58,17 @@ from gkd_scale.cache.shard import (
     read_info,
     tar_path,
 )
+from gkd_scale.cache.source import Source
 from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
-from gkd_scale.cache.views import UnreadableImage, View, channels_first, decode, make_view, open_image
+from gkd_scale.cache.views import (
+    UnreadableImage,
+    View,
+    channels_first,
+    decode,
+    make_view,
+    open_from,
+    open_image,
+)
 from gkd_scale.errors import CacheError, DamageError, DataError, ModelError, disk_full
 from gkd_scale.files import TEMPORARY, sha256_file, write_bytes
 from gkd_scale.prefetch import prefetch
@@ -289,7 +298,9 @@ def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
     A function of the images, the teacher and the batch size. DataError where no image can be read.
     """
     chosen = plan.entries[:: max(1, len(plan.entries) // cfg.codec_fit)][: cfg.codec_fit]
-    made = prefetch(lambda e: view_of(cfg, e, 0), chosen, cfg.threads, cfg.batch_size + 2 * cfg.threads)
+    made = prefetch(
+        lambda e: view_of(cfg, plan.source, e, 0), chosen, cfg.threads, cfg.batch_size + 2 * cfg.threads
+    )
     moments = Moments(teacher.dim)
     batch: list[UInt8Array] = []
     for last, item in _with_last(made):
@@ -376,10 +387,13 @@ class _Made(NamedTuple):
     pixels: UInt8Array
 
 
-def view_of(cfg: CacheTeacherConfig, entry: Entry, view: int) -> _Made | str:
-    """One image to one view, or the reason why not. Runs on the reading threads."""
+def view_of(cfg: CacheTeacherConfig, source: Source | None, entry: Entry, view: int) -> _Made | str:
+    """One image (of a source, or of a folder) to one view, or the reason why not; for reading threads."""
     try:
-        opened = open_image(cfg.images / entry.path)
+        if source is None:
+            opened = open_image(Path(cfg.images) / entry.path)
+        else:
+            opened = open_from(source, entry.path)
     except UnreadableImage as error:
         return str(error)
     made = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
@@ -465,7 +479,9 @@ class _Builder:
         """Build the shards of ``todo``, in order."""
         work = ((task.view, entry) for task in todo for entry in self.plan.shard(task.shard))
         ahead = self.cfg.batch_size + 2 * self.cfg.threads
-        made = prefetch(lambda item: view_of(self.cfg, item[1], item[0]), work, self.cfg.threads, ahead)
+        made = prefetch(
+            lambda item: view_of(self.cfg, self.plan.source, item[1], item[0]), work, self.cfg.threads, ahead
+        )
         with (
             contextlib.closing(cast("Generator[_Made | str]", made)),
             _Behind() as writer,

@@ -72,7 +72,10 @@ class ViewConfig:
 class CacheTeacherConfig:
     """Run a teacher over a folder of images and keep its tokens."""
 
-    images: Path = option(help="folder of images, read recursively: jpg, png, webp, bmp, tiff")
+    images: str | Path = option(
+        help="folder of images, list (.txt, .parquet), tars (a-{00..12}.tar) or URL (s3://...)",
+        metavar="PATH",
+    )
     image_size: str | int = option(help="size of a view in pixels", metavar="N|HxW")
     out: Path = option(help="folder of the cache; the same command again goes on where it stopped")
     teacher: str = option("demo_teacher", "the teacher: any timm model name", metavar="NAME")
@@ -172,12 +175,20 @@ class RepairConfig:
     """Rebuild what is damaged in a cache, and nothing else."""
 
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
-    images: Path = option(help="the images it was made of")
+    images: str | Path = option(help="the images it was made of", metavar="PATH")
     teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
     codec_fit: int = option(256, "as it was made with; matters where codec.safetensors is lost", metavar="N")
     batch_size: int = option(32, "images a teacher batch")
     workers: int | None = option(None, "threads (default: CPU cores, at most 8)", metavar="N")
     device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+
+
+@dataclass
+class PushConfig:
+    """Put a finished cache on object storage."""
+
+    cache: Path = option(help="folder that cache-teacher wrote", positional=True)
+    to: str = option(help="where to: s3://bucket/prefix, gs://..., any fsspec URL", metavar="URL")
 
 
 @dataclass

@@ -17,11 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gkd_scale.cache.source import EXTENSIONS, Source, open_source
 from gkd_scale.errors import DataError
 from gkd_scale.files import write_bytes
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""File names that are read as images, whatever their case."""
 
 PLAN = "plan.parquet"
 
@@ -46,6 +44,8 @@ class Plan:
 
     entries: tuple[Entry, ...]
     samples_per_shard: int
+    source: Source | None = None
+    """What reads the images; None for a folder."""
 
     @property
     def shards(self) -> int:
@@ -64,11 +64,16 @@ class Plan:
         return state.hexdigest()
 
 
-def make_plan(images: Path, samples_per_shard: int, skip: Path | None = None) -> Plan:
-    """The plan of a folder; ``skip`` is a folder inside it that is left out (the cache itself).
+def make_plan(images: str | Path, samples_per_shard: int, skip: Path | None = None) -> Plan:
+    """The plan of a folder or another source; ``skip`` is a folder inside it that is left out (the cache).
 
     Raises DataError for a folder that is missing, cannot be listed or holds no image.
     """
+    source = open_source(images)
+    if source is not None:
+        found = sorted(source.entries())
+        return _planned([Entry(sid_of(name), name, size) for name, size in found], samples_per_shard, source)
+    images = Path(images)
     if not images.is_dir():
         what = "is not a folder" if images.exists() else "does not exist"
         raise DataError(f"the image folder {images} {what}", "check --images")
@@ -78,9 +83,14 @@ def make_plan(images: Path, samples_per_shard: int, skip: Path | None = None) ->
             f"the folder {images} holds no images",
             f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
         )
-    entries = tuple(Entry(sid_of(path), path, _size(images / path)) for path in paths)
+    return _planned(
+        [Entry(sid_of(path), path, _size(images / path)) for path in paths], samples_per_shard, None
+    )
+
+
+def _planned(entries: list[Entry], samples_per_shard: int, source: Source | None) -> Plan:
     _refuse_collisions(entries)
-    return Plan(entries, samples_per_shard)
+    return Plan(tuple(entries), samples_per_shard, source)
 
 
 def sid_of(path: str) -> str:

@@ -20,10 +20,18 @@ from typing import Any, NamedTuple
 
 from gkd_scale.cache.codec import STATE, Array, Codec, Float16, load_codec
 from gkd_scale.cache.manifest import read_manifest_info
+from gkd_scale.cache.remote import Mirror
 from gkd_scale.cache.shard import Member, index_path, npy_view, parse_index, tar_path
+from gkd_scale.cache.source import is_url
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.types import Grid, Size
+
+MIRRORS = Path.home() / ".cache" / "gkd-scale"
+"""Where remote caches are mirrored, a folder each."""
+
+MIRROR_LIMIT = 50 * 10**9
+"""Bytes of tars that a mirror keeps."""
 
 OPEN_SHARDS = 64
 """Indexes and tars that one cache keeps open."""
@@ -56,7 +64,15 @@ class _File:
 class Cache:
     """A complete cache on disk. Sample ``index`` counts the readable images in plan order."""
 
-    def __init__(self, path: Path, spec: Spec, shard_sizes: Sequence[int], files: dict[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: Spec,
+        shard_sizes: Sequence[int],
+        files: dict[str, str],
+        mirror: Mirror | None = None,
+    ) -> None:
+        self._mirror = mirror
         self.path, self.spec, self.shard_sizes = path, spec, tuple(shard_sizes)
         self.grid: Grid = spec.grid
         self.dim = spec.dim
@@ -71,8 +87,12 @@ class Cache:
         self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
     @classmethod
-    def open(cls, path: Path) -> Cache:
-        """A complete cache; CacheError for none or an unfinished one, DamageError for a damaged one."""
+    def open(cls, path: str | Path, *, home: Path = MIRRORS, limit: int = MIRROR_LIMIT) -> Cache:
+        """A complete cache; one behind a URL through a mirror in ``home`` of ``limit`` bytes.
+
+        CacheError for none or an unfinished one, DamageError for a damaged one."""
+        mirror = Mirror(str(path), home, limit) if is_url(path) else None
+        path = Path(path) if mirror is None else mirror.folder
         spec = read_spec(path)
         try:
             info = read_manifest_info(path)
@@ -80,7 +100,7 @@ class Cache:
             raise _unfinished(path, spec) from None
         if info.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != info.files.get(SPEC):
             raise _damage(path, SPEC, "it does not match the manifest")
-        return cls(path, spec, info.shard_sizes, info.files)
+        return cls(path, spec, info.shard_sizes, info.files, mirror)
 
     def read(self, view: int, index: int) -> Sample:
         """Sample ``index`` of view ``view`` modulo the cache's views; DamageError names what is damaged."""
@@ -118,13 +138,27 @@ class Cache:
         return _damage(self.path, tar_path(Path(), view, shard).as_posix(), why)
 
     def _open(self, view: int, shard: int) -> _File:
-        return _File(tar_path(self.path, view, shard))
+        path = tar_path(self.path, view, shard)
+        for _ in range(3):  # another thread may drop the file between fetching and opening
+            self._fetch(path)
+            try:
+                return _File(path)
+            except FileNotFoundError:
+                if self._mirror is None:
+                    raise
+        return _File(path)
+
+    def _fetch(self, path: Path) -> None:
+        """Have a file of a remote cache here."""
+        if self._mirror is not None:
+            self._mirror.fetch(path.relative_to(self.path).as_posix())
 
     def _load_index(self, view: int, shard: int) -> list[list[Member]]:
         """Members of each sample of a shard, sample by sample."""
         path = index_path(self.path, view, shard)
         name = path.relative_to(self.path).as_posix()
         try:
+            self._fetch(path)
             data = path.read_bytes()
         except OSError as error:
             raise _damage(self.path, name, error.strerror or str(error)) from None
@@ -156,11 +190,11 @@ class Caches:
         return cache.read(view, index - self._ends[at] + cache.num_samples)
 
 
-def open_caches(paths: Sequence[Path]) -> Caches:
+def open_caches(paths: Sequence[str | Path], *, home: Path = MIRRORS, limit: int = MIRROR_LIMIT) -> Caches:
     """Open caches of the same teacher, grid and image size; CacheError names two that differ."""
     if not paths:
         raise CacheError("no cache was given", "give --cache CACHE")
-    return Caches([Cache.open(path) for path in paths])
+    return Caches([Cache.open(path, home=home, limit=limit) for path in paths])
 
 
 def _load_codec(path: Path, spec: Spec) -> Codec:

@@ -24,6 +24,7 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from gkd_scale.cache import augment
 from gkd_scale.cache.config import ViewConfig
+from gkd_scale.cache.source import Source
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
 
@@ -140,7 +141,22 @@ def _color_factors(sid: str, view: int, cfg: ViewConfig, seed: int) -> list[floa
 
 def open_image(path: Path) -> Opened:
     """Any image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
-    data = _read(path)
+    return open_bytes(_read(path))
+
+
+def open_from(source: Source, name: str) -> Opened:
+    """The same for an image of a source."""
+    try:
+        data = source.read(name)
+    except OSError as error:
+        raise UnreadableImage(error.strerror or _one_line(error)) from None
+    if not data:
+        raise UnreadableImage("the file is empty")
+    return open_bytes(data)
+
+
+def open_bytes(data: bytes) -> Opened:
+    """The content of an image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
     _hush_pillow()
     try:
         with Image.open(io.BytesIO(data)) as image:

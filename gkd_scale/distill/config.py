@@ -84,9 +84,9 @@ class Stage1Config:
     """Distil a student from cached teacher features, without a label."""
 
     ds_config: str = option("zero2.json", "DeepSpeed JSON: a path, or the name of a bundled one")
-    cache: list[Path] = option(
+    cache: list[str | Path] = option(
         [],
-        "teacher cache, repeatable (default: the embedded proxy images, cached under runs/)",
+        "teacher cache, folder or URL, repeatable (default: the embedded proxy images, cached under runs/)",
         metavar="CACHE",
     )
     teacher: str | None = option(None, "refuse caches of another teacher than this one", metavar="NAME")
@@ -104,6 +104,12 @@ class Stage1Config:
     save_every: int = option(500, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
     workers: int = option(2, "threads that read and decode, a rank")
+    mirror: Path = option(
+        Path("~/.cache/gkd-scale"),
+        "where caches behind a URL are mirrored while they are used",
+        metavar="DIR",
+    )
+    mirror_gb: float = option(50.0, "GB of shards that a mirror keeps")
     on_corrupt: str = option(
         "stop", "a damaged sample: stop, or skip it (the next one stands in)", choices=("stop", "skip")
     )

@@ -128,7 +128,10 @@ def probe(cfg: CacheTeacherConfig, plan: Plan, images: int | None = None) -> tup
     DataError where none of the images can be read.
     """
     count = images if images is not None else getattr(cfg, "probe", 16)
-    made = [view_of(cfg, entry, 0) for entry in plan.entries[:: max(1, len(plan.entries) // count)][:count]]
+    made = [
+        view_of(cfg, plan.source, entry, 0)
+        for entry in plan.entries[:: max(1, len(plan.entries) // count)][:count]
+    ]
     whole = [item for item in made if not isinstance(item, str)]
     if not whole:
         raise DataError(f"none of {len(made)} images of {cfg.images} could be read", "check --images")

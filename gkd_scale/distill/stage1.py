@@ -99,7 +99,8 @@ def default_lr(global_batch: int) -> float:
 
 
 def _open(cfg: Stage1Config) -> Caches:
-    caches = open_caches(cfg.cache)
+    home, limit = cfg.mirror.expanduser(), round(cfg.mirror_gb * 1e9)
+    caches = open_caches(cfg.cache, home=home, limit=limit)
     made_by = caches.fingerprint["model"]
     if cfg.teacher is not None and cfg.teacher != made_by:
         raise CacheError(

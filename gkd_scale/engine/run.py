@@ -20,6 +20,8 @@ VOLATILE = (
     "keep",
     "workers",
     "on_corrupt",
+    "mirror",
+    "mirror_gb",
     "ledger",
     "ds_config",
     "steps",

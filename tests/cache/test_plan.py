@@ -70,9 +70,9 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
 def test_empty_and_missing_folders_name_what_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         make_plan(tmp_path / "nowhere", 4)
-    touch(tmp_path, "notes.txt")
+    touch(tmp_path, "notes.md")
     with pytest.raises(DataError, match="is not a folder"):
-        make_plan(tmp_path / "notes.txt", 4)
+        make_plan(tmp_path / "notes.md", 4)
     with pytest.raises(DataError, match="holds no images") as empty:
         make_plan(tmp_path, 4)
     assert all(extension in str(empty.value) for extension in EXTENSIONS)

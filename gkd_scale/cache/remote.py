@@ -1,0 +1,115 @@
+"""Caches on object storage: put them there, and train from there through a local copy of bounded size.
+
+``push`` uploads a finished cache: each tar before its index, the manifest last, so that whatever exists
+remotely is whole. :class:`Mirror` is the other way: the reader asks for files by name, a file that is not
+there is fetched whole (a training window touches a few shards at a time), and the tars used longest ago go
+when the limit is reached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from gkd_scale.cache.codec import STATE
+from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
+from gkd_scale.cache.plan import PLAN
+from gkd_scale.cache.source import file_system, url_of
+from gkd_scale.cache.spec import SPEC
+from gkd_scale.errors import CacheError
+from gkd_scale.files import TEMPORARY
+
+
+def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
+    """Upload the finished cache ``folder`` to ``url``; returns the files sent. A second run sends the rest.
+
+    CacheError where the cache is unfinished.
+    """
+    try:
+        info = read_manifest_info(folder)
+    except FileNotFoundError:
+        raise CacheError(f"{folder} is unfinished", "run cache-teacher to its end, then push") from None
+    fs, root = file_system(url_of(url))
+    root = root.rstrip("/")
+    indexes = [name for name in info.files if "/" in name]
+    shards = [name for index in indexes for name in (index.replace(".parquet", ".tar"), index)]
+    small = [name for name in (SPEC, PLAN, STATE) if (folder / name).exists()]
+    certificates = [path.name for path in sorted(folder.glob("certificate-*.json"))]
+    sent = 0
+    for name in [*small, *certificates, *shards, CHECKSUM, MANIFEST]:
+        there = f"{root}/{name}"
+        if name.endswith(".tar") and _size(fs, there) == (folder / name).stat().st_size:
+            continue
+        fs.makedirs(there.rpartition("/")[0], exist_ok=True)
+        fs.put_file(os.fspath(folder / name), there)
+        sent += 1
+        report(name)
+    return sent
+
+
+def _size(fs: object, path: str) -> int | None:
+    """Bytes of a remote file; None where there is none."""
+    try:
+        return int(fs.info(path)["size"])  # type: ignore[attr-defined]
+    except FileNotFoundError:
+        return None
+
+
+class Mirror:
+    """Files of a remote cache, on disk when asked for; at most ``limit`` bytes of tars stay.
+
+    Safe for threads; processes (ranks) share the folder, because files appear whole under their names.
+    """
+
+    def __init__(self, url: str, home: Path, limit: int) -> None:
+        self.url = url_of(url)
+        self.folder = home / hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()
+        self._limit = limit
+        self._fs, self._root = file_system(self.url)
+        self._lock = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+        self._tars: OrderedDict[str, int] = OrderedDict(
+            (path.relative_to(self.folder).as_posix(), path.stat().st_size)
+            for path in sorted(self.folder.glob("v*/*.tar"))
+        )
+        self.fetched = 0
+        for name in (SPEC, MANIFEST, CHECKSUM, STATE):
+            self.fetch(name)
+
+    def fetch(self, name: str) -> None:
+        """Have ``name`` under ``folder``, unless it does not exist; makes room for it first."""
+        with self._lock:
+            busy = self._busy.setdefault(name, threading.Lock())
+        with busy:
+            path = self.folder / name
+            if path.exists():
+                with self._lock:
+                    if name in self._tars:
+                        self._tars.move_to_end(name)
+                return
+            remote = f"{self._root.rstrip('/')}/{name}"
+            size = _size(self._fs, remote)
+            if size is None:
+                return
+            if name.endswith(".tar"):
+                self._make_room(name, size)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+            self._fs.get_file(remote, os.fspath(temporary))
+            temporary.replace(path)
+            self.fetched += 1
+
+    def _make_room(self, name: str, size: int) -> None:
+        """Count a tar that is about to come, and drop the ones used longest ago beyond the limit.
+
+        A reader that has one of them open goes on reading it: the disk keeps it until it is closed.
+        """
+        with self._lock:
+            self._tars[name] = size
+            while sum(self._tars.values()) > self._limit and len(self._tars) > 1:
+                oldest, _ = self._tars.popitem(last=False)
+                (self.folder / oldest).unlink(missing_ok=True)

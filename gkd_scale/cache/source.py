@@ -1,0 +1,206 @@
+"""Where images come from: a folder, a list of paths, WebDataset tars; on disk or behind fsspec.
+
+A source lists its images, each with a name that never changes and its size, and reads one by name. The
+name decides the sample's ``sid``, so the same images in another place make the same cache.
+
+===============================  ================================================================
+``--images``                     names
+===============================  ================================================================
+``photos``                       paths below the folder
+``photos.txt``                   one path a line, relative to the file or absolute, as written
+``photos.parquet``               the same in a column ``path``
+``train-{00000..00012}.tar``     ``train-00000.tar/0001.jpg``: images in WebDataset tars
+``s3://bucket/photos``           paths below the prefix (``gs://``, ``hf://``, ``file://`` ... alike)
+===============================  ================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from gkd_scale.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""File names that are read as images, whatever their case."""
+
+_URL = re.compile(r"^([a-z][a-z0-9+.-]+):/(/?)")
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class Source(Protocol):
+    """Images by name."""
+
+    def entries(self) -> list[tuple[str, int]]:
+        """(name, bytes) of all images, in no particular order."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The file of one image; OSError where it cannot be read."""
+        ...
+
+
+def is_url(location: str | Path) -> bool:
+    """Whether a location is behind fsspec; a Path that swallowed a slash of '//' counts."""
+    return bool(_URL.match(str(location)))
+
+
+def url_of(location: str | Path) -> str:
+    """The location with the two slashes after its scheme."""
+    text = str(location)
+    match = _URL.match(text)
+    if match is None or match[2]:
+        return text
+    slashes = ":///" if match[1] == "file" else "://"
+    return f"{match[1]}{slashes}{text[match.end() :]}"
+
+
+def open_source(images: str | Path) -> Source | None:
+    """The source that ``images`` names; None for a plain folder. DataError where it cannot be used."""
+    text = str(images)
+    if Path(text).is_dir():
+        return None
+    if text.endswith(".tar"):
+        return Tars(expand(url_of(text) if is_url(text) else text))
+    if text.endswith((".txt", ".parquet")):
+        return PathList(Path(text))
+    return Remote(url_of(text)) if is_url(text) else None
+
+
+def expand(pattern: str) -> list[str]:
+    """``a-{00..12}.tar`` to its thirteen names; any number of braces."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    width = len(match[1])
+    names = [f"{number:0{width}d}" for number in range(int(match[1]), int(match[2]) + 1)]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [name for number in names for name in expand(f"{head}{number}{tail}")]
+
+
+class PathList:
+    """Images named by a text file or by the column ``path`` of a Parquet file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def entries(self) -> list[tuple[str, int]]:
+        names = list(dict.fromkeys(self._names()))
+        if not names:
+            raise DataError(f"{self._file} names no images", "write one path a line")
+        return [(name, self._size(name)) for name in names]
+
+    def read(self, name: str) -> bytes:
+        path = self._file.parent / name
+        if not path.is_file():
+            raise OSError(2, "no such file" if not path.exists() else "not a regular file")
+        return path.read_bytes()
+
+    def _names(self) -> list[str]:
+        try:
+            if self._file.suffix == ".parquet":
+                import pyarrow.parquet as pq
+
+                return [str(name) for name in pq.read_table(self._file, columns=["path"])["path"].to_pylist()]
+            lines = self._file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            return [line.strip() for line in lines if line.strip()]
+        except FileNotFoundError:
+            raise DataError(f"the list {self._file} does not exist", "check --images") from None
+        except Exception as error:
+            raise DataError(
+                f"the list {self._file} cannot be read: {' '.join(str(error).split())[:160]}",
+                "give one path a line, or a Parquet file with a column 'path'",
+            ) from None
+
+    def _size(self, name: str) -> int:
+        path = self._file.parent / name
+        return path.stat().st_size if path.is_file() else 0
+
+
+class Tars:
+    """Images inside tars, read at their offsets; each tar is scanned once."""
+
+    def __init__(self, tars: list[str]) -> None:
+        self._tars = {PurePosixPath(tar).name: tar for tar in tars}
+        self._places: dict[str, tuple[str, int, int]] = {}
+
+    def entries(self) -> list[tuple[str, int]]:
+        for name, tar in self._tars.items():
+            self._places |= self._scan(name, tar)
+        if not self._places:
+            raise DataError(f"the tars hold no images ({', '.join(self._tars)})", "check --images")
+        return [(name, size) for name, (_, _, size) in self._places.items()]
+
+    def read(self, name: str) -> bytes:
+        tar, offset, size = self._places[name]
+        with _open(tar) as file:
+            file.seek(offset)
+            return bytes(file.read(size))
+
+    def _scan(self, name: str, tar: str) -> dict[str, tuple[str, int, int]]:
+        """``{name: (tar, offset, bytes)}`` of the images in one tar."""
+        try:
+            with _open(tar) as file, tarfile.open(fileobj=file, mode="r:") as members:
+                return {
+                    f"{name}/{member.name}": (tar, member.offset_data, member.size)
+                    for member in members
+                    if member.isfile() and member.name.lower().endswith(EXTENSIONS)
+                }
+        except (OSError, tarfile.TarError) as error:
+            raise DataError(f"the tar {tar} cannot be read: {error}", "check --images") from None
+
+
+class Remote:
+    """Images below a URL prefix, through fsspec."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._fs, self._root = file_system(url)
+
+    def entries(self) -> list[tuple[str, int]]:
+        try:
+            found = self._fs.find(self._root, detail=True)
+        except Exception as error:
+            raise DataError(
+                f"{self._url} cannot be listed: {error}", "check --images and your keys"
+            ) from None
+        start = len(self._root.rstrip("/")) + 1
+        images = [
+            (path[start:], int(info.get("size") or 0))
+            for path, info in found.items()
+            if path.lower().endswith(EXTENSIONS) and "/." not in f"/{path[start:]}"
+        ]
+        if not images:
+            raise DataError(f"{self._url} holds no images", "check --images")
+        return images
+
+    def read(self, name: str) -> bytes:
+        try:
+            return bytes(self._fs.cat_file(f"{self._root.rstrip('/')}/{name}"))
+        except OSError:
+            raise
+        except Exception as error:  # each backend has errors of its own
+            raise OSError(5, f"{type(error).__name__}: {error}") from None
+
+
+@lru_cache(maxsize=16)
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system and the path in it; DataError where fsspec lacks the backend."""
+    import fsspec  # type: ignore[import-untyped]
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{url} cannot be opened: {error}", "install the fsspec backend it names") from None
+    return fs, str(path)
+
+
+def _open(location: str) -> Any:
+    if is_url(location):
+        fs, path = file_system(location)
+        return fs.open(path, "rb")
+    return open(os.fspath(location), "rb")
