@@ -2,8 +2,8 @@
 
 ``python benchmarks/tune_search.py --out runs/bench-tune --seeds 0 1``
 
-For each seed: a search of 12 trials; the default configuration trained alone for as many steps; then, since the
-best of 12 is partly luck, best and default are trained again with another seed. Results go to
+For each seed: a search of 12 trials; the default configuration trained alone for as many steps; then, since
+the best of 12 is partly luck, best and default are trained again with another seed. Results go to
 ``tune_search.json``.
 """
 
@@ -43,7 +43,7 @@ def single(out: Path, seed: int, steps: int, options: dict[str, Any]) -> float:
     """The mIoU of one configuration after all steps."""
     out.parent.mkdir(parents=True, exist_ok=True)
     fixed = yaml.safe_load((ROOT / "tuning/spaces/demo.yaml").read_text())
-    values = {key: fixed["global_batch"] for key in ("global_batch",)}
+    values = {"global_batch": fixed["global_batch"]}
     values |= {key: f"choice({value})" for key, value in options.items()} or {"drop_path": "choice(0.0)"}
     space = out.with_suffix(".yaml")
     space.write_text(yaml.safe_dump(values))
@@ -81,8 +81,9 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     runs = [measure(given.out, seed, given.steps, given.trials) for seed in given.seeds]
+    seeds = " ".join(map(str, given.seeds))
     result = {
-        "command": f"python benchmarks/tune_search.py --seeds {' '.join(map(str, given.seeds))} --steps {given.steps}",
+        "command": f"python benchmarks/tune_search.py --steps {given.steps} --seeds {seeds}",
         "date": time.strftime("%Y-%m-%d"),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
         "load_average_at_end": round(os.getloadavg()[1], 1),

@@ -24,20 +24,22 @@ def test_trials_of_a_dead_node_go_on_elsewhere(
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
-        budget = ("--steps", 600, "--report-every", 60, "--scheduler", "none", "--address", cluster.address)
+        budget = ("--steps", 240, "--report-every", 24, "--scheduler", "none", "--address", cluster.address)
         log = tmp_path / "log"
         with open(log, "wb") as file:
             command = [*SCRIPT, *flags(tiny_cache, domains, tmp_path, *budget)]
             process = subprocess.Popen(command, env=environment(), stdout=file, stderr=file, cwd=tmp_path)
-            for trial in (1, 2):
-                wait_for(process, log, f"trial {trial} step 60/")
-            seen = {row["node"] for row in rows(tmp_path)}
-            cluster.remove_node(nodes[1], allow_graceful=False)
-            assert process.wait(200) == 0, log.read_text()
+            try:
+                for trial in (1, 2):
+                    wait_for(process, log, f"trial {trial} step 24/")
+                cluster.remove_node(nodes[1], allow_graceful=False)
+                assert process.wait(500) == 0, log.read_text()
+            finally:
+                process.kill()
     finally:
         cluster.shutdown()
-    assert seen == {node.node_id[:8] for node in nodes}
-    ends = {row["trial"]: row for row in rows(tmp_path) if row["step"] == 600}
+    assert {row["node"] for row in rows(tmp_path)} == {node.node_id[:8] for node in nodes}
+    ends = {row["trial"]: row for row in rows(tmp_path) if row["step"] == 240}
     assert len(ends) == 3 and {row["status"] for row in ends.values()} == {"done"}
     assert "was lost" in log.read_text()
     logs = "".join(path.read_text() for path in (tmp_path / "out/trials").glob("*/log-0.txt"))

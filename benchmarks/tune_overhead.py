@@ -1,0 +1,92 @@
+"""What the search adds to its trials: 8 one-worker trials on 2 cores, against the same runs alone.
+
+``python benchmarks/tune_overhead.py --out runs/bench-overhead``
+
+Alone means: the code of a trial (stage 1, probe, checkpoints) in a process of its own, one after another, without
+Ray; half the sum of their wall times is what two cores could do at best. ``ratio`` is the search's wall time,
+start to exit, over that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LRS = [2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3]
+
+
+def flags(out: Path, steps: int, lrs: list[float]) -> list[str]:
+    space = out / "space.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    space.write_text(f"optim.lr: choice({', '.join(map(str, lrs))})\nglobal_batch: 16\n")
+    given = ["--space", str(space), "--search", "grid", "--scheduler", "none"]
+    return [*given, "--steps", str(steps), "--out", str(out / "search")]
+
+
+def alone(out: Path, steps: int, lr: float) -> None:
+    """One trial without Ray, in this process; prints the seconds that a trial does not spend (checking)."""
+    sys.path.insert(0, str(ROOT / "tuning"))
+    from gkd_scale import config
+
+    trial: Any = __import__("trial")
+    cfg = config.parse(
+        __import__("options").SearchConfig, flags(out, steps, LRS), prog="alone", description=""
+    )
+    began = time.monotonic()
+    plan = replace(__import__("checks").check(cfg), out=out / "alone")
+    checking = time.monotonic() - began
+    trial._report = lambda *_: None
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(trial._free_port())}
+    trial.rank_main(plan, {"optim.lr": lr}, f"lr-{lr}", 0, address)
+    print(json.dumps({"checking": checking}))
+
+
+def wall(command: list[str]) -> tuple[float, str]:
+    began = time.monotonic()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return time.monotonic() - began, done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Wall time of a search over that of its runs alone.")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-overhead"))
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--alone", type=float, default=None, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.alone is not None:
+        alone(given.out, given.steps, given.alone)
+        return
+    lrs = LRS[: given.trials]
+    load = os.getloadavg()[0]
+    searched, _ = wall([sys.executable, str(ROOT / "tuning/search.py"), *flags(given.out, given.steps, lrs)])
+    seconds = []
+    for lr in lrs:
+        again = [sys.executable, __file__, "--out", str(given.out), "--steps", str(given.steps)]
+        took, said = wall([*again, "--alone", str(lr)])
+        seconds.append(took - json.loads(said.splitlines()[-1])["checking"])
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "load_average_before_and_after": [round(load, 1), round(os.getloadavg()[0], 1)],
+        "steps": given.steps,
+        "trials": len(lrs),
+        "search_seconds": round(searched, 1),
+        "alone_seconds": [round(each, 1) for each in seconds],
+        "ratio": round(searched / (sum(seconds) / 2), 2),
+    }
+    path = Path(__file__).with_suffix(".json")
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()
