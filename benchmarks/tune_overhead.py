@@ -2,9 +2,9 @@
 
 ``python benchmarks/tune_overhead.py --out runs/bench-overhead``
 
-Alone means: the code of a trial (stage 1, probe, checkpoints) in a process of its own, one after another, without
-Ray; half the sum of their wall times is what two cores could do at best. ``ratio`` is the search's wall time,
-start to exit, over that.
+Alone means: the code of a trial (stage 1, probe, checkpoints) in a process of its own, one after another,
+without Ray; half the sum of their wall times is what two cores could do at best. ``ratio`` is the
+search's wall time, start to exit, over that.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: Plan) -> dict[s
                 )
             )
         try:
-            return dict(optuna.importance.get_param_importances(study))
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
         except (ValueError, RuntimeError):  # too few trials that differ
             return {}
 
