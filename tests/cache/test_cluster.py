@@ -100,6 +100,7 @@ def on_ray(cluster: Any, images: Path, out: Path) -> CacheTeacherConfig:
     return config(images, out, ray=cluster.address)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_two_nodes_and_five_killed_workers_make_the_same_bytes(
@@ -118,6 +119,7 @@ def test_two_nodes_and_five_killed_workers_make_the_same_bytes(
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_error_in_a_worker_is_the_error_of_the_command(cluster: Any, images: Path, tmp_path: Path) -> None:
@@ -125,6 +127,7 @@ def test_an_error_in_a_worker_is_the_error_of_the_command(cluster: Any, images: 
         build(on_ray(cluster, images, tmp_path), TinyTeacher(), load=broken, quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_node_that_joins_helps(
@@ -140,6 +143,7 @@ def test_a_node_that_joins_helps(
     cluster.remove_node(node)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_cluster_is_the_users_mistake(images: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tests.conftest import environment
 from tests.tuning.test_search import SCRIPT, flags, rows, wait_for
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_trials_of_a_dead_node_go_on_elsewhere(
     tiny_cache: Path, domains: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -166,6 +166,7 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert "seed: 0 then, 7 now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_search_goes_on(
     how: signal.Signals, tiny_cache: Path, domains: Path, tmp_path: Path
@@ -205,6 +206,7 @@ def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_from_the_better_ones(tiny_cache: Path, domains: Path, tmp_path: Path) -> None:
     space = "optim.lr: loguniform(1e-5, 1e-1)\nglobal_batch: 4\n"
     done = run([*SCRIPT, *flags(tiny_cache, domains, tmp_path, "--scheduler", "pbt", space=space)], tmp_path)
