@@ -348,6 +348,7 @@ commands:
 training:
   deepspeed launchers/stage1.py --ds-config zero2.json   distil a student from caches
   deepspeed launchers/stage2.py --ds-config zero2.json   train a segmentation head on it
+  python tuning/search.py                                search its hyperparameters
 
 gkd-scale COMMAND --help shows options and examples."""
 
