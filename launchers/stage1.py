@@ -6,7 +6,7 @@ from pathlib import Path
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
-from gkd_scale.engine.launch import main
+from gkd_scale.engine.launch import leave, main
 from gkd_scale.engine.runtime import Runtime
 
 EXAMPLES = """\
@@ -26,7 +26,7 @@ def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(
+    leave(
         main(
             Stage1Config,
             run,

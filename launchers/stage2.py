@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from gkd_scale.demo import defaults
-from gkd_scale.engine.launch import main
+from gkd_scale.engine.launch import leave, main
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.segment import stage2
 from gkd_scale.segment.config import Stage2Config
@@ -25,7 +25,7 @@ def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(
+    leave(
         main(
             Stage2Config,
             run,

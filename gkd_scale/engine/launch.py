@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from gkd_scale import config, console
 from gkd_scale.errors import GkdError, disk_full
@@ -56,6 +56,18 @@ def main(
         if runtime is not None and sys.exc_info()[0] is None:
             runtime.stop()
     return 0
+
+
+def leave(status: int) -> NoReturn:
+    """End this process now, with everything it printed on its way.
+
+    Gloo's worker threads live until the process does. One that lets go of a tensor while the interpreter
+    is being torn down aborts the process ("terminate called without an active exception"), after the run
+    is whole on disk; so a launched rank skips the teardown.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _report(error: GkdError, rank: int) -> int:
