@@ -23,6 +23,11 @@ class LossConfig:
 class QsdConfig:
     """qsd: the form of query-based soft distillation"""
 
+    form: str = option(
+        "qsd",
+        "mse leaves the queries out: the projected student tokens against the teacher's (an ablation)",
+        choices=("qsd", "mse"),
+    )
     init: str = option(
         "published", "zero-query starts from uniform attention", choices=("published", "zero-query")
     )
@@ -96,6 +101,9 @@ class Stage1Config:
         None, "weights file, stage-1 run, or 'pretrained' (default: from scratch)", metavar="FILE|RUN"
     )
     drop_path: float = option(0.0, "stochastic depth of the student")
+    student_jitter: float = option(
+        0.0, "strength of brightness, contrast and saturation jitter that only the student sees"
+    )
     out: Path = option(Path("runs/stage1"), "run folder; the same command again resumes")
     steps: int | None = option(None, "optimizer steps (default 400, or what --epochs gives)")
     epochs: float | None = option(None, "passes over the caches, instead of --steps")
@@ -131,5 +139,9 @@ class Stage1Config:
         for name, share in (("mask.ratio", self.mask.ratio), ("mask.probability", self.mask.probability)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"'{name}' is {share}", "give a share from 0 to 1")
+        if not 0 <= self.student_jitter < 1:
+            raise ConfigError(
+                f"'student_jitter' is {self.student_jitter}", "give a strength from 0 to below 1"
+            )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"'ema' is {self.ema}", "give a decay from 0 to below 1")

@@ -21,23 +21,35 @@ class QsdHead(nn.Module):
 
     One attention head; the logits are unscaled as published, or divided by √Ct with ``scaled``.
     ``zero_query`` starts φ's Linear at zero, so that attention starts uniform.
+    Without ``attend``, v' = ψ(v_s): plain feature MSE, the ablation of the paper.
     """
 
     def __init__(
-        self, student_dim: int, teacher_dim: int, *, scaled: bool = False, zero_query: bool = False
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        *,
+        scaled: bool = False,
+        zero_query: bool = False,
+        attend: bool = True,
     ) -> None:
         super().__init__()
-        self.proj_q = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
+        self.attend = attend
+        if attend:
+            self.proj_q = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
         self.proj_v = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
         self.scale = 1 / math.sqrt(teacher_dim) if scaled else 1.0
-        if zero_query:
+        if attend and zero_query:
             linear = self.proj_q[1]
             nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``student`` (B, N, Cs) and ``teacher`` (B, N, Ct) to the student's soft tokens (B, N, Ct)."""
-        queries, values = self.proj_q(student), self.proj_v(student)
+        values: Tensor = self.proj_v(student)
+        if not self.attend:
+            return values
+        queries = self.proj_q(student)
         out: Tensor = F.scaled_dot_product_attention(
             queries, teacher.to(queries.dtype), values, scale=self.scale
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gkd_scale import console
 from gkd_scale.cache.certificate import codec_line
@@ -19,6 +20,7 @@ from gkd_scale.cache.ledger import FOLDER as LEDGER
 from gkd_scale.cache.ledger import recorded
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Caches, open_caches
+from gkd_scale.distill import heads
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.engine import ds_config, run
@@ -60,9 +62,10 @@ def train(
     caches = _open(cfg)
     steps = _steps(cfg, caches, plan)
     distiller = _distiller(cfg, caches)
+    continued = heads.resume(distiller, cfg.student_weights, caches.fingerprint["model"])
     identity = run.identity(
         cfg,
-        initial_weights=weights.fingerprint(distiller.student.net),
+        initial_weights=weights.fingerprint(distiller if continued else distiller.student.net),
         cache=[cache.spec.hash() for cache in caches.caches],
         steps=steps,
         global_batch=plan.global_batch,
@@ -74,18 +77,20 @@ def train(
         return
     if runtime.main:
         _introduce(cfg, plan, caches, distiller, steps)
+        if continued:
+            console.out.print(f"the QSD heads go on from {cfg.student_weights}")
     source = _source(cfg, runtime, plan, caches)
     job = _job(cfg, runtime, plan, source, distiller, steps, identity)
     prepare(job)
     trained = fit(job, runtime, plan, cfg.out)
-    state = trained.state(distiller.student.net)
+    state = trained.state()
     facts = {
         "image_size": list(caches.image_size),
         "teacher": caches.fingerprint["model"],
         "teacher_sha256": caches.fingerprint["weights_sha256"],
         "steps": steps,
     }
-    runtime.on_main(lambda: backbone.export(cfg.out, distiller.student.spec, state, **facts))
+    runtime.on_main(lambda: _export(cfg.out, distiller, state, facts))
     seconds = time.monotonic() - began
     runtime.on_main(lambda: run.finish(cfg.out, KIND, identity, seconds=round(seconds, 1), steps=steps))
     _tell_skipped(source, runtime)
@@ -127,8 +132,22 @@ def _distiller(cfg: Stage1Config, caches: Caches) -> Distiller:
         drop_path=cfg.drop_path,
     )
     return Distiller(
-        student, caches.dim, caches.grid, loss=cfg.loss, qsd=cfg.qsd, mask=cfg.mask, seed=cfg.seed
+        student,
+        caches.dim,
+        caches.grid,
+        loss=cfg.loss,
+        qsd=cfg.qsd,
+        mask=cfg.mask,
+        jitter=cfg.student_jitter,
+        seed=cfg.seed,
     )
+
+
+def _export(out: Path, distiller: Distiller, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write the heads first, then the backbone, whose files say that the export is there."""
+    net, rest = heads.split(state)
+    heads.save(out, rest)
+    backbone.export(out, distiller.student.spec, net, **facts)
 
 
 def _job(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gkd_scale.distill.config import LossConfig, MaskConfig
+from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.distill.qsd import mse
 from gkd_scale.models.masking import masked_positions, random_mask
@@ -105,3 +105,23 @@ def test_a_student_of_another_grid_is_resampled_to_the_teachers() -> None:
     assert student.grid == (4, 6)
     losses = Distiller(student, 20, (2, 3))(batch())
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_mse_form_is_the_distance_of_the_projected_tokens() -> None:
+    d, b = distiller(qsd=QsdConfig(form="mse")), batch()
+    teacher = Features(*(t.float() for t in b.teacher))
+    soft = d.head_feature.proj_v(d.student(b.pixels).patches)
+    soft_cls = d.head_cls.proj_v(d.student(b.pixels).cls)
+    wanted = mse(
+        torch.cat([soft_cls[:, None], soft], 1), torch.cat([teacher.cls[:, None], teacher.patches], 1)
+    )
+    assert torch.allclose(d(b)["loss_feature"], wanted, atol=1e-6)
+    assert not any("proj_q" in name for name, _ in d.named_parameters())
+
+
+def test_jitter_moves_the_student_and_not_the_teacher() -> None:
+    b = batch()
+    still, moved = distiller()(b), distiller(jitter=0.5)(b)
+    again = distiller(jitter=0.5)(b)
+    assert not torch.isclose(still["loss"], moved["loss"])
+    assert torch.equal(moved["loss"], again["loss"])
