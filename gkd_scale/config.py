@@ -64,7 +64,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "the configurati
 
     _refuse_unknown(cls, values, where)
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        return TypeAdapter(cls).validate_python(_one_is_a_list(cls, values))
     except ValidationError as error:
         lines = []
         for item in error.errors():
@@ -75,6 +75,15 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "the configurati
                 message = item["msg"].removeprefix("Value error, ")
                 lines.append(f"'{key}' is {item['input']!r}: {message}")
         raise ConfigError(f"{where}: " + "; ".join(lines), "see --help for what each option takes") from None
+
+
+def _one_is_a_list(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with a single text or mapping, where a list is expected, as a list of one."""
+    lists = {name for name, hint in _types(cls).items() if typing.get_origin(hint) is list}
+    return {
+        key: [value] if key in lists and isinstance(value, (str, Path, Mapping)) else value
+        for key, value in values.items()
+    }
 
 
 def from_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,7 +223,8 @@ def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any, prefix:
     help_text = meta.get("help", "").replace("%", "%%")
     default = field.default if field.default_factory is _MISSING else field.default_factory()
     if default not in (_MISSING, None, "", [], {}) and not meta.get("positional"):
-        help_text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+        shown = " ".join(map(str, default)) if isinstance(default, (tuple, list)) else default
+        help_text += f" (default: {shown})"
     kwargs: dict[str, Any] = {"dest": dest, "help": help_text, "default": argparse.SUPPRESS}
     if meta.get("choices"):
         kwargs["choices"] = list(meta["choices"])

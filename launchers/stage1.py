@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
-from gkd_scale.distill.config import Stage1Config
+from gkd_scale.distill.config import LIVE, Stage1Config
 from gkd_scale.engine.launch import leave, main
 from gkd_scale.engine.runtime import Runtime
 
@@ -15,12 +15,18 @@ EXAMPLES = """\
       --out runs/1a --epochs 100 --global-batch 512
   deepspeed launchers/stage1.py --ds-config zero2.json --cache caches/source --student-weights runs/1a \\
       --student vit_small_patch16_224 --out runs/1b --epochs 300 --global-batch 128
+  deepspeed launchers/stage1.py --cache caches/proxy --student vit_tiny_patch16_224 \\
+      --student vit_small_patch16_224 --out runs/both        two students from the same batches
+  deepspeed launchers/stage1.py --teacher live --live images=imagenet/train image_size=224 \\
+      teacher=vit_base_patch14_dinov2.lvd142m --student vit_tiny_patch16_224 --out runs/live
 """
 
 
 def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
-    """Stage 1; on the embedded proxy images where no cache is named."""
-    if not cfg.cache:
+    """Stage 1; on the embedded proxy images where nothing else is named."""
+    if cfg.teacher == LIVE and not cfg.live:
+        cfg.live = runtime.on_main(defaults.proxy_recipe)
+    elif cfg.teacher != LIVE and not cfg.cache:
         cfg.cache = [runtime.on_main(defaults.proxy_cache)]
     stage1.train(cfg, runtime, bundled)
 

@@ -125,3 +125,13 @@ def test_dotted_overrides_merge_into_groups() -> None:
         "inner": {"rate": 5, "pair": [0, 1]},
         "count": 2,
     }
+
+
+def test_one_value_where_a_list_is_expected_is_a_list_of_one() -> None:
+    @dataclass
+    class Lists:
+        names: list[str] = config.option(["a", "b"], "names")
+
+    assert config.build(Lists, {"names": "c"}).names == ["c"]
+    assert config.build(Lists, {"names": ["c", "d"]}).names == ["c", "d"]
+    assert config.build(Lists, {}).names == ["a", "b"]

@@ -1,8 +1,8 @@
 """The same batches with the teacher run live: no cache, the same views, the same order.
 
-For one epoch over many images, or to check a cache: what a cached run reads and what a live run
-computes agree within the codec's rounding. Unreadable images are found by reading all once at the
-start, because the order counts readable images only.
+For one epoch over many images, for fresh augmentation in every epoch, or to check a cache: what a
+cached run reads and what a live run computes agree within the codec's rounding. Unreadable images are
+found by reading all once at the start, because the order counts readable images only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,19 @@ import torch
 from gkd_scale.cache.build import run_teacher
 from gkd_scale.cache.codec import get_codec, to_fp16
 from gkd_scale.cache.config import ViewConfig
+from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.loader import Schedule, Slot, make_batch
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
-from gkd_scale.cache.views import UnreadableImage, channels_first, decode, make_view, open_image
+from gkd_scale.cache.views import (
+    Opened,
+    UnreadableImage,
+    channels_first,
+    decode,
+    make_view,
+    open_from,
+    open_image,
+)
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Features, Teacher, UInt8Array
@@ -29,16 +38,16 @@ class LiveSource:
     """Micro batches of ``images`` through ``teacher``; implements BatchSource.
 
     ``view``, ``views``, ``view_seed`` and ``samples_per_shard`` play the part that a cache's spec plays;
-    with equal values the batches are those of the cache.
+    with equal values the batches are those of the cache. Without ``views`` each epoch sees views of its own.
     """
 
     def __init__(
         self,
-        images: Path,
+        images: str | Path,
         teacher: Teacher,
         *,
         view: ViewConfig,
-        views: int = 1,
+        views: int | None = None,
         view_seed: int = 0,
         samples_per_shard: int = 512,
         codec: str = "fp16",
@@ -54,7 +63,8 @@ class LiveSource:
         self.grid, self.image_size, self.teacher_dim = teacher.grid, teacher.image_size, teacher.dim
         self._images, self._teacher, self._codec = images, teacher, get_codec(codec)
         self._view, self._views, self._view_seed, self._workers = view, views, view_seed, workers
-        plan = make_plan(images, samples_per_shard)
+        self.effort = Effort(workers)
+        self._plan = plan = make_plan(images, samples_per_shard)
         readable = list(prefetch(self._is_readable, plan.entries, workers, depth=4 * workers))
         self._entries = [entry for entry, good in zip(plan.entries, readable, strict=True) if good]
         if not self._entries:
@@ -78,31 +88,41 @@ class LiveSource:
             self._pixels, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
         )
         for slots, pixels in ahead:
-            features = self._as_stored(run_teacher(self._teacher, pixels))
+            with self.effort.spent("teacher"):
+                features = self._as_stored(run_teacher(self._teacher, pixels))
             yield make_batch(pixels, features, [self._entries[slot.sample].sid for slot in slots], slots)
+
+    def images_hash(self) -> str:
+        """SHA-256 over the names and sizes of the images."""
+        return self._plan.hash()
+
+    def _open(self, entry: Entry) -> Opened:
+        if self._plan.source is not None:
+            return open_from(self._plan.source, entry.path)
+        return open_image(Path(self._images) / entry.path)
 
     def _is_readable(self, entry: Entry) -> bool:
         try:
-            open_image(self._images / entry.path)
+            self._open(entry)
         except UnreadableImage:
             return False
         return True
 
     def _pixels(self, slots: list[Slot]) -> tuple[list[Slot], UInt8Array]:
         """Pixels (B, 3, H, W) of one micro batch. Runs on the reading threads."""
-        return slots, np.stack([self._one(slot) for slot in slots])
+        with self.effort.reading():
+            return slots, np.stack([self._one(slot) for slot in slots])
 
     def _one(self, slot: Slot) -> UInt8Array:
         entry = self._entries[slot.sample]
         try:
-            image = open_image(self._images / entry.path).image
+            image = self._open(entry).image
         except UnreadableImage as error:
             raise DataError(
-                f"{self._images / entry.path} can no longer be read: {error}", "check the folder"
+                f"{entry.name} of {self._images} can no longer be read: {error}", "check the images"
             ) from None
-        made = make_view(
-            image, entry.sid, slot.epoch % self._views, self.image_size, self._view, self._view_seed
-        )
+        view = slot.epoch if self._views is None else slot.epoch % self._views
+        made = make_view(image, entry.sid, view, self.image_size, self._view, self._view_seed)
         return channels_first(decode(made.jpeg))
 
     def _as_stored(self, features: Features) -> Features:

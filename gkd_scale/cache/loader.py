@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.order import WINDOW, Order, check_batches, micro_positions
 from gkd_scale.cache.reader import Cache, Caches, Sample
 from gkd_scale.cache.views import decode
-from gkd_scale.errors import DamageError
+from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Features, UInt8Array
 
@@ -57,7 +58,10 @@ class Schedule:
 
 
 class CachedSource:
-    """Micro batches from caches; implements BatchSource. Epoch e reads view e modulo the cache's views."""
+    """Micro batches from caches; implements BatchSource.
+
+    Epoch e reads view e modulo ``views``, by default all that the caches hold.
+    """
 
     def __init__(
         self,
@@ -72,10 +76,18 @@ class CachedSource:
         workers: int = 2,
         window: int = WINDOW,
         skip_corrupt: bool = False,
+        views: int | None = None,
     ) -> None:
+        if views is not None and views > caches.views:
+            raise CacheError(
+                f"--views {views} is more than the {caches.views} views of the cache",
+                f"give at most {caches.views}, or build a cache with --views {views}",
+            )
         self.grid, self.image_size, self.teacher_dim = caches.grid, caches.image_size, caches.dim
         self.num_samples = caches.num_samples
         self._caches, self._workers, self._skip = caches, workers, skip_corrupt
+        self._views = views or caches.views
+        self.effort = Effort(workers)
         self.skipped: dict[tuple[int, int], str] = {}
         """What ``skip_corrupt`` passed over: (view asked for, sample) to what is wrong with it."""
         self._schedule = Schedule(
@@ -102,9 +114,11 @@ class CachedSource:
         patches = np.empty((len(slots), tokens, self.teacher_dim), np.float16)
         sids: list[str] = []
         for row, slot in enumerate(slots):
-            sample = self._read(slot)
-            pixels[row] = decode(sample.jpeg).transpose(2, 0, 1)
-            cls[row], patches[row] = sample.cls, sample.patches
+            with self.effort.reading():
+                sample = self._read(slot)
+            with self.effort.spent("decode"):
+                pixels[row] = decode(sample.jpeg).transpose(2, 0, 1)
+                cls[row], patches[row] = sample.cls, sample.patches
             sids.append(sample.sid)
         features = Features(torch.from_numpy(cls), torch.from_numpy(patches))
         return make_batch(pixels, features, sids, slots)
@@ -114,14 +128,15 @@ class CachedSource:
 
         The stand-in is a function of the slot and the files, so a resumed run skips alike.
         """
+        view = slot.epoch % self._views
         if not self._skip:
-            return self._caches.read(slot.epoch, slot.sample)
+            return self._caches.read(view, slot.sample)
         for ahead in range(self.num_samples):
             index = (slot.sample + ahead) % self.num_samples
             try:
-                return self._caches.read(slot.epoch, index)
+                return self._caches.read(view, index)
             except DamageError as error:
-                self.skipped[slot.epoch % self._caches.views, index] = error.message
+                self.skipped[view, index] = error.message
         raise DamageError("no sample of the cache can be read", "see gkd-scale verify")
 
 

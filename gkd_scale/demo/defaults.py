@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gkd_scale import console
 from gkd_scale.cache.build import build
@@ -40,8 +41,13 @@ def data() -> Path:
     return DATA
 
 
+def proxy_recipe() -> dict[str, Any]:
+    """The images of that cache and their size, for a teacher that runs live."""
+    return {"images": str(data() / "proxy"), "image_size": "96x128"}
+
+
 def proxy_cache() -> Path:
     """The demo teacher's cache of the embedded proxy images, built if it is not there."""
-    cfg = CacheTeacherConfig(images=data() / "proxy", image_size="96x128", views=2, out=PROXY_CACHE)
+    cfg = CacheTeacherConfig(**proxy_recipe(), views=2, out=PROXY_CACHE)
     build(cfg, load_teacher(cfg.teacher, cfg.size))
     return PROXY_CACHE

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gkd_scale import config
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError
 
@@ -57,6 +58,9 @@ class OptimConfig:
     betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
     warmup: float = option(0.05, "share of the steps that the learning rate rises")
     warmup_lr: float = option(1e-6, "learning rate of the first step")
+    layer_decay: float = option(
+        1.0, "factor on the learning rate for each layer further from the output", flag="--layer-decay"
+    )
     final_lr: float = option(1e-5, "learning rate of the last step")
 
 
@@ -85,8 +89,23 @@ class CertifyConfig:
 
 
 @dataclass
+class StudentConfig:
+    """One of several students, an item of ``student`` in YAML. What it leaves out is as the flags say."""
+
+    name: str = option(help="timm name")
+    folder: str | None = option(None, "folder of its run below OUT (default: its name)")
+    args: dict[str, Any] | None = option(None, "arguments of timm.create_model")
+    weights: str | None = option(None, "weights file, stage-1 run, or 'pretrained'")
+    drop_path: float | None = option(None, "stochastic depth")
+
+
+LIVE = "live"
+"""The name of a teacher that is run, not read."""
+
+
+@dataclass
 class Stage1Config:
-    """Distil a student from cached teacher features, without a label."""
+    """Distil a student from teacher features, without a label."""
 
     ds_config: str = option("zero2.json", "DeepSpeed JSON: a path, or the name of a bundled one")
     cache: list[str | Path] = option(
@@ -94,8 +113,22 @@ class Stage1Config:
         "teacher cache, folder or URL, repeatable (default: the embedded proxy images, cached under runs/)",
         metavar="CACHE",
     )
-    teacher: str | None = option(None, "refuse caches of another teacher than this one", metavar="NAME")
-    student: str = option("demo_student", "timm name of the student", metavar="NAME")
+    teacher: str | None = option(
+        None,
+        "refuse caches of another teacher than this one; live: run the teacher of --live",
+        metavar="NAME",
+    )
+    live: dict[str, Any] = option(
+        {}, "with --teacher live: images=PATH image_size=224 teacher=NAME ..., as options of cache-teacher"
+    )
+    views: int | None = option(
+        None, "views that epochs cycle through (default: all cached; live: new ones each epoch)", metavar="K"
+    )
+    student: list[str | dict[str, Any]] = option(
+        ["demo_student"],
+        "timm name of the student; repeat it to train several from the same batches",
+        metavar="NAME",
+    )
     student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
     student_weights: str | None = option(
         None, "weights file, stage-1 run, or 'pretrained' (default: from scratch)", metavar="FILE|RUN"
@@ -110,7 +143,10 @@ class Stage1Config:
     global_batch: int | None = option(None, "images an optimizer step, over all ranks (default 32)")
     ema: float = option(0.99996, "decay of the moving average that is exported; 0 exports the last step")
     save_every: int = option(500, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
+    keep: int = option(2, "newest checkpoints kept")
+    keep_every: int | None = option(None, "keep each N-th step's checkpoint too", metavar="N")
+    grad_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory")
+    compile: bool = option(False, "compile the student with torch.compile")
     workers: int = option(2, "threads that read and decode, a rank")
     mirror: Path = option(
         Path("~/.cache/gkd-scale"),
@@ -130,12 +166,16 @@ class Stage1Config:
     optim: OptimConfig = section(OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "save_every", "keep", "window"):
+        for name in ("steps", "epochs", "save_every", "keep", "keep_every", "window", "views"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"'{name}' is {value}", f"give --{name.replace('_', '-')} more than 0")
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("both --steps and --epochs are given", "give one of them")
+        if self.live and self.teacher != LIVE:
+            raise ConfigError("--live is given without --teacher live", "give both, or a cache alone")
+        if self.teacher == LIVE and self.cache:
+            raise ConfigError("both --teacher live and --cache are given", "give one of them")
         for name, share in (("mask.ratio", self.mask.ratio), ("mask.probability", self.mask.probability)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"'{name}' is {share}", "give a share from 0 to 1")
@@ -145,3 +185,29 @@ class Stage1Config:
             )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"'ema' is {self.ema}", "give a decay from 0 to below 1")
+        if not 0 < self.optim.layer_decay <= 1:
+            raise ConfigError(f"'optim.layer_decay' is {self.optim.layer_decay}", "give a factor up to 1")
+        self.each()
+
+    def each(self) -> list[Stage1Config]:
+        """A config for each student alone: itself for one by name, else with ``out`` a folder below OUT."""
+        if len(self.student) == 1 and isinstance(self.student[0], str):
+            return [self]
+        alone = [self._alone(item) for item in self.student]
+        folders = [one.out for one in alone]
+        for twice in {str(folder) for folder in folders if folders.count(folder) > 1}:
+            raise ConfigError(f"two students would be trained in {twice}", "give one of them a 'folder'")
+        return alone
+
+    def _alone(self, item: str | dict[str, Any]) -> Stage1Config:
+        said = config.build(StudentConfig, {"name": item} if isinstance(item, str) else item, "a student")
+        return replace(
+            self,
+            student=[said.name],
+            student_args=self.student_args if said.args is None else said.args,
+            student_weights=said.weights or self.student_weights,
+            drop_path=self.drop_path if said.drop_path is None else said.drop_path,
+            out=self.out / (said.folder or said.name.replace("/", "_"))
+            if len(self.student) > 1
+            else self.out,
+        )

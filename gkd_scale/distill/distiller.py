@@ -54,7 +54,7 @@ class Distiller(nn.Module):
         self.head_feature, self.head_mask, self.head_cls = heads
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of one micro batch, each the mean over all its elements."""
+        """Losses of one micro batch, each the mean over all its elements, and ``token_variance``."""
         parameter = next(self.head_feature.parameters())
         device, dtype = parameter.device, parameter.dtype
         pixels = batch.pixels.to(device, non_blocking=True)
@@ -63,7 +63,7 @@ class Distiller(nn.Module):
         teacher = Features(*(t.to(device, non_blocking=True).to(dtype) for t in batch.teacher))
         plain = self.features(pixels)
         masked = self._masked_patches(batch, pixels, plain.patches) if self.weights.mask_weight else None
-        return self.losses(plain, masked, teacher)
+        return {**self.losses(plain, masked, teacher), "token_variance": token_variance(plain.patches)}
 
     def losses(self, plain: Features, masked: Tensor | None, teacher: Features) -> dict[str, Tensor]:
         """The losses of features: the student's, its masked patches (B, N, Cs) or None, the teacher's.
@@ -98,3 +98,11 @@ class Distiller(nn.Module):
 
     def _mask(self, sid: str, epoch: int) -> Tensor:
         return random_mask(sid, epoch, self.seed, self.student.mask_tokens, self.masking.ratio)
+
+
+@torch.no_grad()
+def token_variance(patches: Tensor) -> Tensor:
+    """Variance of (B, N, C) tokens over B·N, over their mean square, 0 to 1; 0 where all are alike."""
+    tokens = patches.detach().float().flatten(0, 1)
+    power = tokens.square().mean()
+    return tokens.var(0, correction=0).mean() / power.clamp_min(torch.finfo(torch.float32).tiny)

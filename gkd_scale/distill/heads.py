@@ -1,6 +1,10 @@
 """The QSD heads as a file: the second phase goes on with the heads of the first, as the student does.
 
 ``heads.safetensors`` holds what stage 1 trains beside the backbone: the three heads and the mask token.
+
+After a phase of plain MSE, ψ(v_s) is the student's estimate of the teacher's token. QSD then starts with φ
+equal to ψ: each token asks the teacher for the tokens that look like its estimate, its own first of all, so
+attention is sharp and in the right place from the first step, where random queries take long to find it.
 """
 
 from __future__ import annotations
@@ -37,13 +41,17 @@ def resume(distiller: Distiller, run: str | Path | None, teacher: str) -> bool:
     """Load the heads of ``run`` into ``distiller``; whether there were any that fit.
 
     They fit where ``run`` is the folder of a run with the same ``teacher`` and every tensor has its
-    counterpart: a phase with another teacher, or of another form, starts with heads of its own.
+    counterpart; heads of an MSE phase give φ the values of ψ. Otherwise a phase starts with its own.
     """
     if run is None or not (Path(run) / HEADS_FILE).is_file():
         return False
     card = yaml.safe_load((Path(run) / backbone.CARD_FILE).read_text())
     found = read_state_dict(Path(run) / HEADS_FILE)
     _, own = split(distiller.state_dict())
+    for name in own.keys() - found.keys():
+        values = found.get(name.replace(".proj_q.", ".proj_v."))
+        if values is not None:
+            found[name] = values
     shapes, wanted = ({name: tuple(value.shape) for name, value in each.items()} for each in (found, own))
     if card.get("teacher") != teacher or shapes != wanted:
         return False

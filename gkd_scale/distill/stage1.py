@@ -1,35 +1,35 @@
-"""Stage 1: caches and a student in, a distilled backbone out; never a label.
+"""Stage 1: a teacher's tokens and students in, distilled backbones out; never a label.
 
 The same function does both phases of the method: task-agnostic (a cache of proxy images, a student
 from scratch) and domain-agnostic (a cache of source images, ``--student-weights`` the first run).
+
+Several students learn in one pass from the same batches. Each has below OUT the run folder that it would
+have alone, so one that is done is left as it is, and one that was added later is trained by itself.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gkd_scale import console
-from gkd_scale.cache.certificate import codec_line
 from gkd_scale.cache.ledger import FOLDER as LEDGER
 from gkd_scale.cache.ledger import recorded
-from gkd_scale.cache.loader import CachedSource
-from gkd_scale.cache.reader import Caches, open_caches
 from gkd_scale.distill import heads
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.teaching import Teaching, open_teaching
 from gkd_scale.engine import ds_config, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
-from gkd_scale.engine.loop import Job, fit
+from gkd_scale.engine.loop import Course, Job, fit
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.schedule import cosine
-from gkd_scale.errors import CacheError
-from gkd_scale.models import backbone, weights
+from gkd_scale.models import backbone, layers, weights
 from gkd_scale.models.students import load_student
 from gkd_scale.randomness import seed_of
 from gkd_scale.types import Batch
@@ -47,7 +47,8 @@ def train(
 ) -> None:
     """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs.
 
-    ``prepare(job)`` may add to what the loop does; ``job.module`` is the Distiller, not yet sharded.
+    ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Distiller, not
+    yet sharded.
     """
     began = time.monotonic()
     plan = ds_config.resolve(
@@ -58,44 +59,31 @@ def train(
         device=runtime.device,
         default=DEFAULT_GLOBAL_BATCH,
     )
-    done = runtime.on_main(lambda: run.begin(cfg.out, cfg, KIND))
-    caches = _open(cfg)
-    steps = _steps(cfg, caches, plan)
-    distiller = _distiller(cfg, caches)
-    continued = heads.resume(distiller, cfg.student_weights, caches.fingerprint["model"])
-    identity = run.identity(
-        cfg,
-        initial_weights=weights.fingerprint(distiller if continued else distiller.student.net),
-        cache=[cache.spec.hash() for cache in caches.caches],
-        steps=steps,
-        global_batch=plan.global_batch,
-    )
-    if done:
-        run.require_same(cfg.out, identity)
-        if runtime.main:
-            console.out.print(f"{cfg.out} is already complete: {cfg.out / backbone.WEIGHTS_FILE}")
+    teaching = open_teaching(cfg, runtime, plan)
+    steps = _steps(cfg, teaching, plan)
+    made = [_job(each, runtime, plan, teaching, steps) for each in cfg.each()]
+    jobs = [job for job in made if job is not None]
+    if not jobs:
         return
     if runtime.main:
-        _introduce(cfg, plan, caches, distiller, steps)
-        if continued:
-            console.out.print(f"the QSD heads go on from {cfg.student_weights}")
-    source = _source(cfg, runtime, plan, caches)
-    job = _job(cfg, runtime, plan, source, distiller, steps, identity)
-    prepare(job)
-    trained = fit(job, runtime, plan, cfg.out)
-    state = trained.state()
-    facts = {
-        "image_size": list(caches.image_size),
-        "teacher": caches.fingerprint["model"],
-        "teacher_sha256": caches.fingerprint["weights_sha256"],
-        "steps": steps,
-    }
-    runtime.on_main(lambda: _export(cfg.out, distiller, state, facts))
-    seconds = time.monotonic() - began
-    runtime.on_main(lambda: run.finish(cfg.out, KIND, identity, seconds=round(seconds, 1), steps=steps))
-    _tell_skipped(source, runtime)
+        _introduce(cfg, plan, teaching, jobs, steps)
+    for job in jobs:
+        prepare(job)
+    course = Course(
+        batches=_batches(cfg, runtime, plan, teaching),
+        steps=steps,
+        seed=cfg.seed,
+        save_every=cfg.save_every,
+        keep=cfg.keep,
+        keep_every=cfg.keep_every,
+        why_wait=teaching.why_wait,
+    )
+    for job, trained in zip(jobs, fit(jobs, course, runtime, plan), strict=True):
+        state = trained.state()
+        runtime.on_main(partial(_finish, job, state, teaching, steps, began))
+    _tell_skipped(teaching, runtime)
     if runtime.main:
-        _conclude(cfg, seconds)
+        _conclude(cfg, jobs, time.monotonic() - began)
 
 
 def default_lr(global_batch: int) -> float:
@@ -103,38 +91,88 @@ def default_lr(global_batch: int) -> float:
     return max(5e-4 * global_batch / 512, 2.5e-4)
 
 
-def _open(cfg: Stage1Config) -> Caches:
-    home, limit = cfg.mirror.expanduser(), round(cfg.mirror_gb * 1e9)
-    caches = open_caches(cfg.cache, home=home, limit=limit)
-    made_by = caches.fingerprint["model"]
-    if cfg.teacher is not None and cfg.teacher != made_by:
-        raise CacheError(
-            f"{cfg.cache[0]} was made by the teacher '{made_by}', but --teacher asks for '{cfg.teacher}'",
-            f"give --teacher {made_by}, or the cache of {cfg.teacher}",
-        )
-    return caches
-
-
-def _steps(cfg: Stage1Config, caches: Caches, plan: DeepSpeedPlan) -> int:
+def _steps(cfg: Stage1Config, teaching: Teaching, plan: DeepSpeedPlan) -> int:
     if cfg.epochs is not None:
-        return max(1, round(cfg.epochs * caches.num_samples / plan.global_batch))
+        return max(1, round(cfg.epochs * teaching.images / plan.global_batch))
     return cfg.steps or DEFAULT_STEPS
 
 
-def _distiller(cfg: Stage1Config, caches: Caches) -> Distiller:
+def _batches(
+    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teaching: Teaching
+) -> Callable[[int, int], Iterator[Batch]]:
+    """The source's batches; with ``--ledger``, written down as they pass."""
+
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        found = teaching.source.batches(start, stop)
+        if not cfg.ledger:
+            return found
+        return recorded(found, cfg.out / LEDGER, runtime.rank, start, plan.accumulation)
+
+    return batches
+
+
+def _job(
+    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teaching: Teaching, steps: int
+) -> Job | None:
+    """The training of the one student of ``cfg``; None where its run is already done."""
+    done = runtime.on_main(lambda: run.begin(cfg.out, cfg, KIND))
+    distiller = _distiller(cfg, teaching)
+    net = distiller.student.net
+    continued = heads.resume(distiller, cfg.student_weights, teaching.teacher["model"])
+    identity = run.identity(
+        cfg,
+        initial_weights=weights.fingerprint(distiller if continued else net),
+        **teaching.identity,
+        steps=steps,
+        global_batch=plan.global_batch,
+    )
+    if done:
+        run.require_same(cfg.out, identity)
+        if runtime.main:
+            console.out.print(f"{cfg.out} is already complete: {cfg.out / backbone.WEIGHTS_FILE}")
+        return None
+    if continued and runtime.main:
+        console.out.print(f"{cfg.out}: the QSD heads go on from {cfg.student_weights}")
+    optim = cfg.optim
+    base = optim.lr if optim.lr is not None else default_lr(plan.global_batch)
+    warmup = round(optim.warmup * steps)
+    prefix = "student.net."
+    return Job(
+        title=distiller.student.spec.name,
+        module=distiller,
+        lr=lambda step: cosine(
+            step, base=base, steps=steps, warmup=warmup, warmup_lr=optim.warmup_lr, final=optim.final_lr
+        ),
+        out=cfg.out,
+        weight_decay=optim.weight_decay,
+        betas=optim.betas,
+        ema=cfg.ema,
+        lr_scales={prefix + name: v for name, v in layers.lr_scales(net, optim.layer_decay).items()},
+        no_decay=frozenset(prefix + name for name in layers.no_decay(net)),
+        identity=identity,
+    )
+
+
+def _distiller(cfg: Stage1Config, teaching: Teaching) -> Distiller:
     torch.manual_seed(seed_of("init", cfg.seed))
+    source = teaching.source
+    (name,) = cfg.student
     student = load_student(
-        cfg.student,
-        caches.image_size,
-        caches.grid,
+        str(name),
+        source.image_size,
+        source.grid,
         weights=cfg.student_weights,
         args=cfg.student_args,
         drop_path=cfg.drop_path,
     )
+    if cfg.grad_checkpointing:
+        layers.checkpoint_activations(student.net, str(name))
+    if cfg.compile:
+        layers.compile_features(student.net)
     return Distiller(
         student,
-        caches.dim,
-        caches.grid,
+        source.teacher_dim,
+        source.grid,
         loss=cfg.loss,
         qsd=cfg.qsd,
         mask=cfg.mask,
@@ -143,98 +181,62 @@ def _distiller(cfg: Stage1Config, caches: Caches) -> Distiller:
     )
 
 
-def _export(out: Path, distiller: Distiller, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write the heads first, then the backbone, whose files say that the export is there."""
+def _distiller_of(job: Job) -> Distiller:
+    assert isinstance(job.module, Distiller)
+    return job.module
+
+
+def _finish(job: Job, state: dict[str, torch.Tensor], teaching: Teaching, steps: int, began: float) -> None:
+    """Export a student and say that its run is done. Rank 0."""
+    facts: dict[str, Any] = {
+        "image_size": list(teaching.source.image_size),
+        "teacher": teaching.teacher["model"],
+        "teacher_sha256": teaching.teacher["weights_sha256"],
+        "steps": steps,
+    }
     net, rest = heads.split(state)
-    heads.save(out, rest)
-    backbone.export(out, distiller.student.spec, net, **facts)
+    heads.save(job.out, rest)
+    backbone.export(job.out, _distiller_of(job).student.spec, net, **facts)
+    seconds = round(time.monotonic() - began, 1)
+    run.finish(job.out, KIND, job.identity, seconds=seconds, steps=steps)
 
 
-def _job(
-    cfg: Stage1Config,
-    runtime: Runtime,
-    plan: DeepSpeedPlan,
-    source: CachedSource,
-    distiller: Distiller,
-    steps: int,
-    identity: dict[str, Any],
-) -> Job:
-    def batches(start: int, stop: int) -> Iterator[Batch]:
-        found = source.batches(start, stop)
-        if not cfg.ledger:
-            return found
-        return recorded(found, cfg.out / LEDGER, runtime.rank, start, plan.accumulation)
-
-    optim = cfg.optim
-    base = optim.lr if optim.lr is not None else default_lr(plan.global_batch)
-    warmup = round(optim.warmup * steps)
-
-    def rate(step: int) -> float:
-        return cosine(
-            step, base=base, steps=steps, warmup=warmup, warmup_lr=optim.warmup_lr, final=optim.final_lr
-        )
-
-    return Job(
-        title="stage 1",
-        module=distiller,
-        batches=batches,
-        steps=steps,
-        lr=rate,
-        seed=cfg.seed,
-        weight_decay=optim.weight_decay,
-        betas=optim.betas,
-        ema=cfg.ema,
-        save_every=cfg.save_every,
-        keep=cfg.keep,
-        identity=identity,
-    )
-
-
-def _source(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, caches: Caches) -> CachedSource:
-    return CachedSource(
-        caches,
-        global_batch=plan.global_batch,
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        rank=runtime.rank,
-        world=runtime.world,
-        seed=cfg.seed,
-        workers=cfg.workers,
-        window=cfg.window,
-        skip_corrupt=cfg.on_corrupt == "skip",
-    )
-
-
-def _tell_skipped(source: CachedSource, runtime: Runtime) -> None:
+def _tell_skipped(teaching: Teaching, runtime: Runtime) -> None:
     """Count what ``--on-corrupt skip`` passed over, on all ranks."""
-    total = int(runtime.sum(torch.tensor([len(source.skipped)])))
+    total = int(runtime.sum(torch.tensor([len(teaching.skipped)])))
     if total and runtime.main:
-        example = next(iter(source.skipped.values()), "on another rank")
+        example = next(iter(teaching.skipped.values()), "on another rank")
         console.out.print(f"[yellow]{total} damaged samples were skipped[/]: {example}")
 
 
 def _introduce(
-    cfg: Stage1Config, plan: DeepSpeedPlan, caches: Caches, distiller: Distiller, steps: int
+    cfg: Stage1Config, plan: DeepSpeedPlan, teaching: Teaching, jobs: list[Job], steps: int
 ) -> None:
-    student = distiller.student
-    millions = sum(p.numel() for p in student.net.parameters()) / 1e6
-    rows, columns = caches.grid
+    rows, columns = teaching.source.grid
     console.out.print(
-        f"[bold]stage 1[/] teacher {caches.fingerprint['model']} ({rows}x{columns} tokens of {caches.dim}) "
-        f"→ student {student.spec.name} "
-        f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim})"
+        f"[bold]stage 1[/] teacher {teaching.teacher['model']} "
+        f"({rows}x{columns} tokens of {teaching.source.teacher_dim})"
     )
-    for cache in caches.caches:
-        console.out.print(codec_line(cache.path, cache.spec.hash(), cache.spec.codec), markup=False)
+    for job in jobs:
+        student = _distiller_of(job).student
+        millions = sum(p.numel() for p in student.net.parameters()) / 1e6
+        console.out.print(
+            f"→ student {student.spec.name} "
+            f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim}); {job.out}"
+        )
+    for line in teaching.about:
+        console.out.print(line, markup=False)
     console.out.print(
-        f"{caches.num_samples} images, {caches.views} views; {steps} steps of {plan.global_batch} images "
-        f"(micro batch {plan.micro_batch}, accumulation {plan.accumulation}, ZeRO {plan.stage}); {cfg.out}"
+        f"{steps} steps of {plan.global_batch} images (micro batch {plan.micro_batch}, "
+        f"accumulation {plan.accumulation}, ZeRO {plan.stage}); {cfg.out}"
     )
 
 
-def _conclude(cfg: Stage1Config, seconds: float) -> None:
-    console.out.print(f"[green]done[/] in {seconds:.0f} s: {cfg.out / backbone.WEIGHTS_FILE}")
+def _conclude(cfg: Stage1Config, jobs: list[Job], seconds: float) -> None:
+    made = ", ".join(str(job.out / backbone.WEIGHTS_FILE) for job in jobs)
+    console.out.print(f"[green]done[/] in {seconds:.0f} s: {made}")
+    first = jobs[0]
     console.out.print(
-        f"next: deepspeed launchers/stage2.py --ds-config {cfg.ds_config} --backbone {cfg.out} "
-        f"--student {cfg.student} --train ADAPTER:PATH --val ADAPTER:PATH --out runs/stage2"
+        f"next: deepspeed launchers/stage2.py --ds-config {cfg.ds_config} --backbone {first.out} "
+        f"--student {first.title} --train ADAPTER:PATH --val ADAPTER:PATH --out runs/stage2"
     )

@@ -3,8 +3,9 @@
 DeepSpeed's own checkpoints are one pickle a rank, tied to a world size, and leave ``latest`` naming a
 half-written folder when killed. Ours is one safetensors file with whole tensors: parameters in fp32, both
 Adam moments, the moving average, and buffers. Rank 0 writes it under a temporary name, fsyncs and
-renames; an older one is removed only afterwards. Each rank reads back the part it holds, so a run goes
-on exactly where it was, also on another number of ranks or with another ZeRO stage.
+renames; older ones are removed only afterwards, so a kill at any moment leaves a whole one. Each rank
+reads back the part it holds, so a run goes on exactly where it was, also on another number of ranks or
+with another ZeRO stage.
 
 What is random in training is a function of (seed, step), so there is no generator state to keep.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +43,18 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def newest(folders: Sequence[Path]) -> int:
+    """The newest step with a whole checkpoint in every folder, or 0. Removes what a killed save left."""
+    for folder in folders:
+        for torn in folder.glob(f"step-*{files.TEMPORARY}"):
+            torn.unlink()
+    return max(set.intersection(*(set(steps(folder)) for folder in folders)), default=0)
+
+
 def save(
-    folder: Path,
-    step: int,
-    engine: Any,
-    ema: Ema | None,
-    runtime: Runtime,
-    identity: dict[str, Any],
-    keep: int,
+    folder: Path, step: int, engine: Any, ema: Ema | None, runtime: Runtime, identity: dict[str, Any]
 ) -> None:
-    """Write the checkpoint of ``step`` and remove all but the newest ``keep``. Collective.
+    """Write the checkpoint of ``step``. Collective.
 
     A full disk raises on every rank, and leaves the older checkpoints as they were.
     """
@@ -61,23 +65,25 @@ def save(
         from safetensors.torch import save as to_bytes
 
         files.write_bytes(path(folder, step), to_bytes(tensors, {"gkd_scale": json.dumps(meta)}))
-        for old in steps(folder)[:-keep]:
-            path(folder, old).unlink()
 
     runtime.on_main(write)
 
 
-def load(folder: Path, engine: Any, ema: Ema | None, runtime: Runtime, identity: dict[str, Any]) -> int:
-    """Restore the newest checkpoint; returns its step, or 0 where there is none. Collective.
+def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove all checkpoints but the newest ``keep`` and those of every ``keep_every``-th step."""
+    for old in steps(folder)[:-keep]:
+        if keep_every is None or old % keep_every:
+            path(folder, old).unlink()
 
-    Raises RunError where the checkpoint belongs to a run with another ``identity``, naming the keys.
+
+def load(folder: Path, step: int, engine: Any, ema: Ema | None, identity: dict[str, Any]) -> None:
+    """Restore the checkpoint of ``step``.
+
+    Raises RunError where it belongs to a run with another ``identity``, naming the keys.
     """
     from safetensors import SafetensorError, safe_open
 
-    found = runtime.share(steps(folder)[-1:] if runtime.main else [])
-    if not found:
-        return 0
-    file = path(folder, found[0])
+    file = path(folder, step)
     try:
         with safe_open(str(file), framework="pt") as reader:
             meta = json.loads(reader.metadata()["gkd_scale"])
@@ -89,7 +95,6 @@ def load(folder: Path, engine: Any, ema: Ema | None, runtime: Runtime, identity:
         ) from None
     if "loss_scale" in meta:
         vars(engine.optimizer.loss_scaler).update(meta["loss_scale"])
-    return int(meta["step"])
 
 
 def fork(source: Path, folder: Path, changes: dict[str, Any]) -> None:

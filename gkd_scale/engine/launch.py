@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from gkd_scale import config, console
+from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import GkdError, disk_full
 
 C = TypeVar("C")
@@ -29,7 +30,8 @@ def main(
     """``run(config, runtime, bundled)`` on every rank; the process's exit status.
 
     ``bundled`` is the folder with the DeepSpeed configs. An error that all ranks have in common is
-    printed by rank 0 alone; an error of one rank names the rank.
+    printed by rank 0 alone; an error of one rank names the rank. A run that stopped because it was asked
+    to ends with status 0.
     """
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     runtime = None
@@ -41,6 +43,12 @@ def main(
         runtime = Runtime.start()
         run(parsed, runtime, bundled)
         runtime.barrier()
+    except Stopped as stopped:
+        if rank == 0:
+            console.out.print(
+                f"[yellow]stopped[/] after step {stopped.step} of {stopped.steps}, with its checkpoint "
+                "written: resume with the same command"
+            )
     except GkdError as error:
         return _report(error, rank)
     except OSError as error:

@@ -18,6 +18,7 @@ VOLATILE = (
     "out",
     "save_every",
     "keep",
+    "keep_every",
     "workers",
     "on_corrupt",
     "mirror",

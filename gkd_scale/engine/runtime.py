@@ -1,7 +1,9 @@
 """Rank, world and device, however the script was started.
 
-``deepspeed``, ``torchrun`` and Slurm set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT;
-started alone, a script becomes a world of one. On a CPU the backend is gloo, on GPUs NCCL.
+``deepspeed`` and ``torchrun`` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; under Slurm
+they follow from its own variables (rank 0 is taken to be on the node that ``srun`` was started on, and
+the port follows from the job's number); started alone, a script becomes a world of one. On a CPU the
+backend is gloo, on GPUs NCCL.
 """
 
 from __future__ import annotations
@@ -115,6 +117,8 @@ def environment() -> None:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000))
     for key in ("RANK", "LOCAL_RANK"):
         os.environ.setdefault(key, "0")
     os.environ.setdefault("WORLD_SIZE", "1")

@@ -94,7 +94,8 @@ class Stage2Config:
     augment: AugmentConfig = section(AugmentConfig)
     out: Path = option(Path("runs/stage2"), "run folder; the same command again resumes")
     save_every: int = option(200, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
+    keep: int = option(2, "newest checkpoints kept")
+    keep_every: int | None = option(None, "keep each N-th step's checkpoint too", metavar="N")
     val_every: int = option(100, "steps between validations; the best one is what the run exports")
     workers: int = option(2, "threads that read and augment, a rank")
     seed: int = option(0, "decides head, order and augmentation")
@@ -108,9 +109,10 @@ class Stage2Config:
             raise ConfigError(
                 f"{given} is given without {missing}", "give both, or neither for the embedded data"
             )
-        for name in ("steps", "save_every", "keep", "val_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("steps", "save_every", "keep", "keep_every", "val_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
 
     def size(self) -> tuple[int, int]:
         """Height and width of the training images."""

@@ -77,7 +77,8 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     runtime.on_main(lambda: _forget_stale_best(config.out))
     validator = Validator(segmenter, val, config, runtime)
     _say(runtime, _introduction(config, plan, segmenter, train, val))
-    loop.fit(_job(config, runtime, plan, segmenter, train, validator, identity), runtime, plan, config.out)
+    job = _job(config, segmenter, validator, identity)
+    loop.fit([job], _course(config, runtime, plan, segmenter, train), runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))
     seconds = round(time.monotonic() - began, 1)
     runtime.on_main(lambda: runs.finish(config.out, KIND, identity, seconds=seconds, best=best))
@@ -90,30 +91,34 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
 
 
 def _job(
-    config: Stage2Config,
-    runtime: Runtime,
-    plan: DeepSpeedPlan,
-    segmenter: Segmenter,
-    train: SegDataset,
-    validator: Validator,
-    identity: dict[str, Any],
+    config: Stage2Config, segmenter: Segmenter, validator: Validator, identity: dict[str, Any]
 ) -> loop.Job:
-    stream = TrainStream(train, config.size(), config.augment, config.seed, segmenter.fill, config.workers)
     return loop.Job(
         title="stage 2",
         module=segmenter,
+        lr=lambda step: learning_rate(config, step),
+        out=config.out,
+        weight_decay=config.optim.weight_decay,
+        betas=config.optim.betas,
+        hooks=[loop.Hook(config.val_every, validator)],
+        identity=identity,
+    )
+
+
+def _course(
+    config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan, segmenter: Segmenter, train: SegDataset
+) -> loop.Course:
+    stream = TrainStream(train, config.size(), config.augment, config.seed, segmenter.fill, config.workers)
+    return loop.Course(
         batches=stream.batches(
             micro=plan.micro_batch, accumulation=plan.accumulation, rank=runtime.rank, world=runtime.world
         ),
         steps=config.steps,
-        lr=lambda step: learning_rate(config, step),
         seed=config.seed,
-        weight_decay=config.optim.weight_decay,
-        betas=config.optim.betas,
         save_every=config.save_every,
         keep=config.keep,
-        hooks=[loop.Hook(config.val_every, validator)],
-        identity=identity,
+        keep_every=config.keep_every,
+        why_wait=lambda: "reading and augmenting images; give --workers more, where cores are idle",
     )
 
 

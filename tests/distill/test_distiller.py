@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
-from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.distiller import Distiller, token_variance
 from gkd_scale.distill.qsd import mse
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import load_student
@@ -75,7 +75,7 @@ def test_the_loss_is_the_weighted_sum_of_the_named_ones() -> None:
 
 def test_without_mask_weight_there_is_no_masked_pass() -> None:
     losses = distiller(loss=LossConfig(mask_weight=0.0))(batch())
-    assert set(losses) == {"loss", "loss_feature", "loss_cls"}
+    assert set(losses) == {"loss", "loss_feature", "loss_cls", "token_variance"}
 
 
 def test_masking_nothing_leaves_the_plain_pass() -> None:
@@ -125,3 +125,11 @@ def test_jitter_moves_the_student_and_not_the_teacher() -> None:
     again = distiller(jitter=0.5)(b)
     assert not torch.isclose(still["loss"], moved["loss"])
     assert torch.equal(moved["loss"], again["loss"])
+
+
+def test_token_variance_is_a_share() -> None:
+    tokens = torch.randn(4, 50, 8, generator=torch.Generator().manual_seed(0))
+    assert float(token_variance(tokens)) == pytest.approx(1, abs=0.02)
+    assert float(token_variance(tokens + 3)) == pytest.approx(0.1, abs=0.01)
+    assert float(token_variance(torch.ones(4, 50, 8))) == 0
+    assert float(token_variance(torch.zeros(4, 50, 8))) == 0

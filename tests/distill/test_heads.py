@@ -47,6 +47,20 @@ def test_heads_of_another_teacher_width_or_form_are_not_taken(run: Path) -> None
     assert not heads.resume(distiller(2, qsd=QsdConfig(form="mse")), run, "large")
 
 
+def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> None:
+    trained, second = distiller(1, qsd=QsdConfig(form="mse")), distiller(2)
+    net, rest = heads.split(trained.state_dict())
+    heads.save(tmp_path, rest)
+    backbone.export(tmp_path, trained.student.spec, net, teacher="large")
+    assert heads.resume(second, tmp_path, "large")
+    for head, wanted in (
+        (second.head_feature, trained.head_feature),
+        (second.head_cls, trained.head_cls),
+    ):
+        assert torch.equal(head.proj_v[1].weight, wanted.proj_v[1].weight)
+        assert torch.equal(head.proj_q[1].weight, wanted.proj_v[1].weight)
+
+
 def test_a_weights_file_or_nothing_has_no_heads(run: Path) -> None:
     assert not heads.resume(distiller(2), None, "large")
     assert not heads.resume(distiller(2), run / backbone.WEIGHTS_FILE, "large")

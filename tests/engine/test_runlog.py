@@ -11,24 +11,38 @@ def steps(out: Path) -> list[int]:
     return [row["step"] for row in runlog.read(out / "metrics.jsonl")]
 
 
+def write(out: Path, start: int, *taken: int, loss: float = 1.0) -> None:
+    with runlog.RunLog([("test", out)], start, 9) as log:
+        for step in taken:
+            log.step(step, [{"loss": loss / step, "lr": 0.1}])
+
+
 def test_one_object_a_step(tmp_path: Path) -> None:
-    log = runlog.RunLog(tmp_path, "test", 0, 3)
-    for step in (1, 2, 3):
-        log.step(step, {"loss": 1.0 / step, "lr": 0.1})
-    log.close()
+    write(tmp_path, 0, 1, 2, 3)
     rows = runlog.read(tmp_path / "metrics.jsonl")
     assert rows[1] == {"step": 2, "loss": 0.5, "lr": 0.1}
     assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_going_on_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    log = runlog.RunLog(tmp_path, "test", 0, 9)
-    for step in (1, 2, 3, 4):
-        log.step(step, {"loss": 1.0})
-    log.close()
+    write(tmp_path, 0, 1, 2, 3, 4)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "lo')  # cut by a kill
-    log = runlog.RunLog(tmp_path, "test", 2, 9)
-    log.step(3, {"loss": 2.0})
-    log.close()
+    write(tmp_path, 2, 3)
     assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_runs_of_one_pass_have_files_of_their_own(tmp_path: Path) -> None:
+    runs = [("one", tmp_path / "one"), ("two", tmp_path / "two")]
+    with runlog.RunLog(runs, 0, 2) as log:
+        for step in (1, 2):
+            log.step(step, [{"loss": 1.0}, {"loss": 2.0}])
+    for (_, out), loss in zip(runs, (1.0, 2.0), strict=True):
+        assert [row["loss"] for row in runlog.read(out / "metrics.jsonl")] == [loss, loss]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    with runlog.RunLog([("test", tmp_path / "out")], 0, 2, enabled=False) as log:
+        log.step(1, [{"loss": 1.0}])
+        log.note("nothing")
+    assert not (tmp_path / "out").exists()

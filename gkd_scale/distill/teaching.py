@@ -1,0 +1,129 @@
+"""What students are taught from: tokens out of caches, or a teacher that runs live, behind one seam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gkd_scale import config
+from gkd_scale.cache.certificate import codec_line
+from gkd_scale.cache.config import CacheTeacherConfig
+from gkd_scale.cache.live import LiveSource
+from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.reader import Caches, open_caches
+from gkd_scale.distill.config import LIVE, Stage1Config
+from gkd_scale.engine.ds_config import DeepSpeedPlan
+from gkd_scale.engine.runtime import Runtime
+from gkd_scale.errors import CacheError, ConfigError
+from gkd_scale.models.teachers import load_teacher
+from gkd_scale.types import BatchSource
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A source of batches, and what is known of it.
+
+    ``images`` it has; ``teacher`` is the fingerprint; ``identity`` is what decides the batches, in JSON
+    types; ``about`` are lines for people; ``why_wait`` says why batches are late; ``skipped`` holds what
+    was left out as damaged.
+    """
+
+    source: BatchSource
+    images: int
+    teacher: dict[str, Any]
+    identity: dict[str, Any]
+    about: list[str]
+    why_wait: Callable[[], str]
+    skipped: Mapping[tuple[int, int], str]
+
+
+def open_teaching(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan) -> Teaching:
+    """The caches of ``cfg``, or its live teacher; this rank's share of each global batch."""
+    share = {
+        "global_batch": plan.global_batch,
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "rank": runtime.rank,
+        "world": runtime.world,
+        "seed": cfg.seed,
+        "workers": cfg.workers,
+        "window": cfg.window,
+    }
+    return _live(cfg, runtime, share) if cfg.teacher == LIVE else _cached(cfg, share)
+
+
+def _cached(cfg: Stage1Config, share: dict[str, int]) -> Teaching:
+    caches = _open(cfg)
+    source = CachedSource(caches, **share, skip_corrupt=cfg.on_corrupt == "skip", views=cfg.views)
+    lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in caches.caches]
+    views = cfg.views or caches.views
+    return Teaching(
+        source,
+        caches.num_samples,
+        caches.fingerprint,
+        {"cache": [cache.spec.hash() for cache in caches.caches]},
+        [*lines, f"{caches.num_samples} images, {views} views"],
+        source.effort.cause,
+        source.skipped,
+    )
+
+
+def _open(cfg: Stage1Config) -> Caches:
+    home, limit = cfg.mirror.expanduser(), round(cfg.mirror_gb * 1e9)
+    caches = open_caches(cfg.cache, home=home, limit=limit)
+    made_by = caches.fingerprint["model"]
+    if cfg.teacher is not None and cfg.teacher != made_by:
+        raise CacheError(
+            f"{cfg.cache[0]} was made by the teacher '{made_by}', but --teacher asks for '{cfg.teacher}'",
+            f"give --teacher {made_by}, or the cache of {cfg.teacher}",
+        )
+    return caches
+
+
+def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
+    """The options of ``--live`` as those of the cache that would hold the same views; ConfigError."""
+    if not cfg.live:
+        raise ConfigError("--teacher live says neither images nor teacher", "give --live images=PATH ...")
+    given = config.from_dotted(cfg.live)
+    for key in ("out", "ray", "codec_fit", "batch_size", "device", "workers", "views"):
+        if key in given:
+            raise ConfigError(f"--live does not take '{key}'", f"leave {key} out, or see --help")
+    made = config.build(CacheTeacherConfig, {**given, "out": cfg.out}, "--live")
+    return replace(made, views=cfg.views or 1)
+
+
+def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teaching:
+    recipe = live_config(cfg)
+    teacher = load_teacher(
+        recipe.teacher,
+        recipe.size,
+        weights=recipe.teacher_weights,
+        args=recipe.teacher_args,
+        layer=recipe.teacher_layer,
+        mean=recipe.mean,
+        std=recipe.std,
+        patch=recipe.patch_size,
+        device=str(runtime.device),
+    )
+    source = LiveSource(
+        recipe.images,
+        teacher,
+        view=recipe.view,
+        views=cfg.views,
+        view_seed=recipe.seed,
+        samples_per_shard=recipe.samples_per_shard,
+        codec=recipe.codec,
+        **share,
+    )
+    fingerprint = teacher.fingerprint()
+    views = f"{cfg.views} views" if cfg.views else "new views each epoch"
+    return Teaching(
+        source,
+        source.num_samples,
+        fingerprint,
+        {"images": source.images_hash(), "teacher_sha256": fingerprint["weights_sha256"]},
+        [f"{source.num_samples} images of {recipe.images}, {views}, teacher live"],
+        source.effort.cause,
+        {},
+    )

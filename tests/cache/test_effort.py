@@ -1,0 +1,32 @@
+"""Why batches are late."""
+
+from __future__ import annotations
+
+import pytest
+
+from gkd_scale.cache.effort import Effort
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "said"),
+    [
+        ("disk", 2, "the disk takes 90%"),
+        ("decode", 2, "there are 2 workers on 4 cores; give --workers 4"),
+        ("decode", 4, "decoding takes 90% of the loader's time on all 4 cores"),
+        ("teacher", 2, "the live teacher takes 90%"),
+    ],
+)
+def test_the_cause_is_what_took_longest(kind: str, workers: int, said: str) -> None:
+    effort = Effort(workers)
+    effort.seconds = dict.fromkeys(effort.seconds, 0.5) | {kind: 9.0}
+    assert said in effort.cause(cores=4)
+
+
+def test_time_is_added_up() -> None:
+    effort = Effort(1)
+    for _ in range(2):
+        with effort.spent("teacher"):
+            pass
+        with effort.reading():
+            sum(range(10_000))
+    assert effort.seconds["teacher"] > 0 and effort.seconds["decode"] > 0

@@ -1,0 +1,212 @@
+"""Stage 1 in this process, a world of one: students in one pass, stops, live teachers, health."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gkd_scale.config import build
+from gkd_scale.distill import stage1
+from gkd_scale.distill.config import Stage1Config
+from gkd_scale.engine import checkpoint, runlog
+from gkd_scale.engine.loop import Hook, Job
+from gkd_scale.engine.runtime import Runtime
+from gkd_scale.engine.stop import Stopped
+from gkd_scale.errors import CacheError, ConfigError, RunError, UserError
+from tests.conftest import ROOT, TINY
+
+SMALL = {"name": "vit_tiny_patch16_224", "folder": "small", "args": {**TINY, "depth": 1}}
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    before = dict(os.environ)
+    runtime = Runtime.start()
+    yield runtime
+    runtime.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def config(cache: Path | None, out: Path, **changes: Any) -> Stage1Config:
+    values = {
+        "ds_config": "zero0.json",
+        "cache": [cache] if cache else [],
+        "student": "vit_tiny_patch16_224",
+        "student_args": dict(TINY),
+        "out": out,
+        "steps": 6,
+        "global_batch": 4,
+        "save_every": 2,
+        "workers": 1,
+    }
+    return build(Stage1Config, {**values, **changes}, "the test")
+
+
+def train(runtime: Runtime, cfg: Stage1Config, *hooks: Hook) -> None:
+    def prepare(job: Job) -> None:
+        job.hooks.extend(hooks)
+
+    stage1.train(cfg, runtime, ROOT / "launchers", prepare)
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in runlog.read(out / "metrics.jsonl")]
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    found = [out / "backbone.safetensors", *sorted((out / "checkpoints").iterdir())]
+    return {file.name: file.read_bytes() for file in found}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_cache: Path, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    train(runtime, config(tiny_cache, out))
+    return out
+
+
+def test_students_in_one_pass_are_those_of_a_pass_each(
+    runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Bit for bit: weights, checkpoints and losses; then a third student is added to the folder."""
+    both = tmp_path / "both"
+    train(runtime, config(tiny_cache, both, student=["vit_tiny_patch16_224", SMALL]))
+    assert files_of(both / "vit_tiny_patch16_224") == files_of(alone)
+    assert losses(both / "vit_tiny_patch16_224") == losses(alone)
+    small = config(tiny_cache, tmp_path / "small", student_args=SMALL["args"])
+    train(runtime, small)
+    assert files_of(both / "small") == files_of(tmp_path / "small")
+    third = {"name": "mobilenetv3_small_050", "args": {}}
+    before = (both / "small/run.json").read_bytes()
+    train(runtime, config(tiny_cache, both, student=["vit_tiny_patch16_224", SMALL, third]))
+    assert len(losses(both / "mobilenetv3_small_050")) == 6
+    assert (both / "small/run.json").read_bytes() == before
+
+
+def test_a_pass_that_was_killed_between_two_saves_goes_on_for_both(
+    runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path
+) -> None:
+    """One student's step 4 is whole, the other's newest is 2: both go on from 2."""
+
+    def stop(step: int, _module: object) -> dict[str, float]:
+        if step == 4:
+            raise KeyboardInterrupt
+        return {}
+
+    cfg = config(tiny_cache, tmp_path / "run", student=["vit_tiny_patch16_224", SMALL])
+    with pytest.raises(KeyboardInterrupt):
+        train(runtime, cfg, Hook(2, stop))
+    ahead = tmp_path / "run/vit_tiny_patch16_224/checkpoints"
+    later = checkpoint.path(alone / "checkpoints", 4).read_bytes()
+    checkpoint.path(ahead, 4).write_bytes(later)
+    train(runtime, cfg)
+    assert losses(tmp_path / "run/vit_tiny_patch16_224") == losses(alone)
+    assert files_of(tmp_path / "run/vit_tiny_patch16_224") == files_of(alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_writes_a_checkpoint_and_the_same_call_goes_on(
+    number: signal.Signals, runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path
+) -> None:
+    def ask(step: int, _module: object) -> dict[str, float]:
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return {}
+
+    cfg = config(tiny_cache, tmp_path / "run", save_every=100)
+    with pytest.raises(Stopped, match="after step 3 of 6"):
+        train(runtime, cfg, Hook(1, ask))
+    assert checkpoint.steps(cfg.out / "checkpoints") == [3]
+    assert not (cfg.out / "run.json").exists()
+    train(runtime, cfg)
+    assert losses(cfg.out) == losses(alone)
+    one, two = (load_file(out / "backbone.safetensors") for out in (cfg.out, alone))
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_checkpoints_of_every_mth_step_stay(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
+    train(runtime, config(tiny_cache, tmp_path, save_every=1, keep=2, keep_every=3))
+    assert checkpoint.steps(tmp_path / "checkpoints") == [3, 5, 6]
+
+
+def test_checkpointed_activations_change_nothing(
+    runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path
+) -> None:
+    train(runtime, config(tiny_cache, tmp_path, grad_checkpointing=True, steps=6))
+    assert losses(tmp_path) == losses(alone)
+
+
+def test_layers_learn_at_rates_of_their_own(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
+    """With a decay near 0 only the layer nearest the output moves."""
+    same = {"seed": 0, "ema": 0.0, "steps": 2, "student_weights": None}
+    train(runtime, config(tiny_cache, tmp_path / "none", **same, optim={"lr": 1e-12, "weight_decay": 0.0}))
+    train(runtime, config(tiny_cache, tmp_path / "one", **same, optim={"layer_decay": 1e-9, "lr": 1e-2}))
+    none, one = (load_file(tmp_path / name / "backbone.safetensors") for name in ("none", "one"))
+    moved = {name for name in none if float((none[name] - one[name]).abs().max()) > 1e-6}
+    last = {name for name in none if name.startswith(("blocks.1.", "norm."))}
+    assert {"norm.weight", "blocks.1.mlp.fc2.weight"} <= moved <= last
+
+
+def live(images: Path, weights: Path) -> dict[str, Any]:
+    teacher = {"teacher": "vit_tiny_patch16_224", "teacher_weights": str(weights), "teacher_args": TINY}
+    return {"images": str(images), "image_size": "32x48", "samples_per_shard": 5, **teacher}
+
+
+def test_a_live_teacher_gives_the_run_of_its_cache(
+    runtime: Runtime, tiny_cache: Path, tiny_teacher: Path, alone: Path, tmp_path: Path
+) -> None:
+    """2 epochs of 2 views; then views that are new in each epoch, of which the first is the cache's."""
+    recipe = live(tiny_cache.parent / "images", tiny_teacher)
+    train(runtime, config(None, tmp_path / "live", teacher="live", live=recipe, views=2))
+    assert losses(tmp_path / "live") == pytest.approx(losses(alone), rel=1e-3)
+    train(runtime, config(None, tmp_path / "one", teacher="live", live=recipe, views=1))
+    train(runtime, config(tiny_cache, tmp_path / "first", views=1))
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "first"), rel=1e-3)
+    train(runtime, config(None, tmp_path / "fresh", teacher="live", live=recipe))
+    fresh = losses(tmp_path / "fresh")
+    assert fresh[:3] == losses(tmp_path / "live")[:3]
+    assert fresh[3:] != losses(tmp_path / "one")[3:]
+
+
+def test_a_dead_student_stops_the_run(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
+    def die(_step: int, module: Any) -> dict[str, float]:
+        with torch.no_grad():
+            module.student.net.norm.weight.zero_()
+        return {}
+
+    cfg = config(tiny_cache, tmp_path, steps=40, optim={"lr": 1e-9}, ema=0.0)
+    with pytest.raises(UserError, match="the student is dead"):
+        train(runtime, cfg, Hook(1, die))
+
+
+def test_mistakes_name_what_to_change(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="--views 3 is more than the 2 views"):
+        train(runtime, config(tiny_cache, tmp_path / "a", views=3))
+    with pytest.raises(ConfigError, match="two students would be trained in"):
+        config(tiny_cache, tmp_path, student=["resnet18", "resnet18"])
+    with pytest.raises(ConfigError, match="unknown key 'nam'"):
+        config(tiny_cache, tmp_path, student=[{"nam": "resnet18"}, "resnet18"])
+    with pytest.raises(ConfigError, match="both --teacher live and --cache"):
+        config(tiny_cache, tmp_path, teacher="live")
+    with pytest.raises(ConfigError, match="--live is given without --teacher live"):
+        config(tiny_cache, tmp_path, live={"images": "x"})
+    with pytest.raises(ConfigError, match="neither images nor teacher"):
+        train(runtime, config(None, tmp_path / "b", teacher="live"))
+    with pytest.raises(ConfigError, match="does not take 'views'"):
+        train(runtime, config(None, tmp_path / "c", teacher="live", live={"views": 2}))
+
+
+def test_another_setting_than_that_of_the_checkpoint_is_refused(
+    runtime: Runtime, tiny_cache: Path, tmp_path: Path
+) -> None:
+    train(runtime, config(tiny_cache, tmp_path, steps=2))
+    with pytest.raises(RunError, match="views: None then, 1 now"):
+        train(runtime, config(tiny_cache, tmp_path, steps=2, views=1))
