@@ -213,6 +213,81 @@ def _evaluate(argv: Sequence[str], prog: str, command: Command) -> int:
     return 0
 
 
+def _datasets(argv: Sequence[str], prog: str, command: Command) -> int:
+    verbs = {"check": _check_dataset, "convert": _convert_dataset}
+    if argv and not argv[0].startswith("-"):
+        if argv[0] not in verbs:
+            from gkd_scale.errors import ConfigError, nearest
+
+            raise ConfigError(
+                f"{prog} has no '{argv[0]}'", nearest(argv[0], verbs) or f"choose one of: {', '.join(verbs)}"
+            )
+        return verbs[argv[0]](argv[1:], f"{prog} {argv[0]}")
+    from gkd_scale.config import parse
+    from gkd_scale.segment.datasets.config import DatasetsConfig
+
+    cfg = parse(DatasetsConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.segment.datasets import catalogue
+
+    if cfg.json:
+        import json
+
+        print(json.dumps(catalogue.entries(), indent=2))
+    else:
+        from gkd_scale import console
+
+        console.out.print(catalogue.table())
+    return 0
+
+
+def _check_dataset(argv: Sequence[str], prog: str) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.segment.datasets.config import CheckConfig
+
+    cfg = parse(
+        CheckConfig,
+        argv,
+        prog=prog,
+        description="Count files, pairs, sizes and label values; exit 1 where a file is wrong or alone.",
+        examples=f"  {prog} cityscapes data/cityscapes\n  {prog} acdc data/acdc@night/val --json\n",
+    )
+    from gkd_scale.segment.datasets import audit
+
+    reports = audit.check(cfg)
+    if cfg.json:
+        import json
+
+        print(json.dumps([report.to_dict() for report in reports], indent=2))
+    else:
+        for report in reports:
+            audit.show(report)
+    return 1 if any(report.faults for report in reports) else 0
+
+
+def _convert_dataset(argv: Sequence[str], prog: str) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.segment.datasets.config import ConvertConfig
+
+    cfg = parse(
+        ConvertConfig,
+        argv,
+        prog=prog,
+        description="Convert labels to train ids, or Potsdam's and Vaihingen's tiles to crops.",
+        examples=(
+            f"  {prog} mapillary data/mapillary data/mapillary19\n"
+            f"  {prog} potsdam data/potsdam data/potsdam512\n"
+        ),
+    )
+    from gkd_scale.segment.datasets.convert import convert
+
+    record = convert(cfg)
+    _tell(
+        [f"not there: {name}" for name in record.get("missing", [])],
+        ", ".join(f"{key} {record[key]}" for key in ("tiles", "pairs", "kept") if key in record),
+    )
+    return 0
+
+
 def _make_data(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.config import parse
     from gkd_scale.demo.config import MakeDataConfig
@@ -297,6 +372,15 @@ COMMANDS = {
         """\
   gkd-scale evaluate runs/stage2 --data day=camvid:camvid/val_day --data dusk=camvid:camvid/unseen_dusk
   gkd-scale evaluate runs/stage2 --data city=folder:my/city --json city.json
+""",
+    ),
+    "datasets": Command(
+        _datasets,
+        "List the datasets; 'check NAME PATH' counts what is there, 'convert NAME SRC DST' converts.",
+        """\
+  gkd-scale datasets
+  gkd-scale datasets check cityscapes data/cityscapes
+  gkd-scale datasets convert potsdam data/potsdam data/potsdam512
 """,
     ),
     "make-data": Command(

@@ -187,18 +187,20 @@ def _named(refs: list[str], flag: str) -> dict[str, str]:
         name, equals, ref = text.partition("=")
         if not equals:
             name, ref = "", text
-        adapter, path = registry.parse(ref)
-        name = name or "/".join(path.parts[-2:])
+        parsed = registry.parse(ref)
+        name = name or "/".join([*parsed.path.parts[-2:], *parsed.part.split("/")]).rstrip("/")
         if name in found:
             raise ConfigError(f"{flag} names the domain '{name}' twice", "write NAME=ADAPTER:PATH")
-        found[name] = f"{adapter}:{path.resolve()}"
+        found[name] = str(parsed._replace(path=parsed.path.resolve()))
     return found
 
 
 def _same(one: str, two: str) -> bool:
-    """Whether two ADAPTER:PATH are of one folder, or one inside the other."""
-    first, second = (Path(ref.partition(":")[2]) for ref in (one, two))
-    return first.is_relative_to(second) or second.is_relative_to(first)
+    """Whether two references share images: one folder and no two parts of it, or one inside the other."""
+    first, second = registry.parse(one), registry.parse(two)
+    if first.path == second.path:
+        return first.part == second.part or not (first.part and second.part)
+    return first.path.is_relative_to(second.path) or second.path.is_relative_to(first.path)
 
 
 def _check_datasets(plan: Plan) -> None:

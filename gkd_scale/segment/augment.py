@@ -1,8 +1,8 @@
 """Training images: which ones, in what order, and how each is changed.
 
-Everything is a pure function of (seed, epoch, index). The order is one permutation an epoch; image
-``p`` of the endless stream is image ``p mod n`` of epoch ``p div n``; step ``t`` takes the stream's
-images ``[t * global_batch, (t + 1) * global_batch)``, cut into slices that do not depend on the world
+Everything is a pure function of the seed and of the position in an endless stream. An order says which
+image a position takes (see :mod:`gkd_scale.segment.sampling`); step ``t`` takes the positions
+``[t * global_batch, (t + 1) * global_batch)``, cut into slices that do not depend on the world
 size. Each image is changed by numbers drawn from a generator of its own name, so neither threads nor
 a resume can change what is trained on.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -28,7 +27,8 @@ from torchvision.transforms.v2 import functional as F
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
 from gkd_scale.segment.config import AugmentConfig
-from gkd_scale.types import IGNORE, Int64Array, SegDataset, SegSample, Size, UInt8Array
+from gkd_scale.segment.sampling import Epochs, Order
+from gkd_scale.types import IGNORE, SegDataset, SegSample, Size, UInt8Array
 
 Colour = tuple[int, int, int]
 
@@ -119,6 +119,10 @@ def one_class_share(label: Tensor) -> float:
     return float(counts.max() / counts.sum()) if counts.numel() else 1.0
 
 
+def _share(label: Tensor, wanted: int) -> float:
+    return float((label == wanted).float().mean())
+
+
 def photometric(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Brightness, contrast, saturation (up to 1/8, 1/2, 1/2) and hue (1/20 turn), each every other time.
 
@@ -144,14 +148,20 @@ def augment(
     config: AugmentConfig,
     rng: np.random.Generator,
     fill: Colour = (0, 0, 0),
+    wanted: tuple[int, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Pixels (3, H, W) uint8 and label (H, W) uint8 of size ``target``; ``fill`` is the padding's RGB."""
+    """Pixels (3, H, W) uint8 and label (H, W) uint8 of size ``target``; ``fill`` is the padding's RGB.
+
+    Another crop is drawn, up to ten times, while one class fills too much of it, or while it shows less
+    than ``wanted``: a class and the least share of the pixels.
+    """
     source = (sample.label.shape[0], sample.label.shape[1])
     scale = float(rng.uniform(*config.scale))
     for _ in range(_CROP_TRIES):
         box = draw_box(source, target, scale, rng)
         label = crop_label(sample.label, box, target)
-        if config.cat_max_ratio >= 1 or one_class_share(label) < config.cat_max_ratio:
+        mixed = config.cat_max_ratio >= 1 or one_class_share(label) < config.cat_max_ratio
+        if mixed and (wanted is None or _share(label, wanted[0]) >= wanted[1]):
             break
     pixels = crop_pixels(sample.image, box, target, fill)
     if rng.random() < config.flip:
@@ -162,18 +172,6 @@ def augment(
 
 
 # -------------------------------------------------------------------------------------- the stream
-
-
-@lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, images: int) -> Int64Array:
-    """The permutation of ``images`` indices in ``epoch``."""
-    return generator("stage2", "order", seed, epoch).permutation(images).astype(np.int64)
-
-
-def locate(seed: int, position: int, images: int) -> tuple[int, int]:
-    """(epoch, index) of image ``position`` of the stream over a dataset of ``images``."""
-    epoch, offset = divmod(position, images)
-    return epoch, int(epoch_order(seed, epoch, images)[offset])
 
 
 def micro_batch_positions(
@@ -189,7 +187,10 @@ def micro_batch_positions(
 
 @dataclass(frozen=True)
 class TrainStream:
-    """A dataset as an endless, resumable stream of augmented micro batches."""
+    """A dataset as an endless, resumable stream of augmented micro batches.
+
+    Without an ``order`` every image comes once an epoch.
+    """
 
     dataset: SegDataset
     size: Size
@@ -197,12 +198,14 @@ class TrainStream:
     seed: int
     fill: Colour
     workers: int
+    order: Order | None = None
 
     def sample(self, position: int) -> tuple[Tensor, Tensor]:
         """Image ``position`` of the stream, augmented."""
-        epoch, index = locate(self.seed, position, len(self.dataset))
-        rng = generator("stage2", "augment", self.seed, epoch, index)
-        return augment(self.dataset[index], self.size, self.config, rng, self.fill)
+        order = self.order or Epochs(self.seed, len(self.dataset))
+        epoch, image, wanted = order(position)
+        rng = generator("stage2", "augment", self.seed, epoch, image)
+        return augment(self.dataset[image], self.size, self.config, rng, self.fill, wanted)
 
     def batches(
         self, *, micro: int, accumulation: int, rank: int, world: int

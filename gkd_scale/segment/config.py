@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ class Stage2Config:
     train: list[str] = option(
         [], f"source-domain dataset, repeatable (default {DEFAULT_TRAIN})", metavar="ADAPTER:PATH"
     )
+    train_weights: tuple[float, ...] | None = option(
+        None, "proportions in which several --train are mixed (default: all images alike)", metavar="X"
+    )
+    label_fraction: str = option("1", "share of each --train that is used, for example 1/16; subsets nest")
+    sampling: str = option(
+        "uniform",
+        "every image once an epoch, or images of rare classes more often",
+        choices=("uniform", "rare-class"),
+    )
+    sampling_temperature: float = option(0.01, "of rare-class sampling: the lower, the rarer")
     val: list[str] = option(
         [], f"in-domain validation, repeatable (default {DEFAULT_VAL})", metavar="ADAPTER:PATH"
     )
@@ -109,6 +120,12 @@ class Stage2Config:
             raise ConfigError(
                 f"{given} is given without {missing}", "give both, or neither for the embedded data"
             )
+        self.label_share()
+        weights, sources = self.train_weights, len(self.train_sets())
+        if weights is not None and (len(weights) != sources or min(weights) <= 0):
+            raise ValueError(f"train_weights {weights}: give a positive number for each of {sources} --train")
+        if self.sampling_temperature <= 0:
+            raise ValueError(f"sampling_temperature {self.sampling_temperature} is not above 0")
         for name in ("steps", "save_every", "keep", "keep_every", "val_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -117,6 +134,16 @@ class Stage2Config:
     def size(self) -> tuple[int, int]:
         """Height and width of the training images."""
         return parse_size(self.image_size)
+
+    def label_share(self) -> Fraction:
+        """``label_fraction`` as a number in (0, 1]."""
+        try:
+            share = Fraction(self.label_fraction)
+        except (ValueError, ZeroDivisionError):
+            share = Fraction(0)
+        if not 0 < share <= 1:
+            raise ValueError(f"label_fraction '{self.label_fraction}' is not in (0, 1], for example 1/16")
+        return share
 
     def peak_lr(self) -> float:
         """``optim.lr``, or what suits the head: the smaller it is, the more."""

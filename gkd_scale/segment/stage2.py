@@ -39,10 +39,12 @@ from gkd_scale.segment import export
 from gkd_scale.segment.augment import TrainStream
 from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
+from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.inference import confusion
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.segmenter import Segmenter
+from gkd_scale.segment.training_set import count_pixels, open_training_set, order_of
 from gkd_scale.types import SegDataset
 
 KIND = "stage2"
@@ -106,9 +108,13 @@ def _job(
 
 
 def _course(
-    config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan, segmenter: Segmenter, train: SegDataset
+    config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan, segmenter: Segmenter, train: Concatenated
 ) -> loop.Course:
-    stream = TrainStream(train, config.size(), config.augment, config.seed, segmenter.fill, config.workers)
+    runtime.on_main(lambda: count_pixels(config, train))
+    order = order_of(config, train)
+    stream = TrainStream(
+        train, config.size(), config.augment, config.seed, segmenter.fill, config.workers, order
+    )
     return loop.Course(
         batches=stream.batches(
             micro=plan.micro_batch, accumulation=plan.accumulation, rank=runtime.rank, world=runtime.world
@@ -202,11 +208,11 @@ def _backbone(config: Stage2Config) -> Backbone:
     return Backbone(backbone.net, replace(spec, mean=config.mean or spec.mean, std=config.std or spec.std))
 
 
-def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[SegDataset, SegDataset]:
+def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, SegDataset]:
     """Training and validation data of one class list; with ``check``, rank 0 reads it all once."""
 
-    def open_both() -> tuple[SegDataset, SegDataset]:
-        train, val = registry.open_all(config.train_sets()), registry.open_all(config.val_sets())
+    def open_both() -> tuple[Concatenated, SegDataset]:
+        train, val = open_training_set(config), registry.open_all(config.val_sets())
         registry.require_classes(val, train.classes, config.val_sets()[0], config.train_sets()[0])
         return train, val
 

@@ -59,6 +59,9 @@ class Blocks:
     def __getitem__(self, index: int) -> SegSample:
         return self.samples[index]
 
+    def label(self, index: int) -> UInt8Array:
+        return self.samples[index].label
+
 
 def write_folder(root: Path, dataset: Blocks, classes: bool = True) -> Path:
     """``dataset`` in the layout of the folder adapter."""

@@ -18,8 +18,6 @@ from gkd_scale.segment.augment import (
     crop_label,
     crop_pixels,
     draw_box,
-    epoch_order,
-    locate,
     micro_batch_positions,
     one_class_share,
     photometric,
@@ -147,19 +145,6 @@ def test_augmentation_is_a_function_of_its_generator_name() -> None:
     other = augment(sample, (32, 32), config, generator("a", 0, 2))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
-
-
-@settings(deadline=None)
-@given(st.integers(0, 5), st.integers(1, 40), st.integers(0, 3))
-def test_each_epoch_has_every_image_once(seed: int, images: int, epoch: int) -> None:
-    found = [locate(seed, epoch * images + offset, images) for offset in range(images)]
-    assert {each[0] for each in found} == {epoch}
-    assert sorted(each[1] for each in found) == list(range(images))
-
-
-def test_epochs_and_seeds_differ_in_order() -> None:
-    orders = [tuple(epoch_order(seed, epoch, 30)) for seed in (0, 1) for epoch in (0, 1)]
-    assert len(set(orders)) == 4
 
 
 @settings(deadline=None)

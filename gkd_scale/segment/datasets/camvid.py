@@ -5,42 +5,29 @@ Layout ``DOMAIN/{images/*.jpg,labels/*.png}``; stored values 0 to 10 are the cla
 
 from __future__ import annotations
 
-from pathlib import Path
+from gkd_scale.segment.datasets.adapter import Adapter
+from gkd_scale.segment.datasets.folder import IMAGES, LABELS
+from gkd_scale.segment.datasets.labels import LabelSet, identity
+from gkd_scale.segment.datasets.layout import Layout
 
-from gkd_scale.segment.datasets.folder import FolderDataset, LabelSet
-from gkd_scale.types import IGNORE
+_CLASSES = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
 
-LABELS = LabelSet(
-    classes=(
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    ),
-    palette=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
-    remap={11: IGNORE},
+ADAPTER = Adapter(
+    name="camvid",
+    title="CamVid, 11 classes; one folder a domain",
+    labels=LabelSet(list(_CLASSES), list(_CLASSES.values())),
+    layouts=(Layout(IMAGES, LABELS, identity(11, void=(11,), text="class ids, 11 void")),),
+    home="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/",
 )
-
-
-def open_dataset(root: Path) -> FolderDataset:
-    """One domain's folder, for example ``camvid:data/camvid/source_day``."""
-    return FolderDataset(root, LABELS)

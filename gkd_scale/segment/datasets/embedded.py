@@ -5,15 +5,17 @@ The layout is that of the ``folder`` adapter; names and colours of the classes a
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from gkd_scale.errors import DataError
-from gkd_scale.segment.datasets.folder import FolderDataset, LabelSet
+from gkd_scale.segment.datasets.adapter import Adapter
+from gkd_scale.segment.datasets.folder import IMAGES, LABELS
+from gkd_scale.segment.datasets.labels import LabelSet, identity
+from gkd_scale.segment.datasets.layout import Layout
 from gkd_scale.segment.datasets.scenes import CLASSES, PALETTE
 
-
-def open_dataset(root: Path) -> FolderDataset:
-    """One domain's folder, for example ``embedded:runs/demo-data/source/train``."""
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root}", "'gkd-scale make-data OUT' writes the embedded scenes")
-    return FolderDataset(root, LabelSet(CLASSES, PALETTE))
+ADAPTER = Adapter(
+    name="embedded",
+    title="The embedded street scenes; one folder a domain",
+    labels=LabelSet(CLASSES, PALETTE),
+    layouts=(Layout(IMAGES, LABELS, identity(len(CLASSES))),),
+    home="gkd-scale make-data OUT",
+    missing_hint="'gkd-scale make-data OUT' writes the embedded scenes",
+)

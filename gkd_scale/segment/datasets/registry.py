@@ -1,56 +1,116 @@
-"""``ADAPTER:PATH`` to a dataset.
+"""``ADAPTER:PATH`` or ``ADAPTER:PATH@PART`` to a dataset.
 
-To add one: write ``gkd_scale/segment/datasets/NAME.py`` with ``open_dataset(root: Path) ->
-SegDataset``, name it in :data:`ADAPTERS`, and test it on a miniature in the official layout.
+To add one: write ``gkd_scale/segment/datasets/NAME.py`` with an :class:`~.adapter.Adapter`, name it in
+:data:`ADAPTERS`, and test it on a miniature in the official layout.
 """
 
 from __future__ import annotations
 
-import importlib
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import accumulate
+from math import ceil
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 from gkd_scale.errors import ConfigError, DataError, nearest
 from gkd_scale.prefetch import prefetch
-from gkd_scale.types import SegDataset, SegSample
+from gkd_scale.randomness import generator
+from gkd_scale.segment.datasets import (
+    acdc,
+    bdd100k,
+    camvid,
+    cityscapes,
+    embedded,
+    folder,
+    gtav,
+    isprs,
+    mapillary,
+    rescuenet,
+    synthia,
+    urbansyn,
+)
+from gkd_scale.segment.datasets.adapter import Adapter
+from gkd_scale.types import SegDataset, SegSample, UInt8Array
 
-ADAPTERS = {
-    "camvid": "gkd_scale.segment.datasets.camvid",
-    "embedded": "gkd_scale.segment.datasets.embedded",
-    "folder": "gkd_scale.segment.datasets.folder",
+ADAPTERS: dict[str, Adapter] = {
+    adapter.name: adapter
+    for adapter in (
+        gtav.ADAPTER,
+        synthia.ADAPTER,
+        urbansyn.ADAPTER,
+        cityscapes.ADAPTER,
+        bdd100k.ADAPTER,
+        mapillary.ADAPTER,
+        acdc.ADAPTER,
+        isprs.POTSDAM_RGB,
+        isprs.POTSDAM_IRRG,
+        isprs.POTSDAM_RGB_5,
+        isprs.VAIHINGEN_IRRG,
+        rescuenet.ADAPTER,
+        camvid.ADAPTER,
+        embedded.ADAPTER,
+        folder.ADAPTER,
+    )
 }
-"""Adapter names to the modules that hold their ``open_dataset(root)``."""
 
 
-def parse(ref: str) -> tuple[str, Path]:
-    """``"camvid:some/folder"`` to its adapter and path; ConfigError with the nearest adapter's name."""
-    adapter, colon, path = ref.partition(":")
-    if not colon or not path:
+class Ref(NamedTuple):
+    """``ADAPTER:PATH@PART``, taken apart; ``part`` is "" where none is named."""
+
+    adapter: str
+    path: Path
+    part: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.adapter}:{self.path}{self.part and '@' + self.part}"
+
+
+def adapter_of(name: str) -> Adapter:
+    """The adapter called ``name``; ConfigError with the nearest one's name."""
+    if name not in ADAPTERS:
         raise ConfigError(
-            f"'{ref}' is not ADAPTER:PATH", f"adapters: {', '.join(ADAPTERS)}; for example folder:my/data"
+            f"there is no dataset adapter '{name}'",
+            nearest(name, ADAPTERS) or f"adapters: {', '.join(ADAPTERS)}",
         )
-    if adapter not in ADAPTERS:
+    return ADAPTERS[name]
+
+
+def parse(ref: str) -> Ref:
+    """``"acdc:some/folder@night/val"`` to its three parts; ConfigError where one is missing or unknown.
+
+    The part follows the last ``@``; adapters without parts take all of it as the path.
+    """
+    name, colon, place = ref.partition(":")
+    if not colon or not place:
         raise ConfigError(
-            f"'{ref}': there is no dataset adapter '{adapter}'",
-            nearest(adapter, ADAPTERS) or f"adapters: {', '.join(ADAPTERS)}",
+            f"'{ref}' is not ADAPTER:PATH or ADAPTER:PATH@PART",
+            f"adapters: {', '.join(ADAPTERS)}; for example folder:my/data or cityscapes:data/cityscapes@val",
         )
-    return adapter, Path(path).expanduser()
+    return split(adapter_of(name), place)
+
+
+def split(adapter: Adapter, place: str) -> Ref:
+    """``PATH`` or ``PATH@PART`` of one adapter."""
+    path, at, part = place.rpartition("@")
+    if not at or len(adapter.parts) == 1:
+        path, part = place, ""
+    return Ref(adapter.name, Path(path).expanduser(), part)
 
 
 def open_dataset(ref: str) -> SegDataset:
-    """Open ``ADAPTER:PATH``; DataError where the files do not fit together."""
-    adapter, path = parse(ref)
-    opener = cast(Callable[[Path], SegDataset], importlib.import_module(ADAPTERS[adapter]).open_dataset)
-    return opener(path)
+    """Open ``ADAPTER:PATH@PART``; DataError where the files do not fit together."""
+    name, path, part = parse(ref)
+    return ADAPTERS[name].open(path, part)
 
 
-def open_all(refs: Sequence[str]) -> SegDataset:
-    """Several datasets with one class list as one; DataError where their classes differ."""
-    opened = [open_dataset(ref) for ref in refs]
+def open_all(refs: Sequence[str], share: Fraction = Fraction(1)) -> Concatenated:
+    """``share`` of each of several datasets, as one; DataError where their classes differ."""
+    opened = [subset(open_dataset(ref), share) for ref in refs]
     for ref, other in zip(refs, opened, strict=True):
         require_classes(other, opened[0].classes, ref, refs[0])
-    return opened[0] if len(opened) == 1 else Concatenated(opened)
+    return Concatenated(opened)
 
 
 def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wanted_by: str) -> None:
@@ -72,20 +132,62 @@ def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wante
 
 
 class Concatenated:
-    """Datasets of one class list, one behind the other."""
+    """Datasets of one class list, one behind the other; ``parts`` are they."""
 
     def __init__(self, parts: Sequence[SegDataset]) -> None:
         self.name = "+".join(part.name for part in parts)
         self.classes = parts[0].classes
         self.palette = parts[0].palette
-        self._parts = [(part, index) for part in parts for index in range(len(part))]
+        self.parts = parts
+        self._ends = list(accumulate(map(len, parts)))
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> SegSample:
-        part, inner = self._parts[index]
+        part, inner = self._locate(index)
         return part[inner]
+
+    def label(self, index: int) -> UInt8Array:
+        part, inner = self._locate(index)
+        return part.label(inner)
+
+    def _locate(self, index: int) -> tuple[SegDataset, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = bisect_right(self._ends, index)
+        return self.parts[which], index - (self._ends[which - 1] if which else 0)
+
+
+class Subset:
+    """Some images of a dataset."""
+
+    def __init__(self, dataset: SegDataset, indices: Sequence[int]) -> None:
+        self.name = dataset.name
+        self.classes = dataset.classes
+        self.palette = dataset.palette
+        self._dataset = dataset
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> SegSample:
+        return self._dataset[self._indices[index]]
+
+    def label(self, index: int) -> UInt8Array:
+        return self._dataset.label(self._indices[index])
+
+
+def subset(dataset: SegDataset, share: Fraction) -> SegDataset:
+    """``share`` of the images, rounded up; smaller shares are parts of larger ones.
+
+    A function of the number of images alone: the same for every seed and method.
+    """
+    if share == 1:
+        return dataset
+    order = generator("label-fraction", len(dataset)).permutation(len(dataset))
+    return Subset(dataset, sorted(int(index) for index in order[: ceil(share * len(dataset))]))
 
 
 def check(dataset: SegDataset, workers: int, advance: Callable[[], object] = lambda: None) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gkd_scale.errors import DataError
-from gkd_scale.segment.datasets.folder import default_palette
+from gkd_scale.segment.datasets.labels import default_palette
 from gkd_scale.segment.datasets.registry import check, open_dataset
 from gkd_scale.types import IGNORE
 

@@ -1,0 +1,60 @@
+"""How many pixels of each class each training image has: counted once, kept beside the run.
+
+``class_pixels.parquet`` has one row an image, in the order of the training set, and one column a class. Its
+metadata say of which training set; a file of another one is counted again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from gkd_scale import files
+from gkd_scale.prefetch import prefetch
+from gkd_scale.types import IGNORE, Int64Array, SegDataset
+
+FILE = "class_pixels.parquet"
+_KEY = b"gkd-scale training set"
+
+
+def count(dataset: SegDataset, workers: int, advance: Callable[[], object] = lambda: None) -> Int64Array:
+    """(images, K) pixels of each class in each label; ignored pixels count nowhere."""
+    classes = len(dataset.classes)
+
+    def of_one(index: int) -> Int64Array:
+        return np.bincount(dataset.label(index).ravel(), minlength=IGNORE + 1)[:classes].astype(np.int64)
+
+    rows = []
+    for row in prefetch(of_one, range(len(dataset)), workers, 4 * max(1, workers)):
+        rows.append(row)
+        advance()
+    return np.stack(rows)
+
+
+def write(folder: Path, pixels: Int64Array, dataset: SegDataset, of: Any) -> None:
+    """Keep the counts in ``folder``; ``of`` is JSON that names the training set."""
+    # A class name may occur twice in odd label sets, a column name may not.
+    names = [f"{index} {name}" for index, name in enumerate(dataset.classes)]
+    table = pa.table(dict(zip(names, pixels.T, strict=True)))
+    table = table.replace_schema_metadata({_KEY: json.dumps(of, sort_keys=True).encode()})
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer)
+    files.write_bytes(folder / FILE, buffer.getvalue())
+
+
+def read(folder: Path, of: Any) -> Int64Array | None:
+    """The counts kept in ``folder`` of the training set ``of``; None where there are none."""
+    try:
+        table = parquet.read_table(folder / FILE)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    if (table.schema.metadata or {}).get(_KEY) != json.dumps(of, sort_keys=True).encode():
+        return None
+    return np.stack([column.to_numpy() for column in table.columns], axis=1)

@@ -1,0 +1,140 @@
+"""What a dataset is: names, parts, layouts and label values, as data. Opening it is one function for all.
+
+A *part* is a split, or a condition and a split: what follows ``@`` in ``acdc:PATH@night/val``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from gkd_scale.errors import ConfigError, DataError, nearest
+from gkd_scale.segment.datasets.labels import (
+    Colour,
+    Encoding,
+    LabelSet,
+    read_image,
+    read_stored,
+    require_same_size,
+)
+from gkd_scale.segment.datasets.layout import Found, Key, Layout, Pair, exists, look, require_partners
+from gkd_scale.types import SegSample, UInt8Array
+
+HELD_OUT = 50
+"""Datasets without an official validation split: ``@val`` is every 50th image, ``@train`` the others."""
+
+
+class Part(NamedTuple):
+    """One part: its name in folders, how many images the authors say it has, and which of them are its."""
+
+    folder: str = ""
+    images: int | None = None
+    member: Callable[[int], bool] = lambda index: True  # noqa: ARG005
+
+    def choose(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The pairs that belong to this part."""
+        return [pair for index, pair in enumerate(pairs) if self.member(index)]
+
+
+def with_held_out(images: int) -> dict[str, Part]:
+    """All of a dataset, and our own split of it to choose the best step on: see :data:`HELD_OUT`."""
+    val = images // HELD_OUT
+    return {
+        "": Part(images=images),
+        "train": Part(images=images - val, member=lambda index: not _is_held_out(index)),
+        "val": Part(images=val, member=_is_held_out),
+    }
+
+
+def _is_held_out(index: int) -> bool:
+    return index % HELD_OUT == HELD_OUT - 1
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A dataset. ``parts`` maps what follows ``@`` to folders; "" is what is meant without ``@``.
+
+    The first of ``layouts`` whose files are there is used. ``absent`` names classes that occur in no label:
+    a result over the others has to be labelled so. ``skip`` are pairs known to be bad as published.
+    """
+
+    name: str
+    title: str
+    labels: LabelSet
+    layouts: Sequence[Layout]
+    parts: Mapping[str, Part] = field(default_factory=lambda: {"": Part()})
+    home: str = ""
+    absent: Sequence[str] = ()
+    skip: frozenset[Key] = frozenset()
+    missing_hint: str = "check the path after ADAPTER:"
+
+    def part(self, name: str) -> Part:
+        """The part called ``name``; ConfigError that lists the parts."""
+        if name in self.parts:
+            return self.parts[name]
+        known = [part for part in self.parts if part]
+        choice = "  ".join(f"{self.name}:PATH@{part}" for part in known)
+        if not known:
+            raise ConfigError(f"{self.name} has no parts, so no '@{name}'", f"write {self.name}:PATH")
+        if not name:
+            raise ConfigError(f"{self.name}:PATH does not say which part", f"choose one of: {choice}")
+        raise ConfigError(
+            f"{self.name} has no part '{name}'", nearest(name, known) or f"choose one of: {choice}"
+        )
+
+    def find(self, root: Path, part: str = "") -> Found:
+        """The files of a part below ``root``; DataError where there are none, ConfigError for the part."""
+        chosen = self.part(part)
+        if not root.is_dir():
+            raise DataError(f"there is no folder {root}", self.missing_hint)
+        there = [layout for layout in self.layouts if exists(root, chosen.folder, layout)]
+        found = look(root, chosen.folder, (there or self.layouts)[0], self.skip)
+        return found._replace(pairs=chosen.choose(found.pairs))
+
+    def present(self, root: Path) -> list[str]:
+        """The parts that have files below ``root``."""
+        return [
+            name
+            for name, part in self.parts.items()
+            if any(exists(root, part.folder, layout) for layout in self.layouts)
+        ]
+
+    def meaning(self, root: Path, found: Found) -> tuple[LabelSet, Encoding]:  # noqa: ARG002
+        """Classes and label values of what was found."""
+        return self.labels, found.layout.encoding
+
+    def open(self, root: Path, part: str = "") -> PairDataset:
+        """The dataset; DataError where files are missing, ConfigError where ``part`` is none of its own."""
+        found = self.find(root, part)
+        require_partners(found)
+        labels, encoding = self.meaning(root, found)
+        return PairDataset(f"{self.name}/{part}" if part else root.name, found.pairs, labels, encoding)
+
+
+class PairDataset:
+    """Image and label files of one domain. Reading one raises DataError where it cannot be used."""
+
+    def __init__(self, name: str, pairs: Sequence[Pair], labels: LabelSet, encoding: Encoding) -> None:
+        self.name = name
+        self.classes: Sequence[str] = list(labels.classes)
+        self.palette: Sequence[Colour] = list(labels.palette)
+        self.pairs = list(pairs)
+        self._encoding = encoding
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> SegSample:
+        image_path, label_path = self.pairs[index]
+        image, label = read_image(image_path), self.label(index)
+        require_same_size(
+            (image.shape[0], image.shape[1]), (label.shape[0], label.shape[1]), (image_path, label_path)
+        )
+        return SegSample(image_path.stem, image, label)
+
+    def label(self, index: int) -> UInt8Array:
+        """The label (H, W) of a sample alone, uint8 train ids."""
+        path = self.pairs[index][1]
+        return self._encoding.decode(read_stored(path), path)

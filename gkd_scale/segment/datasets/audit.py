@@ -1,0 +1,170 @@
+"""``gkd-scale datasets check``: what is in a dataset's folder, and what is missing or wrong.
+
+Nothing stops at the first fault: every pair of every part is looked at, and faults are listed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from gkd_scale import console
+from gkd_scale.errors import DataError
+from gkd_scale.prefetch import prefetch
+from gkd_scale.segment.datasets import registry
+from gkd_scale.segment.datasets.adapter import Adapter
+from gkd_scale.segment.datasets.config import CheckConfig
+from gkd_scale.segment.datasets.labels import (
+    Encoding,
+    header_size,
+    read_image,
+    read_stored,
+    require_same_size,
+)
+from gkd_scale.segment.datasets.layout import Pair
+from gkd_scale.types import IGNORE, Int64Array, Size
+
+_SHOWN = 5
+
+
+@dataclass
+class PartReport:
+    """One part. ``pixels`` and ``showing`` count each class's pixels, and the images that show it."""
+
+    domain: str
+    classes: Sequence[str]
+    expected: int | None
+    pairs: int
+    left_out: list[str]
+    faults: list[str]
+    sizes: Counter[str] = field(default_factory=Counter)
+    pixels: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    showing: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    void: int = 0
+
+    def notes(self) -> list[str]:
+        """What is no fault, but good to know."""
+        notes = [f"{path} is left out: known to be bad as published" for path in self.left_out]
+        if self.expected is not None and self.pairs != self.expected:
+            word = "missing" if self.pairs < self.expected else "more than published"
+            notes.append(f"{abs(self.expected - self.pairs)} of {self.expected} pairs {word}")
+        never = [name for name, count in zip(self.classes, self.pixels, strict=True) if not count]
+        if never:
+            notes.append(f"no pixel of {', '.join(never)}")
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types; ``share`` is of all pixels, void included."""
+        total = max(1, int(self.pixels.sum()) + self.void)
+        return {
+            "domain": self.domain,
+            "pairs": self.pairs,
+            "expected": self.expected,
+            "sizes": dict(self.sizes.most_common()),
+            "classes": {
+                name: {"pixels": int(pixels), "share": pixels / total, "images": int(images)}
+                for name, pixels, images in zip(self.classes, self.pixels, self.showing, strict=True)
+            },
+            "void_share": self.void / total,
+            "notes": self.notes(),
+            "faults": self.faults,
+        }
+
+
+def check(config: CheckConfig) -> list[PartReport]:
+    """Look at every pair of the part that ``config`` names, or of all parts that are there.
+
+    Raises ConfigError for an unknown adapter or part, DataError where there is no such folder or nothing in
+    it; what is wrong with single files goes into the reports.
+    """
+    adapter = registry.adapter_of(config.name)
+    ref = registry.split(adapter, config.path)
+    parts = [ref.part] if ref.part else _parts_there(adapter, ref.path)
+    reports = []
+    with console.progress(disable=config.json) as progress:
+        for part in parts:
+            task = progress.add_task(part or config.name, total=None)
+
+            def show(total: int, task: Any = task) -> None:
+                progress.update(task, total=total, advance=1)
+
+            reports.append(_check_part(adapter, ref.path, part, config, show))
+    return reports
+
+
+def _parts_there(adapter: Adapter, root: Path) -> list[str]:
+    """All of it where that is a part, else every part that has files; the first, to raise, where none has."""
+    return [""] if "" in adapter.parts else adapter.present(root) or [next(iter(adapter.parts))]
+
+
+def _check_part(
+    adapter: Adapter, root: Path, part: str, config: CheckConfig, advance: Callable[[int], None]
+) -> PartReport:
+    found = adapter.find(root, part)
+    labels, encoding = adapter.meaning(root, found)
+    report = PartReport(
+        domain=f"{adapter.name}/{part}" if part else adapter.name,
+        classes=labels.classes,
+        expected=adapter.part(part).images,
+        pairs=len(found.pairs),
+        left_out=[str(path) for path in found.left_out],
+        faults=[str(lonely) for lonely in found.lonely],
+        pixels=np.zeros(len(labels.classes), np.int64),
+        showing=np.zeros(len(labels.classes), np.int64),
+    )
+
+    def look(pair: Pair) -> tuple[Size, Int64Array] | str:
+        try:
+            return _look(pair, encoding, config.decode)
+        except DataError as error:
+            return error.message
+
+    for seen in prefetch(look, found.pairs, config.workers, 4 * max(1, config.workers)):
+        advance(len(found.pairs))
+        if isinstance(seen, str):
+            report.faults.append(seen)
+            continue
+        (height, width), counts = seen
+        report.sizes[f"{height}x{width}"] += 1
+        report.void += int(counts[IGNORE])
+        report.pixels += counts[: len(labels.classes)]
+        report.showing += counts[: len(labels.classes)] > 0
+    return report
+
+
+def _look(pair: Pair, encoding: Encoding, decode: bool) -> tuple[Size, Int64Array]:
+    """The size of a pair, and its pixels of each train id, (256,)."""
+    image_path, label_path = pair
+    label = encoding.decode(read_stored(label_path), label_path)
+    size = read_image(image_path).shape[:2] if decode else header_size(image_path)
+    require_same_size((size[0], size[1]), (label.shape[0], label.shape[1]), pair)
+    return (size[0], size[1]), np.bincount(label.ravel(), minlength=IGNORE + 1)
+
+
+def show(report: PartReport) -> None:
+    """Print a report: classes, sizes, notes, faults."""
+    total = max(1, int(report.pixels.sum()) + report.void)
+    table = Table(title=f"{report.domain}: {report.pairs} pairs")
+    for name in ("class", "% of pixels", "images"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name, pixels, images in zip(report.classes, report.pixels, report.showing, strict=True):
+        table.add_row(name, f"{100 * pixels / total:.3f}", str(images))
+    table.add_section()
+    table.add_row("void", f"{100 * report.void / total:.3f}", "", style="dim")
+    console.out.print(table)
+    sizes = report.sizes.most_common(_SHOWN)
+    more = f", {len(report.sizes) - len(sizes)} other sizes" if len(report.sizes) > len(sizes) else ""
+    lines = ["sizes (HxW): " + ", ".join(f"{size} ({count})" for size, count in sizes) + more]
+    lines += report.notes()
+    lines += [f"fault: {fault}" for fault in report.faults[:_SHOWN]]
+    if len(report.faults) > _SHOWN:
+        lines.append(f"... and {len(report.faults) - _SHOWN} more faults; --json lists all")
+    lines.append(f"{len(report.faults)} faults")
+    for line in lines:
+        console.out.print(line, markup=False)

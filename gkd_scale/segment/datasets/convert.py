@@ -1,0 +1,164 @@
+"""``gkd-scale datasets convert``: labels to train ids, large tiles to crops; parallel and resumable.
+
+Every output appears whole or not at all and follows from its source alone, so the same command goes on
+where it stopped. ``converted.json``, written last, says what was converted from where; until then that is
+in ``converting.json``.
+
+Any adapter's labels become 8-bit train ids in the layout of the ``folder`` adapter (GTAV's palette, 66 ids of
+Mapillary, SYNTHIA's 16-bit PNGs): ``DST/PART/{images,labels}``, or ``DST`` itself where one part is named;
+images are links to the originals. ``potsdam`` and ``vaihingen`` are cut by :mod:`.tiles`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from gkd_scale import console, files
+from gkd_scale.errors import ConfigError, DataError, nearest
+from gkd_scale.prefetch import prefetch
+from gkd_scale.segment.datasets import registry, tiles
+from gkd_scale.segment.datasets.adapter import Adapter, PairDataset
+from gkd_scale.segment.datasets.config import ConvertConfig
+from gkd_scale.types import UInt8Array
+
+RECORD = "converted.json"
+_UNFINISHED = "converting.json"
+
+
+class Job(NamedTuple):
+    """One source: ``done`` looks whether its outputs are there, ``run`` writes those that are not."""
+
+    done: Callable[[], bool]
+    run: Callable[[], None]
+
+
+def convert(config: ConvertConfig) -> dict[str, Any]:
+    """Convert ``config.source`` into ``config.out``; what ``converted.json`` says.
+
+    Raises ConfigError for an unknown name or part, DataError where sources are missing or unreadable, or
+    where the folder holds something else.
+    """
+    if config.name in tiles.ORIGINALS:
+        found = tiles.find(tiles.ORIGINALS[config.name], Path(config.source).expanduser())
+        jobs = [Job(*tiles.work(tile, config.out, _png)) for tile in found.tiles]
+        facts: dict[str, Any] = {"tiles": len(found.tiles), "missing": found.missing}
+    elif config.name in registry.ADAPTERS:
+        jobs = _label_jobs(registry.ADAPTERS[config.name], config)
+        facts = {"pairs": len(jobs)}
+    else:
+        known = [*tiles.ORIGINALS, *registry.ADAPTERS]
+        raise ConfigError(
+            f"there is no dataset '{config.name}' to convert",
+            nearest(config.name, known) or f"choose one of: {', '.join(known)}",
+        )
+    settings = {"converter": config.name, "source": str(Path(config.source).expanduser().resolve())}
+    _claim(config.out, settings)
+    kept = _run(jobs, config)
+    record = {**settings, **facts}
+    files.write_json(config.out / RECORD, record)
+    (config.out / _UNFINISHED).unlink(missing_ok=True)
+    return {**record, "kept": kept}
+
+
+def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
+    """Do what is not done; how many were."""
+    with console.progress("{task.fields[kept]}") as progress:
+        task = progress.add_task(f"converting {config.name}", total=len(jobs), kept="")
+
+        def work(job: Job) -> bool:
+            done = job.done()
+            if not done:
+                job.run()
+            return done
+
+        kept = 0
+        for was_done in prefetch(work, jobs, config.workers, 2 * max(1, config.workers)):
+            kept += was_done
+            progress.update(task, advance=1, kept=f"{kept} were there" if kept else "")
+    return kept
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make ``out`` ours, or find that it is; DataError where it holds something else."""
+    for name in (RECORD, _UNFINISHED):
+        if (out / name).is_file():
+            before = json.loads((out / name).read_text(encoding="utf-8"))
+            changed = [key for key in settings if before.get(key) != settings[key]]
+            if changed:
+                key = changed[0]
+                raise DataError(
+                    f"{out} holds other data: {key} is {before.get(key)}, asked is {settings[key]}",
+                    "name another folder",
+                )
+            return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} holds files that convert did not write", "name an empty or a new folder")
+    files.write_json(out / _UNFINISHED, settings)
+
+
+# ----------------------------------------------------------------------------------- any adapter's labels
+
+
+def _label_jobs(adapter: Adapter, config: ConvertConfig) -> list[Job]:
+    ref = registry.split(adapter, config.source)
+    named = [part for part in adapter.parts if part]
+    parts = [ref.part] if ref.part or not named else [part for part in adapter.present(ref.path) if part]
+    if not parts:
+        parts = named[:1]  # opening it says what is missing
+    jobs = []
+    for part in parts:
+        out = config.out / part if len(parts) > 1 or (named and not ref.part) else config.out
+        dataset = adapter.open(ref.path, part)
+        _require_names(dataset)
+        jobs += [_label_job(dataset, index, out, config.copy) for index in range(len(dataset))]
+        jobs.append(_class_list(dataset, out))
+    return jobs
+
+
+def _require_names(dataset: PairDataset) -> None:
+    """DataError where two images have one name: in one folder they would overwrite each other."""
+    seen: dict[str, Path] = {}
+    for image, _ in dataset.pairs:
+        if image.stem in seen:
+            raise DataError(f"{seen[image.stem]} and {image} have the same name", "rename one of them")
+        seen[image.stem] = image
+
+
+def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
+    image, _ = dataset.pairs[index]
+    to_image, to_label = out / "images" / image.name, out / "labels" / f"{image.stem}.png"
+
+    def run() -> None:
+        files.write_bytes(to_label, _png(dataset.label(index)))
+        if copy:
+            files.write_bytes(to_image, image.read_bytes())
+        else:
+            _link(to_image, image.resolve())
+
+    return Job(lambda: to_image.is_file() and to_label.is_file(), run)
+
+
+def _class_list(dataset: PairDataset, out: Path) -> Job:
+    path = out / "classes.txt"
+    return Job(path.is_file, lambda: files.write_text(path, "\n".join(dataset.classes) + "\n"))
+
+
+def _link(path: Path, target: Path) -> None:
+    """A symbolic link that appears in one move, in place of one that is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + files.TEMPORARY)
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
+def _png(pixels: UInt8Array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,201 @@
+"""What label files mean: class names and colours, and how stored values become train ids.
+
+Stored values are whatever a dataset's authors chose: ids of one 8- or 16-bit channel, indices of a
+palette, colours, or one channel of many. :func:`read_stored` reads them as they are,
+:class:`Encoding` turns them into train ids. A value that the encoding does not list is an error that
+names the file and the value; values that are documented as void are listed as ``IGNORE``.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from gkd_scale.errors import DataError
+from gkd_scale.types import IGNORE, Size, UInt8Array
+
+Colour = tuple[int, int, int]
+Stored = npt.NDArray[Any]
+"""(H, W) or (H, W, channels) integers."""
+
+MOST_CLASSES = 254
+_UNKNOWN = 254
+_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+_MODES = {2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+class LabelSet(NamedTuple):
+    """Names and colours of the classes; the index is the train id."""
+
+    classes: Sequence[str]
+    palette: Sequence[Colour]
+
+
+def default_palette(count: int) -> list[Colour]:
+    """``count`` distinct colours: hues a golden ratio apart, three brightnesses."""
+    colours = []
+    for index in range(count):
+        rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.65, (0.95, 0.75, 0.55)[index % 3])
+        colours.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
+    return colours
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Stored values to train ids; 255 is always ignored.
+
+    ``ids`` is for files of one channel, ``colours`` for RGB files. Where ``channel`` is given, files of
+    many channels hold the id in that one. ``text`` says it in a few words.
+    """
+
+    ids: Mapping[int, int]
+    colours: Mapping[Colour, int] = field(default_factory=dict)
+    channel: int | None = None
+    text: str = "class ids"
+
+    def decode(self, stored: Stored, path: Path) -> UInt8Array:
+        """(H, W) uint8 train ids; DataError for a value that is not listed. ``path`` is for the message."""
+        if stored.ndim == 3 and self.channel is not None:
+            stored = stored[..., self.channel]
+        if stored.ndim == 2:
+            return self._decode_ids(stored, path)
+        if self.colours and stored.shape[2] >= 3:
+            return self._decode_colours(stored[..., :3], path)
+        raise DataError(
+            f"{path} has mode {_MODES.get(stored.shape[2], stored.shape[2])}: "
+            "a label has one channel of class ids",
+            "store class ids as an 8-bit greyscale or palette PNG, not colours",
+        )
+
+    @cached_property
+    def _table(self) -> UInt8Array:
+        table = np.full(256, _UNKNOWN, np.uint8)
+        table[IGNORE] = IGNORE
+        for stored, train in self.ids.items():
+            table[stored] = train
+        return table
+
+    @cached_property
+    def _packed(self) -> tuple[npt.NDArray[np.uint32], UInt8Array]:
+        """Colours as sorted 24-bit numbers, and their train ids."""
+        pairs = sorted((r << 16 | g << 8 | b, train) for (r, g, b), train in self.colours.items())
+        keys, trains = zip(*pairs, strict=True)
+        return np.array(keys, np.uint32), np.array(trains, np.uint8)
+
+    def _decode_ids(self, stored: Stored, path: Path) -> UInt8Array:
+        if stored.dtype not in (np.bool_, np.uint8) and (stored.min() < 0 or stored.max() > 255):
+            value = int(stored.max() if stored.max() > 255 else stored.min())
+            raise DataError(
+                f"{path}: label value {value} is not in 0 to 255", "store class ids, 255 for ignored"
+            )
+        label: UInt8Array = self._table[stored.astype(np.uint8, copy=False)]
+        unknown = label == _UNKNOWN
+        if unknown.any():
+            classes = len({train for train in self.ids.values() if train != IGNORE})
+            raise DataError(
+                f"{path}: label value {int(stored[unknown][0])} is not among the values of its {classes} "
+                f"classes and of void ({ranges([*self.ids, IGNORE])})",
+                "correct the label, or the class list (classes.txt) if the class is missing there",
+            )
+        return label
+
+    def _decode_colours(self, stored: Stored, path: Path) -> UInt8Array:
+        keys, trains = self._packed
+        wide = stored.astype(np.uint32)
+        packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+        place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+        unknown = keys[place] != packed
+        if unknown.any():
+            colour = tuple(int(value) for value in stored[unknown][0])
+            raise DataError(
+                f"{path}: the colour {colour} is not among the {len(keys)} of this dataset",
+                "restore the label from the original archive",
+            )
+        return trains[place]
+
+
+def ranges(values: Iterable[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``"0 to 2, 5"``."""
+    runs: list[list[int]] = []
+    for value in sorted(set(values)):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in runs)
+
+
+def identity(classes: int, void: Sequence[int] = (), text: str = "class ids") -> Encoding:
+    """The encoding of files that hold train ids 0 to ``classes`` - 1 already; ``void`` is ignored."""
+    return Encoding({**{value: value for value in range(classes)}, **dict.fromkeys(void, IGNORE)}, text=text)
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def read_image(path: Path) -> UInt8Array:
+    """(H, W, 3) uint8 RGB; DataError where the file cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def read_stored(path: Path) -> Stored:
+    """A label file's values as they are, (H, W) or (H, W, channels); indices of a palette PNG.
+
+    PNGs of several 16-bit channels keep all 16 bits. DataError where the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            sixteen = _low_bytes_mode(image)
+            stored = np.asarray(image)
+        if sixteen is None:
+            return stored
+        with Image.open(path) as image:
+            image.tile = [image.tile[0]._replace(args=sixteen)]
+            return stored.astype(np.uint16) << 8 | np.asarray(image)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def _low_bytes_mode(image: Image.Image) -> str | None:
+    """Pillow's raw mode for the low bytes of several 16-bit channels; None for any other file.
+
+    Pillow decodes such PNGs to the high byte of each big-endian sample, and has no mode of 16 bits to
+    put them in. Read as little-endian, the "high" byte is the low one.
+    """
+    tiles = getattr(image, "tile", [])
+    mode = tiles[0].args if len(tiles) == 1 else None
+    return mode.replace("16B", "16L") if mode in ("RGB;16B", "RGBA;16B") else None
+
+
+def header_size(path: Path) -> Size:
+    """Height and width in pixels from a file's header; DataError where it has none."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+
+
+def require_same_size(image: Size, label: Size, paths: tuple[Path, Path]) -> None:
+    """DataError unless an image and its label have one size."""
+    if image != label:
+        raise DataError(
+            f"{paths[1]} is {label[0]}x{label[1]} (HxW) but its image {paths[0]} is {image[0]}x{image[1]}",
+            "labels must have the size of their images",
+        )
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    return DataError(f"{path} cannot be read: {error}", "restore the file, or remove it and its partner")

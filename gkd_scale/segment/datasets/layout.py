@@ -1,0 +1,168 @@
+"""Where a dataset's files lie: two patterns whose stars match the same in an image and its label.
+
+``leftImg8bit/{part}/*/*_leftImg8bit`` and ``gtFine/{part}/*/*_gtFine_labelIds`` pair
+``leftImg8bit/val/ulm/ulm_7_leftImg8bit.png`` with ``gtFine/val/ulm/ulm_7_gtFine_labelIds.png``: the stars
+are ``("ulm", "ulm_7")`` in both. Patterns end before the file name's suffix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from gkd_scale.errors import DataError
+from gkd_scale.segment.datasets.labels import Encoding
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+LABEL_SUFFIXES = frozenset({".png"})
+
+Pair = tuple[Path, Path]
+"""An image and its label."""
+
+Key = tuple[str, ...]
+"""What the stars of a pattern matched."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Patterns of images and labels below the root, and what the labels' values mean."""
+
+    images: str
+    labels: str
+    encoding: Encoding
+
+
+class Lonely(NamedTuple):
+    """A file without its partner, an ``image`` or a ``label``, which would lie at ``partner``."""
+
+    path: Path
+    lacks: str
+    partner: Path
+
+    def __str__(self) -> str:
+        return f"{self.path} has no {self.lacks} {self.partner}"
+
+
+class Found(NamedTuple):
+    """The files of one part: pairs in the order of their keys, files without a partner, files to skip."""
+
+    layout: Layout
+    pairs: list[Pair]
+    lonely: list[Lonely]
+    left_out: list[Path]
+
+
+def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozenset()) -> Found:
+    """The files of ``layout`` in ``root``; images and labels of ``skip`` are left out.
+
+    DataError where a folder is missing or empty, or where two files have one key.
+    """
+    image_pattern, label_pattern = layout.images.format(part=folder), layout.labels.format(part=folder)
+    images = _files(root, image_pattern, IMAGE_SUFFIXES)
+    labels = _files(root, label_pattern, LABEL_SUFFIXES)
+    both = sorted(images.keys() & labels.keys())
+    lonely = [
+        Lonely(images[key], "label", root / f"{_fill(label_pattern, key)}.png")
+        for key in sorted(images.keys() - labels.keys())
+    ] + [
+        Lonely(labels[key], "image", root / f"{_fill(image_pattern, key)}.*")
+        for key in sorted(labels.keys() - images.keys())
+    ]
+    return Found(
+        layout,
+        [(images[key], labels[key]) for key in both if key not in skip],
+        lonely,
+        [images[key] for key in both if key in skip],
+    )
+
+
+def require_partners(found: Found) -> None:
+    """DataError that names the first file without its label or image."""
+    if found.lonely:
+        first, count = found.lonely[0], len(found.lonely)
+        raise DataError(
+            f"{first}" + (f" (and {count - 1} more)" if count > 1 else ""),
+            f"add the {first.lacks} or remove the file",
+        )
+
+
+def exists(root: Path, folder: str, layout: Layout) -> bool:
+    """Whether there is an image and a label of this layout."""
+    patterns = (layout.images, IMAGE_SUFFIXES), (layout.labels, LABEL_SUFFIXES)
+    return all(any(_walk(root, pattern.format(part=folder), suffixes)) for pattern, suffixes in patterns)
+
+
+def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path]:
+    found: dict[Key, Path] = {}
+    for key, path in _walk(root, pattern, suffixes):
+        if key in found:
+            raise DataError(f"{found[key]} and {path} have the same stem", "remove or rename one")
+        found[key] = path
+    if not found:
+        raise _nothing(root, pattern, suffixes)
+    return found
+
+
+def _walk(root: Path, pattern: str, suffixes: frozenset[str]) -> Iterator[tuple[Key, Path]]:
+    """Files that match, with what the stars matched."""
+    *folders, last = pattern.split("/")
+    places: list[tuple[Key, Path]] = [((), root)]
+    for name in folders:
+        if "*" in name:
+            places = [
+                (key + stars, below)
+                for key, place in places
+                for below in _children(place)
+                if (stars := _match(name, below.name)) is not None and below.is_dir()
+            ]
+        else:
+            places = [(key, place / name) for key, place in places]
+    for key, place in places:
+        for path in _children(place):
+            stars = _match(last, path.stem)
+            if stars is not None and path.suffix.lower() in suffixes:
+                yield key + stars, path
+
+
+def _children(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _fill(pattern: str, key: Key) -> str:
+    for stars in key:
+        pattern = pattern.replace("*", stars, 1)
+    return pattern
+
+
+def _match(pattern: str, name: str) -> Key | None:
+    found = re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), name)
+    return found.groups() if found else None
+
+
+def _nothing(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
+    """Why nothing matched: a folder that is not there, or one without such files."""
+    place = root
+    for name in pattern.split("/")[:-1]:
+        if "*" in name:
+            break
+        below = place / name
+        if not below.is_dir():
+            return DataError(f"{place} has no folder {name}/", _hint(place, pattern))
+        place = below
+    kinds = ", ".join(sorted(suffixes))
+    return DataError(f"{place} holds no file of {kinds} ({pattern})", "put the dataset there")
+
+
+def _hint(place: Path, pattern: str) -> str:
+    wanted = pattern.split("/")[0]
+    below = sorted(path.name for path in place.iterdir() if path.is_dir())
+    inside = [name for name in below if (place / name / wanted).is_dir()]
+    if inside:
+        return f"one of its folders? {', '.join(inside[:8])}"
+    there = f"; there are {', '.join(below[:8])}" if below else ""
+    return f"expected {pattern}.*{there}"

@@ -1,0 +1,55 @@
+"""Writing datasets in miniature, PNGs of several 16-bit channels (which Pillow cannot write) too."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+
+def write_image(path: Path, size: tuple[int, int] = (6, 8), seed: int = 0) -> Path:
+    """A random RGB image of ``size`` (H, W)."""
+    return write_array(path, np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def write_array(path: Path, pixels: npt.NDArray[np.uint8]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_values(path: Path, values: list[int], size: tuple[int, int] = (6, 8)) -> npt.NDArray[np.uint8]:
+    """A one-channel label in which ``values`` follow each other; returns it."""
+    stored = np.resize(np.array(values, np.uint8), size)
+    write_array(path, stored)
+    return stored
+
+
+def write_png16(path: Path, samples: npt.NDArray[np.uint16]) -> Path:
+    """(H, W, 3 or 4) samples as a PNG of 16 bits a channel; rows take turns in three of PNG's filters."""
+    height, width, channels = samples.shape
+    rows = samples.astype(">u2").view(np.uint8).reshape(height, width, 2 * channels).astype(np.int64)
+    data = b""
+    for index, row in enumerate(rows):
+        kind = index % 3
+        before = {0: np.zeros_like(row), 1: np.roll(row, 1, axis=0), 2: rows[index - 1]}[kind].copy()
+        if kind == 1:
+            before[0] = 0
+        data += bytes([kind]) + ((row - before) % 256).astype(np.uint8).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", zlib.compress(data))
+        + _chunk(b"IEND")
+    )
+    return path
+
+
+def _chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
