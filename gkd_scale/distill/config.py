@@ -31,6 +31,9 @@ class QsdConfig:
         "of the attention logits: published is 1, sqrt is 1/sqrt(Ct)",
         choices=("published", "sqrt"),
     )
+    attention: str = option(
+        "published", "none projects each student token alone: plain MSE", choices=("published", "none")
+    )
 
 
 @dataclass
@@ -90,6 +93,14 @@ class Stage1Config:
         metavar="CACHE",
     )
     teacher: str | None = option(None, "refuse caches of another teacher than this one", metavar="NAME")
+    teacher_norm: str = option(
+        "none",
+        "of the cached features: layer is (x - mean)/std over each token's channels",
+        choices=("none", "layer"),
+    )
+    objective: str = option(
+        "qsd", "what is minimised: qsd, or g2sd, the generic stage of G2SD", choices=("qsd", "g2sd")
+    )
     student: str = option("demo_student", "timm name of the student", metavar="NAME")
     student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
     student_weights: str | None = option(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
-from gkd_scale.distill.qsd import QsdHead, mse, resample_tokens
+from gkd_scale.distill.qsd import QsdHead, mse
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student
+from gkd_scale.models.tokens import normalised, resample_tokens
 from gkd_scale.types import Batch, Features, Grid
 
 
@@ -29,6 +30,7 @@ class Distiller(nn.Module):
         loss: LossConfig | None = None,
         qsd: QsdConfig | None = None,
         mask: MaskConfig | None = None,
+        teacher_norm: str = "none",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -36,11 +38,16 @@ class Distiller(nn.Module):
         self.teacher_grid = teacher_grid
         self.weights = loss or LossConfig()
         self.masking = mask or MaskConfig()
+        self.teacher_norm = teacher_norm
         self.seed = seed
         form = qsd or QsdConfig()
         heads = [
             QsdHead(
-                student.dim, teacher_dim, scaled=form.scale == "sqrt", zero_query=form.init == "zero-query"
+                student.dim,
+                teacher_dim,
+                scaled=form.scale == "sqrt",
+                zero_query=form.init == "zero-query",
+                attention=form.attention != "none",
             )
             for _ in range(3)
         ]
@@ -51,7 +58,9 @@ class Distiller(nn.Module):
         parameter = next(self.head_feature.parameters())
         device, dtype = parameter.device, parameter.dtype
         pixels = batch.pixels.to(device, non_blocking=True)
-        teacher = Features(*(t.to(device, non_blocking=True).to(dtype) for t in batch.teacher))
+        teacher = normalised(
+            Features(*(t.to(device, non_blocking=True).to(dtype) for t in batch.teacher)), self.teacher_norm
+        )
         plain = self.features(pixels)
         masked = self._masked_patches(batch, pixels, plain.patches) if self.weights.mask_weight else None
         return self.losses(plain, masked, teacher)

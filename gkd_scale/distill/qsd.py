@@ -13,46 +13,49 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkd_scale.types import Grid
-
 
 class QsdHead(nn.Module):
     """v' = softmax(φ(v_s) v_tᵀ) ψ(v_s), with φ and ψ each LayerNorm(Cs) then Linear(Cs, Ct).
 
     One attention head; the logits are unscaled as published, or divided by √Ct with ``scaled``.
-    ``zero_query`` starts φ's Linear at zero, so that attention starts uniform.
+    ``zero_query`` starts φ's Linear at zero, so that attention starts uniform. Without ``attention``
+    v' = ψ(v_s): every token answers for itself, which makes the loss plain feature MSE.
     """
 
     def __init__(
-        self, student_dim: int, teacher_dim: int, *, scaled: bool = False, zero_query: bool = False
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        *,
+        scaled: bool = False,
+        zero_query: bool = False,
+        attention: bool = True,
     ) -> None:
         super().__init__()
-        self.proj_q = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
-        self.proj_v = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
+        self.proj_q = _projection(student_dim, teacher_dim) if attention else None
+        self.proj_v = _projection(student_dim, teacher_dim)
         self.scale = 1 / math.sqrt(teacher_dim) if scaled else 1.0
-        if zero_query:
+        if zero_query and self.proj_q is not None:
             linear = self.proj_q[1]
             nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``student`` (B, N, Cs) and ``teacher`` (B, N, Ct) to the student's soft tokens (B, N, Ct)."""
-        queries, values = self.proj_q(student), self.proj_v(student)
+        values: Tensor = self.proj_v(student)
+        if self.proj_q is None:
+            return values
+        queries = self.proj_q(student)
         out: Tensor = F.scaled_dot_product_attention(
             queries, teacher.to(queries.dtype), values, scale=self.scale
         )
         return out
 
 
+def _projection(student_dim: int, teacher_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
+
+
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error over all elements, in float32."""
     return F.mse_loss(student.float(), teacher.float())
-
-
-def resample_tokens(tokens: Tensor, grid: Grid, wanted: Grid) -> Tensor:
-    """(B, h·w, C) tokens on ``grid`` to (B, h'·w', C) on ``wanted``, bilinear; the same tensor if equal."""
-    if grid == wanted:
-        return tokens
-    feature_map = tokens.transpose(1, 2).unflatten(2, grid)
-    resampled = F.interpolate(feature_map, size=wanted, mode="bilinear", align_corners=False)
-    return resampled.flatten(2).transpose(1, 2)

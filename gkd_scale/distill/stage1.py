@@ -21,6 +21,7 @@ from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Caches, open_caches
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.g2sd import Generic
 from gkd_scale.engine import ds_config, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Job, fit
@@ -45,7 +46,8 @@ def train(
 ) -> None:
     """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs.
 
-    ``prepare(job)`` may add to what the loop does; ``job.module`` is the Distiller, not yet sharded.
+    ``prepare(job)`` may add to what the loop does; ``job.module`` is the Distiller (or G2SD's Generic), not
+    yet sharded.
     """
     began = time.monotonic()
     plan = ds_config.resolve(
@@ -116,7 +118,7 @@ def _steps(cfg: Stage1Config, caches: Caches, plan: DeepSpeedPlan) -> int:
     return cfg.steps or DEFAULT_STEPS
 
 
-def _distiller(cfg: Stage1Config, caches: Caches) -> Distiller:
+def _distiller(cfg: Stage1Config, caches: Caches) -> Distiller | Generic:
     torch.manual_seed(seed_of("init", cfg.seed))
     student = load_student(
         cfg.student,
@@ -126,8 +128,17 @@ def _distiller(cfg: Stage1Config, caches: Caches) -> Distiller:
         args=cfg.student_args,
         drop_path=cfg.drop_path,
     )
+    if cfg.objective == "g2sd":
+        return Generic(student, caches.dim, caches.grid, seed=cfg.seed)
     return Distiller(
-        student, caches.dim, caches.grid, loss=cfg.loss, qsd=cfg.qsd, mask=cfg.mask, seed=cfg.seed
+        student,
+        caches.dim,
+        caches.grid,
+        loss=cfg.loss,
+        qsd=cfg.qsd,
+        mask=cfg.mask,
+        teacher_norm=cfg.teacher_norm,
+        seed=cfg.seed,
     )
 
 
@@ -136,7 +147,7 @@ def _job(
     runtime: Runtime,
     plan: DeepSpeedPlan,
     source: CachedSource,
-    distiller: Distiller,
+    distiller: Distiller | Generic,
     steps: int,
     identity: dict[str, Any],
 ) -> Job:
@@ -195,7 +206,7 @@ def _tell_skipped(source: CachedSource, runtime: Runtime) -> None:
 
 
 def _introduce(
-    cfg: Stage1Config, plan: DeepSpeedPlan, caches: Caches, distiller: Distiller, steps: int
+    cfg: Stage1Config, plan: DeepSpeedPlan, caches: Caches, distiller: Distiller | Generic, steps: int
 ) -> None:
     student = distiller.student
     millions = sum(p.numel() for p in student.net.parameters()) / 1e6
