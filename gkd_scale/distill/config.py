@@ -24,11 +24,6 @@ class LossConfig:
 class QsdConfig:
     """qsd: the form of query-based soft distillation"""
 
-    form: str = option(
-        "qsd",
-        "mse leaves the queries out: the projected student tokens against the teacher's (an ablation)",
-        choices=("qsd", "mse"),
-    )
     init: str = option(
         "published", "zero-query starts from uniform attention", choices=("published", "zero-query")
     )
@@ -36,6 +31,9 @@ class QsdConfig:
         "published",
         "of the attention logits: published is 1, sqrt is 1/sqrt(Ct)",
         choices=("published", "sqrt"),
+    )
+    attention: str = option(
+        "published", "none projects each student token alone: plain MSE", choices=("published", "none")
     )
 
 
@@ -123,6 +121,14 @@ class Stage1Config:
     )
     views: int | None = option(
         None, "views that epochs cycle through (default: all cached; live: new ones each epoch)", metavar="K"
+    )
+    teacher_norm: str = option(
+        "none",
+        "of the cached features: layer is (x - mean)/std over each token's channels",
+        choices=("none", "layer"),
+    )
+    objective: str = option(
+        "qsd", "what is minimised: qsd, or g2sd, the generic stage of G2SD", choices=("qsd", "g2sd")
     )
     student: list[str | dict[str, Any]] = option(
         ["demo_student"],

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.jitter import jitter
-from gkd_scale.distill.qsd import QsdHead, mse, resample_tokens
+from gkd_scale.distill.qsd import QsdHead, mse
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student
+from gkd_scale.models.tokens import normalised, resample_tokens
 from gkd_scale.types import Batch, Features, Grid
 
 
@@ -31,6 +32,7 @@ class Distiller(nn.Module):
         qsd: QsdConfig | None = None,
         mask: MaskConfig | None = None,
         jitter: float = 0.0,
+        teacher_norm: str = "none",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class Distiller(nn.Module):
         self.weights = loss or LossConfig()
         self.masking = mask or MaskConfig()
         self.jitter = jitter
+        self.teacher_norm = teacher_norm
         self.seed = seed
         form = qsd or QsdConfig()
         heads = [
@@ -47,7 +50,7 @@ class Distiller(nn.Module):
                 teacher_dim,
                 scaled=form.scale == "sqrt",
                 zero_query=form.init == "zero-query",
-                attend=form.form == "qsd",
+                attention=form.attention != "none",
             )
             for _ in range(3)
         ]
@@ -60,7 +63,9 @@ class Distiller(nn.Module):
         pixels = batch.pixels.to(device, non_blocking=True)
         if self.jitter:
             pixels = jitter(pixels, batch.sids, batch.epochs, self.jitter, self.seed)
-        teacher = Features(*(t.to(device, non_blocking=True).to(dtype) for t in batch.teacher))
+        teacher = normalised(
+            Features(*(t.to(device, non_blocking=True).to(dtype) for t in batch.teacher)), self.teacher_norm
+        )
         plain = self.features(pixels)
         masked = self._masked_patches(batch, pixels, plain.patches) if self.weights.mask_weight else None
         return {**self.losses(plain, masked, teacher), "token_variance": token_variance(plain.patches)}

@@ -12,10 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from gkd_scale import files
-from gkd_scale.distill.distiller import Distiller
 from gkd_scale.models import backbone
 from gkd_scale.models.weights import StateDict, read_state_dict
 
@@ -37,7 +36,7 @@ def save(folder: Path, state: dict[str, Tensor]) -> None:
     files.write_bytes(folder / HEADS_FILE, serialise(tensors))
 
 
-def resume(distiller: Distiller, run: str | Path | None, teacher: str) -> bool:
+def resume(distiller: nn.Module, run: str | Path | None, teacher: str) -> bool:
     """Load the heads of ``run`` into ``distiller``; whether there were any that fit.
 
     They fit where ``run`` is the folder of a run with the same ``teacher`` and every tensor has its

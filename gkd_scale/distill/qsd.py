@@ -13,15 +13,13 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkd_scale.types import Grid
-
 
 class QsdHead(nn.Module):
     """v' = softmax(φ(v_s) v_tᵀ) ψ(v_s), with φ and ψ each LayerNorm(Cs) then Linear(Cs, Ct).
 
     One attention head; the logits are unscaled as published, or divided by √Ct with ``scaled``.
-    ``zero_query`` starts φ's Linear at zero, so that attention starts uniform.
-    Without ``attend``, v' = ψ(v_s): plain feature MSE, the ablation of the paper.
+    ``zero_query`` starts φ's Linear at zero, so that attention starts uniform. Without ``attention``
+    v' = ψ(v_s): every token answers for itself, which makes the loss plain feature MSE.
     """
 
     def __init__(
@@ -31,15 +29,13 @@ class QsdHead(nn.Module):
         *,
         scaled: bool = False,
         zero_query: bool = False,
-        attend: bool = True,
+        attention: bool = True,
     ) -> None:
         super().__init__()
-        self.attend = attend
-        if attend:
-            self.proj_q = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
-        self.proj_v = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
+        self.proj_q = _projection(student_dim, teacher_dim) if attention else None
+        self.proj_v = _projection(student_dim, teacher_dim)
         self.scale = 1 / math.sqrt(teacher_dim) if scaled else 1.0
-        if attend and zero_query:
+        if zero_query and self.proj_q is not None:
             linear = self.proj_q[1]
             nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
@@ -47,7 +43,7 @@ class QsdHead(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``student`` (B, N, Cs) and ``teacher`` (B, N, Ct) to the student's soft tokens (B, N, Ct)."""
         values: Tensor = self.proj_v(student)
-        if not self.attend:
+        if self.proj_q is None:
             return values
         queries = self.proj_q(student)
         out: Tensor = F.scaled_dot_product_attention(
@@ -56,15 +52,10 @@ class QsdHead(nn.Module):
         return out
 
 
+def _projection(student_dim: int, teacher_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
+
+
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error over all elements, in float32."""
     return F.mse_loss(student.float(), teacher.float())
-
-
-def resample_tokens(tokens: Tensor, grid: Grid, wanted: Grid) -> Tensor:
-    """(B, h·w, C) tokens on ``grid`` to (B, h'·w', C) on ``wanted``, bilinear; the same tensor if equal."""
-    if grid == wanted:
-        return tokens
-    feature_map = tokens.transpose(1, 2).unflatten(2, grid)
-    resampled = F.interpolate(feature_map, size=wanted, mode="bilinear", align_corners=False)
-    return resampled.flatten(2).transpose(1, 2)

@@ -23,6 +23,7 @@ from gkd_scale.cache.ledger import recorded
 from gkd_scale.distill import heads
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.g2sd import Generic
 from gkd_scale.distill.teaching import Teaching, open_teaching
 from gkd_scale.engine import ds_config, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
@@ -47,7 +48,8 @@ def train(
 ) -> None:
     """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs.
 
-    ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Distiller, not
+    ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Distiller (or G2SD's
+    Generic), not
     yet sharded.
     """
     began = time.monotonic()
@@ -153,7 +155,7 @@ def _job(
     )
 
 
-def _distiller(cfg: Stage1Config, teaching: Teaching) -> Distiller:
+def _distiller(cfg: Stage1Config, teaching: Teaching) -> Distiller | Generic:
     torch.manual_seed(seed_of("init", cfg.seed))
     source = teaching.source
     (name,) = cfg.student
@@ -169,6 +171,8 @@ def _distiller(cfg: Stage1Config, teaching: Teaching) -> Distiller:
         layers.checkpoint_activations(student.net, str(name))
     if cfg.compile:
         layers.compile_features(student.net)
+    if cfg.objective == "g2sd":
+        return Generic(student, source.teacher_dim, source.grid, seed=cfg.seed)
     return Distiller(
         student,
         source.teacher_dim,
@@ -177,12 +181,13 @@ def _distiller(cfg: Stage1Config, teaching: Teaching) -> Distiller:
         qsd=cfg.qsd,
         mask=cfg.mask,
         jitter=cfg.student_jitter,
+        teacher_norm=cfg.teacher_norm,
         seed=cfg.seed,
     )
 
 
-def _distiller_of(job: Job) -> Distiller:
-    assert isinstance(job.module, Distiller)
+def _distiller_of(job: Job) -> Distiller | Generic:
+    assert isinstance(job.module, Distiller | Generic)
     return job.module
 
 

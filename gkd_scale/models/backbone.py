@@ -8,6 +8,7 @@ Stage 1 writes them, stage 2 and evaluate read them; any timm model can take the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ class Backbone(nn.Module):
             return list(net.forward_intermediates(x, indices=self.indices, intermediates_only=True))
         wanted = sorted(set(self.indices))
         found = net.forward_intermediates(x, indices=wanted, norm=True, intermediates_only=True)
-        maps = [found[wanted.index(index)] for index in self.indices]
+        return self.pyramid([found[wanted.index(index)] for index in self.indices])
+
+    def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """A transformer's four maps, all at its patch stride, to strides of about 4, 8, 16 and 32."""
         base = 2 ** round(math.log2(self.stride))  # patch 14 counts as 16
         return [_resample(m, base / stride) for m, stride in zip(maps, STRIDES, strict=True)]
 

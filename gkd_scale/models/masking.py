@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gkd_scale.errors import ModelError
 from gkd_scale.randomness import generator
 from gkd_scale.types import Grid
 
@@ -59,6 +60,35 @@ class MaskToken(nn.Module):
 
     def _replace(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
         return None if self._mask is None else self(output, self._mask)
+
+
+class VisibleOnly:
+    """Lets a plain transformer see some patches only, as a masked autoencoder's encoder does.
+
+    It hooks timm's ``patch_drop``, which comes after position embedding: (B, prefix + N, C) to
+    (B, prefix + n, C). Raises ModelError for a network without one.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        drop = getattr(net, "patch_drop", None)
+        if not isinstance(drop, nn.Identity):
+            raise ModelError(
+                f"{type(net).__name__} cannot leave patches out", "give a plain vision transformer of timm"
+            )
+        self._prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
+        self._keep: Tensor | None = None
+        drop.register_forward_hook(self._select)
+
+    def set(self, keep: Tensor | None) -> None:
+        """The patches (B, n) int64 that the next forward passes see, or None for all."""
+        self._keep = keep
+
+    def _select(self, _module: nn.Module, _inputs: object, tokens: Tensor) -> Tensor | None:
+        if self._keep is None:
+            return None
+        prefix, patches = tokens[:, : self._prefix], tokens[:, self._prefix :]
+        index = self._keep[..., None].expand(-1, -1, patches.shape[2])
+        return torch.cat([prefix, patches.gather(1, index)], 1)
 
 
 class MaskPixels(nn.Module):

@@ -7,6 +7,7 @@ chooses one of timm's feature levels (``forward_intermediates``), unnormalised, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,31 @@ class TimmTeacher:
 
     def __call__(self, pixels: Tensor) -> Features:
         """Features(cls (B, C), patches (B, N, C)), float32 on the CPU."""
-        features, _ = self._forward(pixels)
-        return Features(*(tensor.float().cpu() for tensor in features))
+        return Features(*(tensor.cpu() for tensor in self.features(pixels)))
 
-    @torch.inference_mode()
+    def features(self, pixels: Tensor) -> Features:
+        """As ``__call__``, on the teacher's device: for a teacher that runs beside its student."""
+        features, _ = self._forward(pixels)
+        return Features(*(tensor.float() for tensor in features))
+
+    @torch.no_grad()
+    def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Maps (B, C_i, h_i, w_i) float32 of timm's feature levels ``indices``, on the teacher's device."""
+        net: Any = self.net
+        x = self.normalize(pixels.to(self.device, non_blocking=True))
+        with self._autocast():
+            found = net.forward_intermediates(
+                x, indices=sorted(indices), stop_early=True, intermediates_only=True
+            )
+        return [found[sorted(indices).index(index)].float() for index in indices]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")
+
+    @torch.no_grad()
     def _forward(self, pixels: Tensor) -> tuple[Features, Grid]:
         x = self.normalize(pixels.to(self.device, non_blocking=True))
-        autocast = torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")
-        with autocast:
+        with self._autocast():
             return self._tokens(x) if is_tokens(self.net) else self._map(x)
 
     def _tokens(self, x: Tensor) -> tuple[Features, Grid]:

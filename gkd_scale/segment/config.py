@@ -58,6 +58,65 @@ class AugmentConfig:
             raise ValueError(f"photometric {self.photometric} is not in [0, 2]")
 
 
+METHODS = ("none", "vanilla-kd", "cwd", "af-dcd", "vitkd", "proteus", "g2sd")
+
+
+@dataclass
+class MethodConfig:
+    """method: single-stage methods to compare with; encoder and head learn together"""
+
+    name: str | None = option(
+        None,
+        "train the encoder too, with this method's loss beside the task's; none: with the task's alone",
+        flag="--method",
+        choices=METHODS,
+    )
+    args: dict[str, Any] = option({}, "arguments of the method, for example weight=10", flag="--method-args")
+    teacher: str | None = option(
+        None, "timm name of the frozen teacher, run on every batch", flag="--teacher", metavar="NAME"
+    )
+    teacher_weights: Path | None = option(
+        None, "its weights (default: timm's)", flag="--teacher-weights", metavar="FILE"
+    )
+    teacher_args: dict[str, Any] = option({}, "arguments of its timm model", flag="--teacher-args")
+    teacher_layer: int | None = option(
+        None, "its feature level (default: the last, after the final norm)", flag="--teacher-layer"
+    )
+    teacher_patch: int | None = option(
+        None, "resample its patch embedding to this size", flag="--teacher-patch"
+    )
+    teacher_mean: tuple[float, float, float] | None = option(
+        None, "of its pixels in 0..1 (default: what timm says)", flag="--teacher-mean", metavar=_RGB
+    )
+    teacher_std: tuple[float, float, float] | None = option(
+        None, "likewise", flag="--teacher-std", metavar=_RGB
+    )
+    teacher_norm: str = option(
+        "none",
+        "of its features: layer is (x - mean)/std over each token's channels",
+        flag="--teacher-norm",
+        choices=("none", "layer"),
+    )
+    teacher_head: Path | None = option(
+        None,
+        "stage-2 run on the frozen teacher: gives the logits that g2sd needs, and cwd and af-dcd can use",
+        flag="--teacher-head",
+        metavar="RUN",
+    )
+
+    @property
+    def distils(self) -> bool:
+        """Whether there is a loss beside the task's."""
+        return self.name not in (None, "none")
+
+    def __post_init__(self) -> None:
+        if not self.distils and (self.teacher is not None or self.teacher_head is not None or self.args):
+            raise ConfigError(
+                "a teacher or arguments of a method are given, but no method that uses them",
+                f"give --method, one of {', '.join(METHODS[1:])}",
+            )
+
+
 @dataclass
 class Stage2Config:
     """Train a segmentation head on a frozen backbone."""
@@ -76,7 +135,7 @@ class Stage2Config:
     std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB)
     adapt: str = option(
         "frozen",
-        "train only the head, or all (the no-distillation baseline)",
+        "train only the head, or all (as every --method does)",
         choices=("frozen", "full"),
     )
     train: list[str] = option(
@@ -103,6 +162,7 @@ class Stage2Config:
     global_batch: int | None = option(None, "images an optimizer step, over all ranks (default 16)")
     optim: HeadOptimConfig = section(HeadOptimConfig)
     augment: AugmentConfig = section(AugmentConfig)
+    method: MethodConfig = section(MethodConfig)
     out: Path = option(Path("runs/stage2"), "run folder; the same command again resumes")
     save_every: int = option(200, "steps between checkpoints")
     keep: int = option(2, "newest checkpoints kept")
@@ -113,6 +173,8 @@ class Stage2Config:
 
     def __post_init__(self) -> None:
         self.size()
+        if self.method.name is not None:
+            self.adapt = "full"
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std {self.std} is not above 0")
         if bool(self.train) != bool(self.val):

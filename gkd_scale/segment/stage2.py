@@ -1,8 +1,9 @@
 """Stage 2: learn the task on the source domain, without touching what stage 1 learned.
 
 The backbone is frozen: eval mode, no gradient, and compared bit for bit with what was loaded at
-every validation and at the end. Only the head gets a gradient. (``--adapt full`` trains both: the
-baseline without distillation.) The best step is chosen on in-domain validation alone.
+every validation and at the end. Only the head gets a gradient. (``--adapt full`` trains both; so does
+``--method``, with a single-stage distillation beside the task: :mod:`gkd_scale.segment.methods`.) The
+best step is chosen on in-domain validation alone.
 
 Validation runs on a copy of the segmenter, so that ZeRO-3's shards, train modes and half precision
 stay out of it: every ``val_every`` steps the trained tensors are gathered into the copy, each rank
@@ -33,6 +34,7 @@ from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.weights import full_state
 from gkd_scale.errors import ConfigError, DataError, GkdError, RunError
 from gkd_scale.models.backbone import Backbone, load_backbone
+from gkd_scale.models.teachers import load_teacher
 from gkd_scale.models.weights import fingerprint
 from gkd_scale.randomness import seed_of
 from gkd_scale.segment import export
@@ -42,6 +44,9 @@ from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.inference import confusion
+from gkd_scale.segment.methods.base import Guide
+from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
+from gkd_scale.segment.methods.registry import build_method
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.training_set import count_pixels, open_training_set, order_of
@@ -71,7 +76,10 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     done = runtime.on_main(lambda: runs.begin(config.out, config, KIND))
     train, val = _datasets(config, runtime, check=config.check and not done)
     segmenter = build_segmenter(config, len(train.classes))
+    pupil = _with_method(config, segmenter, train, runtime)
     identity = _identity(config, plan, segmenter, train, val)
+    if isinstance(pupil, Pupil):
+        identity["taught_by"] = pupil.guide.identity()
     if done:
         runs.require_same(config.out, identity)
         _say(runtime, f"{config.out} is already complete: {config.out / export.CARD_FILE}")
@@ -79,7 +87,7 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     runtime.on_main(lambda: _forget_stale_best(config.out))
     validator = Validator(segmenter, val, config, runtime)
     _say(runtime, _introduction(config, plan, segmenter, train, val))
-    job = _job(config, segmenter, validator, identity)
+    job = _job(config, pupil, validator, identity)
     loop.fit([job], _course(config, runtime, plan, segmenter, train), runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))
     seconds = round(time.monotonic() - began, 1)
@@ -92,17 +100,15 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     )
 
 
-def _job(
-    config: Stage2Config, segmenter: Segmenter, validator: Validator, identity: dict[str, Any]
-) -> loop.Job:
+def _job(config: Stage2Config, pupil: nn.Module, validator: Validator, identity: dict[str, Any]) -> loop.Job:
     return loop.Job(
         title="stage 2",
-        module=segmenter,
+        module=pupil,
         lr=lambda step: learning_rate(config, step),
         out=config.out,
         weight_decay=config.optim.weight_decay,
         betas=config.optim.betas,
-        hooks=[loop.Hook(config.val_every, validator)],
+        hooks=[loop.Hook(config.val_every, lambda step, module: validator(step, segmenter_in(module)))],
         identity=identity,
     )
 
@@ -151,7 +157,8 @@ def _introduction(
         sum(p.numel() for p in segmenter.parameters() if p.requires_grad or every) for every in (False, True)
     )
     return (
-        f"[bold]stage 2[/] {config.head} head on {segmenter.backbone.name}, {config.adapt}: "
+        f"[bold]stage 2[/] {config.head} head on {segmenter.backbone.name}, "
+        f"{config.method.name or config.adapt}: "
         f"{trained:,} of {all_of_it:,} parameters are trained\n"
         f"{len(train)} images to train on, {len(val)} to validate on, {len(train.classes)} classes; "
         f"{config.steps} steps of {plan.global_batch} images (micro batch {plan.micro_batch}, "
@@ -190,6 +197,42 @@ def build_segmenter(config: Stage2Config, classes: int) -> Segmenter:
         )
     head = build_head(config.head, backbone.channels, classes, config.head_args, seed=config.seed)
     return Segmenter(backbone, head, frozen=config.adapt == "frozen")
+
+
+def _with_method(
+    config: Stage2Config, segmenter: Segmenter, train: SegDataset, runtime: Runtime
+) -> nn.Module:
+    """The segmenter, or the segmenter with ``config.method`` beside it and its teacher on this device."""
+    method = config.method
+    if method.name is None or not method.distils:
+        return segmenter
+    head = None
+    if method.teacher_head is not None:
+        head, card = export.load_segmenter(method.teacher_head)
+        if list(card.classes) != list(train.classes):
+            raise ConfigError(
+                f"--teacher-head {method.teacher_head} was trained on other classes than --train has",
+                "train the teacher's head on the same data",
+            )
+    teacher = None
+    if method.teacher is not None:
+        teacher = load_teacher(
+            method.teacher,
+            config.size(),
+            weights=method.teacher_weights,
+            args=method.teacher_args,
+            layer=method.teacher_layer,
+            mean=method.teacher_mean,
+            std=method.teacher_std,
+            patch=method.teacher_patch,
+            device=str(runtime.device),
+        )
+    guide = Guide(teacher, head, method.teacher_norm)
+    return Pupil(
+        segmenter,
+        build_method(method.name, segmenter.backbone, guide, method.args, seed=config.seed),
+        guide,
+    )
 
 
 def _backbone(config: Stage2Config) -> Backbone:

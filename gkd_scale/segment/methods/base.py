@@ -1,0 +1,178 @@
+"""What a competing method is: a batch seen by student and teacher in, weighted loss terms out.
+
+A method's own parameters (alignment layers, mask tokens) are trained with the student and are not
+exported. What it draws at random comes from torch's global generator, which the training loop seeds by
+step and rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gkd_scale.errors import ConfigError
+from gkd_scale.models.backbone import Backbone
+from gkd_scale.models.look import Look
+from gkd_scale.models.teachers import TimmTeacher
+from gkd_scale.models.tokens import normalised, resample_tokens, to_map
+from gkd_scale.models.weights import fingerprint
+from gkd_scale.segment.segmenter import Segmenter
+from gkd_scale.types import Features, Grid, Size
+
+
+class Guide:
+    """The frozen teacher of one run: its features (``teacher``), its trained head's logits (``head``).
+
+    No module, so that nothing of it is trained, saved or sharded with the student. ``norm`` is that of
+    :func:`gkd_scale.models.tokens.normalised`.
+    """
+
+    def __init__(
+        self, teacher: TimmTeacher | None = None, head: Segmenter | None = None, norm: str = "none"
+    ) -> None:
+        self._teacher = teacher
+        self._head = head.requires_grad_(False).eval() if head is not None else None
+        self._norm = norm
+
+    def identity(self) -> list[str]:
+        """Fingerprints of the weights that teach."""
+        nets = (self._teacher.net if self._teacher is not None else None, self._head)
+        return [fingerprint(net) for net in nets if net is not None]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the teacher can give logits."""
+        return self._head is not None
+
+    @property
+    def teacher(self) -> TimmTeacher:
+        """The teacher of the features; ConfigError where none was named."""
+        if self._teacher is None:
+            raise ConfigError(
+                "this method compares features and no teacher is named",
+                "give --teacher NAME, and --teacher-weights FILE where timm cannot download",
+            )
+        return self._teacher
+
+    def features(self, pixels: Tensor) -> Features:
+        """CLS (B, Ct) and patches (B, N, Ct) of ``pixels`` (B, 3, H, W), float32."""
+        return normalised(self.teacher.features(pixels), self._norm)
+
+    def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Maps (B, C_i, h_i, w_i) of the teacher's levels ``indices``, float32."""
+        return self.teacher.levels(pixels, indices)
+
+    def level_widths(self, indices: Sequence[int]) -> list[int]:
+        """Their channels C_i."""
+        return widths(self.teacher.net, indices)
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor, size: Size) -> Tensor:
+        """(B, K, *size) of the teacher's own head, float32."""
+        segmenter = self.require_head().to(pixels.device)
+        logits: Tensor = segmenter.head(segmenter.features(pixels), size)
+        return logits.float()
+
+    def require_head(self) -> Segmenter:
+        """The teacher with its head; ConfigError where none was given."""
+        if self._head is None:
+            raise ConfigError(
+                "this method needs the teacher's logits, and no head of the teacher is given",
+                "train one (stage2.py --backbone WEIGHTS --student TEACHER), then give --teacher-head RUN",
+            )
+        return self._head
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One batch as student and teacher see it; the teacher's part is computed when a method asks for it.
+
+    ``pixels`` (B, 3, H, W) and ``labels`` (B, H, W) uint8. ``student``: its one pass. ``head(size)``: the
+    student's logits (B, K, *size). ``again(change)``: another pass of the student, with changed pixels.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    student: Look
+    guide: Guide
+    head: Callable[[Size], Tensor]
+    again: Callable[[Callable[[Tensor], Tensor]], Look]
+
+    @cached_property
+    def teacher(self) -> Features:
+        """The teacher's features of the same pixels, float32, without a graph."""
+        return self.guide.features(self.pixels)
+
+    @cached_property
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, h, w) of student and teacher at the size of the head's finest map, float32."""
+        finest = self.student.maps[0]
+        size = (finest.shape[2], finest.shape[3])
+        return self.head(size).float(), self.guide.logits(self.pixels, size)
+
+
+class Method(nn.Module, ABC):
+    """Built with the student's ``backbone``, the ``guide``, and its own arguments.
+
+    ``levels``: which of the student's early levels its pass must keep. ``task_weight``: the factor of the
+    task's loss. ``passes``: how many student passes, forward and backward, a training image costs.
+    """
+
+    levels: Sequence[int] = ()
+    task_weight: float = 1.0
+    passes: float = 1.0
+
+    @abstractmethod
+    def forward(self, scene: Scene) -> dict[str, Tensor]:
+        """Scalar terms by name, each with its weight; their sum is added to the task's loss."""
+
+
+class FeatureMethod(Method, ABC):
+    """A method that compares the last features on the teacher's grid; ``student_dim``, ``teacher_dim``."""
+
+    def __init__(self, backbone: Backbone, guide: Guide) -> None:
+        super().__init__()
+        self.student_dim = int(backbone.channels[-1])
+        self.teacher_dim = guide.teacher.dim
+        self.teacher_grid: Grid = guide.teacher.grid
+
+    def student_tokens(self, look: Look) -> Tensor:
+        """The student's last patches (B, N, Cs), resampled to the teacher's grid."""
+        return resample_tokens(look.features.patches, look.grid, self.teacher_grid)
+
+    def student_map(self, look: Look) -> Tensor:
+        """The same as a map (B, Cs, h, w)."""
+        return to_map(self.student_tokens(look), self.teacher_grid)
+
+    def teacher_map(self, scene: Scene) -> Tensor:
+        """The teacher's last patches as a map (B, Ct, h, w)."""
+        return to_map(scene.teacher.patches, self.teacher_grid)
+
+
+def sum_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ (s - t)² over everything, divided by the B images, in float32."""
+    return F.mse_loss(student.float(), teacher.float(), reduction="sum") / len(student)
+
+
+def random_masks(images: int, tokens: int, ratio: float, device: torch.device) -> Tensor:
+    """(B, N) bool, True where masked: round(ratio·N) in every image, at least one."""
+    order = torch.rand(images, tokens, device=device).argsort(1)
+    return order < max(1, round(ratio * tokens))
+
+
+def generation(width: int) -> nn.Sequential:
+    """conv3x3, ReLU, conv3x3: what rebuilds masked features from their surroundings."""
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+    )
+
+
+def widths(net: nn.Module, indices: Sequence[int]) -> list[int]:
+    """Channels of timm's feature levels ``indices``."""
+    return [int(net.feature_info[index]["num_chs"]) for index in indices]  # type: ignore[index]

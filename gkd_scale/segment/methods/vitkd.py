@@ -1,0 +1,77 @@
+"""ViTKD: which layers of a vision transformer teach (Yang et al., "ViTKD: Practical Guidelines for ViT
+Feature Knowledge Distillation", 2022, arXiv 2209.02432).
+
+Shallow blocks are mimicked, the last one is rebuilt from half of its tokens:
+
+    L = α · Σ_{i=0,1} Σ (W_i s_i - t_i)² / B  +  (β / r) · Σ_masked (G(mask(W s)) - t)² / B
+
+with α = 3e-5, β = 3e-6, r = 0.5 the share of tokens that a learned token replaces, G conv3-ReLU-conv3.
+Networks that are no plain transformers take part with their first two stages, the teacher's maps averaged
+to the student's size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gkd_scale.models.backbone import Backbone
+from gkd_scale.models.tokens import to_map, to_tokens
+from gkd_scale.segment.methods.base import (
+    FeatureMethod,
+    Guide,
+    Scene,
+    generation,
+    random_masks,
+    sum_mse,
+    widths,
+)
+
+
+class VitKd(FeatureMethod):
+    """``shallow`` α, ``deep`` β and ``ratio`` r."""
+
+    levels = (0, 1)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        guide: Guide,
+        *,
+        shallow: float = 3e-5,
+        deep: float = 3e-6,
+        ratio: float = 0.5,
+    ) -> None:
+        super().__init__(backbone, guide)
+        self.shallow, self.deep, self.ratio = shallow, deep, ratio
+        pairs = zip(widths(backbone.net, self.levels), guide.level_widths(self.levels), strict=True)
+        self.mimic = nn.ModuleList(nn.Conv2d(mine, theirs, 1) for mine, theirs in pairs)
+        self.align = nn.Linear(self.student_dim, self.teacher_dim)
+        self.mask_token = nn.Parameter(torch.zeros(self.teacher_dim))
+        self.generate = generation(self.teacher_dim)
+
+    def forward(self, scene: Scene) -> dict[str, Tensor]:
+        return {
+            "loss_shallow": self.shallow * self._mimicked(scene),
+            "loss_deep": self.deep / self.ratio * self._rebuilt(scene),
+        }
+
+    def _mimicked(self, scene: Scene) -> Tensor:
+        targets = scene.guide.levels(scene.pixels, self.levels)
+        layers = zip(self.mimic, scene.student.levels, targets, strict=True)
+        found = [(align(mine), theirs) for align, mine, theirs in layers]
+        return torch.stack([sum_mse(mine, average_to(theirs, mine)) for mine, theirs in found]).sum()
+
+    def _rebuilt(self, scene: Scene) -> Tensor:
+        tokens = self.align(self.student_tokens(scene.student))
+        masked = random_masks(len(tokens), tokens.shape[1], self.ratio, tokens.device)[..., None]
+        visible = torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
+        rebuilt = to_tokens(self.generate(to_map(visible, self.teacher_grid)))
+        return sum_mse(rebuilt * masked, scene.teacher.patches * masked)
+
+
+def average_to(maps: Tensor, like: Tensor) -> Tensor:
+    """(B, C, h, w) averaged to the height and width of ``like``; the same tensor if equal."""
+    height, width = like.shape[-2:]
+    return maps if maps.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(maps, (height, width))

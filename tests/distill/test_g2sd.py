@@ -1,0 +1,80 @@
+"""G2SD's generic stage: which patches the student sees, the loss by hand, and what is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gkd_scale.distill.g2sd import Generic
+from gkd_scale.errors import ModelError
+from gkd_scale.models.masking import VisibleOnly, random_mask
+from gkd_scale.models.students import load_student
+from tests.conftest import TINY
+
+from .test_distiller import batch, distiller
+
+
+def generic() -> Generic:
+    torch.manual_seed(1)
+    args = {**TINY, "patch_size": 8}
+    return Generic(load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=args), 20, (2, 3))
+
+
+def test_the_encoder_sees_the_patches_that_are_kept_and_no_others() -> None:
+    student = generic().student
+    visible = VisibleOnly(student.net)
+    pixels = batch().pixels
+    keep = torch.tensor([[0, 5, 7]]).expand(4, 3)
+    visible.set(keep)
+    before = student(pixels).patches
+    changed = pixels.clone()
+    changed[:, :, 8:16, :8] = 0  # patch 6
+    assert before.shape == (4, 3, 48) and torch.equal(student(changed).patches, before)
+    changed[:, :, 8:16, 8:16] = 0  # patch 7
+    assert not torch.allclose(student(changed).patches, before)
+    visible.set(None)
+    assert student(pixels).patches.shape == (4, 24, 48)
+
+
+def test_the_loss_is_smooth_l1_to_the_normalised_teacher() -> None:
+    module, b = generic(), batch()
+    found: list[torch.Tensor] = []
+    module.decoder.register_forward_hook(lambda *args: found.append(args[2]))
+    loss = module(b)["loss"]
+    assert module(b)["loss"] == loss
+    out = found[0].detach().double().numpy().reshape(4, 2, 2, 3, 2, 20).mean((2, 4)).reshape(4, 6, 20)
+    target = b.teacher.patches.double().numpy()
+    target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, keepdims=True) + 1e-5)
+    error = np.abs(out - target)
+    by_hand = np.where(error < 2, error**2 / 4, error - 1).mean()
+    assert float(loss.detach()) == pytest.approx(by_hand, rel=1e-4)
+    masked = random_mask(b.sids[0], 0, 0, 24, 0.75)
+    assert int(masked.sum()) == 18
+
+
+def test_everything_is_trained() -> None:
+    module = generic()
+    module(batch())["loss"].backward()
+    named = [(name, p.grad) for name, p in module.named_parameters() if name != "student.mask.token"]
+    assert not [name for name, grad in named if grad is None or not grad.any()]
+
+
+def test_a_network_that_cannot_leave_patches_out_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot leave patches out"):
+        Generic(load_student("test_resnet", (32, 48), (1, 2)), 20, (2, 3))
+
+
+def test_without_attention_the_loss_is_plain_mse() -> None:
+    from gkd_scale.distill.config import LossConfig, QsdConfig
+
+    b = batch()
+    d = distiller(qsd=QsdConfig(attention="none"), loss=LossConfig(mask_weight=0), teacher_norm="layer")
+    losses = d(b)
+    plain = d.features(b.pixels)
+    target = [torch.nn.functional.layer_norm(t.float(), (20,)) for t in b.teacher]
+    cls, patches = d.head_cls.proj_v(plain.cls), d.head_feature.proj_v(plain.patches)
+    by_hand = (torch.cat([cls[:, None], patches], 1) - torch.cat([target[0][:, None], target[1]], 1)).square()
+    torch.testing.assert_close(losses["loss_feature"], by_hand.mean())
+    torch.testing.assert_close(losses["loss_cls"], (cls - target[0]).square().mean())
+    assert not any("proj_q" in name for name, _ in d.named_parameters())
