@@ -65,7 +65,11 @@ def _results(cfg: DemoConfig) -> dict[str, Path]:
 
 
 def plan(cfg: DemoConfig) -> list[Step]:
-    """The commands of the demo, in order."""
+    """The commands of the demo, in order.
+
+    The student starts from scratch and has minutes, not the GPU-days of the paper; so the first phase is a
+    warm start without attention, which QSD's queries then go on from (:mod:`gkd_scale.distill.heads`).
+    """
     data, caches, out = cfg.out / "data", cfg.out / "caches", cfg.out
     seed = ["--seed", str(cfg.seed)]
     steps = [Step("write the embedded scenes", ["gkd-scale", "make-data", str(data)])]
@@ -74,6 +78,7 @@ def plan(cfg: DemoConfig) -> list[Step]:
         command += ["--image-size", SIZE, "--views", "4", *seed, "--out", str(caches / name)]
         steps.append(Step(f"run the teacher once over the {name} images", command))
     stage1 = [*_launch(cfg, "stage1.py"), "--student", "demo_student", *seed]
+    stage1 += ["--lr", str(cfg.lr), "--global-batch", str(cfg.batch)]
     proxy = [
         "--cache",
         str(caches / "proxy"),
@@ -83,12 +88,11 @@ def plan(cfg: DemoConfig) -> list[Step]:
         str(cfg.proxy_steps),
     ]
     source = ["--cache", str(caches / "source"), "--out", str(out / "gkd"), "--steps", str(cfg.source_steps)]
-    lr = ["--lr", str(cfg.lr), "--qsd.init", "zero-query"]
     steps += [
-        Step("stage 1, task-agnostic: distil on proxy images", [*stage1, *proxy, *lr]),
+        Step("stage 1, task-agnostic: distil on proxy images", [*stage1, *proxy, "--qsd.attention", "none"]),
         Step(
             "stage 1, domain-agnostic: distil on source images",
-            [*stage1, *source, *lr, "--student-weights", str(out / "gkd-proxy")],
+            [*stage1, *source, "--student-weights", str(out / "gkd-proxy")],
         ),
     ]
     for name, title, flags in _heads(cfg):
