@@ -2,7 +2,8 @@
 
 ``deepspeed`` and ``torchrun`` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; under Slurm
 they follow from its own variables (rank 0 is taken to be on the node that ``srun`` was started on, and
-the port follows from the job's number); started alone, a script becomes a world of one. On a CPU the backend is gloo, on GPUs NCCL.
+the port follows from the job's number); started alone, a script becomes a world of one. On a CPU the
+backend is gloo, on GPUs NCCL.
 """
 
 from __future__ import annotations
