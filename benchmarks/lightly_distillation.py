@@ -1,7 +1,7 @@
 """Images/s of LightlyTrain's distillation on one CPU thread, with the peers' student, teacher and batch.
 
     python -m venv lightly && lightly/bin/pip install lightly-train timm
-    lightly/bin/python benchmarks/lightly_distillation.py --images FOLDER [--method distillationv3] [--steps N]
+    lightly/bin/python benchmarks/lightly_distillation.py --images FOLDER [--method NAME] [--steps N]
 
 The student is timm's ViT-Ti/16 at 224, the teacher DINOv2's ViT-B/14 without registers, batch 8, one loader
 worker, fp32. Weights are random (nothing is downloaded): speed does not know. The library's own defaults
@@ -15,6 +15,7 @@ import json
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def main() -> None:
             epochs=1,
             trainer_args={"max_steps": args.steps + 2, "max_epochs": 1},
         )
-    seconds = [after - before for before, after in zip(ends[1:], ends[2:], strict=False)]
+    seconds = [after - before for before, after in pairwise(ends[1:])]
     rate = BATCH / statistics.median(seconds)
     found = {"version": lightly_train.__version__, "method": args.method, "images/s": rate}
     print(json.dumps({"lightly": found}, indent=2))
