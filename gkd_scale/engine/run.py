@@ -19,6 +19,7 @@ VOLATILE = (
     "save_every",
     "keep",
     "keep_every",
+    "grad_checkpointing",
     "workers",
     "on_corrupt",
     "mirror",

@@ -1,0 +1,43 @@
+"""The options of stage 1: one student or several."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gkd_scale.config import parse
+from gkd_scale.distill.config import Stage1Config
+from tests.conftest import ROOT
+
+
+def stage1(*argv: str) -> Stage1Config:
+    return parse(Stage1Config, argv, prog="stage1.py", description="")
+
+
+def test_one_student_by_name_is_the_run_itself() -> None:
+    cfg = stage1("--student", "resnet18", "--out", "runs/x")
+    assert cfg.each() == [cfg] and cfg.out == Path("runs/x")
+
+
+def test_flags_hold_for_all_students() -> None:
+    cfg = stage1("--student", "a", "--student", "hf-hub:b/c", "--student-args", "depth=2", "--out", "runs/x")
+    one, two = cfg.each()
+    assert (one.student, one.out) == (["a"], Path("runs/x/a"))
+    assert (two.student, two.out) == (["hf-hub:b/c"], Path("runs/x/hf-hub:b_c"))
+    assert one.student_args == two.student_args == {"depth": 2}
+
+
+def test_the_example_of_several_students_says_more_of_each() -> None:
+    cfg = stage1("--config", str(ROOT / "launchers/students.yaml"), "--drop-path", "0.2")
+    tiny, small, resnet = cfg.each()
+    assert [one.out.name for one in (tiny, small, resnet)] == ["vit_tiny_patch16_224", "small", "resnet50"]
+    assert [one.drop_path for one in (tiny, small, resnet)] == [0.2, 0.1, 0.2]
+    assert resnet.student_weights == "pretrained" and tiny.student_weights is None
+    assert small.cache == ["caches/proxy"] and small.global_batch == 512
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "launchers/slurm").glob("*.sbatch")))
+def test_slurm_examples_are_shell(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
