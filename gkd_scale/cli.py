@@ -237,6 +237,8 @@ def _datasets(argv: Sequence[str], prog: str, command: Command) -> int:
         from gkd_scale import console
 
         console.out.print(catalogue.table())
+        for line in catalogue.places():
+            console.out.print(line, markup=False)
     return 0
 
 

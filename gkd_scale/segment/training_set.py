@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 
 from gkd_scale import console
+from gkd_scale.errors import DataError
 from gkd_scale.segment import class_pixels
 from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
@@ -24,6 +25,8 @@ def count_pixels(config: Stage2Config, dataset: Concatenated) -> None:
         with console.progress() as progress:
             task = progress.add_task("counting pixels of each class", total=len(dataset))
             pixels = class_pixels.count(dataset, config.workers, lambda: progress.advance(task))
+        if not pixels.any():
+            raise DataError("no pixel of the training labels has a class", "check the labels of --train")
         class_pixels.write(config.out, pixels, dataset, _of(config, dataset))
 
 

@@ -125,6 +125,22 @@ def test_crops_of_nearly_one_class_are_drawn_again() -> None:
     assert shares[0.75] < 0.8 < shares[1.0]
 
 
+def test_a_crop_shows_the_class_that_is_wanted() -> None:
+    label = np.zeros((64, 64), np.uint8)
+    label[:16, :16] = 1
+    sample = SegSample("x", picture(label), label)
+    config = AugmentConfig(scale=(2.0, 2.0), photometric=0.0, cat_max_ratio=1.0)
+
+    def showing(wanted: tuple[int, float] | None) -> float:
+        labels = [
+            augment(sample, (32, 32), config, generator("w", seed), wanted=wanted)[1] for seed in range(60)
+        ]
+        return float(np.mean([(each == 1).any() for each in labels]))
+
+    assert showing((1, 0.001)) > 0.8 > 0.4 > showing(None)
+    assert showing((3, 0.5)) < 0.5  # a class that is not there: the last of ten crops is taken
+
+
 def test_photometric_changes_pixels_and_zero_strength_does_not() -> None:
     pixels = torch.from_numpy(picture(blocks((16, 16), 0))).permute(2, 0, 1).contiguous()
     changed = [photometric(pixels, 1.0, generator("p", seed)) for seed in range(8)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -73,11 +74,26 @@ def test_flags() -> None:
         ("--augment.photometric", "3"),
         ("--adapt", "half"),
         ("--haed", "fpn"),
+        ("--label-fraction", "0"),
+        ("--label-fraction", "2"),
+        ("--label-fraction", "1/0"),
+        ("--label-fraction", "few"),
+        ("--train-weights", "0.5", "0.5"),
+        ("--train", "camvid:a", "--val", "camvid:b", "--train-weights", "0"),
+        ("--sampling", "rare"),
+        ("--sampling-temperature", "0"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(argv: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError):
         stage2(*argv)
+
+
+def test_sources_are_mixed_and_cut() -> None:
+    flags = ("--train", "gtav:a", "--train", "synthia:b", "--val", "gtav:a@val")
+    config = stage2(*flags, "--train-weights", "0.75", "0.25", "--label-fraction", "1/16")
+    assert config.train_weights == (0.75, 0.25) and config.label_share() == Fraction(1, 16)
+    assert stage2("--label-fraction", "0.25").label_share() == Fraction(1, 4)
 
 
 def test_the_learning_rate_suits_what_is_trained_unless_given() -> None:

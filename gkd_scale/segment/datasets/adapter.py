@@ -109,6 +109,8 @@ class Adapter:
         """The dataset; DataError where files are missing, ConfigError where ``part`` is none of its own."""
         found = self.find(root, part)
         require_partners(found)
+        if not found.pairs:
+            raise DataError(f"no image of {root} falls into @{part}", "use all of it, without @")
         labels, encoding = self.meaning(root, found)
         return PairDataset(f"{self.name}/{part}" if part else root.name, found.pairs, labels, encoding)
 

@@ -29,28 +29,30 @@ def entries() -> list[dict[str, Any]]:
 
 def table() -> Table:
     """The adapters for a terminal."""
-    shown = Table(title="Datasets: ADAPTER:PATH or ADAPTER:PATH@PART", show_lines=True)
-    for column in ("adapter", "what, and where to get it", "parts (images)", "classes", "files", "labels"):
-        shown.add_column(column, overflow="fold", no_wrap=column == "adapter")
+    shown = Table(title="Datasets: ADAPTER:PATH or ADAPTER:PATH@PART")
+    shown.add_column("adapter", no_wrap=True)
+    for column in ("what", "parts (images)", "classes", "labels"):
+        shown.add_column(column)
     for adapter in ADAPTERS.values():
         classes = str(len(adapter.labels.classes) or "any")
         if adapter.absent:
             classes += f", without {', '.join(adapter.absent)}"
-        layout = adapter.layouts[0]
-        shown.add_row(
-            adapter.name,
-            f"{adapter.title}\n{adapter.home}".strip(),
-            _parts(adapter),
-            classes,
-            f"{layout.images}\n{layout.labels}",
-            layout.encoding.text,
-        )
+        shown.add_row(adapter.name, adapter.title, _parts(adapter), classes, adapter.layouts[0].encoding.text)
     return shown
 
 
 def _parts(adapter: Adapter) -> str:
-    counts = {name: part.images for name, part in adapter.parts.items()}
-    return "\n".join(
-        f"{'@' + name if name else 'all'}" + ("" if images is None else f" ({images})")
-        for name, images in counts.items()
+    return ", ".join(
+        (f"@{name}" if name else "all") + ("" if part.images is None else f" {part.images}")
+        for name, part in adapter.parts.items()
     )
+
+
+def places() -> list[str]:
+    """One line an adapter: where to get it, and the files below PATH."""
+    return [
+        f"{adapter.name}: {layout.images}.* and {layout.labels}.png"
+        + (f"; from {adapter.home}" if adapter.home else "")
+        for adapter in ADAPTERS.values()
+        for layout in adapter.layouts[:1]
+    ]

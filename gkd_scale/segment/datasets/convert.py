@@ -44,12 +44,14 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     Raises ConfigError for an unknown name or part, DataError where sources are missing or unreadable, or
     where the folder holds something else.
     """
+    parts: list[tuple[PairDataset, Path]] = []
     if config.name in tiles.ORIGINALS:
         found = tiles.find(tiles.ORIGINALS[config.name], Path(config.source).expanduser())
         jobs = [Job(*tiles.work(tile, config.out, _png)) for tile in found.tiles]
         facts: dict[str, Any] = {"tiles": len(found.tiles), "missing": found.missing}
     elif config.name in registry.ADAPTERS:
-        jobs = _label_jobs(registry.ADAPTERS[config.name], config)
+        parts = _parts(registry.ADAPTERS[config.name], config)
+        jobs = [job for dataset, out in parts for job in _label_jobs(dataset, out, config.copy)]
         facts = {"pairs": len(jobs)}
     else:
         known = [*tiles.ORIGINALS, *registry.ADAPTERS]
@@ -60,6 +62,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     settings = {"converter": config.name, "source": str(Path(config.source).expanduser().resolve())}
     _claim(config.out, settings)
     kept = _run(jobs, config)
+    for dataset, out in parts:
+        _write_classes(dataset, out)
     record = {**settings, **facts}
     files.write_json(config.out / RECORD, record)
     (config.out / _UNFINISHED).unlink(missing_ok=True)
@@ -105,20 +109,24 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 # ----------------------------------------------------------------------------------- any adapter's labels
 
 
-def _label_jobs(adapter: Adapter, config: ConvertConfig) -> list[Job]:
+def _parts(adapter: Adapter, config: ConvertConfig) -> list[tuple[PairDataset, Path]]:
+    """The datasets to convert, and where each goes."""
     ref = registry.split(adapter, config.source)
     named = [part for part in adapter.parts if part]
-    parts = [ref.part] if ref.part or not named else [part for part in adapter.present(ref.path) if part]
-    if not parts:
-        parts = named[:1]  # opening it says what is missing
-    jobs = []
-    for part in parts:
-        out = config.out / part if len(parts) > 1 or (named and not ref.part) else config.out
-        dataset = adapter.open(ref.path, part)
-        _require_names(dataset)
-        jobs += [_label_job(dataset, index, out, config.copy) for index in range(len(dataset))]
-        jobs.append(_class_list(dataset, out))
-    return jobs
+    if ref.part or not named:
+        return [(adapter.open(ref.path, ref.part), config.out)]
+    there = [part for part in adapter.present(ref.path) if part]
+    # Where nothing is there, opening the first says what is missing.
+    return [(adapter.open(ref.path, part), config.out / part) for part in there or named[:1]]
+
+
+def _write_classes(dataset: PairDataset, out: Path) -> None:
+    files.write_text(out / "classes.txt", "\n".join(dataset.classes) + "\n")
+
+
+def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:
+    _require_names(dataset)
+    return [_label_job(dataset, index, out, copy) for index in range(len(dataset))]
 
 
 def _require_names(dataset: PairDataset) -> None:
@@ -142,11 +150,6 @@ def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
             _link(to_image, image.resolve())
 
     return Job(lambda: to_image.is_file() and to_label.is_file(), run)
-
-
-def _class_list(dataset: PairDataset, out: Path) -> Job:
-    path = out / "classes.txt"
-    return Job(path.is_file, lambda: files.write_text(path, "\n".join(dataset.classes) + "\n"))
 
 
 def _link(path: Path, target: Path) -> None:
