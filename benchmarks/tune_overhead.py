@@ -2,9 +2,9 @@
 
 ``python benchmarks/tune_overhead.py --out runs/bench-overhead``
 
-Alone means: the code of a trial (stage 1, probe, checkpoints) in a process of its own, one after another,
-without Ray; half the sum of their wall times is what two cores could do at best. ``ratio`` is the
-search's wall time, start to exit, over that.
+Alone means: the code of a trial (stage 1, probe, checkpoints) in a process of its own with one thread, as
+Ray gives a trial of one CPU, one after another, without Ray; half the sum of their wall times is what two
+cores could do at best. ``ratio`` is the search's wall time, start to exit, over that.
 """
 
 from __future__ import annotations
@@ -43,22 +43,25 @@ def alone(out: Path, steps: int, lr: float) -> None:
     began = time.monotonic()
     plan = replace(__import__("checks").check(cfg), out=out / "alone")
     checking = time.monotonic() - began
-    trial._report = lambda *_: None
+    trial._report = trial._here = lambda *_: {}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(trial._free_port())}
     trial.rank_main(plan, {"optim.lr": lr}, f"lr-{lr}", 0, address)
-    print(json.dumps({"checking": checking}))
+    print(json.dumps({"checking": checking}), flush=True)
+    os._exit(0)
 
 
 def wall(command: list[str]) -> tuple[float, str]:
+    """Seconds and standard output of a command whose threads are as many as Ray gives a trial of one CPU."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return time.monotonic() - began, done.stdout
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Wall time of a search over that of its runs alone.")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-overhead"))
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--alone", type=float, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -68,11 +71,13 @@ def main() -> None:
     lrs = LRS[: given.trials]
     load = os.getloadavg()[0]
     searched, _ = wall([sys.executable, str(ROOT / "tuning/search.py"), *flags(given.out, given.steps, lrs)])
+    print(f"search: {searched:.1f} s", flush=True)
     seconds = []
     for lr in lrs:
         again = [sys.executable, __file__, "--out", str(given.out), "--steps", str(given.steps)]
         took, said = wall([*again, "--alone", str(lr)])
         seconds.append(took - json.loads(said.splitlines()[-1])["checking"])
+        print(f"alone, lr {lr}: {seconds[-1]:.1f} s", flush=True)
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import space as spaces
-import staging
 import torch
 from options import SearchConfig
 
-from gkd_scale.cache.reader import open_caches
+from gkd_scale.cache.reader import Caches, open_caches
+from gkd_scale.cache.source import is_url
 from gkd_scale.config import merge
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.engine import ds_config
-from gkd_scale.errors import CacheError, ConfigError
+from gkd_scale.errors import ConfigError
 from gkd_scale.models import spec as models
 from gkd_scale.segment.datasets import registry
 
@@ -43,7 +43,8 @@ class Plan:
     default: dict[str, Any]
     out: Path
     caches: tuple[str, ...]
-    local_cache: Path | None
+    mirror: Path
+    mirror_gb: float
     train: dict[str, str]
     val: dict[str, str]
     test: dict[str, str]
@@ -57,10 +58,10 @@ class Plan:
     gpu: float
     keep: int
 
-    def stage1(self, drawn: dict[str, Any], out: Path, caches: list[str] | None = None) -> Stage1Config:
+    def stage1(self, drawn: dict[str, Any], out: Path) -> Stage1Config:
         """Stage 1's configuration of a trial with ``drawn`` options."""
         cfg = self.space.configure(self.base, drawn)
-        cfg.cache, cfg.out = [Path(each) for each in caches or self.caches], out
+        cfg.cache, cfg.mirror, cfg.mirror_gb, cfg.out = [*self.caches], self.mirror, self.mirror_gb, out
         return cfg
 
 
@@ -79,11 +80,12 @@ def check(cfg: SearchConfig) -> Plan:
         default=spaces.defaults(space, base, stage1.default_lr),
         out=cfg.out.resolve(),
         caches=caches,
-        local_cache=cfg.local_cache,
+        mirror=cfg.mirror.expanduser().absolute(),
+        mirror_gb=cfg.mirror_gb,
         train=train,
         val=val,
         test=test,
-        image_size=_image_size(caches, cfg.local_cache),
+        image_size=_open(caches, cfg).image_size,
         probe=cfg.probe,
         probe_images=cfg.probe_images,
         steps=cfg.steps,
@@ -215,17 +217,12 @@ def _check_datasets(plan: Plan) -> None:
 
 
 def _absolute(cache: str) -> str:
-    return cache if staging.is_uri(cache) else str(Path(cache).expanduser().resolve())
+    return cache if is_url(cache) else str(Path(cache).expanduser().resolve())
 
 
-def _image_size(caches: tuple[str, ...], local_cache: Path | None) -> tuple[int, int]:
-    """Height and width of the caches' images, which are all there and fit together; CacheError."""
-    remote = [each for each in caches if staging.is_uri(each)]
-    if remote and local_cache is None:
-        raise CacheError(f"{remote[0]} is not on a disk", "give --local-cache FOLDER on each node's own disk")
-    near = [Path(each) for each in caches if each not in remote]
-    near += [staging.local_copy(each, local_cache) for each in remote if local_cache]
-    return open_caches(near).image_size
+def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches:
+    """The caches, which are all there and fit together; CacheError."""
+    return open_caches(caches, home=cfg.mirror.expanduser(), limit=round(cfg.mirror_gb * 1e9))
 
 
 def _check_student(plan: Plan) -> None:

@@ -14,8 +14,10 @@ import results
 from ray import tune
 from rich.console import Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from table import STYLES, table, written
 from trial import ENDED
 
 from gkd_scale import console, files
@@ -23,6 +25,9 @@ from gkd_scale import console, files
 WRITE_EVERY = 1.0
 """Seconds between rewritings of the table on disk."""
 SHOWN = 15
+"""Most trials in the live table."""
+CAUSES = 3
+"""Most failures below it: the newest."""
 
 
 class Board(tune.Callback):  # type: ignore[misc]
@@ -36,9 +41,9 @@ class Board(tune.Callback):  # type: ignore[misc]
         self.results = results.Results(out)
         self.began = self.written = time.monotonic()
         self.fresh = 0
-        self.ended = 0
         self.live: Live | None = None
-        self.statuses: dict[str, str] = {}
+        self.states: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.finished: set[str] = set()
         self.numbers = {trial.name: trial.number for trial in self.results.trials()}
 
     def __reduce__(self) -> Any:
@@ -66,7 +71,7 @@ class Board(tune.Callback):  # type: ignore[misc]
     ) -> None:
         known = (trial.trial_id, result["step"]) in self.results.rows
         before = max((step for name, step in self.results.rows if name == trial.trial_id), default=0)
-        self.results.add(trial.trial_id, trial.config, {**result, "number": self._number(trial)})
+        self.results.add(trial.trial_id, trial.config, {**result, "number": self._number(trial.trial_id)})
         if not known and "failed" not in result:
             self.fresh += max(0, result["step"] - before)
             self._line(f"{self._name(trial)} step {result['step']}/{self.steps}: mIoU {result['miou']:.2f}")
@@ -81,14 +86,14 @@ class Board(tune.Callback):  # type: ignore[misc]
         self._finish(trial, "ERROR")
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ARG002
-        self.statuses = {trial.trial_id: status(trial, trial.status, self.steps) for trial in trials}
+        self._follow(trials)
         if time.monotonic() - self.written >= WRITE_EVERY:
             self._write(trials)
         if self.live:
             self.live.update(self.render())
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
-        self.statuses = {trial.trial_id: status(trial, trial.status, self.steps) for trial in trials}
+        self._follow(trials)
         self._write(trials)
         self.close()
 
@@ -102,17 +107,22 @@ class Board(tune.Callback):  # type: ignore[misc]
 
     # -------------------------------------------------------------------------------------- inside
 
-    def _number(self, trial: Any) -> int:
+    def _follow(self, trials: list[Any]) -> None:
+        self.states = {
+            trial.trial_id: (status(trial, trial.status, self.steps), trial.config) for trial in trials
+        }
+
+    def _number(self, name: str) -> int:
         """Trials are numbered in the order they start in."""
-        return self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
+        return self.numbers.setdefault(name, len(self.numbers) + 1)
 
     def _name(self, trial: Any) -> str:
-        return f"trial {self._number(trial)}"
+        return f"trial {self._number(trial.trial_id)}"
 
     def _finish(self, trial: Any, state: str) -> None:
-        self.ended += 1
+        self.finished.add(trial.trial_id)
         how, reason = status(trial, state, self.steps), cause(trial, state)
-        self.results.mark(trial.trial_id, self._number(trial), how, trial.config, reason)
+        self.results.mark(trial.trial_id, self._number(trial.trial_id), how, trial.config, reason)
         if how in (results.DONE, results.STOPPED):
             files.write_text(self.out / "trials" / trial.trial_id / ENDED, f"{how}\n")
         self._line(f"{self._name(trial)} {how}" + (f": {reason}" if reason else ""))
@@ -120,7 +130,7 @@ class Board(tune.Callback):  # type: ignore[misc]
     def _write(self, trials: list[Any]) -> None:
         for trial in trials:
             how, reason = status(trial, trial.status, self.steps), cause(trial, trial.status)
-            self.results.mark(trial.trial_id, self._number(trial), how, trial.config, reason)
+            self.results.mark(trial.trial_id, self._number(trial.trial_id), how, trial.config, reason)
         self.results.write()
         self.written = time.monotonic()
 
@@ -129,40 +139,51 @@ class Board(tune.Callback):  # type: ignore[misc]
             console.out.print(text, markup=False)
 
     def render(self) -> Group:
-        """The best first, then what runs."""
-        trials = self.results.trials()
-        trials.sort(key=lambda trial: (trial.steps, trial.score or 0.0), reverse=True)
-        table = Table(box=None, title_justify="left")
-        for name in ("trial", "status", "step", "mIoU", "seconds", "settings"):
-            table.add_column(name, justify="right" if name in ("step", "mIoU", "seconds") else "left")
-        for trial in trials[:SHOWN]:
-            score = "–" if trial.score is None else f"{trial.score:.2f}"
-            how = self.statuses.get(trial.name, trial.status)
-            what = trial.cause or _settings(trial.config)
-            table.add_row(
-                str(trial.number), how, f"{trial.steps}/{self.steps}", score, f"{trial.seconds:.0f}", what
-            )
-        return Group(Text(self.headline(trials)), table)
-
-    def headline(self, trials: list[results.Trial]) -> str:
-        """Best so far, counts, trials a minute, and the time that is left at most."""
-        counts = {kind: list(self.statuses.values()).count(kind) for kind in _ORDER}
-        parts = [f"{count} {kind}" for kind, count in counts.items() if count]
+        """Where the search stands, its trials, and why some failed."""
+        trials = self.trials()
         best = results.best(trials, self.steps)
+        failed = [f"trial {each.number} failed: {each.cause}" for each in trials if each.cause]
+        counts, rates = self.headlines(trials, best)
+        head = Table.grid(padding=(0, 1))
+        head.add_row(ProgressBar(self.count, self._ended(trials), width=20), counts)
+        return Group(
+            head,
+            Text(rates),
+            table(trials, self.steps, best, SHOWN),
+            *(Text(each, style="red", overflow="ellipsis", no_wrap=True) for each in failed[-CAUSES:]),
+        )
+
+    def trials(self) -> list[results.Trial]:
+        """All trials as they stand, also those that have not reported."""
+        known = {trial.name: trial for trial in self.results.trials()}
+        for name, (how, drawn) in self.states.items():
+            if name in known:
+                known[name].status = how
+            else:
+                known[name] = results.Trial(name, self._number(name), how, None, drawn, [], 0.0)
+        return list(known.values())
+
+    def _ended(self, trials: list[results.Trial]) -> int:
+        return sum(trial.status not in _OPEN for trial in trials)
+
+    def headlines(self, trials: list[results.Trial], best: results.Trial | None) -> tuple[str, str]:
+        """How trials stand; and the best so far, trials a minute, and the time that is left at most."""
+        counts = {kind: sum(trial.status == kind for trial in trials) for kind in STYLES}
+        first = [f"{self._ended(trials)} of {self.count} trials ended"]
+        first += [f"{count} {kind}" for kind, count in counts.items() if count]
+        second = []
+        if best:
+            second.append(f"best mIoU {best.score:.2f} (trial {best.number}, step {best.steps})")
         minutes = (time.monotonic() - self.began) / 60
         if self.fresh and minutes > 0:
-            missing = sum(self.steps - trial.steps for trial in trials if trial.status == results.RUNNING)
+            missing = sum(self.steps - trial.steps for trial in trials if trial.status in _OPEN)
             missing += self.steps * max(0, self.count - len(trials))
-            parts += [
-                f"{self.ended / minutes:.1f} trials/min",
-                f"ETA at most {missing * minutes / self.fresh:.0f} min",
-            ]
-        if best:
-            parts.insert(0, f"best mIoU {best.score:.2f} (trial {best.number}, step {best.steps})")
-        return f"{len(trials)} of {self.count} trials: " + ", ".join(parts)
+            second.append(f"{len(self.finished) / minutes:.1f} trials/min")
+            second.append(f"at most {missing * minutes / self.fresh:.1f} min left")
+        return " · ".join(first), " · ".join(second)
 
 
-_ORDER = (results.RUNNING, results.WAITING, results.DONE, results.STOPPED, results.FAILED)
+_OPEN = (results.RUNNING, results.WAITING)
 
 
 def status(trial: Any, state: str, steps: int) -> str:
@@ -191,7 +212,4 @@ def cause(trial: Any, state: str) -> str | None:
 
 
 def _settings(config: dict[str, Any]) -> str:
-    return "  ".join(
-        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in config.items()
-    )
+    return "  ".join(f"{key}={written(value)}" for key, value in config.items())

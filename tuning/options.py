@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale.config import option
+from gkd_scale.distill.config import Stage1Config
 from gkd_scale.errors import ConfigError, nearest
 
 DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
@@ -19,7 +20,7 @@ class SearchConfig:
 
     space: str = option("demo.yaml", "search space: a path, or the name of a bundled one", metavar="FILE")
     cache: list[str] = option(
-        [], "teacher cache, repeatable: a folder, or with --local-cache a URI (default: the embedded data)"
+        [], "teacher cache, folder or URL, repeatable (default: the embedded data)", metavar="CACHE"
     )
     student: str = option("demo_student", "timm name of the student", metavar="NAME")
     student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
@@ -39,9 +40,12 @@ class SearchConfig:
         [], "domain that --final evaluates on, never selected on; repeatable", metavar="NAME=ADAPTER:PATH"
     )
     num_trials: int = option(8, "configurations to try (a grid has as many as it has)")
-    steps: int = option(80, "optimizer steps of a whole trial")
+    steps: int = option(160, "optimizer steps of a whole trial")
     report_every: int | None = option(
         None, "steps between probes (default: a quarter of --steps)", metavar="N"
+    )
+    grace: int | None = option(
+        None, "steps that ASHA lets every trial train (default: half of --steps)", metavar="N"
     )
     probe: str = option("linear", "probe on frozen patch tokens", choices=("linear", "knn"))
     probe_images: int = option(100, "most images that the probe is fitted on, and scored on, a domain")
@@ -55,7 +59,10 @@ class SearchConfig:
     max_concurrent: int | None = option(None, "trials at a time (default: as many as fit)", metavar="N")
     address: str | None = option(None, "Ray cluster: auto or ray://HOST:PORT (default: this machine)")
     cpus: int | None = option(None, "CPU cores that a search on this machine may use", metavar="N")
-    local_cache: Path | None = option(None, "folder on each node's own disk that caches are copied to once")
+    mirror: Path = option(
+        Stage1Config.mirror, "where each node mirrors caches behind a URL while they are used", metavar="DIR"
+    )
+    mirror_gb: float = option(Stage1Config.mirror_gb, "GB of shards that a node's mirror keeps")
     retries: int = option(3, "how often a trial goes on after its process or node was lost")
     out: Path = option(Path("runs/tune"), "folder of the search; the same command again goes on")
     resume: bool = option(False, "refuse to start a new search where there is none to go on with")
@@ -71,6 +78,7 @@ class SearchConfig:
             "num_trials",
             "steps",
             "report_every",
+            "grace",
             "probe_images",
             "workers_per_trial",
             "max_concurrent",
@@ -102,9 +110,9 @@ class SearchConfig:
         return self.report_every or max(1, self.steps // 4)
 
     @property
-    def embedded(self) -> bool:
-        """Whether any of it needs the embedded data."""
-        return not (self.cache and self.train)
+    def least(self) -> int:
+        """Steps that no scheduler takes from a trial: a whole number of reports."""
+        return max(self.every, (self.grace or self.steps // 2) // self.every * self.every)
 
     def train_refs(self) -> list[str]:
         return self.train or [DEFAULT_TRAIN]

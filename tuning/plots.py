@@ -8,6 +8,7 @@ from typing import Any
 
 from results import Trial
 from space import Dimension, Space
+from table import written
 
 WIDTH, HEIGHT, LEFT, TOP = 960, 320, 60, 30
 STYLE = """body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}
@@ -121,11 +122,6 @@ def listing(trials: list[Trial], best: Trial, steps: int) -> str:
         mark = " class=best" if trial is best else ""
         rows.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}" for cell in cells))
     return f"<table><tr>{head}{''.join(rows)}</table>"
-
-
-def written(value: Any) -> str:
-    """A value for people."""
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _ends(dimension: Dimension) -> tuple[str, str]:

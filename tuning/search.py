@@ -31,7 +31,7 @@ EXAMPLES = """\
 RECORD, COMPLETE, STATE = "search.json", "summary.json", "ray"
 VOLATILE = (
     *("out", "resume", "final", "final_steps", "head", "head_steps", "test"),
-    *("dashboard", "address", "cpus", "max_concurrent", "local_cache"),
+    *("dashboard", "address", "cpus", "max_concurrent", "mirror", "mirror_gb"),
 )
 """Options that may change when a search goes on."""
 METRIC = {"metric": "miou", "mode": "max"}
@@ -176,10 +176,13 @@ def _algorithms(cfg: SearchConfig, plan: Any) -> tuple[dict[str, Any], dict[str,
         return space, {**settings, "num_samples": 1, "count": count}
     start = [plan.default] if plan.default else None
     if cfg.search == "tpe" and cfg.scheduler != "pbt":
+        from optuna.samplers import TPESampler
         from ray.tune.search.optuna import OptunaSearch
 
-        settings["search_alg"] = OptunaSearch(**METRIC, seed=cfg.seed, points_to_evaluate=start)
         logging.getLogger("optuna").setLevel(logging.ERROR)
+        # Optuna's own 10 random trials would be most of a small search.
+        sampler = TPESampler(n_startup_trials=max(4, min(10, cfg.num_trials // 3)), seed=cfg.seed)
+        settings["search_alg"] = OptunaSearch(**METRIC, sampler=sampler, points_to_evaluate=start)
     else:
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
@@ -201,16 +204,13 @@ def domain(dimension: spaces.Dimension, *, grid: bool = False) -> Any:
 
 def _scheduler(cfg: SearchConfig, space: dict[str, Any]) -> Any:
     """Trials end by themselves after ``cfg.steps``; a scheduler only ends them earlier."""
+    from halving import Asha, HyperBand
     from ray.tune import schedulers
 
     if cfg.scheduler == "asha":
-        from asha import Asha
-
-        return Asha(cfg.out.resolve(), cfg.steps, cfg.every, cfg.reduction)
+        return Asha(cfg.out.resolve(), cfg.steps, cfg.least, cfg.reduction)
     if cfg.scheduler == "hyperband":
-        return schedulers.HyperBandScheduler(
-            time_attr="step", max_t=cfg.steps + 1, reduction_factor=cfg.reduction
-        )
+        return HyperBand(-(-cfg.steps // cfg.every), cfg.reduction)
     if cfg.scheduler == "pbt":
         return schedulers.PopulationBasedTraining(
             time_attr="step", perturbation_interval=cfg.every, hyperparam_mutations=dict(space)

@@ -15,7 +15,7 @@ import results
 from checks import Plan
 from options import SearchConfig
 from results import Trial
-from rich.table import Table
+from table import table
 
 from gkd_scale import config, console, files
 from gkd_scale.errors import RunError
@@ -39,7 +39,7 @@ def conclude(cfg: SearchConfig, plan: Plan) -> None:
     files.write_text(cfg.out / PAGE, plots.page(trials, best, importances, plan.space, cfg.steps))
     numbers = _numbers(trials, best, importances, cfg)
     files.write_json(cfg.out / "summary.json", numbers)
-    console.out.print(table(trials, best, cfg.steps))
+    console.out.print(table(trials, cfg.steps, best))
     console.out.print(
         f"{numbers['share_saved']:.0%} of the trial-steps were saved by stopping early; "
         + "importance: "
@@ -123,17 +123,3 @@ def _distribution(dimension: Any) -> Any:
     low, high = dimension.values
     kind = d.IntDistribution if dimension.kind.endswith("randint") else d.FloatDistribution
     return kind(low, high, log=dimension.kind.startswith("log"))
-
-
-def table(trials: list[Trial], best: Trial, steps: int) -> Table:
-    """All trials, the best first."""
-    shown = Table(title="trials", title_justify="left", box=None)
-    keys = list(best.config)
-    for name in ("trial", "status", "step", "mIoU", *keys):
-        shown.add_column(name, justify="left" if name in ("trial", "status") else "right")
-    for trial in sorted(trials, key=lambda t: (t.steps, t.score or 0.0), reverse=True):
-        score = "–" if trial.score is None else f"{trial.score:.2f}"
-        values = (plots.written(trial.config.get(key)) for key in keys)
-        style = "bold" if trial is best else None
-        shown.add_row(str(trial.number), trial.status, f"{trial.steps}/{steps}", score, *values, style=style)
-    return shown

@@ -11,6 +11,7 @@ that holds a ``miou``. A trial that is started again, on this or another node, g
 from __future__ import annotations
 
 import copy
+import fcntl
 import functools
 import os
 import socket
@@ -29,7 +30,6 @@ from typing import Any
 import ray
 from checks import LAUNCHERS, Plan
 from ray import tune
-from staging import local_copy, locked
 
 from gkd_scale import files
 from gkd_scale.config import to_dict
@@ -53,7 +53,7 @@ def train(drawn: dict[str, Any], plan: Plan) -> None:
     """
     name = tune.get_context().get_trial_id()
     out = plan.out / "trials" / name
-    with locked(out / "lock"):
+    with _locked(out / "lock"):
         drawn = {key: value for key, value in drawn.items() if key in plan.space.searched}
         forked = _fork(plan, name, drawn)
         last = last_report(out)
@@ -78,7 +78,7 @@ def _fail(out: Path, error: BaseException) -> None:
     cause = " ".join(message.split())
     files.write_text(out / "failure.txt", "".join(traceback.format_exception(error)))
     step = (last_report(out) or {"step": 0})["step"]
-    tune.report({METRIC: 0.0, "step": step, "failed": cause[:300], "host": socket.gethostname()})
+    tune.report({METRIC: 0.0, "step": step, "failed": cause[:300], **_here()})
 
 
 # ------------------------------------------------------------------------------------------ ranks
@@ -129,10 +129,7 @@ def rank_main(plan: Plan, drawn: dict[str, Any], name: str, rank: int, address: 
         from gkd_scale.distill import stage1
         from gkd_scale.engine.runtime import Runtime
 
-        caches = (
-            [str(local_copy(each, plan.local_cache)) for each in plan.caches] if plan.local_cache else None
-        )
-        cfg = replace(plan.stage1(drawn, out, caches), keep=plan.keep)
+        cfg = replace(plan.stage1(drawn, out), keep=plan.keep)
         runtime = Runtime.start()
         prepare = functools.partial(_prepare, plan=plan, name=name, runtime=runtime)
         stage1.train(cfg, runtime, LAUNCHERS, prepare)
@@ -149,6 +146,15 @@ def _logged(path: Path) -> Iterator[None]:
         except BaseException:
             traceback.print_exc(file=sys.stderr)
             raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait for, then hold, a lock that dies with its process: an actor that is being killed may linger."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _free_port() -> int:
@@ -195,8 +201,8 @@ class Measure:
             }
             self.fit, self.val = data.pop(""), data
 
-    def __call__(self, _step: int, module: Any) -> dict[str, float]:
-        """mIoU in percent: of each selection domain, and their mean."""
+    def __call__(self, _step: int, module: Any) -> dict[str, Any]:
+        """mIoU in percent, of each selection domain and their mean; training seconds; and where it ran."""
         from gkd_scale.engine.weights import full_state
         from gkd_scale.segment.probe import probe
 
@@ -210,7 +216,13 @@ class Measure:
             for name, data in self.val.items()
         }
         mean = statistics.fmean(found.values())
-        return {METRIC: mean, **found, "seconds": round(time.monotonic() - self.began, 2)}
+        seconds = round(time.monotonic() - self.began, 2)
+        return {METRIC: mean, **found, "seconds": seconds, **_here()}
+
+
+def _here() -> dict[str, str]:
+    """This machine, by its name and by Ray's."""
+    return {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()[:8]}
 
 
 def last_report(out: Path) -> dict[str, Any] | None:
@@ -225,13 +237,13 @@ def last_report(out: Path) -> dict[str, Any] | None:
 def _report(plan: Plan, name: str, row: dict[str, Any]) -> None:
     """Hand a row of ``metrics.jsonl`` to Tune. For population-based training a checkpoint goes along: a
     tiny folder that says where the real one is."""
-    metrics = {**row, "host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()[:8]}
+    row = {**row, "report": -(-row["step"] // plan.every)}
     if plan.keep == 2:
-        tune.report(metrics)
+        tune.report(row)
         return
     with tempfile.TemporaryDirectory() as folder:
         files.write_json(Path(folder) / "pointer.json", {"trial": name, "step": row["step"]})
-        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+        tune.report(row, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
 # --------------------------------------------------------------------------------------------- PBT

@@ -62,7 +62,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         (["--resources", "cpus=1"], "did you mean 'cpu'"),
         (["--resources", "gpu=0.5", "--workers-per-trial", "2"], "which NCCL refuses"),
         (["--cache", "nowhere"], "nowhere does not exist"),
-        (["--cache", "s3://bucket/cache"], "--local-cache"),
+        (["--cache", "file://{domains}/none", "--mirror", "{domains}/mirror"], "does not exist"),
         (["--test", "x=folder:{domains}/val"], "named both in --val and in --test"),
         (["--test", "x=folder:{domains}/fit/../val"], "named both in --val and in --test"),
         (["--val", "x=folder:{domains}/away", "--test", "x=folder:elsewhere"], "named both"),
@@ -100,11 +100,13 @@ def test_a_mistake_is_one_error_before_ray_starts(
 def finished(
     tiny_cache: Path, domains: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Done, list[str]]:
-    """A grid of three trials of two ranks, of which one diverges."""
+    """A grid of two trials of two ranks, of which one diverges; the cache is behind a URL."""
     folder = tmp_path_factory.mktemp("search")
     more = ("--search", "grid", "--scheduler", "none", "--workers-per-trial", 2, "--resources", "cpu=0.5")
+    more = (*more, "--mirror", folder / "mirror")
     space = "optim.lr: choice(1e-3, 1e25)\noptim.warmup: 0\nglobal_batch: 4\n"
     given = flags(tiny_cache, domains, folder, *more, space=space)
+    given[given.index(str(tiny_cache))] = tiny_cache.as_uri()
     return folder, run([*SCRIPT, *given], folder), given
 
 
@@ -174,15 +176,7 @@ def test_a_killed_search_goes_on(
     """Ended trials are not touched again; the others go on from their checkpoints; all end."""
     budget = ("--steps", 160, "--report-every", 16, "--cpus", 1, "--scheduler", "none")
     command = [*SCRIPT, *flags(tiny_cache, domains, tmp_path, *budget)]
-    log = tmp_path / "log"
-    with open(log, "wb") as file:
-        process = subprocess.Popen(command, env=environment(), stdout=file, stderr=file, cwd=tmp_path)
-        try:
-            wait_for(process, log, "trial 2 step 16/")
-            process.send_signal(how)
-            code = process.wait(120)
-        finally:
-            process.kill()
+    code = kill(how, command, tmp_path, when="trial 2 step 16/")
     assert code == (130 if how == signal.SIGINT else -9)
     table = {row["trial"]: row for row in rows(tmp_path)}
     (ended,) = [name for name, row in table.items() if row["number"] == 1]
@@ -198,12 +192,44 @@ def test_a_killed_search_goes_on(
         assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 161))
 
 
+def kill(how: signal.Signals, command: list[str], folder: Path, *, when: str) -> int:
+    """Start ``command``, send it ``how`` once it has said ``when``; its exit code."""
+    log = folder / "log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, env=environment(), stdout=file, stderr=file, cwd=folder)
+        try:
+            wait_for(process, log, when)
+            process.send_signal(how)
+            return process.wait(120)
+        finally:
+            process.kill()
+
+
 def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
     deadline = time.monotonic() + 300
     while text not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheduler", "trials"), [("hyperband", 5), ("pbt", 3)])
+def test_a_killed_search_of_trials_that_wait_for_each_other_goes_on(
+    scheduler: str, trials: int, tiny_cache: Path, domains: Path, tmp_path: Path
+) -> None:
+    """Tune does not restore these schedulers, and both pause trials: none may be forgotten."""
+    budget = ("--steps", 60, "--report-every", 20, "--scheduler", scheduler, "--num-trials", trials)
+    space = "optim.lr: loguniform(1e-4, 1e-2)\nglobal_batch: 4\n"
+    command = [*SCRIPT, *flags(tiny_cache, domains, tmp_path, *budget, space=space)]
+    kill(signal.SIGKILL, command, tmp_path, when=f"trial {trials - 1} step 20/")
+    done = run(command, tmp_path, timeout=500)
+    assert done.code == 0, done.text
+    last = {row["trial"]: row for row in rows(tmp_path)}
+    assert len(last) == trials
+    assert {row["status"] for row in last.values()} <= {"done", "stopped early"}
+    assert any(row["step"] == 60 for row in last.values())
+    assert all(row["status"] == "done" for row in last.values()) or scheduler == "hyperband"
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""ASHA and HyperBand that outlive a restart: Tune restores trials and the search algorithm, but starts
+schedulers anew.
+
+ASHA without its rungs would compare new trials with nobody and stop none: they are filled again from
+``trials.parquet`` as Tune adds the restored trials. HyperBand would put trials that have ended into its
+brackets, and the others would wait for them forever: they are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
+from results import Results
+
+
+class Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
+    """Asynchronous successive halving over ``step``; trials end by themselves after ``steps``."""
+
+    def __init__(self, out: Path, steps: int, grace: int, reduction: int) -> None:
+        # max_t lies beyond the last step: a trial that gets there exports its backbone before it ends.
+        super().__init__(time_attr="step", max_t=steps + 1, grace_period=grace, reduction_factor=reduction)
+        self._out = out
+        self._known: dict[str, list[tuple[int, float]]] | None = None
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Put what ``trial`` reported before a restart into the rungs."""
+        super().on_trial_add(tune_controller, trial)
+        if self._known is None:
+            self._known = {each.name: each.curve for each in Results(self._out).trials()}
+        for step, score in self._known.get(trial.trial_id, []):
+            self._trial_info[trial.trial_id].on_result(trial, step, self._metric_op * score)
+
+
+class HyperBand(HyperBandScheduler):  # type: ignore[misc]
+    """Brackets counted in ``reports``, so that few trials fill them; the last rung ends by itself."""
+
+    def __init__(self, reports: int, reduction: int) -> None:
+        super().__init__(
+            time_attr="report", max_t=reports, reduction_factor=reduction, stop_last_trials=False
+        )
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Take in a trial that will run."""
+        if not trial.is_finished():
+            super().on_trial_add(tune_controller, trial)
