@@ -95,6 +95,11 @@ class Stage1Config:
     student_weights: str | None = option(
         None, "weights file, stage-1 run, or 'pretrained' (default: from scratch)", metavar="FILE|RUN"
     )
+    student_resize: str = option(
+        "pi",
+        "how a patch embedding gets another patch size: pseudo-inverse, or as an image",
+        choices=("pi", "bicubic"),
+    )
     drop_path: float = option(0.0, "stochastic depth of the student")
     out: Path = option(Path("runs/stage1"), "run folder; the same command again resumes")
     steps: int | None = option(None, "optimizer steps (default 400, or what --epochs gives)")

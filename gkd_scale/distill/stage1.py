@@ -125,6 +125,7 @@ def _distiller(cfg: Stage1Config, caches: Caches) -> Distiller:
         weights=cfg.student_weights,
         args=cfg.student_args,
         drop_path=cfg.drop_path,
+        resize=cfg.student_resize,
     )
     return Distiller(
         student, caches.dim, caches.grid, loss=cfg.loss, qsd=cfg.qsd, mask=cfg.mask, seed=cfg.seed
