@@ -53,6 +53,7 @@ def _teacher_for(cfg: CacheTeacherConfig, device: str) -> TimmTeacher:
         mean=cfg.mean,
         std=cfg.std,
         patch=cfg.patch_size,
+        resize=cfg.patch_resize,
         device=device,
     )
 

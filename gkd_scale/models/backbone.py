@@ -27,8 +27,6 @@ from gkd_scale.models.teachers import Normalize
 WEIGHTS_FILE = "backbone.safetensors"
 CARD_FILE = "backbone.yaml"
 STRIDES = (4, 8, 16, 32)
-RESAMPLED = ("patch_size", "img_size")
-"""Arguments that may differ from those of a run that is loaded: what depends on them is resampled."""
 
 
 class Backbone(nn.Module):
@@ -120,31 +118,34 @@ def build(
     ``resize`` says. A FILE needs a name. Networks that can are built to take any image size. Raises
     ModelError.
     """
-    spec, file = _find(name, args, weights)
+    spec, file, made_with = _find(name, args, weights)
     downloaded = file is None and str(weights) == "pretrained"
     net = any_size(spec, pretrained=downloaded and resize == "pi", drop_path=drop_path)
     if file is not None:
-        weight_files.load_into(net, weight_files.read_state_dict(file), file, resize=resize)
+        state = weight_files.read_state_dict(file)
+        weight_files.load_into(net, state, file, resize=resize, image_size=made_with.get("img_size"))
     elif downloaded and resize != "pi":
-        whole = specs.create(replace(spec, args=_fixed(spec)), pretrained=True)
-        weight_files.load_into(net, whole.state_dict(), spec.name, resize=resize)
+        weight_files.load_downloaded(net, spec, resize)
     return spec, net
 
 
 def _find(
     name: str | None, args: dict[str, Any] | None, weights: str | Path | None
-) -> tuple[ModelSpec, Path | None]:
+) -> tuple[ModelSpec, Path | None, dict[str, Any]]:
+    """The network asked for, its weights file, and the arguments that a run made that file with."""
     if weights is not None and str(weights) != "pretrained" and Path(weights).is_dir():
         return _from_run(Path(weights), name, args)
     if name is None:
         raise ModelError("a weights file alone does not say which network it is for", "give --student NAME")
     spec, shipped = specs.resolve(name, args)
     if weights is None:
-        return spec, None
-    return spec, shipped if str(weights) == "pretrained" else Path(weights)
+        return spec, None, {}
+    return spec, shipped if str(weights) == "pretrained" else Path(weights), {}
 
 
-def _from_run(run: Path, name: str | None, args: dict[str, Any] | None) -> tuple[ModelSpec, Path]:
+def _from_run(
+    run: Path, name: str | None, args: dict[str, Any] | None
+) -> tuple[ModelSpec, Path, dict[str, Any]]:
     card = run / CARD_FILE
     if not card.is_file() or not (run / WEIGHTS_FILE).is_file():
         raise ModelError(
@@ -152,21 +153,17 @@ def _from_run(run: Path, name: str | None, args: dict[str, Any] | None) -> tuple
             "give a finished stage-1 run, or a weights file",
         )
     spec = specs.from_dict(yaml.safe_load(card.read_text()))
+    made_with = spec.args
     if name is not None:
         asked, _ = specs.resolve(name, args)
-        if (asked.name, _fixed(asked)) != (spec.name, _fixed(spec)):
+        if (asked.name, asked.fixed()) != (spec.name, spec.fixed()):
             raise ModelError(
                 f"{run} holds {spec.name} {spec.args}, but --student asks for {asked.name} {asked.args}",
                 "leave --student out to take what the run holds, or name the same model",
             )
-        given = {key: value for key, value in asked.args.items() if key in RESAMPLED}
+        given = {key: value for key, value in asked.args.items() if key in specs.RESAMPLED}
         spec = replace(spec, args={**spec.args, **given})
-    return spec, run / WEIGHTS_FILE
-
-
-def _fixed(spec: ModelSpec) -> dict[str, Any]:
-    """The arguments that no resampling of weights can change."""
-    return {key: value for key, value in spec.args.items() if key not in RESAMPLED}
+    return spec, run / WEIGHTS_FILE, made_with
 
 
 def any_size(spec: ModelSpec, *, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:

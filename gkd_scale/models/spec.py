@@ -22,6 +22,9 @@ Triple = tuple[float, float, float]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
+RESAMPLED = ("patch_size", "img_size")
+"""Arguments that weights do not fix: what depends on them is resampled when weights are loaded."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -35,6 +38,10 @@ class ModelSpec:
     def as_dict(self) -> dict[str, Any]:
         """Plain YAML types; :func:`from_dict` reads them back."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    def fixed(self) -> dict[str, Any]:
+        """The arguments that weights fix."""
+        return {key: value for key, value in self.args.items() if key not in RESAMPLED}
 
 
 def from_dict(values: Mapping[str, Any]) -> ModelSpec:

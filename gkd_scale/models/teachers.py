@@ -54,6 +54,7 @@ class TimmTeacher:
         layer: int | None,
         dtype: str,
         device: str,
+        resize: str = "pi",
     ) -> None:
         self.name = name
         self.net = net.eval().requires_grad_(False)
@@ -61,6 +62,7 @@ class TimmTeacher:
         self.image_size = image_size
         self.layer = layer
         self.dtype = dtype
+        self.resize = resize
         self._weights = weight_files.fingerprint(net)
         self.device = torch.device(device)
         self.normalize = Normalize(spec.mean, spec.std).to(self.device)
@@ -92,7 +94,9 @@ class TimmTeacher:
             "prefix_tokens": int(self.net.num_prefix_tokens) if tokens else 0,  # type: ignore[arg-type]
             "cls": "token" if has_cls(self.net) else "mean",
             **({"final_norm": norm} if norm else {}),
-            "resampling": "timm: bicubic position embedding, pseudo-inverse patch embedding"
+            **({"patch_resize": self.resize} if self.resize != "pi" else {}),
+            "resampling": "timm: bicubic position embedding, "
+            f"{'pseudo-inverse' if self.resize == 'pi' else self.resize} patch embedding"
             if tokens
             else None,
             "torch": torch.__version__.split("+")[0],
@@ -122,27 +126,32 @@ def load_teacher(
     mean: Triple | None = None,
     std: Triple | None = None,
     patch: int | None = None,
+    resize: str = "pi",
     device: str = "auto",
     dtype: str = "float32",
 ) -> TimmTeacher:
     """A frozen teacher from timm's or the user's weights; raises ModelError.
 
-    ``image_size`` (H, W) in pixels; ``patch`` resamples the patch embedding to another patch size;
-    ``layer`` is timm's feature index (default: the last, after the final norm).
+    ``image_size`` (H, W) in pixels; ``patch`` resamples the patch embedding to another patch size, as
+    ``resize`` says (``weights.RESIZES``); ``layer`` is timm's feature index (default: the last, after the
+    final norm).
     """
     args = dict(args or {})
     if patch is not None:
         args["patch_size"] = patch
     spec, shipped = specs.resolve(name, args, mean, std)
     file = weights or shipped
-    net = specs.create(spec, image_size=image_size, pretrained=file is None)
+    net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
     if file is not None:
-        weight_files.load_into(net, weight_files.read_state_dict(file), file)
+        weight_files.load_into(net, weight_files.read_state_dict(file), file, resize=resize)
+    elif resize != "pi":
+        weight_files.load_downloaded(net, spec, resize)
     if patch is not None and not is_tokens(net):
         raise ModelError(f"{name} has no patch size to set", "leave --patch-size out")
     check_divisible(net, image_size, name)
     check_layer(net, layer, name)
-    return TimmTeacher(name, net, spec, image_size, layer=layer, dtype=dtype, device=choose_device(device))
+    device = choose_device(device)
+    return TimmTeacher(name, net, spec, image_size, layer=layer, dtype=dtype, device=device, resize=resize)
 
 
 def check_divisible(net: nn.Module, image_size: Size, name: str) -> None:

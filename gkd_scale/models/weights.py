@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import pickle
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.errors import ModelError
+from gkd_scale.models import spec as specs
+from gkd_scale.models.spec import ModelSpec
 
 StateDict = dict[str, Tensor]
 
@@ -67,16 +72,27 @@ def _unwrap(loaded: object, path: Path) -> StateDict:
     return tensors
 
 
-def load_into(model: nn.Module, state: StateDict, source: Path | str, *, resize: str = "pi") -> None:
+def load_into(
+    model: nn.Module,
+    state: StateDict,
+    source: Path | str,
+    *,
+    resize: str = "pi",
+    image_size: int | Sequence[int] | None = None,
+) -> None:
     """Load ``state`` into a timm model, resampling patch and position embeddings where sizes differ.
 
-    ``resize`` is one of ``RESIZES``. Every parameter of ``model`` must be there; more (a classifier, a head)
-    may be. Values are cast to the model's dtype. Raises ModelError naming what is missing or has another
-    shape.
+    ``resize`` is one of ``RESIZES``; ``image_size`` is what the state was built for, where it is known: a
+    grid of positions that is not square can be told by nothing else. Every parameter of ``model`` must be
+    there; more (a classifier, a head) may be. Values are cast to the model's dtype. Raises ModelError naming
+    what is missing or has another shape.
     """
     state = _strip_prefix(model, state)
     kernel = state.get(_KERNEL)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if image_size is not None:
+        timm_reads: Any = model
+        timm_reads.pretrained_model_args = {"img_size": image_size}
     try:
         if convert is not None:
             state = convert(state, model)
@@ -94,6 +110,12 @@ def load_into(model: nn.Module, state: StateDict, source: Path | str, *, resize:
             f"{source} lacks {len(result.missing_keys)} of the model's tensors: {shown} …",
             "check the model's name and arguments against those the weights were made with",
         )
+
+
+def load_downloaded(model: nn.Module, spec: ModelSpec, resize: str) -> None:
+    """Load timm's weights of ``spec``, downloaded at their own sizes, as :func:`load_into` does."""
+    whole = specs.create(replace(spec, args=spec.fixed()), pretrained=True)
+    load_into(model, whole.state_dict(), spec.name, resize=resize)
 
 
 def _bicubic(kernel: Tensor, model: nn.Module) -> Tensor:

@@ -15,6 +15,7 @@ from gkd_scale.models import backbone, families
 from gkd_scale.models.backbone import load_backbone
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student, load_student
+from gkd_scale.models.weights import load_into
 from gkd_scale.types import Batch, Features
 from tests.models.families import FAMILIES, Family
 
@@ -109,6 +110,19 @@ def test_sharing_the_unmasked_half_equals_two_full_passes(key: str) -> None:
     plain, masked = distiller.features(one.pixels), distiller.features(one.pixels, mask)
     full = distiller.losses(plain, masked.patches, teacher)["loss"]
     torch.testing.assert_close(shared, full, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["vit", "dinov2-registers", "dinov3", "eva02", "eva02-at-16"])
+def test_at_another_size_it_is_what_timm_builds_for_that_size(key: str) -> None:
+    """Position embeddings and rotary ones are resampled on the fly as timm resamples them when it loads."""
+    family = FAMILIES[key]
+    student = load(family).eval()
+    args = {**family.args, "img_size": family.size, "dynamic_img_size": False}
+    plain = timm.create_model(family.name, num_classes=0, **args).eval()
+    load_into(plain, student.net.state_dict(), "the student")
+    x = torch.randn(1, 3, *family.size)
+    with torch.no_grad():
+        torch.testing.assert_close(student.net.forward_features(x), plain.forward_features(x))
 
 
 def test_a_norm_that_timm_leaves_to_the_head_is_applied_to_every_token() -> None:

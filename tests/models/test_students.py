@@ -43,6 +43,24 @@ def test_a_run_goes_on_with_another_patch_size(tmp_path: Path) -> None:
     )
     assert (first.grid, second.grid) == ((4, 6), (4, 6))
     assert second.net.patch_embed.proj.weight.shape[-2:] == (16, 16)
+
+
+def test_positions_of_a_grid_that_is_not_square_keep_their_places(tmp_path: Path) -> None:
+    """4x9 positions are as many as 6x6: only the run knows which they are."""
+    first = load_student("vit_tiny_patch16_224", (64, 144), (4, 9), args={**TINY, "img_size": [64, 144]})
+    with torch.no_grad():
+        first.net.pos_embed[:, 1:] = torch.arange(9.0).repeat(4).view(1, 36, 1)
+    backbone.export(tmp_path, first.spec, first.net.state_dict())
+    args = {**TINY, "img_size": [128, 288]}
+    second = load_student("vit_tiny_patch16_224", (128, 288), (8, 18), weights=str(tmp_path), args=args)
+    rows = second.net.pos_embed.detach()[0, 1:, 0].view(8, 18)
+    torch.testing.assert_close(rows, rows[:1].expand(8, 18), atol=1e-4, rtol=0)
+
+
+def test_a_run_keeps_its_patch_size_where_none_is_given(tmp_path: Path) -> None:
+    args = {key: value for key, value in TINY.items() if key != "patch_size"}
+    first = load_student("vit_tiny_patch16_224", (56, 84), (4, 6), args={**args, "patch_size": 14})
+    backbone.export(tmp_path, first.spec, first.net.state_dict())
     kept = load_student("vit_tiny_patch16_224", (56, 84), (4, 6), weights=str(tmp_path), args=args)
     assert torch.equal(kept.net.patch_embed.proj.weight, first.net.patch_embed.proj.weight)
 
