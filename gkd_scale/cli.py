@@ -53,6 +53,7 @@ def _teacher_for(cfg: CacheTeacherConfig, device: str) -> TimmTeacher:
         mean=cfg.mean,
         std=cfg.std,
         patch=cfg.patch_size,
+        resize=cfg.patch_resize,
         device=device,
     )
 
@@ -71,6 +72,21 @@ def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
         print(json.dumps(found.to_dict(), indent=2))
     else:
         show(found, cfg)
+    return 0
+
+
+def _students(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.distill.students import StudentsConfig, select, show
+
+    cfg = parse(StudentsConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    import json
+
+    rows = select(cfg)
+    if cfg.json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        show(rows, cfg)
     return 0
 
 
@@ -319,6 +335,15 @@ COMMANDS = {
   gkd-scale plan --images imagenet/train --teacher vit_giant_patch14_dinov2.lvd142m --image-size 224 \\
       --views 4 --out caches/proxy --students vit_base_patch16_224 --gpu h100
   gkd-scale plan --images photos --image-size 96x128 --out caches/photos --measure 4 --json
+""",
+    ),
+    "students": Command(
+        _students,
+        "List students from 1 M to 1 B parameters, with their memory by ZeRO stage.",
+        """\
+  gkd-scale students
+  gkd-scale students --filter dinov2 --gpus 1
+  gkd-scale students --filter convnext --millions 5 100 --json
 """,
     ),
     "cache-teacher": Command(

@@ -91,6 +91,9 @@ class CacheTeacherConfig:
         None, "input standard deviation (default: the model's own)", metavar=("R", "G", "B")
     )
     patch_size: int | None = option(None, "resample the patch embedding to this size in pixels", metavar="P")
+    patch_resize: str = option(
+        "pi", "how: pseudo-inverse, or as an image, as the reference does", choices=("pi", "bicubic")
+    )
     views: int = option(1, "views of each image; epoch e trains on view e modulo K", metavar="K")
     codec: str = option("fp16", "how tokens are stored: fp16, bf16, int8, fp8, pcaK or tcB", metavar="NAME")
     codec_fit: int = option(256, "images that a pcaK or tcB codec is fitted to, in a first pass", metavar="N")

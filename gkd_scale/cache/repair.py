@@ -74,4 +74,5 @@ def teacher_arguments(fingerprint: dict[str, Any]) -> dict[str, Any]:
         "mean": tuple(fingerprint["mean"]),
         "std": tuple(fingerprint["std"]),
         "dtype": fingerprint["dtype"],
+        "resize": fingerprint.get("patch_resize", "pi"),
     }

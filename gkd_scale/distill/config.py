@@ -139,6 +139,11 @@ class Stage1Config:
     student_weights: str | None = option(
         None, "weights file, stage-1 run, or 'pretrained' (default: from scratch)", metavar="FILE|RUN"
     )
+    student_resize: str = option(
+        "pi",
+        "how a patch embedding gets another patch size: pseudo-inverse, or as an image",
+        choices=("pi", "bicubic"),
+    )
     drop_path: float = option(0.0, "stochastic depth of the student")
     student_jitter: float = option(
         0.0, "strength of brightness, contrast and saturation jitter that only the student sees"

@@ -2,7 +2,9 @@
 
 L_QSD = a·L_feat + b·L_mask + c·L_cls. The masked pass runs only on the images that are masked: the others'
 tokens are those of the unmasked pass, so they are shared. Loss and gradients are those of two full passes
-wherever the student is deterministic; with drop-path the shared half sees one draw instead of two.
+wherever an image's features depend on that image alone. With drop-path the shared half sees one draw
+instead of two; with BatchNorm (ResNet, MobileNet, EfficientViT) the second pass has the statistics of the
+masked images instead of those of masked and unmasked ones together.
 """
 
 from __future__ import annotations

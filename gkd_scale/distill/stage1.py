@@ -166,6 +166,7 @@ def _distiller(cfg: Stage1Config, teaching: Teaching) -> Distiller | Generic:
         weights=cfg.student_weights,
         args=cfg.student_args,
         drop_path=cfg.drop_path,
+        resize=cfg.student_resize,
     )
     if cfg.grad_checkpointing:
         layers.checkpoint_activations(student.net, str(name))

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale import files
 from gkd_scale.errors import ModelError
+from gkd_scale.models import families
 from gkd_scale.models import spec as specs
-from gkd_scale.models import teachers
 from gkd_scale.models import weights as weight_files
 from gkd_scale.models.spec import ModelSpec
-from gkd_scale.types import Grid, Size
+from gkd_scale.models.teachers import Normalize
 
 WEIGHTS_FILE = "backbone.safetensors"
 CARD_FILE = "backbone.yaml"
@@ -35,7 +35,8 @@ class Backbone(nn.Module):
 
     A plain transformer gives four of its blocks (a third, a half, two thirds and all of its depth:
     3, 5, 7, 11 of 12), after the final norm, resampled by parameter-free bilinear interpolation; a
-    convolutional network gives its own last four levels.
+    hierarchical network gives its own last four levels. One with fewer levels (EfficientViT-M has strides
+    16, 32 and 64) gives its first more than once, resampled in the same way.
     """
 
     def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
@@ -44,34 +45,39 @@ class Backbone(nn.Module):
         self.spec = spec
         self.name = spec.name
         self.mean, self.std = spec.mean, spec.std
-        self.normalize = teachers.Normalize(spec.mean, spec.std)
-        self.is_tokens = teachers.is_tokens(net)
-        levels = len(net.feature_info)  # type: ignore[arg-type]
+        self.normalize = Normalize(spec.mean, spec.std)
+        self.is_tokens = families.is_tokens(net)
+        info: Any = net.feature_info
+        levels = len(info)
         if self.is_tokens:
             self.indices = [max(0, round(levels * part) - 1) for part in (1 / 3, 1 / 2, 2 / 3, 1)]
-            self.stride = max(teachers.patch_size(net))
+            self.stride = max(families.patch_size(net))
             self.channels = (int(net.num_features),) * 4  # type: ignore[arg-type]
+            self.strides = [2 ** round(math.log2(self.stride))] * 4  # patch 14 counts as 16
         else:
-            self.indices = list(range(levels))[-4:]
+            self.indices = [max(0, index) for index in range(levels - 4, levels)]
             # Convolutions take any size; windows of hierarchical transformers want whole patches.
             self.stride = STRIDES[-1] if hasattr(net, "patch_embed") else 1
-            widths = [int(net.feature_info[i]["num_chs"]) for i in self.indices]  # type: ignore[index]
-            self.channels = (widths[0], widths[1], widths[2], widths[3])
+            first, second, third, last = (int(info[index]["num_chs"]) for index in self.indices)
+            self.channels = (first, second, third, last)
+            few = levels < len(STRIDES)
+            self.strides = [int(info[i]["reduction"]) for i in self.indices] if few else list(STRIDES)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """``pixels`` (B, 3, H, W) 0..255, H and W multiples of ``stride``; four maps (B, C_i, h_i, w_i)."""
-        x = self.normalize(pixels).to(teachers.dtype_of(self.net))
+        x = self.normalize(pixels).to(families.dtype_of(self.net))
         net: Any = self.net
-        if not self.is_tokens:
-            return list(net.forward_intermediates(x, indices=self.indices, intermediates_only=True))
         wanted = sorted(set(self.indices))
-        found = net.forward_intermediates(x, indices=wanted, norm=True, intermediates_only=True)
+        norm = {"norm": True} if self.is_tokens else {}
+        found = net.forward_intermediates(x, indices=wanted, intermediates_only=True, **norm)
+        if self.is_tokens:
+            found = [families.normalised_map(net, feature_map) for feature_map in found]
         return self.pyramid([found[wanted.index(index)] for index in self.indices])
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """A transformer's four maps, all at its patch stride, to strides of about 4, 8, 16 and 32."""
-        base = 2 ** round(math.log2(self.stride))  # patch 14 counts as 16
-        return [_resample(m, base / stride) for m, stride in zip(maps, STRIDES, strict=True)]
+        """The maps of the four ``indices``, at the network's own strides, to about 4, 8, 16 and 32."""
+        scales = (own / wanted for own, wanted in zip(self.strides, STRIDES, strict=True))
+        return [_resample(feature_map, scale) for feature_map, scale in zip(maps, scales, strict=True)]
 
     def save(self, folder: Path, **facts: Any) -> None:
         """Write ``backbone.safetensors`` and ``backbone.yaml`` to ``folder``."""
@@ -102,34 +108,48 @@ def export(folder: Path, spec: ModelSpec, state: dict[str, Tensor], **facts: Any
 
 
 def build(
-    name: str | None, args: dict[str, Any] | None, weights: str | Path | None, **extra: Any
+    name: str | None,
+    args: dict[str, Any] | None,
+    weights: str | Path | None,
+    *,
+    drop_path: float = 0.0,
+    resize: str = "pi",
 ) -> tuple[ModelSpec, nn.Module]:
     """A timm network with weights from a FILE, a RUN folder, 'pretrained', or None (from scratch).
 
-    A RUN says its own name and arguments; a ``name`` that differs from it is refused. A FILE needs a
-    name. Networks that can are built to take any image size. Raises ModelError.
+    A RUN says its own name and arguments; a ``name`` or arguments that differ from it are refused, but for
+    ``patch_size`` and ``img_size``: patch and position embeddings are resampled to what is given, as
+    ``resize`` says. A FILE needs a name. Networks that can are built to take any image size. Raises
+    ModelError.
     """
-    spec, file = _find(name, args, weights)
-    net = _any_size(spec, pretrained=str(weights) == "pretrained" and file is None, **extra)
+    spec, file, made_with = _find(name, args, weights)
+    downloaded = file is None and str(weights) == "pretrained"
+    net = any_size(spec, pretrained=downloaded and resize == "pi", drop_path=drop_path)
     if file is not None:
-        weight_files.load_into(net, weight_files.read_state_dict(file), file)
+        state = weight_files.read_state_dict(file)
+        weight_files.load_into(net, state, file, resize=resize, image_size=made_with.get("img_size"))
+    elif downloaded and resize != "pi":
+        weight_files.load_downloaded(net, spec, resize)
     return spec, net
 
 
 def _find(
     name: str | None, args: dict[str, Any] | None, weights: str | Path | None
-) -> tuple[ModelSpec, Path | None]:
+) -> tuple[ModelSpec, Path | None, dict[str, Any]]:
+    """The network asked for, its weights file, and the arguments that a run made that file with."""
     if weights is not None and str(weights) != "pretrained" and Path(weights).is_dir():
         return _from_run(Path(weights), name, args)
     if name is None:
         raise ModelError("a weights file alone does not say which network it is for", "give --student NAME")
     spec, shipped = specs.resolve(name, args)
     if weights is None:
-        return spec, None
-    return spec, shipped if str(weights) == "pretrained" else Path(weights)
+        return spec, None, {}
+    return spec, shipped if str(weights) == "pretrained" else Path(weights), {}
 
 
-def _from_run(run: Path, name: str | None, args: dict[str, Any] | None) -> tuple[ModelSpec, Path]:
+def _from_run(
+    run: Path, name: str | None, args: dict[str, Any] | None
+) -> tuple[ModelSpec, Path, dict[str, Any]]:
     card = run / CARD_FILE
     if not card.is_file() or not (run / WEIGHTS_FILE).is_file():
         raise ModelError(
@@ -137,32 +157,31 @@ def _from_run(run: Path, name: str | None, args: dict[str, Any] | None) -> tuple
             "give a finished stage-1 run, or a weights file",
         )
     spec = specs.from_dict(yaml.safe_load(card.read_text()))
+    made_with = spec.args
     if name is not None:
         asked, _ = specs.resolve(name, args)
-        if (asked.name, {**asked.args}) != (spec.name, spec.args):
+        if (asked.name, asked.fixed()) != (spec.name, spec.fixed()):
             raise ModelError(
                 f"{run} holds {spec.name} {spec.args}, but --student asks for {asked.name} {asked.args}",
                 "leave --student out to take what the run holds, or name the same model",
             )
-    return spec, run / WEIGHTS_FILE
+        given = {key: value for key, value in asked.args.items() if key in specs.RESAMPLED}
+        spec = replace(spec, args={**spec.args, **given})
+    return spec, run / WEIGHTS_FILE, made_with
 
 
-def _any_size(spec: ModelSpec, **extra: Any) -> nn.Module:
-    """The network, built with ``dynamic_img_size`` where timm's model knows it."""
-    try:
-        return specs.create(spec, dynamic_img_size=True, **extra)
-    except ModelError:
-        return specs.create(spec, **extra)
+def any_size(spec: ModelSpec, *, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
+    """The network, built to take any image size where timm can, its architecture that of its own size.
 
-
-def measure(net: nn.Module, image_size: Size) -> tuple[Grid, int]:
-    """Grid and width of a convolutional network's last feature map for images of ``image_size``."""
-    training = net.training
-    net.eval()
-    with torch.no_grad():
-        features, grid = teachers.flatten_map(net, net.forward_features(torch.zeros(1, 3, *image_size)))  # type: ignore[operator]
-    net.train(training)
-    return grid, features.patches.shape[2]
+    Some of timm's models (Swin) have stochastic depth unless they are told not to: ``drop_path`` is told
+    to all. Raises ModelError where it is above 0 and the model has none.
+    """
+    optional: dict[str, Any] = {"dynamic_img_size": True}
+    if drop_path:
+        spec = replace(spec, args={**spec.args, "drop_path_rate": drop_path})
+    else:
+        optional["drop_path_rate"] = 0.0
+    return specs.create(spec, pretrained=pretrained, optional=optional)
 
 
 def load_backbone(

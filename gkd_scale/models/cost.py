@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gkd_scale.models import spec as specs
-from gkd_scale.models.teachers import check_divisible, check_layer, flatten_map, is_tokens, patch_size
+from gkd_scale.models.families import dense, level
+from gkd_scale.models.teachers import check_divisible, check_layer
 from gkd_scale.types import Grid, Size
 
 
@@ -41,18 +42,7 @@ def cost(
     check_divisible(net, image_size, name)
     check_layer(net, layer, name)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if layer is None:
-            out = net.forward_features(pixels)
-        else:
-            kind = "NLC" if is_tokens(net) else "NCHW"
-            out = net.forward_intermediates(
-                pixels, indices=[layer], output_fmt=kind, intermediates_only=True
-            )[0]
-    if is_tokens(net):
-        rows, columns = patch_size(net)
-        grid, dim = (image_size[0] // rows, image_size[1] // columns), int(out.shape[-1])
-    else:
-        features, grid = flatten_map(net, out)
-        dim = features.patches.shape[2]
+        features, grid = dense(net, pixels) if layer is None else level(net, pixels, layer)
+    dim = features.patches.shape[2]
     sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in net.modules()]
     return Cost(counter.get_total_flops(), sum(p.numel() for p in net.parameters()), max(sizes), dim, grid)

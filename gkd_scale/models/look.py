@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gkd_scale.models import teachers
+from gkd_scale.models import families
 from gkd_scale.models.backbone import Backbone
 from gkd_scale.models.tokens import to_map
 from gkd_scale.types import Features, Grid
@@ -36,24 +36,28 @@ def look(
     change: Callable[[Tensor], Tensor] = lambda pixels: pixels,
 ) -> Look:
     """One pass over ``pixels`` (B, 3, H, W) 0..255; ``change`` alters the normalised pixels."""
-    x = change(backbone.normalize(pixels)).to(teachers.dtype_of(backbone.net))
+    x = change(backbone.normalize(pixels)).to(families.dtype_of(backbone.net))
     wanted = sorted({*backbone.indices, *levels})
     net: Any = backbone.net
     if not backbone.is_tokens:
         found = dict(
             zip(wanted, net.forward_intermediates(x, indices=wanted, intermediates_only=True), strict=True)
         )
-        maps = [found[index] for index in backbone.indices]
-        features, grid = teachers.flatten_map(nn.Identity(), maps[-1])
-        return Look(maps, features, grid, [found[index] for index in levels])
-    rows, columns = teachers.patch_size(net)
+        own = [found[index] for index in backbone.indices]
+        features, grid = families.flatten_map(nn.Identity(), own[-1])
+        return Look(backbone.pyramid(own), features, grid, [found[index] for index in levels])
+    rows, columns = families.patch_size(net)
     grid = (x.shape[2] // rows, x.shape[3] // columns)
     blocks = net.forward_intermediates(
         x, indices=wanted, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
     )
     pairs = dict(zip(wanted, (b if isinstance(b, tuple) else (b, None) for b in blocks), strict=True))
-    maps = backbone.pyramid([to_map(net.norm(pairs[index][0]), grid) for index in backbone.indices])
+
+    def norm(tokens: Tensor) -> Tensor:
+        return families.normalised(net, net.norm(tokens))
+
+    maps = backbone.pyramid([to_map(norm(pairs[index][0]), grid) for index in backbone.indices])
     patches, prefix = pairs[backbone.indices[-1]]
-    patches = net.norm(patches)
-    cls = net.norm(prefix[:, 0]) if prefix is not None and teachers.has_cls(net) else patches.mean(1)
+    patches = norm(patches)
+    cls = norm(prefix[:, 0]) if prefix is not None and families.has_cls(net) else patches.mean(1)
     return Look(maps, Features(cls, patches), grid, [to_map(pairs[index][0], grid) for index in levels])

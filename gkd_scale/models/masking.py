@@ -6,7 +6,8 @@ a global batch are masked depends on their place in it, so that it is the same f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -49,9 +50,14 @@ class MaskToken(nn.Module):
         self._mask: Tensor | None = None
         patch_embed.register_forward_hook(self._replace)
 
-    def set(self, mask: Tensor | None) -> None:
-        """The mask (B, N) of the next forward pass, or None."""
+    @contextmanager
+    def set(self, mask: Tensor | None) -> Iterator[None]:
+        """The mask (B, N) of the forward pass inside the block, or None."""
         self._mask = mask
+        try:
+            yield
+        finally:
+            self._mask = None
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """(B, …, C) with masked positions replaced; ``mask`` (B, N)."""

@@ -22,6 +22,9 @@ Triple = tuple[float, float, float]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
+RESAMPLED = ("patch_size", "img_size")
+"""Arguments that weights do not fix: what depends on them is resampled when weights are loaded."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -35,6 +38,10 @@ class ModelSpec:
     def as_dict(self) -> dict[str, Any]:
         """Plain YAML types; :func:`from_dict` reads them back."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    def fixed(self) -> dict[str, Any]:
+        """The arguments that weights fix."""
+        return {key: value for key, value in self.args.items() if key not in RESAMPLED}
 
 
 def from_dict(values: Mapping[str, Any]) -> ModelSpec:
@@ -88,26 +95,35 @@ def resolve(
 
 
 def create(
-    spec: ModelSpec, *, image_size: Size | None = None, pretrained: bool = False, **extra: Any
+    spec: ModelSpec,
+    *,
+    image_size: Size | None = None,
+    pretrained: bool = False,
+    optional: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """``timm.create_model`` without a classifier, its refusals as ModelError.
 
     ``image_size`` fixes the size of models that need one (position embeddings are resampled by timm
-    when weights are loaded); ``pretrained`` downloads timm's weights.
+    when weights are loaded); ``optional`` arguments are left out where the model does not know them;
+    ``pretrained`` downloads timm's weights.
     """
     import timm
 
-    kwargs = {"num_classes": 0, **spec.args, **extra}
-    if image_size is not None:
-        kwargs["img_size"] = tuple(image_size)
+    options = dict(optional or {})
+    size = {} if image_size is None else {"img_size": tuple(image_size)}
+    kwargs = {"num_classes": 0, **options, **spec.args, **size}
     kwargs = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return timm.create_model(spec.name, pretrained=pretrained, **kwargs)
         except TypeError as error:
-            if image_size is not None and "img_size" in str(error):
-                return create(spec, pretrained=pretrained, **extra)  # a convolutional network: any size
+            if size and "'img_size'" in str(error):  # a convolutional network: any size
+                return create(spec, pretrained=pretrained, optional=options)
+            unknown = [key for key in options if f"'{key}'" in str(error)]
+            if unknown:
+                known = {key: value for key, value in options.items() if key not in unknown}
+                return create(spec, image_size=image_size, pretrained=pretrained, optional=known)
             raise ModelError(
                 f"{spec.name} does not take these arguments: {kwargs}: {error}", "see timm"
             ) from None

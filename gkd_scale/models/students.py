@@ -1,45 +1,49 @@
-"""Students: any timm vision transformer or convolutional network, with masking, as Features.
+"""Students: any timm network of the families in ``families.py``, with masking, as Features.
 
 The network keeps timm's module and its keys; what we add (the mask token) lives beside it and is not
-exported. Position embeddings keep the architecture's own grid and are resampled on the fly for other
-image sizes, so that the exported weights load into plain ``timm.create_model``.
+exported. Position embeddings and windows keep the architecture's own size and are resampled on the fly for
+other image sizes, so that the exported weights load into plain ``timm.create_model``.
+
+A student is deterministic but for ``drop_path`` and BatchNorm. With drop-path, the masked pass shares the
+draw of the unmasked half instead of making a second one; with BatchNorm, its statistics are those of the
+masked images alone (see ``distill/distiller.py``).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gkd_scale.models import backbone, teachers
+from gkd_scale.errors import ModelError
+from gkd_scale.models import backbone, families, teachers
 from gkd_scale.models.masking import MaskPixels, MaskToken
 from gkd_scale.models.spec import ModelSpec
 from gkd_scale.types import Features, Grid, Size
+
+MAX_RATIO = 4
+"""How many times finer or coarser than the teacher's, on a side, a student's grid may be."""
 
 
 class Student(nn.Module):
     """A timm network that gives Features and can be masked.
 
-    ``grid`` is the grid of its tokens, ``mask_grid`` the grid that masks are drawn on, both for
-    ``image_size``; ``dim`` is the width Cs.
+    ``grid`` is the grid of its tokens and ``dim`` their width Cs; masks are drawn on ``mask_grid``, which is
+    ``grid`` where patch embeddings are masked, else the teacher's.
     """
 
-    def __init__(self, net: nn.Module, spec: ModelSpec, image_size: Size, teacher_grid: Grid) -> None:
+    def __init__(self, net: nn.Module, spec: ModelSpec, grid: Grid, dim: int, teacher_grid: Grid) -> None:
         super().__init__()
         self.net = net
         self.spec = spec
         self.normalize = teachers.Normalize(spec.mean, spec.std)
-        self.is_tokens = teachers.is_tokens(net)
-        self.dim: int = int(net.num_features)  # type: ignore[arg-type]
-        self.grid: Grid
-        if self.is_tokens:
-            rows, columns = teachers.patch_size(net)
-            self.grid = self.mask_grid = (image_size[0] // rows, image_size[1] // columns)
-            self.mask: MaskToken | MaskPixels = MaskToken(net.patch_embed, self.dim)  # type: ignore[arg-type]
+        self.grid, self.dim = grid, dim
+        self.mask: MaskToken | MaskPixels
+        if families.is_tokens(net):
+            self.mask, self.mask_grid = MaskToken(net.patch_embed, dim), grid  # type: ignore[arg-type]
         else:
-            self.grid, self.dim = backbone.measure(net, image_size)
-            self.mask_grid = teacher_grid
-            self.mask = MaskPixels()
+            self.mask, self.mask_grid = MaskPixels(), teacher_grid
 
     @property
     def mask_tokens(self) -> int:
@@ -48,14 +52,13 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
         """``pixels`` (B, 3, H, W) 0..255 and ``mask`` (B, mask_tokens) bool to features on ``grid``."""
-        x = self.normalize(pixels).to(teachers.dtype_of(self.net))
-        net: Any = self.net
+        x = self.normalize(pixels).to(families.dtype_of(self.net))
         if isinstance(self.mask, MaskToken):
-            self.mask.set(mask)
-            return teachers.split_tokens(net, net.forward_features(x))
+            with self.mask.set(mask):
+                return families.dense(self.net, x)[0]
         if mask is not None:
             x = self.mask(x, mask, self.mask_grid)
-        return teachers.flatten_map(net, net.forward_features(x))[0]
+        return families.dense(self.net, x)[0]
 
 
 def load_student(
@@ -66,8 +69,34 @@ def load_student(
     weights: str | None = None,
     args: dict[str, Any] | None = None,
     drop_path: float = 0.0,
+    resize: str = "pi",
 ) -> Student:
-    """A student from scratch, from ``weights`` (FILE, RUN folder or 'pretrained'); raises ModelError."""
-    spec, net = backbone.build(name, args, weights, **({"drop_path_rate": drop_path} if drop_path else {}))
+    """A student from scratch, from ``weights`` (FILE, RUN folder or 'pretrained').
+
+    ``resize`` says how a patch embedding gets another patch size (``weights.RESIZES``). Parameters that
+    the features do not depend on are frozen. Raises ModelError, also for a student whose tokens cannot be
+    resampled to the teacher's sensibly.
+    """
+    spec, net = backbone.build(name, args, weights, drop_path=drop_path, resize=resize)
     teachers.check_divisible(net, image_size, name)
-    return Student(net, spec, image_size, teacher_grid)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        twin = backbone.any_size(spec)
+    grid, dim, idle = families.trial(twin, name, image_size)
+    _refuse_far(name, image_size, grid, teacher_grid)
+    for key, parameter in net.named_parameters():
+        parameter.requires_grad_(key not in idle)
+    return Student(net, spec, grid, dim, teacher_grid)
+
+
+def _refuse_far(name: str, image_size: Size, grid: Grid, wanted: Grid) -> None:
+    """ModelError where bilinear resampling from ``grid`` to ``wanted`` would invent or skip most tokens."""
+    ratios = [max(own / other, other / own) for own, other in zip(grid, wanted, strict=True)]
+    if max(ratios) > MAX_RATIO:
+        coarse = grid[0] * grid[1] < wanted[0] * wanted[1]
+        raise ModelError(
+            f"{name} gives {grid[0]}x{grid[1]} tokens for {image_size[0]}x{image_size[1]} images, "
+            f"more than {MAX_RATIO} times {'coarser' if coarse else 'finer'} than the teacher's "
+            f"{wanted[0]}x{wanted[1]}",
+            f"choose a student with a {'smaller' if coarse else 'larger'} stride "
+            "(gkd-scale students), or --student-args patch_size=P",
+        )

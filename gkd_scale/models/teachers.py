@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gkd_scale.errors import ModelError
 from gkd_scale.models import spec as specs
 from gkd_scale.models import weights as weight_files
+from gkd_scale.models.families import dense, final_norm, has_cls, is_tokens, level, patch_size
 from gkd_scale.models.spec import ModelSpec, Triple
 from gkd_scale.types import Features, Grid, Size
 
@@ -38,42 +39,6 @@ class Normalize(nn.Module):
         return (pixels.float() / 255 - self.mean.float()) / self.std.float()
 
 
-def is_tokens(net: nn.Module) -> bool:
-    """Whether a timm model is a plain transformer: tokens with prefix tokens before the patches."""
-    return hasattr(net, "num_prefix_tokens") and hasattr(net, "patch_embed")
-
-
-def has_cls(net: nn.Module) -> bool:
-    """Whether the first prefix token of a plain transformer is a CLS token."""
-    return is_tokens(net) and bool(net.num_prefix_tokens) and getattr(net, "cls_token", None) is not None
-
-
-def patch_size(net: nn.Module) -> Size:
-    """Patch height and width of a plain transformer, in pixels."""
-    height, width = net.patch_embed.patch_size  # type: ignore[union-attr,misc]
-    return int(height), int(width)
-
-
-def dtype_of(net: nn.Module) -> torch.dtype:
-    """The dtype that a network computes in."""
-    return next(net.parameters()).dtype
-
-
-def split_tokens(net: nn.Module, tokens: Tensor) -> Features:
-    """(B, prefix + N, C) tokens of a plain transformer to CLS (or the mean) and patches."""
-    prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
-    patches = tokens[:, prefix:]
-    return Features(tokens[:, 0] if has_cls(net) else patches.mean(1), patches)
-
-
-def flatten_map(net: nn.Module, feature_map: Tensor) -> tuple[Features, Grid]:
-    """A feature map, (B, C, h, w) or timm's NHWC, to pooled CLS, row-major tokens, and the grid."""
-    if getattr(net, "output_fmt", "NCHW") == "NHWC":
-        feature_map = feature_map.permute(0, 3, 1, 2)
-    patches = feature_map.flatten(2).transpose(1, 2)
-    return Features(patches.mean(1), patches), (feature_map.shape[2], feature_map.shape[3])
-
-
 class TimmTeacher:
     """A frozen timm model behind the Teacher protocol.
 
@@ -90,6 +55,7 @@ class TimmTeacher:
         layer: int | None,
         dtype: str,
         device: str,
+        resize: str = "pi",
     ) -> None:
         self.name = name
         self.net = net.eval().requires_grad_(False)
@@ -97,6 +63,7 @@ class TimmTeacher:
         self.image_size = image_size
         self.layer = layer
         self.dtype = dtype
+        self.resize = resize
         self._weights = weight_files.fingerprint(net)
         self.device = torch.device(device)
         self.normalize = Normalize(spec.mean, spec.std).to(self.device)
@@ -109,6 +76,7 @@ class TimmTeacher:
         import timm
 
         tokens = is_tokens(self.net)
+        norm = final_norm(self.net) if self.layer is None else None
         return {
             "model": self.name,
             "architecture": self.spec.name,
@@ -126,7 +94,10 @@ class TimmTeacher:
             "layer": self.layer,
             "prefix_tokens": int(self.net.num_prefix_tokens) if tokens else 0,  # type: ignore[arg-type]
             "cls": "token" if has_cls(self.net) else "mean",
-            "resampling": "timm: bicubic position embedding, pseudo-inverse patch embedding"
+            **({"final_norm": norm} if norm else {}),
+            **({"patch_resize": self.resize} if self.resize != "pi" else {}),
+            "resampling": "timm: bicubic position embedding, "
+            f"{'pseudo-inverse' if self.resize == 'pi' else self.resize} patch embedding"
             if tokens
             else None,
             "torch": torch.__version__.split("+")[0],
@@ -160,30 +131,7 @@ class TimmTeacher:
     def _forward(self, pixels: Tensor) -> tuple[Features, Grid]:
         x = self.normalize(pixels.to(self.device, non_blocking=True))
         with self._autocast():
-            return self._tokens(x) if is_tokens(self.net) else self._map(x)
-
-    def _tokens(self, x: Tensor) -> tuple[Features, Grid]:
-        net: Any = self.net
-        rows, columns = patch_size(net)
-        grid = (x.shape[2] // rows, x.shape[3] // columns)
-        if self.layer is None:
-            return split_tokens(net, net.forward_features(x)), grid
-        found = net.forward_intermediates(
-            x, indices=[self.layer], return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
-        )[0]
-        patches, prefix = found if isinstance(found, tuple) else (found, None)
-        cls = prefix[:, 0] if prefix is not None and has_cls(net) else patches.mean(1)
-        return Features(cls, patches), grid
-
-    def _map(self, x: Tensor) -> tuple[Features, Grid]:
-        net: Any = self.net
-        if self.layer is None:
-            return flatten_map(net, net.forward_features(x))
-        found = net.forward_intermediates(
-            x, indices=[self.layer], output_fmt="NCHW", intermediates_only=True
-        )[0]
-        features, grid = flatten_map(nn.Identity(), found)
-        return features, grid
+            return dense(self.net, x) if self.layer is None else level(self.net, x, self.layer)
 
 
 def load_teacher(
@@ -196,27 +144,32 @@ def load_teacher(
     mean: Triple | None = None,
     std: Triple | None = None,
     patch: int | None = None,
+    resize: str = "pi",
     device: str = "auto",
     dtype: str = "float32",
 ) -> TimmTeacher:
     """A frozen teacher from timm's or the user's weights; raises ModelError.
 
-    ``image_size`` (H, W) in pixels; ``patch`` resamples the patch embedding to another patch size;
-    ``layer`` is timm's feature index (default: the last, after the final norm).
+    ``image_size`` (H, W) in pixels; ``patch`` resamples the patch embedding to another patch size, as
+    ``resize`` says (``weights.RESIZES``); ``layer`` is timm's feature index (default: the last, after the
+    final norm).
     """
     args = dict(args or {})
     if patch is not None:
         args["patch_size"] = patch
     spec, shipped = specs.resolve(name, args, mean, std)
     file = weights or shipped
-    net = specs.create(spec, image_size=image_size, pretrained=file is None)
+    net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
     if file is not None:
-        weight_files.load_into(net, weight_files.read_state_dict(file), file)
+        weight_files.load_into(net, weight_files.read_state_dict(file), file, resize=resize)
+    elif resize != "pi":
+        weight_files.load_downloaded(net, spec, resize)
     if patch is not None and not is_tokens(net):
         raise ModelError(f"{name} has no patch size to set", "leave --patch-size out")
     check_divisible(net, image_size, name)
     check_layer(net, layer, name)
-    return TimmTeacher(name, net, spec, image_size, layer=layer, dtype=dtype, device=choose_device(device))
+    device = choose_device(device)
+    return TimmTeacher(name, net, spec, image_size, layer=layer, dtype=dtype, device=device, resize=resize)
 
 
 def check_divisible(net: nn.Module, image_size: Size, name: str) -> None:

@@ -105,6 +105,13 @@ def test_another_patch_size_resamples_the_patch_embedding(tiny_teacher: Path) ->
     teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, patch=8)
     assert teacher.grid == (4, 6)
     assert teacher.fingerprint()["patch_size"] == [8, 8]
+    other = load_teacher(
+        "vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, patch=8, resize="bicubic"
+    )
+    kernel = load_file(tiny_teacher)["patch_embed.proj.weight"]
+    expected = torch.nn.functional.interpolate(kernel, size=(8, 8), mode="bicubic")
+    torch.testing.assert_close(other.net.patch_embed.proj.weight.data, expected)
+    assert other.fingerprint() != teacher.fingerprint()
 
 
 @pytest.mark.parametrize(

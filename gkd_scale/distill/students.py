@@ -1,0 +1,96 @@
+"""``students``: which student fits which GPU; a table from 1 M to 1 B parameters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gkd_scale import console
+from gkd_scale.config import option
+from gkd_scale.engine.memory import zero_memory
+from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.models.zoo import IMAGE_SIDE, NAMES, Row, read
+
+WIDTH = 140
+"""Columns of the table; a narrower terminal wraps its lines."""
+
+NOTE = """\
+GFLOP: one image forward, 2 a multiply-add. Model states: weights, gradients and AdamW's moments in mixed
+precision; activations and the QSD heads (about 6 · width · teacher's width parameters) come on top.
+Any other timm name works too, as long as it gives a grid of tokens or a feature map."""
+
+
+@dataclass
+class StudentsConfig:
+    """List students of many sizes and families, with the memory that training them takes."""
+
+    filter: list[str] = option([], "part of a name or family, repeatable: all must match", metavar="TEXT")
+    millions: tuple[float, float] | None = option(
+        None, "smallest and largest number of parameters, in millions", metavar=("MIN", "MAX")
+    )
+    gpus: int = option(8, "GPUs that share the model states, on one node", metavar="N")
+    json: bool = option(False, "print JSON and nothing else")
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise ConfigError(f"'gpus' is {self.gpus}, not at least 1", "change --gpus")
+
+
+@dataclass(frozen=True)
+class StudentRow:
+    """A student, and ``zero``: GB a GPU of model states by ZeRO stage."""
+
+    student: Row
+    zero: dict[int, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {**asdict(self.student), "zero_gb": self.zero}
+
+
+def select(cfg: StudentsConfig) -> list[StudentRow]:
+    """The students that ``cfg`` asks for, smallest first; ConfigError where there is none."""
+    low, high = cfg.millions or (0.0, float("inf"))
+    words = [word.lower() for word in cfg.filter]
+    rows = [
+        row
+        for row in read()
+        if low <= row.parameters / 1e6 <= high
+        and all(word in f"{row.name} {row.family}".lower() for word in words)
+    ]
+    if not rows:
+        raise ConfigError(
+            f"no student matches {' and '.join(map(repr, cfg.filter)) or 'these sizes'}"
+            + (f" with {low:g} to {high:g} M parameters" if cfg.millions else ""),
+            nearest(cfg.filter[0] if cfg.filter else "", NAMES) or f"families: {', '.join(NAMES)}",
+        )
+    return [StudentRow(row, _gigabytes(row, cfg.gpus)) for row in rows]
+
+
+def _gigabytes(row: Row, gpus: int) -> dict[int, float]:
+    found = zero_memory(row.parameters, row.largest_layer, gpus)
+    return {stage: round(size / 1e9, 4) for stage, size in found.items()}
+
+
+def show(rows: list[StudentRow], cfg: StudentsConfig) -> None:
+    """The table on the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+    table.title = f"students at {IMAGE_SIDE} px; GB of model states a GPU, {cfg.gpus} GPUs"
+    kind: Literal["left", "right"]
+    for name in ("student", "family", "M", "stride", "width", "depth", "grid", "GFLOP"):
+        kind = "left" if name in ("student", "family", "depth") else "right"
+        table.add_column(name, justify=kind, no_wrap=True)
+    for stage in range(4):
+        table.add_column(f"ZeRO-{stage}", justify="right")
+    for each in rows:
+        row = each.student
+        shape = (f"{row.stride}", f"{row.width}", row.depth, f"{row.grid}x{row.grid}", f"{row.gflops:.3g}")
+        memory = (f"{size:.2f}" for size in each.zero.values())
+        table.add_row(row.name, row.family, f"{row.parameters / 1e6:.1f}", *shape, *memory)
+    wide = Console(highlight=False, width=max(console.out.width, WIDTH))
+    wide.print(table)
+    wide.print(NOTE)

@@ -1,0 +1,134 @@
+"""What differs between timm's families, in one place; the rest of the package sees dense features.
+
+::
+
+    family                                   tokens                           CLS            final norm
+    ViT, DeiT, DINO, DINOv2, DINOv3, EVA02   patch tokens, prefix dropped     first prefix   norm, or fc_norm
+    Swin                                     last stage, NHWC                 their mean     norm
+    ConvNeXt                                 last stage                       their mean     head.norm
+    ResNet, MobileNet, EfficientViT          last feature map                 their mean     none
+
+Models that timm pools before it normalises (EVA02, ConvNeXt) leave the final norm to their head; here it is
+applied to every token, as DINOv3 and the masked pre-training of EVA02 do.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkd_scale.errors import ModelError
+from gkd_scale.types import Features, Grid, Size
+
+
+def is_tokens(net: nn.Module) -> bool:
+    """Whether a timm model is a plain transformer: tokens with prefix tokens before the patches."""
+    return hasattr(net, "num_prefix_tokens") and hasattr(net, "patch_embed")
+
+
+def has_cls(net: nn.Module) -> bool:
+    """Whether the first prefix token of a plain transformer is a CLS token."""
+    return is_tokens(net) and bool(net.num_prefix_tokens) and getattr(net, "cls_token", None) is not None
+
+
+def patch_size(net: nn.Module) -> Size:
+    """Patch height and width of a plain transformer, in pixels."""
+    height, width = net.patch_embed.patch_size  # type: ignore[union-attr,misc]
+    return int(height), int(width)
+
+
+def dtype_of(net: nn.Module) -> torch.dtype:
+    """The dtype that a network computes in."""
+    return next(net.parameters()).dtype
+
+
+def final_norm(net: nn.Module) -> str | None:
+    """Where the final norm is that ``forward_features`` leaves to the head; None where it leaves none."""
+    from timm.layers import LayerNorm2d
+
+    if is_tokens(net):
+        absent = (nn.Identity, type(None))
+        inside, after = getattr(net, "norm", None), getattr(net, "fc_norm", None)
+        return "fc_norm" if isinstance(inside, absent) and not isinstance(after, absent) else None
+    return "head.norm" if isinstance(getattr(getattr(net, "head", None), "norm", None), LayerNorm2d) else None
+
+
+def normalised(net: nn.Module, out: Tensor) -> Tensor:
+    """What ``forward_features`` gives, or tokens (…, C) of a plain transformer, after the final norm."""
+    name = final_norm(net)
+    return out if name is None else net.get_submodule(name)(out)
+
+
+def normalised_map(net: nn.Module, feature_map: Tensor) -> Tensor:
+    """A plain transformer's map (B, C, h, w), as ``forward_intermediates(norm=True)`` gives it, likewise."""
+    return normalised(net, feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def dense(net: nn.Module, x: Tensor) -> tuple[Features, Grid]:
+    """Features after the final norm, and their grid, of normalised pixels ``x`` (B, 3, H, W)."""
+    out = normalised(net, net.forward_features(x))  # type: ignore[operator]
+    if not is_tokens(net):
+        return flatten_map(net, out)
+    rows, columns = patch_size(net)
+    return split_tokens(net, out), (x.shape[2] // rows, x.shape[3] // columns)
+
+
+def level(net: nn.Module, x: Tensor, index: int) -> tuple[Features, Grid]:
+    """As :func:`dense`, of timm's feature level ``index``, unnormalised, as timm gives it."""
+    take: Any = net.forward_intermediates
+    find = partial(take, x, indices=[index], intermediates_only=True)
+    if not is_tokens(net):
+        return flatten_map(nn.Identity(), find(output_fmt="NCHW")[0])
+    found = find(return_prefix_tokens=True, output_fmt="NLC")[0]
+    patches, prefix = found if isinstance(found, tuple) else (found, None)
+    rows, columns = patch_size(net)
+    cls = prefix[:, 0] if prefix is not None and has_cls(net) else patches.mean(1)
+    return Features(cls, patches), (x.shape[2] // rows, x.shape[3] // columns)
+
+
+def split_tokens(net: nn.Module, tokens: Tensor) -> Features:
+    """(B, prefix + N, C) tokens of a plain transformer to CLS (or the mean) and patches."""
+    prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
+    patches = tokens[:, prefix:]
+    return Features(tokens[:, 0] if has_cls(net) else patches.mean(1), patches)
+
+
+def flatten_map(net: nn.Module, feature_map: Tensor) -> tuple[Features, Grid]:
+    """A feature map, (B, C, h, w) or timm's NHWC, to pooled CLS, row-major tokens, and the grid."""
+    if getattr(net, "output_fmt", "NCHW") == "NHWC":
+        feature_map = feature_map.permute(0, 3, 1, 2)
+    patches = feature_map.flatten(2).transpose(1, 2)
+    return Features(patches.mean(1), patches), (feature_map.shape[2], feature_map.shape[3])
+
+
+def trial(twin: nn.Module, name: str, image_size: Size) -> tuple[Grid, int, frozenset[str]]:
+    """Grid and width of a network's features for images of ``image_size``, and its idle parameters.
+
+    ``twin`` is the network on torch's meta device: shapes and the graph are found without arithmetic. Idle
+    are parameters that the features do not depend on, such as a classifier's hidden layer. Raises ModelError
+    where the network does not take the size, or gives neither tokens of a grid nor a feature map.
+    """
+    try:
+        features, grid = dense(twin.train(), torch.zeros(2, 3, *image_size, device="meta"))
+    except Exception as error:
+        raise ModelError(
+            f"{name} does not take {image_size[0]}x{image_size[1]} images: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            "choose another student, or give it the size (--student-args 'img_size=[H, W]')",
+        ) from None
+    count = features.patches.shape[1]
+    if features.patches.ndim != 3 or count != grid[0] * grid[1] or not count:
+        raise ModelError(
+            f"{name} gives {tuple(features.patches.shape)} for {image_size[0]}x{image_size[1]} images, "
+            f"no tokens of a {grid[0]}x{grid[1]} grid",
+            "choose a student of another family: gkd-scale students",
+        )
+    parameters: dict[str, Any] = dict(twin.named_parameters())
+    reached = torch.autograd.grad(
+        features.cls.sum() + features.patches.sum(), list(parameters.values()), allow_unused=True
+    )
+    idle = (name for name, gradient in zip(parameters, reached, strict=True) if gradient is None)
+    return grid, features.patches.shape[2], frozenset(idle)
