@@ -19,7 +19,7 @@ from gkd_scale.cache.config import ViewConfig
 from gkd_scale.cache.loader import Schedule, Slot, make_batch
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
-from gkd_scale.cache.views import UnreadableImage, channels_first, decode, make_view, open_image
+from gkd_scale.cache.views import UnreadableImage, decode, make_view, open_image
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Features, Teacher, UInt8Array
@@ -79,7 +79,9 @@ class LiveSource:
         )
         for slots, pixels in ahead:
             features = self._as_stored(run_teacher(self._teacher, pixels))
-            yield make_batch(pixels, features, [self._entries[slot.sample].sid for slot in slots], slots)
+            yield make_batch(
+                torch.from_numpy(pixels), features, [self._entries[slot.sample].sid for slot in slots], slots
+            )
 
     def _is_readable(self, entry: Entry) -> bool:
         try:
@@ -103,7 +105,7 @@ class LiveSource:
         made = make_view(
             image, entry.sid, slot.epoch % self._views, self.image_size, self._view, self._view_seed
         )
-        return channels_first(decode(made.jpeg))
+        return decode(made.jpeg)
 
     def _as_stored(self, features: Features) -> Features:
         """Features as a cache would give them back: rounded by the codec."""

@@ -1,6 +1,7 @@
 """A cache as the source of stage 1's batches.
 
-Threads read and decode whole micro batches ahead of the loop, in order. The only state is the step:
+Threads read and decode whole micro batches ahead of the loop, in order; bytes go from the page cache
+into their place in the batch, in pinned memory where a GPU will fetch them. The only state is the step:
 ``batches(start, stop)`` gives the same batches whenever it is asked, for every number of threads, and
 the same global batch for every world size.
 """
@@ -12,13 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gkd_scale.cache.order import WINDOW, Order, check_batches, micro_positions
-from gkd_scale.cache.reader import Cache, Caches, Sample
+from gkd_scale.cache.reader import Cache, Caches, Stored
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import DamageError
 from gkd_scale.prefetch import prefetch
-from gkd_scale.types import Batch, Features, UInt8Array
+from gkd_scale.types import Batch, Features
 
 
 class Slot(NamedTuple):
@@ -72,10 +74,12 @@ class CachedSource:
         workers: int = 2,
         window: int = WINDOW,
         skip_corrupt: bool = False,
+        pin: bool = False,
     ) -> None:
         self.grid, self.image_size, self.teacher_dim = caches.grid, caches.image_size, caches.dim
         self.num_samples = caches.num_samples
         self._caches, self._workers, self._skip = caches, workers, skip_corrupt
+        self._pin = pin
         self.skipped: dict[tuple[int, int], str] = {}
         """What ``skip_corrupt`` passed over: (view asked for, sample) to what is wrong with it."""
         self._schedule = Schedule(
@@ -95,40 +99,50 @@ class CachedSource:
 
     def load(self, slots: list[Slot]) -> Batch:
         """Read, check and decode the micro batch of ``slots``. Runs on the reading threads."""
-        height, width = self.image_size
-        tokens = self.grid[0] * self.grid[1]
-        pixels = np.empty((len(slots), 3, height, width), np.uint8)
-        cls = np.empty((len(slots), self.teacher_dim), np.float16)
-        patches = np.empty((len(slots), tokens, self.teacher_dim), np.float16)
+        features = self._features(len(slots))
+        pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
         sids: list[str] = []
         for row, slot in enumerate(slots):
-            sample = self._read(slot)
-            pixels[row] = decode(sample.jpeg).transpose(2, 0, 1)
-            cls[row], patches[row] = sample.cls, sample.patches
-            sids.append(sample.sid)
-        features = Features(torch.from_numpy(cls), torch.from_numpy(patches))
+            stored = self._read(slot, features, row)
+            pixels[row] = torch.from_numpy(decode(stored.jpeg))
+            sids.append(stored.sid)
         return make_batch(pixels, features, sids, slots)
 
-    def _read(self, slot: Slot) -> Sample:
-        """The sample of a slot; where it is damaged and may be skipped, the next one that is whole.
+    def _features(self, rows: int) -> Features:
+        """Room for the teacher features of ``rows`` samples."""
+        tokens = self.grid[0] * self.grid[1]
+        cls = self._empty((rows, self.teacher_dim), torch.float16)
+        return Features(cls, self._empty((rows, tokens, self.teacher_dim), torch.float16))
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Room for a field of a micro batch. PyTorch keeps pinned memory until copies from it are done."""
+        if self._pin:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        kind = np.uint8 if dtype == torch.uint8 else np.float16
+        return torch.from_numpy(np.empty(shape, kind))  # NumPy asks for huge pages, PyTorch does not
+
+    def _read(self, slot: Slot, features: Features, row: int) -> Stored:
+        """The sample of a slot, its tokens to ``row`` of ``features``; where it is damaged and may be
+        skipped, the next one that is whole.
 
         The stand-in is a function of the slot and the files, so a resumed run skips alike.
         """
+        into = (features.cls[row].numpy(), features.patches[row].numpy())
         if not self._skip:
-            return self._caches.read(slot.epoch, slot.sample)
+            return self._caches.read_into(slot.epoch, slot.sample, *into)
         for ahead in range(self.num_samples):
             index = (slot.sample + ahead) % self.num_samples
             try:
-                return self._caches.read(slot.epoch, index)
+                return self._caches.read_into(slot.epoch, index, *into)
             except DamageError as error:
                 self.skipped[slot.epoch % self._caches.views, index] = error.message
         raise DamageError("no sample of the cache can be read", "see gkd-scale verify")
 
 
-def make_batch(pixels: UInt8Array, teacher: Features, sids: list[str], slots: list[Slot]) -> Batch:
+def make_batch(pixels: Tensor, teacher: Features, sids: list[str], slots: list[Slot]) -> Batch:
     """A :class:`Batch` of what was read for ``slots``."""
     return Batch(
-        torch.from_numpy(pixels),
+        pixels,
         teacher,
         tuple(sids),
         tuple(slot.epoch for slot in slots),

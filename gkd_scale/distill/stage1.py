@@ -183,6 +183,7 @@ def _source(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, caches: Ca
         workers=cfg.workers,
         window=cfg.window,
         skip_corrupt=cfg.on_corrupt == "skip",
+        pin=runtime.device.type == "cuda",
     )
 
 

@@ -16,6 +16,7 @@ from gkd_scale.prefetch import prefetch
 from gkd_scale.types import SegDataset, SegSample
 
 ADAPTERS = {
+    "cache": "gkd_scale.segment.datasets.cache",
     "camvid": "gkd_scale.segment.datasets.camvid",
     "embedded": "gkd_scale.segment.datasets.embedded",
     "folder": "gkd_scale.segment.datasets.folder",
