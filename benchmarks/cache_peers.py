@@ -1,4 +1,5 @@
-"""The samples of a cache in other libraries' formats, for ``cache_speed.py``; needs that library and torch.
+"""The samples of a cache in other libraries' formats, for ``cache_speed.py``; needs that library,
+torch and simplejpeg (our decoder: what is compared is the loaders).
 
     python benchmarks/cache_peers.py streaming|litdata write EXPORT FOLDER
     python benchmarks/cache_peers.py streaming|litdata read FOLDER SAMPLES    # prints seconds
@@ -9,7 +10,6 @@ CLS and patch tokens, with the library's own data loader and 2 workers; the firs
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch
-from PIL import Image
 
 BATCH, WORKERS, CHUNK = 32, 2, 1 << 26
 
@@ -33,7 +33,7 @@ def samples(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def decoded(sample: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    pixels = np.asarray(Image.open(io.BytesIO(sample["jpg"])))
+    pixels = simplejpeg.decode_jpeg(sample["jpg"], "RGB")
     arrays = (np.ascontiguousarray(pixels.transpose(2, 0, 1)), sample["cls"], sample["patch"])
     return tuple(torch.as_tensor(np.array(array)) for array in arrays)
 

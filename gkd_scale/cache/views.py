@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from gkd_scale.cache import augment
@@ -104,9 +105,11 @@ def view_label(label: UInt8Array, params: dict[str, Any], size: Size) -> bytes:
 
 
 def decode(jpeg: bytes | memoryview) -> UInt8Array:
-    """JPEG bytes to pixels (3, H, W) uint8: the one decoder of the project."""
-    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    """JPEG bytes to pixels (3, H, W) uint8: the one decoder of the project.
+
+    libjpeg-turbo without the wrapping: the pixels that Pillow gives, in half the time, without the GIL.
+    """
+    return np.ascontiguousarray(simplejpeg.decode_jpeg(jpeg, "RGB").transpose(2, 0, 1))
 
 
 def crop_box(
