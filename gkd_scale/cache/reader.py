@@ -124,6 +124,7 @@ class Cache:
 
     def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> Stored:
         """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
+        assert patches.flags.c_contiguous, "a row of a batch"
         view, shard, members = self._locate(view, index)
         verbatim = self.codec.verbatim
         row = patches.reshape(-1).view(np.uint8).data if verbatim else memoryview(bytearray())
