@@ -36,7 +36,7 @@ import torch
 
 from gkd_scale.cache.build import build, run_teacher
 from gkd_scale.cache.config import CacheTeacherConfig
-from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.verify import verify
 from gkd_scale.cache.views import decode
@@ -71,16 +71,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def read_features(cache: Cache) -> None:
-    """Every sample of view 0 in batches, nothing decoded."""
-    tokens = cache.grid[0] * cache.grid[1]
-
-    def load(start: int) -> object:
-        cls = np.empty((BATCH, cache.dim), np.float16)
-        patches = np.empty((BATCH, tokens, cache.dim), np.float16)
-        stored = [cache.read_into(0, start + row, cls[row], patches[row]) for row in range(BATCH)]
-        return cls, patches, stored
-
-    for _ in prefetch(load, range(0, cache.num_samples - BATCH + 1, BATCH), WORKERS, WORKERS + 1):
+    """Every sample of view 0 in batches, in order, nothing decoded."""
+    source = CachedSource(cache, global_batch=BATCH, micro_batch=BATCH, workers=WORKERS)
+    starts = range(0, cache.num_samples - BATCH + 1, BATCH)
+    batches = [[Slot(row, 0, start + row) for row in range(BATCH)] for start in starts]
+    for _ in prefetch(source.read, batches, WORKERS, WORKERS + 1):
         pass
 
 
