@@ -1,19 +1,25 @@
 """Speed of the cache, as ratios measured in one run on one machine.
 
-    python benchmarks/cache_speed.py CACHE --images FOLDER [--teacher-weights FILE] [--out results.json]
+    python benchmarks/cache_speed.py IMAGES [--tokens 16x16x1536] [--peer streaming=PYTHON ...]
 
-- build: images/s of cache-teacher over a bare teacher loop on the same decoded batches.
-- loader: MB/s from local shards over ``cat`` to /dev/null of the same files (page cache warm), and over
-  ``webdataset.WebDataset(...).decode()`` reading the same fields; each the best of ``--repeats``, in turns.
-- verify: MB/s over ``sha256sum`` of the same files.
+Reading, from a cache of IMAGES with tokens of the given shape (a random projection of patch means stands in
+for the teacher: speed does not depend on the values), page cache warm, the best of ``--repeats`` in turns:
+
+- features: CLS and patch tokens as fp16 batches of 32, JPEG bytes beside them, every CRC32 checked, with 2
+  threads; over ``cat`` of the same tars to /dev/null.
+- loader: what stage 1 gets from CachedSource, that is features and decoded pixels.
+- webdataset: ``WebDataset(tars).decode("rgb8")`` and the same fields stacked in batches of 32.
+- peers: the same samples in MosaicML streaming's and litdata's own format, the same fields, their data
+  loaders with 2 workers; PYTHON is an interpreter that has the library (their pins clash with ours).
+- verify: MB/s over ``sha256sum`` of the same tars.
+
+Building: images/s of ``cache-teacher`` over a bare loop of the same teacher on the same decoded batches
+(``--teachers``; the teacher computes on one thread, so that the other core plays the host of a GPU).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
-import io
 import json
 import os
 import platform
@@ -29,13 +35,33 @@ import numpy as np
 import torch
 
 from gkd_scale.cache.build import build, run_teacher
-from gkd_scale.cache.config import RepairConfig
-from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.config import CacheTeacherConfig
+from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache
-from gkd_scale.cache.repair import recipe_of, teacher_arguments
 from gkd_scale.cache.verify import verify
-from gkd_scale.cache.views import channels_first, decode
+from gkd_scale.cache.views import decode
 from gkd_scale.models.teachers import load_teacher
+from gkd_scale.prefetch import prefetch
+from gkd_scale.types import Features
+
+BATCH, WORKERS = 32, 2
+PEERS = Path(__file__).with_name("cache_peers.py")
+
+
+class Projection:
+    """A teacher of any shape that costs next to nothing."""
+
+    def __init__(self, size: tuple[int, int], grid: tuple[int, int], dim: int) -> None:
+        self.image_size, self.grid, self.dim = size, grid, dim
+        self._weight = torch.randn(3, dim, generator=torch.Generator().manual_seed(0))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"model": "projection"}
+
+    def __call__(self, pixels: torch.Tensor) -> Features:
+        means = torch.nn.functional.adaptive_avg_pool2d(pixels.float() / 255, self.grid)
+        patches = means.flatten(2).transpose(1, 2) @ self._weight
+        return Features(patches.mean(dim=1), patches)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -44,88 +70,109 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def best(repeats: int, **works: Callable[[], object]) -> dict[str, float]:
-    """The least seconds of each, measured in turns."""
-    found: dict[str, float] = {}
-    for _ in range(repeats):
-        for name, work in works.items():
-            found[name] = min(found.get(name, float("inf")), seconds(work))
-    return found
-
-
-def loading(cache: Cache, workers: int) -> None:
-    source = CachedSource(cache, global_batch=32, micro_batch=32, workers=workers)
-    for _ in source.batches(0, max(1, cache.num_samples // 32)):
+def read_features(cache: Cache) -> None:
+    """Every sample of view 0 in batches, in order, nothing decoded."""
+    source = CachedSource(cache, global_batch=BATCH, micro_batch=BATCH, workers=WORKERS)
+    starts = range(0, cache.num_samples - BATCH + 1, BATCH)
+    batches = [[Slot(row, 0, start + row) for row in range(BATCH)] for start in starts]
+    for _ in prefetch(source.read, batches, WORKERS, WORKERS + 1):
         pass
 
 
-def webdataset(tars: list[str], samples: int) -> None:
-    import webdataset as wds
+def read_batches(cache: Cache) -> None:
+    """Every sample of view 0 as stage 1 gets it."""
+    source = CachedSource(cache, global_batch=BATCH, micro_batch=BATCH, workers=WORKERS)
+    for _ in source.batches(0, cache.num_samples // BATCH):
+        pass
+
+
+def read_webdataset(tars: list[str], samples: int) -> None:
+    import webdataset
 
     batch: list[Any] = []
-    for count, sample in enumerate(
-        wds.WebDataset(tars, shardshuffle=False, empty_check=False).decode("rgb8")
-    ):
+    found = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("rgb8")
+    for _, sample in zip(range(samples), found, strict=False):
         batch.append((sample["jpg"], sample["cls.npy"], sample["patch.npy"]))
-        if len(batch) == 32:
+        if len(batch) == BATCH:
             [np.stack(field) for field in zip(*batch, strict=True)]
             batch = []
-        if count + 1 == samples:
-            break
-    gc.collect()
 
 
-def measure_reading(cache: Cache, repeats: int) -> dict[str, float]:
-    tars = sorted(str(tar) for tar in (cache.path / "v00").glob("*.tar"))
-    size = sum(Path(tar).stat().st_size for tar in tars) / 1e6
-    samples = cache.num_samples // 32 * 32
+def peer(python: str, *arguments: object) -> float:
+    """What ``cache_peers.py`` prints last, run by another interpreter."""
+    command = [python, str(PEERS), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return float(done.stdout.split()[-1])
+
+
+def measure_reading(cache: Cache, peers: dict[str, str], work: Path, repeats: int) -> dict[str, Any]:
+    tars = sorted(str(tar) for tar in cache.path.rglob("*.tar"))
+    samples = cache.num_samples // BATCH * BATCH
     share = samples / cache.num_samples
-
-    def quiet_verify() -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            assert verify(cache.path, print, quiet=True) == 0
-
-    with open(os.devnull, "wb") as null:
-        found = best(
-            repeats,
-            cat=lambda: subprocess.run(["cat", *tars], stdout=null, check=True),
-            loader_0=lambda: loading(cache, 0),
-            loader_2=lambda: loading(cache, 2),
-            webdataset=lambda: webdataset(tars, samples),
-            sha256sum=lambda: subprocess.run(["sha256sum", *tars], stdout=null, check=True),
-            verify=quiet_verify,
+    size = sum(Path(tar).stat().st_size for tar in tars) / 1e6
+    null = subprocess.DEVNULL
+    works: dict[str, Callable[[], float]] = {
+        "cat": lambda: seconds(lambda: subprocess.run(["cat", *tars], stdout=null, check=True)),
+        "features": lambda: seconds(lambda: read_features(cache)) / share,
+        "loader": lambda: seconds(lambda: read_batches(cache)) / share,
+        "webdataset": lambda: seconds(lambda: read_webdataset(tars, samples)) / share,
+        "sha256sum": lambda: seconds(lambda: subprocess.run(["sha256sum", *tars], stdout=null, check=True)),
+        "verify": lambda: seconds(lambda: verify(cache.path, print, quiet=True)),
+    }
+    for name, python in peers.items():
+        export(cache, work / "export")
+        peer(python, name, "write", work / "export", work / name)
+        works[name] = lambda name=name, python=python: (  # type: ignore[misc]
+            peer(python, name, "read", work / name, samples) / share
         )
-    speed = {name: size / took for name, took in found.items()}
-    for name in ("loader_0", "loader_2", "webdataset"):
-        speed[name] *= share
-    every = sum(tar.stat().st_size for tar in cache.path.rglob("*.tar")) / 1e6
-    speed["verify"] = every / found["verify"]
+    took: dict[str, float] = {}
+    for _ in range(repeats):
+        for name, run in works.items():
+            took[name] = min(took.get(name, float("inf")), run())
+    speed = {name: size / value for name, value in took.items()}
+    over = [("features", "cat"), ("loader", "cat"), ("loader", "webdataset"), ("verify", "sha256sum")]
     return {
         **{f"{name}_mb_s": round(value, 1) for name, value in speed.items()},
-        "loader_over_cat": round(speed["loader_2"] / speed["cat"], 3),
-        "loader_over_webdataset": round(speed["loader_2"] / speed["webdataset"], 2),
-        "verify_over_sha256sum": round(speed["verify"] / speed["sha256sum"], 2),
+        "loader_images_s": round(cache.num_samples / took["loader"], 1),
+        **{
+            f"{one}_over_{other}": round(speed[one] / speed[other], 3)
+            for one, other in [*over, *(("loader", name) for name in peers)]
+        },
     }
 
 
-def measure_building(cache: Cache, images: Path, weights: Path | None) -> dict[str, float]:
-    spec = cache.spec
-    given = teacher_arguments(spec.teacher)
-    teacher = load_teacher(spec.teacher["model"], spec.image_size, weights=weights, device="cpu", **given)
-    pixels = [channels_first(decode(cache.read(0, index).jpeg)) for index in range(cache.num_samples)]
-    batches = [np.stack(pixels[start : start + 32]) for start in range(0, len(pixels), 32)]
-    run_teacher(teacher, batches[0])
-    with tempfile.TemporaryDirectory() as out:
-        asked = recipe_of(spec, RepairConfig(Path(out) / "cache", images))
-        asked.views = 1
-        took = {}
-        took["bare"] = seconds(lambda: [run_teacher(teacher, batch) for batch in batches])
-        took["build"] = seconds(lambda: build(asked, teacher, quiet=True))
-    rates = {name: cache.num_samples / value for name, value in took.items()}
+def export(cache: Cache, folder: Path) -> None:
+    """The samples of view 0 as plain files, for the peers to write in their formats."""
+    folder.mkdir(exist_ok=True)
+    for index in range(cache.num_samples):
+        sample = cache.read(0, index)
+        (folder / f"{index:06}.jpg").write_bytes(sample.jpeg)
+        np.save(folder / f"{index:06}.cls.npy", sample.cls)
+        np.save(folder / f"{index:06}.patch.npy", sample.patches)
+
+
+def measure_building(name: str, size: str, images: Path, work: Path) -> dict[str, Any]:
+    """``name`` is demo_teacher, or a timm name whose weights are drawn at random."""
+    cfg = CacheTeacherConfig(images=images, image_size=size, out=work / name, workers=2)
+    weights = None
+    if name != "demo_teacher":
+        import timm
+        from safetensors.torch import save_file
+
+        weights = work / f"{name}.safetensors"
+        save_file(timm.create_model(name, num_classes=0).state_dict(), weights)
+    teacher = load_teacher(name, cfg.size, weights=weights, device="cpu")
+    took = {"build": seconds(lambda: build(cfg, teacher, quiet=True))}
+    cache = Cache.open(cfg.out)
+    pixels = [decode(cache.read(0, index).jpeg) for index in range(cache.num_samples)]
+    batches = [np.stack(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+    took["bare"] = seconds(lambda: [run_teacher(teacher, batch) for batch in batches])
+    rates = {key: cache.num_samples / value for key, value in took.items()}
     return {
-        "teacher_images_s": round(rates["bare"], 1),
-        "cache_teacher_images_s": round(rates["build"], 1),
-        "cache_teacher_over_teacher": round(rates["build"] / rates["bare"], 3),
+        f"{name}_images_s": round(rates["bare"], 1),
+        f"cache_{name}_images_s": round(rates["build"], 1),
+        f"cache_over_{name}": round(rates["build"] / rates["bare"], 3),
     }
 
 
@@ -133,26 +180,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cache", type=Path)
-    parser.add_argument("--images", type=Path, help="measure building too")
-    parser.add_argument("--teacher-weights", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--tokens", default="16x16x1536", help="rows x columns x channels")
+    parser.add_argument("--image-size", default="224")
+    parser.add_argument("--peer", nargs="*", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--teachers", nargs="*", default=[], metavar="NAME@SIZE")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cache = Cache.open(options.cache)
     found: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "load_before": round(os.getloadavg()[0], 1),
-        "teacher": cache.fingerprint["model"],
-        "tokens": f"{cache.grid[0]}x{cache.grid[1]} of {cache.dim}, {cache.spec.codec}",
-        "samples": cache.num_samples,
-        **measure_reading(cache, options.repeats),
     }
-    if options.images:
-        found |= measure_building(cache, options.images, options.teacher_weights)
+    rows, columns, dim = map(int, options.tokens.split("x"))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        for ref in options.teachers:
+            name, size = ref.split("@")
+            found |= measure_building(name, size, options.images, work)
+        cfg = CacheTeacherConfig(images=options.images, image_size=options.image_size, out=work / "cache")
+        build(cfg, Projection(cfg.size, (rows, columns), dim), quiet=True)
+        cache = Cache.open(cfg.out)
+        peers = dict(ref.split("=", 1) for ref in options.peer)
+        found |= {"tokens": options.tokens, "image_size": options.image_size, "samples": cache.num_samples}
+        found |= measure_reading(cache, peers, work, options.repeats)
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gkd_scale.cache.config import CacheTeacherConfig
+    from gkd_scale.cache.remote import Outbox
+    from gkd_scale.cache.source import Source
     from gkd_scale.cache.spec import Spec
     from gkd_scale.models.teachers import TimmTeacher
 
@@ -34,10 +36,38 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.cache.build import build
 
     first = "cpu" if cfg.ray is not None else cfg.devices[0]
-    report = build(cfg, _teacher_for(cfg, first), load=partial(_teacher_for, cfg))
+    load = partial(_teacher_for, cfg)
+    outbox = _outbox(cfg)
+    report = build(cfg, load(first), load=load, source=_labelled(cfg.images), outbox=outbox)
     for line in report.lines():
         console.out.print(line, markup=False)
+    if outbox is not None:
+        console.out.print(f"{outbox.url} is complete", markup=False)
     return 0
+
+
+def _outbox(cfg: CacheTeacherConfig) -> Outbox | None:
+    """The way to ``--out`` where it is a URL; the cache is then built in its folder."""
+    from gkd_scale.cache.source import is_url
+
+    if not is_url(cfg.out):
+        return None
+    from gkd_scale.cache.remote import Outbox
+
+    outbox = Outbox(str(cfg.out), cfg.staging.expanduser())
+    cfg.out = outbox.folder
+    return outbox
+
+
+def _labelled(images: str | Path) -> Source | None:
+    """The labelled dataset that ``--images ADAPTER:PATH`` names; None for anything else."""
+    from gkd_scale.segment.datasets.registry import ADAPTERS, open_dataset
+
+    if str(images).partition(":")[0] not in ADAPTERS:
+        return None
+    from gkd_scale.cache.source import Labelled
+
+    return Labelled(open_dataset(str(images)))
 
 
 def _teacher_for(cfg: CacheTeacherConfig, device: str) -> TimmTeacher:
@@ -55,6 +85,7 @@ def _teacher_for(cfg: CacheTeacherConfig, device: str) -> TimmTeacher:
         patch=cfg.patch_size,
         resize=cfg.patch_resize,
         device=device,
+        dtype=cfg.teacher_dtype,
     )
 
 
@@ -67,7 +98,7 @@ def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
 
     from gkd_scale.distill.plan import estimate, show
 
-    found = estimate(cfg, lambda: _teacher_for(cfg, cfg.devices[0]))
+    found = estimate(cfg, lambda: _teacher_for(cfg, cfg.devices[0]), _labelled(cfg.images))
     if cfg.json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
@@ -150,7 +181,8 @@ def _repair(argv: Sequence[str], prog: str, command: Command) -> int:
 
     spec = read_spec(cfg.cache)
     teacher = _teacher_of(spec, cfg.teacher_weights, cfg.device)
-    report = repair(cfg, spec, teacher, lambda line: console.out.print(line, markup=False))
+    source = _labelled(cfg.images)
+    report = repair(cfg, spec, teacher, lambda line: console.out.print(line, markup=False), source=source)
     for line in report.lines():
         console.out.print(line, markup=False)
     return 0

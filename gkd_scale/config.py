@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -194,7 +193,7 @@ def _terminal_width() -> int:
 
 
 def _types(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
+    return typing.get_type_hints(cls)
 
 
 def _strip_optional(hint: Any) -> Any:

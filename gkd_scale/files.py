@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,16 @@ TEMPORARY = ".part"
 """Suffix of files that are being written; never read, removed when a command starts again."""
 
 
+def own_temporary(path: Path) -> Path:
+    """A temporary name of this process alone, for files that two workers may be writing at once."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY}")
+
+
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` only when the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = temporary or path.with_name(path.name + TEMPORARY)
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -82,6 +82,18 @@ def test_verify_tells_whole_from_damaged(
     assert call("verify", tmp_path / "nothing") == 2
 
 
+def test_a_cache_is_built_straight_to_a_url(
+    tmp_path: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, url = write_images(tmp_path / "images", 3), f"file://{tmp_path}/there"
+    flags = (*cache_flags(images, tiny_teacher, Path(url)), "--staging", tmp_path / "staging")
+    assert call("cache-teacher", *flags, "--teacher-dtype", "bfloat16") == 0
+    assert f"{url} is complete" in capsys.readouterr().out
+    assert call("verify", tmp_path / "there") == 0
+    assert not list((tmp_path / "staging").rglob("*.tar"))
+    assert '"dtype": "bfloat16"' in (tmp_path / "there" / "cache.json").read_text()
+
+
 def test_another_teacher_in_the_same_folder_is_refused(
     tmp_path: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -117,6 +120,27 @@ def test_written_yaml_reads_back_the_same(options: Options) -> None:
     import yaml
 
     assert config.build(Options, yaml.safe_load(config.to_yaml(options))) == options
+
+
+def test_a_config_inherits_from_one_of_another_module() -> None:
+    """Annotations are strings; each is looked up in the module that wrote it."""
+    source = """
+from __future__ import annotations
+from dataclasses import dataclass
+import tests.test_config as above
+
+@dataclass
+class Extended(above.Options):
+    more: int = 0
+"""
+    module = types.ModuleType("extended")
+    sys.modules["extended"] = module
+    try:
+        exec(compile(source, "extended", "exec"), module.__dict__)
+        found: Any = config.build(module.Extended, {"path": "p", "inner": {"rate": 2}, "more": "3"})
+    finally:
+        del sys.modules["extended"]
+    assert (found.path, found.inner.rate, found.more) == (Path("p"), 2, 3)
 
 
 def test_dotted_overrides_merge_into_groups() -> None:

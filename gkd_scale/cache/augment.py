@@ -8,11 +8,13 @@ normal distribution around ``magnitude`` of 10. Geometry leaves the mean colour 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from gkd_scale.randomness import generator
+from gkd_scale.types import IGNORE
 
 FILL = (124, 116, 104)
 """The mean colour of ImageNet, where geometry uncovers nothing."""
@@ -34,7 +36,7 @@ def _invert(image: Image.Image, _: float) -> Image.Image:
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    return image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=FILL)
+    return image.rotate(degrees, **_filling(image))
 
 
 def _posterize(image: Image.Image, bits: float) -> Image.Image:
@@ -83,9 +85,14 @@ def _translate_y(image: Image.Image, share: float) -> Image.Image:
 
 
 def _affine(image: Image.Image, data: tuple[float, ...]) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=FILL
-    )
+    return image.transform(image.size, Image.Transform.AFFINE, data, **_filling(image))
+
+
+def _filling(image: Image.Image) -> dict[str, Any]:
+    """How geometry samples: pixels smoothly, the ids of a label (one channel) never mixed."""
+    if image.mode == "L":
+        return {"resample": Image.Resampling.NEAREST, "fillcolor": IGNORE}
+    return {"resample": Image.Resampling.BILINEAR, "fillcolor": FILL}
 
 
 _Operation = Callable[[Image.Image, float], Image.Image]
@@ -108,6 +115,7 @@ _OPERATIONS: dict[str, tuple[_Operation, float, float, bool]] = {
     "translate_x": (_translate_x, 0, 0.45, True),
     "translate_y": (_translate_y, 0, 0.45, True),
 }
+_GEOMETRY = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _ENHANCE = ("color", "contrast", "brightness", "sharpness")
 
 
@@ -138,3 +146,8 @@ def apply(image: Image.Image, drawn: list[tuple[str, float]]) -> Image.Image:
     for name, value in drawn:
         image = _OPERATIONS[name][0](image, value)
     return image
+
+
+def apply_geometry(label: Image.Image, drawn: list[tuple[str, float]]) -> Image.Image:
+    """A label of one channel after those of the drawn operations that move pixels."""
+    return apply(label, [(name, value) for name, value in drawn if name in _GEOMETRY])

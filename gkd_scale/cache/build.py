@@ -18,9 +18,8 @@ import fcntl
 import importlib.metadata
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -50,6 +49,7 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, finish, read_manifest_info
 from gkd_scale.cache.moments import Moments
 from gkd_scale.cache.plan import PLAN, Entry, Plan, make_plan, read_plan_sizes, write_plan
+from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.shard import (
     ShardWriter,
     index_path,
@@ -58,20 +58,20 @@ from gkd_scale.cache.shard import (
     read_info,
     tar_path,
 )
-from gkd_scale.cache.source import Source
+from gkd_scale.cache.source import Labelled, Source
 from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
 from gkd_scale.cache.views import (
     UnreadableImage,
     View,
-    channels_first,
     decode,
     make_view,
     open_from,
     open_image,
+    view_label,
 )
 from gkd_scale.errors import CacheError, DamageError, DataError, ModelError, disk_full
 from gkd_scale.files import TEMPORARY, sha256_file, write_bytes
-from gkd_scale.prefetch import prefetch
+from gkd_scale.prefetch import Behind, prefetch
 from gkd_scale.types import Features, Teacher, UInt8Array
 
 T = TypeVar("T")
@@ -136,18 +136,26 @@ class BuildReport:
 
 
 def build(
-    cfg: CacheTeacherConfig, teacher: Teacher, *, load: Load | None = None, quiet: bool = False
+    cfg: CacheTeacherConfig,
+    teacher: Teacher,
+    *,
+    load: Load | None = None,
+    source: Source | None = None,
+    outbox: Outbox | None = None,
+    quiet: bool = False,
 ) -> BuildReport:
     """Make the cache that ``cfg`` describes, or go on with it. ``quiet`` shows no progress bar.
 
-    ``load(device)`` makes more teachers, for the other devices of ``cfg.device`` and for ``cfg.ray``.
+    ``load(device)`` makes more teachers, for the other devices of ``cfg.device`` and for ``cfg.ray``;
+    ``source`` is what ``cfg.images`` names where that is a labelled dataset; ``outbox`` sends what is built
+    in ``cfg.out``, its folder, to where it will live.
 
     Raises ConfigError, DataError, CacheError, ModelError or DiskFullError for what the user can mend;
     whatever is raised, the same command goes on later.
     """
     started = time.monotonic()
     is_fitted(cfg.codec)
-    plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out)
+    plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
     spec = make_spec(cfg, teacher, plan)
     try:
         with _locked(cfg.out):
@@ -155,11 +163,24 @@ def build(
             codec = _codec(cfg, teacher, plan)
             spec = replace(spec, codec_state=state_hash(state_bytes(codec)))
             _prepare(cfg.out, spec, plan, codec)
+            if outbox is not None:
+                outbox.begin()
             report = BuildReport(cfg.out, len(plan.entries), spec.views, spec.views * spec.shards)
-            if todo := _missing(cfg.out, spec):
-                with _Display(report, spec.views * len(plan.entries), todo, plan, quiet) as display:
-                    _build(_Job(cfg, codec, spec, plan), todo, teacher, load, report, display)
+            if todo := _missing(cfg.out, spec, outbox):
+                with (
+                    _Display(report, spec.views * len(plan.entries), todo, plan, quiet) as display,
+                    Behind() as sender,
+                ):
+
+                    def built(task: _Task) -> None:
+                        if outbox is not None:
+                            sender.submit(lambda: outbox.send(*task))
+
+                    events = _Events(display.advance, built)
+                    _build(_Job(cfg, codec, spec, plan), todo, teacher, load, report, events)
             report.errors = finish(cfg.out, spec, plan)
+            if outbox is not None:
+                outbox.finish()
     except OSError as error:
         raise _explained(error, cfg.out) from None
     report.seconds.total = time.monotonic() - started
@@ -186,6 +207,7 @@ def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Spec:
         images=len(plan.entries),
         samples_per_shard=cfg.samples_per_shard,
         plan=plan.hash(),
+        labels=plan.source.labels if isinstance(plan.source, Labelled) else {},
     )
 
 
@@ -344,14 +366,14 @@ def _changed_images(folder: Path, plan: Plan) -> str:
     )
 
 
-def _missing(folder: Path, spec: Spec) -> list[_Task]:
+def _missing(folder: Path, spec: Spec, outbox: Outbox | None) -> list[_Task]:
     """The shards to build, in order. What is left of them goes, and with it the mark of completeness."""
     try:
         files = read_manifest_info(folder).files
     except Exception:  # none yet, or damaged: the shards speak for themselves
         files = {}
     tasks = [_Task(view, shard) for view in range(spec.views) for shard in range(spec.shards)]
-    todo = [task for task in tasks if not _is_built(folder, spec, task, files)]
+    todo = [task for task in tasks if not _is_built(folder, spec, task, files, outbox)]
     if todo:
         for task in todo:
             index_path(folder, *task).unlink(missing_ok=True)
@@ -360,19 +382,27 @@ def _missing(folder: Path, spec: Spec) -> list[_Task]:
     return todo
 
 
-def _is_built(folder: Path, spec: Spec, task: _Task, files: Mapping[str, str]) -> bool:
-    """Whether a shard is there: its index is whole and of this spec, and the tar has its size."""
+def _is_built(folder: Path, spec: Spec, task: _Task, files: Mapping[str, str], outbox: Outbox | None) -> bool:
+    """Whether a shard is there: its index is whole and of this spec, and the tar (here or sent) whole."""
     path = index_path(folder, *task)
     try:
         known = files.get(path.relative_to(folder).as_posix())
         info = read_info(path)
         return (
             (info.spec, info.view, info.shard) == (spec.hash(), *task)
-            and tar_path(folder, *task).stat().st_size == info.tar_bytes
+            and _tar_bytes(folder, task, outbox) == info.tar_bytes
             and (known is None or sha256_file(path) == known)
         )
     except Exception:  # missing or damaged in whatever way: build it again
         return False
+
+
+def _tar_bytes(folder: Path, task: _Task, outbox: Outbox | None) -> int | None:
+    """Bytes of a shard's tar, here or where it was sent."""
+    path = tar_path(folder, *task)
+    if outbox is not None and not path.exists():
+        return outbox.sent_bytes(*task)
+    return path.stat().st_size
 
 
 # ----------------------------------------------------------------------------------- the runner
@@ -385,6 +415,7 @@ class _Made(NamedTuple):
     view: View
     source: dict[str, Any]
     pixels: UInt8Array
+    label: bytes | None
 
 
 def view_of(cfg: CacheTeacherConfig, source: Source | None, entry: Entry, view: int) -> _Made | str:
@@ -397,7 +428,15 @@ def view_of(cfg: CacheTeacherConfig, source: Source | None, entry: Entry, view: 
     except UnreadableImage as error:
         return str(error)
     made = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
-    return _Made(entry, made, opened.source, channels_first(decode(made.jpeg)))
+    label = None if opened.label is None else view_label(opened.label, made.params, cfg.size)
+    return _Made(entry, made, opened.source, decode(made.jpeg), label)
+
+
+class _Events(NamedTuple):
+    """What the caller hears: samples that are done, and shards that are committed."""
+
+    advance: Callable[[int], None]
+    built: Callable[[_Task], None]
 
 
 class _Job(NamedTuple):
@@ -413,7 +452,7 @@ class _Job(NamedTuple):
 
         def shard(task: _Task) -> Done:
             report = BuildReport(self.cfg.out, 0, 0, 0)
-            _Builder(self, teacher, report, lambda _: None).run([_Task(*task)])
+            _Builder(self, teacher, report, _Events(lambda _: None, lambda _: None)).run([_Task(*task)])
             return Done(report.samples_built, report.bytes_written)
 
         return shard
@@ -425,14 +464,15 @@ def _build(
     teacher: Teacher,
     load: Load | None,
     report: BuildReport,
-    display: _Display,
+    events: _Events,
 ) -> None:
     """Build ``todo`` here, on several devices of this machine, or on a Ray cluster."""
     if job.cfg.ray is not None and load is not None:
 
         def finished(task: _Task, done: Done) -> None:
             report.count(shards=1, samples=done.samples, size=done.bytes)
-            display.advance(len(job.plan.shard(task.shard)))
+            events.advance(len(job.plan.shard(task.shard)))
+            events.built(task)
 
         distribute(todo, job.builder, load, job.cfg.ray, finished)
         _remove_parts(job.cfg.out)  # of workers that died
@@ -440,17 +480,17 @@ def _build(
     others = [load(device) for device in job.cfg.devices[1:]] if load is not None else []
     teachers = [teacher, *others]
     if len(teachers) == 1:
-        _Builder(job, teacher, report, display.advance).run(todo)
+        _Builder(job, teacher, report, events).run(todo)
         return
     failed = threading.Event()
 
     def advance(samples: int) -> None:
         if failed.is_set():
             raise _StoppedError
-        display.advance(samples)
+        events.advance(samples)
 
     with ThreadPoolExecutor(len(teachers), thread_name_prefix="device") as pool:
-        builders = [_Builder(job, one, report, advance) for one in teachers]
+        builders = [_Builder(job, one, report, events._replace(advance=advance)) for one in teachers]
         runs = [pool.submit(one.run, todo[at :: len(builders)]) for at, one in enumerate(builders)]
         errors = []
         for run in as_completed(runs):
@@ -468,11 +508,10 @@ class _StoppedError(Exception):
 class _Builder:
     """Builds shards, one after the other, with reading ahead and writing behind."""
 
-    def __init__(
-        self, job: _Job, teacher: Teacher, report: BuildReport, advance: Callable[[int], None]
-    ) -> None:
+    def __init__(self, job: _Job, teacher: Teacher, report: BuildReport, events: _Events) -> None:
         self.cfg, self.codec, self.spec, self.plan = job
-        self.teacher, self.report, self.advance = teacher, report, advance
+        self.teacher, self.report = teacher, report
+        self.advance, self.built = events
         self.spec_hash = job.spec.hash()
 
     def run(self, todo: Sequence[_Task]) -> None:
@@ -484,12 +523,12 @@ class _Builder:
         )
         with (
             contextlib.closing(cast("Generator[_Made | str]", made)),
-            _Behind() as writer,
+            Behind() as writer,
         ):
             for task in todo:
                 self._shard(task, made, writer)
 
-    def _shard(self, task: _Task, made: Iterator[_Made | str], writer: _Behind) -> None:
+    def _shard(self, task: _Task, made: Iterator[_Made | str], writer: Behind) -> None:
         """Take the shard's views from ``made``, run the teacher, hand its samples to the writer."""
         shard = ShardWriter(self.cfg.out, self.spec_hash, task.view, task.shard)
         errors: dict[str, str] = {}
@@ -510,13 +549,13 @@ class _Builder:
             if batch:
                 self._batch(shard, batch, writer)
             with _clock(seconds, "write"):
-                writer.submit(lambda: self._commit(shard, errors))
+                writer.submit(lambda: self._commit(shard, errors, task))
         except BaseException:
             writer.drain()
             shard.abort()
             raise
 
-    def _batch(self, shard: ShardWriter, batch: Sequence[_Made], writer: _Behind) -> None:
+    def _batch(self, shard: ShardWriter, batch: Sequence[_Made], writer: Behind) -> None:
         seconds = self.report.seconds
         with _clock(seconds, "teacher"):
             features = run_teacher(self.teacher, np.stack([item.pixels for item in batch]))
@@ -544,15 +583,18 @@ class _Builder:
             ) from None
         facts = {"sid": item.entry.sid, "path": item.entry.name, "source": item.source, **item.view.params}
         members = {name: npy_bytes(array) for name, array in arrays.items()}
+        if item.label is not None:
+            members["label.png"] = item.label
         return {**members, "jpg": item.view.jpeg, "json": json_bytes(facts)}
 
-    def _commit(self, shard: ShardWriter, errors: Mapping[str, str]) -> None:
+    def _commit(self, shard: ShardWriter, errors: Mapping[str, str], task: _Task) -> None:
         """Make the shard exist, unless a write before failed; runs on the writer's thread."""
         if shard.aborted:
             return
         with _abort_on_error(shard):
             shard.commit(errors)
             self.report.count(shards=1)
+        self.built(task)
 
 
 def run_teacher(teacher: Teacher, pixels: UInt8Array) -> Features:
@@ -567,34 +609,6 @@ def run_teacher(teacher: Teacher, pixels: UInt8Array) -> Features:
             "check --teacher-layer, --image-size and --patch-size",
         )
     return Features(features.cls.float(), features.patches.float())
-
-
-class _Behind:
-    """One thread that works behind the caller, at most ``depth`` jobs late. Errors come back."""
-
-    def __init__(self, depth: int = 2) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._pending: deque[Future[Any]] = deque()
-        self._depth = depth
-
-    def submit(self, job: Callable[[], Any]) -> None:
-        """Queue ``job``; waits while the queue is full, and raises what an earlier job raised."""
-        while len(self._pending) >= self._depth or (self._pending and self._pending[0].done()):
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(job))
-
-    def drain(self) -> None:
-        """Wait until all that was queued has run or failed."""
-        self._pool.shutdown(wait=True)
-
-    def __enter__(self) -> _Behind:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.drain()
-        if kind is None:
-            for future in self._pending:
-                future.result()
 
 
 class _Display:

@@ -17,8 +17,8 @@ name        bytes a value   what it does
 Why rotate: a few channels of a transformer's tokens are 20 times the others and would set the step for
 all. An orthogonal mix of the channels spreads them out; distances and dot products stay as they are.
 
-To add a codec: a class with ``name``, ``encode`` and ``decode``, registered in ``CODECS``; one that
-must be fitted first also has a ``state``, kept in the cache as ``codec.safetensors``.
+To add a codec: a class with ``name``, ``verbatim``, ``encode`` and ``decode``, registered in ``CODECS``;
+one that must be fitted first also has a ``state``, kept in the cache as ``codec.safetensors``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import numpy.typing as npt
 
 from gkd_scale.errors import CacheError, ConfigError, nearest
 from gkd_scale.randomness import generator
+from gkd_scale.types import UInt8Array
 
 Array = npt.NDArray[Any]
 Float16 = npt.NDArray[np.float16]
@@ -61,6 +62,9 @@ class Codec(Protocol):
 
     name: str
 
+    verbatim: bool
+    """Whether ``patch.npy`` is what ``decode`` gives, so that a reader may read it into place."""
+
     def encode(self, tokens: Float32) -> dict[str, Array]:
         """Tokens (N, C) to ``{member suffix: array}``; ValueError for what it cannot hold."""
         ...
@@ -74,6 +78,7 @@ class Fp16:
     """Half precision: relative error at most 2^-11 within ±65504."""
 
     name = "fp16"
+    verbatim = True
 
     def encode(self, tokens: Float32) -> dict[str, Array]:
         return {"patch.npy": to_fp16(tokens)}
@@ -86,6 +91,7 @@ class Bf16:
     """bfloat16, to nearest even: relative error at most 2^-8 and the bytes of fp16; for comparison."""
 
     name = "bf16"
+    verbatim = False
 
     def encode(self, tokens: Float32) -> dict[str, Array]:
         to_fp16(tokens)
@@ -98,9 +104,10 @@ class Bf16:
 
 
 class Int8:
-    """Rotated, then one scale a token: the L2 error of a token is at most √C/2 steps of max|x|/127."""
+    """Rotated, then one scale a token: the L2 error of a token is at most √C/2 steps of 9/8 max|x|/127."""
 
     name = "int8"
+    verbatim = False
 
     def encode(self, tokens: Float32) -> dict[str, Array]:
         to_fp16(tokens)
@@ -114,6 +121,7 @@ class Fp8:
     """e4m3 with one scale a token: relative error at most 2^-4 down to 2^-15 of the largest value."""
 
     name = "fp8"
+    verbatim = False
 
     def encode(self, tokens: Float32) -> dict[str, Array]:
         import torch
@@ -124,8 +132,7 @@ class Fp8:
         return {"patch.npy": eighths.view(torch.uint8).numpy(), "patch_scale.npy": scale}
 
     def decode(self, members: Mapping[str, Array]) -> Float16:
-        scale = members["patch_scale.npy"].astype(np.float32)[:, None]
-        return _clipped(_fp8_values()[members["patch.npy"]] * scale)
+        return _clipped(_fp8_values()[members["patch.npy"]] * _steps(members["patch_scale.npy"]))
 
 
 class Pca:
@@ -134,6 +141,8 @@ class Pca:
     The rows are the leading components, already mixed by the rotation, so that all have about the same
     variance and one scale a token serves them all; to decode is one matrix product.
     """
+
+    verbatim = False
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -168,6 +177,8 @@ class TransformCode:
     root mean square in units of sigma, kept as the scale), so that tokens of unusual norm do not clip;
     what a uniform quantiser makes of each component is packed into one row of bits.
     """
+
+    verbatim = False
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -210,8 +221,7 @@ class TransformCode:
         count = len(self._component)
         bits = np.unpackbits(members["patch.npy"], axis=1, count=count, bitorder="little")
         levels = np.add.reduceat(bits.astype(np.int32) << self._shift, self._starts, axis=1)
-        gain = members["patch_scale.npy"].astype(np.float32)[:, None]
-        z = (levels - self._middle) * (self._step * gain)
+        z = (levels - self._middle) * (self._step * _steps(members["patch_scale.npy"]))
         return _clipped(z @ self.state["basis"][: self._used] + self.state["mean"])
 
 
@@ -350,17 +360,29 @@ def _allocate(variances: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.
     return np.sort(bits)[::-1]
 
 
-def _scales(values: Float32, top: float) -> Float16:
-    """One step a token, (N,), rounded up, so that no value of (N, C) exceeds ``top`` steps."""
+def _scales(values: Float32, top: float) -> UInt8Array:
+    """One step a token, (N,), so that no value of (N, C) exceeds ``top`` steps.
+
+    A step is the upper half of an fp16 without its sign, 5 bits of exponent and 3 of mantissa, rounded up:
+    4.5% too large on average, which is 9% more squared error for half the bytes; never below 2^-17.
+    """
     exact = np.abs(values).max(axis=1) / top
     halves = exact.astype(np.float16)
-    return np.where(halves.astype(np.float32) < exact, np.nextafter(halves, np.float16(np.inf)), halves)
+    halves = np.where(halves.astype(np.float32) < exact, np.nextafter(halves, np.float16(np.inf)), halves)
+    return ((halves.view(np.uint16).astype(np.uint32) + 127) >> 7).astype(np.uint8)
 
 
-def _divisor(scale: Float16) -> Float32:
-    """The scales (N, 1), with 1 for tokens that are zero."""
-    wide = scale.astype(np.float32)
-    return np.where(wide == 0, np.float32(1), wide)[:, None]
+def _steps(scale: Array) -> Float32:
+    """The steps (N, 1) that ``patch_scale.npy`` holds; the first caches kept them as fp16."""
+    halves = scale if scale.dtype == np.float16 else (scale.astype(np.uint16) << 7).view(np.float16)
+    wide: Float32 = halves.astype(np.float32)[:, None]
+    return wide
+
+
+def _divisor(scale: UInt8Array) -> Float32:
+    """The steps (N, 1), with 1 for tokens that are zero."""
+    steps = _steps(scale)
+    return np.where(steps == 0, np.float32(1), steps)
 
 
 def _quantized(values: Float32) -> dict[str, Array]:
@@ -369,8 +391,8 @@ def _quantized(values: Float32) -> dict[str, Array]:
 
 
 def _dequantized(members: Mapping[str, Array]) -> Float32:
-    scale: Float32 = members["patch_scale.npy"].astype(np.float32)
-    return members["patch.npy"] * scale[:, None]
+    values: Float32 = members["patch.npy"] * _steps(members["patch_scale.npy"])
+    return values
 
 
 def _clipped(values: Float32) -> Float16:

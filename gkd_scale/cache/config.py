@@ -10,6 +10,9 @@ from pathlib import Path
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError, nearest
 
+TEACHER_DTYPES = ("float32", "bfloat16", "float16")
+"""What a teacher may compute in; what it gives is stored by the codec."""
+
 MAX_SIDE = 16384
 """Longest side of a view in pixels."""
 
@@ -73,14 +76,17 @@ class CacheTeacherConfig:
     """Run a teacher over a folder of images and keep its tokens."""
 
     images: str | Path = option(
-        help="folder of images, list (.txt, .parquet), tars (a-{00..12}.tar) or URL (s3://...)",
+        help="images: folder, list (.txt, .parquet), tars (a-{00..12}.tar), URL, labelled ADAPTER:PATH",
         metavar="PATH",
     )
     image_size: str | int = option(help="size of a view in pixels", metavar="N|HxW")
-    out: Path = option(help="folder of the cache; the same command again goes on where it stopped")
+    out: Path = option(help="folder or URL of the cache; the same command again goes on where it stopped")
     teacher: str = option("demo_teacher", "the teacher: any timm model name", metavar="NAME")
     teacher_weights: Path | None = option(None, "local weights, .safetensors or .pth", metavar="FILE")
     teacher_args: dict[str, object] = option({}, "arguments of timm.create_model")
+    teacher_dtype: str = option(
+        "float32", "arithmetic of the teacher; part of its fingerprint", choices=TEACHER_DTYPES
+    )
     teacher_layer: int | None = option(
         None, "timm feature index (default: the last layer after the final norm)", metavar="I"
     )
@@ -105,6 +111,9 @@ class CacheTeacherConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:I or several: cuda:0,1", metavar="DEVICE")
     ray: str | None = option(
         None, "Ray cluster to build on, one worker a device: auto or its address", metavar="auto|ADDRESS"
+    )
+    staging: Path = option(
+        Path("~/.cache/gkd-scale/staging"), "folder where shards wait to be sent, if --out is a URL"
     )
     seed: int = option(0, "seed of the views")
     view: ViewConfig = section(ViewConfig)

@@ -67,7 +67,7 @@ def contact_sheet(cache: Cache, path: Path, samples: int = 12, view: int = 0) ->
     sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
     for at, (sample, colors) in enumerate(zip(chosen, maps, strict=True)):
         left, top = at % columns * cell[0] + _GAP, at // columns * cell[1] + _GAP
-        sheet.paste(Image.fromarray(decode(sample.jpeg)), (left, top))
+        sheet.paste(Image.fromarray(decode(sample.jpeg).transpose(1, 2, 0)), (left, top))
         shown = Image.fromarray(colors).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(shown, (left + width, top))
     with atomic(path) as file:

@@ -20,15 +20,7 @@ from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.loader import Schedule, Slot, make_batch
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
-from gkd_scale.cache.views import (
-    Opened,
-    UnreadableImage,
-    channels_first,
-    decode,
-    make_view,
-    open_from,
-    open_image,
-)
+from gkd_scale.cache.views import Opened, UnreadableImage, decode, make_view, open_from, open_image
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Features, Teacher, UInt8Array
@@ -90,7 +82,9 @@ class LiveSource:
         for slots, pixels in ahead:
             with self.effort.spent("teacher"):
                 features = self._as_stored(run_teacher(self._teacher, pixels))
-            yield make_batch(pixels, features, [self._entries[slot.sample].sid for slot in slots], slots)
+            yield make_batch(
+                torch.from_numpy(pixels), features, [self._entries[slot.sample].sid for slot in slots], slots
+            )
 
     def images_hash(self) -> str:
         """SHA-256 over the names and sizes of the images."""
@@ -123,7 +117,7 @@ class LiveSource:
             ) from None
         view = slot.epoch if self._views is None else slot.epoch % self._views
         made = make_view(image, entry.sid, view, self.image_size, self._view, self._view_seed)
-        return channels_first(decode(made.jpeg))
+        return decode(made.jpeg)
 
     def _as_stored(self, features: Features) -> Features:
         """Features as a cache would give them back: rounded by the codec."""

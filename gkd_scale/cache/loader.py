@@ -1,6 +1,7 @@
 """A cache as the source of stage 1's batches.
 
-Threads read and decode whole micro batches ahead of the loop, in order. The only state is the step:
+Threads read and decode whole micro batches ahead of the loop, in order; bytes go from the page cache
+into their place in the batch, in pinned memory where a GPU will fetch them. The only state is the step:
 ``batches(start, stop)`` gives the same batches whenever it is asked, for every number of threads, and
 the same global batch for every world size.
 """
@@ -10,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 
+from gkd_scale.cache.buffers import Buffers
 from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.order import WINDOW, Order, check_batches, micro_positions
-from gkd_scale.cache.reader import Cache, Caches, Sample
+from gkd_scale.cache.reader import Cache, Caches, Stored
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.prefetch import prefetch
-from gkd_scale.types import Batch, Features, UInt8Array
+from gkd_scale.types import Batch, Features
 
 
 class Slot(NamedTuple):
@@ -77,6 +79,7 @@ class CachedSource:
         window: int = WINDOW,
         skip_corrupt: bool = False,
         views: int | None = None,
+        pin: bool = False,
     ) -> None:
         if views is not None and views > caches.views:
             raise CacheError(
@@ -87,6 +90,7 @@ class CachedSource:
         self.num_samples = caches.num_samples
         self._caches, self._workers, self._skip = caches, workers, skip_corrupt
         self._views = views or caches.views
+        self._buffers = Buffers(keep=workers + 2, pin=pin)
         self.effort = Effort(workers)
         self.skipped: dict[tuple[int, int], str] = {}
         """What ``skip_corrupt`` passed over: (view asked for, sample) to what is wrong with it."""
@@ -107,43 +111,45 @@ class CachedSource:
 
     def load(self, slots: list[Slot]) -> Batch:
         """Read, check and decode the micro batch of ``slots``. Runs on the reading threads."""
-        height, width = self.image_size
-        tokens = self.grid[0] * self.grid[1]
-        pixels = np.empty((len(slots), 3, height, width), np.uint8)
-        cls = np.empty((len(slots), self.teacher_dim), np.float16)
-        patches = np.empty((len(slots), tokens, self.teacher_dim), np.float16)
-        sids: list[str] = []
-        for row, slot in enumerate(slots):
-            with self.effort.reading():
-                sample = self._read(slot)
-            with self.effort.spent("decode"):
-                pixels[row] = decode(sample.jpeg).transpose(2, 0, 1)
-                cls[row], patches[row] = sample.cls, sample.patches
-            sids.append(sample.sid)
-        features = Features(torch.from_numpy(cls), torch.from_numpy(patches))
-        return make_batch(pixels, features, sids, slots)
+        features, stored = self.read(slots)
+        pixels = self._buffers.take((len(slots), 3, *self.image_size), torch.uint8)
+        with self.effort.spent("decode"):
+            for row, sample in enumerate(stored):
+                pixels[row] = torch.from_numpy(decode(sample.jpeg))
+        return make_batch(pixels, features, [sample.sid for sample in stored], slots)
 
-    def _read(self, slot: Slot) -> Sample:
-        """The sample of a slot; where it is damaged and may be skipped, the next one that is whole.
+    def read(self, slots: list[Slot]) -> tuple[Features, list[Stored]]:
+        """Teacher features of the micro batch of ``slots``, checked; beside them names and JPEG bytes."""
+        tokens = self.grid[0] * self.grid[1]
+        cls = self._buffers.take((len(slots), self.teacher_dim), torch.float16)
+        patches = self._buffers.take((len(slots), tokens, self.teacher_dim), torch.float16)
+        features = Features(cls, patches)
+        with self.effort.reading():
+            return features, [self._read(slot, features, row) for row, slot in enumerate(slots)]
+
+    def _read(self, slot: Slot, features: Features, row: int) -> Stored:
+        """The sample of a slot, its tokens to ``row`` of ``features``; where it is damaged and may be
+        skipped, the next one that is whole.
 
         The stand-in is a function of the slot and the files, so a resumed run skips alike.
         """
         view = slot.epoch % self._views
+        into = (features.cls[row].numpy(), features.patches[row].numpy())
         if not self._skip:
-            return self._caches.read(view, slot.sample)
+            return self._caches.read_into(view, slot.sample, *into)
         for ahead in range(self.num_samples):
             index = (slot.sample + ahead) % self.num_samples
             try:
-                return self._caches.read(view, index)
+                return self._caches.read_into(view, index, *into)
             except DamageError as error:
                 self.skipped[view, index] = error.message
         raise DamageError("no sample of the cache can be read", "see gkd-scale verify")
 
 
-def make_batch(pixels: UInt8Array, teacher: Features, sids: list[str], slots: list[Slot]) -> Batch:
+def make_batch(pixels: Tensor, teacher: Features, sids: list[str], slots: list[Slot]) -> Batch:
     """A :class:`Batch` of what was read for ``slots``."""
     return Batch(
-        torch.from_numpy(pixels),
+        pixels,
         teacher,
         tuple(sids),
         tuple(slot.epoch for slot in slots),

@@ -64,12 +64,16 @@ class Plan:
         return state.hexdigest()
 
 
-def make_plan(images: str | Path, samples_per_shard: int, skip: Path | None = None) -> Plan:
+def make_plan(
+    images: str | Path, samples_per_shard: int, skip: Path | None = None, source: Source | None = None
+) -> Plan:
     """The plan of a folder or another source; ``skip`` is a folder inside it that is left out (the cache).
+
+    ``source`` is what ``images`` names, where the caller has opened it.
 
     Raises DataError for a folder that is missing, cannot be listed or holds no image.
     """
-    source = open_source(images)
+    source = source or open_source(images)
     if source is not None:
         found = sorted(source.entries())
         return _planned([Entry(sid_of(name), name, size) for name, size in found], samples_per_shard, source)

@@ -1,7 +1,8 @@
 """Reading a cache: any sample at any time, every member checked.
 
-A sample's members lie next to each other in its tar, so one ``pread`` at the index's offset fetches
-them all; each is checked against its CRC32. Indexes are loaded when their shard is first touched and a
+A sample's members lie next to each other in its tar, so one ``preadv`` at the index's offset fetches
+them all, tokens that need no decoding straight into the row of the batch that they are for; each is
+checked against its CRC32. Indexes are loaded when their shard is first touched and a
 bounded number of them and of file descriptors stays open. There is no lock and no shared file position:
 threads and forked processes may read at will.
 """
@@ -10,18 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gkd_scale.cache.codec import STATE, Array, Codec, Float16, load_codec
+import numpy as np
+from zlib_ng import zlib_ng
+
+from gkd_scale.cache.codec import STATE, Codec, Float16, load_codec
 from gkd_scale.cache.manifest import read_manifest_info
 from gkd_scale.cache.remote import Mirror
-from gkd_scale.cache.shard import Member, index_path, npy_view, parse_index, tar_path
+from gkd_scale.cache.shard import Member, index_path, npy_view, parse_index, require_npy, tar_path
 from gkd_scale.cache.source import is_url
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
 from gkd_scale.errors import CacheError, DamageError
@@ -35,6 +38,13 @@ MIRROR_LIMIT = 50 * 10**9
 
 OPEN_SHARDS = 64
 """Indexes and tars that one cache keeps open."""
+
+
+class Stored(NamedTuple):
+    """What of a sample is not written into the caller's arrays: its name and the JPEG bytes."""
+
+    sid: str
+    jpeg: memoryview
 
 
 class Sample(NamedTuple):
@@ -52,9 +62,12 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def pread(self, size: int, offset: int) -> bytes:
-        """Up to ``size`` bytes at ``offset``; the caller's reference keeps the file open meanwhile."""
-        return os.pread(self._descriptor, size, offset)
+    def read_into(self, buffers: list[memoryview], offset: int) -> int:
+        """Fill the buffers from ``offset``; the bytes read, fewer at the end of the file.
+
+        The caller's reference keeps the file open meanwhile.
+        """
+        return os.preadv(self._descriptor, buffers, offset)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -104,33 +117,82 @@ class Cache:
 
     def read(self, view: int, index: int) -> Sample:
         """Sample ``index`` of view ``view`` modulo the cache's views; DamageError names what is damaged."""
+        cls = np.empty(self.dim, np.float16)
+        patches = np.empty((self.grid[0] * self.grid[1], self.dim), np.float16)
+        stored = self.read_into(view, index, cls, patches)
+        return Sample(stored.sid, bytes(stored.jpeg), cls, patches)
+
+    def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> Stored:
+        """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
+        assert patches.flags.c_contiguous, "a row of a batch"
+        view, shard, members = self._locate(view, index)
+        verbatim = self.codec.verbatim
+        row = patches.reshape(-1).view(np.uint8).data if verbatim else memoryview(bytearray())
+        contents = self._contents(view, shard, members, row)
+        try:
+            cls[:] = npy_view(contents["cls.npy"])
+            if verbatim:
+                require_npy(contents["patch.npy"], patches)
+            else:
+                arrays = {name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")}
+                patches[:] = self.codec.decode(arrays)
+            return Stored(members[0].sid, contents["jpg"])
+        except (KeyError, ValueError) as error:
+            raise self._damaged(view, shard, f"{members[0].sid}: {error}") from None
+
+    def read_members(self, view: int, index: int, names: Collection[str]) -> dict[str, memoryview]:
+        """The members called ``names`` (``jpg``, ``label.png``) of a sample, as they are stored."""
+        view, shard, members = self._locate(view, index)
+        wanted = [member for member in members if member.member in names]
+        return self._contents(view, shard, wanted, memoryview(bytearray()))
+
+    def sid(self, index: int) -> str:
+        """The name of a sample."""
+        return self._locate(0, index)[2][0].sid
+
+    def _locate(self, view: int, index: int) -> tuple[int, int, list[Member]]:
+        """The folder, the shard and the members of a sample."""
         view %= self.views
         shard = bisect_right(self._ends, index)
-        members = self._index(view, shard)[index - self._ends[shard] + self.shard_sizes[shard]]
-        contents = self._members(view, shard, members)
-        arrays: dict[str, Array] = {
-            name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")
-        }
-        return Sample(members[0].sid, bytes(contents["jpg"]), arrays["cls.npy"], self.codec.decode(arrays))
+        return view, shard, self._index(view, shard)[index - self._ends[shard] + self.shard_sizes[shard]]
 
     def sids(self, shard: int) -> list[str]:
         """Names of the samples of one shard, in order."""
         return [members[0].sid for members in self._index(0, shard)]
 
-    def _members(self, view: int, shard: int, members: list[Member]) -> dict[str, memoryview]:
-        """The checked contents of one sample, read at once."""
+    def _contents(
+        self, view: int, shard: int, members: list[Member], row: memoryview
+    ) -> dict[str, memoryview]:
+        """The checked contents of one sample, read at once.
+
+        Where ``row`` is not empty the data of ``patch.npy`` go there, and only its header is returned.
+        """
         start, stop = members[0].offset, members[-1].offset + members[-1].bytes
+        place = start
+        if len(row):
+            patch = next(member for member in members if member.member == "patch.npy")
+            place = patch.offset + patch.bytes - len(row)
+        before = memoryview(bytearray(place - start))
+        after = memoryview(bytearray(stop - place - len(row)))
         try:
-            data = memoryview(self._file(view, shard).pread(stop - start, start))
+            end = start + self._file(view, shard).read_into([before, row, after], start)
         except OSError as error:
             raise self._damaged(view, shard, error.strerror or str(error)) from None
         contents: dict[str, memoryview] = {}
         for member in members:
-            content = data[member.offset - start : member.offset - start + member.bytes]
-            if len(content) != member.bytes:
-                raise self._damaged(view, shard, f"{member.sid}.{member.member}: the tar is cut short")
-            if zlib.crc32(content) != member.crc32:
-                raise self._damaged(view, shard, f"{member.sid}.{member.member}: CRC32 mismatch")
+            name, at = f"{member.sid}.{member.member}", member.offset - start
+            if member.offset + member.bytes > end:
+                raise self._damaged(view, shard, f"{name}: the tar is cut short")
+            if member.offset < place:
+                content = before[at : at + member.bytes]  # of patch.npy the header: the slice ends there
+            else:
+                at -= len(before) + len(row)
+                content = after[at : at + member.bytes]
+            crc = zlib_ng.crc32(content)
+            if len(content) < member.bytes:
+                crc = zlib_ng.crc32(row, crc)
+            if crc != member.crc32:
+                raise self._damaged(view, shard, f"{name}: CRC32 mismatch")
             contents[member.member] = content
         return contents
 
@@ -185,9 +247,19 @@ class Caches:
 
     def read(self, view: int, index: int) -> Sample:
         """Sample ``index`` of the row of caches; each takes ``view`` modulo its own number of views."""
+        cache, index = self._of(index)
+        return cache.read(view, index)
+
+    def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> Stored:
+        """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
+        cache, index = self._of(index)
+        return cache.read_into(view, index, cls, patches)
+
+    def _of(self, index: int) -> tuple[Cache, int]:
+        """The cache that holds sample ``index`` of the row, and its number there."""
         at = bisect_right(self._ends, index)
         cache = self.caches[at]
-        return cache.read(view, index - self._ends[at] + cache.num_samples)
+        return cache, index - self._ends[at] + cache.num_samples
 
 
 def open_caches(paths: Sequence[str | Path], *, home: Path = MIRRORS, limit: int = MIRROR_LIMIT) -> Caches:

@@ -1,7 +1,8 @@
 """Caches on object storage: put them there, and train from there through a local copy of bounded size.
 
 ``push`` uploads a finished cache: each tar before its index, the manifest last, so that whatever exists
-remotely is whole. :class:`Mirror` is the other way: the reader asks for files by name, a file that is not
+remotely is whole. :class:`Outbox` does the same while the cache is being built, and needs room for a few
+shards only. :class:`Mirror` is the other way: the reader asks for files by name, a file that is not
 there is fetched whole (a training window touches a few shards at a time), and the tars used longest ago go
 when the limit is reached.
 """
@@ -18,10 +19,11 @@ from pathlib import Path
 from gkd_scale.cache.codec import STATE
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
 from gkd_scale.cache.plan import PLAN
+from gkd_scale.cache.shard import tar_path
 from gkd_scale.cache.source import file_system, url_of
 from gkd_scale.cache.spec import SPEC
 from gkd_scale.errors import CacheError
-from gkd_scale.files import TEMPORARY
+from gkd_scale.files import own_temporary, write_bytes
 
 
 def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
@@ -59,6 +61,68 @@ def _size(fs: object, path: str) -> int | None:
         return None
 
 
+class Outbox:
+    """A cache that is built in ``folder``, below ``home``, and lives at ``url``.
+
+    ``begin`` uploads the spec, ``send`` a shard, tar before index, and drops the tar here; ``finish`` sends
+    what is left, the manifest last. What was sent counts as built, also to a build on another machine: the
+    spec and the indexes that are there come here first.
+    """
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.url = url_of(url)
+        self.folder = home / _digest(self.url)
+        self._fs, root = file_system(self.url)
+        self._root = root.rstrip("/")
+        for name in (SPEC, STATE, *self._indexes()):
+            path = self.folder / name
+            if not path.exists() and _size(self._fs, f"{self._root}/{name}") is not None:
+                write_bytes(path, bytes(self._fs.cat_file(f"{self._root}/{name}")))
+
+    def sent_bytes(self, view: int, shard: int) -> int | None:
+        """Bytes of a tar that is there; None where it is not."""
+        return _size(self._fs, f"{self._root}/{tar_path(Path(), view, shard).as_posix()}")
+
+    def begin(self) -> None:
+        """Upload what says which cache this will be."""
+        for name in (STATE, PLAN, SPEC):
+            if (self.folder / name).exists():
+                self._put(self.folder / name)
+
+    def send(self, view: int, shard: int) -> None:
+        """Upload a shard that was committed here."""
+        tar = tar_path(self.folder, view, shard)
+        self._put(tar)
+        self._put(tar.with_suffix(".parquet"))
+        tar.unlink()
+
+    def finish(self) -> None:
+        """Upload what a kill kept from being sent, then the mark of completeness."""
+        for tar in sorted(self.folder.glob("v*/shard-*.tar")):
+            self.send(int(tar.parent.name[1:]), int(tar.stem.removeprefix("shard-")))
+        for name in (CHECKSUM, MANIFEST):
+            self._put(self.folder / name)
+
+    def _put(self, path: Path) -> None:
+        there = f"{self._root}/{path.relative_to(self.folder).as_posix()}"
+        self._fs.makedirs(there.rpartition("/")[0], exist_ok=True)
+        self._fs.put_file(os.fspath(path), there)
+
+    def _indexes(self) -> list[str]:
+        """Names of the indexes that are there."""
+        try:
+            found = self._fs.find(self._root)
+        except FileNotFoundError:
+            return []
+        start = len(self._root) + 1
+        return [path[start:] for path in found if path.endswith(".parquet") and "/" in path[start:]]
+
+
+def _digest(url: str) -> str:
+    """A folder's name for a URL."""
+    return hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
+
+
 class Mirror:
     """Files of a remote cache, on disk when asked for; at most ``limit`` bytes of tars stay.
 
@@ -67,7 +131,7 @@ class Mirror:
 
     def __init__(self, url: str, home: Path, limit: int) -> None:
         self.url = url_of(url)
-        self.folder = home / hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()
+        self.folder = home / _digest(self.url)
         self._limit = limit
         self._fs, self._root = file_system(self.url)
         self._lock = threading.Lock()
@@ -98,7 +162,7 @@ class Mirror:
             if name.endswith(".tar"):
                 self._make_room(name, size)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+            temporary = own_temporary(path)
             self._fs.get_file(remote, os.fspath(temporary))
             temporary.replace(path)
             self.fetched += 1

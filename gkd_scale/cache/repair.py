@@ -16,6 +16,7 @@ from gkd_scale.cache.build import BuildReport, build, make_spec, refuse_changed
 from gkd_scale.cache.config import CacheTeacherConfig, RepairConfig, ViewConfig
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.shard import index_path, tar_path
+from gkd_scale.cache.source import Source
 from gkd_scale.cache.spec import Spec
 from gkd_scale.cache.verify import damaged_shards
 from gkd_scale.config import build as build_config
@@ -23,20 +24,28 @@ from gkd_scale.types import Teacher
 
 
 def repair(
-    cfg: RepairConfig, spec: Spec, teacher: Teacher, report: Callable[[str], None], *, quiet: bool = False
+    cfg: RepairConfig,
+    spec: Spec,
+    teacher: Teacher,
+    report: Callable[[str], None],
+    *,
+    source: Source | None = None,
+    quiet: bool = False,
 ) -> BuildReport:
     """Mend the cache ``cfg.cache`` of ``spec``; each damage found in a shard goes to ``report`` as a line.
+
+    ``source`` is what ``cfg.images`` names where that is a labelled dataset.
 
     CacheError where images or teacher are not those of the cache; nothing is dropped then.
     """
     recipe = recipe_of(spec, cfg)
-    refuse_other_source(recipe, spec, teacher)
+    refuse_other_source(recipe, spec, teacher, source)
     for (view, shard), lines in damaged_shards(cfg.cache, quiet=quiet).items():
         for line in lines:
             report(line)
         index_path(cfg.cache, view, shard).unlink(missing_ok=True)
         tar_path(cfg.cache, view, shard).unlink(missing_ok=True)
-    return build(recipe, teacher, quiet=quiet)
+    return build(recipe, teacher, source=source, quiet=quiet)
 
 
 def recipe_of(spec: Spec, cfg: RepairConfig) -> CacheTeacherConfig:
@@ -59,9 +68,11 @@ def recipe_of(spec: Spec, cfg: RepairConfig) -> CacheTeacherConfig:
     )
 
 
-def refuse_other_source(recipe: CacheTeacherConfig, spec: Spec, teacher: Teacher) -> None:
+def refuse_other_source(
+    recipe: CacheTeacherConfig, spec: Spec, teacher: Teacher, source: Source | None = None
+) -> None:
     """CacheError where the images or the teacher differ from those the cache was made of."""
-    plan = make_plan(recipe.images, recipe.samples_per_shard, skip=recipe.out)
+    plan = make_plan(recipe.images, recipe.samples_per_shard, skip=recipe.out, source=source)
     asked = replace(make_spec(recipe, teacher, plan), codec_state=spec.codec_state)
     refuse_changed(recipe.out, spec, asked, plan)
 

@@ -14,7 +14,7 @@ import numpy as np
 from gkd_scale.cache.build import run_teacher
 from gkd_scale.cache.codec import Float32
 from gkd_scale.cache.reader import Cache
-from gkd_scale.cache.views import channels_first, decode
+from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, GkdError
 from gkd_scale.randomness import generator
 from gkd_scale.types import Teacher
@@ -40,7 +40,7 @@ def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLER
         except GkdError as error:
             yield error.message
             continue
-        found = run_teacher(teacher, channels_first(decode(sample.jpeg))[None])
+        found = run_teacher(teacher, decode(sample.jpeg)[None])
         patches, cls = found.patches[0].numpy(), found.cls[0].numpy()
         own = _distance(cache.codec.decode(cache.codec.encode(patches)), patches)
         for name, stored, now, allowed in (

@@ -12,9 +12,7 @@ import hashlib
 import io
 import json
 import os
-import socket
 import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -24,11 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codec import Array
 from gkd_scale.cache.plan import table_bytes
 from gkd_scale.errors import DamageError
-from gkd_scale.files import TEMPORARY, sync_folder, write_bytes
+from gkd_scale.files import atomic, own_temporary, sync_folder
 
 BLOCK = tarfile.BLOCKSIZE
 METADATA = b"gkd-scale"
@@ -94,8 +93,7 @@ class ShardWriter:
         self.spec, self.view, self.shard = spec, view, shard
         self.path = tar_path(folder, view, shard)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        writer = f"{socket.gethostname()}-{os.getpid()}"  # two workers may be at the same shard
-        self._temporary = self.path.with_name(f"{self.path.name}.{writer}{TEMPORARY}")
+        self._temporary = own_temporary(self.path)
         self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by commit or abort)
         self.aborted = False
         self._sha256 = hashlib.sha256()
@@ -108,7 +106,7 @@ class ShardWriter:
         for name in sorted(members):
             content = members[name]
             self._write(tar_header(f"{sid}.{name}", len(content)))
-            self._members.append(Member(sid, name, self._size, len(content), zlib.crc32(content)))
+            self._members.append(Member(sid, name, self._size, len(content), zlib_ng.crc32(content)))
             self._write(content)
             self._write(bytes(-len(content) % BLOCK))
         self._samples += 1
@@ -133,7 +131,9 @@ class ShardWriter:
         )
         self._temporary.replace(self.path)
         sync_folder(self.path.parent)
-        write_bytes(self.path.with_suffix(".parquet"), table_bytes(_index_table(info, self._members)))
+        index = self.path.with_suffix(".parquet")
+        with atomic(index, own_temporary(index)) as file:
+            file.write(table_bytes(_index_table(info, self._members)))
         return info
 
     def abort(self) -> None:
@@ -214,6 +214,12 @@ def npy_view(data: memoryview) -> Array:
     length = 10 + int.from_bytes(data[8:10], "little")
     dtype, shape = _npy_header(bytes(data[:length]))
     return np.frombuffer(data[length:], dtype).reshape(shape)
+
+
+def require_npy(header: memoryview, array: Array) -> None:
+    """ValueError unless the header of a .npy file is that of ``array``."""
+    if _npy_header(bytes(header)) != (array.dtype, array.shape):
+        raise ValueError(f"not a .npy file of {array.dtype} {array.shape}")
 
 
 @lru_cache(maxsize=64)

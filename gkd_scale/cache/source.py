@@ -11,11 +11,13 @@ name decides the sample's ``sid``, so the same images in another place make the 
 ``photos.parquet``               the same in a column ``path``
 ``train-{00000..00012}.tar``     ``train-00000.tar/0001.jpg``: images in WebDataset tars
 ``s3://bucket/photos``           paths below the prefix (``gs://``, ``hf://``, ``file://`` ... alike)
+``camvid:PATH``                  ``000017-NAME``: samples of a labelled dataset, in its order
 ===============================  ================================================================
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tarfile
@@ -23,12 +25,17 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from PIL import Image
+
 from gkd_scale.errors import DataError
+from gkd_scale.prefetch import prefetch
+from gkd_scale.types import SegDataset, SegSample
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """File names that are read as images, whatever their case."""
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/(/?)")
+_THREADS = 8
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -152,6 +159,49 @@ class Tars:
                 }
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"the tar {tar} cannot be read: {error}", "check --images") from None
+
+
+class Labelled:
+    """The samples of a labelled dataset; whoever opens it (the command line) hands it over.
+
+    They come decoded, and their labels go into the shards with them.
+    """
+
+    def __init__(self, dataset: SegDataset) -> None:
+        self._dataset = dataset
+        self._places: dict[str, int] = {}
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What the label values mean: names and colours of the classes."""
+        palette = [list(colour) for colour in self._dataset.palette]
+        return {"classes": list(self._dataset.classes), "palette": palette}
+
+    def entries(self) -> list[tuple[str, int]]:
+        """Names and bytes of the images: of the dataset's files where it tells them, else by reading all."""
+        files = getattr(self._dataset, "pairs", None)
+        if files is not None:
+            found = [(image.stem, image.stat().st_size) for image, _ in files]
+        else:
+            places = range(len(self._dataset))
+            read = prefetch(lambda place: self._dataset[place].name, places, _THREADS, 4 * _THREADS)
+            found = [(name, 0) for name in read]
+        named = [(f"{place:06d}-{name}", size) for place, (name, size) in enumerate(found)]
+        self._places = {name: place for place, (name, _) in enumerate(named)}
+        return named
+
+    def sample(self, name: str) -> SegSample:
+        """Image and label of one name; OSError where they cannot be read."""
+        try:
+            return self._dataset[self._places[name]]
+        except DataError as error:
+            raise OSError(5, error.message) from None
+
+    def read(self, name: str) -> bytes:
+        """The image as a PNG."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.sample(name).image).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 class Remote:

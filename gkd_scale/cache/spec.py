@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Spec:
     """Hash of the plan: names and sizes of the images."""
     codec_state: str = ""
     """SHA-256 of ``codec.safetensors``, for codecs that are fitted."""
+    labels: dict[str, Any] = field(default_factory=dict)
+    """``classes`` and ``palette`` of the stored labels; empty, and left out, where there are none."""
 
     @property
     def shards(self) -> int:
@@ -50,7 +52,8 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON types."""
-        plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
+        values = {key: value for key, value in asdict(self).items() if key != "labels" or value}
+        plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **values}))
         return plain
 
     def hash(self) -> str:

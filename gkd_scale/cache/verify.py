@@ -8,7 +8,6 @@ after its checksum was compared, and whatever goes wrong becomes a line, never a
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from zlib_ng import zlib_ng
 
 from gkd_scale import console
 from gkd_scale.cache.certificate import PATTERN, certificate_damage
@@ -272,7 +272,7 @@ class _Pass:
         crc = 0
         while size > 0 and (got := self._file.readinto(self._buffer[: min(size, _CHUNK)])):
             self.sha256.update(self._buffer[:got])
-            crc = zlib.crc32(self._buffer[:got], crc)
+            crc = zlib_ng.crc32(self._buffer[:got], crc)
             self.position += got
             size -= got
         return crc

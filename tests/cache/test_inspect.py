@@ -10,7 +10,8 @@ from gkd_scale.cache.build import BuildReport
 from gkd_scale.cache.inspect import contact_sheet, describe, rgb_maps
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.stats import STATS, measure, write_stats
-from gkd_scale.cache.views import decode
+
+from .support import image_of
 
 Whole = tuple[Path, BuildReport]
 
@@ -34,7 +35,7 @@ def test_the_sheet_shows_stored_views_beside_their_maps(whole: Whole, tmp_path: 
         sheet = np.asarray(image)
     assert sheet.shape == (2 * (32 + 4) + 4, 4 * (2 * 48 + 8) + 4, 3)
     for at, (top, left) in enumerate([(4, 4), (4, 108), (4, 212), (4, 316), (40, 4)]):
-        view = decode(cache.read(1, at * 10 // 5).jpeg)
+        view = image_of(cache.read(1, at * 10 // 5).jpeg)
         np.testing.assert_array_equal(sheet[top : top + 32, left : left + 48], view)
         tokens = sheet[top : top + 32, left + 48 : left + 96].reshape(4, 8, 6, 8, 3)
         assert (tokens == tokens[:, :1, :, :1]).all(), "one colour a token"

@@ -10,11 +10,10 @@ from gkd_scale.cache.config import ViewConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Cache
-from gkd_scale.cache.views import decode
 from gkd_scale.errors import ConfigError, DataError
 from gkd_scale.types import Batch, BatchSource
 
-from .support import TinyTeacher
+from .support import TinyTeacher, image_of
 
 Whole = tuple[Path, BuildReport]
 
@@ -52,7 +51,7 @@ def test_each_sample_once_an_epoch_and_views_by_epoch(whole: Whole) -> None:
     for batch in cached(whole).batches(0, 5):
         for sid, epoch, pixels in zip(batch.sids, batch.epochs, batch.pixels, strict=True):
             seen.setdefault(epoch, []).append(sid)
-            stored = decode(cache.read(epoch % 2, index[sid]).jpeg)
+            stored = image_of(cache.read(epoch % 2, index[sid]).jpeg)
             assert (pixels.permute(1, 2, 0).numpy() == stored).all()
     assert {epoch: sorted(sids) == sorted(index) for epoch, sids in seen.items()} == {
         0: True,

@@ -11,6 +11,7 @@ import pytest
 from gkd_scale.cache.build import BuildReport, build
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Cache, Caches, open_caches
+from gkd_scale.cache.shard import npy_view
 from gkd_scale.errors import CacheError, DamageError
 
 from .support import TinyTeacher, config, write_images
@@ -29,6 +30,21 @@ def test_the_surface(whole: Whole) -> None:
     sample = cache.read(1, 9)
     assert sample.cls.shape == (12,) and sample.cls.dtype == np.float16
     assert sample.patches.shape == (24, 12) and sample.patches.dtype == np.float16
+
+
+@pytest.mark.parametrize("codec", ["fp16", "bf16", "int8"])
+def test_reading_into_a_batch_touches_its_row_alone(codec: str, images: Path, tmp_path: Path) -> None:
+    build(config(images, tmp_path, codec=codec, views=1), TinyTeacher(), quiet=True)
+    cache = Cache.open(tmp_path)
+    cls, patches = np.full((3, 12), 7, np.float16), np.full((3, 24, 12), 7, np.float16)
+    for index in range(10):
+        stored, sample = cache.read_into(0, index, cls[1], patches[1]), cache.read(0, index)
+        assert (stored.sid, bytes(stored.jpeg)) == (sample.sid, sample.jpeg)
+        members = cache.read_members(0, index, ("cls.npy", "patch.npy", "patch_scale.npy"))
+        arrays = {name: npy_view(data) for name, data in members.items()}
+        np.testing.assert_array_equal(cls[1], arrays["cls.npy"])
+        np.testing.assert_array_equal(patches[1], cache.codec.decode(arrays))
+    assert (cls[[0, 2]] == 7).all() and (patches[[0, 2]] == 7).all()
 
 
 def test_views_wrap_around(whole: Whole) -> None:

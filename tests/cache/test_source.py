@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tarfile
@@ -18,7 +19,7 @@ from gkd_scale.cache.build import BuildReport, build
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
-from gkd_scale.cache.remote import Mirror, push
+from gkd_scale.cache.remote import Mirror, Outbox, push
 from gkd_scale.cache.source import expand, is_url, open_source, url_of
 from gkd_scale.errors import CacheError, DataError
 
@@ -191,3 +192,60 @@ def test_an_unfinished_cache_is_not_pushed(copy: Any) -> None:
 def test_a_remote_cache_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="does not exist"):
         Cache.open("memory://nowhere", home=tmp_path)
+
+
+# ------------------------------------------------------------------- building straight to a URL
+
+
+def remote_tree(url: str) -> dict[str, str]:
+    import fsspec
+
+    fs, root = fsspec.core.url_to_fs(url)
+    return {
+        path[len(root) + 1 :]: hashlib.sha256(fs.cat_file(path)).hexdigest() for path in sorted(fs.find(root))
+    }
+
+
+def build_to(url: str, images: Path, home: Path, teacher: TinyTeacher) -> BuildReport:
+    outbox = Outbox(url, home)
+    return build(config(images, outbox.folder), teacher, outbox=outbox, quiet=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_build_to_a_url_goes_on_from_another_machine(
+    storage: str, images: Path, whole: Whole, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="the teacher broke"):
+        build_to(storage, images, tmp_path / "one", TinyTeacher(fail_at=5))
+    there = remote_tree(storage)
+    shards = [name for name in there if name.endswith(".tar")]
+    assert len(shards) >= 1 and "manifest.parquet" not in there
+    assert all(name.replace(".tar", ".parquet") in there for name in shards)
+    other = TinyTeacher()
+    report = build_to(storage, images, tmp_path / "two", other)
+    assert report.shards_built == 6 - len(shards) and other.calls < 8
+    expected = {name: digest for name, digest in tree(whole[0]).items() if name != ".lock"}
+    assert remote_tree(storage) == expected
+    assert not list((tmp_path / "two").rglob("*.tar")), "what was sent is not kept"
+    assert build_to(storage, images, tmp_path / "three", TinyTeacher(fail_at=0)).shards_built == 0
+    with pytest.raises(CacheError, match="seed: the cache has 0, asked for 1"):
+        outbox = Outbox(storage, tmp_path / "four")
+        build(config(images, outbox.folder, seed=1), TinyTeacher(), outbox=outbox, quiet=True)
+
+
+def test_a_shard_that_was_not_sent_is_sent_by_the_next_run(
+    images: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, sent = f"memory://{uuid.uuid4().hex}", Outbox.send
+
+    def broken(outbox: Outbox, view: int, shard: int) -> None:
+        if (view, shard) == (1, 0):
+            raise OSError("the network is gone")
+        sent(outbox, view, shard)
+
+    monkeypatch.setattr(Outbox, "send", broken)
+    with pytest.raises(OSError, match="the network is gone"):
+        build_to(url, images, tmp_path, TinyTeacher())
+    monkeypatch.undo()
+    build_to(url, images, tmp_path, TinyTeacher())
+    assert remote_tree(url) == {name: digest for name, digest in tree(whole[0]).items() if name != ".lock"}

@@ -15,9 +15,11 @@ from PIL import Image
 
 from gkd_scale.cache import augment, views
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig, parse_size
-from gkd_scale.cache.views import UnreadableImage, crop_box, decode, make_view, open_image
+from gkd_scale.cache.views import UnreadableImage, crop_box, make_view, open_image
 from gkd_scale.config import build, parse
 from gkd_scale.errors import ConfigError
+
+from .support import image_of
 
 SID = "0123456789abcdef"
 SHAPE = (40, 60)
@@ -49,7 +51,7 @@ def test_the_decoded_view_is_the_recorded_crop_and_flip() -> None:
         )
         if made.params["flip"]:
             expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        error = np.abs(decode(made.jpeg).astype(int) - np.asarray(expected).astype(int))
+        error = np.abs(image_of(made.jpeg).astype(int) - np.asarray(expected).astype(int))
         assert error.mean() < 2.5
     flips = [make_view(picture(), SID, view, SHAPE, cfg, 0).params["flip"] for view in range(20)]
     assert {True, False} == set(flips)
@@ -60,7 +62,7 @@ def test_color_is_recorded_and_changes_brightness() -> None:
     colored = make_view(picture(), SID, 0, SHAPE, ViewConfig(color=0.3), 0)
     assert plain.params["color"] == [] and len(colored.params["color"]) == 3
     assert plain.params["crop"] == colored.params["crop"]
-    brightness = decode(colored.jpeg).mean() / decode(plain.jpeg).mean()
+    brightness = image_of(colored.jpeg).mean() / image_of(plain.jpeg).mean()
     assert brightness == pytest.approx(colored.params["color"][0], abs=0.05)
 
 
@@ -88,8 +90,8 @@ def test_randaugment_is_recorded_and_off_by_default() -> None:
     plain = make_view(picture(), SID, 5, SHAPE, ViewConfig(quality=100), 0)
     assert plain.params["randaugment"] == []
     drawn = [tuple(op) for op in made[5].params["randaugment"]]
-    expected = np.asarray(augment.apply(Image.fromarray(decode(plain.jpeg)), drawn)).astype(int)
-    assert np.abs(decode(made[5].jpeg) - expected).mean() < 4
+    expected = np.asarray(augment.apply(Image.fromarray(image_of(plain.jpeg)), drawn)).astype(int)
+    assert np.abs(image_of(made[5].jpeg) - expected).mean() < 4
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_recipes_are_whole(path: Path) -> None:
     cfg = parse(CacheTeacherConfig, argv, prog="gkd-scale cache-teacher", description="")
     assert cfg.size in [(224, 224), (512, 512)]
     made = make_view(picture(), SID, 0, SHAPE, cfg.view, 0)
-    assert decode(made.jpeg).shape == (*SHAPE, 3)
+    assert image_of(made.jpeg).shape == (*SHAPE, 3)
 
 
 @given(
@@ -130,7 +132,7 @@ def test_random_crops_keep_scale_and_aspect(view: int) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
 def test_extreme_shapes_make_views(size: tuple[int, int]) -> None:
     made = make_view(Image.new("RGB", size, "red"), SID, 0, SHAPE, ViewConfig(), 0)
-    assert decode(made.jpeg).shape == (*SHAPE, 3)
+    assert image_of(made.jpeg).shape == (*SHAPE, 3)
 
 
 # --------------------------------------------------------------------------------------- files

@@ -45,6 +45,18 @@ def test_a_transformer_gives_cls_and_patches_after_the_final_norm(tiny_teacher: 
     torch.testing.assert_close(patches, expected[:, 1:])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_and_another_teacher(tiny_teacher: Path, dtype: str) -> None:
+    both = [
+        load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY), dtype=name)
+        for name in ("float32", dtype)
+    ]
+    assert both[0].fingerprint() | {"dtype": dtype} == both[1].fingerprint()
+    exact, near = (teacher(pixels(32, 48)).patches for teacher in both)
+    assert near.dtype == torch.float32 and not torch.equal(near, exact)
+    torch.testing.assert_close(near, exact, rtol=0.05, atol=0.05)
+
+
 def test_a_layer_is_timms_feature_of_that_index(tiny_teacher: Path) -> None:
     args = dict(TINY)
     teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, layer=0)

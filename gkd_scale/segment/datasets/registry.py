@@ -20,6 +20,7 @@ from gkd_scale.randomness import generator
 from gkd_scale.segment.datasets import (
     acdc,
     bdd100k,
+    cache,
     camvid,
     cityscapes,
     embedded,
@@ -55,6 +56,9 @@ ADAPTERS: dict[str, Adapter] = {
     )
 }
 
+CACHE = "cache"
+"""``cache:PATH`` is a teacher cache with labels; it takes the place of a dataset, but is none of its own."""
+
 
 class Ref(NamedTuple):
     """``ADAPTER:PATH@PART``, taken apart; ``part`` is "" where none is named."""
@@ -72,7 +76,7 @@ def adapter_of(name: str) -> Adapter:
     if name not in ADAPTERS:
         raise ConfigError(
             f"there is no dataset adapter '{name}'",
-            nearest(name, ADAPTERS) or f"adapters: {', '.join(ADAPTERS)}",
+            nearest(name, [*ADAPTERS, CACHE]) or f"adapters: {', '.join([*ADAPTERS, CACHE])}",
         )
     return ADAPTERS[name]
 
@@ -86,7 +90,8 @@ def parse(ref: str) -> Ref:
     if not colon or not place:
         raise ConfigError(
             f"'{ref}' is not ADAPTER:PATH or ADAPTER:PATH@PART",
-            f"adapters: {', '.join(ADAPTERS)}; for example folder:my/data or cityscapes:data/cityscapes@val",
+            f"adapters: {', '.join([*ADAPTERS, CACHE])}; for example folder:my/data or "
+            "cityscapes:data/cityscapes@val",
         )
     return split(adapter_of(name), place)
 
@@ -100,7 +105,10 @@ def split(adapter: Adapter, place: str) -> Ref:
 
 
 def open_dataset(ref: str) -> SegDataset:
-    """Open ``ADAPTER:PATH@PART``; DataError where the files do not fit together."""
+    """Open ``ADAPTER:PATH@PART``, or ``cache:PATH``; DataError where the files do not fit together."""
+    name, _, place = ref.partition(":")
+    if name == CACHE and place:
+        return cache.open_dataset(place)
     name, path, part = parse(ref)
     return ADAPTERS[name].open(path, part)
 

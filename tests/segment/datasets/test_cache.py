@@ -1,0 +1,58 @@
+"""``cache:PATH``: a cache made of a labelled dataset is a labelled dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gkd_scale.cli import main
+from gkd_scale.errors import DataError
+from gkd_scale.segment.datasets.registry import open_dataset
+from gkd_scale.types import IGNORE
+from tests.conftest import cache_flags
+from tests.segment.support import CLASSES, COLOURS, Blocks, picture, write_folder
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
+    """``centre``: one centred view of each image; ``random``: two random ones."""
+    folder = tmp_path_factory.mktemp("labelled")
+    write_folder(folder / "data", Blocks(3))
+    centre = ("--view.crop", "center", "--view.flip", "0", "--views", "1")
+    plain = ("--view.color", "0", "--view.quality", "100")
+    for name, more in (("centre", centre), ("random", ())):
+        flags = cache_flags(Path(f"folder:{folder}/data"), tiny_teacher, folder / name)
+        assert main(["cache-teacher", *map(str, flags), *plain, *more]) == 0
+    return folder
+
+
+def test_a_centred_view_of_the_images_own_shape_is_the_dataset(caches: Path) -> None:
+    cached, original = open_dataset(f"cache:{caches}/centre"), Blocks(3)
+    assert (len(cached), list(cached.classes), list(cached.palette)) == (
+        3,
+        list(CLASSES),
+        list(open_dataset(f"folder:{caches}/data").palette),
+    )
+    for index in range(3):
+        np.testing.assert_array_equal(cached[index].label, original[index].label)
+        assert np.abs(cached[index].image.astype(int) - original[index].image).mean() < 3
+
+
+def test_random_views_keep_image_and_label_together(caches: Path) -> None:
+    cached = open_dataset(f"cache:{caches}/random")
+    assert len(cached) == 6 and len({cached[index].name for index in range(6)}) == 6
+    for index in range(6):
+        sample = cached[index]
+        distance = np.abs(sample.image[:, :, None].astype(int) - COLOURS).sum(-1)
+        counted = sample.label != IGNORE
+        assert (distance.argmin(-1) == sample.label)[counted].mean() > 0.85
+        assert sample.image.shape == picture(sample.label).shape
+    with pytest.raises(IndexError):
+        cached[6]
+
+
+def test_a_cache_without_labels_is_refused(tiny_cache: Path) -> None:
+    with pytest.raises(DataError, match="holds no labels"):
+        open_dataset(f"cache:{tiny_cache}")
