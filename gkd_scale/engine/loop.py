@@ -223,12 +223,13 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: weights that decay, and norms, biases, tokens and positions that do not."""
+    """Two parameter groups: weights that decay, and norms, biases, tokens and embeddings that do not."""
     decay: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
+    embeddings = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or name.endswith(("token", "pos_embed"))
-            (rest if plain else decay).append(parameter)
+            plain = parameter.ndim <= 1 or name.endswith(("token", "pos_embed", "level_embed"))
+            (rest if plain or id(parameter) in embeddings else decay).append(parameter)
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
