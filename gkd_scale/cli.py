@@ -430,7 +430,9 @@ COMMANDS = {
         "Measure the mIoU of a stage-2 run on domains it has never seen.",
         """\
   gkd-scale evaluate runs/stage2 --data day=camvid:camvid/val_day --data dusk=camvid:camvid/unseen_dusk
-  gkd-scale evaluate runs/stage2 --data city=folder:my/city --json city.json
+  gkd-scale evaluate runs/stage2 --data city=folder:my/city --json city.json --inference slide \
+      --window 512 --stride 341
+  deepspeed launchers/evaluate.py runs/stage2 --data city=folder:my/city   # on all GPUs
 """,
     ),
     "datasets": Command(

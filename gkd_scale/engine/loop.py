@@ -275,9 +275,11 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
 def _groups(job: Job) -> list[dict[str, Any]]:
     """Parameter groups: what decays and what does not, for each multiple of the learning rate."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    embeddings = {id(each.weight) for each in job.module.modules() if isinstance(each, nn.Embedding)}
     for name, parameter in job.module.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or name.endswith(("token", "pos_embed")) or name in job.no_decay
+            token = parameter.ndim <= 1 or name.endswith(("token", "pos_embed", "level_embed"))
+            plain = token or id(parameter) in embeddings or name in job.no_decay
             groups.setdefault((job.lr_scales.get(name, 1.0), not plain), []).append(parameter)
     return [
         {"params": parameters, "lr_scale": scale, "weight_decay": job.weight_decay if decays else 0.0}

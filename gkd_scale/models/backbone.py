@@ -79,6 +79,24 @@ class Backbone(nn.Module):
         scales = (own / wanted for own, wanted in zip(self.strides, STRIDES, strict=True))
         return [_resample(feature_map, scale) for feature_map, scale in zip(maps, scales, strict=True)]
 
+    def last_blocks(self, count: int) -> list[str]:
+        """Names of the parameters of ``net``'s last ``count`` blocks and of what comes after them.
+
+        Blocks are timm's: transformer blocks, or the residual blocks of a convolutional network. ModelError
+        where there are not more than ``count``.
+        """
+        from timm.models import group_parameters
+
+        net: Any = self.net
+        groups = group_parameters(net, net.group_matcher(coarse=False))
+        blocks = len(groups) - 1  # the first group is what comes before the blocks
+        if count >= blocks:
+            raise ModelError(
+                f"{self.name} has {blocks} blocks: its last {count} are no part of it",
+                "train fewer, or the whole network",
+            )
+        return [name for group in sorted(groups)[len(groups) - count :] for name in groups[group]]
+
     def save(self, folder: Path, **facts: Any) -> None:
         """Write ``backbone.safetensors`` and ``backbone.yaml`` to ``folder``."""
         export(folder, self.spec, self.net.state_dict(), **facts)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gkd_scale.cache.config import parse_size
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gkd_scale.types import Size
 
 DEFAULT_BACKBONE = Path("runs/stage1")
 DEFAULT_STUDENT = "demo_student"
@@ -17,6 +21,8 @@ DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
 DEFAULT_VAL = "embedded:runs/demo-data/source/val"
 _RGB = ("R", "G", "B")
 _EXAMPLE = "for example night=embedded:runs/demo-data/unseen_night"
+_HEAD_LR = {"linear": 5e-3, "mask2former": 1e-4}
+_LAST = re.compile(r"last([1-9]\d*)")
 
 
 @dataclass
@@ -25,7 +31,8 @@ class HeadOptimConfig:
 
     lr: float | None = option(
         None,
-        "peak learning rate (default: 5e-3 linear, 3e-3 other heads, 1e-3 with --adapt full)",
+        "peak learning rate (default: 5e-3 linear, 1e-4 mask2former, 3e-3 other heads; at most 1e-3 where "
+        "--adapt trains the backbone too)",
         flag="--lr",
     )
     weight_decay: float = option(0.05, "decoupled weight decay")
@@ -118,6 +125,46 @@ class MethodConfig:
 
 
 @dataclass
+class InferenceConfig:
+    """inference: how an image is looked at"""
+
+    mode: str | None = option(
+        None,
+        "the whole image at once, or windows whose overlaps are averaged (default: whole; evaluate: as the "
+        "run was validated)",
+        flag="--inference",
+        choices=("whole", "slide"),
+    )
+    window: str | None = option(
+        None, "size of the windows (default: the training size)", flag="--window", metavar="N|HxW"
+    )
+    stride: str | None = option(
+        None,
+        "from one window to the next (default: two thirds of the window)",
+        flag="--stride",
+        metavar="N|HxW",
+    )
+
+    def __post_init__(self) -> None:
+        if (self.window or self.stride) and self.mode != "slide":
+            raise ValueError("a window or stride is for windows: add --inference slide")
+
+    def windows(self, image_size: Size) -> tuple[Size, Size] | None:
+        """Size and stride of the windows; None for the whole image. ConfigError where they leave gaps."""
+        if self.mode != "slide":
+            return None
+        window = parse_size(self.window) if self.window else image_size
+        usual = (round(window[0] * 2 / 3), round(window[1] * 2 / 3))
+        stride = parse_size(self.stride) if self.stride else usual
+        if stride[0] > window[0] or stride[1] > window[1]:
+            raise ConfigError(
+                f"--stride {self.stride} leaves gaps between windows of {window[0]}x{window[1]}",
+                "use a stride of at most the window",
+            )
+        return window, stride
+
+
+@dataclass
 class Stage2Config:
     """Train a segmentation head on a frozen backbone."""
 
@@ -135,8 +182,9 @@ class Stage2Config:
     std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB)
     adapt: str = option(
         "frozen",
-        "train only the head, or all (as every --method does)",
-        choices=("frozen", "full"),
+        "train only the head (frozen), the backbone's last K blocks too (last4), or all (full, as every "
+        "--method does)",
+        metavar="frozen|lastK|full",
     )
     train: list[str] = option(
         [], f"source-domain dataset, repeatable (default {DEFAULT_TRAIN})", metavar="ADAPTER:PATH"
@@ -155,14 +203,15 @@ class Stage2Config:
         [], f"in-domain validation, repeatable (default {DEFAULT_VAL})", metavar="ADAPTER:PATH"
     )
     check: bool = option(True, "read every training and validation sample once before training")
-    head: str = option("linear", "segmentation head: linear or fpn")
-    head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64")
+    head: str = option("linear", "segmentation head: linear, fpn or mask2former")
+    head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
     image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
     steps: int = option(400, "optimizer steps")
     global_batch: int | None = option(None, "images an optimizer step, over all ranks (default 16)")
     optim: HeadOptimConfig = section(HeadOptimConfig)
     augment: AugmentConfig = section(AugmentConfig)
     method: MethodConfig = section(MethodConfig)
+    inference: InferenceConfig = section(InferenceConfig)
     out: Path = option(Path("runs/stage2"), "run folder; the same command again resumes")
     save_every: int = option(200, "steps between checkpoints")
     keep: int = option(2, "newest checkpoints kept")
@@ -172,9 +221,11 @@ class Stage2Config:
     seed: int = option(0, "decides head, order and augmentation")
 
     def __post_init__(self) -> None:
-        self.size()
+        self.inference.windows(self.size())
         if self.method.name is not None:
             self.adapt = "full"
+        if self.adapt not in ("frozen", "full") and not _LAST.fullmatch(self.adapt):
+            raise ValueError(f"adapt is '{self.adapt}': it is frozen, full, or last4 for the last 4 blocks")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std {self.std} is not above 0")
         if bool(self.train) != bool(self.val):
@@ -207,13 +258,17 @@ class Stage2Config:
             raise ValueError(f"label_fraction '{self.label_fraction}' is not in (0, 1], for example 1/16")
         return share
 
+    def last_blocks(self) -> int:
+        """How many of a frozen backbone's last blocks are trained with the head."""
+        found = _LAST.fullmatch(self.adapt)
+        return int(found[1]) if found else 0
+
     def peak_lr(self) -> float:
         """``optim.lr``, or what suits the head: the smaller it is, the more."""
         if self.optim.lr is not None:
             return self.optim.lr
-        if self.adapt == "full":
-            return 1e-3
-        return 5e-3 if self.head == "linear" else 3e-3
+        head = _HEAD_LR.get(self.head, 3e-3)
+        return head if self.adapt == "frozen" else min(head, 1e-3)
 
     def train_sets(self) -> list[str]:
         return self.train or [DEFAULT_TRAIN]
@@ -223,7 +278,7 @@ class Stage2Config:
 
     def backbone_ref(self) -> Path | None:
         """Where the backbone's weights are; None for from scratch."""
-        if self.backbone is None and self.adapt == "frozen":
+        if self.backbone is None and self.adapt != "full":
             return DEFAULT_BACKBONE
         return self.backbone
 
@@ -239,9 +294,20 @@ class EvaluateConfig:
     run: Path = option(help="folder of a finished stage-2 run", positional=True)
     data: list[str] = option([], "a domain, repeatable", metavar="NAME=ADAPTER:PATH")
     json: Path | None = option(None, "where the numbers go (default RUN/evaluation.json)", metavar="FILE")
-    batch_size: int = option(8, "images of one size that go through the model together")
+    inference: InferenceConfig = section(InferenceConfig)
+    tta_scales: tuple[float, ...] = option(
+        (1.0,), "average predictions over these sizes of the image; 1 is the training size", metavar="X"
+    )
+    tta_flip: bool = option(False, "average predictions over the image and its mirror image")
+    batch_size: int = option(8, "images or windows of one size that go through the model together")
     workers: int = option(2, "threads that read and resize")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+
+    def __post_init__(self) -> None:
+        if not self.tta_scales or min(self.tta_scales) <= 0:
+            raise ValueError(f"tta_scales {self.tta_scales} are not sizes above 0")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
 
     def domains(self) -> dict[str, str]:
         """Domain names to ``ADAPTER:PATH``; ConfigError for a malformed or repeated one."""

@@ -1,53 +1,76 @@
-"""``gkd-scale evaluate``: the mIoU of a finished stage-2 run on any number of domains."""
+"""``gkd-scale evaluate``: the mIoU of a finished stage-2 run on any number of domains.
+
+Under a launcher (``launchers/evaluate.py``) each rank scores every ``world``-th image and the confusion
+matrices are added, so that every image counts once on any number of ranks.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from dataclasses import replace
+from typing import Any, TypedDict
 
 import torch
 from rich.table import Table
 
 from gkd_scale import console, files
-from gkd_scale.errors import ConfigError, DataError
+from gkd_scale.engine.runtime import Runtime
+from gkd_scale.errors import ConfigError, DataError, GkdError
 from gkd_scale.segment.config import EvaluateConfig
 from gkd_scale.segment.datasets import registry
-from gkd_scale.segment.export import load_segmenter
-from gkd_scale.segment.inference import confusion
+from gkd_scale.segment.export import Card, load_segmenter
+from gkd_scale.segment.inference import Inference, Windows, confusion
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import SegDataset, Size
 
 
 class DomainResult(TypedDict):
-    """``miou`` and ``iou`` are 0..100; a class that does not occur is None."""
+    """``miou`` and ``iou`` are 0..100; a class that does not occur is None. ``inference`` says how."""
 
     miou: float
     iou: dict[str, float | None]
     images: int
+    inference: dict[str, Any]
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, DomainResult]:
-    """Score ``config.run`` on each domain, print the table, and write the JSON.
+def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str, DomainResult]:
+    """Score ``config.run`` on each domain, print the table, and write the JSON. Collective.
 
     All datasets are opened, and their classes compared with the run's, before the first is scored.
     Raises ConfigError, RunError, ModelError or DataError.
     """
     domains = config.domains()
-    device = pick_device(config.device)
+    runtime = _on_device(runtime, config.device)
     segmenter, card = load_segmenter(config.run)
+    how = _how(config, card)
     datasets = {name: _open(ref, card.classes, config) for name, ref in domains.items()}
-    segmenter.to(device)
+    segmenter.to(runtime.device)
     results = {
-        name: _score(name, segmenter, dataset, card.image_size, config, device)
+        name: _score(name, segmenter, dataset, card.image_size, how, config, runtime)
         for name, dataset in datasets.items()
     }
     path = config.json or config.run / "evaluation.json"
-    files.write_json(path, results)
-    console.out.print(table(results, card.classes))
-    console.out.print(f"written to {path}")
+    runtime.on_main(lambda: files.write_json(path, results))
+    if runtime.main:
+        console.out.print(table(results, card.classes))
+        console.out.print(f"written to {path}")
     return results
+
+
+def _on_device(runtime: Runtime | None, device: str) -> Runtime:
+    """This process's place among its peers, on the device that was asked for."""
+    if runtime is None:
+        return Runtime(0, 1, pick_device(device))
+    return runtime if device == "auto" else replace(runtime, device=pick_device(device))
+
+
+def _how(config: EvaluateConfig, card: Card) -> Inference:
+    """How to look at images: as the options say, else as the run was validated."""
+    asked = config.inference.mode is not None
+    windows = Windows.of(config.inference, card.image_size) if asked else card.windows
+    return Inference(windows, config.tta_scales, config.tta_flip)
 
 
 def _open(ref: str, classes: Sequence[str], config: EvaluateConfig) -> SegDataset:
@@ -61,12 +84,14 @@ def _score(
     segmenter: Segmenter,
     dataset: SegDataset,
     size: Size,
+    how: Inference,
     config: EvaluateConfig,
-    device: torch.device,
+    runtime: Runtime,
 ) -> DomainResult:
+    mine = range(runtime.rank, len(dataset), runtime.world)
     started, done = time.perf_counter(), 0
-    with console.progress("{task.fields[rate]}") as progress:
-        task = progress.add_task(name, total=len(dataset), rate="")
+    with console.progress("{task.fields[rate]}", disable=not runtime.main) as progress:
+        task = progress.add_task(name, total=len(mine), rate="")
 
         def advance(images: int) -> None:
             nonlocal done
@@ -74,25 +99,39 @@ def _score(
             rate = done / (time.perf_counter() - started)
             progress.update(task, advance=images, rate=f"{rate:.1f} images/s")
 
-        counted = confusion(
-            segmenter,
-            dataset,
-            size,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            device=device,
-            advance=advance,
+        try:
+            counted = confusion(
+                segmenter,
+                dataset,
+                size,
+                how=how,
+                indices=mine,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                device=runtime.device,
+                advance=advance,
+            )
+        except GkdError as error:
+            error.local = True  # type: ignore[attr-defined]  # this rank's own
+            raise
+    total = Confusion(counted.classes, runtime.sum(counted.counts))
+    if runtime.main:
+        seconds = time.perf_counter() - started
+        ranks = f" on {runtime.world} ranks" if runtime.world > 1 else ""
+        console.out.print(
+            f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s"
         )
-    return _result(name, counted, dataset)
+    return _result(name, total, dataset, how)
 
 
-def _result(name: str, counted: Confusion, dataset: SegDataset) -> DomainResult:
+def _result(name: str, counted: Confusion, dataset: SegDataset, how: Inference) -> DomainResult:
     if not counted.counts.any():
         raise DataError(f"domain '{name}' has no labelled pixel: all labels are ignored", "check its labels")
     return {
         "miou": 100 * counted.miou(),
         "iou": counted.report(dataset.classes),
         "images": len(dataset),
+        "inference": how.facts(),
     }
 
 

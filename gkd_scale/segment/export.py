@@ -19,6 +19,7 @@ from gkd_scale.models.backbone import load_backbone
 from gkd_scale.models.weights import read_state_dict
 from gkd_scale.segment.heads.base import SegHead
 from gkd_scale.segment.heads.registry import build_head
+from gkd_scale.segment.inference import Windows
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Size
 
@@ -29,7 +30,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Card:
-    """What a segmenter is besides its weights. ``miou`` is 0..100, in-domain, at ``step``."""
+    """What a segmenter is besides its weights. ``miou`` is 0..100, in-domain, at ``step``.
+
+    ``windows`` says how it was validated, and so how it is evaluated unless told otherwise.
+    """
 
     head: str
     head_args: dict[str, Any]
@@ -39,6 +43,7 @@ class Card:
     adapt: str
     step: int
     miou: float
+    windows: Windows | None = None
 
 
 def save_head(folder: Path, head: SegHead) -> None:
@@ -56,6 +61,8 @@ def save_card(folder: Path, card: Card) -> None:
     """Write ``segmenter.yaml``, which makes the run complete."""
     values = asdict(card)
     values.update(image_size=list(card.image_size), palette=[list(colour) for colour in card.palette])
+    if card.windows is not None:
+        values["windows"] = {name: list(size) for name, size in card.windows._asdict().items()}
     files.write_text(
         folder / CARD_FILE,
         yaml.safe_dump({"format": _FORMAT, **values}, sort_keys=False, default_flow_style=None),
@@ -75,6 +82,8 @@ def load_card(run: Path) -> Card:
         if values.pop("format") != _FORMAT:
             raise ValueError(f"the format is not {_FORMAT}")
         values["image_size"] = tuple(values["image_size"])
+        if values.get("windows") is not None:
+            values["windows"] = Windows(**{name: tuple(size) for name, size in values["windows"].items()})
         values["palette"] = [tuple(colour) for colour in values["palette"]]
         return Card(**values)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -1,15 +1,23 @@
 """A model and a dataset to a confusion matrix.
 
 An image of any size is scaled until it just covers the size that the model was trained at (its
-aspect is kept), padded at the right and at the bottom to the backbone's stride, and classified; the
-logits of the padding are cut off and the rest goes, bilinearly, to the size of the ground truth,
-where the class is chosen and counted.
+aspect is kept) and classified, whole or by windows; the logits go, bilinearly, to the size of the ground
+truth, where the class is chosen and counted.
+
+Windows have one size, follow each other by one stride, and the last of a row or column ends at the border,
+so that every pixel is seen; where windows overlap, their logits are averaged with equal weight, as the
+reference does. The whole image is the case of one window. Windows that reach beyond a small image are
+cut to it, and what the model sees is padded at the right and at the bottom to the backbone's stride;
+logits of the padding are cut off.
+
+Test-time augmentation averages logits over sizes of the image and its mirror image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +26,7 @@ from torchvision.transforms.v2 import functional as T
 
 from gkd_scale.prefetch import prefetch
 from gkd_scale.segment.augment import cover_scale
+from gkd_scale.segment.config import InferenceConfig
 from gkd_scale.segment.heads.base import upsample
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.types import SegDataset, Size, UInt8Array
@@ -37,18 +46,58 @@ class Model(Protocol):
         ...
 
 
-class Prepared(NamedTuple):
-    """``pixels`` (3, H, W) uint8 at working size; ``label`` (H', W') uint8 at its own."""
+class Windows(NamedTuple):
+    """Size of the windows and the way from one to the next, in pixels of the scaled image."""
 
-    pixels: Tensor
+    size: Size
+    stride: Size
+
+    @classmethod
+    def of(cls, config: InferenceConfig, image_size: Size) -> Windows | None:
+        """The windows that the options ask for; None for the whole image. May raise ConfigError."""
+        found = config.windows(image_size)
+        return None if found is None else cls(*found)
+
+    def corners(self, image: Size) -> list[tuple[int, int]]:
+        """Top and left of the windows that cover an image, row by row."""
+        rows, columns = (starts(*each) for each in zip(image, self.size, self.stride, strict=True))
+        return [(top, left) for top in rows for left in columns]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image is looked at: by ``windows`` or (None) whole, at each of ``scales``, mirrored too or not.
+
+    A scale of 1 is the least size of the image that covers the training size.
+    """
+
+    windows: Windows | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """What a result file says of it; JSON types."""
+        facts: dict[str, Any] = {"mode": "whole" if self.windows is None else "slide"}
+        if self.windows is not None:
+            facts |= {"window": list(self.windows.size), "stride": list(self.windows.stride)}
+        return {**facts, "scales": list(self.scales), "flip": self.flip}
+
+
+WHOLE = Inference()
+
+
+class Prepared(NamedTuple):
+    """``views``: (3, H, W) uint8 at each scale; ``label`` (H', W') uint8 at its own size."""
+
+    views: list[Tensor]
     label: Tensor
 
 
-def prepare(image: UInt8Array, size: Size) -> Tensor:
-    """(H, W, 3) uint8 to (3, h, w) uint8, the least size of the same aspect that covers ``size``."""
+def prepare(image: UInt8Array, size: Size, scale: float = 1.0) -> Tensor:
+    """(H, W, 3) uint8 to (3, h, w) uint8: ``scale`` times the least size that covers ``size``."""
     source = (image.shape[0], image.shape[1])
-    scale = cover_scale(source, size)
-    working = [max(1, round(side * scale)) for side in source]
+    factor = scale * cover_scale(source, size)
+    working = [max(1, round(side * factor)) for side in source]
     return T.resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), working, antialias=True)
 
 
@@ -64,14 +113,66 @@ def pad_to_stride(pixels: Tensor, stride: int, fill: tuple[int, int, int]) -> Te
     return canvas
 
 
-@torch.no_grad()
-def predict(model: Model, pixels: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
-    """Class maps (H_i, W_i) int64 at ``sizes`` of images (B, 3, h, w) at working size."""
+def starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin that cover ``length`` pixels; the last one ends at the border."""
+    last = max(0, length - window)
+    return [*range(0, last, stride), last]
+
+
+def logits(model: Model, pixels: Tensor, windows: Windows | None = None, batch_size: int = 8) -> Tensor:
+    """(B, 3, H, W) uint8 to (B, K, H, W) float32, the mean over the windows that see a pixel.
+
+    ``batch_size`` windows (at least one of each image) go through the model together.
+    """
+    batch, _, height, width = pixels.shape
+    if windows is None:
+        return _padded_logits(model, pixels)
+    size = (min(height, windows.size[0]), min(width, windows.size[1]))
+    corners = windows.corners((height, width))
+    if len(corners) == 1:
+        return _padded_logits(model, pixels)
+    places = [(..., slice(top, top + size[0]), slice(left, left + size[1])) for top, left in corners]
+    total, seen = torch.zeros(()), pixels.new_zeros((height, width), dtype=torch.float32)
+    together = max(1, batch_size // batch)
+    for first in range(0, len(places), together):
+        chunk = places[first : first + together]
+        found = _padded_logits(model, torch.cat([pixels[place] for place in chunk]))
+        if not total.ndim:
+            total = found.new_zeros((batch, found.shape[1], height, width))
+        for place, part in zip(chunk, found.split(batch), strict=True):
+            total[place] += part
+            seen[place] += 1
+    return total.div_(seen)
+
+
+def _padded_logits(model: Model, pixels: Tensor) -> Tensor:
     height, width = pixels.shape[-2:]
-    logits = model.logits(pad_to_stride(pixels, model.stride, model.fill))[..., :height, :width].float()
-    if len(set(sizes)) == 1:
-        return list(upsample(logits, sizes[0]).argmax(1))
-    return [upsample(each[None], size).argmax(1)[0] for each, size in zip(logits, sizes, strict=True)]
+    return model.logits(pad_to_stride(pixels, model.stride, model.fill))[..., :height, :width].float()
+
+
+@torch.no_grad()
+def predict(
+    model: Model,
+    views: Sequence[Tensor],
+    sizes: Sequence[Size],
+    how: Inference = WHOLE,
+    batch_size: int = 8,
+) -> list[Tensor]:
+    """Class maps (H_i, W_i) int64 at ``sizes``, of images (B, 3, h, w) at each of ``how.scales``."""
+    looks = []
+    for pixels in views:
+        looks.append(logits(model, pixels, how.windows, batch_size))
+        if how.flip:
+            looks.append(logits(model, pixels.flip(-1), how.windows, batch_size).flip(-1))
+    return [_choose([look[index : index + 1] for look in looks], size) for index, size in enumerate(sizes)]
+
+
+def _choose(looks: Sequence[Tensor], size: Size) -> Tensor:
+    """The class (H, W) with the greatest sum of logits over looks (1, K, h_i, w_i)."""
+    total = upsample(looks[0], size)
+    for look in looks[1:]:
+        total = total + upsample(look, size)
+    return total.argmax(1)[0]
 
 
 def confusion(
@@ -79,6 +180,7 @@ def confusion(
     dataset: SegDataset,
     size: Size,
     *,
+    how: Inference = WHOLE,
     indices: Iterable[int] | None = None,
     batch_size: int = 8,
     workers: int = 2,
@@ -88,33 +190,47 @@ def confusion(
     """The confusion of ``model`` over ``indices`` of ``dataset`` (all), each counted once.
 
     ``size`` is the training size. Ranks share a dataset by disjoint ``indices`` and add their
-    results. ``advance(n)`` is called after every ``n`` images.
+    results. At most ``batch_size`` images or windows go through the model together (of one image, at
+    least one). ``advance(n)`` is called after every ``n`` images.
     """
     device = device or torch.device("cpu")
 
     def load(index: int) -> Prepared:
         sample = dataset[index]
-        return Prepared(prepare(sample.image, size), torch.from_numpy(np.array(sample.label)))
+        views = [prepare(sample.image, size, scale) for scale in how.scales]
+        return Prepared(views, torch.from_numpy(np.array(sample.label)))
 
     total = Confusion(len(dataset.classes))
     wanted = range(len(dataset)) if indices is None else indices
     loaded = prefetch(load, wanted, workers, depth=2 * batch_size)
-    for group in _same_size(loaded, batch_size):
-        pixels = torch.stack([item.pixels for item in group]).to(device)
+    for group in _same_size(loaded, lambda item: _images_together(item, how, batch_size)):
+        views = [torch.stack(each).to(device) for each in zip(*(item.views for item in group), strict=True)]
         sizes = [(item.label.shape[0], item.label.shape[1]) for item in group]
-        for found, item in zip(predict(model, pixels, sizes), group, strict=True):
+        for found, item in zip(predict(model, views, sizes, how, batch_size), group, strict=True):
             total.update(found.cpu(), item.label)
         advance(len(group))
     return total
 
 
-def _same_size(items: Iterable[Prepared], most: int) -> Iterator[list[Prepared]]:
-    """Neighbours whose pixels have one size, at most ``most`` together."""
+def _images_together(item: Prepared, how: Inference, batch_size: int) -> int:
+    """How many images of this one's size have at most ``batch_size`` windows; at least 1."""
+    if how.windows is None:
+        return batch_size
+    most = max(len(how.windows.corners((view.shape[-2], view.shape[-1]))) for view in item.views)
+    return max(1, batch_size // most)
+
+
+def _same_size(items: Iterable[Prepared], most: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
+    """Neighbours whose views have the same sizes, at most ``most(item)`` together."""
     group: list[Prepared] = []
     for item in items:
-        if group and (len(group) == most or item.pixels.shape != group[0].pixels.shape):
+        if group and (len(group) >= most(group[0]) or _sizes(item) != _sizes(group[0])):
             yield group
             group = []
         group.append(item)
     if group:
         yield group
+
+
+def _sizes(item: Prepared) -> list[torch.Size]:
+    return [view.shape for view in item.views]

@@ -18,12 +18,16 @@ from gkd_scale.types import IGNORE
 
 
 class Confusion:
-    """``counts`` (K, K) int64: pixels of ground-truth class (row) that were predicted as (column)."""
+    """``counts`` (K, K+1) int64: pixels of ground-truth class (row) that were predicted as (column).
+
+    The last column is for pixels that were predicted as none of the classes (255): misses of their
+    class, and nobody's false positives.
+    """
 
     def __init__(self, classes: int, counts: Tensor | None = None) -> None:
         self.classes = classes
-        self.counts = torch.zeros(classes, classes, dtype=torch.int64) if counts is None else counts
-        assert self.counts.shape == (classes, classes) and self.counts.dtype == torch.int64
+        self.counts = torch.zeros(classes, classes + 1, dtype=torch.int64) if counts is None else counts
+        assert self.counts.shape == (classes, classes + 1) and self.counts.dtype == torch.int64
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
         """Count two maps of one shape; where ``truth`` is 255 whatever was predicted does not count."""
@@ -32,11 +36,12 @@ class Confusion:
         rows, columns = truth[valid].long(), prediction[valid].long()
         if rows.numel() == 0:
             return
-        for name, values in (("truth", rows), ("prediction", columns)):
+        columns = torch.where(columns == IGNORE, self.classes, columns)
+        for name, values, most in (("truth", rows, self.classes - 1), ("prediction", columns, self.classes)):
             low, high = int(values.min()), int(values.max())
-            assert low >= 0 and high < self.classes, f"{name} has {low}..{high}, classes {self.classes}"
-        cells = torch.bincount(rows * self.classes + columns, minlength=self.classes**2)
-        self.counts += cells.reshape(self.classes, self.classes).to(self.counts.device)
+            assert low >= 0 and high <= most, f"{name} has {low}..{high}, classes {self.classes}"
+        cells = torch.bincount(rows * (self.classes + 1) + columns, minlength=self.counts.numel())
+        self.counts += cells.reshape(self.counts.shape).to(self.counts.device)
 
     def __add__(self, other: Confusion) -> Confusion:
         return Confusion(self.classes, self.counts + other.counts)
@@ -45,7 +50,7 @@ class Confusion:
         """(K,) intersection over union, 0..1; NaN for classes in neither ground truth nor prediction."""
         counts = self.counts.cpu().numpy()
         hits = np.diagonal(counts)
-        union = counts.sum(0) + counts.sum(1) - hits
+        union = counts.sum(0)[:-1] + counts.sum(1) - hits
         iou = np.full(self.classes, np.nan)
         np.divide(hits, union, out=iou, where=union > 0)
         return iou

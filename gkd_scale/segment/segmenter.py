@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -14,14 +15,23 @@ from gkd_scale.types import Size
 
 
 class Segmenter(nn.Module):
-    """``frozen``: the backbone stays in eval mode and gets no gradient, whatever ``train()`` says."""
+    """``frozen``: the backbone gets no gradient, but for its ``last_blocks`` last blocks.
 
-    def __init__(self, backbone: Backbone, head: SegHead, *, frozen: bool = True) -> None:
+    What is frozen stays in eval mode, whatever ``train()`` says. ``kept`` names the backbone's tensors
+    that training must leave as they are.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: SegHead, *, frozen: bool = True, last_blocks: int = 0
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.frozen = frozen
+        self.frozen = frozen and not last_blocks
         self.backbone.requires_grad_(not frozen)
+        for name in backbone.last_blocks(last_blocks) if frozen else ():
+            backbone.net.get_parameter(name).requires_grad_(True)
+        self.kept = frozenset(_frozen_tensors(backbone))
         self.train()
 
     @property
@@ -37,8 +47,9 @@ class Segmenter(nn.Module):
 
     def train(self, mode: bool = True) -> Segmenter:
         super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
+        for module in self.backbone.modules():
+            if _is_frozen(module.parameters()):
+                module.eval()
         return self
 
     def features(self, pixels: Tensor) -> list[Tensor]:
@@ -58,3 +69,18 @@ class Segmenter(nn.Module):
         device = next(self.parameters()).device
         pixels, labels = (each.to(device, non_blocking=True) for each in batch)
         return self.head.losses(self.features(pixels), labels)
+
+
+def _is_frozen(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether there are parameters and none of them is trained."""
+    trained = [parameter.requires_grad for parameter in parameters]
+    return bool(trained) and not any(trained)
+
+
+def _frozen_tensors(backbone: nn.Module) -> Iterator[str]:
+    """State-dict names of frozen parameters, and of the buffers of modules that train nothing themselves."""
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    owners = {name.rpartition(".")[0] for name in trained}
+    for name in backbone.state_dict():
+        if name not in trained and name.rpartition(".")[0] not in owners:
+            yield name

@@ -1,9 +1,10 @@
 """Stage 2: learn the task on the source domain, without touching what stage 1 learned.
 
 The backbone is frozen: eval mode, no gradient, and compared bit for bit with what was loaded at
-every validation and at the end. Only the head gets a gradient. (``--adapt full`` trains both; so does
-``--method``, with a single-stage distillation beside the task: :mod:`gkd_scale.segment.methods`.) The
-best step is chosen on in-domain validation alone.
+every validation and at the end. Only the head gets a gradient. (For comparison, ``--adapt last4`` trains
+the backbone's last 4 blocks too, of which the rest is compared, and ``--adapt full`` all of it; so does
+``--method``, with a single-stage distillation beside the task: :mod:`gkd_scale.segment.methods`.) The best
+step is chosen on in-domain validation alone.
 
 Validation runs on a copy of the segmenter, so that ZeRO-3's shards, train modes and half precision
 stay out of it: every ``val_every`` steps the trained tensors are gathered into the copy, each rank
@@ -43,7 +44,7 @@ from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import confusion
+from gkd_scale.segment.inference import Inference, Windows, confusion
 from gkd_scale.segment.methods.base import Guide
 from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
 from gkd_scale.segment.methods.registry import build_method
@@ -196,7 +197,7 @@ def build_segmenter(config: Stage2Config, classes: int) -> Segmenter:
             f"use --image-size {rounded}",
         )
     head = build_head(config.head, backbone.channels, classes, config.head_args, seed=config.seed)
-    return Segmenter(backbone, head, frozen=config.adapt == "frozen")
+    return Segmenter(backbone, head, frozen=config.adapt != "full", last_blocks=config.last_blocks())
 
 
 def _with_method(
@@ -280,6 +281,7 @@ class Validator:
         self._dataset = dataset
         self._config = config
         self._runtime = runtime
+        self._how = Inference(Windows.of(config.inference, config.size()))
 
     def __call__(self, step: int, module: nn.Module) -> dict[str, float]:
         """Score the segmenter inside ``module`` after ``step`` steps. Collective."""
@@ -303,6 +305,7 @@ class Validator:
                 self._config.size(),
                 indices=range(runtime.rank, len(dataset), runtime.world),
                 batch_size=_VAL_BATCH,
+                how=self._how,
                 workers=self._config.workers,
                 device=runtime.device,
             )
@@ -311,11 +314,11 @@ class Validator:
             raise
 
     def _take(self, state: dict[str, Tensor]) -> None:
-        if self._copy.frozen:
-            assert_same(self._copy.backbone.state_dict(), _below(state, "backbone."))
-            self._copy.head.load_state_dict(_below(state, "head."))
-        else:
-            self._copy.load_state_dict(state)
+        kept, backbone = self._copy.kept, _below(state, "backbone.")
+        before = self._copy.backbone.state_dict()
+        assert_same(*({name: each[name] for name in kept} for each in (before, backbone)))
+        self._copy.head.load_state_dict(_below(state, "head."))
+        self._copy.backbone.load_state_dict({**backbone, **{name: before[name] for name in kept}})
 
     def _keep_if_best(self, step: int, score: float) -> None:
         out = self._config.out
@@ -350,6 +353,7 @@ class Validator:
             adapt=config.adapt,
             step=best["step"],
             miou=best["miou"],
+            windows=self._how.windows,
         )
         export.save_card(out, card)
         return best

@@ -57,3 +57,21 @@ def test_a_file_needs_a_name(tmp_path: Path) -> None:
     load_backbone(None, "vit_tiny_patch16_224", dict(TINY)).save(tmp_path)
     with pytest.raises(ModelError, match="--student NAME"):
         load_backbone(tmp_path / "backbone.safetensors", None)
+
+
+def test_the_last_blocks_of_a_transformer_have_its_norm() -> None:
+    backbone = load_backbone(None, "vit_tiny_patch16_224", {**TINY, "depth": 3})
+    names = backbone.last_blocks(2)
+    assert set(names) == {
+        name
+        for name, _ in backbone.net.named_parameters()
+        if name.startswith(("blocks.1.", "blocks.2.", "norm."))
+    }
+    assert backbone.last_blocks(0) == []
+    with pytest.raises(ModelError, match="has 3 blocks"):
+        backbone.last_blocks(3)
+
+
+def test_the_last_blocks_of_a_convolutional_network_are_its_last_residual_blocks() -> None:
+    backbone = load_backbone(None, "resnet10t")
+    assert {name.split(".")[0] for name in backbone.last_blocks(2)} == {"layer3", "layer4"}

@@ -73,6 +73,10 @@ def test_flags() -> None:
         ("--augment.cat-max-ratio", "0"),
         ("--augment.photometric", "3"),
         ("--adapt", "half"),
+        ("--adapt", "last0"),
+        ("--inference", "tiles"),
+        ("--window", "32"),
+        ("--inference", "slide", "--window", "32", "--stride", "33"),
         ("--haed", "fpn"),
         ("--label-fraction", "0"),
         ("--label-fraction", "2"),
@@ -100,6 +104,29 @@ def test_the_learning_rate_suits_what_is_trained_unless_given() -> None:
     assert stage2("--lr", "0.2", "--head", "fpn").peak_lr() == 0.2
     linear, fpn, full = (stage2(*a).peak_lr() for a in ((), ("--head", "fpn"), ("--adapt", "full")))
     assert linear > fpn > full > 0
+    decoder, both = (stage2("--head", "mask2former", *a).peak_lr() for a in ((), ("--adapt", "full")))
+    assert decoder == both == 1e-4 and stage2("--adapt", "last4").peak_lr() == full
+
+
+def test_the_last_blocks_are_trained_on_a_backbone_that_was_trained_before() -> None:
+    config = stage2("--adapt", "last4")
+    assert config.last_blocks() == 4 and config.backbone_ref() == Path("runs/stage1")
+    assert stage2().last_blocks() == stage2("--adapt", "full").last_blocks() == 0
+
+
+def test_windows() -> None:
+    assert stage2().inference.windows((512, 512)) is None
+    assert stage2("--inference", "slide").inference.windows((512, 768)) == ((512, 768), (341, 512))
+    given = evaluate("run", "--inference", "slide", "--window", "64x96", "--stride", "32")
+    assert given.inference.windows((512, 512)) == ((64, 96), (32, 32))
+
+
+@pytest.mark.parametrize(
+    "argv", [("--tta-scales", "0"), ("--tta-scales", "1", "-1"), ("--batch-size", "0"), ("--stride", "5")]
+)
+def test_evaluation_that_cannot_be_meant_is_refused(argv: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError):
+        evaluate("run", *argv)
 
 
 def test_domains() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from gkd_scale.errors import ConfigError, DataError, GkdError, RunError
 from gkd_scale.segment import export
 from gkd_scale.segment.config import EvaluateConfig
 from gkd_scale.segment.evaluate import DomainResult, evaluate, table
-from gkd_scale.segment.inference import predict, prepare
+from gkd_scale.segment.inference import Windows, predict, prepare
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import IGNORE
 
@@ -66,7 +67,7 @@ def by_hand(segmenter: Segmenter, dataset: Blocks) -> dict[str, float | None]:
     """IoU in percent from boolean masks over all pixels of the domain."""
     pairs = []
     for sample in dataset.samples:
-        found = predict(segmenter, prepare(sample.image, SIZE)[None], [sample.label.shape])[0].numpy()
+        found = predict(segmenter, [prepare(sample.image, SIZE)[None]], [sample.label.shape])[0].numpy()
         pairs.append((found[sample.label != IGNORE], sample.label[sample.label != IGNORE]))
     said, real = (np.concatenate(each) for each in zip(*pairs, strict=True))
     ious: dict[str, float | None] = {}
@@ -85,7 +86,32 @@ def test_numbers_json_and_return_value(run: Path, folders: dict[str, Path], segm
         assert results[name]["iou"] == pytest.approx(expected)
         present = [value for value in expected.values() if value is not None]
         assert results[name]["miou"] == pytest.approx(np.mean(present))
-        assert set(results[name]) == {"miou", "iou", "images"}
+        assert set(results[name]) == {"miou", "iou", "images", "inference"}
+        assert results[name]["inference"] == {"mode": "whole", "scales": [1.0], "flip": False}
+
+
+def test_the_result_says_how_images_were_looked_at(run: Path, folders: dict[str, Path]) -> None:
+    windows = ["--inference", "slide", "--window", "32", "--stride", "16"]
+    facts = {"mode": "slide", "window": [32, 32], "stride": [16, 16], "scales": [1.0], "flip": False}
+    results = score(run, *data(folders), *windows)
+    assert results["day"]["inference"] == facts
+    augmented = score(run, *data(folders), *windows, "--tta-flip", "--tta-scales", "0.5", "1")
+    assert augmented["day"]["inference"] == facts | {"scales": [0.5, 1.0], "flip": True}
+    whole = score(run, *data(folders))
+    assert len({each["day"]["miou"] for each in (results, augmented, whole)}) == 3
+
+
+def test_a_run_is_evaluated_as_it_was_validated_unless_told_otherwise(
+    run: Path, folders: dict[str, Path]
+) -> None:
+    whole = score(run, *data(folders))
+    card = replace(export.load_card(run), windows=Windows((32, 32), (16, 16)))
+    export.save_card(run, card)
+    assert export.load_card(run) == card
+    slid = score(run, *data(folders))
+    assert slid["day"]["inference"]["mode"] == "slide" and slid["day"]["inference"]["window"] == [32, 32]
+    assert score(run, *data(folders), "--inference", "whole") == whole
+    assert score(run, *data(folders), "--inference", "slide")["day"]["inference"]["window"] == list(SIZE)
 
 
 def test_the_json_lies_in_the_run_unless_told_otherwise(run: Path, folders: dict[str, Path]) -> None:
@@ -95,8 +121,8 @@ def test_the_json_lies_in_the_run_unless_told_otherwise(run: Path, folders: dict
 
 def test_table_has_a_row_a_class_and_a_column_a_domain() -> None:
     results: dict[str, DomainResult] = {
-        "day": {"miou": 55.5, "iou": {"road": 61.11, "sky": 50.0}, "images": 3},
-        "night": {"miou": 20.0, "iou": {"road": 20.0, "sky": None}, "images": 4},
+        "day": {"miou": 55.5, "iou": {"road": 61.11, "sky": 50.0}, "images": 3, "inference": {}},
+        "night": {"miou": 20.0, "iou": {"road": 20.0, "sky": None}, "images": 4, "inference": {}},
     }
     text = io.StringIO()
     Console(file=text, width=80).print(table(results, ["road", "sky"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from gkd_scale.segment.inference import confusion, pad_to_stride, predict, prepare
+from gkd_scale.segment.inference import (
+    Inference,
+    Windows,
+    confusion,
+    logits,
+    pad_to_stride,
+    predict,
+    prepare,
+    starts,
+)
 from gkd_scale.types import IGNORE
 
 from .support import COLOURS, Blocks, tiny_segmenter
@@ -99,7 +110,7 @@ def test_a_real_segmenter_equals_its_own_logits(head: str) -> None:
     pixels = torch.randint(
         0, 256, (2, 3, 36, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    (first, second) = predict(segmenter, pixels, [(36, 52), (72, 100)])
+    (first, second) = predict(segmenter, [pixels], [(36, 52), (72, 100)])
     padded = F.pad(pixels, (0, 4, 0, 4)).clone()
     for channel, value in enumerate(segmenter.fill):
         padded[:, channel, 36:] = value
@@ -108,3 +119,114 @@ def test_a_real_segmenter_equals_its_own_logits(head: str) -> None:
         logits = segmenter.logits(padded)[..., :36, :52]
     assert torch.equal(first, logits[0].argmax(0))
     assert torch.equal(second, F.interpolate(logits[1:], (72, 100), mode="bilinear")[0].argmax(0))
+
+
+def noise(height: int, width: int, batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+class Means:
+    """A model whose logits say the mean of what it was shown, everywhere: no pixel is its own."""
+
+    stride = 4
+    fill = (0, 0, 0)
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        self.seen.append(len(pixels))
+        return pixels.float().mean((2, 3), keepdim=True).expand(-1, -1, *pixels.shape[2:])
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.data())
+def test_windows_cover_every_pixel_and_the_last_ends_at_the_border(
+    length: int, window: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, window))
+    begins = starts(length, window, stride)
+    assert begins == sorted(set(begins)) and begins[0] == 0
+    assert all(after - before <= stride for before, after in itertools.pairwise(begins))
+    assert begins[-1] == max(0, length - window)
+    assert len(begins) == max(0, -(-(length - window) // stride)) + 1
+
+
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+@settings(max_examples=50)
+@given(sizes, sizes, st.data())
+def test_windows_of_any_size_and_stride_equal_the_whole_where_pixels_are_judged_alone(
+    image: tuple[int, int], window: tuple[int, int], data: st.DataObject
+) -> None:
+    stride = tuple(data.draw(st.integers(max(1, side // 4), side)) for side in window)
+    pixels, model = noise(*image, batch=2), ColourReader()
+    found = logits(model, pixels, Windows(window, (stride[0], stride[1])), data.draw(st.integers(1, 9)))
+    torch.testing.assert_close(found, logits(model, pixels))
+
+
+@pytest.mark.parametrize("head", ["linear", "fpn"])
+@pytest.mark.parametrize("window", [(36, 52), (64, 64), (512, 512)])
+def test_one_window_equals_the_whole_image(head: str, window: tuple[int, int]) -> None:
+    segmenter, pixels = tiny_segmenter(head).eval(), noise(36, 52, batch=2)
+    with torch.no_grad():
+        assert torch.equal(logits(segmenter, pixels, Windows(window, (8, 8))), logits(segmenter, pixels))
+
+
+def test_overlapping_windows_are_averaged_with_equal_weight() -> None:
+    pixels = noise(10, 20)
+    found = logits(Means(), pixels, Windows((8, 8), (8, 8)))
+    expected, seen = torch.zeros(3, 10, 20), torch.zeros(10, 20)
+    for top in (0, 2):
+        for left in (0, 8, 12):
+            window = (..., slice(top, top + 8), slice(left, left + 8))
+            expected[window] += pixels[0][window].float().mean((1, 2), keepdim=True)
+            seen[window] += 1
+    torch.testing.assert_close(found[0], expected / seen)
+
+
+@pytest.mark.parametrize(("batch_size", "forwards"), [(1, [2] * 6), (4, [4] * 3), (100, [12])])
+def test_windows_go_through_the_model_in_batches(batch_size: int, forwards: list[int]) -> None:
+    pixels, model = noise(10, 20, batch=2), Means()
+    windows = Windows((8, 8), (8, 8))
+    found = logits(model, pixels, windows, batch_size)
+    assert model.seen == forwards
+    one_by_one = [logits(model, each[None], windows, 1) for each in pixels]
+    torch.testing.assert_close(found, torch.cat(one_by_one))
+
+
+def test_a_batch_of_images_has_no_more_windows_than_the_batch_size() -> None:
+    dataset, model = Blocks(5, [(32, 48)]), ColourReader()
+    done: list[int] = []
+    how = Inference(Windows((32, 32), (16, 16)))
+    found = confusion(model, dataset, (32, 48), how=how, batch_size=5, advance=done.append)
+    assert done == [2, 2, 1] and [shape[0] for shape in model.seen] == [4, 4, 2]
+    assert found.miou() == 1.0
+
+
+def test_test_time_augmentation_averages_scales_and_mirror_images() -> None:
+    segmenter = tiny_segmenter("linear").eval()
+    with torch.no_grad():
+        for parameter in segmenter.head.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+    views = [noise(32, 48), noise(48, 72)]
+    (found,) = predict(segmenter, views, [(40, 60)], Inference(scales=(1.0, 1.5), flip=True))
+    total = torch.zeros(1, 4, 40, 60)
+    with torch.no_grad():
+        for view in views:
+            for mirrored in (False, True):
+                look = segmenter.logits(view.flip(3) if mirrored else view)
+                total += F.interpolate(look.flip(3) if mirrored else look, (40, 60), mode="bilinear")
+    assert torch.equal(found, total.argmax(1)[0])
+    assert not torch.equal(found, predict(segmenter, views[:1], [(40, 60)])[0])
+
+
+def test_scales_are_of_the_size_that_covers_the_training_size() -> None:
+    image = np.zeros((60, 80, 3), np.uint8)
+    found = [tuple(prepare(image, (30, 30), scale).shape[1:]) for scale in (0.5, 1, 1.5)]
+    assert found == [(15, 20), (30, 40), (45, 60)]
+    dataset = Blocks(4, SIZES)
+    counted = confusion(ColourReader(), dataset, (32, 48), how=Inference(scales=(0.75, 1.0, 2.0), flip=True))
+    assert int(counted.counts.sum()) == sum(int((s.label != IGNORE).sum()) for s in dataset.samples)
+    assert counted.miou() > 0.75

@@ -20,10 +20,11 @@ SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=12)
 
 @st.composite
 def maps(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction, truth) of one shape; truth has ignored pixels, both may lack classes."""
+    """(prediction, truth) of one shape; both may have void pixels and lack classes."""
     shape = draw(SHAPES)
     most = draw(st.integers(0, CLASSES - 1))
-    prediction = draw(hnp.arrays(np.int64, shape, elements=st.integers(0, most)))
+    guesses = st.sampled_from([*range(most + 1), *([IGNORE] if draw(st.booleans()) else [])])
+    prediction = draw(hnp.arrays(np.int64, shape, elements=guesses))
     values = st.sampled_from([*range(CLASSES), IGNORE, IGNORE])
     return prediction, draw(hnp.arrays(np.uint8, shape, elements=values))
 
@@ -95,9 +96,9 @@ def test_what_is_predicted_on_ignored_pixels_does_not_count(
 
 
 def test_counts_stay_exact_where_floats_would_not() -> None:
-    counted = Confusion(1, torch.tensor([[2**53]]))
+    counted = Confusion(1, torch.tensor([[2**53, 0]]))
     counted.update(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.uint8))
-    assert int(counted.counts) == 2**53 + 1
+    assert counted.counts.tolist() == [[2**53 + 1, 0]]
 
 
 def test_report_is_in_percent_and_absent_classes_are_none() -> None:
@@ -105,6 +106,11 @@ def test_report_is_in_percent_and_absent_classes_are_none() -> None:
     prediction = np.array([[0, 1, 1, 1]])
     report = confusion_of(prediction, truth).report(["a", "b", "c", "d"])
     assert report == {"a": 50.0, "b": pytest.approx(200 / 3), "c": None, "d": None}
+
+
+def test_a_pixel_predicted_as_void_is_a_miss_and_no_false_positive() -> None:
+    counted = confusion_of(np.array([[0, IGNORE, 1]]), np.array([[0, 0, 1]], np.uint8))
+    assert counted.iou()[:2].tolist() == [0.5, 1.0] and counted.miou() == 0.75
 
 
 def test_a_class_that_is_only_predicted_counts_as_zero() -> None:

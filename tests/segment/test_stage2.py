@@ -10,9 +10,12 @@ import torch
 from gkd_scale import config as configs
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import ConfigError, DataError, ModelError, RunError
+from gkd_scale.models.backbone import load_backbone
 from gkd_scale.segment import export
 from gkd_scale.segment.augment import SegBatch
 from gkd_scale.segment.config import Stage2Config
+from gkd_scale.segment.heads.registry import build_head
+from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.stage2 import (
     BEST_FOLDER,
     Validator,
@@ -46,11 +49,13 @@ def batch(images: int = 2) -> SegBatch:
     return SegBatch(pixels, torch.stack([torch.from_numpy(each.label) for each in samples]))
 
 
-@pytest.mark.parametrize("head", ["linear", "fpn"])
-def test_only_the_head_is_trained_and_the_backbone_stays_as_it_was(out: Path, head: str) -> None:
-    segmenter = build_segmenter(options(out, "--head", head), len(CLASSES))
+@pytest.mark.parametrize(("head", "rate"), [("linear", 0.01), ("fpn", 0.01), ("mask2former", 0.003)])
+def test_only_the_head_is_trained_and_the_backbone_stays_as_it_was(out: Path, head: str, rate: float) -> None:
+    args = ("--head-args", "size=small", "width=32", "points=256") if head == "mask2former" else ()
+    segmenter = build_segmenter(options(out, "--head", head, *args), len(CLASSES))
     before = {name: value.clone() for name, value in segmenter.backbone.state_dict().items()}
-    optimizer = torch.optim.AdamW((p for p in segmenter.parameters() if p.requires_grad), 0.01)
+    assert segmenter.kept == set(before)
+    optimizer = torch.optim.AdamW((p for p in segmenter.parameters() if p.requires_grad), rate)
     losses = []
     for _ in range(20):
         segmenter.train()
@@ -59,7 +64,7 @@ def test_only_the_head_is_trained_and_the_backbone_stays_as_it_was(out: Path, he
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     assert not any(module.training for module in segmenter.backbone.modules())
     assert all(p.grad is None for p in segmenter.backbone.parameters())
     assert_same(before, segmenter.backbone.state_dict())
@@ -71,6 +76,43 @@ def test_full_adaptation_trains_the_backbone_too(out: Path) -> None:
     segmenter(batch())["loss"].backward()
     assert segmenter.backbone.training
     assert any(p.grad is not None and p.grad.any() for p in segmenter.backbone.parameters())
+
+
+def test_the_last_blocks_are_trained_and_the_others_stay_bit_for_bit(out: Path) -> None:
+    run = Scripted(out, "--adapt", "last1")
+    backbone, kept = run.segmenter.backbone, run.segmenter.kept
+    trained = {name for name in backbone.state_dict() if name.startswith(("net.blocks.3.", "net.norm."))}
+    assert trained and kept == set(backbone.state_dict()) - trained
+    training = {name for name, each in backbone.net.named_modules() if each.training}
+    assert "blocks.3.mlp" in training and "blocks.2.mlp" not in training and "norm" in training
+    loaded = tiny_backbone().state_dict()
+    assert_same(*({name: each[name] for name in kept} for each in (loaded, backbone.state_dict())))
+    assert all(not torch.equal(loaded[name], backbone.state_dict()[name]) for name in trained)
+
+    run.at(10, 0.0)
+    run.validator.export(run.data)
+    segmenter, card = export.load_segmenter(out)
+    assert card.adapt == "last1"
+    assert_same(backbone.state_dict(), segmenter.backbone.state_dict())
+
+
+def test_validation_notices_a_frozen_block_that_was_touched(out: Path) -> None:
+    run = Scripted(out, "--adapt", "last2")
+    with torch.no_grad():
+        next(run.segmenter.backbone.net.get_submodule("blocks.1").parameters()).add_(1e-3)
+    with pytest.raises(AssertionError, match=r"'net\.blocks\.1\..*' changed during stage 2"):
+        run.validator(10, run.segmenter)
+
+
+def test_batch_statistics_of_frozen_blocks_stay() -> None:
+    backbone = load_backbone(None, "resnet10t", {})
+    segmenter = Segmenter(backbone, build_head("linear", backbone.channels, len(CLASSES)), last_blocks=1)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    segmenter.train()
+    segmenter(batch())["loss"].backward()
+    changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("net.layer4.") for name in changed)
+    assert not changed & segmenter.kept
 
 
 def test_from_scratch_is_a_function_of_the_seed(tmp_path: Path) -> None:
@@ -102,6 +144,7 @@ def test_a_change_of_one_bit_of_the_backbone_is_seen() -> None:
         (("--image-size", "30x48"), ConfigError, "use --image-size 32x48"),
         (("--head", "fnp"), ConfigError, "did you mean 'fpn'"),
         (("--student", "resnet10t"), ModelError, "--student asks for resnet10t"),
+        (("--adapt", "last4"), ModelError, "has 4 blocks"),
     ],
 )
 def test_mistakes(out: Path, argv: tuple[str, ...], error: type[Exception], said: str) -> None:

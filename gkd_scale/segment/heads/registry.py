@@ -20,6 +20,7 @@ from gkd_scale.segment.heads.base import SegHead
 HEADS = {
     "fpn": "gkd_scale.segment.heads.fpn:FpnHead",
     "linear": "gkd_scale.segment.heads.linear:LinearHead",
+    "mask2former": "gkd_scale.segment.heads.mask2former:Mask2FormerHead",
 }
 """Head names to ``module:class``."""
 

@@ -1,0 +1,37 @@
+"""Evaluation on several ranks, for a launcher: ``deepspeed launchers/evaluate.py RUN --data NAME=REF``.
+
+On one process it is ``gkd-scale evaluate``.
+"""
+
+import sys
+from pathlib import Path
+
+from gkd_scale.engine.launch import leave, main
+from gkd_scale.engine.runtime import Runtime
+from gkd_scale.segment.config import EvaluateConfig
+from gkd_scale.segment.evaluate import evaluate
+
+EXAMPLES = """\
+  deepspeed launchers/evaluate.py runs/stage2 --data dusk=camvid:camvid/unseen_dusk
+  torchrun --nproc-per-node 8 launchers/evaluate.py runs/stage2 --data night=folder:elsewhere/night \\
+      --inference slide --window 512 --stride 341
+"""
+
+
+def run(cfg: EvaluateConfig, runtime: Runtime, _bundled: Path) -> None:
+    """Every rank scores its share; rank 0 writes and prints."""
+    evaluate(cfg, runtime)
+
+
+if __name__ == "__main__":
+    leave(
+        main(
+            EvaluateConfig,
+            run,
+            argv=sys.argv[1:],
+            bundled=Path(__file__).parent,
+            prog="evaluate.py",
+            description="Measure the mIoU of a stage-2 run, one domain for each --data, on all ranks.",
+            examples=EXAMPLES,
+        )
+    )

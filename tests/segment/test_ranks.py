@@ -1,0 +1,114 @@
+"""What two ranks do together: training under ZeRO 1 to 3 without touching the backbone, and evaluation.
+
+One start of two processes for all of it, with DeepSpeed and gloo as a launcher would have them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import multiprocessing
+
+from gkd_scale import config as configs
+from gkd_scale.engine.runtime import Runtime, free_port
+from gkd_scale.segment import stage2
+from gkd_scale.segment.config import EvaluateConfig, Stage2Config
+from gkd_scale.segment.evaluate import evaluate
+from gkd_scale.segment.heads.registry import build_head
+from gkd_scale.types import IGNORE
+
+from .support import Blocks, pyramid, tiny_backbone, write_folder
+
+LAUNCHERS = Path(__file__).parents[2] / "launchers"
+CHANNELS = (6, 8, 10, 12)
+SMALL = ("--head", "mask2former", "--head-args", "size=small", "width=32", "queries=8", "points=128")
+RUNS: dict[str, tuple[str, ...]] = {
+    "zero1": ("--head", "linear", "--inference", "slide", "--window", "32", "--stride", "16"),
+    "zero2": ("--head", "fpn", "--adapt", "last2"),
+    "zero3": SMALL,
+}
+"""DeepSpeed config to what is trained under it."""
+
+
+def labels(rank: int) -> torch.Tensor:
+    """Two images with four classes on rank 0, one of which has a single class on rank 1."""
+    found = torch.arange(4, dtype=torch.uint8).repeat_interleave(8)[None, :, None].repeat(2, 1, 48)
+    if rank == 1:
+        found[0], found[1] = 2, IGNORE
+    return found
+
+
+def mask_loss(rank: int) -> float:
+    """The mask part of the loss on this rank's labels; points as torch's seed 0 draws them."""
+    head = build_head("mask2former", CHANNELS, 4, {"size": "small", "width": 32, "queries": 8, "points": 128})
+    torch.manual_seed(0)
+    return head.losses(pyramid(CHANNELS, (32, 48)), labels(rank))["mask"].item()
+
+
+def _rank(rank: int, port: int, folder: str) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    torch.set_num_threads(1)
+    root, runtime = Path(folder), Runtime.start()
+    for name, flags in RUNS.items():
+        given = ["--ds-config", f"{name}.json", "--backbone", root / "stage1", "--out", root / name, *flags]
+        given += ["--train", f"folder:{root / 'day'}", "--val", f"folder:{root / 'dusk'}", "--no-check"]
+        given += ["--image-size", "32x48", "--steps", "2", "--global-batch", "4", "--workers", "1"]
+        options = configs.parse(Stage2Config, [str(each) for each in given], prog="stage2.py", description="")
+        stage2.run(options, runtime, LAUNCHERS)
+    score(root, "two.json", runtime)
+    (root / f"mask-{rank}.json").write_text(json.dumps(mask_loss(rank)))
+    runtime.stop()
+
+
+def score(root: Path, out: str, runtime: Runtime | None = None) -> Any:
+    given = [str(root / "zero1"), "--data", f"dusk=folder:{root / 'dusk'}", "--json", str(root / out)]
+    evaluate(configs.parse(EvaluateConfig, given, prog="evaluate", description=""), runtime)
+    return json.loads((root / out).read_text())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two ranks left."""
+    folder = tmp_path_factory.mktemp("ranks")
+    tiny_backbone().save(folder / "stage1")
+    write_folder(folder / "day", Blocks(8))
+    write_folder(folder / "dusk", Blocks(5, [(32, 48), (33, 47)]))
+    multiprocessing.spawn(_rank, (free_port(), str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
+    return folder
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero3"])
+def test_a_frozen_backbone_is_bit_identical_after_stage_2(root: Path, name: str) -> None:
+    before, after = (root / each / "backbone.safetensors" for each in ("stage1", name))
+    assert before.read_bytes() == after.read_bytes()
+
+
+def test_the_frozen_blocks_are_bit_identical_where_the_last_ones_are_trained(root: Path) -> None:
+    before, after = (load_file(root / each / "backbone.safetensors") for each in ("stage1", "zero2"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith(("blocks.2.", "blocks.3.", "norm.")) for name in changed)
+
+
+def test_evaluation_on_two_ranks_counts_every_image_once(root: Path) -> None:
+    two = json.loads((root / "two.json").read_text())
+    assert two == score(root, "one.json")
+    assert two["dusk"]["images"] == 5 and two["dusk"]["inference"]["mode"] == "slide"
+
+
+def test_masks_are_normalised_by_their_mean_number_over_ranks(root: Path) -> None:
+    ours = [json.loads((root / f"mask-{rank}.json").read_text()) for rank in (0, 1)]
+    alone, masks = [mask_loss(rank) for rank in (0, 1)], (8, 1)
+    assert ours == pytest.approx([a * n / 4.5 for a, n in zip(alone, masks, strict=True)], rel=1e-5)
