@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gkd_scale.models.backbone import Backbone, load_backbone
+from gkd_scale.models.families import split_tokens
 from gkd_scale.models.look import look
-from gkd_scale.models.teachers import split_tokens
 from tests.conftest import TINY
 
 PIXELS = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
