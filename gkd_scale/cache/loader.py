@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gkd_scale.cache.buffers import Buffers
 from gkd_scale.cache.order import WINDOW, Order, check_batches, micro_positions
 from gkd_scale.cache.reader import Cache, Caches, Stored
 from gkd_scale.cache.views import decode
@@ -79,7 +79,7 @@ class CachedSource:
         self.grid, self.image_size, self.teacher_dim = caches.grid, caches.image_size, caches.dim
         self.num_samples = caches.num_samples
         self._caches, self._workers, self._skip = caches, workers, skip_corrupt
-        self._buffers = Buffers(keep=workers + 2, pin=pin)
+        self._pin = pin
         self.skipped: dict[tuple[int, int], str] = {}
         """What ``skip_corrupt`` passed over: (view asked for, sample) to what is wrong with it."""
         self._schedule = Schedule(
@@ -100,7 +100,7 @@ class CachedSource:
     def load(self, slots: list[Slot]) -> Batch:
         """Read, check and decode the micro batch of ``slots``. Runs on the reading threads."""
         features, stored = self.read(slots)
-        pixels = self._buffers.take((len(slots), 3, *self.image_size), torch.uint8)
+        pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
         for row, sample in enumerate(stored):
             pixels[row] = torch.from_numpy(decode(sample.jpeg))
         return make_batch(pixels, features, [sample.sid for sample in stored], slots)
@@ -108,10 +108,17 @@ class CachedSource:
     def read(self, slots: list[Slot]) -> tuple[Features, list[Stored]]:
         """Teacher features of the micro batch of ``slots``, checked; beside them names and JPEG bytes."""
         tokens = self.grid[0] * self.grid[1]
-        cls = self._buffers.take((len(slots), self.teacher_dim), torch.float16)
-        patches = self._buffers.take((len(slots), tokens, self.teacher_dim), torch.float16)
+        cls = self._empty((len(slots), self.teacher_dim), torch.float16)
+        patches = self._empty((len(slots), tokens, self.teacher_dim), torch.float16)
         features = Features(cls, patches)
         return features, [self._read(slot, features, row) for row, slot in enumerate(slots)]
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Room for a field of a micro batch. PyTorch keeps pinned memory until copies from it are done."""
+        if self._pin:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        kind = np.uint8 if dtype == torch.uint8 else np.float16
+        return torch.from_numpy(np.empty(shape, kind))  # NumPy asks for huge pages, PyTorch does not
 
     def _read(self, slot: Slot, features: Features, row: int) -> Stored:
         """The sample of a slot, its tokens to ``row`` of ``features``; where it is damaged and may be
