@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gkd_scale.cache.buffers import Buffers
 from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.order import WINDOW, Order, check_batches, micro_positions
 from gkd_scale.cache.reader import Cache, Caches, Stored
@@ -90,7 +90,7 @@ class CachedSource:
         self.num_samples = caches.num_samples
         self._caches, self._workers, self._skip = caches, workers, skip_corrupt
         self._views = views or caches.views
-        self._buffers = Buffers(keep=workers + 2, pin=pin)
+        self._pin = pin
         self.effort = Effort(workers)
         self.skipped: dict[tuple[int, int], str] = {}
         """What ``skip_corrupt`` passed over: (view asked for, sample) to what is wrong with it."""
@@ -112,7 +112,7 @@ class CachedSource:
     def load(self, slots: list[Slot]) -> Batch:
         """Read, check and decode the micro batch of ``slots``. Runs on the reading threads."""
         features, stored = self.read(slots)
-        pixels = self._buffers.take((len(slots), 3, *self.image_size), torch.uint8)
+        pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
         with self.effort.spent("decode"):
             for row, sample in enumerate(stored):
                 pixels[row] = torch.from_numpy(decode(sample.jpeg))
@@ -121,11 +121,18 @@ class CachedSource:
     def read(self, slots: list[Slot]) -> tuple[Features, list[Stored]]:
         """Teacher features of the micro batch of ``slots``, checked; beside them names and JPEG bytes."""
         tokens = self.grid[0] * self.grid[1]
-        cls = self._buffers.take((len(slots), self.teacher_dim), torch.float16)
-        patches = self._buffers.take((len(slots), tokens, self.teacher_dim), torch.float16)
+        cls = self._empty((len(slots), self.teacher_dim), torch.float16)
+        patches = self._empty((len(slots), tokens, self.teacher_dim), torch.float16)
         features = Features(cls, patches)
         with self.effort.reading():
             return features, [self._read(slot, features, row) for row, slot in enumerate(slots)]
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Room for a field of a micro batch. PyTorch keeps pinned memory until copies from it are done."""
+        if self._pin:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        kind = np.uint8 if dtype == torch.uint8 else np.float16
+        return torch.from_numpy(np.empty(shape, kind))  # NumPy asks for huge pages, PyTorch does not
 
     def _read(self, slot: Slot, features: Features, row: int) -> Stored:
         """The sample of a slot, its tokens to ``row`` of ``features``; where it is damaged and may be

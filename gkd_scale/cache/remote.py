@@ -74,14 +74,16 @@ class Outbox:
         self.folder = home / _digest(self.url)
         self._fs, root = file_system(self.url)
         self._root = root.rstrip("/")
-        for name in (SPEC, STATE, *self._indexes()):
+        self._there = self._listing()
+        for name in self._there:
             path = self.folder / name
-            if not path.exists() and _size(self._fs, f"{self._root}/{name}") is not None:
+            is_index = name.endswith(".parquet") and "/" in name
+            if (is_index or name in (SPEC, STATE)) and not path.exists():
                 write_bytes(path, bytes(self._fs.cat_file(f"{self._root}/{name}")))
 
     def sent_bytes(self, view: int, shard: int) -> int | None:
-        """Bytes of a tar that is there; None where it is not."""
-        return _size(self._fs, f"{self._root}/{tar_path(Path(), view, shard).as_posix()}")
+        """Bytes of a tar that was there when the build began; None where there was none."""
+        return self._there.get(tar_path(Path(), view, shard).as_posix())
 
     def begin(self) -> None:
         """Upload what says which cache this will be."""
@@ -108,14 +110,14 @@ class Outbox:
         self._fs.makedirs(there.rpartition("/")[0], exist_ok=True)
         self._fs.put_file(os.fspath(path), there)
 
-    def _indexes(self) -> list[str]:
-        """Names of the indexes that are there."""
+    def _listing(self) -> dict[str, int]:
+        """Names and bytes of the files that are there, by one request."""
         try:
-            found = self._fs.find(self._root)
+            found = self._fs.find(self._root, detail=True)
         except FileNotFoundError:
-            return []
+            return {}
         start = len(self._root) + 1
-        return [path[start:] for path in found if path.endswith(".parquet") and "/" in path[start:]]
+        return {path[start:]: int(info["size"]) for path, info in found.items()}
 
 
 def _digest(url: str) -> str:

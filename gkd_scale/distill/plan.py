@@ -23,7 +23,7 @@ from gkd_scale.cache.codec import CODECS, get_codec, is_fitted
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.plan import Plan, make_plan
 from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes
-from gkd_scale.cache.source import Source
+from gkd_scale.cache.source import Source, is_url
 from gkd_scale.engine.memory import zero_memory
 from gkd_scale.errors import DataError
 from gkd_scale.models.cost import Cost, cost
@@ -79,7 +79,8 @@ class Estimate:
     measured: bool
     gpu: str
     codec: str
-    disk_free: int
+    disk_free: int | None
+    """None where the cache goes to a URL."""
     codecs: list[CodecPlan]
     students: list[StudentPlan]
 
@@ -97,7 +98,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
     work = cost(cfg.teacher, cfg.size, cfg.teacher_args, layer=cfg.teacher_layer, patch=cfg.patch_size)
     pixels, rest = probe(cfg, plan)
-    free = shutil.disk_usage(_existing(cfg.out)).free
+    free = None if is_url(cfg.out) else shutil.disk_usage(_existing(cfg.out)).free
     codecs = [
         _codec_plan(cfg, plan, work, rest, name, free)
         for name in dict.fromkeys([*CODECS, f"pca{max(1, work.dim * 3 // 10)}", "tc2.1", cfg.codec])
@@ -162,12 +163,14 @@ def _in_tar(size: int) -> int:
     return BLOCK + size + -size % BLOCK
 
 
-def _codec_plan(cfg: PlanConfig, plan: Plan, work: Cost, rest: float, name: str, free: int) -> CodecPlan:
+def _codec_plan(
+    cfg: PlanConfig, plan: Plan, work: Cost, rest: float, name: str, free: int | None
+) -> CodecPlan:
     members = token_bytes(name, work.grid[0] * work.grid[1], work.dim)
     cls = _in_tar(len(npy_bytes(np.empty(work.dim, np.float16))))
     view = round(len(plan.entries) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
     total = cfg.views * (view + plan.shards * 4096 + len(plan.entries) * 128)
-    return CodecPlan(name, sum(members), view, total, total < free)
+    return CodecPlan(name, sum(members), view, total, free is None or total < free)
 
 
 def _peak(cfg: PlanConfig) -> float:
@@ -226,7 +229,8 @@ def show(found: Estimate, cfg: PlanConfig) -> None:
         f"{found.teacher_hours:.2f} hours ({how})"
     )
     console.out.print(_codec_table(found))
-    console.out.print(f"free at {_existing(cfg.out)}: {_size(found.disk_free)}")
+    if found.disk_free is not None:
+        console.out.print(f"free at {_existing(cfg.out)}: {_size(found.disk_free)}")
     console.out.print(_student_table(found, cfg))
 
 

@@ -19,6 +19,19 @@ def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images", 12)
 
 
+def test_a_url_has_room_and_half_precision_is_counted_at_its_own_peak(
+    images: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours = []
+    for dtype in ("float32", "bfloat16"):
+        more = ("--students", "demo_student", "--teacher-dtype", dtype, "--json")
+        assert main(plan(images, tiny_teacher, Path("memory://cache"), *more)) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["disk_free"] is None and all(row["fits"] for row in found["codecs"])
+        hours.append(found["teacher_hours"])
+    assert hours[0] / hours[1] == pytest.approx(989 / 67)
+
+
 @pytest.mark.parametrize("codec", ["fp16", "int8", "tc2.1", "pca14"])
 def test_the_planned_bytes_are_those_of_the_build(
     codec: str, images: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
