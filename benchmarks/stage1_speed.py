@@ -12,8 +12,9 @@ PART is one of
 - ranks: images/s of two ranks over one, one thread each, the same batch a rank;
 - students: two students in one pass over each alone, where the loader and where the students are slow.
 
-One torch thread. Teachers and students are untrained: speed does not know. Every figure is the median of
-``--steps`` measurements; what is compared is measured in turns. ``--out`` adds the part to a JSON file.
+One torch thread. Teachers and students are untrained: speed does not know. What is compared is measured in
+turns; a figure is the median of ``--steps`` turns, a ratio the median of the ratios within a turn, so that
+other work on the machine weighs on both sides alike. ``--out`` adds the part to a JSON file.
 """
 
 from __future__ import annotations
@@ -144,30 +145,35 @@ def medians(found: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
+def rates(found: dict[str, list[float]], count: int) -> dict[str, float]:
+    """How many of ``count`` a second, for each work."""
+    return {name: count / seconds for name, seconds in medians(found).items()}
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """The median of the ratios within each turn."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
 # ------------------------------------------------------------------------------------------- parts
 
 
 def limit(bench: Bench) -> dict[str, Any]:
-    """In turns of four steps, so that the loader cannot work ahead while the other side is measured."""
+    """In turns of two steps, so that the loader cannot work far ahead while the other side is measured."""
     name = "vit_base_patch16_224"
     source = bench.cached(bench.teacher(name), name)
-    held = list(source.batches(0, 4))
+    held = list(source.batches(0, 2))
     training = bench.training(source)
 
     def train(batches: Iterator[Batch]) -> None:
         step = bench.stepper(training, batches)
-        for _ in range(4):
+        for _ in held:
             step()
 
-    seconds = medians(
-        in_turns(
-            bench.steps,
-            cache=lambda: train(source.batches(0, 4)),
-            memory=lambda: train(iter(held)),
-        )
+    seconds = in_turns(
+        bench.steps, cache=lambda: train(source.batches(0, 2)), memory=lambda: train(iter(held))
     )
-    rates = {key: 4 / value for key, value in seconds.items()}
-    return {"steps/s": rates, "ratio": rates["cache"] / rates["memory"]}
+    return {"steps/s": rates(seconds, 2), "ratio": ratio(seconds["memory"], seconds["cache"])}
 
 
 def live_source(bench: Bench, teacher: Teacher, count: int = 32) -> LiveSource:
@@ -184,22 +190,20 @@ def live(bench: Bench) -> dict[str, Any]:
         cached, run = bench.cached(teacher, name), live_source(bench, teacher)
         training = bench.training(cached)
         pixels = next(cached.batches(0, 1)).pixels
-        seconds = medians(
-            in_turns(
-                bench.steps,
-                cached=bench.stepper(training, cached.batches(0, 10**6)),
-                live=bench.stepper(training, run.batches(0, 10**6)),
-                teacher=lambda teacher=teacher, pixels=pixels: teacher(pixels),
-            )
+        seconds = in_turns(
+            bench.steps,
+            cached=bench.stepper(training, cached.batches(0, 10**6)),
+            live=bench.stepper(training, run.batches(0, 10**6)),
+            teacher=lambda teacher=teacher, pixels=pixels: teacher(pixels),
         )
-        speed_up = seconds["live"] / seconds["cached"]
-        predicted = (seconds["teacher"] + seconds["cached"]) / seconds["cached"]
+        both = [a + b for a, b in zip(seconds["teacher"], seconds["cached"], strict=True)]
+        speed_up, predicted = (ratio(over, seconds["cached"]) for over in (seconds["live"], both))
         found[name] = {
             "parameters_m": millions,
-            "images/s": {key: BATCH / value for key, value in seconds.items()},
+            "images/s": rates(seconds, BATCH),
             "speed_up": speed_up,
             "predicted": predicted,
-            "of_prediction": speed_up / predicted,
+            "of_prediction": ratio(seconds["live"], both),
         }
     return found
 
@@ -243,11 +247,9 @@ def peers(bench: Bench) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
 
-    seconds = medians(
-        in_turns(bench.steps, ours=bench.stepper(training, cached.batches(0, 10**6)), reference=reference)
-    )
-    rates = {key: BATCH / value for key, value in seconds.items()}
-    return {"images/s": rates, "ratio": rates["ours"] / rates["reference"]}
+    ours = bench.stepper(training, cached.batches(0, 10**6))
+    seconds = in_turns(bench.steps, ours=ours, reference=reference)
+    return {"images/s": rates(seconds, BATCH), "ratio": ratio(seconds["reference"], seconds["ours"])}
 
 
 def masked(bench: Bench) -> dict[str, Any]:
@@ -270,10 +272,10 @@ def masked(bench: Bench) -> dict[str, Any]:
             one = float(distiller(batch)["loss"])
             two = float(two_passes(distiller, batch, lambda head, *tokens: head(*tokens)))
         apart.append(abs(one - two) / two)
-    seconds = medians(in_turns(bench.steps, shared=shared, full=full))
+    seconds = in_turns(bench.steps, shared=shared, full=full)
     return {
-        "seconds": seconds,
-        "ratio": seconds["full"] / seconds["shared"],
+        "seconds": medians(seconds),
+        "ratio": ratio(seconds["full"], seconds["shared"]),
         "relative_loss_difference": max(apart),
     }
 
@@ -340,10 +342,9 @@ def ranks(bench: Bench) -> dict[str, Any]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        rates = [row["images_per_s"] for row in rows[2:]]
-        found.setdefault(str(world), []).extend(rates)
-    rates = {world: statistics.median(values) for world, values in found.items()}
-    return {"images/s": rates, "ratio": rates["2"] / rates["1"]}
+        found.setdefault(str(world), []).extend(row["images_per_s"] for row in rows[2:])
+    pace = {world: statistics.median(values) for world, values in found.items()}
+    return {"images/s": pace, "ratio": pace["2"] / pace["1"]}
 
 
 class SlowSource:
@@ -376,16 +377,14 @@ def students(bench: Bench) -> dict[str, Any]:
                     training.micro_step(batch, done, gradient_norm=True)
                     training.end(done + 1)
 
-        seconds = medians(
-            in_turns(
-                bench.steps,
-                first=lambda train=train: train([one]),
-                second=lambda train=train: train([two]),
-                both=lambda train=train: train([one, two]),
-            )
+        seconds = in_turns(
+            bench.steps,
+            first=lambda train=train: train([one]),
+            second=lambda train=train: train([two]),
+            both=lambda train=train: train([one, two]),
         )
-        ratio = seconds["both"] / (seconds["first"] + seconds["second"])
-        found[regime] = {"seconds": seconds, "ratio": ratio}
+        alone = [a + b for a, b in zip(seconds["first"], seconds["second"], strict=True)]
+        found[regime] = {"seconds": medians(seconds), "ratio": ratio(seconds["both"], alone)}
     return found
 
 
