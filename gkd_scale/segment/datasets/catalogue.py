@@ -49,10 +49,12 @@ def _parts(adapter: Adapter) -> str:
 
 
 def places() -> list[str]:
-    """One line an adapter: where to get it, and the files below PATH."""
-    return [
-        f"{adapter.name}: {layout.images}.* and {layout.labels}.png"
-        + (f"; from {adapter.home}" if adapter.home else "")
-        for adapter in ADAPTERS.values()
-        for layout in adapter.layouts[:1]
-    ]
+    """One line an adapter: the files below PATH, of one part for example, and where to get them."""
+    return [_place(adapter) for adapter in ADAPTERS.values()]
+
+
+def _place(adapter: Adapter) -> str:
+    folder = next((part.folder for part in adapter.parts.values() if part.folder), "")
+    layout = adapter.layouts[0]
+    images, labels = (pattern.format(part=folder) for pattern in (layout.images, layout.labels))
+    return f"{adapter.name}: {images}.* and {labels}.png" + (adapter.home and f"; from {adapter.home}")

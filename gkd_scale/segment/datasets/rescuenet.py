@@ -35,5 +35,5 @@ ADAPTER = Adapter(
         ),
     ),
     parts={"train": Part("train", 3595), "val": Part("val", 449), "test": Part("test", 450)},
-    home="https://github.com/BinaLab/RescueNet-A-High-Resolution-Natural-Disaster-Assessment-Dataset",
+    home="https://doi.org/10.1038/s41597-023-02799-4",
 )
