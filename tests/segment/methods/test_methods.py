@@ -121,9 +121,9 @@ def test_channel_divergence_is_that_of_cwd(b: int, c: int, side: int, t: float, 
     p, q = softmax(y.reshape(b, c, -1) / t, 2), softmax(s.reshape(b, c, -1) / t, 2)
     expected = t * t / (b * c) * (p * np.log(p / q)).sum()
     student, teacher = torch.from_numpy(s), torch.from_numpy(y)
-    assert scalar(channel_divergence(student, teacher, t)) == pytest.approx(expected, abs=1e-6)
-    assert scalar(channel_divergence(teacher, teacher, t)) == pytest.approx(0, abs=1e-6)
-    assert scalar(channel_divergence(teacher + 7, teacher, t)) == pytest.approx(0, abs=1e-5)
+    assert scalar(channel_divergence(student, teacher, t)) == pytest.approx(expected, abs=1e-4)
+    assert scalar(channel_divergence(teacher, teacher, t)) == pytest.approx(0, abs=1e-4)
+    assert scalar(channel_divergence(teacher + 7, teacher, t)) == pytest.approx(0, abs=1e-4)
 
 
 def test_cwd_takes_logits_where_the_teacher_has_a_head_and_features_elsewhere(
