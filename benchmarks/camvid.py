@@ -20,7 +20,8 @@ from pathlib import Path
 
 from gkd_scale import config, console
 from gkd_scale.config import option
-from gkd_scale.demo.pipeline import Step, run_all, table
+from gkd_scale.demo.pipeline import table
+from gkd_scale.steps import Step, run_all
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -359,6 +359,17 @@ def _demo(argv: Sequence[str], prog: str, command: Command) -> int:
     return demo(cfg)
 
 
+def _benchmark(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.benchmark.config import BenchmarkConfig
+    from gkd_scale.config import parse
+
+    cfg = parse(BenchmarkConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.benchmark.run import benchmark
+
+    benchmark(cfg)
+    return 0
+
+
 COMMANDS = {
     "plan": Command(
         _plan,
@@ -448,6 +459,15 @@ COMMANDS = {
         _make_data,
         "Write the embedded scenes: proxy images, a source domain, and unseen domains.",
         "  gkd-scale make-data runs/demo-data\n",
+    ),
+    "benchmark": Command(
+        _benchmark,
+        "Run methods x seeds of a recipe and write the paper's table of what they are worth.",
+        """\
+  gkd-scale benchmark benchmarks/recipes/gtav.yaml --data /datasets
+  gkd-scale benchmark benchmarks/recipes/embedded.yaml --only gkd --only none/0
+  gkd-scale benchmark benchmarks/recipes/camvid.yaml --data ../shared --dry-run
+""",
     ),
     "demo": Command(
         _demo,

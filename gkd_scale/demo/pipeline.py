@@ -8,31 +8,18 @@ distillation and student with GKD, on the source domain and on domains none of t
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from gkd_scale import console, files
 from gkd_scale.demo.config import DemoConfig
-from gkd_scale.engine.runtime import free_port
-from gkd_scale.errors import ConfigError, GkdError
+from gkd_scale.errors import ConfigError
+from gkd_scale.steps import Step, run_all
 
 UNSEEN = ("unseen_night", "unseen_fog", "unseen_rain", "unseen_snow", "unseen_city")
 SIZE = "96x128"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command: what it is for, and its arguments."""
-
-    title: str
-    command: list[str]
 
 
 def demo(cfg: DemoConfig) -> int:
@@ -147,43 +134,6 @@ def _evaluate(cfg: DemoConfig, name: str) -> list[str]:
 
 def _launch(cfg: DemoConfig, script: str) -> list[str]:
     return ["deepspeed", str(cfg.launchers / script), "--ds-config", cfg.ds_config]
-
-
-def run_all(steps: list[Step], logs: Path) -> list[float]:
-    """Run the steps in order, each with a log of its own; the seconds that each took."""
-    logs.mkdir(parents=True, exist_ok=True)
-    return [_run(step, number, len(steps), logs) for number, step in enumerate(steps, 1)]
-
-
-def _run(step: Step, number: int, total: int, logs: Path) -> float:
-    """Run a command with its output in a log; GkdError with the log's end if it fails."""
-    log = logs / f"{number:02d}-{step.title.split(':')[0].replace(' ', '-').replace(',', '')}.log"
-    console.out.print(f"[bold]{number}/{total} {step.title}[/]")
-    console.out.print(f"  $ {shlex.join(step.command)}", markup=False)
-    began = time.monotonic()
-    with open(log, "wb") as file, console.out.status(f"{step.title}; output in {log}"):
-        status = subprocess.run(
-            _arguments(step.command), stdout=file, stderr=subprocess.STDOUT, env=_environment()
-        )
-    if status.returncode:
-        tail = log.read_text(errors="replace").splitlines()[-15:]
-        console.err.print("\n".join(tail), markup=False)
-        raise GkdError(f"step {number} failed with exit code {status.returncode}", f"see {log}")
-    seconds = time.monotonic() - began
-    console.out.print(f"  {seconds:.0f} s")
-    return seconds
-
-
-def _arguments(command: list[str]) -> list[str]:
-    """The command with this environment's own programs, and a free port for a launcher."""
-    program = str(Path(sys.executable).parent / command[0])
-    port = ["--master_port", str(free_port())] if command[0] == "deepspeed" else []
-    return [program, *port, *command[1:]]
-
-
-def _environment() -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, "PATH": path, "COLUMNS": "120"}
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> Table:

@@ -65,7 +65,16 @@ class AugmentConfig:
             raise ValueError(f"photometric {self.photometric} is not in [0, 2]")
 
 
-METHODS = ("none", "vanilla-kd", "cwd", "af-dcd", "vitkd", "proteus", "g2sd")
+METHODS = {
+    "none": 1.0,
+    "vanilla-kd": 1.0,
+    "cwd": 1.0,
+    "af-dcd": 1.0,
+    "vitkd": 1.0,
+    "proteus": 2.0,
+    "g2sd": 1.0,
+}
+"""Single-stage methods, and how many student passes (forward and backward) they take for an image."""
 
 
 @dataclass
@@ -76,7 +85,7 @@ class MethodConfig:
         None,
         "train the encoder too, with this method's loss beside the task's; none: with the task's alone",
         flag="--method",
-        choices=METHODS,
+        choices=tuple(METHODS),
     )
     args: dict[str, Any] = option({}, "arguments of the method, for example weight=10", flag="--method-args")
     teacher: str | None = option(
@@ -120,7 +129,7 @@ class MethodConfig:
         if not self.distils and (self.teacher is not None or self.teacher_head is not None or self.args):
             raise ConfigError(
                 "a teacher or arguments of a method are given, but no method that uses them",
-                f"give --method, one of {', '.join(METHODS[1:])}",
+                f"give --method, one of {', '.join(list(METHODS)[1:])}",
             )
 
 

@@ -121,12 +121,11 @@ class Method(nn.Module, ABC):
     """Built with the student's ``backbone``, the ``guide``, and its own arguments.
 
     ``levels``: which of the student's early levels its pass must keep. ``task_weight``: the factor of the
-    task's loss. ``passes``: how many student passes, forward and backward, a training image costs.
+    task's loss.
     """
 
     levels: Sequence[int] = ()
     task_weight: float = 1.0
-    passes: float = 1.0
 
     @abstractmethod
     def forward(self, scene: Scene) -> dict[str, Tensor]:

@@ -23,8 +23,6 @@ from gkd_scale.segment.methods.base import FeatureMethod, Guide, Scene, random_m
 class Proteus(FeatureMethod):
     """``weight`` λ of all three terms; ``ratio`` of the patches that are masked."""
 
-    passes = 2.0
-
     def __init__(self, backbone: Backbone, guide: Guide, *, weight: float = 1.0, ratio: float = 0.5) -> None:
         super().__init__(backbone, guide)
         self.weight, self.ratio = weight, ratio

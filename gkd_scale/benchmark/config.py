@@ -1,0 +1,140 @@
+"""A recipe, and the options of ``gkd-scale benchmark``. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gkd_scale import config
+from gkd_scale.config import option
+from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.segment.config import METHODS as SINGLE_STAGE
+
+METHODS = ("teacher", *SINGLE_STAGE, "gkd", "gkd-mse")
+"""Rows of the table. ``gkd-mse``: both stages of GKD with plain MSE in place of QSD."""
+
+Triple = tuple[float, float, float]
+
+
+@dataclass
+class BenchmarkConfig:
+    """Run a recipe: methods x seeds, tested on every domain, as one table."""
+
+    recipe: Path = option(help="YAML file, as those in benchmarks/recipes", positional=True)
+    out: Path | None = option(None, "folder of caches, runs and results (default runs/RECIPE)")
+    data: Path = option(Path("data"), "what {data} in the recipe stands for", metavar="FOLDER")
+    only: list[str] = option(
+        [], "METHOD or METHOD/SEED, with * and ?, repeatable: run these cells alone", metavar="CELL"
+    )
+    passes: int | None = option(None, "student passes a method, instead of the recipe's budget")
+    dry_run: bool = option(False, "print the budget and the commands, run nothing")
+    launchers: Path = option(Path("launchers"), "folder of stage1.py and stage2.py")
+    ds_config: str = option("zero2.json", "DeepSpeed JSON")
+
+
+@dataclass
+class TeacherPart:
+    """The foundation model; ``weights`` None: timm's. ``patch``: patch size at the source image size."""
+
+    name: str
+    weights: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    layer: int | None = None
+    patch: int | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    norm: str = "none"
+
+
+@dataclass
+class StudentPart:
+    """The student; ``weights`` None: from scratch."""
+
+    name: str
+    weights: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Budget:
+    """What every method may spend: ``passes`` of the student, forward and backward, counted in images.
+
+    ``proxy`` and ``source`` are the shares of GKD's two phases of stage 1, the rest is its head's.
+    ``generic`` is the share of G2SD's first stage.
+    """
+
+    passes: int
+    proxy: float = 0.45
+    source: float = 0.45
+    generic: float = 0.5
+    stage1_batch: int = 32
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        if not (self.proxy > 0 and self.source > 0 and self.proxy + self.source < 1):
+            raise ValueError(f"proxy {self.proxy} and source {self.source} are not shares that leave a rest")
+        if not 0 < self.generic < 1:
+            raise ValueError(f"generic {self.generic} is not a share")
+
+
+@dataclass
+class Recipe:
+    """One benchmark. Paths may hold ``{data}`` and ``{out}``; ``flags`` are added to commands by the names
+
+    ``cache``, ``stage1``, ``stage2`` (every stage 2), ``single`` (those with ``--method``), ``head`` (those
+    on a frozen encoder), ``evaluate``, and the methods' own.
+    """
+
+    title: str
+    teacher: TeacherPart
+    student: StudentPart
+    proxy_images: str
+    source_images: str
+    train: list[str]
+    val: list[str]
+    domains: dict[str, str]
+    image_size: str
+    budget: Budget
+    proxy_size: str | None = None
+    views: int = 4
+    head: str = "mask2former"
+    head_args: dict[str, Any] = field(default_factory=dict)
+    teacher_head: bool = False
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    flags: dict[str, str] = field(default_factory=dict)
+    prepare: list[str] = field(default_factory=list)
+    published: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in METHODS:
+                raise ConfigError(
+                    f"the recipe names a method '{name}'",
+                    nearest(name, METHODS) or f"methods: {', '.join(METHODS)}",
+                )
+        known = ("cache", "stage1", "stage2", "single", "head", "evaluate", *METHODS)
+        for name in self.flags:
+            if name not in known:
+                raise ConfigError(
+                    f"the recipe has flags for '{name}'", nearest(name, known) or f"known: {', '.join(known)}"
+                )
+        for name in ("methods", "seeds", "domains", "train", "val"):
+            if not getattr(self, name):
+                raise ConfigError(f"the recipe's '{name}' is empty", "name at least one")
+
+
+def read_recipe(path: Path, data: Path, out: Path) -> Recipe:
+    """The recipe in a YAML file, ``{data}`` and ``{out}`` put in; ConfigError for what is wrong in it."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("{data}", str(data)).replace("{out}", str(out))
+        if isinstance(value, list):
+            return [placed(item) for item in value]
+        if isinstance(value, dict):
+            return {key: placed(item) for key, item in value.items()}
+        return value
+
+    return config.build(Recipe, placed(config.read_yaml(path)), str(path))

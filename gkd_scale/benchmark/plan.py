@@ -1,0 +1,244 @@
+"""A recipe as commands, and how many steps of each the budget pays for.
+
+The budget is counted in student passes: an image once through the student, forward and backward. GKD's
+stage 1 takes 1.5 passes an image (half of every batch goes through once more, masked), Proteus 2, the
+other methods 1; a frozen student under a head is only run forward, which counts as a third. What the
+teacher, a decoder or a head computes is not counted.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gkd_scale.benchmark.config import BenchmarkConfig, Recipe
+from gkd_scale.errors import ConfigError
+from gkd_scale.segment.config import METHODS as SINGLE_STAGE
+from gkd_scale.steps import Step
+
+QSD_PASSES = 1.5
+FROZEN_PASSES = 1 / 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step of the benchmark. ``proof`` is there once it is done; ``kind`` and ``amount``: how long."""
+
+    name: str
+    step: Step
+    proof: Path
+    kind: str
+    amount: float = 1.0
+
+
+def cells(recipe: Recipe, only: Sequence[str]) -> list[tuple[str, int]]:
+    """(method, seed) of the table that ``only`` selects, seed by seed; ConfigError for none."""
+    every = [(method, seed) for seed in recipe.seeds for method in recipe.methods]
+    chosen = [
+        (method, seed)
+        for method, seed in every
+        if not only
+        or any(fnmatch.fnmatch(name, pattern) for pattern in only for name in (method, f"{method}/{seed}"))
+    ]
+    if not chosen:
+        names = ", ".join(f"{method}/{seed}" for method, seed in every)
+        raise ConfigError(f"--only {' '.join(only)} selects no cell", f"cells: {names}")
+    return chosen
+
+
+def steps_of(method: str, recipe: Recipe) -> dict[str, int]:
+    """Optimizer steps by phase that the budget pays for."""
+    budget = recipe.budget
+
+    def steps(share: float, passes: float, batch: int) -> int:
+        return max(1, round(share * budget.passes / (passes * batch)))
+
+    head = {"head": steps(1 - budget.proxy - budget.source, FROZEN_PASSES, budget.batch)}
+    if method == "teacher":
+        return head
+    if method in ("gkd", "gkd-mse"):
+        one = {
+            phase: steps(share, QSD_PASSES, budget.stage1_batch)
+            for phase, share in (("1a", budget.proxy), ("1b", budget.source))
+        }
+        return {**one, **head}
+    if method == "g2sd":
+        return {
+            "generic": steps(budget.generic, 1, budget.stage1_batch),
+            "specific": steps(1 - budget.generic, SINGLE_STAGE[method], budget.batch),
+        }
+    return {"single": steps(1, SINGLE_STAGE[method], budget.batch)}
+
+
+def evaluation(out: Path, method: str, seed: int) -> Path:
+    """Where a cell's numbers are."""
+    return out / method / f"seed{seed}" / "evaluation.json"
+
+
+class Plan:
+    """The commands of a recipe, in order, each once."""
+
+    def __init__(self, cfg: BenchmarkConfig, recipe: Recipe, out: Path) -> None:
+        self._cfg, self._recipe, self._out = cfg, recipe, out
+
+    def works(self, chosen: Sequence[tuple[str, int]]) -> list[Work]:
+        """What the chosen cells need, shared steps first where they are needed first."""
+        found: dict[str, Work] = {}
+        for number, line in enumerate(self._recipe.prepare, 1):
+            command = shlex.split(line)
+            done = self._out / "done" / f"prepare-{number}.json"
+            found[f"prepare-{number}"] = Work(
+                f"prepare-{number}", Step(f"prepare {number}", command), done, "prepare"
+            )
+        for method, seed in chosen:
+            for work in self._cell(method, seed):
+                found.setdefault(work.name, work)
+        return list(found.values())
+
+    def _cell(self, method: str, seed: int) -> Iterator[Work]:
+        steps, folder = steps_of(method, self._recipe), self._out / method / f"seed{seed}"
+        if method == "teacher":
+            yield self._teacher_head(seed)
+        elif method in ("gkd", "gkd-mse"):
+            yield self._cache("proxy")
+            yield self._cache("source")
+            qsd = ["--qsd.attention", "none"] if method == "gkd-mse" else []
+            qsd += ["--teacher-norm", self._recipe.teacher.norm]
+            for phase, cache, weights in (
+                ("1a", "proxy", self._recipe.student.weights),
+                ("1b", "source", str(folder / "1a")),
+            ):
+                yield self._stage1(method, seed, phase, cache, weights, steps[phase], qsd)
+            flags = ["--backbone", str(folder / "1b"), *self._student()]
+            yield self._stage2(method, seed, "head", steps["head"], flags)
+        elif method == "g2sd":
+            yield self._teacher_head(seed)
+            yield self._cache("proxy")
+            yield self._stage1(
+                method, seed, "generic", "proxy", self._recipe.student.weights, steps["generic"],
+                ["--objective", "g2sd"],
+            )  # fmt: skip
+            flags = ["--backbone", str(folder / "generic"), *self._student(), *self._taught(method, seed)]
+            yield self._stage2(method, seed, "head", steps["specific"], flags)
+        else:
+            if method != "none" and self._recipe.teacher_head:
+                yield self._teacher_head(seed)
+            weights = self._recipe.student.weights
+            flags = ["--backbone", weights] if weights else []
+            flags += [*self._student(), *self._taught(method, seed)]
+            yield self._stage2(method, seed, "head", steps["single"], flags)
+        yield self._evaluate(method, seed)
+
+    def _cache(self, which: str) -> Work:
+        recipe, teacher = self._recipe, self._recipe.teacher
+        out = self._out / "caches" / which
+        images, size, patch = {
+            "proxy": (recipe.proxy_images, recipe.proxy_size or recipe.image_size, None),
+            "source": (recipe.source_images, recipe.image_size, teacher.patch),
+        }[which]
+        command = ["gkd-scale", "cache-teacher", "--images", images, *_named("--teacher", teacher.name)]
+        command += _teacher_flags(recipe, ("mean", "std"))
+        command += [*_named("--patch-size", patch), "--image-size", size, "--views", str(recipe.views)]
+        command += [*self._flags("cache"), "--out", str(out)]
+        return Work(f"cache-{which}", Step(f"cache the {which} images", command), out, "cache")
+
+    def _stage1(
+        self,
+        method: str,
+        seed: int,
+        phase: str,
+        cache: str,
+        weights: str | None,
+        steps: int,
+        more: Sequence[str],
+    ) -> Work:
+        out = self._out / method / f"seed{seed}" / phase
+        command = [*self._launch("stage1.py"), "--cache", str(self._out / "caches" / cache)]
+        command += [*self._student(), *_named("--student-weights", weights), *more]
+        command += ["--global-batch", str(self._recipe.budget.stage1_batch), "--steps", str(steps)]
+        command += [*self._flags("stage1", method), "--seed", str(seed), "--out", str(out)]
+        step = Step(f"{method}, seed {seed}: stage {phase}", command)
+        return Work(f"{method}-{seed}-{phase}", step, out / "run.json", f"stage1 {method}", steps)
+
+    def _stage2(self, method: str, seed: int, phase: str, steps: int, more: Sequence[str]) -> Work:
+        recipe, out = self._recipe, self._out / method / f"seed{seed}" / phase
+        command = self._launch("stage2.py")
+        for flag, refs in (("--train", recipe.train), ("--val", recipe.val)):
+            command += [part for ref in refs for part in (flag, ref)]
+        command += ["--image-size", recipe.image_size, "--head", recipe.head]
+        command += _pairs("--head-args", recipe.head_args)
+        command += ["--global-batch", str(recipe.budget.batch), "--steps", str(steps), *more]
+        kind = "single" if "--method" in more else "head"
+        command += [*self._flags("stage2", kind, method), "--seed", str(seed), "--out", str(out)]
+        step = Step(f"{method}, seed {seed}: stage 2", command)
+        return Work(f"{method}-{seed}-{phase}", step, out / "run.json", f"stage2 {method}", steps)
+
+    def _teacher_head(self, seed: int) -> Work:
+        teacher = self._recipe.teacher
+        args = {**teacher.args, **({"patch_size": teacher.patch} if teacher.patch is not None else {})}
+        flags = ["--backbone", teacher.weights or "pretrained", "--student", teacher.name]
+        flags += _pairs("--student-args", args)
+        flags += [part for key in ("mean", "std") for part in _triple(f"--{key}", getattr(teacher, key))]
+        return self._stage2("teacher", seed, "head", steps_of("teacher", self._recipe)["head"], flags)
+
+    def _taught(self, method: str, seed: int) -> list[str]:
+        """The flags of a single-stage method and of the teacher it needs."""
+        flags = ["--method", method]
+        if method == "none":
+            return flags
+        if method != "g2sd":
+            teacher = self._recipe.teacher
+            flags += [
+                "--teacher",
+                teacher.name,
+                *_teacher_flags(self._recipe, ("teacher-mean", "teacher-std")),
+            ]
+            flags += [*_named("--teacher-patch", teacher.patch), "--teacher-norm", teacher.norm]
+        if method == "g2sd" or (self._recipe.teacher_head and method in ("cwd", "af-dcd")):
+            flags += ["--teacher-head", str(self._out / "teacher" / f"seed{seed}" / "head")]
+        return flags
+
+    def _evaluate(self, method: str, seed: int) -> Work:
+        path = evaluation(self._out, method, seed)
+        command = ["gkd-scale", "evaluate", str(path.parent / "head")]
+        command += [
+            part for name, ref in self._recipe.domains.items() for part in ("--data", f"{name}={ref}")
+        ]
+        command += [*self._flags("evaluate"), "--json", str(path)]
+        step = Step(f"{method}, seed {seed}: evaluate", command)
+        return Work(f"{method}-{seed}-evaluate", step, path, "evaluate")
+
+    def _launch(self, script: str) -> list[str]:
+        return ["deepspeed", str(self._cfg.launchers / script), "--ds-config", self._cfg.ds_config]
+
+    def _student(self) -> list[str]:
+        student = self._recipe.student
+        return ["--student", student.name, *_pairs("--student-args", student.args)]
+
+    def _flags(self, *names: str) -> list[str]:
+        return [part for name in names for part in shlex.split(self._recipe.flags.get(name, ""))]
+
+
+def _teacher_flags(recipe: Recipe, statistics: tuple[str, str]) -> list[str]:
+    teacher = recipe.teacher
+    flags = [*_named("--teacher-weights", teacher.weights), *_pairs("--teacher-args", teacher.args)]
+    flags += _named("--teacher-layer", teacher.layer)
+    for flag, values in zip(statistics, (teacher.mean, teacher.std), strict=True):
+        flags += _triple(f"--{flag}", values)
+    return flags
+
+
+def _named(flag: str, value: object) -> list[str]:
+    return [] if value is None else [flag, str(value)]
+
+
+def _triple(flag: str, values: Sequence[float] | None) -> list[str]:
+    return [] if values is None else [flag, *map(str, values)]
+
+
+def _pairs(flag: str, values: Mapping[str, object]) -> list[str]:
+    return [flag, *(f"{key}={json.dumps(value)}" for key, value in values.items())] if values else []

@@ -1,0 +1,172 @@
+"""The table: rows are methods, columns are domains and their average, ours beside the published numbers."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from gkd_scale import files
+from gkd_scale.benchmark.config import Recipe
+from gkd_scale.benchmark.plan import evaluation
+from gkd_scale.errors import ConfigError, nearest
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+AVERAGE = "Avg"
+NAMES = {
+    "teacher": "teacher, frozen",
+    "none": "student without distillation",
+    "vanilla-kd": "Vanilla KD",
+    "cwd": "CWD",
+    "af-dcd": "Af-DCD",
+    "vitkd": "ViTKD",
+    "proteus": "Proteus",
+    "g2sd": "G2SD",
+    "gkd-mse": "GKD with MSE",
+    "gkd": "GKD",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """mIoU in % of one method on one domain, by seed, and what is published (None: nothing)."""
+
+    values: tuple[float, ...]
+    published: float | None = None
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample's standard deviation over seeds; None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        spread = "" if self.deviation is None else f" ± {self.deviation:.1f}"
+        ours = f"{self.mean:.1f}{spread}" if self.values else "–"
+        return ours if self.published is None else f"{ours} ({self.published:.1f})"
+
+
+Rows = dict[str, dict[str, Score]]
+"""Scores by method and column; the last column is the average."""
+
+
+def collect(recipe: Recipe, out: Path) -> Rows:
+    """What has been measured so far, each average over domains first, then over seeds."""
+    published = read_published(recipe.published) if recipe.published else {}
+    columns = [*recipe.domains, AVERAGE]
+    rows: Rows = {}
+    for method in recipe.methods:
+        paths = [evaluation(out, method, seed) for seed in recipe.seeds]
+        found = [_by_column(path, recipe.domains) for path in paths if path.is_file()]
+        theirs = published.get(method, {})
+        rows[method] = {
+            column: Score(tuple(each[column] for each in found), theirs.get(column)) for column in columns
+        }
+    return {method: row for method, row in rows.items() if row[AVERAGE].values or method in published}
+
+
+def _by_column(path: Path, domains: Mapping[str, str]) -> dict[str, float]:
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    values = {domain: float(measured[domain]["miou"]) for domain in domains}
+    return {**values, AVERAGE: statistics.fmean(values.values())}
+
+
+def read_published(name: str) -> dict[str, dict[str, float | None]]:
+    """Published mIoU of ``BENCHMARK/PAIR`` by method and column; ConfigError for an unknown one."""
+    known = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    del known["source"]
+    names = [f"{bench}/{pair}" for bench, pairs in known.items() for pair in pairs if pair != "columns"]
+    if name not in names:
+        raise ConfigError(
+            f"no published numbers are called '{name}'", nearest(name, names) or f"known: {', '.join(names)}"
+        )
+    bench, _, pair = name.partition("/")
+    columns = known[bench]["columns"]
+    return {method: dict(zip(columns, row, strict=True)) for method, row in known[bench][pair].items()}
+
+
+def shown(recipe: Recipe, rows: Rows) -> Table:
+    """The table for the terminal."""
+    header, *body = _cells(recipe, rows)
+    table = Table(title=_caption(recipe))
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for line in body:
+        table.add_row(*line)
+    return table
+
+
+def markdown(recipe: Recipe, rows: Rows) -> str:
+    """The table for a document."""
+    header, *body = _cells(recipe, rows)
+    rule = ["---", *("---:" for _ in header[1:])]
+    lines = ["| " + " | ".join(line) + " |" for line in (header, rule, *body)]
+    return f"{_caption(recipe)}\n\n" + "\n".join(lines) + "\n"
+
+
+def _caption(recipe: Recipe) -> str:
+    seeds = f"{len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}"
+    published = "; in brackets: arXiv 2603.02554" if recipe.published else ""
+    return f"{recipe.title}: mIoU in %, mean ± standard deviation of up to {seeds}{published}"
+
+
+def _cells(recipe: Recipe, rows: Rows) -> list[Sequence[str]]:
+    lines: list[Sequence[str]] = [("method", *recipe.domains, AVERAGE)]
+    lines += [(NAMES[method], *map(str, row.values())) for method, row in rows.items()]
+    return lines
+
+
+def as_json(rows: Rows) -> dict[str, Any]:
+    """The same with every seed's number."""
+    return {
+        method: {
+            column: {
+                "values": list(score.values),
+                "mean": score.mean if score.values else None,
+                "deviation": score.deviation,
+                "published": score.published,
+            }
+            for column, score in row.items()
+        }
+        for method, row in rows.items()
+    }
+
+
+def bars(rows: Rows, path: Path) -> bool:
+    """A bar for each method's average, the published one beside it, as PNG; False without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    measured = {method: row[AVERAGE] for method, row in rows.items() if row[AVERAGE].values}
+    figure = Figure(figsize=(8, 0.45 * len(measured) + 1.2), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    places = range(len(measured))
+    axes.barh(
+        places,
+        [score.mean for score in measured.values()],
+        xerr=[score.deviation or 0 for score in measured.values()],
+        height=0.6,
+    )
+    published = [(place, score.published) for place, score in zip(places, measured.values(), strict=True)]
+    marks = [(value, place) for place, value in published if value is not None]
+    if marks:
+        axes.plot(*zip(*marks, strict=True), "k|", markersize=14, label="published")
+        axes.legend()
+    axes.set_yticks(places, [NAMES[method] for method in measured])
+    axes.invert_yaxis()
+    axes.set_xlabel("mIoU in %, average of the domains")
+    with files.atomic(path) as file:
+        canvas.print_png(file)
+    return True

@@ -1,0 +1,72 @@
+"""Running: what is done is not done again, a changed command is, a failure stops and is gone on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gkd_scale.benchmark.config import BenchmarkConfig
+from gkd_scale.benchmark.plan import Work
+from gkd_scale.benchmark.run import benchmark, run
+from gkd_scale.errors import ConfigError, GkdError
+from gkd_scale.steps import Step
+from tests.conftest import ROOT
+
+
+def touch(name: str, out: Path, code: str = "") -> Work:
+    """A step that adds a line to a file."""
+    script = f"{code}\nopen({str(out / name)!r}, 'a').write('x')"
+    return Work(name, Step(name, ["python", "-S", "-c", script]), out / name, "touch")
+
+
+def test_the_same_call_goes_on_where_it_stopped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    works = [touch("a", tmp_path), touch("b", tmp_path, "raise SystemExit('no luck')"), touch("c", tmp_path)]
+    with pytest.raises(GkdError, match="'b' failed with exit code 1"):
+        run(works, tmp_path)
+    assert "no luck" in capfd.readouterr().err
+    works[1] = touch("b", tmp_path)
+    seconds = run(works, tmp_path)
+    assert list(seconds) == ["a", "b", "c"]
+    assert [(tmp_path / name).read_text() for name in "abc"] == ["x", "x", "x"]
+    shown = capfd.readouterr().out
+    assert "2/3 (about 0 min left) b" in shown and "1/3" not in shown
+    assert run(works, tmp_path) == pytest.approx(seconds, abs=0.1)
+    assert (tmp_path / "a").read_text() == "x"
+
+
+def test_a_changed_command_or_a_lost_result_is_run_again(tmp_path: Path) -> None:
+    run([touch("a", tmp_path)], tmp_path)
+    run([touch("a", tmp_path, "pass")], tmp_path)
+    assert (tmp_path / "a").read_text() == "xx"
+    (tmp_path / "a").unlink()
+    run([touch("a", tmp_path, "pass")], tmp_path)
+    assert (tmp_path / "a").read_text() == "x"
+
+
+def config(tmp_path: Path, **values: object) -> BenchmarkConfig:
+    given = {
+        "recipe": ROOT / "benchmarks/recipes/camvid.yaml",
+        "out": tmp_path,
+        "launchers": ROOT / "launchers",
+    }
+    return BenchmarkConfig(**{**given, **values})  # type: ignore[arg-type]
+
+
+def test_a_dry_run_prints_budget_and_commands_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark(config(tmp_path / "out", dry_run=True, only=["gkd/1"], passes=4800, data=Path("some/data")))
+    shown = capsys.readouterr().out
+    assert "4800 student passes" in shown and "1a: 50" in shown
+    commands = [line for line in shown.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
+    assert [line.split()[1].split("/")[-1] for line in commands] == [
+        "cache-teacher", "cache-teacher", "stage1.py", "stage1.py", "stage2.py", "evaluate",
+    ]  # fmt: skip
+    assert "--seed 1" in commands[2] and "some/data/proxy_imagenet" in commands[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_launchers_it_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run from a checkout"):
+        benchmark(config(tmp_path, launchers=tmp_path))

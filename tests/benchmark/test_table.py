@@ -1,0 +1,65 @@
+"""The table: means and deviations over seeds, averages over domains, ours beside the published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gkd_scale.benchmark import table
+from gkd_scale.benchmark.plan import evaluation
+from gkd_scale.benchmark.table import AVERAGE, PUBLISHED, as_json, collect, markdown, read_published
+from gkd_scale.errors import ConfigError
+
+from .test_recipes import recipe
+
+
+def measured(out: Path, method: str, seed: int, **miou: float) -> None:
+    path = evaluation(out, method, seed)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({domain: {"miou": value} for domain, value in miou.items()}))
+
+
+def test_means_deviations_and_averages(tmp_path: Path) -> None:
+    of = recipe("gtav")
+    measured(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0, Map=60.0)
+    measured(tmp_path, "gkd", 2, Citys=52.0, BDD=46.0, Map=52.0)
+    measured(tmp_path, "none", 0, Citys=30.0, BDD=20.0, Map=10.0)
+    rows = collect(of, tmp_path)
+    gkd = rows["gkd"]
+    assert gkd["Citys"].values == (50.0, 52.0) and gkd["Citys"].mean == 51
+    assert gkd["Citys"].deviation == pytest.approx(2**0.5)
+    assert gkd[AVERAGE].values == (50.0, 50.0) and gkd[AVERAGE].deviation == 0
+    assert str(gkd["Citys"]) == "51.0 ± 1.4 (58.3)"
+    assert str(rows["none"]["Map"]) == "10.0 (47.7)"
+    assert str(rows["cwd"]["Avg"]) == "– (49.3)"
+    assert "g2sd" not in rows
+    text = markdown(of, rows)
+    assert "| method | Citys | BDD | Map | Avg |" in text
+    assert "| GKD | 51.0 ± 1.4 (58.3) | 43.0 ± 4.2 (54.2) | 56.0 ± 5.7 (61.3) | 50.0 ± 0.0 (57.9) |" in text
+    again = json.loads(json.dumps(as_json(rows)))
+    assert again["gkd"]["Citys"] == {
+        "values": [50.0, 52.0], "mean": 51.0, "deviation": pytest.approx(2**0.5), "published": 58.3,
+    }  # fmt: skip
+
+
+def test_published_averages_are_those_of_their_domains() -> None:
+    """Except where the paper rounds: within 0.1."""
+    for name in ("gtav", "cityscapes_acdc", "potsdam"):
+        for row in read_published(f"{name}/dinov2-l-vit-b").values():
+            *domains, average = row.values()
+            assert average == pytest.approx(sum(domains) / len(domains), abs=0.1)
+    assert "2603.02554" in PUBLISHED.read_text()
+
+
+def test_unknown_published_numbers_name_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'gtav/dinov2-l-vit-b'"):
+        read_published("gtav/dinov2-l-vitb")
+
+
+def test_a_picture_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    measured(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0, Map=60.0)
+    assert table.bars(collect(recipe("gtav"), tmp_path), tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
