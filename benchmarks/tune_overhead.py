@@ -4,7 +4,10 @@
 
 Alone means: the code of a trial (stage 1, probe, checkpoints) in a process of its own with one thread, as
 Ray gives a trial of one CPU, one after another, without Ray; half the sum of their wall times is what two
-cores could do at best. ``ratio`` is the search's wall time, start to exit, over that.
+cores could do at best. ``ratio`` is the search's wall time, start to exit, over that. ``pair_seconds`` is the
+wall time of two of them at once, still without Ray: what two trials cost each other in memory bandwidth is
+no overhead of the search, and ``ratio_to_pairs`` leaves it out. ``--alone-runs 2`` measures 2 of the 8 runs
+alone, which differ in the learning rate only, and takes their mean for all.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 LRS = [2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3]
@@ -31,7 +35,7 @@ def flags(out: Path, steps: int, lrs: list[float]) -> list[str]:
     return [*given, "--steps", str(steps), "--out", str(out / "search")]
 
 
-def alone(out: Path, steps: int, lr: float) -> None:
+def alone(out: Path, steps: int, lr: float) -> NoReturn:
     """One trial without Ray, in this process; prints the seconds that a trial does not spend (checking)."""
     sys.path.insert(0, str(ROOT / "tuning"))
     from gkd_scale import config
@@ -61,23 +65,27 @@ def wall(command: list[str]) -> tuple[float, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Wall time of a search over that of its runs alone.")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-overhead"))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--alone-runs", type=int, default=8)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--alone", type=float, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.alone is not None:
         alone(given.out, given.steps, given.alone)
-        return
     lrs = LRS[: given.trials]
     load = os.getloadavg()[0]
     searched, _ = wall([sys.executable, str(ROOT / "tuning/search.py"), *flags(given.out, given.steps, lrs)])
     print(f"search: {searched:.1f} s", flush=True)
-    seconds = []
-    for lr in lrs:
-        again = [sys.executable, __file__, "--out", str(given.out), "--steps", str(given.steps)]
-        took, said = wall([*again, "--alone", str(lr)])
-        seconds.append(took - json.loads(said.splitlines()[-1])["checking"])
-        print(f"alone, lr {lr}: {seconds[-1]:.1f} s", flush=True)
+    again = [sys.executable, __file__, "--out", str(given.out), "--steps", str(given.steps), "--alone"]
+
+    def run(lr: float) -> float:
+        took, said = wall([*again, str(lr)])
+        return took - float(json.loads(said.splitlines()[-1])["checking"])
+
+    seconds = [run(lr) for lr in lrs[: given.alone_runs]]
+    with ThreadPoolExecutor(2) as pool:
+        pair = max(pool.map(run, [lr * 1.01 for lr in lrs[:2]]))
+    alone_total = sum(seconds) / len(seconds) * len(lrs)
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
@@ -86,7 +94,9 @@ def main() -> None:
         "trials": len(lrs),
         "search_seconds": round(searched, 1),
         "alone_seconds": [round(each, 1) for each in seconds],
-        "ratio": round(searched / (sum(seconds) / 2), 2),
+        "pair_seconds": round(pair, 1),
+        "ratio": round(searched / (alone_total / 2), 2),
+        "ratio_to_pairs": round(searched / (pair * len(lrs) / 2), 2),
     }
     path = Path(__file__).with_suffix(".json")
     path.write_text(json.dumps(result, indent=2) + "\n")

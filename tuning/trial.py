@@ -41,6 +41,8 @@ METRIC = "miou"
 """The objective: mean over the selection domains of the probe's mIoU, in percent."""
 ENDED = "ended.txt"
 """In a trial's folder once it is done or stopped; Tune's own snapshot may be older than that."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What PyTorch's allocators say where there is no memory."""
 GRACE = 20.0
 """Seconds that rank 0 may take to notice by itself that another rank died."""
 
@@ -67,8 +69,8 @@ def train(drawn: dict[str, Any], plan: Plan) -> None:
             raise
         except (GkdError, MemoryError) as error:
             _fail(out, error)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one, under names that differ by version
-            if "out of memory" not in str(error).lower():
+        except RuntimeError as error:  # a GPU's and a CPU's allocator both raise one
+            if not any(sign in str(error).lower() for sign in NO_MEMORY):
                 raise
             _fail(out, error)
 

@@ -169,6 +169,22 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 
 @pytest.mark.slow
+def test_trials_that_cannot_run_are_shown_with_their_cause(
+    tiny_cache: Path, domains: Path, tmp_path: Path
+) -> None:
+    """50 channels are no multiple of 3 heads: timm raises. 30 million channels: no memory."""
+    space = "student_args.embed_dim: choice(50, 30000000, 48)\nglobal_batch: 4\n"
+    more = ("--search", "grid", "--scheduler", "none", "--retries", 0)
+    done = run([*SCRIPT, *flags(tiny_cache, domains, tmp_path, *more, space=space)], tmp_path)
+    assert done.code == 0, done.text
+    assert "done" in done.text
+    causes = {row["config.student_args.embed_dim"]: row["cause"] for row in rows(tmp_path)}
+    assert causes[48] is None
+    assert "memory" in causes[30000000]
+    assert causes[50]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_search_goes_on(
     how: signal.Signals, tiny_cache: Path, domains: Path, tmp_path: Path
