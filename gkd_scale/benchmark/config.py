@@ -82,8 +82,8 @@ class Budget:
 class Recipe:
     """One benchmark. Paths may hold ``{data}`` and ``{out}``; ``flags`` are added to commands by the names
 
-    ``cache``, ``stage1``, ``stage2`` (every stage 2), ``single`` (those with ``--method``), ``head`` (those
-    on a frozen encoder), ``evaluate``, and the methods' own.
+    ``cache``, ``stage1``, ``1a`` and ``1b`` (GKD's phases of it), ``stage2`` (every stage 2), ``single``
+    (those with ``--method``), ``head`` (those on a frozen encoder), ``evaluate``, and the methods' own.
     """
 
     title: str
@@ -114,7 +114,7 @@ class Recipe:
                     f"the recipe names a method '{name}'",
                     nearest(name, METHODS) or f"methods: {', '.join(METHODS)}",
                 )
-        known = ("cache", "stage1", "stage2", "single", "head", "evaluate", *METHODS)
+        known = ("cache", "stage1", "1a", "1b", "stage2", "single", "head", "evaluate", *METHODS)
         for name in self.flags:
             if name not in known:
                 raise ConfigError(

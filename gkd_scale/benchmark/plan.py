@@ -160,7 +160,7 @@ class Plan:
         command = [*self._launch("stage1.py"), "--cache", str(self._out / "caches" / cache)]
         command += [*self._student(), *_named("--student-weights", weights), *more]
         command += ["--global-batch", str(self._recipe.budget.stage1_batch), "--steps", str(steps)]
-        command += [*self._flags("stage1", method), "--seed", str(seed), "--out", str(out)]
+        command += [*self._flags("stage1", phase, method), "--seed", str(seed), "--out", str(out)]
         step = Step(f"{method}, seed {seed}: stage {phase}", command)
         return Work(f"{method}-{seed}-{phase}", step, out / "run.json", f"stage1 {method}", steps)
 
