@@ -6,7 +6,7 @@
 - flips: random single bits over all files of a cache; each must be found by verify, and the loader must
   meet it as our error, or not read that byte.
 - truncations: one shard cut at every member boundary.
-Killing Ray workers is a test: tests/cache/test_cluster.py kills five.
+Ray: tests/cache/test_cluster.py kills five workers, a driver and a node.
 """
 
 from __future__ import annotations
