@@ -13,8 +13,8 @@ PART is one of
 - students: two students in one pass over each alone, where the loader and where the students are slow.
 
 One torch thread. Teachers and students are untrained: speed does not know. What is compared is measured in
-turns; a figure is the least of ``--steps`` turns, since other work on a machine only ever adds time. ``--out``
-adds the part to a JSON file.
+turns; a figure is the least of ``--steps`` turns, since other work on a machine only ever adds time.
+``--out`` adds the part to a JSON file.
 """
 
 from __future__ import annotations
