@@ -13,8 +13,8 @@ PART is one of
 - students: two students in one pass over each alone, where the loader and where the students are slow.
 
 One torch thread. Teachers and students are untrained: speed does not know. What is compared is measured in
-turns; a figure is the median of ``--steps`` turns, a ratio the median of the ratios within a turn, so that
-other work on the machine weighs on both sides alike. ``--out`` adds the part to a JSON file.
+turns; a figure is the least of ``--steps`` turns, since other work on a machine only ever adds time.
+``--out`` adds the part to a JSON file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -129,30 +128,21 @@ class Bench:
         return step
 
 
-def in_turns(steps: int, **works: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of each work, one after the other, ``steps`` times, after one unmeasured round."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+def in_turns(steps: int, **works: Callable[[], object]) -> dict[str, float]:
+    """Least seconds of each work in ``steps`` turns, after one unmeasured turn."""
+    found = dict.fromkeys(works, float("inf"))
     for turn in range(steps + 1):
         for name, work in works.items():
             began = time.perf_counter()
             work()
             if turn:
-                found[name].append(time.perf_counter() - began)
+                found[name] = min(found[name], time.perf_counter() - began)
     return found
 
 
-def medians(found: dict[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in found.items()}
-
-
-def rates(found: dict[str, list[float]], count: int) -> dict[str, float]:
+def rates(seconds: dict[str, float], count: int) -> dict[str, float]:
     """How many of ``count`` a second, for each work."""
-    return {name: count / seconds for name, seconds in medians(found).items()}
-
-
-def ratio(over: list[float], under: list[float]) -> float:
-    """The median of the ratios within each turn."""
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+    return {name: count / each for name, each in seconds.items()}
 
 
 # ------------------------------------------------------------------------------------------- parts
@@ -173,7 +163,7 @@ def limit(bench: Bench) -> dict[str, Any]:
     seconds = in_turns(
         bench.steps, cache=lambda: train(source.batches(0, 2)), memory=lambda: train(iter(held))
     )
-    return {"steps/s": rates(seconds, 2), "ratio": ratio(seconds["memory"], seconds["cache"])}
+    return {"steps/s": rates(seconds, 2), "ratio": seconds["memory"] / seconds["cache"]}
 
 
 def live_source(bench: Bench, teacher: Teacher, count: int = 32) -> LiveSource:
@@ -196,14 +186,14 @@ def live(bench: Bench) -> dict[str, Any]:
             live=bench.stepper(training, run.batches(0, 10**6)),
             teacher=lambda teacher=teacher, pixels=pixels: teacher(pixels),
         )
-        both = [a + b for a, b in zip(seconds["teacher"], seconds["cached"], strict=True)]
-        speed_up, predicted = (ratio(over, seconds["cached"]) for over in (seconds["live"], both))
+        speed_up = seconds["live"] / seconds["cached"]
+        predicted = (seconds["teacher"] + seconds["cached"]) / seconds["cached"]
         found[name] = {
             "parameters_m": millions,
             "images/s": rates(seconds, BATCH),
             "speed_up": speed_up,
             "predicted": predicted,
-            "of_prediction": ratio(seconds["live"], both),
+            "of_prediction": speed_up / predicted,
         }
     return found
 
@@ -249,7 +239,7 @@ def peers(bench: Bench) -> dict[str, Any]:
 
     ours = bench.stepper(training, cached.batches(0, 10**6))
     seconds = in_turns(bench.steps, ours=ours, reference=reference)
-    return {"images/s": rates(seconds, BATCH), "ratio": ratio(seconds["reference"], seconds["ours"])}
+    return {"images/s": rates(seconds, BATCH), "ratio": seconds["reference"] / seconds["ours"]}
 
 
 def masked(bench: Bench) -> dict[str, Any]:
@@ -274,8 +264,8 @@ def masked(bench: Bench) -> dict[str, Any]:
         apart.append(abs(one - two) / two)
     seconds = in_turns(bench.steps, shared=shared, full=full)
     return {
-        "seconds": medians(seconds),
-        "ratio": ratio(seconds["full"], seconds["shared"]),
+        "seconds": seconds,
+        "ratio": seconds["full"] / seconds["shared"],
         "relative_loss_difference": max(apart),
     }
 
@@ -304,7 +294,7 @@ for _ in range(repeats):
     began = time.perf_counter()
     step(student, teacher)
     seconds.append(time.perf_counter() - began)
-print(sorted(seconds)[len(seconds) // 2], (kib("VmHWM") - before) / 1024)
+print(min(seconds), (kib("VmHWM") - before) / 1024)
 """
 
 
@@ -329,7 +319,7 @@ def ranks(bench: Bench) -> dict[str, Any]:
     source = bench.cached(bench.teacher(name), name)
     assert source.num_samples
     cache = bench.scratch / f"cache-{name}-32-224"
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     for world in (1, 2, 1, 2):
         out = bench.scratch / f"ranks-{world}-{len(found)}-{time.monotonic_ns()}"
         flags = ["--ds-config", "zero1.json", "--cache", cache, "--student", STUDENT, "--workers", 1]
@@ -342,9 +332,9 @@ def ranks(bench: Bench) -> dict[str, Any]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        found.setdefault(str(world), []).extend(row["images_per_s"] for row in rows[2:])
-    pace = {world: statistics.median(values) for world, values in found.items()}
-    return {"images/s": pace, "ratio": pace["2"] / pace["1"]}
+        best = max(row["images_per_s"] for row in rows[2:])
+        found[str(world)] = max(best, found.get(str(world), 0.0))
+    return {"images/s": found, "ratio": found["2"] / found["1"]}
 
 
 class SlowSource:
@@ -383,8 +373,8 @@ def students(bench: Bench) -> dict[str, Any]:
             second=lambda train=train: train([two]),
             both=lambda train=train: train([one, two]),
         )
-        alone = [a + b for a, b in zip(seconds["first"], seconds["second"], strict=True)]
-        found[regime] = {"seconds": medians(seconds), "ratio": ratio(seconds["both"], alone)}
+        ratio = seconds["both"] / (seconds["first"] + seconds["second"])
+        found[regime] = {"seconds": seconds, "ratio": ratio}
     return found
 
 

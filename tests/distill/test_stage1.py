@@ -118,7 +118,7 @@ def test_a_stop_writes_a_checkpoint_and_the_same_call_goes_on(
 ) -> None:
     def ask(step: int, _module: object) -> dict[str, float]:
         if step == 2:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return {}
 
     cfg = config(tiny_cache, tmp_path / "run", save_every=100)
@@ -144,7 +144,7 @@ def test_checkpointed_activations_change_nothing(
 
     def ask(step: int, _module: object) -> dict[str, float]:
         if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return {}
 
     with pytest.raises(Stopped):

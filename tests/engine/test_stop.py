@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -16,19 +15,19 @@ def test_a_signal_is_a_request_while_the_block_lasts(number: signal.Signals) -> 
     before = signal.getsignal(number)
     with stop.requests() as asked:
         assert not asked()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert asked()
     assert signal.getsignal(number) is before
 
 
 def test_sigterm_again_changes_nothing_and_ctrl_c_again_stops_at_once() -> None:
     with stop.requests() as asked:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
         assert asked()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_another_thread_leaves_signals_alone() -> None:
