@@ -6,8 +6,7 @@ a global batch are masked depends on their place in it, so that it is the same f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -50,14 +49,9 @@ class MaskToken(nn.Module):
         self._mask: Tensor | None = None
         patch_embed.register_forward_hook(self._replace)
 
-    @contextmanager
-    def set(self, mask: Tensor | None) -> Iterator[None]:
-        """The mask (B, N) of the forward pass inside the block, or None."""
+    def set(self, mask: Tensor | None) -> None:
+        """The mask (B, N) of the forward passes that follow, or None."""
         self._mask = mask
-        try:
-            yield
-        finally:
-            self._mask = None
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """(B, …, C) with masked positions replaced; ``mask`` (B, N)."""

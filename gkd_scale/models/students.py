@@ -54,8 +54,11 @@ class Student(nn.Module):
         """``pixels`` (B, 3, H, W) 0..255 and ``mask`` (B, mask_tokens) bool to features on ``grid``."""
         x = self.normalize(pixels).to(families.dtype_of(self.net))
         if isinstance(self.mask, MaskToken):
-            with self.mask.set(mask):
+            self.mask.set(mask)
+            try:
                 return families.dense(self.net, x)[0]
+            finally:
+                self.mask.set(None)
         if mask is not None:
             x = self.mask(x, mask, self.mask_grid)
         return families.dense(self.net, x)[0]
