@@ -132,16 +132,18 @@ def logits(model: Model, pixels: Tensor, windows: Windows | None = None, batch_s
     if len(corners) == 1:
         return _padded_logits(model, pixels)
     places = [(..., slice(top, top + size[0]), slice(left, left + size[1])) for top, left in corners]
-    total, seen = torch.zeros(()), pixels.new_zeros((height, width), dtype=torch.float32)
+    total: Tensor | None = None
+    seen = pixels.new_zeros((height, width), dtype=torch.float32)
     together = max(1, batch_size // batch)
     for first in range(0, len(places), together):
         chunk = places[first : first + together]
         found = _padded_logits(model, torch.cat([pixels[place] for place in chunk]))
-        if not total.ndim:
+        if total is None:
             total = found.new_zeros((batch, found.shape[1], height, width))
         for place, part in zip(chunk, found.split(batch), strict=True):
             total[place] += part
             seen[place] += 1
+    assert total is not None
     return total.div_(seen)
 
 
@@ -172,7 +174,7 @@ def _choose(looks: Sequence[Tensor], size: Size) -> Tensor:
     total = upsample(looks[0], size)
     for look in looks[1:]:
         total = total + upsample(look, size)
-    return total.argmax(1)[0]
+    return total.max(1).indices[0]  # as argmax, which takes 2.6 times as long over channels on a CPU
 
 
 def confusion(
