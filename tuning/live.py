@@ -23,7 +23,7 @@ from trial import ENDED
 from gkd_scale import console, files
 
 WRITE_EVERY = 1.0
-"""Seconds between rewritings of the table on disk."""
+"""Seconds between rewritings of the table, on disk and on the terminal."""
 SHOWN = 15
 """Most trials in the live table."""
 CAUSES = 3
@@ -89,8 +89,8 @@ class Board(tune.Callback):  # type: ignore[misc]
         self._follow(trials)
         if time.monotonic() - self.written >= WRITE_EVERY:
             self._write(trials)
-        if self.live:
-            self.live.update(self.render())
+            if self.live:
+                self.live.update(self.render())
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         self._follow(trials)

@@ -28,6 +28,7 @@ _LEFT_OUT = (
     "trial_id",
     "done",
     "experiment_tag",
+    "report",
 )
 
 

@@ -58,7 +58,7 @@ def test_the_board_shows_trials_before_their_first_report_and_why_others_failed(
     for each in tried[:2]:
         board.on_trial_result(0, tried, each, each.last_result)
         board.on_trial_complete(0, tried, each)
-    board.on_step_end(0, tried)
+    board.on_experiment_end(tried)
     shown = "\n".join(lines(board.render()))
     assert "2 of 4 trials ended · 1 running · 1 done · 1 failed" in shown
     assert "best mIoU 40.00 (trial 1, step 8)" in shown
