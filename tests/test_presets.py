@@ -22,11 +22,12 @@ def parse(path: Path, *flags: str) -> Stage1Config:
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_parses_and_timm_knows_its_names(path: Path) -> None:
     cfg = parse(path, "--cache", "caches/x")
-    for name in (cfg.teacher, cfg.student):
+    (student,) = cfg.student
+    for name in (cfg.teacher, student):
         assert name in timm.models.get_arch_pretrained_cfgs(str(name).split(".")[0])
     side, patch = (224, 14) if path.stem.endswith("1a") else (512, 16)
     assert cfg.student_args == {"img_size": side, "patch_size": patch}
-    assert cost(cfg.student, (side, side), cfg.student_args).grid == (side // patch, side // patch)
+    assert cost(str(student), (side, side), cfg.student_args).grid == (side // patch, side // patch)
     assert cfg.optim.lr == pytest.approx(5e-4 * cfg.global_batch / 512)
     assert cfg.out.name == path.stem
     assert f"`{path.stem.removesuffix('_1b').removesuffix('_1a')}" in (path.parent / "README.md").read_text()
