@@ -57,9 +57,9 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-def kills(whole: Path, source: Path, work: Path, count: int) -> dict[str, int]:
+def kills(whole: Path, source: Path, work: Path, count: int, seed: int) -> dict[str, int]:
     """Kill a build ``count`` times after its first files appear, each a new cache; then finish it."""
-    draw, same, during = random.Random(0), 0, 0
+    draw, same, during = random.Random(seed), 0, 0
     for number in range(count):
         out = work / f"killed-{number}"
         process = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -125,6 +125,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
@@ -141,7 +142,7 @@ def main() -> None:
         found |= truncations(whole)
         found |= flips(whole, options.flips)
         assert verify(whole, print, quiet=True) == 0, "the cache is whole again"
-        found |= kills(whole, source, work, options.kills)
+        found |= kills(whole, source, work, options.kills, options.seed)
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
