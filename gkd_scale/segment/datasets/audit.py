@@ -91,10 +91,10 @@ def check(config: CheckConfig) -> list[PartReport]:
         for part in parts:
             task = progress.add_task(part or config.name, total=None)
 
-            def show(total: int, task: Any = task) -> None:
+            def advance(total: int, task: Any = task) -> None:
                 progress.update(task, total=total, advance=1)
 
-            reports.append(_check_part(adapter, ref.path, part, config, show))
+            reports.append(_check_part(adapter, ref.path, part, config, advance))
     return reports
 
 
