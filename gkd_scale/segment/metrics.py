@@ -32,16 +32,15 @@ class Confusion:
     def update(self, prediction: Tensor, truth: Tensor) -> None:
         """Count two maps of one shape; where ``truth`` is 255 whatever was predicted does not count."""
         assert prediction.shape == truth.shape, (prediction.shape, truth.shape)
-        valid = truth != IGNORE
-        rows, columns = truth[valid].long(), prediction[valid].long()
-        if rows.numel() == 0:
+        if not truth.numel():
             return
-        columns = torch.where(columns == IGNORE, self.classes, columns)
-        for name, values, most in (("truth", rows, self.classes - 1), ("prediction", columns, self.classes)):
-            low, high = int(values.min()), int(values.max())
-            assert low >= 0 and high <= most, f"{name} has {low}..{high}, classes {self.classes}"
-        cells = torch.bincount(rows * (self.classes + 1) + columns, minlength=self.counts.numel())
-        self.counts += cells.reshape(self.counts.shape).to(self.counts.device)
+        low, high = (int(each) for each in prediction.aminmax())
+        assert low >= 0 and high <= IGNORE, f"prediction has {low}..{high}"
+        pairs = truth.to(torch.int32) * (IGNORE + 1) + prediction.to(torch.int32)
+        cells = torch.bincount(pairs.flatten(), minlength=(IGNORE + 1) ** 2).reshape(IGNORE + 1, -1)[:IGNORE]
+        counted = torch.cat([cells[: self.classes, : self.classes], cells[: self.classes, IGNORE:]], 1)
+        assert counted.sum() == cells.sum(), f"a class beyond the {self.classes} classes"
+        self.counts += counted.to(self.counts.device)
 
     def __add__(self, other: Confusion) -> Confusion:
         return Confusion(self.classes, self.counts + other.counts)
