@@ -39,7 +39,7 @@ FORMS = {
     "published": QsdConfig(),
     "zero-query": QsdConfig(init="zero-query"),
     "sqrt": QsdConfig(scale="sqrt"),
-    "mse": QsdConfig(attention="none"),
+    "mse": QsdConfig(form="mse"),
 }
 
 

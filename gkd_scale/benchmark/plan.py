@@ -106,7 +106,7 @@ class Plan:
         elif method in ("gkd", "gkd-mse"):
             yield self._cache("proxy")
             yield self._cache("source")
-            qsd = ["--qsd.attention", "none"] if method == "gkd-mse" else []
+            qsd = ["--qsd.form", "mse"] if method == "gkd-mse" else []
             qsd += ["--teacher-norm", self._recipe.teacher.norm]
             for phase, cache, weights in (
                 ("1a", "proxy", self._recipe.student.weights),

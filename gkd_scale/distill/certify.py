@@ -174,7 +174,6 @@ def _measure(plain: Distiller, other: Distiller, swap: Swap, batches: Sequence[B
 def _attention_kl(distiller: Distiller, batch: Batch, changed: Batch) -> Tensor:
     """KL(original, changed) of the feature head's attention, in nats, for each query: (B·N,)."""
     head = distiller.head_feature
-    assert head.proj_q is not None  # certify trains the published form
     queries = head.proj_q(distiller.features(batch.pixels).patches)
     logs = [
         torch.log_softmax(queries @ b.teacher.patches.float().transpose(1, 2) * head.scale, dim=-1)

@@ -24,6 +24,11 @@ class LossConfig:
 class QsdConfig:
     """qsd: the form of query-based soft distillation"""
 
+    form: str = option(
+        "qsd",
+        "mse leaves the queries out: the projected student tokens against the teacher's (an ablation)",
+        choices=("qsd", "mse"),
+    )
     init: str = option(
         "published", "zero-query starts from uniform attention", choices=("published", "zero-query")
     )
@@ -31,9 +36,6 @@ class QsdConfig:
         "published",
         "of the attention logits: published is 1, sqrt is 1/sqrt(Ct)",
         choices=("published", "sqrt"),
-    )
-    attention: str = option(
-        "published", "none projects each student token alone: plain MSE", choices=("published", "none")
     )
 
 

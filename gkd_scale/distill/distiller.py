@@ -52,7 +52,7 @@ class Distiller(nn.Module):
                 teacher_dim,
                 scaled=form.scale == "sqrt",
                 zero_query=form.init == "zero-query",
-                attention=form.attention != "none",
+                attend=form.form == "qsd",
             )
             for _ in range(3)
         ]

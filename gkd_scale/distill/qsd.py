@@ -18,8 +18,8 @@ class QsdHead(nn.Module):
     """v' = softmax(φ(v_s) v_tᵀ) ψ(v_s), with φ and ψ each LayerNorm(Cs) then Linear(Cs, Ct).
 
     One attention head; the logits are unscaled as published, or divided by √Ct with ``scaled``.
-    ``zero_query`` starts φ's Linear at zero, so that attention starts uniform. Without ``attention``
-    v' = ψ(v_s): every token answers for itself, which makes the loss plain feature MSE.
+    ``zero_query`` starts φ's Linear at zero, so that attention starts uniform.
+    Without ``attend``, v' = ψ(v_s): plain feature MSE, the ablation of the paper.
     """
 
     def __init__(
@@ -29,13 +29,15 @@ class QsdHead(nn.Module):
         *,
         scaled: bool = False,
         zero_query: bool = False,
-        attention: bool = True,
+        attend: bool = True,
     ) -> None:
         super().__init__()
-        self.proj_q = _projection(student_dim, teacher_dim) if attention else None
-        self.proj_v = _projection(student_dim, teacher_dim)
+        self.attend = attend
+        if attend:
+            self.proj_q = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
+        self.proj_v = nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
         self.scale = 1 / math.sqrt(teacher_dim) if scaled else 1.0
-        if zero_query and self.proj_q is not None:
+        if attend and zero_query:
             linear = self.proj_q[1]
             nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
@@ -43,17 +45,13 @@ class QsdHead(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """``student`` (B, N, Cs) and ``teacher`` (B, N, Ct) to the student's soft tokens (B, N, Ct)."""
         values: Tensor = self.proj_v(student)
-        if self.proj_q is None:
+        if not self.attend:
             return values
         queries = self.proj_q(student)
         out: Tensor = F.scaled_dot_product_attention(
             queries, teacher.to(queries.dtype), values, scale=self.scale
         )
         return out
-
-
-def _projection(student_dim: int, teacher_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(student_dim), nn.Linear(student_dim, teacher_dim))
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:

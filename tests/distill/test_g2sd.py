@@ -69,7 +69,7 @@ def test_without_attention_the_loss_is_plain_mse() -> None:
     from gkd_scale.distill.config import LossConfig, QsdConfig
 
     b = batch()
-    d = distiller(qsd=QsdConfig(attention="none"), loss=LossConfig(mask_weight=0), teacher_norm="layer")
+    d = distiller(qsd=QsdConfig(form="mse"), loss=LossConfig(mask_weight=0), teacher_norm="layer")
     losses = d(b)
     plain = d.features(b.pixels)
     target = [torch.nn.functional.layer_norm(t.float(), (20,)) for t in b.teacher]
