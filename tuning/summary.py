@@ -39,7 +39,8 @@ def conclude(cfg: SearchConfig, plan: Plan) -> None:
     files.write_text(cfg.out / PAGE, plots.page(trials, best, importances, plan.space, cfg.steps))
     numbers = _numbers(trials, best, importances, cfg)
     files.write_json(cfg.out / "summary.json", numbers)
-    console.out.print(table(trials, cfg.steps, best))
+    wide = None if console.out.is_terminal else 160
+    console.out.print(table(trials, cfg.steps, best), width=wide)
     console.out.print(
         f"{numbers['share_saved']:.0%} of the trial-steps were saved by stopping early; "
         + "importance: "
