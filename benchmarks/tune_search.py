@@ -47,7 +47,9 @@ def single(out: Path, seed: int, steps: int, options: dict[str, Any]) -> float:
     values |= {key: f"choice({value})" for key, value in options.items()} or {"drop_path": "choice(0.0)"}
     space = out.with_suffix(".yaml")
     space.write_text(yaml.safe_dump(values))
-    search(out, seed, steps, "--space", str(space), "--search", "grid", "--scheduler", "none", "--cpus", "1")
+    # The search has built the cache by now; named, it is not looked after (and locked) by two at once.
+    given = ["--space", str(space), "--cache", "runs/demo-cache/proxy", "--cpus", "1"]
+    search(out, seed, steps, *given, "--search", "grid", "--scheduler", "none")
     return round(float(summary(out)["best"]["miou"]), 2)
 
 
