@@ -159,7 +159,8 @@ def _checked(space: Space, base: Mapping[str, Any]) -> Space:
 
     def accepted(key: str, value: Any) -> Any:
         try:
-            return _leaf(space.configure(base, {key: value}), key)
+            typed = _leaf(space.configure(base, {key: value}), key)
+            return value if isinstance(typed, list) and not isinstance(value, list) else typed
         except ConfigError as error:
             where = "" if str(space.path) in error.message else f"{space.path}: "
             raise ConfigError(

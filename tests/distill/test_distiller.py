@@ -107,8 +107,8 @@ def test_a_student_of_another_grid_is_resampled_to_the_teachers() -> None:
     assert all(torch.isfinite(value) for value in losses.values())
 
 
-def test_without_attention_the_loss_is_the_distance_of_the_projected_tokens() -> None:
-    d, b = distiller(qsd=QsdConfig(attention="none")), batch()
+def test_without_queries_the_loss_is_the_distance_of_the_projected_tokens() -> None:
+    d, b = distiller(qsd=QsdConfig(form="mse")), batch()
     teacher = Features(*(t.float() for t in b.teacher))
     soft = d.head_feature.proj_v(d.student(b.pixels).patches)
     soft_cls = d.head_cls.proj_v(d.student(b.pixels).cls)

@@ -44,11 +44,11 @@ def test_heads_and_mask_token_come_back_and_the_backbone_is_left_alone(run: Path
 def test_heads_of_another_teacher_width_or_form_are_not_taken(run: Path) -> None:
     assert not heads.resume(distiller(2), run, "another")
     assert not heads.resume(distiller(2, dim=24), run, "large")
-    assert not heads.resume(distiller(2, qsd=QsdConfig(attention="none")), run, "large")
+    assert not heads.resume(distiller(2, qsd=QsdConfig(form="mse")), run, "large")
 
 
 def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> None:
-    trained, second = distiller(1, qsd=QsdConfig(attention="none")), distiller(2)
+    trained, second = distiller(1, qsd=QsdConfig(form="mse")), distiller(2)
     net, rest = heads.split(trained.state_dict())
     heads.save(tmp_path, rest)
     backbone.export(tmp_path, trained.student.spec, net, teacher="large")

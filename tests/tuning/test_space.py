@@ -32,6 +32,14 @@ def test_a_file_says_what_is_fixed_and_what_is_searched(tmp_path: Path) -> None:
     assert (cfg.optim.lr, cfg.qsd.init, cfg.global_batch, cfg.steps) == (1e-3, "zero-query", 16, 10)
 
 
+def test_students_and_views_can_be_searched(tmp_path: Path) -> None:
+    text = "student: choice(demo_student, vit_tiny_patch16_224)\nviews: choice(1, 2)\n"
+    space = spaces.read(write(tmp_path, text), BASE)
+    assert space.searched["student"].values == ("demo_student", "vit_tiny_patch16_224")
+    cfg = space.configure(BASE, {"student": "vit_tiny_patch16_224", "views": 2})
+    assert (cfg.student, cfg.views) == (["vit_tiny_patch16_224"], 2)
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in spaces.SPACES.glob("*.yaml")))
 def test_every_bundled_space_can_be_read(name: str) -> None:
     assert spaces.read(name, BASE).searched
