@@ -29,7 +29,7 @@ from gkd_scale.errors import ConfigError, nearest
 
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = (*RANGES, "choice")
-OWNED = ("out", "steps", "epochs", "save_every", "keep")
+OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every")
 """What the search decides itself."""
 SPACES = Path(__file__).parent / "spaces"
 
