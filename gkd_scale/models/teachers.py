@@ -161,7 +161,9 @@ def load_teacher(
     file = weights or shipped
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
     if file is not None:
-        weight_files.load_into(net, weight_files.read_state_dict(file), file, resize=resize)
+        made_for = specs.resolve(name, {})[0].args.get("img_size") if file == shipped else None
+        state = weight_files.read_state_dict(file)
+        weight_files.load_into(net, state, file, resize=resize, image_size=made_for)
     elif resize != "pi":
         weight_files.load_downloaded(net, spec, resize)
     if patch is not None and not is_tokens(net):

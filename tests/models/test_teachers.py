@@ -154,3 +154,10 @@ def test_the_fingerprint_tells_teachers_apart(tiny_teacher: Path) -> None:
         "vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY), mean=(0.4,) * 3
     )
     assert one.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+def test_the_shipped_teacher_takes_images_of_another_size_and_shape() -> None:
+    for size, grid in (((96, 128), (12, 16)), ((32, 48), (4, 6)), ((64, 64), (8, 8))):
+        teacher = load_teacher("demo_teacher", size, device="cpu")
+        assert teacher.grid == grid
+        assert teacher(pixels(*size)).patches.shape == (2, grid[0] * grid[1], teacher.dim)
