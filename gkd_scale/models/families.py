@@ -26,7 +26,7 @@ from gkd_scale.types import Features, Grid, Size
 
 def is_tokens(net: nn.Module) -> bool:
     """Whether a timm model is a plain transformer: tokens with prefix tokens before the patches."""
-    return hasattr(net, "num_prefix_tokens") and hasattr(net, "patch_embed")
+    return hasattr(net, "num_prefix_tokens") and hasattr(getattr(net, "patch_embed", None), "patch_size")
 
 
 def has_cls(net: nn.Module) -> bool:
@@ -36,8 +36,8 @@ def has_cls(net: nn.Module) -> bool:
 
 def patch_size(net: nn.Module) -> Size:
     """Patch height and width of a plain transformer, in pixels."""
-    height, width = net.patch_embed.patch_size  # type: ignore[union-attr,misc]
-    return int(height), int(width)
+    size: Any = net.patch_embed.patch_size  # type: ignore[union-attr]
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def dtype_of(net: nn.Module) -> torch.dtype:
