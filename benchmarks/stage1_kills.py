@@ -85,8 +85,8 @@ def wait_until(process: subprocess.Popen[bytes], holds: object, seconds: float =
 
 def kill_one(process: subprocess.Popen[bytes], out: Path, saving: bool, rng: random.Random) -> str | None:
     """Kill a rank at a random moment, or while a checkpoint is half written; what was done."""
-    begun = len(losses(out)) // SAVE_EVERY * SAVE_EVERY
-    goal = begun + rng.randint(2, 2 * SAVE_EVERY)
+    known = len(losses(out))
+    goal = max(known + 1, known // SAVE_EVERY * SAVE_EVERY + rng.randint(2, 2 * SAVE_EVERY))
     if not wait_until(process, lambda: len(losses(out)) >= goal):
         return None
     rank = 0 if saving else rng.randrange(2)
