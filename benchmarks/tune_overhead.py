@@ -4,10 +4,10 @@
 
 Alone means: the code of a trial (stage 1, probe, checkpoints) in a process of its own with one thread, as
 Ray gives a trial of one CPU, one after another, without Ray; half the sum of their wall times is what two
-cores could do at best. ``ratio`` is the search's wall time, start to exit, over that. ``pair_seconds`` is the
-wall time of two of them at once, still without Ray: what two trials cost each other in memory bandwidth is
-no overhead of the search, and ``ratio_to_pairs`` leaves it out. ``--alone-runs 2`` measures 2 of the 8 runs
-alone, which differ in the learning rate only, and takes their mean for all.
+cores could do at best. ``ratio`` is the search's wall time, start to exit, over that. With ``--pair``,
+``pair_seconds`` is the wall time of two of them at once, still without Ray: what two trials cost each other
+in memory bandwidth is no overhead of the search, and ``ratio_to_pairs`` leaves it out. ``--alone-runs 2``
+measures 2 of the 8 runs alone, which differ in the learning rate only, and takes their mean for all.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--alone-runs", type=int, default=8)
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--pair", action="store_true")
     parser.add_argument("--alone", type=float, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.alone is not None:
@@ -80,11 +81,11 @@ def main() -> None:
 
     def run(lr: float) -> float:
         took, said = wall([*again, str(lr)])
-        return took - float(json.loads(said.splitlines()[-1])["checking"])
+        took -= float(json.loads(said.splitlines()[-1])["checking"])
+        print(f"alone: {took:.1f} s", flush=True)
+        return took
 
     seconds = [run(lr) for lr in lrs[: given.alone_runs]]
-    with ThreadPoolExecutor(2) as pool:
-        pair = max(pool.map(run, [lr * 1.01 for lr in lrs[:2]]))
     alone_total = sum(seconds) / len(seconds) * len(lrs)
     result = {
         "date": time.strftime("%Y-%m-%d"),
@@ -94,10 +95,15 @@ def main() -> None:
         "trials": len(lrs),
         "search_seconds": round(searched, 1),
         "alone_seconds": [round(each, 1) for each in seconds],
-        "pair_seconds": round(pair, 1),
         "ratio": round(searched / (alone_total / 2), 2),
-        "ratio_to_pairs": round(searched / (pair * len(lrs) / 2), 2),
     }
+    if given.pair:
+        with ThreadPoolExecutor(2) as pool:
+            pair = max(pool.map(run, [lr * 1.01 for lr in lrs[:2]]))
+        result |= {
+            "pair_seconds": round(pair, 1),
+            "ratio_to_pairs": round(searched / (pair * len(lrs) / 2), 2),
+        }
     path = Path(__file__).with_suffix(".json")
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(path.read_text())

@@ -55,7 +55,7 @@ def plan(cfg: DemoConfig) -> list[Step]:
     """The commands of the demo, in order.
 
     The student starts from scratch and has minutes, not the GPU-days of the paper; so the first phase is a
-    warm start without attention, which QSD's queries then go on from (:mod:`gkd_scale.distill.heads`).
+    warm start by plain MSE, which QSD's queries then go on from (:mod:`gkd_scale.distill.heads`).
     """
     data, caches, out = cfg.out / "data", cfg.out / "caches", cfg.out
     seed = ["--seed", str(cfg.seed)]

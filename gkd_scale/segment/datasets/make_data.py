@@ -71,7 +71,7 @@ def write_data(
     for folder in settings["counts"]:
         if folder != "proxy":
             _write_once(out / folder / "classes.txt", "\n".join(scenes.CLASSES) + "\n")
-    files.write_json(out / MANIFEST, settings)
+    _write_once(out / MANIFEST, json.dumps(settings, indent=2, sort_keys=True) + "\n")
     (out / _UNFINISHED).unlink(missing_ok=True)
     return settings
 
