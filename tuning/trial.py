@@ -191,12 +191,13 @@ class Measure:
     def __init__(self, plan: Plan, student: Any, runtime: Any, seconds: float) -> None:
         from gkd_scale.segment import probe
         from gkd_scale.segment.datasets import registry
+        from gkd_scale.types import SegDataset
 
         self.kind, self.runtime = plan.probe, runtime
         self.began = time.monotonic() - seconds
         if runtime.main:
             self.student = copy.deepcopy(student).to(runtime.device).eval().requires_grad_(False)
-            refs = {"": registry.open_all(list(plan.train.values()))}
+            refs: dict[str, SegDataset] = {"": registry.open_all(list(plan.train.values()))}
             refs |= {key: registry.open_dataset(ref) for key, ref in plan.val.items()}
             data = {
                 key: probe.load(each, plan.image_size, most=plan.probe_images) for key, each in refs.items()
