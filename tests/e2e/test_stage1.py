@@ -64,7 +64,7 @@ def test_a_run_holds_what_the_command_promises(undisturbed: Path) -> None:
 def test_zero_on_two_ranks_gives_the_losses_of_one(
     stage: int, undisturbed: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    """Five steps of every ZeRO stage; then another stage on one rank goes on from the checkpoint."""
+    """Every ZeRO stage on two ranks; then another stage on one rank goes on from its checkpoint."""
     out = tmp_path / "run"
     given = flags(tiny_cache, out, "--steps", 8, "--save-every", 5)
     done = run(deepspeed("stage1.py", "--ds-config", f"zero{stage}.json", *given, ranks=2), tmp_path)
@@ -73,6 +73,13 @@ def test_zero_on_two_ranks_gives_the_losses_of_one(
     assert losses(out) == pytest.approx(losses(undisturbed), rel=1e-4)
     one, two = (load_file(path / "backbone.safetensors") for path in (out, undisturbed))
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+    whole = losses(out)
+    (out / "run.json").unlink()
+    (out / "checkpoints/step-00000008.safetensors").unlink()
+    done = run(deepspeed("stage1.py", "--ds-config", f"zero{(stage + 2) % 4}.json", *given), tmp_path)
+    assert done.code == 0, done.text
+    assert "going on from step 5 of 8" in done.text
+    assert losses(out) == pytest.approx(whole, rel=1e-5)
 
 
 def rank_process(folder: Path, rank: int) -> int:
