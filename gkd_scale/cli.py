@@ -34,9 +34,10 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
     cfg = parse(CacheTeacherConfig, argv, prog=prog, description=command.help, examples=command.examples)
     from gkd_scale import console
     from gkd_scale.cache.build import build
+    from gkd_scale.distill.recipe import teacher_for
 
     first = "cpu" if cfg.ray is not None else cfg.devices[0]
-    load = partial(_teacher_for, cfg)
+    load = partial(teacher_for, cfg)
     outbox = _outbox(cfg)
     report = build(cfg, load(first), load=load, source=_labelled(cfg.images), outbox=outbox)
     for line in report.lines():
@@ -70,25 +71,6 @@ def _labelled(images: str | Path) -> Source | None:
     return Labelled(open_dataset(str(images)))
 
 
-def _teacher_for(cfg: CacheTeacherConfig, device: str) -> TimmTeacher:
-    """The teacher that the flags of cache-teacher ask for, on one device."""
-    from gkd_scale.models.teachers import load_teacher
-
-    return load_teacher(
-        cfg.teacher,
-        cfg.size,
-        weights=cfg.teacher_weights,
-        args=cfg.teacher_args,
-        layer=cfg.teacher_layer,
-        mean=cfg.mean,
-        std=cfg.std,
-        patch=cfg.patch_size,
-        resize=cfg.patch_resize,
-        device=device,
-        dtype=cfg.teacher_dtype,
-    )
-
-
 def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.cache.config import PlanConfig
     from gkd_scale.config import parse
@@ -97,8 +79,9 @@ def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
     import json
 
     from gkd_scale.distill.plan import estimate, show
+    from gkd_scale.distill.recipe import teacher_for
 
-    found = estimate(cfg, lambda: _teacher_for(cfg, cfg.devices[0]), _labelled(cfg.images))
+    found = estimate(cfg, lambda: teacher_for(cfg, cfg.devices[0]), _labelled(cfg.images))
     if cfg.json:
         print(json.dumps(found.to_dict(), indent=2))
     else:

@@ -9,7 +9,7 @@ from gkd_scale import console
 from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig, parse_size
 from gkd_scale.demo.config import MakeDataConfig
-from gkd_scale.models.teachers import load_teacher
+from gkd_scale.distill.recipe import teacher_for
 
 DATA = Path("runs/demo-data")
 PROXY_CACHE = Path("runs/demo-cache/proxy")
@@ -49,5 +49,5 @@ def proxy_recipe() -> dict[str, Any]:
 def proxy_cache() -> Path:
     """The demo teacher's cache of the embedded proxy images, built if it is not there."""
     cfg = CacheTeacherConfig(**proxy_recipe(), views=2, out=PROXY_CACHE)
-    build(cfg, load_teacher(cfg.teacher, cfg.size))
+    build(cfg, teacher_for(cfg, "auto"))
     return PROXY_CACHE
