@@ -480,6 +480,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             ConfigError(f"gkd-scale has no command '{name}'", nearest(name, COMMANDS) or "see --help")
         )
         return 2
+    from gkd_scale.memory import keep_freed
+
+    keep_freed()
     return console.run(lambda: command.run(rest, f"gkd-scale {name}", command))
 
 

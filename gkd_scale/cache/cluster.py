@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gkd_scale.errors import ConfigError, GkdError
+from gkd_scale.memory import keep_freed
 from gkd_scale.types import Teacher
 
 LOOK_EVERY = 5.0
@@ -52,6 +53,7 @@ class Work:
     def __init__(self, make: Callable[[Teacher], Callable[[Any], Done]], load: Load, device: str) -> None:
         import torch
 
+        keep_freed()
         if device == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
         self._shard = make(load(device))

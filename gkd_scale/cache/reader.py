@@ -1,9 +1,10 @@
 """Reading a cache: any sample at any time, every member checked.
 
-A sample's members lie next to each other in its tar, so one ``preadv`` at the index's offset fetches
-them all, tokens that need no decoding straight into the row of the batch that they are for; each is
-checked against its CRC32. Indexes are loaded when their shard is first touched and a
-bounded number of them and of file descriptors stays open. There is no lock and no shared file position:
+A sample's members lie next to each other in its tar, so one ``preadv`` fetches them all, with their
+headers and padding, tokens that need no decoding straight into the row of the batch that they are for.
+Contents are checked against their CRC32, headers and padding against what they must be: an epoch leaves
+no byte of a shard unchecked. Indexes are loaded when their shard is first touched and a bounded number
+of them and of file descriptors stays open. There is no lock and no shared file position:
 threads and forked processes may read at will.
 """
 
@@ -23,11 +24,23 @@ from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codec import STATE, Codec, Float16, load_codec
 from gkd_scale.cache.manifest import read_manifest_info
+from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.remote import Mirror
-from gkd_scale.cache.shard import Member, index_path, npy_view, parse_index, require_npy, tar_path
+from gkd_scale.cache.shard import (
+    BLOCK,
+    Member,
+    index_path,
+    npy_view,
+    padded,
+    parse_index,
+    require_npy,
+    tar_header,
+    tar_path,
+)
 from gkd_scale.cache.source import is_url
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
 from gkd_scale.errors import CacheError, DamageError
+from gkd_scale.files import sha256_file
 from gkd_scale.types import Grid, Size
 
 MIRRORS = Path.home() / ".cache" / "gkd-scale"
@@ -54,6 +67,19 @@ class Sample(NamedTuple):
     jpeg: bytes
     cls: Float16
     patches: Float16
+
+
+class _Index(NamedTuple):
+    """The members of each sample of a shard, and where the padding of its last member starts and ends."""
+
+    samples: list[list[Member]]
+    last: int
+    tar_bytes: int
+
+    def gap(self, member: Member) -> tuple[int, int]:
+        """From where to where zeros follow a member: to the next header, or to the end of the tar."""
+        end = member.offset + member.bytes
+        return end, self.tar_bytes if end == self.last else padded(end)
 
 
 class _File:
@@ -113,6 +139,8 @@ class Cache:
             raise _unfinished(path, spec) from None
         if info.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != info.files.get(SPEC):
             raise _damage(path, SPEC, "it does not match the manifest")
+        if mirror is None and not _matches(path / PLAN, info.files.get(PLAN)):
+            raise _damage(path, PLAN, "it does not match the manifest")
         return cls(path, spec, info.shard_sizes, info.files, mirror)
 
     def read(self, view: int, index: int) -> Sample:
@@ -154,11 +182,12 @@ class Cache:
         """The folder, the shard and the members of a sample."""
         view %= self.views
         shard = bisect_right(self._ends, index)
-        return view, shard, self._index(view, shard)[index - self._ends[shard] + self.shard_sizes[shard]]
+        samples = self._index(view, shard).samples
+        return view, shard, samples[index - self._ends[shard] + self.shard_sizes[shard]]
 
     def sids(self, shard: int) -> list[str]:
         """Names of the samples of one shard, in order."""
-        return [members[0].sid for members in self._index(0, shard)]
+        return [members[0].sid for members in self._index(0, shard).samples]
 
     def _contents(
         self, view: int, shard: int, members: list[Member], row: memoryview
@@ -167,32 +196,42 @@ class Cache:
 
         Where ``row`` is not empty the data of ``patch.npy`` go there, and only its header is returned.
         """
-        start, stop = members[0].offset, members[-1].offset + members[-1].bytes
-        place = start
+        index = self._index(view, shard)
+        start, (_, stop) = members[0].offset - BLOCK, index.gap(members[-1])
+        row_start = row_stop = stop
         if len(row):
             patch = next(member for member in members if member.member == "patch.npy")
-            place = patch.offset + patch.bytes - len(row)
-        before = memoryview(bytearray(place - start))
-        after = memoryview(bytearray(stop - place - len(row)))
+            row_stop = patch.offset + patch.bytes
+            row_start = row_stop - len(row)
+        before = memoryview(bytearray(row_start - start))
+        after = memoryview(bytearray(stop - row_stop))
         try:
             end = start + self._file(view, shard).read_into([before, row, after], start)
         except OSError as error:
             raise self._damaged(view, shard, error.strerror or str(error)) from None
+
+        def part(first: int, past: int) -> memoryview:
+            """Bytes [first, past) of the tar, without those of the row."""
+            if first < row_start:
+                return before[first - start : min(past, row_start) - start]
+            return after[first - row_stop : past - row_stop]
+
         contents: dict[str, memoryview] = {}
         for member in members:
-            name, at = f"{member.sid}.{member.member}", member.offset - start
-            if member.offset + member.bytes > end:
+            name, offset = f"{member.sid}.{member.member}", member.offset
+            past, following = index.gap(member)
+            if following > end:
                 raise self._damaged(view, shard, f"{name}: the tar is cut short")
-            if member.offset < place:
-                content = before[at : at + member.bytes]  # of patch.npy the header: the slice ends there
-            else:
-                at -= len(before) + len(row)
-                content = after[at : at + member.bytes]
+            if bytes(part(offset - BLOCK, offset)) != tar_header(name, member.bytes):
+                raise self._damaged(view, shard, f"{name}: its tar header is not the one written")
+            content = part(offset, past)
             crc = zlib_ng.crc32(content)
-            if len(content) < member.bytes:
+            if len(content) < member.bytes:  # of patch.npy the header: the rest is in the row
                 crc = zlib_ng.crc32(row, crc)
             if crc != member.crc32:
                 raise self._damaged(view, shard, f"{name}: CRC32 mismatch")
+            if not _zero(part(past, following)):
+                raise self._damaged(view, shard, f"{name}: the padding after it is not zero")
             contents[member.member] = content
         return contents
 
@@ -215,8 +254,8 @@ class Cache:
         if self._mirror is not None:
             self._mirror.fetch(path.relative_to(self.path).as_posix())
 
-    def _load_index(self, view: int, shard: int) -> list[list[Member]]:
-        """Members of each sample of a shard, sample by sample."""
+    def _load_index(self, view: int, shard: int) -> _Index:
+        """The index of a shard, checked against the manifest."""
         path = index_path(self.path, view, shard)
         name = path.relative_to(self.path).as_posix()
         try:
@@ -226,8 +265,10 @@ class Cache:
             raise _damage(self.path, name, error.strerror or str(error)) from None
         if _sha256(data) != self._files.get(name):
             raise _damage(self.path, name, "it does not match the manifest")
-        members = parse_index(data).members
-        return [list(group) for _, group in groupby(members, key=lambda member: member.sid)]
+        info, members = (index := parse_index(data)).info, index.members
+        last = members[-1].offset + members[-1].bytes if members else 0
+        samples = [list(group) for _, group in groupby(members, key=lambda member: member.sid)]
+        return _Index(samples, last, info.tar_bytes)
 
 
 class Caches:
@@ -309,6 +350,17 @@ def _damage(path: Path, what: str, why: str) -> DamageError:
         f"{path}/{what}: {why}",
         f"mend it with: gkd-scale repair {path} --images FOLDER; list all with: gkd-scale verify {path}",
     )
+
+
+def _zero(data: memoryview) -> bool:
+    return not bytes(data).strip(b"\0")
+
+
+def _matches(path: Path, digest: str | None) -> bool:
+    try:
+        return sha256_file(path) == digest
+    except FileNotFoundError:
+        return False
 
 
 def _sha256(data: bytes) -> str:

@@ -159,10 +159,31 @@ class ShardWriter:
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """One ustar header, 512 bytes that depend on the name and the size only."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    """One ustar header, 512 bytes that depend on the name and the size only.
+
+    ``tarfile`` makes one, once; its name, size and checksum are put in here, because the reader compares
+    the header of every member that it reads. ValueError for more than 99 bytes of name or 8 GiB.
+    """
+    if len(name) > 99 or size >= 8**11:
+        raise ValueError(f"{name}: the name or its {size} bytes do not fit a ustar header")
+    letters, octal = name.encode("ascii"), b"%011o" % size
+    total = _EMPTY_SUM + sum(letters) + sum(octal)
+    return b"".join((letters.ljust(100, b"\0"), _MODE, octal, _TIME, b"%06o" % total, _REST))
+
+
+def _template() -> tuple[bytes, bytes, bytes, int]:
+    """The parts of a header around name, size and checksum, and the sum of their bytes."""
+    blank = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    mode, time, rest = blank[100:124], blank[135:148], blank[154:]
+    return mode, time, rest, sum(mode) + sum(time) + 8 * ord(" ") + sum(rest[2:])
+
+
+_MODE, _TIME, _REST, _EMPTY_SUM = _template()
+
+
+def padded(end: int) -> int:
+    """Where a member whose content ends at ``end`` gives way to the next header."""
+    return end + -end % BLOCK
 
 
 def npy_bytes(array: Array) -> bytes:

@@ -22,7 +22,7 @@ from gkd_scale.cache.build import run_teacher, view_of
 from gkd_scale.cache.codec import CODECS, get_codec, is_fitted
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.plan import Plan, make_plan
-from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes
+from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes, padded
 from gkd_scale.cache.source import Source, is_url
 from gkd_scale.engine.memory import zero_memory
 from gkd_scale.errors import DataError
@@ -160,7 +160,7 @@ def token_bytes(codec: str, tokens: int, dim: int) -> list[int]:
 
 def _in_tar(size: int) -> int:
     """Bytes of a member with its header and padding."""
-    return BLOCK + size + -size % BLOCK
+    return padded(BLOCK + size)
 
 
 def _codec_plan(

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from gkd_scale import config, console
 from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import GkdError, disk_full
+from gkd_scale.memory import keep_freed
 
 C = TypeVar("C")
 
@@ -38,6 +39,7 @@ def main(
     try:
         parsed = config.parse(cls, argv, prog=prog, description=description, examples=examples)
         _quiet()
+        keep_freed()
         from gkd_scale.engine.runtime import Runtime
 
         runtime = Runtime.start()

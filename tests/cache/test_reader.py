@@ -11,8 +11,8 @@ import pytest
 from gkd_scale.cache.build import BuildReport, build
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Cache, Caches, open_caches
-from gkd_scale.cache.shard import npy_view
-from gkd_scale.errors import CacheError, DamageError
+from gkd_scale.cache.shard import npy_view, parse_index
+from gkd_scale.errors import CacheError, DamageError, GkdError
 
 from .support import TinyTeacher, config, write_images
 
@@ -114,6 +114,47 @@ def test_a_flipped_bit_names_file_and_member(copy: Any) -> None:
     with pytest.raises(DamageError, match=r"v00/shard-000000.tar: [0-9a-f]{16}\.cls\.npy: CRC32 mismatch"):
         Cache.open(out).read(0, 0)
     Cache.open(out).read(1, 0)
+
+
+def test_an_epoch_meets_a_flipped_bit_in_any_byte_of_the_cache(copy: Any) -> None:
+    out = copy()
+    tar = out / "v01/shard-000001.tar"
+    members = parse_index(tar.with_suffix(".parquet").read_bytes()).members
+    inside = {"content": members[3].offset, "header": members[3].offset - 512}
+    inside |= {"first header": 0, "padding": members[3].offset + members[3].bytes, "end": -1}
+    inside |= {"after the last": members[-1].offset + members[-1].bytes}
+    assert members[3].bytes % 512 and members[-1].bytes % 512, "both are padded"
+    places = [(tar, at) for at in inside.values()]
+    for path in sorted(path for path in out.rglob("*") if path.is_file() and path.stat().st_size):
+        places += [(path, at) for at in (0, path.stat().st_size // 2, -1)]
+    for path, at in places:
+        data = path.read_bytes()
+        damaged = bytearray(data)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(GkdError, match=path.name):
+            _read_all(out)
+        path.write_bytes(data)
+    _read_all(out)
+
+
+def _read_all(path: Path) -> None:
+    cache = Cache.open(path)
+    for view in range(cache.views):
+        for index in range(cache.num_samples):
+            cache.read(view, index)
+
+
+def test_of_a_tar_cut_short_the_whole_samples_are_still_read(copy: Any) -> None:
+    out = copy()
+    tar = out / "v00/shard-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    cache = Cache.open(out)
+    last = cache.shard_sizes[0] - 1
+    for index in range(last):
+        cache.read(0, index)
+    with pytest.raises(DamageError, match="cut short"):
+        cache.read(0, last)
 
 
 def test_caches_in_a_row(whole: Whole, tmp_path: Path) -> None:

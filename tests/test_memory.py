@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from gkd_scale.memory import keep_freed
+
+# Page faults of 20 blocks of 32 MB, each filled and freed before the next, after ten that do not count.
+FAULTS = """
+import resource, sys
+from gkd_scale.memory import keep_freed
+if sys.argv[1] == "kept":
+    assert keep_freed()
+import torch
+for _ in range(10):
+    torch.ones(8 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(8 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_memory_freed_by_one_batch_serves_the_next() -> None:
+    assert page_faults("kept") < page_faults("given back") / 100
+
+
+def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed()
