@@ -24,6 +24,7 @@ import torch
 from gkd_scale import config, console
 from gkd_scale.config import option
 from gkd_scale.engine.schedule import poly
+from gkd_scale.memory import keep_freed
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.randomness import generator, seed_of
 from gkd_scale.segment.datasets.registry import open_dataset
@@ -67,6 +68,7 @@ def main() -> int:
     if not SHARED.is_dir():
         console.err.print(f"no {SHARED} here: this benchmark reads its images there")
         return 2
+    keep_freed()
     began = time.monotonic()
     frames = First(open_dataset(f"camvid:{SHARED / 'camvid/source_day'}"), FRAMES)
     weights = SHARED / "teacher/mobilenetv2_100_imagenet1k.safetensors"

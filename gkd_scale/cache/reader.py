@@ -1,11 +1,11 @@
-"""Reading a cache: any sample at any time, every member checked.
+"""Reading a cache: any sample at any time, every byte checked.
 
 A sample's members lie next to each other in its tar, so one ``preadv`` fetches them all, with their
 headers and padding, tokens that need no decoding straight into the row of the batch that they are for.
-Contents are checked against their CRC32, headers and padding against what they must be: an epoch leaves
-no byte of a shard unchecked. Indexes are loaded when their shard is first touched and a bounded number
-of them and of file descriptors stays open. There is no lock and no shared file position:
-threads and forked processes may read at will.
+All of it is checked against the sample's CRC32, so an epoch leaves no byte of a shard unchecked; where
+that fails, member by member, to name the damaged one. Indexes are loaded when their shard is first
+touched, and a bounded number of them and of file descriptors stays open. There is no lock and no shared
+file position: threads and forked processes may read at will.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -70,16 +70,16 @@ class Sample(NamedTuple):
 
 
 class _Index(NamedTuple):
-    """The members of each sample of a shard, and where the padding of its last member starts and ends."""
+    """The members of each sample of a shard, where the last one ends, and where the tar does."""
 
     samples: list[list[Member]]
     last: int
     tar_bytes: int
 
-    def gap(self, member: Member) -> tuple[int, int]:
-        """From where to where zeros follow a member: to the next header, or to the end of the tar."""
+    def follows(self, member: Member) -> int:
+        """Where the zeros after a member end: at the next header, or with the tar."""
         end = member.offset + member.bytes
-        return end, self.tar_bytes if end == self.last else padded(end)
+        return self.tar_bytes if end == self.last else padded(end)
 
 
 class _File:
@@ -196,8 +196,8 @@ class Cache:
 
         Where ``row`` is not empty the data of ``patch.npy`` go there, and only its header is returned.
         """
-        index = self._index(view, shard)
-        start, (_, stop) = members[0].offset - BLOCK, index.gap(members[-1])
+        last = members[-1]
+        start, stop = members[0].offset - BLOCK, self._index(view, shard).follows(last)
         row_start = row_stop = stop
         if len(row):
             patch = next(member for member in members if member.member == "patch.npy")
@@ -206,7 +206,7 @@ class Cache:
         before = memoryview(bytearray(row_start - start))
         after = memoryview(bytearray(stop - row_stop))
         try:
-            end = start + self._file(view, shard).read_into([before, row, after], start)
+            read = start + self._file(view, shard).read_into([before, row, after], start)
         except OSError as error:
             raise self._damaged(view, shard, error.strerror or str(error)) from None
 
@@ -216,23 +216,16 @@ class Cache:
                 return before[first - start : min(past, row_start) - start]
             return after[first - row_stop : past - row_stop]
 
-        contents: dict[str, memoryview] = {}
-        for member in members:
-            name, offset = f"{member.sid}.{member.member}", member.offset
-            past, following = index.gap(member)
-            if following > end:
-                raise self._damaged(view, shard, f"{name}: the tar is cut short")
-            if bytes(part(offset - BLOCK, offset)) != tar_header(name, member.bytes):
-                raise self._damaged(view, shard, f"{name}: its tar header is not the one written")
-            content = part(offset, past)
-            crc = zlib_ng.crc32(content)
-            if len(content) < member.bytes:  # of patch.npy the header: the rest is in the row
-                crc = zlib_ng.crc32(row, crc)
-            if crc != member.crc32:
-                raise self._damaged(view, shard, f"{name}: CRC32 mismatch")
-            if not _zero(part(past, following)):
-                raise self._damaged(view, shard, f"{name}: the padding after it is not zero")
-            contents[member.member] = content
+        contents = {each.member: part(each.offset, each.offset + each.bytes) for each in members}
+        end = padded(last.offset + last.bytes)
+        crc = zlib_ng.crc32(after[: end - row_stop], zlib_ng.crc32(row, zlib_ng.crc32(before)))
+        if crc != last.sample_crc32:  # damaged, or not a whole sample: say which member
+            for each in members:
+                problem = _problem(each, part, row, read)
+                if problem:
+                    raise self._damaged(view, shard, f"{each.sid}.{each.member}: {problem}")
+        if read < stop or not _zero(after[end - row_stop :]):
+            raise self._damaged(view, shard, "its end is cut short or not zero")
         return contents
 
     def _damaged(self, view: int, shard: int, why: str) -> DamageError:
@@ -350,6 +343,22 @@ def _damage(path: Path, what: str, why: str) -> DamageError:
         f"{path}/{what}: {why}",
         f"mend it with: gkd-scale repair {path} --images FOLDER; list all with: gkd-scale verify {path}",
     )
+
+
+def _problem(member: Member, part: Callable[[int, int], memoryview], row: memoryview, read: int) -> str:
+    """What is wrong with a member of a tar of which bytes up to ``read`` are there; '' if nothing."""
+    name, end = f"{member.sid}.{member.member}", member.offset + member.bytes
+    if padded(end) > read:
+        return "the tar is cut short"
+    if part(member.offset - BLOCK, member.offset) != tar_header(name, member.bytes):
+        return "its tar header is not the one written"
+    content = part(member.offset, end)
+    crc = zlib_ng.crc32(content)
+    if len(content) < member.bytes:  # of patch.npy the header: the rest is in the row
+        crc = zlib_ng.crc32(row, crc)
+    if crc != member.crc32:
+        return "CRC32 mismatch"
+    return "" if _zero(part(end, padded(end))) else "the padding after it is not zero"
 
 
 def _zero(data: memoryview) -> bool:

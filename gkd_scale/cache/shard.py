@@ -39,17 +39,22 @@ COLUMNS = {
     "offset": pa.int64(),
     "bytes": pa.int64(),
     "crc32": pa.uint32(),
+    "sample_crc32": pa.uint32(),
 }
 
 
 class Member(NamedTuple):
-    """One file of a tar: ``offset`` and ``bytes`` of its content."""
+    """One file of a tar: ``offset``, ``bytes`` and ``crc32`` of its content.
+
+    ``sample_crc32`` is that of its whole sample, headers and padding too; None in the first caches made.
+    """
 
     sid: str
     member: str
     offset: int
     bytes: int
     crc32: int
+    sample_crc32: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,15 @@ class ShardWriter:
 
     def add(self, sid: str, members: Mapping[str, bytes]) -> int:
         """Append one sample, its members sorted by name. Returns the bytes of content written."""
+        found, crc = list[Member](), 0
         for name in sorted(members):
             content = members[name]
-            self._write(tar_header(f"{sid}.{name}", len(content)))
-            self._members.append(Member(sid, name, self._size, len(content), zlib_ng.crc32(content)))
-            self._write(content)
-            self._write(bytes(-len(content) % BLOCK))
+            header = tar_header(f"{sid}.{name}", len(content))
+            found.append(Member(sid, name, self._size + len(header), len(content), zlib_ng.crc32(content)))
+            for data in (header, content, bytes(padded(len(content)) - len(content))):
+                self._write(data)
+                crc = zlib_ng.crc32(data, crc)
+        self._members += [member._replace(sample_crc32=crc) for member in found]
         self._samples += 1
         return sum(map(len, members.values()))
 
@@ -159,26 +167,10 @@ class ShardWriter:
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """One ustar header, 512 bytes that depend on the name and the size only.
-
-    ``tarfile`` makes one, once; its name, size and checksum are put in here, because the reader compares
-    the header of every member that it reads. ValueError for more than 99 bytes of name or 8 GiB.
-    """
-    if len(name) > 99 or size >= 8**11:
-        raise ValueError(f"{name}: the name or its {size} bytes do not fit a ustar header")
-    letters, octal = name.encode("ascii"), b"%011o" % size
-    total = _EMPTY_SUM + sum(letters) + sum(octal)
-    return b"".join((letters.ljust(100, b"\0"), _MODE, octal, _TIME, b"%06o" % total, _REST))
-
-
-def _template() -> tuple[bytes, bytes, bytes, int]:
-    """The parts of a header around name, size and checksum, and the sum of their bytes."""
-    blank = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-    mode, time, rest = blank[100:124], blank[135:148], blank[154:]
-    return mode, time, rest, sum(mode) + sum(time) + 8 * ord(" ") + sum(rest[2:])
-
-
-_MODE, _TIME, _REST, _EMPTY_SUM = _template()
+    """One ustar header, 512 bytes that depend on the name and the size only."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
 def padded(end: int) -> int:
@@ -224,7 +216,7 @@ def read_info(path: Path) -> ShardInfo:
 def parse_index(data: bytes) -> ShardIndex:
     """The bytes of an index file; raises an Exception of any kind for damaged ones."""
     table = pq.read_table(pa.BufferReader(data), use_threads=False)
-    columns = [table.column(name).to_pylist() for name in COLUMNS]
+    columns = [table.column(name).to_pylist() for name in COLUMNS if name in table.column_names]
     return ShardIndex(
         ShardInfo(**metadata_of(table.schema)), [Member(*row) for row in zip(*columns, strict=True)]
     )

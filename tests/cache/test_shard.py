@@ -1,28 +1,24 @@
 from __future__ import annotations
 
-import string
-import tarfile
+from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zlib_ng import zlib_ng
 
-from gkd_scale.cache.shard import padded, tar_header
-
-
-@given(
-    st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=99), st.integers(0, 8**11 - 1)
-)
-def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = size
-    assert tar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+from gkd_scale.cache.shard import ShardWriter, padded, parse_index, tar_path
 
 
-@pytest.mark.parametrize(("name", "size"), [("a" * 100, 0), ("a", 8**11)])
-def test_what_does_not_fit_a_header_is_refused(name: str, size: int) -> None:
-    with pytest.raises(ValueError, match="ustar"):
-        tar_header(name, size)
+def test_the_crc_of_a_sample_covers_its_headers_contents_and_padding(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "spec", 0, 0)
+    writer.add("one", {"b": b"two" * 300, "a": b""})
+    writer.add("other", {"c": b"c" * 512})
+    writer.commit({})
+    tar = tar_path(tmp_path, 0, 0)
+    data, members = tar.read_bytes(), parse_index(tar.with_suffix(".parquet").read_bytes()).members
+    assert [(each.sid, each.member) for each in members] == [("one", "a"), ("one", "b"), ("other", "c")]
+    first, second = (zlib_ng.crc32(data[: 4 * 512]), zlib_ng.crc32(data[4 * 512 : 6 * 512]))
+    assert [each.sample_crc32 for each in members] == [first, first, second]
 
 
 @given(st.integers(0, 2**40))
