@@ -14,7 +14,6 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import deepspeed, environment, run, tiny_args, write_images
-
 from tests.segment.datasets.miniature import write_array
 
 pytestmark = pytest.mark.e2e
