@@ -6,7 +6,7 @@ once and each step costs the head alone. mIoU is that of ``gkd-scale evaluate``:
 ground-truth size. The eight frames are both training and test data: this measures whether head, loss and
 scoring fit together, and nothing else.
 
-    python benchmarks/mask2former_overfit.py --steps 1000
+    python benchmarks/mask2former_overfit.py
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SIZE = (360, 480)
 class Options:
     """Learn eight frames by heart."""
 
-    steps: int = option(1000, "optimizer steps")
+    steps: int = option(1500, "optimizer steps")
     batch: int = option(2, "frames a step")
     lr: float = option(1e-3, "peak learning rate")
     head_args: list[str] = option([], "arguments of the head besides size=small, as KEY=NUMBER")
