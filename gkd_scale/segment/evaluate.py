@@ -23,13 +23,17 @@ from gkd_scale.segment.export import Card, load_segmenter
 from gkd_scale.segment.inference import Inference, Windows, confusion
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.segmenter import Segmenter
-from gkd_scale.types import SegDataset, Size
+from gkd_scale.types import SegDataset
 
 
 class DomainResult(TypedDict):
-    """``miou`` and ``iou`` are 0..100; a class that does not occur is None. ``inference`` says how."""
+    """``miou`` and ``iou`` are 0..100; a class that does not occur is None. ``inference`` says how.
+
+    ``without`` names the classes that no training label held: ``miou`` is over the others.
+    """
 
     miou: float
+    without: list[str]
     iou: dict[str, float | None]
     images: int
     inference: dict[str, Any]
@@ -48,7 +52,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     datasets = {name: _open(ref, card.classes, config) for name, ref in domains.items()}
     segmenter.to(runtime.device)
     results = {
-        name: _score(name, segmenter, dataset, card.image_size, how, config, runtime)
+        name: _score(name, segmenter, dataset, card, how, config, runtime)
         for name, dataset in datasets.items()
     }
     path = config.json or config.run / "evaluation.json"
@@ -83,7 +87,7 @@ def _score(
     name: str,
     segmenter: Segmenter,
     dataset: SegDataset,
-    size: Size,
+    card: Card,
     how: Inference,
     config: EvaluateConfig,
     runtime: Runtime,
@@ -103,7 +107,7 @@ def _score(
             counted = confusion(
                 segmenter,
                 dataset,
-                size,
+                card.image_size,
                 how=how,
                 indices=mine,
                 batch_size=config.batch_size,
@@ -121,14 +125,17 @@ def _score(
         console.out.print(
             f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s"
         )
-    return _result(name, total, dataset, how)
+    return _result(name, total, dataset, how, card.absent)
 
 
-def _result(name: str, counted: Confusion, dataset: SegDataset, how: Inference) -> DomainResult:
+def _result(
+    name: str, counted: Confusion, dataset: SegDataset, how: Inference, without: Sequence[str]
+) -> DomainResult:
     if not counted.counts.any():
         raise DataError(f"domain '{name}' has no labelled pixel: all labels are ignored", "check its labels")
     return {
-        "miou": 100 * counted.miou(),
+        "miou": 100 * counted.miou([index for index, each in enumerate(dataset.classes) if each in without]),
+        "without": list(without),
         "iou": counted.report(dataset.classes),
         "images": len(dataset),
         "inference": how.facts(),
@@ -145,7 +152,9 @@ def table(results: Mapping[str, DomainResult], classes: Sequence[str]) -> Table:
         values = (result["iou"][each] for result in results.values())
         shown.add_row(each, *("–" if value is None else f"{value:.1f}" for value in values))
     shown.add_section()
-    shown.add_row("mIoU", *(f"{result['miou']:.2f}" for result in results.values()), style="bold")
+    without = next(iter(results.values()))["without"]
+    which = f" ({len(classes) - len(without)} of {len(classes)} classes)" if without else ""
+    shown.add_row(f"mIoU{which}", *(f"{result['miou']:.2f}" for result in results.values()), style="bold")
     shown.add_row("images", *(str(result["images"]) for result in results.values()), style="dim")
     return shown
 

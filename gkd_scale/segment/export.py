@@ -7,7 +7,7 @@ last: a folder that has it is complete.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ _FORMAT = 1
 class Card:
     """What a segmenter is besides its weights. ``miou`` is 0..100, in-domain, at ``step``.
 
-    ``windows`` says how it was validated, and so how it is evaluated unless told otherwise.
+    ``windows`` says how it was validated, and so how it is evaluated unless told otherwise. ``absent``
+    names classes that no training label holds: they do not count in its mIoU on other domains.
     """
 
     head: str
@@ -44,6 +45,7 @@ class Card:
     step: int
     miou: float
     windows: Windows | None = None
+    absent: list[str] = field(default_factory=list)
 
 
 def save_head(folder: Path, head: SegHead) -> None:

@@ -54,9 +54,13 @@ class Confusion:
         np.divide(hits, union, out=iou, where=union > 0)
         return iou
 
-    def miou(self) -> float:
-        """The mean IoU over classes that occur, 0..1; NaN where no pixel was counted."""
+    def miou(self, without: Sequence[int] = ()) -> float:
+        """The mean IoU over classes that occur, 0..1; NaN where no pixel was counted.
+
+        Classes ``without`` are left out of the mean; predicting them is a miss as ever.
+        """
         iou = self.iou()
+        iou[list(without)] = np.nan
         present = iou[~np.isnan(iou)]
         return float(present.mean()) if present.size else float("nan")
 

@@ -354,6 +354,7 @@ class Validator:
             step=best["step"],
             miou=best["miou"],
             windows=self._how.windows,
+            absent=registry.absent(config.train_sets()),
         )
         export.save_card(out, card)
         return best

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_numbers_json_and_return_value(run: Path, folders: dict[str, Path], segm
         assert results[name]["iou"] == pytest.approx(expected)
         present = [value for value in expected.values() if value is not None]
         assert results[name]["miou"] == pytest.approx(np.mean(present))
-        assert set(results[name]) == {"miou", "iou", "images", "inference"}
+        assert set(results[name]) == {"miou", "without", "iou", "images", "inference"}
         assert results[name]["inference"] == {"mode": "whole", "scales": [1.0], "flip": False}
 
 
@@ -114,15 +115,30 @@ def test_a_run_is_evaluated_as_it_was_validated_unless_told_otherwise(
     assert score(run, *data(folders), "--inference", "slide")["day"]["inference"]["window"] == list(SIZE)
 
 
+def test_a_class_that_no_training_label_held_does_not_count_and_the_result_says_so(
+    run: Path, folders: dict[str, Path], segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *others = CLASSES
+    export.save_card(run, replace(export.load_card(run), absent=[first]))
+    results = score(run, *data(folders))
+    expected = by_hand(segmenter, Blocks(3, [(33, 47)]))
+    assert results["dusk"]["iou"] == pytest.approx(expected), "the class itself is still reported"
+    present = [expected[name] for name in others if expected[name] is not None]
+    assert results["dusk"]["miou"] == pytest.approx(np.mean(present))
+    assert results["dusk"]["without"] == [first]
+    assert f"({len(others)} of {len(CLASSES)} classes)" in capsys.readouterr().out
+
+
 def test_the_json_lies_in_the_run_unless_told_otherwise(run: Path, folders: dict[str, Path]) -> None:
     results = score(run, *data(folders))
     assert json.loads((run / "evaluation.json").read_text()) == results
 
 
 def test_table_has_a_row_a_class_and_a_column_a_domain() -> None:
+    rest: Any = {"without": [], "inference": {}}
     results: dict[str, DomainResult] = {
-        "day": {"miou": 55.5, "iou": {"road": 61.11, "sky": 50.0}, "images": 3, "inference": {}},
-        "night": {"miou": 20.0, "iou": {"road": 20.0, "sky": None}, "images": 4, "inference": {}},
+        "day": {"miou": 55.5, "iou": {"road": 61.11, "sky": 50.0}, "images": 3, **rest},
+        "night": {"miou": 20.0, "iou": {"road": 20.0, "sky": None}, "images": 4, **rest},
     }
     text = io.StringIO()
     Console(file=text, width=80).print(table(results, ["road", "sky"]))

@@ -121,6 +121,13 @@ def open_all(refs: Sequence[str], share: Fraction = Fraction(1)) -> Concatenated
     return Concatenated(opened)
 
 
+def absent(refs: Sequence[str]) -> list[str]:
+    """Classes that occur in no label of any of the datasets, as their adapters know (SYNTHIA: three)."""
+    names = [ref.partition(":")[0] for ref in refs]
+    known = [ADAPTERS[name].absent if name in ADAPTERS else () for name in names]
+    return [each for each in known[0] if all(each in others for others in known[1:])]
+
+
 def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wanted_by: str) -> None:
     """DataError unless ``dataset`` has exactly ``classes``, in that order; names the first difference."""
     if list(dataset.classes) == list(classes):

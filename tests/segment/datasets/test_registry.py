@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkd_scale.errors import ConfigError, DataError
-from gkd_scale.segment.datasets.registry import ADAPTERS, open_all, open_dataset, parse, subset
+from gkd_scale.segment.datasets.registry import ADAPTERS, absent, open_all, open_dataset, parse, subset
 
 from ..support import Blocks, write_folder  # noqa: TID252
 
@@ -55,6 +55,20 @@ def test_every_adapter_says_that_a_folder_is_missing(adapter: str, tmp_path: Pat
     part = next(iter(ADAPTERS[adapter].parts))
     with pytest.raises(DataError, match="there is no folder"):
         open_dataset(f"{adapter}:{tmp_path / 'nowhere'}{part and '@' + part}")
+
+
+@pytest.mark.parametrize(
+    ("refs", "expected"),
+    [
+        (["synthia:a"], ["terrain", "truck", "train"]),
+        (["synthia:a", "synthia:b@train"], ["terrain", "truck", "train"]),
+        (["synthia:a", "gtav:b"], []),
+        (["gtav:b"], []),
+        (["cache:c"], []),
+    ],
+)
+def test_classes_that_no_dataset_labels(refs: list[str], expected: list[str]) -> None:
+    assert absent(refs) == expected
 
 
 def test_several_datasets_are_one_behind_the_other(tmp_path: Path) -> None:
