@@ -152,20 +152,22 @@ def work(
         return crops
 
     def run() -> None:
-        image, label = read_image(tile.image), read_indices(tile.label)
+        image, label = read_image(tile.image), read_image(tile.label)
         require_same_size(
             (image.shape[0], image.shape[1]), (label.shape[0], label.shape[1]), (tile.image, tile.label)
         )
         for (left, top, right, lower), to_image, to_label in missing():
             files.write_bytes(to_image, encode(image[top:lower, left:right]))
-            files.write_bytes(to_label, encode(label[top:lower, left:right]))
+            files.write_bytes(to_label, encode(to_indices(label[top:lower, left:right], tile.label)))
 
     return lambda: not missing(), run
 
 
-def read_indices(path: Path) -> UInt8Array:
-    """(H, W) 0 for the boundary, 1 to 6 for the classes, of a label in colours; DataError for another."""
-    colours = read_image(path)
+def to_indices(colours: UInt8Array, path: Path) -> UInt8Array:
+    """Part of a label in colours (H, W, 3) as (H, W) 0 for the boundary, 1 to 6 for the classes.
+
+    DataError for another colour; ``path`` is the label's.
+    """
     snapped = np.where(colours <= TOLERANCE, 0, np.where(colours >= 255 - TOLERANCE, 255, colours))
     train_ids = ENCODING_6.decode(snapped, path)
     return np.where(train_ids == IGNORE, 0, train_ids + 1).astype(np.uint8)

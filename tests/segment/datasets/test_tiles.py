@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from gkd_scale.cli import main
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.isprs import LABELS_6
+from gkd_scale.segment.datasets.labels import read_image
 from gkd_scale.segment.datasets.registry import open_dataset
-from gkd_scale.segment.datasets.tiles import ORIGINALS, boxes, read_indices
+from gkd_scale.segment.datasets.tiles import ORIGINALS, boxes, to_indices
 from gkd_scale.types import IGNORE
 
 from .miniature import write_array
@@ -88,10 +89,10 @@ def test_vaihingens_images_and_labels_have_one_name(tmp_path: Path) -> None:
 
 def test_colours_that_are_a_little_off_are_snapped_and_others_refused(tmp_path: Path) -> None:
     label = write_array(tmp_path / "x.tif", np.array([[(252, 255, 0), (3, 2, 250)]], np.uint8))
-    np.testing.assert_array_equal(read_indices(label), [[5, 2]])
+    np.testing.assert_array_equal(to_indices(read_image(label), label), [[5, 2]])
     write_array(label, np.array([[(128, 255, 0)]], np.uint8))
     with pytest.raises(DataError, match=r"x\.tif: the colour \(128, 255, 0\)"):
-        read_indices(label)
+        to_indices(read_image(label), label)
 
 
 def test_a_folder_without_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
