@@ -65,7 +65,7 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """``pixels`` (B, 3, H, W) 0..255, H and W multiples of ``stride``; four maps (B, C_i, h_i, w_i)."""
-        x = self.normalize(pixels).to(families.dtype_of(self.net))
+        x = families.as_input(self.net, self.normalize(pixels))
         net: Any = self.net
         wanted = sorted(set(self.indices))
         norm = {"norm": True} if self.is_tokens else {}

@@ -40,9 +40,13 @@ def patch_size(net: nn.Module) -> Size:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def dtype_of(net: nn.Module) -> torch.dtype:
-    """The dtype that a network computes in."""
-    return next(net.parameters()).dtype
+def as_input(net: nn.Module, pixels: Tensor) -> Tensor:
+    """Normalised pixels (B, 3, H, W) in the dtype that a network computes in, and in its layout.
+
+    Convolutions follow the layout of their input, and are up to twice as fast channels-last.
+    """
+    pixels = pixels.to(next(net.parameters()).dtype)
+    return pixels if is_tokens(net) else pixels.contiguous(memory_format=torch.channels_last)
 
 
 def final_norm(net: nn.Module) -> str | None:

@@ -36,7 +36,7 @@ def look(
     change: Callable[[Tensor], Tensor] = lambda pixels: pixels,
 ) -> Look:
     """One pass over ``pixels`` (B, 3, H, W) 0..255; ``change`` alters the normalised pixels."""
-    x = change(backbone.normalize(pixels)).to(families.dtype_of(backbone.net))
+    x = families.as_input(backbone.net, change(backbone.normalize(pixels)))
     wanted = sorted({*backbone.indices, *levels})
     net: Any = backbone.net
     if not backbone.is_tokens:

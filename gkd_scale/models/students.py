@@ -52,7 +52,7 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
         """``pixels`` (B, 3, H, W) 0..255 and ``mask`` (B, mask_tokens) bool to features on ``grid``."""
-        x = self.normalize(pixels).to(families.dtype_of(self.net))
+        x = families.as_input(self.net, self.normalize(pixels))
         if isinstance(self.mask, MaskToken):
             self.mask.set(mask)
             try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gkd_scale.errors import ModelError
 from gkd_scale.models import spec as specs
 from gkd_scale.models import weights as weight_files
-from gkd_scale.models.families import dense, final_norm, has_cls, is_tokens, level, patch_size
+from gkd_scale.models.families import as_input, dense, final_norm, has_cls, is_tokens, level, patch_size
 from gkd_scale.models.spec import ModelSpec, Triple
 from gkd_scale.types import Features, Grid, Size
 
@@ -68,8 +68,6 @@ class TimmTeacher:
         self.device = torch.device(device)
         self.normalize = Normalize(spec.mean, spec.std).to(self.device)
         self.net.to(self.device)
-        if not is_tokens(net):  # convolutions are faster on this layout
-            self.net.to(memory_format=torch.channels_last)
         features, self.grid = self._forward(torch.zeros(1, 3, *image_size, dtype=torch.uint8))
         self.dim = features.patches.shape[2]
 
@@ -119,7 +117,7 @@ class TimmTeacher:
     def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) float32 of timm's feature levels ``indices``, on the teacher's device."""
         net: Any = self.net
-        x = self.normalize(pixels.to(self.device, non_blocking=True))
+        x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
         with self._autocast():
             found = net.forward_intermediates(
                 x, indices=sorted(indices), stop_early=True, intermediates_only=True
@@ -131,7 +129,7 @@ class TimmTeacher:
 
     @torch.no_grad()
     def _forward(self, pixels: Tensor) -> tuple[Features, Grid]:
-        x = self.normalize(pixels.to(self.device, non_blocking=True))
+        x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
         with self._autocast():
             return dense(self.net, x) if self.layer is None else level(self.net, x, self.layer)
 
