@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkd_scale.cache.config import parse_size
+from gkd_scale.cache.config import TEACHER_DTYPES, parse_size
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError
 
@@ -101,6 +101,10 @@ class MethodConfig:
     teacher_patch: int | None = option(
         None, "resample its patch embedding to this size", flag="--teacher-patch"
     )
+    teacher_resize: str = option(
+        "pi", "how, as --patch-resize of cache-teacher", flag="--teacher-resize", choices=("pi", "bicubic")
+    )
+    teacher_dtype: str = option("float32", "its arithmetic", flag="--teacher-dtype", choices=TEACHER_DTYPES)
     teacher_mean: tuple[float, float, float] | None = option(
         None, "of its pixels in 0..1 (default: what timm says)", flag="--teacher-mean", metavar=_RGB
     )

@@ -226,6 +226,8 @@ def _with_method(
             mean=method.teacher_mean,
             std=method.teacher_std,
             patch=method.teacher_patch,
+            resize=method.teacher_resize,
+            dtype=method.teacher_dtype,
             device=str(runtime.device),
         )
     guide = Guide(teacher, head, method.teacher_norm)

@@ -22,18 +22,22 @@ from gkd_scale.segment.config import EvaluateConfig, Stage2Config
 from gkd_scale.segment.evaluate import evaluate
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.types import IGNORE
+from tests.conftest import tiny_args
 
 from .support import Blocks, pyramid, tiny_backbone, write_folder
 
 LAUNCHERS = Path(__file__).parents[2] / "launchers"
 CHANNELS = (6, 8, 10, 12)
 SMALL = ("--head", "mask2former", "--head-args", "size=small", "width=32", "queries=8", "points=128")
-RUNS: dict[str, tuple[str, ...]] = {
-    "zero1": ("--head", "linear", "--inference", "slide", "--window", "32", "--stride", "16"),
-    "zero2": ("--head", "fpn", "--adapt", "last2"),
-    "zero3": SMALL,
+DISTIL = ("--head", "linear", "--method", "vitkd", "--teacher", "vit_tiny_patch16_224")
+RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "zero1": ("zero1", ("--head", "linear", "--inference", "slide", "--window", "32", "--stride", "16")),
+    "zero2": ("zero2", ("--head", "fpn", "--adapt", "last2")),
+    "zero3": ("zero3", SMALL),
+    "vitkd1": ("zero1", DISTIL),
+    "vitkd3": ("zero3", DISTIL),
 }
-"""DeepSpeed config to what is trained under it."""
+"""Run to its DeepSpeed config and to what is trained under it."""
 
 
 def labels(rank: int) -> torch.Tensor:
@@ -62,8 +66,10 @@ def _rank(rank: int, port: int, folder: str) -> None:
     )
     torch.set_num_threads(1)
     root, runtime = Path(folder), Runtime.start()
-    for name, flags in RUNS.items():
-        given = ["--ds-config", f"{name}.json", "--backbone", root / "stage1", "--out", root / name, *flags]
+    for name, (zero, flags) in RUNS.items():
+        if "--teacher" in flags:
+            flags += ("--teacher-weights", (root / "teacher").read_text(), "--teacher-args", *tiny_args())
+        given = ["--ds-config", f"{zero}.json", "--backbone", root / "stage1", "--out", root / name, *flags]
         given += ["--train", f"folder:{root / 'day'}", "--val", f"folder:{root / 'dusk'}", "--no-check"]
         given += ["--image-size", "32x48", "--steps", "2", "--global-batch", "4", "--workers", "1"]
         options = configs.parse(Stage2Config, [str(each) for each in given], prog="stage2.py", description="")
@@ -80,9 +86,10 @@ def score(root: Path, out: str, runtime: Runtime | None = None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
     """A folder with what two ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
+    (folder / "teacher").write_text(str(tiny_teacher))
     tiny_backbone().save(folder / "stage1")
     write_folder(folder / "day", Blocks(8))
     write_folder(folder / "dusk", Blocks(5, [(32, 48), (33, 47)]))
@@ -100,6 +107,19 @@ def test_the_frozen_blocks_are_bit_identical_where_the_last_ones_are_trained(roo
     before, after = (load_file(root / each / "backbone.safetensors") for each in ("stage1", "zero2"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith(("blocks.2.", "blocks.3.", "norm.")) for name in changed)
+
+
+def test_a_method_trains_on_two_ranks_alike_under_zero_1_and_3(root: Path) -> None:
+    one, three = (
+        [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("vitkd1", "vitkd3")
+    )
+    assert all(row["loss_task"] > 0 and row["loss"] > row["loss_task"] for row in one)
+    assert [row["loss"] for row in three] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    weights = [load_file(root / name / "backbone.safetensors") for name in ("stage1", "vitkd1", "vitkd3")]
+    before, first, third = weights
+    assert all(not torch.equal(before[name], first[name]) for name in before if name.endswith("weight"))
+    assert all(torch.allclose(third[name], first[name], rtol=1e-3, atol=1e-5) for name in first)
 
 
 def test_evaluation_on_two_ranks_counts_every_image_once(root: Path) -> None:

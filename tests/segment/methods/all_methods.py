@@ -21,6 +21,7 @@ def main(folder: Path, weights: str) -> None:
     teacher += ["--teacher-args", *tiny_args(), "--teacher-head", str(folder / "teacher")]
     runs = {"teacher": ["--backbone", weights]}
     runs |= {name: ["--method", name, *(teacher if name != "none" else [])] for name in METHODS}
+    runs["bfloat16"] = ["--method", "vanilla-kd", *teacher, "--teacher-dtype", "bfloat16"]
     for name, flags in runs.items():
         data = ["--train", f"folder:{folder / 'data'}", "--val", f"folder:{folder / 'data'}"]
         argv = [*data, "--image-size", "32x48", "--steps", "3", "--global-batch", "4", "--val-every", "3"]

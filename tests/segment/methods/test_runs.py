@@ -24,7 +24,7 @@ def test_every_method_trains_and_exports_a_plain_segmenter(tmp_path: Path, tiny_
     done = run([sys.executable, "-m", "tests.segment.methods.all_methods", tmp_path, tiny_teacher], ROOT)
     assert done.code == 0, done.text
     runs = [json.loads(line) for line in done.text.splitlines() if line.startswith('{"run"')]
-    assert [each["run"] for each in runs] == ["teacher", *METHODS]
+    assert [each["run"] for each in runs] == ["teacher", *METHODS, "bfloat16"]
     for each in runs:
         steps = [line for line in each["steps"] if "loss" in line]
         assert len(steps) == 3 and all(math.isfinite(line["loss"]) for line in steps)
@@ -33,3 +33,8 @@ def test_every_method_trains_and_exports_a_plain_segmenter(tmp_path: Path, tiny_
         assert load_card(out).adapt == ("frozen" if each["run"] == "teacher" else "full")
         for file in ("backbone.safetensors", "head.safetensors"):
             assert set(read_state_dict(out / file)) == set(read_state_dict(tmp_path / "teacher" / file))
+    full, half = (
+        next(each["steps"][0]["loss"] for each in runs if each["run"] == name)
+        for name in ("vanilla-kd", "bfloat16")
+    )
+    assert full != half == pytest.approx(full, rel=0.02), "the teacher alone computes in bfloat16"
