@@ -6,6 +6,10 @@ and a mask token in every other place, and predicts the teacher's tokens everywh
 
     L = smooth-L1(D(s), LN(t)), β = 2, the mean over all tokens and channels.
 
+A convolution cannot leave patches out. A student that is no plain transformer sees the whole image with those
+three quarters painted in one learned colour, as in SimMIM (Xie et al., CVPR 2022), and the decoder gets its
+tokens at every place; G2SD itself is defined for plain transformers only.
+
 The specific stage is ``stage2.py --method g2sd`` on what this stage exports.
 """
 
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gkd_scale.models.families import is_tokens
 from gkd_scale.models.masking import VisibleOnly, random_mask
 from gkd_scale.models.students import Student
 from gkd_scale.models.tokens import resample_tokens
@@ -26,7 +31,7 @@ _HEAD_WIDTH = 32
 
 
 class Generic(nn.Module):
-    """``forward(batch)`` returns the loss; the student must be a plain vision transformer (ModelError)."""
+    """``forward(batch)`` returns the loss."""
 
     def __init__(
         self, student: Student, teacher_dim: int, teacher_grid: Grid, *, depth: int = 2, seed: int = 0
@@ -35,12 +40,14 @@ class Generic(nn.Module):
         self.student = student
         self.teacher_grid = teacher_grid
         self.seed = seed
-        self._visible = VisibleOnly(student.net)
         width = student.dim
-        self.mask_token = nn.Parameter(torch.zeros(width))
         self.pos_embed = nn.Parameter(torch.zeros(1, student.mask_tokens, width))
-        for parameter in (self.mask_token, self.pos_embed):
-            nn.init.normal_(parameter, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.02)
+        self._visible: VisibleOnly | None = None
+        if is_tokens(student.net):
+            self._visible = VisibleOnly(student.net)
+            self.mask_token = nn.Parameter(torch.zeros(width))
+            nn.init.normal_(self.mask_token, std=0.02)
         self.decoder = nn.Sequential(
             *(
                 nn.TransformerEncoderLayer(
@@ -60,18 +67,30 @@ class Generic(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of one micro batch; what is masked is a function of seed, epoch and sample."""
-        device = self.mask_token.device
+        device = self.pos_embed.device
         masks = torch.stack([self._mask(*which) for which in zip(batch.sids, batch.epochs, strict=True)])
-        keep = (~masks).nonzero()[:, 1].view(len(masks), -1).to(device)
-        self._visible.set(keep)
-        seen = self.student(batch.pixels.to(device, non_blocking=True)).patches
-        self._visible.set(None)
-        tokens = self.mask_token.to(seen.dtype).expand(len(masks), self.student.mask_tokens, -1)
-        tokens = tokens.scatter(1, keep[..., None].expand_as(seen), seen) + self.pos_embed.to(seen.dtype)
-        found = resample_tokens(self.decoder(tokens), self.student.grid, self.teacher_grid).float()
+        pixels = batch.pixels.to(device, non_blocking=True)
+        tokens = self._fill(pixels, masks) if self._visible else self._paint(pixels, masks.to(device))
+        tokens = self.decoder(tokens + self.pos_embed.to(tokens.dtype))
+        found = resample_tokens(tokens, self.student.mask_grid, self.teacher_grid).float()
         target = batch.teacher.patches.to(device, non_blocking=True).float()
         target = F.layer_norm(target, target.shape[-1:])
         return {"loss": F.smooth_l1_loss(found, target, beta=BETA)}
+
+    def _fill(self, pixels: Tensor, masks: Tensor) -> Tensor:
+        """Tokens of the visible patches, and the mask token in every other place."""
+        assert self._visible is not None
+        keep = (~masks).nonzero()[:, 1].view(len(masks), -1).to(pixels.device)
+        self._visible.set(keep)
+        seen = self.student(pixels).patches
+        self._visible.set(None)
+        tokens = self.mask_token.to(seen.dtype).expand(len(masks), self.student.mask_tokens, -1)
+        return tokens.scatter(1, keep[..., None].expand_as(seen), seen)
+
+    def _paint(self, pixels: Tensor, masks: Tensor) -> Tensor:
+        """Tokens of the image whose masked blocks are painted over."""
+        seen: Tensor = self.student(pixels, masks).patches
+        return resample_tokens(seen, self.student.grid, self.student.mask_grid)
 
     def _mask(self, sid: str, epoch: int) -> Tensor:
         return random_mask(sid, epoch, self.seed, self.student.mask_tokens, RATIO)

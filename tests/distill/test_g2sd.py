@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,9 +62,27 @@ def test_everything_is_trained() -> None:
     assert not [name for name, grad in named if grad is None or not grad.any()]
 
 
-def test_a_network_that_cannot_leave_patches_out_is_refused() -> None:
+def test_a_convolution_sees_the_image_with_the_masked_blocks_painted_over() -> None:
+    torch.manual_seed(1)
+    module = Generic(load_student("test_resnet", (32, 48), (2, 3)), 20, (2, 3)).eval()
+    b = batch()
+    loss = module(b)["loss"]
+    pixels = b.pixels.clone()
+    for row, (sid, epoch) in enumerate(zip(b.sids, b.epochs, strict=True)):
+        mask = random_mask(sid, epoch, 0, 6, 0.75).view(2, 3)
+        mask = mask.repeat_interleave(16, 0).repeat_interleave(16, 1)
+        pixels[row, :, mask] = 0
+    assert not torch.equal(pixels, b.pixels) and module(replace(b, pixels=pixels))["loss"] == loss
+    module.train()(b)["loss"].backward()
+    named = dict(module.named_parameters())
+    assert all(p.grad is not None for p in named.values())
+    outside = [p for name, p in named.items() if not name.startswith("student.net.layer")]  # zero-initialised
+    assert all(p.grad is not None and p.grad.any() for p in outside)
+
+
+def test_windows_cannot_leave_patches_out() -> None:
     with pytest.raises(ModelError, match="cannot leave patches out"):
-        Generic(load_student("test_resnet", (32, 48), (1, 2)), 20, (2, 3))
+        VisibleOnly(load_student("test_resnet", (32, 48), (1, 2)).net)
 
 
 def test_without_attention_the_loss_is_plain_mse() -> None:
