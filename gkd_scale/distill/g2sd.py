@@ -28,6 +28,8 @@ from gkd_scale.types import Batch, Grid
 BETA = 2.0
 RATIO = 0.75
 _HEAD_WIDTH = 32
+_WIDEST = 192
+"""Of the decoder: wider students are projected, as in masked autoencoders, or it costs more than they do."""
 
 
 class Generic(nn.Module):
@@ -40,7 +42,8 @@ class Generic(nn.Module):
         self.student = student
         self.teacher_grid = teacher_grid
         self.seed = seed
-        width = student.dim
+        width = min(student.dim, _WIDEST)
+        self.embed = nn.Linear(student.dim, width) if width < student.dim else nn.Identity()
         self.pos_embed = nn.Parameter(torch.zeros(1, student.mask_tokens, width))
         nn.init.normal_(self.pos_embed, std=0.02)
         self._visible: VisibleOnly | None = None
@@ -82,14 +85,14 @@ class Generic(nn.Module):
         assert self._visible is not None
         keep = (~masks).nonzero()[:, 1].view(len(masks), -1).to(pixels.device)
         self._visible.set(keep)
-        seen = self.student(pixels).patches
+        seen = self.embed(self.student(pixels).patches)
         self._visible.set(None)
         tokens = self.mask_token.to(seen.dtype).expand(len(masks), self.student.mask_tokens, -1)
         return tokens.scatter(1, keep[..., None].expand_as(seen), seen)
 
     def _paint(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Tokens of the image whose masked blocks are painted over."""
-        seen: Tensor = self.student(pixels, masks).patches
+        seen: Tensor = self.embed(self.student(pixels, masks).patches)
         return resample_tokens(seen, self.student.grid, self.student.mask_grid)
 
     def _mask(self, sid: str, epoch: int) -> Tensor:

@@ -80,6 +80,13 @@ def test_a_convolution_sees_the_image_with_the_masked_blocks_painted_over() -> N
     assert all(p.grad is not None and p.grad.any() for p in outside)
 
 
+def test_the_decoder_of_a_wide_student_is_narrower() -> None:
+    student = load_student("resnet10t", (32, 48), (2, 3))
+    module = Generic(student, 20, (2, 3))
+    assert student.dim == 512 and module.pos_embed.shape == (1, 6, 192)
+    assert module(batch())["loss"].isfinite()
+
+
 def test_windows_cannot_leave_patches_out() -> None:
     with pytest.raises(ModelError, match="cannot leave patches out"):
         VisibleOnly(load_student("test_resnet", (32, 48), (1, 2)).net)
