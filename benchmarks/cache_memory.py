@@ -22,6 +22,8 @@ from PIL import Image
 BUILD = """
 import resource, sys
 from pathlib import Path
+from gkd_scale.memory import keep_freed
+keep_freed()
 import torch
 torch.set_num_threads(1)
 from gkd_scale.cache.build import build
@@ -36,6 +38,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 LOAD = """
 import resource, sys
 from pathlib import Path
+from gkd_scale.memory import keep_freed
+keep_freed()
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Cache
 cache = Cache.open(Path(sys.argv[2]))
