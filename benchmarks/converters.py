@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gkd_scale.segment.datasets.isprs import LABELS_6
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -43,14 +45,6 @@ def label(size: tuple[int, int], values: list[object], number: int) -> Image.Ima
 
 def potsdam(root: Path, tiles: int) -> float:
     """Write tiles; megapixels to convert."""
-    white, blue, cyan, green, yellow, red = (
-        (255, 255, 255),
-        (0, 0, 255),
-        (0, 255, 255),
-        (0, 255, 0),
-        (255, 255, 0),
-        (255, 0, 0),
-    )
     for number in range(tiles):
         for space in ("RGB", "IRRG"):
             path = root / f"2_Ortho_{space}" / f"top_potsdam_2_{10 + number}_{space}.tif"
@@ -58,7 +52,7 @@ def potsdam(root: Path, tiles: int) -> float:
             picture((6000, 6000), number).save(path)
         path = root / "5_Labels_all" / f"top_potsdam_2_{10 + number}_label.tif"
         path.parent.mkdir(exist_ok=True)
-        label((6000, 6000), [white, blue, cyan, green, yellow, red], number).save(path)
+        label((6000, 6000), list(LABELS_6.palette), number).save(path)
     return 36.0 * 2 * tiles
 
 
@@ -86,7 +80,7 @@ def main() -> None:
                 program,
                 "datasets",
                 "convert",
-                name if name == "potsdam" else f"{name}",
+                name,
                 str(source),
                 str(out),
             ]

@@ -87,7 +87,7 @@ def test_the_decoder_of_a_wide_student_is_narrower() -> None:
     assert module(batch())["loss"].isfinite()
 
 
-def test_windows_cannot_leave_patches_out() -> None:
+def test_a_convolution_cannot_leave_patches_out() -> None:
     with pytest.raises(ModelError, match="cannot leave patches out"):
         VisibleOnly(load_student("test_resnet", (32, 48), (1, 2)).net)
 
