@@ -73,7 +73,7 @@ def finish(folder: Path, spec: Spec, plan: Plan) -> dict[str, str]:
         )
     data = table_bytes(_table(folder, spec, plan, infos))
     digest = hashlib.sha256(data).hexdigest()
-    if not _holds(folder / MANIFEST, digest) or not _checksum_is(folder, digest):
+    if not holds(folder / MANIFEST, digest) or not _checksum_is(folder, digest):
         write_text(folder / CHECKSUM, f"{digest}  {MANIFEST}\n")
         write_bytes(folder / MANIFEST, data)
     return {entry.name: errors[entry.sid] for entry in plan.entries if entry.sid in errors}
@@ -100,7 +100,8 @@ def _checksum_is(folder: Path, digest: str) -> bool:
         return False
 
 
-def _holds(path: Path, digest: str) -> bool:
+def holds(path: Path, digest: str | None) -> bool:
+    """Whether a file is there with this SHA-256."""
     return path.exists() and sha256_file(path) == digest
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codec import STATE, Codec, Float16, load_codec
-from gkd_scale.cache.manifest import read_manifest_info
+from gkd_scale.cache.manifest import holds, read_manifest_info
 from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.remote import Mirror
 from gkd_scale.cache.shard import (
@@ -40,7 +40,6 @@ from gkd_scale.cache.shard import (
 from gkd_scale.cache.source import is_url
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
 from gkd_scale.errors import CacheError, DamageError
-from gkd_scale.files import sha256_file
 from gkd_scale.types import Grid, Size
 
 MIRRORS = Path.home() / ".cache" / "gkd-scale"
@@ -139,7 +138,7 @@ class Cache:
             raise _unfinished(path, spec) from None
         if info.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != info.files.get(SPEC):
             raise _damage(path, SPEC, "it does not match the manifest")
-        if mirror is None and not _matches(path / PLAN, info.files.get(PLAN)):
+        if mirror is None and not holds(path / PLAN, info.files.get(PLAN)):
             raise _damage(path, PLAN, "it does not match the manifest")
         return cls(path, spec, info.shard_sizes, info.files, mirror)
 
@@ -363,13 +362,6 @@ def _problem(member: Member, part: Callable[[int, int], memoryview], row: memory
 
 def _zero(data: memoryview) -> bool:
     return not bytes(data).strip(b"\0")
-
-
-def _matches(path: Path, digest: str | None) -> bool:
-    try:
-        return sha256_file(path) == digest
-    except FileNotFoundError:
-        return False
 
 
 def _sha256(data: bytes) -> str:
