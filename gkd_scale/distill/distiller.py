@@ -4,7 +4,8 @@ L_QSD = a·L_feat + b·L_mask + c·L_cls. The masked pass runs only on the image
 tokens are those of the unmasked pass, so they are shared. Loss and gradients are those of two full passes
 wherever an image's features depend on that image alone. With drop-path the shared half sees one draw
 instead of two; with BatchNorm (ResNet, MobileNet, EfficientViT) the second pass has the statistics of the
-masked images instead of those of masked and unmasked ones together.
+masked images instead of those of masked and unmasked ones together, and leaves the running statistics, which
+the exported student applies to whole images, to the first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.jitter import jitter
 from gkd_scale.distill.qsd import QsdHead, mse
+from gkd_scale.models.layers import kept_statistics
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student
 from gkd_scale.models.tokens import normalised, resample_tokens
@@ -100,7 +102,8 @@ class Distiller(nn.Module):
             return plain
         masks = torch.stack([self._mask(batch.sids[row], batch.epochs[row]) for row in rows])
         index = torch.tensor(rows, device=pixels.device)
-        masked = self.features(pixels[index], masks.to(pixels.device)).patches
+        with kept_statistics(self.student):
+            masked = self.features(pixels[index], masks.to(pixels.device)).patches
         return plain.index_copy(0, index, masked)
 
     def _mask(self, sid: str, epoch: int) -> Tensor:

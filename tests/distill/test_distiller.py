@@ -133,3 +133,15 @@ def test_token_variance_is_a_share() -> None:
     assert float(token_variance(tokens + 3)) == pytest.approx(0.1, abs=0.01)
     assert float(token_variance(torch.ones(4, 50, 8))) == 0
     assert float(token_variance(torch.zeros(4, 50, 8))) == 0
+
+
+def test_the_masked_pass_leaves_batchnorms_running_statistics_to_the_whole_images() -> None:
+    found = []
+    for weight in (0.0, 1.0):
+        d = distiller("mobilenetv4_conv_small_035", loss=LossConfig(mask_weight=weight)).train()
+        d(batch())["loss"].backward()
+        found.append({name: t for name, t in d.state_dict().items() if "running" in name})
+    whole, both = found
+    assert len(whole) > 10
+    assert all(torch.equal(values, both[name]) for name, values in whole.items())
+    assert not all(torch.equal(t, torch.zeros_like(t)) for name, t in both.items() if "mean" in name)
