@@ -230,6 +230,12 @@ def _introduce(
             f"→ student {student.spec.name} "
             f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim}); {job.out}"
         )
+        if student.grid[0] < rows:
+            stride = round(teaching.source.image_size[0] / rows)
+            console.out.print(
+                "  its tokens are coarser than the teacher's and are resampled: a smaller patch size, or "
+                f"--student-args output_stride={stride} where timm has it, learns finer detail"
+            )
     for line in teaching.about:
         console.out.print(line, markup=False)
     console.out.print(

@@ -74,9 +74,9 @@ def alone(tiny_cache: Path, runtime: Runtime, tmp_path_factory: pytest.TempPathF
 
 
 def test_students_in_one_pass_are_those_of_a_pass_each(
-    runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path
+    runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Bit for bit: weights, checkpoints and losses; then a third student is added to the folder."""
+    """Bit for bit: weights, checkpoints and losses; then a third, coarser student is added to the folder."""
     both = tmp_path / "both"
     train(runtime, config(tiny_cache, both, student=["vit_tiny_patch16_224", SMALL]))
     assert files_of(both / "vit_tiny_patch16_224") == files_of(alone)
@@ -86,9 +86,11 @@ def test_students_in_one_pass_are_those_of_a_pass_each(
     assert files_of(both / "small") == files_of(tmp_path / "small")
     third = {"name": "mobilenetv3_small_050", "args": {}}
     before = (both / "small/run.json").read_bytes()
+    assert "coarser" not in capsys.readouterr().out
     train(runtime, config(tiny_cache, both, student=["vit_tiny_patch16_224", SMALL, third]))
     assert len(losses(both / "mobilenetv3_small_050")) == 6
     assert (both / "small/run.json").read_bytes() == before
+    assert "output_stride=16" in capsys.readouterr().out
 
 
 def test_a_pass_that_was_killed_between_two_saves_goes_on_for_both(
