@@ -32,6 +32,7 @@ from gkd_scale.engine.health import Vitals, Waits
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import GkdError
+from gkd_scale.models.layers import kept_statistics
 from gkd_scale.randomness import seed_of
 
 
@@ -113,7 +114,8 @@ class Training:
         """Forward and backward of one micro batch; the optimizer steps after the last of a step."""
         torch.manual_seed(seed)
         losses = self.engine(batch)
-        self.engine.backward(losses["loss"])
+        with kept_statistics(self.module):  # checkpointed activations are computed again in here
+            self.engine.backward(losses["loss"])
         if gradient_norm:
             self.norm = _gradient_norm(self.module)
         self.engine.step()

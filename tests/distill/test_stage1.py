@@ -155,6 +155,21 @@ def test_checkpointed_activations_change_nothing(
     assert losses(tmp_path) == losses(alone)
 
 
+def test_checkpointed_activations_leave_running_statistics_alone(
+    runtime: Runtime, tiny_cache: Path, tmp_path: Path
+) -> None:
+    found = []
+    for on in (False, True):
+        student = {"student": "mobilenetv4_conv_small_035", "student_args": {}}
+        cfg = config(tiny_cache, tmp_path / str(on), **student, steps=2, ema=0.0, grad_checkpointing=on)
+        train(runtime, cfg)
+        state = load_file(cfg.out / "backbone.safetensors")
+        found.append({name: value for name, value in state.items() if name.endswith("running_mean")})
+    assert found[0]
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value)
+
+
 def test_layers_learn_at_rates_of_their_own(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
     """With a decay near 0 only the layer nearest the output moves."""
     same = {"seed": 0, "ema": 0.0, "steps": 2, "student_weights": None}
