@@ -58,7 +58,7 @@ def test_a_dry_run_prints_budget_and_commands_and_runs_nothing(
 ) -> None:
     benchmark(config(tmp_path / "out", dry_run=True, only=["gkd/1"], passes=4800, data=Path("some/data")))
     shown = capsys.readouterr().out
-    assert "4800 student passes" in shown and "1a: 100" in shown
+    assert "4800 student passes" in shown and "1a: 200" in shown
     commands = [line for line in shown.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
     assert [line.split()[1].split("/")[-1] for line in commands] == [
         "cache-teacher", "cache-teacher", "stage1.py", "stage1.py", "stage2.py", "evaluate",
