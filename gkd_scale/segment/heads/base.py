@@ -19,6 +19,11 @@ class SegHead(nn.Module, ABC):
     def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
         """Maps (B, C_i, h_i, w_i), finest first, to logits (B, K, *size)."""
 
+    def class_logits(self, features: Sequence[Tensor], size: Size) -> Tensor:
+        """(B, K, *size) whose softmax over K is what the head believes: for methods that compare beliefs."""
+        logits: Tensor = self(features, size)
+        return logits
+
     def losses(self, features: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Named scalars for ``labels`` (B, H, W); ``loss`` is what is minimised."""
         size = (labels.shape[1], labels.shape[2])

@@ -39,6 +39,9 @@ from gkd_scale.segment.heads.base import SegHead, upsample
 from gkd_scale.types import IGNORE, Size
 
 WEIGHTS = {"cross_entropy": 2.0, "mask": 5.0, "dice": 5.0}
+LEAST_SCORE = 1e-3
+"""Added to every class's score before its logarithm is taken: where no query claims a pixel, nothing is known."""
+
 NO_OBJECT = 0.1
 """Weight of the class "none" in the cross-entropy."""
 
@@ -103,6 +106,10 @@ class Mask2FormerHead(SegHead):
         last = self.decoder(features)[-1]
         classes = last.classes.float().softmax(-1)[..., :-1]
         return torch.einsum("bqk,bqhw->bkhw", classes, upsample(last.masks.float(), size).sigmoid())
+
+    def class_logits(self, features: Sequence[Tensor], size: Size) -> Tensor:
+        """log(score + 1e-3): the softmax of it is each class's share of a pixel's scores."""
+        return (self(features, size) + LEAST_SCORE).log()
 
     def losses(self, features: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """``loss``, and its weighted parts ``cross_entropy``, ``mask`` and ``dice``, summed over layers.

@@ -76,8 +76,7 @@ class Guide:
     def logits(self, pixels: Tensor, size: Size) -> Tensor:
         """(B, K, *size) of the teacher's own head, float32."""
         segmenter = self.require_head().to(pixels.device)
-        logits: Tensor = segmenter.head(segmenter.features(pixels), size)
-        return logits.float()
+        return segmenter.head.class_logits(segmenter.features(pixels), size).float()
 
     def require_head(self) -> Segmenter:
         """The teacher with its head; ConfigError where none was given."""

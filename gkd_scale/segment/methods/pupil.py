@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from gkd_scale.models.look import look
+from gkd_scale.models.layers import kept_statistics
+from gkd_scale.models.look import Look, look
 from gkd_scale.segment.augment import SegBatch
 from gkd_scale.segment.methods.base import Guide, Method, Scene
 from gkd_scale.segment.segmenter import Segmenter
@@ -31,12 +34,18 @@ class Pupil(nn.Module):
             labels,
             seen,
             self.guide,
-            head=lambda size: segmenter.head(seen.maps, size),
-            again=lambda change: look(segmenter.backbone, pixels, change=change),
+            head=lambda size: segmenter.head.class_logits(seen.maps, size),
+            again=lambda change: self._again(pixels, change),
         )
         terms = self.method(scene)
         total = self.method.task_weight * task + sum(terms.values())
         return {"loss": total, "loss_task": task, **terms}
+
+    def _again(self, pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Look:
+        """Another pass; BatchNorm's running statistics, which serve whole images, leave it out."""
+        backbone = self.segmenter.backbone
+        with kept_statistics(backbone):
+            return look(backbone, pixels, change=change)
 
 
 def segmenter_in(module: nn.Module) -> nn.Module:

@@ -163,3 +163,15 @@ def test_the_loss_falls_on_eight_real_images(shared: Path) -> None:
 def test_mistakes(args: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build_head("mask2former", CHANNELS, 4, args)
+
+
+def test_a_sure_head_costs_a_method_little() -> None:
+    """log of the share: a class that all queries claim has a cross-entropy near 0, as logits would."""
+    head = tiny()
+    sure = torch.zeros(1, 4, 2, 3)
+    sure[:, 2] = 1
+    head.forward = lambda features, size: sure  # type: ignore[method-assign]
+    logits = head.class_logits([], (2, 3))
+    assert F.cross_entropy(logits, torch.full((1, 2, 3), 2)) < 0.01
+    sure.zero_()
+    assert torch.allclose(head.class_logits([], (2, 3)).softmax(1), torch.full((1, 4, 2, 3), 0.25))

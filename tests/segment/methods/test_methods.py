@@ -15,19 +15,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gkd_scale.errors import ConfigError
+from gkd_scale.models.backbone import load_backbone
 from gkd_scale.models.look import look
 from gkd_scale.models.teachers import TimmTeacher, load_teacher
 from gkd_scale.segment.augment import SegBatch
 from gkd_scale.segment.config import METHODS as CHOICES
+from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.methods.af_dcd import contrast, pixel_divergence
 from gkd_scale.segment.methods.base import Guide, Method, Scene, random_masks
 from gkd_scale.segment.methods.cwd import channel_divergence
 from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
 from gkd_scale.segment.methods.registry import METHODS, build_method
+from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import IGNORE
 from tests.conftest import TINY
 
-from ..support import Blocks, tiny_segmenter  # noqa: TID252
+from ..support import Blocks, tiny_backbone, tiny_segmenter  # noqa: TID252
 
 Array = npt.NDArray[np.float64]
 SIZE = (32, 48)
@@ -293,6 +296,44 @@ def test_gradients_reach_the_student_and_never_the_teacher(
     assert not net.training
 
 
+@pytest.mark.parametrize("name", ["vanilla-kd", "cwd", "af-dcd", "proteus"])
+def test_a_convolutional_student_learns_and_its_statistics_are_those_of_whole_images(
+    name: str, convolutional: Guide
+) -> None:
+    def trained(method: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        backbone = load_backbone(None, "test_resnet", {})
+        segmenter = Segmenter(backbone, build_head("linear", backbone.channels, 4), frozen=False)
+        of = Pupil(segmenter, build_method(name, backbone, convolutional), convolutional) if method else None
+        (of or segmenter)(batch())["loss"].backward()
+        assert all(p.grad is not None for p in backbone.parameters())
+        return {key: each for key, each in backbone.state_dict().items() if "running" in key}
+
+    alone, taught = trained(False), trained(True)
+    assert any(bool(each.any()) for key, each in alone.items() if "mean" in key)
+    assert all(torch.equal(each, taught[key]) for key, each in alone.items())
+
+
+@pytest.mark.parametrize("name", ["cwd", "af-dcd", "g2sd"])
+def test_mask2former_is_compared_by_its_shares_of_the_classes(name: str, teacher: TimmTeacher) -> None:
+    def segmenter() -> Segmenter:
+        backbone = tiny_backbone()
+        small = {"size": "small", "width": 32, "queries": 8, "points": 64, "decoder_layers": 2}
+        head = build_head("mask2former", backbone.channels, 4, small)
+        return Segmenter(backbone, head, frozen=False)
+
+    guide, own = Guide(teacher, segmenter()), segmenter()
+    of = Pupil(own, build_method(name, own.backbone, guide), guide)
+    theirs = guide.logits(batch().pixels, (8, 12))
+    with torch.no_grad():
+        head = guide.require_head()
+        scores = head.head(head.features(batch().pixels), (8, 12))
+    assert torch.allclose(theirs.softmax(1), scores / scores.sum(1, keepdim=True), atol=5e-3)
+    found = of(batch())
+    sum(value for key, value in found.items() if key not in ("loss", "loss_task")).backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in own.parameters() if p.grad is not None)
+
+
 @every_method
 def test_a_step_is_a_function_of_the_seeds(name: str, guide: Guide) -> None:
     def loss(seed: int) -> float:
@@ -322,6 +363,20 @@ def test_arguments_and_needs_are_checked(name: str, guide: Guide) -> None:
         pupil(name, guide, wieght=1)
     with pytest.raises(ConfigError, match="--teacher"):
         pupil(name, Guide())
+    key = "contrast" if name == "af-dcd" else "shallow" if name == "vitkd" else "weight"
+    for value in ("abc", True, -1, float("nan")):
+        with pytest.raises(
+            ConfigError, match=f"--method-args {key}={value}: {key} of '{name}' must be a num"
+        ):
+            pupil(name, guide, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("vitkd", {"ratio": 0}), ("cwd", {"temperature": 0}), ("af-dcd", {"groups": 1.5})]
+)
+def test_arguments_out_of_range_are_refused(name: str, args: dict[str, object], guide: Guide) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        pupil(name, guide, **args)
 
 
 def test_the_choices_of_the_flag_are_the_registry() -> None:
