@@ -54,6 +54,7 @@ class First:
 
     def __init__(self, dataset: SegDataset, count: int) -> None:
         self.name, self.classes, self.palette = dataset.name, dataset.classes, dataset.palette
+        self.absent = dataset.absent
         self._samples = [dataset[index * len(dataset) // count] for index in range(count)]
 
     def __len__(self) -> int:

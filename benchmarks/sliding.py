@@ -59,6 +59,7 @@ class Noise:
     name = "noise"
     classes: Sequence[str] = [str(index) for index in range(CLASSES)]
     palette: Sequence[tuple[int, int, int]] = [(index, index, index) for index in range(CLASSES)]
+    absent: Sequence[str] = ()
 
     def __init__(self, images: int, size: tuple[int, int]) -> None:
         rng = generator("benchmark", "sliding")

@@ -95,11 +95,15 @@ class SegSample:
 
 
 class SegDataset(Protocol):
-    """A labelled dataset of one domain. ``palette`` has one RGB triple a class."""
+    """A labelled dataset of one domain. ``palette`` has one RGB triple a class.
+
+    ``absent`` names the classes that occur in no label: a mean IoU over the others has to say so.
+    """
 
     name: str
     classes: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
+    absent: Sequence[str]
 
     def __len__(self) -> int: ...
 

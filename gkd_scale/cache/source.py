@@ -173,9 +173,10 @@ class Labelled:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What the label values mean: names and colours of the classes."""
-        palette = [list(colour) for colour in self._dataset.palette]
-        return {"classes": list(self._dataset.classes), "palette": palette}
+        """What the label values mean: names and colours of the classes, and which of them occur nowhere."""
+        dataset = self._dataset
+        named = {"classes": list(dataset.classes), "palette": [list(colour) for colour in dataset.palette]}
+        return {**named, "absent": list(dataset.absent)} if dataset.absent else named
 
     def entries(self) -> list[tuple[str, int]]:
         """Names and bytes of the images: of the dataset's files where it tells them, else by reading all."""

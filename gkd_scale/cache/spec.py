@@ -43,7 +43,10 @@ class Spec:
     codec_state: str = ""
     """SHA-256 of ``codec.safetensors``, for codecs that are fitted."""
     labels: dict[str, Any] = field(default_factory=dict)
-    """``classes`` and ``palette`` of the stored labels; empty, and left out, where there are none."""
+    """``classes`` and ``palette`` of the stored labels; empty, and left out, where there are none.
+
+    ``absent``, where not empty: the classes that occur in no label.
+    """
 
     @property
     def shards(self) -> int:

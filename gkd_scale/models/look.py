@@ -18,8 +18,8 @@ from gkd_scale.types import Features, Grid
 class Look:
     """A batch as a backbone sees it.
 
-    ``maps``: what ``Backbone.forward`` gives, the head's pyramid. ``features`` on ``grid``: the last level,
-    after the final norm. ``levels``: maps (B, C_i, h_i, w_i) of the levels asked for, as they leave their
+    ``maps``: what ``Backbone.forward`` gives, the head's pyramid. ``features`` on ``grid``: the last level
+    that it gives, of a plain transformer after the final norm. ``levels``: maps (B, C_i, h_i, w_i) of the levels asked for, as they leave their
     block or stage.
     """
 

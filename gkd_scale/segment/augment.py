@@ -126,8 +126,9 @@ def _share(label: Tensor, wanted: int) -> float:
 def photometric(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Brightness, contrast, saturation (up to 1/8, 1/2, 1/2) and hue (1/20 turn), each every other time.
 
-    ``strength`` scales the ranges, which are those of the usual photometric distortion of
-    segmentation at 1. All eight numbers are drawn whatever is used.
+    ``strength`` scales the ranges. At 1, contrast and saturation have those of the usual photometric
+    distortion of segmentation, hue half of it, and brightness is a factor where it is usually added (up to
+    32 of 255). All eight numbers are drawn whatever is used.
     """
     use = rng.random(4) < 0.5
     amount = rng.uniform(-1, 1, 4) * strength

@@ -213,7 +213,9 @@ class Stage2Config:
     )
     sampling_temperature: float = option(0.01, "of rare-class sampling: the lower, the rarer")
     val: list[str] = option(
-        [], f"in-domain validation, repeatable (default {DEFAULT_VAL})", metavar="ADAPTER:PATH"
+        [],
+        f"in-domain validation, repeatable: the mean of their mIoU decides (default {DEFAULT_VAL})",
+        metavar="ADAPTER:PATH",
     )
     check: bool = option(True, "read every training and validation sample once before training")
     head: str = option("linear", "segmentation head: linear, fpn or mask2former")
@@ -236,6 +238,8 @@ class Stage2Config:
     def __post_init__(self) -> None:
         self.inference.windows(self.size())
         if self.method.name is not None:
+            if self.adapt not in ("frozen", "full"):
+                raise ValueError(f"adapt {self.adapt} and --method: a method trains the whole encoder")
             self.adapt = "full"
         if self.adapt not in ("frozen", "full") and not _LAST.fullmatch(self.adapt):
             raise ValueError(f"adapt is '{self.adapt}': it is frozen, full, or last4 for the last 4 blocks")

@@ -20,7 +20,7 @@ from gkd_scale.errors import ConfigError, DataError, GkdError
 from gkd_scale.segment.config import EvaluateConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.export import Card, load_segmenter
-from gkd_scale.segment.inference import Inference, Windows, confusion
+from gkd_scale.segment.inference import Inference, Windows, confusion, left_out
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import SegDataset
@@ -29,7 +29,8 @@ from gkd_scale.types import SegDataset
 class DomainResult(TypedDict):
     """``miou`` and ``iou`` are 0..100; a class that does not occur is None. ``inference`` says how.
 
-    ``without`` names the classes that no training label held: ``miou`` is over the others.
+    ``without`` names the classes that no training label held, or none of the domain: ``miou`` is over the
+    others.
     """
 
     miou: float
@@ -129,13 +130,14 @@ def _score(
 
 
 def _result(
-    name: str, counted: Confusion, dataset: SegDataset, how: Inference, without: Sequence[str]
+    name: str, counted: Confusion, dataset: SegDataset, how: Inference, unlearned: Sequence[str]
 ) -> DomainResult:
     if not counted.counts.any():
         raise DataError(f"domain '{name}' has no labelled pixel: all labels are ignored", "check its labels")
+    without = left_out(dataset, unlearned)
     return {
-        "miou": 100 * counted.miou([index for index, each in enumerate(dataset.classes) if each in without]),
-        "without": list(without),
+        "miou": 100 * counted.miou(without),
+        "without": [dataset.classes[id] for id in without],
         "iou": counted.report(dataset.classes),
         "images": len(dataset),
         "inference": how.facts(),
@@ -152,9 +154,10 @@ def table(results: Mapping[str, DomainResult], classes: Sequence[str]) -> Table:
         values = (result["iou"][each] for result in results.values())
         shown.add_row(each, *("–" if value is None else f"{value:.1f}" for value in values))
     shown.add_section()
-    without = next(iter(results.values()))["without"]
-    which = f" ({len(classes) - len(without)} of {len(classes)} classes)" if without else ""
-    shown.add_row(f"mIoU{which}", *(f"{result['miou']:.2f}" for result in results.values()), style="bold")
+    shown.add_row("mIoU", *(f"{result['miou']:.2f}" for result in results.values()), style="bold")
+    if any(result["without"] for result in results.values()):
+        counts = (len(classes) - len(result["without"]) for result in results.values())
+        shown.add_row("classes", *(f"{count} of {len(classes)}" for count in counts), style="bold")
     shown.add_row("images", *(str(result["images"]) for result in results.values()), style="dim")
     return shown
 

@@ -214,6 +214,11 @@ def confusion(
     return total
 
 
+def left_out(dataset: SegDataset, unlearned: Sequence[str]) -> list[int]:
+    """Ids of classes that a mean IoU on ``dataset`` leaves out: no label of it, or of training, has them."""
+    return [id for id, name in enumerate(dataset.classes) if name in unlearned or name in dataset.absent]
+
+
 def _images_together(item: Prepared, how: Inference, batch_size: int) -> int:
     """How many images of this one's size have at most ``batch_size`` windows; at least 1."""
     if how.windows is None:

@@ -8,9 +8,10 @@ step is chosen on in-domain validation alone.
 
 Validation runs on a copy of the segmenter, so that ZeRO-3's shards, train modes and half precision
 stay out of it: every ``val_every`` steps the trained tensors are gathered into the copy, each rank
-scores its share of the images, and the confusion matrices are added. A better step is written to
-``best/STEP``; ``best.json`` names it, and is replaced in one move. At the end the best step becomes
-the run's export (see :mod:`gkd_scale.segment.export`).
+scores its share of the images, and the confusion matrices are added, for each ``--val`` by itself. A
+step whose mean over them is better is written to ``best/STEP``; ``best.json`` names it, and is
+replaced in one move. At the end the best step becomes the run's export (see
+:mod:`gkd_scale.segment.export`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import Inference, Windows, confusion
+from gkd_scale.segment.inference import Inference, Windows, confusion, left_out
 from gkd_scale.segment.methods.base import Guide
 from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
 from gkd_scale.segment.methods.registry import build_method
@@ -76,6 +78,7 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     )
     done = runtime.on_main(lambda: runs.begin(config.out, config, KIND))
     train, val = _datasets(config, runtime, check=config.check and not done)
+    domains = dict(zip(config.val_sets(), val.parts, strict=True))
     segmenter = build_segmenter(config, len(train.classes))
     pupil = _with_method(config, segmenter, train, runtime)
     identity = _identity(config, plan, segmenter, train, val)
@@ -86,7 +89,7 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
         _say(runtime, f"{config.out} is already complete: {config.out / export.CARD_FILE}")
         return
     runtime.on_main(lambda: _forget_stale_best(config.out))
-    validator = Validator(segmenter, val, config, runtime)
+    validator = Validator(segmenter, domains, config, runtime, train.absent)
     _say(runtime, _introduction(config, plan, segmenter, train, val))
     job = _job(config, pupil, validator, identity)
     loop.fit([job], _course(config, runtime, plan, segmenter, train), runtime, plan)
@@ -254,10 +257,10 @@ def _backbone(config: Stage2Config) -> Backbone:
     return Backbone(backbone.net, replace(spec, mean=config.mean or spec.mean, std=config.std or spec.std))
 
 
-def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, SegDataset]:
+def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, Concatenated]:
     """Training and validation data of one class list; with ``check``, rank 0 reads it all once."""
 
-    def open_both() -> tuple[Concatenated, SegDataset]:
+    def open_both() -> tuple[Concatenated, Concatenated]:
         train, val = open_training_set(config), registry.open_all(config.val_sets())
         registry.require_classes(val, train.classes, config.val_sets()[0], config.train_sets()[0])
         return train, val
@@ -274,13 +277,23 @@ def _check(datasets: Sequence[SegDataset], workers: int) -> None:
 
 
 class Validator:
-    """The hook that scores the trained segmenter on in-domain validation and keeps the best step."""
+    """The hook that scores the trained segmenter on in-domain validation and keeps the best step.
+
+    ``domains`` by name; each is counted by itself, and the score is the mean of their mIoU, over classes
+    that some label of the domain and, by ``absent``, of the training data may hold.
+    """
 
     def __init__(
-        self, segmenter: Segmenter, dataset: SegDataset, config: Stage2Config, runtime: Runtime
+        self,
+        segmenter: Segmenter,
+        domains: Mapping[str, SegDataset],
+        config: Stage2Config,
+        runtime: Runtime,
+        absent: Sequence[str] = (),
     ) -> None:
         self._copy = copy.deepcopy(segmenter).to(runtime.device)
-        self._dataset = dataset
+        self._domains = domains
+        self._absent = absent
         self._config = config
         self._runtime = runtime
         self._how = Inference(Windows.of(config.inference, config.size()))
@@ -289,17 +302,23 @@ class Validator:
         """Score the segmenter inside ``module`` after ``step`` steps. Collective."""
         self._take(full_state(module))
         self._copy.eval()
-        mine = self._count()
+        scores = {name: self._score(name, dataset) for name, dataset in self._domains.items()}
+        score = statistics.fmean(scores.values())
+        self._runtime.on_main(lambda: self._keep_if_best(step, score))
+        each = {f"val_miou/{name}": value for name, value in scores.items()} if len(scores) > 1 else {}
+        return {"val_miou": score, **each}
+
+    def _score(self, name: str, dataset: SegDataset) -> float:
+        """mIoU in % of one domain. Collective."""
+        mine = self._count(dataset)
         total = Confusion(mine.classes, self._runtime.sum(mine.counts))
         if not total.counts.any():
-            raise DataError("no pixel of the validation labels has a class", "check the labels of --val")
-        score = 100 * total.miou()
-        self._runtime.on_main(lambda: self._keep_if_best(step, score))
-        return {"val_miou": score}
+            raise DataError(f"no pixel of the validation labels of {name} has a class", "check its labels")
+        return 100 * total.miou(left_out(dataset, self._absent))
 
-    def _count(self) -> Confusion:
+    def _count(self, dataset: SegDataset) -> Confusion:
         """The confusion over this rank's share: every ``world``-th image, so none is counted twice."""
-        runtime, dataset = self._runtime, self._dataset
+        runtime = self._runtime
         try:
             return confusion(
                 self._copy,
@@ -356,7 +375,7 @@ class Validator:
             step=best["step"],
             miou=best["miou"],
             windows=self._how.windows,
-            absent=registry.absent(config.train_sets()),
+            absent=list(train.absent),
         )
         export.save_card(out, card)
         return best

@@ -48,6 +48,7 @@ class Blocks:
     name = "blocks"
     classes: Sequence[str] = CLASSES
     palette: Sequence[tuple[int, int, int]] = tuple((int(r), int(g), int(b)) for r, g, b in COLOURS)
+    absent: Sequence[str] = ()
 
     def __init__(self, images: int, sizes: Sequence[Size] = ((32, 48),), void: bool = True) -> None:
         labels = [blocks(sizes[index % len(sizes)], index, void) for index in range(images)]

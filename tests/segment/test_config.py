@@ -72,6 +72,7 @@ def test_flags() -> None:
         ("--augment.scale", "2", "1"),
         ("--augment.cat-max-ratio", "0"),
         ("--augment.photometric", "3"),
+        ("--method", "none", "--adapt", "last4"),
         ("--adapt", "half"),
         ("--adapt", "last0"),
         ("--inference", "tiles"),

@@ -126,7 +126,19 @@ def test_a_class_that_no_training_label_held_does_not_count_and_the_result_says_
     present = [expected[name] for name in others if expected[name] is not None]
     assert results["dusk"]["miou"] == pytest.approx(np.mean(present))
     assert results["dusk"]["without"] == [first]
-    assert f"({len(others)} of {len(CLASSES)} classes)" in capsys.readouterr().out
+    assert f"{len(others)} of {len(CLASSES)}" in capsys.readouterr().out
+
+
+def test_a_class_that_no_label_of_a_domain_holds_does_not_count_there(
+    run: Path, folders: dict[str, Path], segmenter: Segmenter
+) -> None:
+    first, *others = CLASSES
+    (folders["dusk"] / "absent.txt").write_text(f"{first}\n")
+    results = score(run, *data(folders))
+    expected = by_hand(segmenter, Blocks(3, [(33, 47)]))
+    present = [expected[name] for name in others if expected[name] is not None]
+    assert results["dusk"]["miou"] == pytest.approx(np.mean(present))
+    assert (results["day"]["without"], results["dusk"]["without"]) == ([], [first])
 
 
 def test_the_json_lies_in_the_run_unless_told_otherwise(run: Path, folders: dict[str, Path]) -> None:

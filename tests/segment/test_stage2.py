@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from gkd_scale.segment import export
 from gkd_scale.segment.augment import SegBatch
 from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.heads.registry import build_head
+from gkd_scale.segment.inference import confusion
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.stage2 import (
     BEST_FOLDER,
@@ -179,7 +181,7 @@ class Scripted:
         self.config = options(out, *argv)
         self.segmenter = build_segmenter(self.config, len(CLASSES))
         self.data = Blocks(4)
-        self.validator = Validator(self.segmenter, self.data, self.config, ALONE)
+        self.validator = Validator(self.segmenter, {"blocks": self.data}, self.config, ALONE)
         optimizer = torch.optim.AdamW((p for p in self.segmenter.parameters() if p.requires_grad), 0.02)
         for _ in range(30):
             optimizer.zero_grad()
@@ -216,8 +218,32 @@ def test_the_best_step_is_kept_and_exported(out: Path) -> None:
     assert_same(run.segmenter.backbone.state_dict(), segmenter.backbone.state_dict())
     assert all(torch.equal(value, run.good[name]) for name, value in segmenter.head.state_dict().items())
     assert not segmenter.training
-    again = Validator(segmenter, run.data, run.config, ALONE)
+    again = Validator(segmenter, {"blocks": run.data}, run.config, ALONE)
     assert again(40, segmenter) == {"val_miou": scores[20]}
+
+
+def test_each_domain_of_validation_is_scored_by_itself_and_the_mean_decides(out: Path) -> None:
+    run = Scripted(out)
+    small, large = Blocks(1), Blocks(7, [(64, 96)])
+    run.at(0, 2.0)
+    alone = {
+        name: Validator(run.segmenter, {name: data}, run.config, ALONE)(1, run.segmenter)["val_miou"]
+        for name, data in (("small", small), ("large", large))
+    }
+    both = Validator(run.segmenter, {"small": small, "large": large}, run.config, ALONE)
+    assert both(2, run.segmenter) == {
+        "val_miou": pytest.approx(sum(alone.values()) / 2),
+        **{f"val_miou/{name}": value for name, value in alone.items()},
+    }
+    assert alone["small"] != alone["large"]
+
+
+def test_classes_without_labels_do_not_count_in_validation(out: Path) -> None:
+    run = Scripted(out)
+    run.at(0, 2.0)
+    iou = confusion(run.segmenter.eval(), run.data, SIZE).iou()
+    without = Validator(run.segmenter, {"blocks": run.data}, run.config, ALONE, absent=CLASSES[:1])
+    assert without(1, run.segmenter)["val_miou"] == pytest.approx(100 * np.nanmean(iou[1:]))
 
 
 def test_the_same_score_later_does_not_replace_the_first(out: Path) -> None:
@@ -264,7 +290,7 @@ def test_validation_data_without_a_labelled_pixel_is_refused(out: Path) -> None:
         for each in void.samples
     ]
     with pytest.raises(DataError, match="no pixel of the validation labels"):
-        Validator(segmenter, void, options(out), ALONE)(1, segmenter)
+        Validator(segmenter, {"blocks": void}, options(out), ALONE)(1, segmenter)
 
 
 def test_a_damaged_card_says_so(out: Path) -> None:

@@ -5,7 +5,7 @@ A *part* is a split, or a condition and a split: what follows ``@`` in ``acdc:PA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -93,17 +93,21 @@ class Adapter:
         found = look(root, chosen.folder, (there or self.layouts)[0], self.skip)
         return found._replace(pairs=chosen.choose(found.pairs))
 
-    def present(self, root: Path) -> list[str]:
-        """The parts that have files below ``root``."""
+    def present(self, root: Path, of_both: Callable[[Iterable[bool]], bool] = all) -> list[str]:
+        """The parts that have images and labels below ``root``; with ``any``, those that have one of both."""
         return [
             name
             for name, part in self.parts.items()
-            if any(exists(root, part.folder, layout) for layout in self.layouts)
+            if any(exists(root, part.folder, layout, of_both) for layout in self.layouts)
         ]
 
     def meaning(self, root: Path, found: Found) -> tuple[LabelSet, Encoding]:  # noqa: ARG002
         """Classes and label values of what was found."""
         return self.labels, found.layout.encoding
+
+    def never(self, root: Path) -> Sequence[str]:  # noqa: ARG002
+        """The classes that occur in no label of the dataset in ``root``."""
+        return self.absent
 
     def open(self, root: Path, part: str = "") -> PairDataset:
         """The dataset; DataError where files are missing, ConfigError where ``part`` is none of its own."""
@@ -112,14 +116,23 @@ class Adapter:
         if not found.pairs:
             raise DataError(f"no image of {root} falls into @{part}", "use all of it, without @")
         labels, encoding = self.meaning(root, found)
-        return PairDataset(f"{self.name}/{part}" if part else root.name, found.pairs, labels, encoding)
+        name = f"{self.name}/{part}" if part else root.name
+        return PairDataset(name, found.pairs, labels, encoding, self.never(root))
 
 
 class PairDataset:
     """Image and label files of one domain. Reading one raises DataError where it cannot be used."""
 
-    def __init__(self, name: str, pairs: Sequence[Pair], labels: LabelSet, encoding: Encoding) -> None:
+    def __init__(
+        self,
+        name: str,
+        pairs: Sequence[Pair],
+        labels: LabelSet,
+        encoding: Encoding,
+        absent: Sequence[str] = (),
+    ) -> None:
         self.name = name
+        self.absent = absent
         self.classes: Sequence[str] = list(labels.classes)
         self.palette: Sequence[Colour] = list(labels.palette)
         self.pairs = list(pairs)

@@ -1,6 +1,7 @@
 """``gkd-scale datasets check``: what is in a dataset's folder, and what is missing or wrong.
 
-Nothing stops at the first fault: every pair of every part is looked at, and faults are listed.
+Nothing stops at the first fault: every pair of every part is looked at, and faults are listed. A part of
+which nothing is there is no fault (few need them all), but is listed too.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ class PartReport:
     pixels: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     showing: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     void: int = 0
+    absent: bool = False
 
     def notes(self) -> list[str]:
         """What is no fault, but good to know."""
+        if self.absent:
+            return [f"nothing is there{f' ({self.expected} pairs)' if self.expected is not None else ''}"]
         notes = [f"{path} is left out: known to be bad as published" for path in self.left_out]
         if self.expected is not None and self.pairs != self.expected:
             word = "missing" if self.pairs < self.expected else "more than published"
@@ -78,29 +82,38 @@ class PartReport:
 
 
 def check(config: CheckConfig) -> list[PartReport]:
-    """Look at every pair of the part that ``config`` names, or of all parts that are there.
+    """Look at every pair of the part that ``config`` names, or of all parts.
 
     Raises ConfigError for an unknown adapter or part, DataError where there is no such folder or nothing in
     it; what is wrong with single files goes into the reports.
     """
     adapter = registry.adapter_of(config.name)
     ref = registry.split(adapter, config.path)
-    parts = [ref.part] if ref.part else _parts_there(adapter, ref.path)
+    there = [ref.part] if ref.part or "" in adapter.parts else adapter.present(ref.path, any)
     reports = []
     with console.progress(disable=config.json) as progress:
-        for part in parts:
+        for part in there or [next(iter(adapter.parts))]:
             task = progress.add_task(part or config.name, total=None)
 
             def advance(total: int, task: Any = task) -> None:
                 progress.update(task, total=total, advance=1)
 
-            reports.append(_check_part(adapter, ref.path, part, config, advance))
-    return reports
+            try:
+                reports.append(_check_part(adapter, ref.path, part, config, advance))
+            except DataError as error:
+                if ref.part or len(there) < 2:
+                    raise
+                reports.append(_report(adapter, part, faults=[error.message]))
+    absent = [] if ref.part or "" in adapter.parts else [part for part in adapter.parts if part not in there]
+    return reports + [_report(adapter, part, absent=True) for part in absent]
 
 
-def _parts_there(adapter: Adapter, root: Path) -> list[str]:
-    """All of it where that is a part, else every part that has files; the first, to raise, where none has."""
-    return [""] if "" in adapter.parts else adapter.present(root) or [next(iter(adapter.parts))]
+def _report(adapter: Adapter, part: str, **found: Any) -> PartReport:
+    return PartReport(
+        domain=f"{adapter.name}/{part}" if part else adapter.name,
+        expected=adapter.part(part).images,
+        **{"classes": (), "pairs": 0, "left_out": [], "faults": [], **found},
+    )
 
 
 def _check_part(
@@ -108,10 +121,10 @@ def _check_part(
 ) -> PartReport:
     found = adapter.find(root, part)
     labels, encoding = adapter.meaning(root, found)
-    report = PartReport(
-        domain=f"{adapter.name}/{part}" if part else adapter.name,
+    report = _report(
+        adapter,
+        part,
         classes=labels.classes,
-        expected=adapter.part(part).images,
         pairs=len(found.pairs),
         left_out=[str(path) for path in found.left_out],
         faults=[str(lonely) for lonely in found.lonely],
@@ -149,6 +162,9 @@ def _look(pair: Pair, encoding: Encoding, decode: bool) -> tuple[Size, Int64Arra
 
 def show(report: PartReport) -> None:
     """Print a report: classes, sizes, notes, faults."""
+    if report.absent:
+        console.out.print(f"{report.domain}: {report.notes()[0]}", markup=False, style="dim")
+        return
     total = max(1, int(report.pixels.sum()) + report.void)
     table = Table(title=f"{report.domain}: {report.pairs} pairs")
     for name in ("class", "% of pixels", "images"):

@@ -38,10 +38,16 @@ class CachedDataset:
         self.name = cache.path.name
         self.classes: Sequence[str] = list(labels["classes"])
         self.palette: Sequence[tuple[int, int, int]] = [(r, g, b) for r, g, b in labels["palette"]]
+        self.absent: Sequence[str] = list(labels.get("absent", ()))
         self._cache = cache
 
+    @property
+    def views(self) -> int:
+        """Samples of one image."""
+        return self._cache.views
+
     def __len__(self) -> int:
-        return self._cache.views * self._cache.num_samples
+        return self.views * self._cache.num_samples
 
     def __getitem__(self, index: int) -> SegSample:
         view, at = self._place(index)

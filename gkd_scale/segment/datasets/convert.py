@@ -25,6 +25,7 @@ from gkd_scale.prefetch import prefetch
 from gkd_scale.segment.datasets import registry, tiles
 from gkd_scale.segment.datasets.adapter import Adapter, PairDataset
 from gkd_scale.segment.datasets.config import ConvertConfig
+from gkd_scale.segment.datasets.folder import ABSENT_FILE
 from gkd_scale.types import UInt8Array
 
 RECORD = "converted.json"
@@ -122,6 +123,8 @@ def _parts(adapter: Adapter, config: ConvertConfig) -> list[tuple[PairDataset, P
 
 def _write_classes(dataset: PairDataset, out: Path) -> None:
     files.write_text(out / "classes.txt", "\n".join(dataset.classes) + "\n")
+    if dataset.absent:
+        files.write_text(out / ABSENT_FILE, "\n".join(dataset.absent) + "\n")
 
 
 def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:

@@ -1,7 +1,9 @@
 """A folder of images and labels: ``images/*`` and ``labels/*.png`` with the same stems.
 
-Label values are class ids, 255 is ignored. ``classes.txt`` holds one class name a line; without it
-the classes are 0 up to the greatest value found.
+Label values are class ids, 255 is ignored. Three optional files, read by every command alike:
+``classes.txt`` holds one class name a line (without it the classes are 0 up to the greatest value found);
+``ignore.txt`` more label values that are ignored; ``absent.txt`` classes that occur in no label, so that a
+mean IoU leaves them out and says so.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gkd_scale.errors import DataError
+import numpy as np
+
+from gkd_scale.errors import DataError, nearest
 from gkd_scale.segment.datasets.adapter import Adapter
 from gkd_scale.segment.datasets.labels import (
     MOST_CLASSES,
@@ -24,6 +28,7 @@ from gkd_scale.segment.datasets.labels import (
 from gkd_scale.segment.datasets.layout import Found, Layout, Pair
 from gkd_scale.types import IGNORE
 
+ABSENT_FILE = "absent.txt"
 IMAGES, LABELS = "images/*", "labels/*"
 """The layout that several adapters share."""
 
@@ -36,10 +41,20 @@ class FolderAdapter(Adapter):
     """Classes come from the folder itself."""
 
     def meaning(self, root: Path, found: Found) -> tuple[LabelSet, Encoding]:
-        names = read_classes(root / "classes.txt")
+        names, void = read_classes(root / "classes.txt"), _read_values(root / "ignore.txt")
         if names is None:
-            names = [str(value) for value in range(_greatest_value(found.pairs) + 1)]
-        return LabelSet(names, default_palette(len(names))), identity(len(names))
+            names = [str(value) for value in range(_greatest_value(found.pairs, void) + 1)]
+        return LabelSet(names, default_palette(len(names))), identity(len(names), void)
+
+    def never(self, root: Path) -> Sequence[str]:
+        names, known = _lines(root / ABSENT_FILE), read_classes(root / "classes.txt") or ()
+        for name in names:
+            if name not in known:
+                raise DataError(
+                    f"{root / ABSENT_FILE} names '{name}', which is no class of classes.txt",
+                    nearest(name, known) or "name classes of classes.txt, one a line",
+                )
+        return names
 
 
 ADAPTER = FolderAdapter(
@@ -54,8 +69,7 @@ def read_classes(path: Path) -> list[str] | None:
     """The class names in ``classes.txt``, one a line; None where there is no such file."""
     if not path.is_file():
         return None
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    names = [name for name in names if name]
+    names = _lines(path)
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice or len(names) > MOST_CLASSES:
         what = f"names '{twice[0]}' twice" if twice else f"holds {len(names)} names"
@@ -63,10 +77,25 @@ def read_classes(path: Path) -> list[str] | None:
     return names
 
 
-def _greatest_value(pairs: Sequence[Pair]) -> int:
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that say something; none where there is no such file."""
+    if not path.is_file():
+        return []
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _read_values(path: Path) -> list[int]:
+    values = _lines(path)
+    for value in values:
+        if not (value.isascii() and value.isdigit() and int(value) <= IGNORE):
+            raise DataError(f"{path} holds '{value}'", f"write label values from 0 to {IGNORE}, one a line")
+    return [int(value) for value in values]
+
+
+def _greatest_value(pairs: Sequence[Pair], void: Sequence[int]) -> int:
     def greatest(path: Path) -> int:
         label = _ANY.decode(read_stored(path), path)
-        valid = label[label != IGNORE]
+        valid = label[~np.isin(label, [*void, IGNORE])]
         return int(valid.max()) if valid.size else -1
 
     with ThreadPoolExecutor(_THREADS) as pool:

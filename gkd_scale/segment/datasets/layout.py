@@ -8,7 +8,7 @@ are ``("ulm", "ulm_7")`` in both. Patterns end before the file name's suffix.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -89,10 +89,10 @@ def require_partners(found: Found) -> None:
         )
 
 
-def exists(root: Path, folder: str, layout: Layout) -> bool:
-    """Whether there is an image and a label of this layout."""
+def exists(root: Path, folder: str, layout: Layout, of_both: Callable[[Iterable[bool]], bool] = all) -> bool:
+    """Whether there is an image and a label of this layout; with ``any``, whether there is one of either."""
     patterns = (layout.images, IMAGE_SUFFIXES), (layout.labels, LABEL_SUFFIXES)
-    return all(any(_walk(root, pattern.format(part=folder), suffixes)) for pattern, suffixes in patterns)
+    return of_both(any(_walk(root, pattern.format(part=folder), suffixes)) for pattern, suffixes in patterns)
 
 
 def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path]:

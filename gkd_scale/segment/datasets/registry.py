@@ -121,13 +121,6 @@ def open_all(refs: Sequence[str], share: Fraction = Fraction(1)) -> Concatenated
     return Concatenated(opened)
 
 
-def absent(refs: Sequence[str]) -> list[str]:
-    """Classes that occur in no label of any of the datasets, as their adapters know (SYNTHIA: three)."""
-    names = [ref.partition(":")[0] for ref in refs]
-    known = [ADAPTERS[name].absent if name in ADAPTERS else () for name in names]
-    return [each for each in known[0] if all(each in others for others in known[1:])]
-
-
 def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wanted_by: str) -> None:
     """DataError unless ``dataset`` has exactly ``classes``, in that order; names the first difference."""
     if list(dataset.classes) == list(classes):
@@ -153,6 +146,9 @@ class Concatenated:
         self.name = "+".join(part.name for part in parts)
         self.classes = parts[0].classes
         self.palette = parts[0].palette
+        self.absent: Sequence[str] = [
+            each for each in parts[0].absent if all(each in part.absent for part in parts)
+        ]
         self.parts = parts
         self._ends = list(accumulate(map(len, parts)))
 
@@ -181,6 +177,7 @@ class Subset:
         self.name = dataset.name
         self.classes = dataset.classes
         self.palette = dataset.palette
+        self.absent = dataset.absent
         self._dataset = dataset
         self._indices = indices
 
@@ -197,12 +194,15 @@ class Subset:
 def subset(dataset: SegDataset, share: Fraction) -> SegDataset:
     """``share`` of the images, rounded up; smaller shares are parts of larger ones.
 
-    A function of the number of images alone: the same for every seed and method.
+    A function of the number of images alone: the same for every seed and method. Of a cache, an image comes
+    with all its views.
     """
     if share == 1:
         return dataset
-    order = generator("label-fraction", len(dataset)).permutation(len(dataset))
-    return Subset(dataset, sorted(int(index) for index in order[: ceil(share * len(dataset))]))
+    views = dataset.views if isinstance(dataset, cache.CachedDataset) else 1
+    images = len(dataset) // views
+    chosen = generator("label-fraction", images).permutation(images)[: ceil(share * images)]
+    return Subset(dataset, sorted(int(index) + view * images for index in chosen for view in range(views)))
 
 
 def check(dataset: SegDataset, workers: int, advance: Callable[[], object] = lambda: None) -> None:

@@ -40,7 +40,7 @@ from gkd_scale.types import IGNORE, Size
 
 WEIGHTS = {"cross_entropy": 2.0, "mask": 5.0, "dice": 5.0}
 LEAST_SCORE = 1e-3
-"""Added to every class's score before its logarithm is taken: where no query claims a pixel, nothing is known."""
+"""Added to every score before its logarithm is taken: where no query claims a pixel, nothing is known."""
 
 NO_OBJECT = 0.1
 """Weight of the class "none" in the cross-entropy."""

@@ -33,7 +33,12 @@ def check(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, list[
 
 def test_all_parts_that_are_there_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, reports = check(capsys, "acdc", root)
-    assert code == 0 and [each["domain"] for each in reports] == ["acdc/night/train", "acdc/fog/val"]
+    assert code == 0
+    there = [each["domain"] for each in reports if each["pairs"]]
+    assert there == ["acdc/night/train", "acdc/fog/val"]
+    assert {each["domain"] for each in reports} == {f"acdc/{part}" for part in ADAPTERS["acdc"].parts}
+    absent = {each["domain"]: each["notes"] for each in reports if not each["pairs"]}
+    assert absent["acdc/night/val"] == ["nothing is there (106 pairs)"]
     fog = reports[1]
     assert fog["pairs"] == 3 and fog["expected"] == 100 and fog["sizes"] == {"4x6": 2, "2x4": 1}
     assert fog["classes"]["road"] == {"pixels": 14, "share": 0.25, "images": 3}
@@ -55,6 +60,16 @@ def test_every_fault_is_listed(root: Path, capsys: pytest.CaptureFixture[str]) -
         assert any(said in fault for fault in reports[0]["faults"])
 
 
+def test_a_part_without_its_labels_is_a_fault_and_the_others_are_checked(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(root / "rgb_anon/rain/val/seq/0_rgb_anon.png")
+    code, reports = check(capsys, "acdc", root)
+    faults = {each["domain"]: each["faults"] for each in reports if each["faults"]}
+    assert code == 1 and list(faults) == ["acdc/rain/val"] and "rain" in faults["acdc/rain/val"][0]
+    assert [each["pairs"] for each in reports if each["domain"] == "acdc/fog/val"] == [3]
+
+
 def test_images_are_decoded_where_asked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = root / "rgb_anon/fog/val/seq/1_rgb_anon.png"
     image.write_bytes(image.read_bytes()[:-40])
@@ -65,6 +80,7 @@ def test_images_are_decoded_where_asked(root: Path, capsys: pytest.CaptureFixtur
 def test_the_table_says_shares_and_faults(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["datasets", "check", "acdc", str(root)]) == 0
     out = capsys.readouterr().out
+    assert "acdc/night/val: nothing is there" in out
     assert "acdc/fog/val: 3 pairs" in out and "25.000" in out and "4x6 (2)" in out and "0 faults" in out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from gkd_scale.cli import main
 from gkd_scale.errors import DataError
-from gkd_scale.segment.datasets.registry import open_dataset
+from gkd_scale.segment.datasets.registry import open_dataset, subset
 from gkd_scale.types import IGNORE
 from tests.conftest import cache_flags
 from tests.segment.support import CLASSES, COLOURS, Blocks, picture, write_folder
@@ -20,6 +21,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path
     """``centre``: one centred view of each image; ``random``: two random ones."""
     folder = tmp_path_factory.mktemp("labelled")
     write_folder(folder / "data", Blocks(3))
+    (folder / "data/absent.txt").write_text(f"{CLASSES[3]}\n")
     centre = ("--view.crop", "center", "--view.flip", "0", "--views", "1")
     plain = ("--view.color", "0", "--view.quality", "100")
     for name, more in (("centre", centre), ("random", ())):
@@ -30,6 +32,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path
 
 def test_a_centred_view_of_the_images_own_shape_is_the_dataset(caches: Path) -> None:
     cached, original = open_dataset(f"cache:{caches}/centre"), Blocks(3)
+    assert list(cached.absent) == [CLASSES[3]]
     assert (len(cached), list(cached.classes), list(cached.palette)) == (
         3,
         list(CLASSES),
@@ -51,6 +54,12 @@ def test_random_views_keep_image_and_label_together(caches: Path) -> None:
         assert sample.image.shape == picture(sample.label).shape
     with pytest.raises(IndexError):
         cached[6]
+
+
+def test_a_fraction_of_the_labels_is_one_of_the_images_with_all_their_views(caches: Path) -> None:
+    cached = subset(open_dataset(f"cache:{caches}/random"), Fraction(1, 3))
+    names = [cached[index].name for index in range(len(cached))]
+    assert len(names) == 2 and len({name.rpartition("-v")[0] for name in names}) == 1
 
 
 def test_a_cache_without_labels_is_refused(tiny_cache: Path) -> None:

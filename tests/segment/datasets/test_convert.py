@@ -84,6 +84,16 @@ def test_gtavs_palette_becomes_train_ids(tmp_path: Path) -> None:
     assert set(np.unique(open_dataset(f"folder:{tmp_path / 'out'}").label(0))) == {0, 13, 255}
 
 
+def test_classes_that_occur_nowhere_stay_known(tmp_path: Path) -> None:
+    write_image(tmp_path / "synthia/RGB/0.png")
+    write_values(tmp_path / "synthia/GT/LABELS/0.png", [3, 8])
+    for index in range(1, 3):
+        write_image(tmp_path / f"synthia/RGB/{index}.png")
+        write_values(tmp_path / f"synthia/GT/LABELS/{index}.png", [3])
+    assert convert("synthia", f"{tmp_path / 'synthia'}@train", tmp_path / "out") == 0
+    assert list(open_dataset(f"folder:{tmp_path / 'out'}").absent) == ["terrain", "truck", "train"]
+
+
 def test_mistakes_exit_2(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")

@@ -172,3 +172,23 @@ def test_bad_class_list(root: Path, text: str, said: str) -> None:
 
 def test_default_colours_differ() -> None:
     assert len(set(default_palette(40))) == 40
+
+
+def test_more_values_can_be_ignored(root: Path) -> None:
+    stored = open_dataset(f"folder:{root}")[1].label
+    (root / "ignore.txt").write_text("0\n7\n")
+    label = open_dataset(f"folder:{root}")[1].label
+    np.testing.assert_array_equal(label, np.where(stored == 0, IGNORE, stored))
+    (root / "classes.txt").unlink()
+    (root / "ignore.txt").write_text("3\n")
+    assert len(open_dataset(f"folder:{root}").classes) == 3
+    (root / "ignore.txt").write_text("void\n")
+    refused(root, "ignore.txt holds 'void'")
+
+
+def test_classes_that_no_label_holds_can_be_named(root: Path) -> None:
+    assert list(open_dataset(f"folder:{root}").absent) == []
+    (root / "absent.txt").write_text(f"{CLASSES[2]}\n")
+    assert list(open_dataset(f"folder:{root}").absent) == [CLASSES[2]]
+    (root / "absent.txt").write_text("gren\n")
+    refused(root, "absent.txt names 'gren'", "did you mean 'green'")

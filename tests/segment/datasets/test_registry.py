@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkd_scale.errors import ConfigError, DataError
-from gkd_scale.segment.datasets.registry import ADAPTERS, absent, open_all, open_dataset, parse, subset
+from gkd_scale.segment.datasets.registry import ADAPTERS, open_all, open_dataset, parse, subset
 
 from ..support import Blocks, write_folder  # noqa: TID252
 
@@ -57,18 +57,14 @@ def test_every_adapter_says_that_a_folder_is_missing(adapter: str, tmp_path: Pat
         open_dataset(f"{adapter}:{tmp_path / 'nowhere'}{part and '@' + part}")
 
 
-@pytest.mark.parametrize(
-    ("refs", "expected"),
-    [
-        (["synthia:a"], ["terrain", "truck", "train"]),
-        (["synthia:a", "synthia:b@train"], ["terrain", "truck", "train"]),
-        (["synthia:a", "gtav:b"], []),
-        (["gtav:b"], []),
-        (["cache:c"], []),
-    ],
-)
-def test_classes_that_no_dataset_labels(refs: list[str], expected: list[str]) -> None:
-    assert absent(refs) == expected
+def test_classes_that_no_dataset_labels(tmp_path: Path) -> None:
+    """Of several datasets: those that none of them has; a subset has what the whole has."""
+    refs = [f"folder:{write_folder(tmp_path / name, Blocks(2))}" for name in ("a", "b", "c")]
+    for name, absent in (("a", "red\nblue\n"), ("b", "blue\ngrey\n")):
+        (tmp_path / name / "absent.txt").write_text(absent)
+    assert list(open_all(refs[:1]).absent) == ["red", "blue"]
+    assert list(open_all(refs[:2], Fraction(1, 2)).absent) == ["blue"]
+    assert list(open_all(refs).absent) == []
 
 
 def test_several_datasets_are_one_behind_the_other(tmp_path: Path) -> None:

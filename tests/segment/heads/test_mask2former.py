@@ -170,7 +170,7 @@ def test_a_sure_head_costs_a_method_little() -> None:
     head = tiny()
     sure = torch.zeros(1, 4, 2, 3)
     sure[:, 2] = 1
-    head.forward = lambda features, size: sure  # type: ignore[method-assign]
+    head.forward = lambda *_: sure  # type: ignore[method-assign]
     logits = head.class_logits([], (2, 3))
     assert F.cross_entropy(logits, torch.full((1, 2, 3), 2)) < 0.01
     sure.zero_()

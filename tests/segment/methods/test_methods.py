@@ -365,9 +365,7 @@ def test_arguments_and_needs_are_checked(name: str, guide: Guide) -> None:
         pupil(name, Guide())
     key = "contrast" if name == "af-dcd" else "shallow" if name == "vitkd" else "weight"
     for value in ("abc", True, -1, float("nan")):
-        with pytest.raises(
-            ConfigError, match=f"--method-args {key}={value}: {key} of '{name}' must be a num"
-        ):
+        with pytest.raises(ConfigError, match=f"--method-args {key}={value}: {key} of .* must be a num"):
             pupil(name, guide, **{key: value})
 
 
