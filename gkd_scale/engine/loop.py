@@ -32,7 +32,7 @@ from gkd_scale.engine.health import Vitals, Waits
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import GkdError
-from gkd_scale.models.layers import kept_statistics
+from gkd_scale.models.layers import batch_norms, kept_statistics, share_statistics
 from gkd_scale.randomness import seed_of
 
 
@@ -98,6 +98,8 @@ class Training:
         self.engine = _initialize(job, plan, runtime)
         self.module: nn.Module = self.engine.module
         self.ema = Ema(self.module, job.ema) if job.ema else None
+        self.runtime = runtime
+        self.norms = batch_norms(self.module) if runtime.world > 1 else []
         self.folder = job.out / "checkpoints"
         self.vitals = Vitals()
         self.sums: dict[str, Tensor] = {}
@@ -124,7 +126,12 @@ class Training:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def end(self, done: int) -> dict[str, Any]:
-        """Average the weights of step number ``done`` (from 1); the learning rate and gradient norm."""
+        """Average the weights of step number ``done`` (from 1); the learning rate and gradient norm.
+
+        Ranks average BatchNorm's running statistics too: all of them hold one model. Collective.
+        """
+        if self.norms:
+            share_statistics(self.norms, lambda mine: self.runtime.sum(mine) / self.runtime.world)
         if self.ema:
             self.ema.update(done)
         known = self.engine.get_global_grad_norm()

@@ -19,8 +19,8 @@ class Look:
     """A batch as a backbone sees it.
 
     ``maps``: what ``Backbone.forward`` gives, the head's pyramid. ``features`` on ``grid``: the last level
-    that it gives, of a plain transformer after the final norm. ``levels``: maps (B, C_i, h_i, w_i) of the levels asked for, as they leave their
-    block or stage.
+    that it gives, of a plain transformer after the final norm. ``levels``: maps (B, C_i, h_i, w_i) of the
+    levels asked for, as they leave their block or stage.
     """
 
     maps: list[Tensor]

@@ -18,9 +18,11 @@ from torch import multiprocessing
 from gkd_scale import config as configs
 from gkd_scale.engine.runtime import Runtime, free_port
 from gkd_scale.segment import stage2
+from gkd_scale.segment.augment import TrainStream
 from gkd_scale.segment.config import EvaluateConfig, Stage2Config
 from gkd_scale.segment.evaluate import evaluate
 from gkd_scale.segment.heads.registry import build_head
+from gkd_scale.segment.training_set import open_training_set, order_of
 from gkd_scale.types import IGNORE
 from tests.conftest import tiny_args
 
@@ -30,12 +32,14 @@ LAUNCHERS = Path(__file__).parents[2] / "launchers"
 CHANNELS = (6, 8, 10, 12)
 SMALL = ("--head", "mask2former", "--head-args", "size=small", "width=32", "queries=8", "points=128")
 DISTIL = ("--head", "linear", "--method", "vitkd", "--teacher", "vit_tiny_patch16_224")
+CNN = ("--head", "linear", "--method", "none", "--student", "test_resnet", "--steps", "1")
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero1": ("zero1", ("--head", "linear", "--inference", "slide", "--window", "32", "--stride", "16")),
     "zero2": ("zero2", ("--head", "fpn", "--adapt", "last2")),
     "zero3": ("zero3", SMALL),
     "vitkd1": ("zero1", DISTIL),
     "vitkd3": ("zero3", DISTIL),
+    "convolutional": ("zero2", CNN),
 }
 """Run to its DeepSpeed config and to what is trained under it."""
 
@@ -55,6 +59,14 @@ def mask_loss(rank: int) -> float:
     return head.losses(pyramid(CHANNELS, (32, 48)), labels(rank))["mask"].item()
 
 
+def options(root: Path, name: str, zero: str, *flags: object) -> Stage2Config:
+    given: list[object] = ["--ds-config", f"{zero}.json", "--out", root / name, "--image-size", "32x48"]
+    given += ["--train", f"folder:{root / 'day'}", "--val", f"folder:{root / 'dusk'}", "--no-check"]
+    given += ["--steps", "2", "--global-batch", "4", "--workers", "1", *flags]
+    given += [] if "--student" in flags else ["--backbone", root / "stage1"]
+    return configs.parse(Stage2Config, [str(each) for each in given], prog="stage2.py", description="")
+
+
 def _rank(rank: int, port: int, folder: str) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -69,11 +81,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
     for name, (zero, flags) in RUNS.items():
         if "--teacher" in flags:
             flags += ("--teacher-weights", (root / "teacher").read_text(), "--teacher-args", *tiny_args())
-        given = ["--ds-config", f"{zero}.json", "--backbone", root / "stage1", "--out", root / name, *flags]
-        given += ["--train", f"folder:{root / 'day'}", "--val", f"folder:{root / 'dusk'}", "--no-check"]
-        given += ["--image-size", "32x48", "--steps", "2", "--global-batch", "4", "--workers", "1"]
-        options = configs.parse(Stage2Config, [str(each) for each in given], prog="stage2.py", description="")
-        stage2.run(options, runtime, LAUNCHERS)
+        stage2.run(options(root, name, zero, *flags), runtime, LAUNCHERS)
     score(root, "two.json", runtime)
     (root / f"mask-{rank}.json").write_text(json.dumps(mask_loss(rank)))
     runtime.stop()
@@ -132,3 +140,18 @@ def test_masks_are_normalised_by_their_mean_number_over_ranks(root: Path) -> Non
     ours = [json.loads((root / f"mask-{rank}.json").read_text()) for rank in (0, 1)]
     alone, masks = [mask_loss(rank) for rank in (0, 1)], (8, 1)
     assert ours == pytest.approx([a * n / 4.5 for a, n in zip(alone, masks, strict=True)], rel=1e-5)
+
+
+def test_ranks_share_the_statistics_of_a_convolutional_encoder(root: Path) -> None:
+    """After a step, the first layer's running mean is that of the whole batch on one rank."""
+    config = options(root, "alone", *("zero2", *CNN))
+    segmenter = stage2.build_segmenter(config, 4).train()
+    train = open_training_set(config)
+    stream = TrainStream(train, config.size(), config.augment, 0, segmenter.fill, 1, order_of(config, train))
+    (whole,) = stream.batches(micro=4, accumulation=1, rank=0, world=1)(0, 1)
+    segmenter(whole)
+    exported = load_file(root / "convolutional/backbone.safetensors")
+    own = segmenter.backbone.net.state_dict()
+    first = next(name for name in own if name.endswith("running_mean"))
+    assert own[first].abs().max() > 1e-3
+    torch.testing.assert_close(exported[first], own[first], rtol=1e-4, atol=1e-6)
