@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from gkd_scale import console
 from gkd_scale.engine.runtime import free_port
-from gkd_scale.errors import GkdError
+from gkd_scale.errors import ConfigError, GkdError
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,13 @@ def _slug(title: str) -> str:
 
 
 def _arguments(command: list[str]) -> list[str]:
-    """The command with this environment's own programs, and a free port for a launcher."""
-    program = str(Path(sys.executable).parent / command[0])
+    """The command with this environment's own programs first, and a free port for a launcher."""
+    own = Path(sys.executable).parent / command[0]
+    program = str(own) if own.is_file() else shutil.which(command[0])
+    if program is None:
+        raise ConfigError(
+            f"there is no program '{command[0]}'", f"install it, or correct: {shlex.join(command)}"
+        )
     port = ["--master_port", str(free_port())] if command[0] == "deepspeed" else []
     return [program, *port, *command[1:]]
 

@@ -12,7 +12,7 @@ import fnmatch
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe
@@ -22,17 +22,25 @@ from gkd_scale.steps import Step
 
 QSD_PASSES = 1.5
 FROZEN_PASSES = 1 / 3
+LOGITS = ("cwd", "af-dcd")
+"""Methods that can use the logits of a teacher's head; ``teacher_head`` in a recipe says whether they do."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A step of the benchmark. ``proof`` is there once it is done; ``kind`` and ``amount``: how long."""
+    """A step of the benchmark. ``proof`` is there once it is done; ``kind`` and ``amount``: how long.
+
+    ``needs`` names the steps whose results it reads, which come before it. ``folder`` is all that it writes
+    and would go on from; None where it begins anew each time.
+    """
 
     name: str
     step: Step
     proof: Path
     kind: str
     amount: float = 1.0
+    needs: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def cells(recipe: Recipe, only: Sequence[str]) -> list[tuple[str, int]]:
@@ -88,6 +96,7 @@ class Plan:
     def works(self, chosen: Sequence[tuple[str, int]]) -> list[Work]:
         """What the chosen cells need, shared steps first where they are needed first."""
         found: dict[str, Work] = {}
+        prepared = tuple(f"prepare-{number}" for number in range(1, len(self._recipe.prepare) + 1))
         for number, line in enumerate(self._recipe.prepare, 1):
             command = shlex.split(line)
             done = self._out / "done" / f"prepare-{number}.json"
@@ -96,7 +105,7 @@ class Plan:
             )
         for method, seed in chosen:
             for work in self._cell(method, seed):
-                found.setdefault(work.name, work)
+                found.setdefault(work.name, replace(work, needs=(*prepared, *work.needs)))
         return list(found.values())
 
     def _cell(self, method: str, seed: int) -> Iterator[Work]:
@@ -108,13 +117,12 @@ class Plan:
             yield self._cache("source")
             qsd = ["--qsd.form", "mse"] if method == "gkd-mse" else []
             qsd += ["--teacher-norm", self._recipe.teacher.norm]
-            for phase, cache, weights in (
-                ("1a", "proxy", self._recipe.student.weights),
-                ("1b", "source", str(folder / "1a")),
-            ):
-                yield self._stage1(method, seed, phase, cache, weights, steps[phase], qsd)
+            weights = self._recipe.student.weights
+            yield self._stage1(method, seed, "1a", "proxy", weights, steps["1a"], qsd)
+            weights = str(folder / "1a")
+            yield self._stage1(method, seed, "1b", "source", weights, steps["1b"], qsd, f"{method}-{seed}-1a")
             flags = ["--backbone", str(folder / "1b"), *self._student()]
-            yield self._stage2(method, seed, "head", steps["head"], flags)
+            yield self._stage2(method, seed, steps["head"], flags, f"{method}-{seed}-1b")
         elif method == "g2sd":
             yield self._teacher_head(seed)
             yield self._cache("proxy")
@@ -123,14 +131,16 @@ class Plan:
                 ["--objective", "g2sd"],
             )  # fmt: skip
             flags = ["--backbone", str(folder / "generic"), *self._student(), *self._taught(method, seed)]
-            yield self._stage2(method, seed, "head", steps["specific"], flags)
+            before = f"{method}-{seed}-generic", f"teacher-{seed}-head"
+            yield self._stage2(method, seed, steps["specific"], flags, *before)
         else:
-            if method != "none" and self._recipe.teacher_head:
+            needs = (f"teacher-{seed}-head",) if self._recipe.teacher_head and method in LOGITS else ()
+            if needs:
                 yield self._teacher_head(seed)
             weights = self._recipe.student.weights
             flags = ["--backbone", weights] if weights else []
             flags += [*self._student(), *self._taught(method, seed)]
-            yield self._stage2(method, seed, "head", steps["single"], flags)
+            yield self._stage2(method, seed, steps["single"], flags, *needs)
         yield self._evaluate(method, seed)
 
     def _cache(self, which: str) -> Work:
@@ -144,7 +154,7 @@ class Plan:
         command += _teacher_flags(recipe, ("mean", "std"))
         command += [*_named("--patch-size", patch), "--image-size", size, "--views", str(recipe.views)]
         command += [*self._flags("cache"), "--out", str(out)]
-        return Work(f"cache-{which}", Step(f"cache the {which} images", command), out, "cache")
+        return Work(f"cache-{which}", Step(f"cache the {which} images", command), out, "cache", folder=out)
 
     def _stage1(
         self,
@@ -155,6 +165,7 @@ class Plan:
         weights: str | None,
         steps: int,
         more: Sequence[str],
+        *needs: str,
     ) -> Work:
         out = self._out / method / f"seed{seed}" / phase
         command = [*self._launch("stage1.py"), "--cache", str(self._out / "caches" / cache)]
@@ -162,10 +173,11 @@ class Plan:
         command += ["--global-batch", str(self._recipe.budget.stage1_batch), "--steps", str(steps)]
         command += [*self._flags("stage1", phase, method), "--seed", str(seed), "--out", str(out)]
         step = Step(f"{method}, seed {seed}: stage {phase}", command)
-        return Work(f"{method}-{seed}-{phase}", step, out / "run.json", f"stage1 {method}", steps)
+        needs = (f"cache-{cache}", *needs)
+        return Work(f"{method}-{seed}-{phase}", step, out / "run.json", f"stage1 {method}", steps, needs, out)
 
-    def _stage2(self, method: str, seed: int, phase: str, steps: int, more: Sequence[str]) -> Work:
-        recipe, out = self._recipe, self._out / method / f"seed{seed}" / phase
+    def _stage2(self, method: str, seed: int, steps: int, more: Sequence[str], *needs: str) -> Work:
+        recipe, out = self._recipe, self._out / method / f"seed{seed}" / "head"
         command = self._launch("stage2.py")
         for flag, refs in (("--train", recipe.train), ("--val", recipe.val)):
             command += [part for ref in refs for part in (flag, ref)]
@@ -175,7 +187,7 @@ class Plan:
         kind = "single" if "--method" in more else "head"
         command += [*self._flags("stage2", kind, method), "--seed", str(seed), "--out", str(out)]
         step = Step(f"{method}, seed {seed}: stage 2", command)
-        return Work(f"{method}-{seed}-{phase}", step, out / "run.json", f"stage2 {method}", steps)
+        return Work(f"{method}-{seed}-head", step, out / "run.json", f"stage2 {method}", steps, needs, out)
 
     def _teacher_head(self, seed: int) -> Work:
         teacher = self._recipe.teacher
@@ -183,7 +195,7 @@ class Plan:
         flags = ["--backbone", teacher.weights or "pretrained", "--student", teacher.name]
         flags += _pairs("--student-args", args)
         flags += [part for key in ("mean", "std") for part in _triple(f"--{key}", getattr(teacher, key))]
-        return self._stage2("teacher", seed, "head", steps_of("teacher", self._recipe)["head"], flags)
+        return self._stage2("teacher", seed, steps_of("teacher", self._recipe)["head"], flags)
 
     def _taught(self, method: str, seed: int) -> list[str]:
         """The flags of a single-stage method and of the teacher it needs."""
@@ -198,7 +210,7 @@ class Plan:
                 *_teacher_flags(self._recipe, ("teacher-mean", "teacher-std")),
             ]
             flags += [*_named("--teacher-patch", teacher.patch), "--teacher-norm", teacher.norm]
-        if method == "g2sd" or (self._recipe.teacher_head and method in ("cwd", "af-dcd")):
+        if method == "g2sd" or (self._recipe.teacher_head and method in LOGITS):
             flags += ["--teacher-head", str(self._out / "teacher" / f"seed{seed}" / "head")]
         return flags
 
@@ -210,7 +222,7 @@ class Plan:
         ]
         command += [*self._flags("evaluate"), "--json", str(path)]
         step = Step(f"{method}, seed {seed}: evaluate", command)
-        return Work(f"{method}-{seed}-evaluate", step, path, "evaluate")
+        return Work(f"{method}-{seed}-evaluate", step, path, "evaluate", needs=(f"{method}-{seed}-head",))
 
     def _launch(self, script: str) -> list[str]:
         return ["deepspeed", str(self._cfg.launchers / script), "--ds-config", self._cfg.ds_config]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -38,8 +41,8 @@ def benchmark(cfg: BenchmarkConfig) -> None:
         for work in works:
             console.out.print(shlex.join(work.step.command), markup=False)
         return
-    seconds = run(works, out)
-    report(recipe, out, seconds)
+    run(works, out)
+    report(recipe, out)
 
 
 def budget(recipe: Recipe) -> Table:
@@ -54,25 +57,62 @@ def budget(recipe: Recipe) -> Table:
 
 
 def run(works: Sequence[Work], out: Path) -> dict[str, float]:
-    """Run what has not been done yet with this very command; seconds by name, of all that is done."""
+    """Run what has not been done yet with this very command on these very results; seconds by name.
+
+    Each step leaves ``done/NAME.json``: its command, when it ended, when what it needed had ended, and the
+    seconds of all attempts at it. What an older command or older results have left is moved to ``old/``.
+    """
     seconds: dict[str, float] = {}
+    ended: dict[str, int] = {}
     for number, work in enumerate(works, 1):
         marker = out / "done" / f"{work.name}.json"
-        before = _done(marker, work)
-        if before is None:
+        asked = {"command": work.step.command, "needs": {name: ended[name] for name in work.needs}}
+        before = _read(marker)
+        same = all(before.get(key) == value for key, value in asked.items())
+        if not (same and before["ended"] and work.proof.exists()):
+            if before and not same:
+                _set_aside(work, out)
             place = f"{number}/{len(works)}{_eta(works, number - 1, seconds)}"
-            before = run_step(work.step, place, out / "logs" / f"{work.name}.log")
-            files.write_json(marker, {"command": work.step.command, "seconds": round(before, 1)})
-        seconds[work.name] = before
+            spent = before["seconds"] if same and not before["ended"] else 0.0
+            before = _run(work, place, out, marker, {**asked, "ended": 0, "seconds": spent})
+        seconds[work.name], ended[work.name] = before["seconds"], before["ended"]
     return seconds
 
 
-def _done(marker: Path, work: Work) -> float | None:
-    """The seconds that ``work`` took; None where it must be run."""
-    if not (marker.is_file() and work.proof.exists()):
-        return None
-    record = json.loads(marker.read_text(encoding="utf-8"))
-    return float(record["seconds"]) if record["command"] == work.step.command else None
+def _run(work: Work, place: str, out: Path, marker: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Run a step; what its marker says, also where it fails or is interrupted: it goes on another time."""
+    began, ended = time.monotonic(), 0
+    files.write_json(marker, record)
+    try:
+        run_step(work.step, place, out / "logs" / f"{work.name}.log")
+        ended = time.time_ns()
+    finally:
+        record = {
+            **record,
+            "ended": ended,
+            "seconds": round(record["seconds"] + time.monotonic() - began, 1),
+        }
+        files.write_json(marker, record)
+    return record
+
+
+def _read(marker: Path) -> dict[str, Any]:
+    """What a step left; empty where it was never begun."""
+    if not marker.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+    return record
+
+
+def _set_aside(work: Work, out: Path) -> None:
+    """Move what an older run of this step has written to ``old/NAME-1``, ``-2``, ..."""
+    if work.folder is None or not work.folder.exists():
+        return
+    number = next(n for n in itertools.count(1) if not (out / "old" / f"{work.name}-{n}").exists())
+    place = out / "old" / f"{work.name}-{number}"
+    place.parent.mkdir(exist_ok=True)
+    work.folder.rename(place)
+    console.out.print(f"{work.name} is run again: its command, or what it needs, changed; before: {place}")
 
 
 def _eta(works: Sequence[Work], first: int, seconds: dict[str, float]) -> str:
@@ -89,21 +129,22 @@ def _eta(works: Sequence[Work], first: int, seconds: dict[str, float]) -> str:
     return f" (about {left / 60:.0f} min left)"
 
 
-def report(recipe: Recipe, out: Path, seconds: dict[str, float]) -> None:
+def report(recipe: Recipe, out: Path) -> None:
     """Print the table and write it as JSON, markdown and, with matplotlib, a picture."""
-    rows = table.collect(recipe, out)
+    rows, without = table.collect(recipe, out), table.without(recipe, out)
     files.write_json(
         out / "results.json",
         {
             "title": recipe.title,
             "passes": recipe.budget.passes,
             "steps": {method: steps_of(method, recipe) for method in recipe.methods},
-            "seconds": seconds,
-            "miou": table.as_json(rows),
+            "seconds": table.seconds(out),
+            "without": without,
+            "rows": table.as_json(rows),
         },
     )
-    files.write_text(out / "table.md", table.markdown(recipe, rows))
+    files.write_text(out / "table.md", table.markdown(recipe, rows, without))
     drawn = table.bars(rows, out / "bars.png")
-    console.out.print(table.shown(recipe, rows))
+    console.out.print(table.shown(recipe, rows, without))
     written = ["results.json", "table.md", *(["bars.png"] if drawn else [])]
     console.out.print(f"written to {out}: {', '.join(written)}")

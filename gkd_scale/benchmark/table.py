@@ -1,10 +1,14 @@
-"""The table: rows are methods, columns are domains and their average, ours beside the published numbers."""
+"""The table: rows are methods, columns are domains and their average, ours beside the published numbers.
+
+Before them stands the mIoU on in-domain validation, which chose the best step, and after them the minutes
+of a seed: every step of its cell, without caches and other steps that cells share.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,8 @@ from gkd_scale.errors import ConfigError, nearest
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 AVERAGE = "Avg"
+IN_DOMAIN = "in-domain"
+MINUTES = "minutes"
 NAMES = {
     "teacher": "teacher, frozen",
     "none": "student without distillation",
@@ -35,7 +41,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Score:
-    """mIoU in % of one method on one domain, by seed, and what is published (None: nothing)."""
+    """What one method has in one column, by seed, and what is published (None: nothing)."""
 
     values: tuple[float, ...]
     published: float | None = None
@@ -56,28 +62,56 @@ class Score:
 
 
 Rows = dict[str, dict[str, Score]]
-"""Scores by method and column; the last column is the average."""
+"""Scores by method and column."""
 
 
 def collect(recipe: Recipe, out: Path) -> Rows:
     """What has been measured so far, each average over domains first, then over seeds."""
     published = read_published(recipe.published) if recipe.published else {}
-    columns = [*recipe.domains, AVERAGE]
+    columns = [IN_DOMAIN, *recipe.domains, AVERAGE, MINUTES]
+    spent = seconds(out)
     rows: Rows = {}
     for method in recipe.methods:
-        paths = [evaluation(out, method, seed) for seed in recipe.seeds]
-        found = [_by_column(path, recipe.domains) for path in paths if path.is_file()]
         theirs = published.get(method, {})
+        found = [_by_column(recipe, evaluation(out, method, seed)) for seed in recipe.seeds]
+        for seed, cell in zip(recipe.seeds, found, strict=True):
+            parts = [each for name, each in spent.items() if cell and name.startswith(f"{method}-{seed}-")]
+            cell.update({MINUTES: sum(parts) / 60} if parts else {})
         rows[method] = {
-            column: Score(tuple(each[column] for each in found), theirs.get(column)) for column in columns
+            column: Score(tuple(cell[column] for cell in found if column in cell), theirs.get(column))
+            for column in columns
         }
     return {method: row for method, row in rows.items() if row[AVERAGE].values or method in published}
 
 
-def _by_column(path: Path, domains: Mapping[str, str]) -> dict[str, float]:
-    measured = json.loads(path.read_text(encoding="utf-8"))
-    values = {domain: float(measured[domain]["miou"]) for domain in domains}
-    return {**values, AVERAGE: statistics.fmean(values.values())}
+def _by_column(recipe: Recipe, path: Path) -> dict[str, float]:
+    """The mIoU of a cell; no average where a domain of the recipe has not been measured."""
+    measured, best = _read(path), _read(path.parent / "head/best.json")
+    values = {domain: float(measured[domain]["miou"]) for domain in recipe.domains if domain in measured}
+    if len(values) == len(recipe.domains):
+        values[AVERAGE] = statistics.fmean(values.values())
+    return {IN_DOMAIN: float(best["miou"]), **values} if measured and best else values
+
+
+def without(recipe: Recipe, out: Path) -> list[str]:
+    """Classes that some mean of the table is not over: no label has them, of training or of a domain."""
+    cells = [_read(evaluation(out, method, seed)) for method in recipe.methods for seed in recipe.seeds]
+    names = [name for cell in cells for domain in cell.values() for name in domain.get("without", ())]
+    return list(dict.fromkeys(names))
+
+
+def seconds(out: Path) -> dict[str, float]:
+    """What each step took that is done, whichever call ran it."""
+    found = {path.stem: _read(path) for path in sorted((out / "done").glob("*.json"))}
+    return {name: float(each["seconds"]) for name, each in found.items() if each.get("ended")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none."""
+    if not path.is_file():
+        return {}
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 def read_published(name: str) -> dict[str, dict[str, float | None]]:
@@ -94,10 +128,10 @@ def read_published(name: str) -> dict[str, dict[str, float | None]]:
     return {method: dict(zip(columns, row, strict=True)) for method, row in known[bench][pair].items()}
 
 
-def shown(recipe: Recipe, rows: Rows) -> Table:
-    """The table for the terminal."""
+def shown(recipe: Recipe, rows: Rows, without: Sequence[str] = ()) -> Table:
+    """The table for the terminal; ``without`` are classes that do not count."""
     header, *body = _cells(recipe, rows)
-    table = Table(title=_caption(recipe))
+    table = Table(title=_caption(recipe, without))
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for line in body:
@@ -105,22 +139,23 @@ def shown(recipe: Recipe, rows: Rows) -> Table:
     return table
 
 
-def markdown(recipe: Recipe, rows: Rows) -> str:
+def markdown(recipe: Recipe, rows: Rows, without: Sequence[str] = ()) -> str:
     """The table for a document."""
     header, *body = _cells(recipe, rows)
     rule = ["---", *("---:" for _ in header[1:])]
     lines = ["| " + " | ".join(line) + " |" for line in (header, rule, *body)]
-    return f"{_caption(recipe)}\n\n" + "\n".join(lines) + "\n"
+    return f"{_caption(recipe, without)}\n\n" + "\n".join(lines) + "\n"
 
 
-def _caption(recipe: Recipe) -> str:
+def _caption(recipe: Recipe, without: Sequence[str]) -> str:
     seeds = f"{len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}"
     published = "; in brackets: arXiv 2603.02554" if recipe.published else ""
-    return f"{recipe.title}: mIoU in %, mean ± standard deviation of up to {seeds}{published}"
+    over = f" without {', '.join(without)} (in no label)" if without else ""
+    return f"{recipe.title}: mIoU in %{over}, mean ± standard deviation of up to {seeds}{published}"
 
 
 def _cells(recipe: Recipe, rows: Rows) -> list[Sequence[str]]:
-    lines: list[Sequence[str]] = [("method", *recipe.domains, AVERAGE)]
+    lines: list[Sequence[str]] = [("method", IN_DOMAIN, *recipe.domains, AVERAGE, MINUTES)]
     lines += [(NAMES[method], *map(str, row.values())) for method, row in rows.items()]
     return lines
 

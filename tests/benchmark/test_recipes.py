@@ -101,6 +101,18 @@ def test_shared_steps_are_run_once_and_before_what_needs_them() -> None:
         assert names.index(first) < names.index(then)
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_step_needs_what_its_command_names(path: Path) -> None:
+    """Of all folders that steps write, and nothing that comes after it."""
+    works = plan(recipe(path.stem))
+    folders = {str(work.folder): work.name for work in works if work.folder is not None}
+    for index, work in enumerate(works):
+        told = [folders[part] for part in work.step.command if part in folders]
+        found = [name for name in work.needs if not name.startswith("prepare")]
+        assert sorted(found) == sorted(name for name in told if name != work.name), work.name
+        assert {*work.needs} <= {each.name for each in works[:index]}
+
+
 def test_cells_are_chosen_by_method_and_seed() -> None:
     of = recipe()
     assert cells(of, ["gkd"]) == [("gkd", 0), ("gkd", 1), ("gkd", 2)]

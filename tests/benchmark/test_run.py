@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from gkd_scale.benchmark.config import BenchmarkConfig
 from gkd_scale.benchmark.plan import Work
 from gkd_scale.benchmark.run import benchmark, run
+from gkd_scale.benchmark.table import seconds
 from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.steps import Step
 from tests.conftest import ROOT
@@ -42,6 +44,47 @@ def test_a_changed_command_or_a_lost_result_is_run_again(tmp_path: Path) -> None
     (tmp_path / "a").unlink()
     run([touch("a", tmp_path, "pass")], tmp_path)
     assert (tmp_path / "a").read_text() == "x"
+
+
+def chain(out: Path, first: str = "", second: str = "") -> list[Work]:
+    """A folder that cannot be gone on from by another command, and a step that reads it."""
+    code = f"{first}\nimport os\nos.makedirs({str(out / 'a')!r})\nopen({str(out / 'a/x')!r}, 'w')"
+    a = Work("a", Step("a", ["python", "-S", "-c", code]), out / "a/x", "touch", folder=out / "a")
+    return [a, replace(touch("b", out, second), needs=("a",))]
+
+
+def test_what_a_changed_step_wrote_is_set_aside_and_what_needs_it_is_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(chain(tmp_path), tmp_path)
+    (tmp_path / "a/mark").write_text("first")
+    run(chain(tmp_path), tmp_path)
+    assert (tmp_path / "b").read_text() == "x"
+    capsys.readouterr()
+    run(chain(tmp_path, "pass"), tmp_path)
+    assert (tmp_path / "b").read_text() == "xx" and not (tmp_path / "a/mark").exists()
+    assert (tmp_path / "old/a-1/mark").read_text() == "first"
+    assert "old/a-1" in capsys.readouterr().out.replace("\n", "")
+    run(chain(tmp_path, "pass", "pass"), tmp_path)
+    assert (tmp_path / "b").read_text() == "xxx" and not (tmp_path / "old/a-2").exists()
+
+
+def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
+    """A step that fails at first, by the same command."""
+    missing = f"not os.path.exists({str(tmp_path / 'ok')!r})"
+    works = [touch("a", tmp_path, f"import os, time\ntime.sleep(0.3)\nif {missing}: raise SystemExit(1)")]
+    with pytest.raises(GkdError):
+        run(works, tmp_path)
+    assert seconds(tmp_path) == {}
+    (tmp_path / "ok").touch()
+    assert run(works, tmp_path)["a"] >= 0.6
+    assert seconds(tmp_path)["a"] >= 0.6
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no program 'get-it'"):
+        run([Work("a", Step("a", ["get-it", "now"]), tmp_path / "a", "prepare")], tmp_path)
+    run([Work("b", Step("b", ["true"]), tmp_path, "prepare")], tmp_path)
 
 
 def config(tmp_path: Path, **values: object) -> BenchmarkConfig:

@@ -36,12 +36,55 @@ def test_means_deviations_and_averages(tmp_path: Path) -> None:
     assert str(rows["cwd"]["Avg"]) == "– (49.3)"
     assert "g2sd" not in rows
     text = markdown(of, rows)
-    assert "| method | Citys | BDD | Map | Avg |" in text
-    assert "| GKD | 51.0 ± 1.4 (58.3) | 43.0 ± 4.2 (54.2) | 56.0 ± 5.7 (61.3) | 50.0 ± 0.0 (57.9) |" in text
+    assert "| method | in-domain | Citys | BDD | Map | Avg | minutes |" in text
+    ours = "51.0 ± 1.4 (58.3) | 43.0 ± 4.2 (54.2) | 56.0 ± 5.7 (61.3) | 50.0 ± 0.0 (57.9)"
+    assert f"| GKD | – | {ours} | – |" in text
     again = json.loads(json.dumps(as_json(rows)))
     assert again["gkd"]["Citys"] == {
         "values": [50.0, 52.0], "mean": 51.0, "deviation": pytest.approx(2**0.5), "published": 58.3,
     }  # fmt: skip
+
+
+def test_what_chose_the_step_and_what_a_seed_took(tmp_path: Path) -> None:
+    of = recipe("gtav")
+    for seed, miou in ((0, 60.0), (1, 62.0)):
+        measured(tmp_path, "gkd", seed, Citys=50.0, BDD=40.0, Map=60.0)
+        head = evaluation(tmp_path, "gkd", seed).parent / "head"
+        head.mkdir()
+        (head / "best.json").write_text(json.dumps({"step": 10, "miou": miou}))
+    (tmp_path / "done").mkdir()
+    for name, took, ended in (
+        ("gkd-0-1a", 60, 1), ("gkd-0-head", 30, 2), ("gkd-1-1a", 150, 3), ("gkd-mse-0-1a", 999, 4),
+        ("cache-proxy", 999, 5), ("gkd-1-head", 999, 0),
+    ):  # fmt: skip
+        record = {"command": [], "needs": {}, "ended": ended, "seconds": took}
+        (tmp_path / "done" / f"{name}.json").write_text(json.dumps(record))
+    row = collect(of, tmp_path)["gkd"]
+    assert row["in-domain"].values == (60.0, 62.0)
+    assert row["minutes"].values == (1.5, 2.5)
+    assert "gkd-1-head" not in table.seconds(tmp_path)
+
+
+def test_a_domain_that_came_later_leaves_a_gap(tmp_path: Path) -> None:
+    of = recipe("gtav")
+    measured(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0)
+    measured(tmp_path, "gkd", 1, Citys=52.0, BDD=46.0, Map=52.0)
+    row = collect(of, tmp_path)["gkd"]
+    assert row["Citys"].values == (50.0, 52.0) and row["Map"].values == (52.0,)
+    assert row[AVERAGE].values == (50.0,)
+
+
+def test_classes_that_do_not_count_are_named(tmp_path: Path) -> None:
+    of = recipe("gtav")
+    measured(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0, Map=52.0)
+    assert table.without(of, tmp_path) == []
+    path = evaluation(tmp_path, "gkd", 0)
+    values = json.loads(path.read_text())
+    values["BDD"]["without"] = ["truck", "train"]
+    path.write_text(json.dumps(values))
+    without = table.without(of, tmp_path)
+    assert without == ["truck", "train"]
+    assert "mIoU in % without truck, train (in no label)" in markdown(of, collect(of, tmp_path), without)
 
 
 def test_published_averages_are_those_of_their_domains() -> None:

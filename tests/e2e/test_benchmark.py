@@ -46,9 +46,11 @@ def test_each_method_gets_its_row_and_the_same_command_has_nothing_left(
     done = run(command, tmp_path, timeout=900)
     assert done.code == 0, done.text
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert set(results["miou"]) == set(METHODS)
-    for row in results["miou"].values():
-        assert set(row) == {"night", "fog", "Avg"} and 0 <= row["Avg"]["mean"] <= 100
+    assert set(results["rows"]) == set(METHODS)
+    for row in results["rows"].values():
+        assert set(row) == {"in-domain", "night", "fog", "Avg", "minutes"}
+        assert 0 <= row["Avg"]["mean"] <= 100 and row["in-domain"]["mean"] and row["minutes"]["mean"]
+    assert len(results["seconds"]) > 12
     assert (tmp_path / "out/table.md").read_text().count("\n|") == len(METHODS) + 2
     again = run(command, tmp_path)
     assert again.code == 0 and "$ " not in again.text
