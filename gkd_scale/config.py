@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -260,8 +261,15 @@ class _KeyValue(argparse.Action):
             key, equals, value = text.partition("=")
             if not equals or not key:
                 raise ConfigError(f"{option_string} takes KEY=VALUE, not '{text}'", "for example depth=4")
-            found[key] = yaml.safe_load(value)
+            found[key] = _read_value(value)
         setattr(namespace, self.dest, found)
+
+
+def _read_value(text: str) -> Any:
+    """YAML, and what YAML 1.1 takes for text: numbers as ``2e-6``."""
+    value = yaml.safe_load(text)
+    exponent = isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+", value)
+    return float(value) if exponent else value
 
 
 def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe
+from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.errors import ConfigError
 from gkd_scale.segment.config import METHODS as SINGLE_STAGE
 from gkd_scale.steps import Step
@@ -28,7 +29,7 @@ LOGITS = ("cwd", "af-dcd")
 
 @dataclass(frozen=True)
 class Work:
-    """A step of the benchmark. ``proof`` is there once it is done; ``kind`` and ``amount``: how long.
+    """A step of the benchmark. ``proof``: the file it writes last; ``kind`` and ``amount``: how long.
 
     ``needs`` names the steps whose results it reads, which come before it. ``folder`` is all that it writes
     and would go on from; None where it begins anew each time.
@@ -84,7 +85,7 @@ def steps_of(method: str, recipe: Recipe) -> dict[str, int]:
 
 def evaluation(out: Path, method: str, seed: int) -> Path:
     """Where a cell's numbers are."""
-    return out / method / f"seed{seed}" / "evaluation.json"
+    return out / method / f"seed{seed}" / "head" / "evaluation.json"
 
 
 class Plan:
@@ -154,7 +155,8 @@ class Plan:
         command += _teacher_flags(recipe, ("mean", "std"))
         command += [*_named("--patch-size", patch), "--image-size", size, "--views", str(recipe.views)]
         command += [*self._flags("cache"), "--out", str(out)]
-        return Work(f"cache-{which}", Step(f"cache the {which} images", command), out, "cache", folder=out)
+        step = Step(f"cache the {which} images", command)
+        return Work(f"cache-{which}", step, out / MANIFEST, "cache", folder=out)
 
     def _stage1(
         self,
@@ -216,11 +218,11 @@ class Plan:
 
     def _evaluate(self, method: str, seed: int) -> Work:
         path = evaluation(self._out, method, seed)
-        command = ["gkd-scale", "evaluate", str(path.parent / "head")]
+        command = ["gkd-scale", "evaluate", str(path.parent)]
         command += [
             part for name, ref in self._recipe.domains.items() for part in ("--data", f"{name}={ref}")
         ]
-        command += [*self._flags("evaluate"), "--json", str(path)]
+        command += self._flags("evaluate")
         step = Step(f"{method}, seed {seed}: evaluate", command)
         return Work(f"{method}-{seed}-evaluate", step, path, "evaluate", needs=(f"{method}-{seed}-head",))
 

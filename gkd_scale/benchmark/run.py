@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shlex
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from gkd_scale import console, files
 from gkd_scale.benchmark import table
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe, read_recipe
 from gkd_scale.benchmark.plan import Plan, Work, cells, steps_of
-from gkd_scale.errors import ConfigError
+from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.steps import run_step
 
 
@@ -59,49 +61,47 @@ def budget(recipe: Recipe) -> Table:
 def run(works: Sequence[Work], out: Path) -> dict[str, float]:
     """Run what has not been done yet with this very command on these very results; seconds by name.
 
-    Each step leaves ``done/NAME.json``: its command, when it ended, when what it needed had ended, and the
-    seconds of all attempts at it. What an older command or older results have left is moved to ``old/``.
+    Each step leaves ``done/NAME.json``: its command, the SHA-256 of the proofs of what it needed, whether it
+    is done, and the seconds of its attempts. What an older command or older results have left is moved to
+    ``old/``. Several calls may share ``out``: a step that two of them need is run by one, the other waits.
     """
     seconds: dict[str, float] = {}
-    ended: dict[str, int] = {}
+    proofs: dict[str, str] = {}
     for number, work in enumerate(works, 1):
-        marker = out / "done" / f"{work.name}.json"
-        asked = {"command": work.step.command, "needs": {name: ended[name] for name in work.needs}}
-        before = _read(marker)
-        same = all(before.get(key) == value for key, value in asked.items())
-        if not (same and before["ended"] and work.proof.exists()):
-            if before and not same:
-                _set_aside(work, out)
-            place = f"{number}/{len(works)}{_eta(works, number - 1, seconds)}"
-            spent = before["seconds"] if same and not before["ended"] else 0.0
-            before = _run(work, place, out, marker, {**asked, "ended": 0, "seconds": spent})
-        seconds[work.name], ended[work.name] = before["seconds"], before["ended"]
+        place = f"{number}/{len(works)}{_eta(works, number - 1, seconds)}"
+        (out / "done").mkdir(parents=True, exist_ok=True)
+        with files.locked(out / "done" / f"{work.name}.lock", partial(_waiting, work)):
+            needs = {name: proofs[name] for name in work.needs}
+            seconds[work.name] = _run(work, place, out, {"command": work.step.command, "needs": needs})
+            proofs[work.name] = hashlib.sha256(work.proof.read_bytes()).hexdigest()
     return seconds
 
 
-def _run(work: Work, place: str, out: Path, marker: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Run a step; what its marker says, also where it fails or is interrupted: it goes on another time."""
-    began, ended = time.monotonic(), 0
-    files.write_json(marker, record)
+def _run(work: Work, place: str, out: Path, asked: dict[str, Any]) -> float:
+    """Run a step unless it is done; its seconds. Its marker says how far it came, also where it fails."""
+    marker = out / "done" / f"{work.name}.json"
+    before = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+    same = all(before.get(key) == value for key, value in asked.items())
+    if same and before["done"] and work.proof.is_file():
+        return float(before["seconds"])
+    if before and not same:
+        _set_aside(work, out)
+    spent = before["seconds"] if same and not before["done"] else 0.0
+    began, done = time.monotonic(), False
+    files.write_json(marker, {**asked, "done": False, "seconds": spent})
     try:
         run_step(work.step, place, out / "logs" / f"{work.name}.log")
-        ended = time.time_ns()
+        done = work.proof.is_file()
     finally:
-        record = {
-            **record,
-            "ended": ended,
-            "seconds": round(record["seconds"] + time.monotonic() - began, 1),
-        }
-        files.write_json(marker, record)
-    return record
+        spent = round(spent + time.monotonic() - began, 1)
+        files.write_json(marker, {**asked, "done": done, "seconds": spent})
+    if not done:
+        raise GkdError(f"'{work.step.title}' was stopped before its end", "the same command goes on")
+    return spent
 
 
-def _read(marker: Path) -> dict[str, Any]:
-    """What a step left; empty where it was never begun."""
-    if not marker.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-    return record
+def _waiting(work: Work) -> None:
+    console.out.print(f"another call runs '{work.step.title}': waiting for it", markup=False)
 
 
 def _set_aside(work: Work, out: Path) -> None:

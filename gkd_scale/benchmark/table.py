@@ -86,7 +86,7 @@ def collect(recipe: Recipe, out: Path) -> Rows:
 
 def _by_column(recipe: Recipe, path: Path) -> dict[str, float]:
     """The mIoU of a cell; no average where a domain of the recipe has not been measured."""
-    measured, best = _read(path), _read(path.parent / "head/best.json")
+    measured, best = _read(path), _read(path.with_name("best.json"))
     values = {domain: float(measured[domain]["miou"]) for domain in recipe.domains if domain in measured}
     if len(values) == len(recipe.domains):
         values[AVERAGE] = statistics.fmean(values.values())
@@ -103,7 +103,7 @@ def without(recipe: Recipe, out: Path) -> list[str]:
 def seconds(out: Path) -> dict[str, float]:
     """What each step took that is done, whichever call ran it."""
     found = {path.stem: _read(path) for path in sorted((out / "done").glob("*.json"))}
-    return {name: float(each["seconds"]) for name, each in found.items() if each.get("ended")}
+    return {name: float(each["seconds"]) for name, each in found.items() if each.get("done")}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def markdown(recipe: Recipe, rows: Rows, without: Sequence[str] = ()) -> str:
 def _caption(recipe: Recipe, without: Sequence[str]) -> str:
     seeds = f"{len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}"
     published = "; in brackets: arXiv 2603.02554" if recipe.published else ""
-    over = f" without {', '.join(without)} (in no label)" if without else ""
+    over = f" (without {', '.join(without)} where no label has them)" if without else ""
     return f"{recipe.title}: mIoU in %{over}, mean ± standard deviation of up to {seeds}{published}"
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import importlib.metadata
 import threading
 import time
@@ -70,7 +69,7 @@ from gkd_scale.cache.views import (
     view_label,
 )
 from gkd_scale.errors import CacheError, DamageError, DataError, ModelError, disk_full
-from gkd_scale.files import TEMPORARY, sha256_file, write_bytes
+from gkd_scale.files import TEMPORARY, locked, sha256_file, write_bytes
 from gkd_scale.prefetch import Behind, prefetch
 from gkd_scale.types import Features, Teacher, UInt8Array
 
@@ -223,18 +222,16 @@ class _Task(NamedTuple):
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the kernel lets go of it however the process ends."""
+    """Hold the folder for this process; CacheError where another one does."""
+
+    def busy() -> None:
+        raise CacheError(f"another process is writing {folder}", "wait for it, or choose another --out")
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise CacheError(f"{folder} is not a folder", "choose another --out") from None
-    with open(folder / LOCK, "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CacheError(
-                f"another process is writing {folder}", "wait for it, or choose another --out"
-            ) from None
+    with locked(folder / LOCK, busy):
         yield
 
 

@@ -45,7 +45,8 @@ class Spec:
     labels: dict[str, Any] = field(default_factory=dict)
     """``classes`` and ``palette`` of the stored labels; empty, and left out, where there are none.
 
-    ``absent``, where not empty: the classes that occur in no label.
+    ``absent``, where not empty: the classes that occur in no label. No shard depends on it, so it is no part
+    of :meth:`identity`.
     """
 
     @property
@@ -59,9 +60,16 @@ class Spec:
         plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **values}))
         return plain
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the shards' bytes and their meaning; JSON types."""
+        values = self.to_dict()
+        if "labels" in values:
+            values["labels"] = {key: value for key, value in values["labels"].items() if key != "absent"}
+        return values
+
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return _hash(self.to_dict())
+        """SHA-256 of the canonical JSON of :meth:`identity`."""
+        return _hash(self.identity())
 
 
 def write_spec(spec: Spec, folder: Path, made_with: Mapping[str, str]) -> None:
@@ -123,7 +131,7 @@ def differences(
 
 def refuse_other(folder: Path, old: Spec, new: Spec, changed_images: str = "") -> None:
     """CacheError that lists what differs, where ``new`` is not what ``folder`` already holds."""
-    found = differences(old.to_dict(), new.to_dict())
+    found = differences(old.identity(), new.identity())
     if not found:
         return
     lines = [

@@ -140,9 +140,7 @@ def _collect(engine: Any, ema: Ema | None, runtime: Runtime) -> dict[str, Tensor
             add(f"{key}/{name}", _moment(engine, parameter, key))
     for name, value in (ema.full() if ema else {}).items():
         add(f"ema/{name}", value)
-    for name, value in _buffers(engine.module).items():
-        if value.is_floating_point():  # each rank's batch statistics differ: all go on from their mean
-            value.copy_(runtime.sum(value) / runtime.world)
+    for name, value in _buffers(engine.module).items():  # equal on all ranks, as the loop sees to
         add(f"buffer/{name}", value)
     return tensors
 

@@ -16,11 +16,11 @@ from rich.table import Table
 
 from gkd_scale import console, files
 from gkd_scale.engine.runtime import Runtime
-from gkd_scale.errors import ConfigError, DataError, GkdError
+from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.segment.config import EvaluateConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.export import Card, load_segmenter
-from gkd_scale.segment.inference import Inference, Windows, confusion, left_out
+from gkd_scale.segment.inference import Inference, Windows, confusion, mean_iou
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import SegDataset
@@ -132,12 +132,10 @@ def _score(
 def _result(
     name: str, counted: Confusion, dataset: SegDataset, how: Inference, unlearned: Sequence[str]
 ) -> DomainResult:
-    if not counted.counts.any():
-        raise DataError(f"domain '{name}' has no labelled pixel: all labels are ignored", "check its labels")
-    without = left_out(dataset, unlearned)
+    mean = mean_iou(f"domain '{name}'", counted, dataset, unlearned)
     return {
-        "miou": 100 * counted.miou(without),
-        "without": [dataset.classes[id] for id in without],
+        "miou": mean.miou,
+        "without": mean.without,
         "iou": counted.report(dataset.classes),
         "images": len(dataset),
         "inference": how.facts(),

@@ -35,7 +35,7 @@ from gkd_scale.engine import run as runs
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.weights import full_state
-from gkd_scale.errors import ConfigError, DataError, GkdError, RunError
+from gkd_scale.errors import ConfigError, GkdError, RunError
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.models.teachers import load_teacher
 from gkd_scale.models.weights import fingerprint
@@ -46,7 +46,7 @@ from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import Inference, Windows, confusion, left_out
+from gkd_scale.segment.inference import Inference, Windows, confusion, mean_iou
 from gkd_scale.segment.methods.base import Guide
 from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
 from gkd_scale.segment.methods.registry import build_method
@@ -312,9 +312,7 @@ class Validator:
         """mIoU in % of one domain. Collective."""
         mine = self._count(dataset)
         total = Confusion(mine.classes, self._runtime.sum(mine.counts))
-        if not total.counts.any():
-            raise DataError(f"no pixel of the validation labels of {name} has a class", "check its labels")
-        return 100 * total.miou(left_out(dataset, self._absent))
+        return mean_iou(f"--val {name}", total, dataset, self._absent).miou
 
     def _count(self, dataset: SegDataset) -> Confusion:
         """The confusion over this rank's share: every ``world``-th image, so none is counted twice."""

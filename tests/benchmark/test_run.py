@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def test_a_changed_command_or_a_lost_result_is_run_again(tmp_path: Path) -> None
 
 def chain(out: Path, first: str = "", second: str = "") -> list[Work]:
     """A folder that cannot be gone on from by another command, and a step that reads it."""
-    code = f"{first}\nimport os\nos.makedirs({str(out / 'a')!r})\nopen({str(out / 'a/x')!r}, 'w')"
+    code = f"{first}\nimport os\nos.makedirs({str(out / 'a')!r})\nopen({str(out / 'a/x')!r}, 'w').write({first!r})"
     a = Work("a", Step("a", ["python", "-S", "-c", code]), out / "a/x", "touch", folder=out / "a")
     return [a, replace(touch("b", out, second), needs=("a",))]
 
@@ -84,7 +86,30 @@ def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no program 'get-it'"):
         run([Work("a", Step("a", ["get-it", "now"]), tmp_path / "a", "prepare")], tmp_path)
-    run([Work("b", Step("b", ["true"]), tmp_path, "prepare")], tmp_path)
+    run([Work("b", Step("b", ["true"]), tmp_path / "done/b.json", "prepare")], tmp_path)
+
+
+def test_a_step_that_ends_well_without_its_result_was_stopped_and_goes_on(tmp_path: Path) -> None:
+    work = Work("a", Step("a", ["python", "-S", "-c", "import time; time.sleep(0.2)"]), tmp_path / "a", "x")
+    with pytest.raises(GkdError, match="'a' was stopped before its end"):
+        run([work], tmp_path)
+    (tmp_path / "a").touch()
+    assert run([work], tmp_path)["a"] >= 0.4
+
+
+def test_the_same_result_again_leaves_what_needs_it_alone(tmp_path: Path) -> None:
+    run(chain(tmp_path), tmp_path)
+    shutil.rmtree(tmp_path / "a")
+    run(chain(tmp_path), tmp_path)
+    assert (tmp_path / "a/x").exists() and (tmp_path / "b").read_text() == "x"
+
+
+def test_two_calls_share_a_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    works = [touch("a", tmp_path, "import time; time.sleep(1)")]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: run(works, tmp_path), range(2)))
+    assert (tmp_path / "a").read_text() == "x" and both[0] == both[1]
+    assert "another call runs 'a'" in capfd.readouterr().out
 
 
 def config(tmp_path: Path, **values: object) -> BenchmarkConfig:

@@ -49,15 +49,14 @@ def test_what_chose_the_step_and_what_a_seed_took(tmp_path: Path) -> None:
     of = recipe("gtav")
     for seed, miou in ((0, 60.0), (1, 62.0)):
         measured(tmp_path, "gkd", seed, Citys=50.0, BDD=40.0, Map=60.0)
-        head = evaluation(tmp_path, "gkd", seed).parent / "head"
-        head.mkdir()
-        (head / "best.json").write_text(json.dumps({"step": 10, "miou": miou}))
+        best = evaluation(tmp_path, "gkd", seed).with_name("best.json")
+        best.write_text(json.dumps({"step": 10, "miou": miou}))
     (tmp_path / "done").mkdir()
-    for name, took, ended in (
-        ("gkd-0-1a", 60, 1), ("gkd-0-head", 30, 2), ("gkd-1-1a", 150, 3), ("gkd-mse-0-1a", 999, 4),
-        ("cache-proxy", 999, 5), ("gkd-1-head", 999, 0),
+    for name, took, done in (
+        ("gkd-0-1a", 60, True), ("gkd-0-head", 30, True), ("gkd-1-1a", 150, True),
+        ("gkd-mse-0-1a", 999, True), ("cache-proxy", 999, True), ("gkd-1-head", 999, False),
     ):  # fmt: skip
-        record = {"command": [], "needs": {}, "ended": ended, "seconds": took}
+        record = {"command": [], "needs": {}, "done": done, "seconds": took}
         (tmp_path / "done" / f"{name}.json").write_text(json.dumps(record))
     row = collect(of, tmp_path)["gkd"]
     assert row["in-domain"].values == (60.0, 62.0)
@@ -84,7 +83,9 @@ def test_classes_that_do_not_count_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(values))
     without = table.without(of, tmp_path)
     assert without == ["truck", "train"]
-    assert "mIoU in % without truck, train (in no label)" in markdown(of, collect(of, tmp_path), without)
+    assert "mIoU in % (without truck, train where no label has them)" in markdown(
+        of, collect(of, tmp_path), without
+    )
 
 
 def test_published_averages_are_those_of_their_domains() -> None:

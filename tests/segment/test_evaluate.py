@@ -21,9 +21,9 @@ from gkd_scale.segment.config import EvaluateConfig
 from gkd_scale.segment.evaluate import DomainResult, evaluate, table
 from gkd_scale.segment.inference import Windows, predict, prepare
 from gkd_scale.segment.segmenter import Segmenter
-from gkd_scale.types import IGNORE
+from gkd_scale.types import IGNORE, SegSample
 
-from .support import CLASSES, Blocks, tiny_segmenter, write_folder
+from .support import CLASSES, Blocks, picture, tiny_segmenter, write_folder
 
 SIZE = (32, 48)
 
@@ -130,15 +130,31 @@ def test_a_class_that_no_training_label_held_does_not_count_and_the_result_says_
 
 
 def test_a_class_that_no_label_of_a_domain_holds_does_not_count_there(
-    run: Path, folders: dict[str, Path], segmenter: Segmenter
+    run: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    first, *others = CLASSES
-    (folders["dusk"] / "absent.txt").write_text(f"{first}\n")
+    *others, last = CLASSES
+    dusk = Blocks(3)
+    labels = [np.where(each.label == len(others), 0, each.label) for each in dusk.samples]
+    dusk.samples = [SegSample(str(i), picture(label), label) for i, label in enumerate(labels)]
+    folders["dusk"] = write_folder(tmp_path / "without", dusk)
+    before = score(run, *data(folders))
+    assert before["dusk"]["iou"][last] == 0, "predicted, and in no label"
+    (folders["dusk"] / "absent.txt").write_text(f"{last}\n")
     results = score(run, *data(folders))
-    expected = by_hand(segmenter, Blocks(3, [(33, 47)]))
-    present = [expected[name] for name in others if expected[name] is not None]
-    assert results["dusk"]["miou"] == pytest.approx(np.mean(present))
-    assert (results["day"]["without"], results["dusk"]["without"]) == ([], [first])
+    kept = [before["dusk"]["iou"][name] for name in others]
+    assert results["dusk"]["miou"] == pytest.approx(np.mean([each for each in kept if each is not None]))
+    assert (results["day"]["without"], results["dusk"]["without"]) == ([], [last])
+    (folders["dusk"] / "absent.txt").write_text(f"{others[0]}\n")
+    with pytest.raises(
+        DataError, match=f"labels of domain 'dusk' hold '{others[0]}', which is said to occur"
+    ):
+        score(run, *data(folders))
+
+
+def test_a_domain_of_which_nothing_was_trained_on_is_refused(run: Path, folders: dict[str, Path]) -> None:
+    export.save_card(run, replace(export.load_card(run), absent=list(CLASSES)))
+    with pytest.raises(DataError, match=r"no class of domain .* is one that was trained on"):
+        score(run, *data(folders))
 
 
 def test_the_json_lies_in_the_run_unless_told_otherwise(run: Path, folders: dict[str, Path]) -> None:

@@ -289,7 +289,7 @@ def test_validation_data_without_a_labelled_pixel_is_refused(out: Path) -> None:
         SegSample(each.name, picture(each.label), (each.label * 0 + IGNORE).astype(each.label.dtype))
         for each in void.samples
     ]
-    with pytest.raises(DataError, match="no pixel of the validation labels"):
+    with pytest.raises(DataError, match="--val blocks has no labelled pixel"):
         Validator(segmenter, {"blocks": void}, options(out), ALONE)(1, segmenter)
 
 

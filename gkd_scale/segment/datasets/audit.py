@@ -121,6 +121,7 @@ def _check_part(
 ) -> PartReport:
     found = adapter.find(root, part)
     labels, encoding = adapter.meaning(root, found)
+    never = adapter.never(root)
     report = _report(
         adapter,
         part,
@@ -148,6 +149,11 @@ def _check_part(
         report.void += int(counts[IGNORE])
         report.pixels += counts[: len(labels.classes)]
         report.showing += counts[: len(labels.classes)] > 0
+    report.faults += [
+        f"labels hold '{name}', which is said to occur in none"
+        for name, pixels in zip(labels.classes, report.pixels, strict=True)
+        if pixels and name in never
+    ]
     return report
 
 

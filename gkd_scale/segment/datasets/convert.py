@@ -125,6 +125,8 @@ def _write_classes(dataset: PairDataset, out: Path) -> None:
     files.write_text(out / "classes.txt", "\n".join(dataset.classes) + "\n")
     if dataset.absent:
         files.write_text(out / ABSENT_FILE, "\n".join(dataset.absent) + "\n")
+    else:
+        (out / ABSENT_FILE).unlink(missing_ok=True)
 
 
 def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:

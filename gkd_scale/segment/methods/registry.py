@@ -45,7 +45,7 @@ def build_method(
         if key not in known:
             hint = nearest(key, known) or f"it takes {', '.join(known)}"
             raise ConfigError(f"method '{name}' has no argument '{key}'", hint)
-        if wanted := _wanted(key, value):
+        if wanted := _wanted(name, key, value):
             raise ConfigError(f"--method-args {key}={value}: {key} of '{name}' must be {wanted}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("stage2", "method", seed))
@@ -53,13 +53,15 @@ def build_method(
     return method
 
 
-def _wanted(key: str, value: Any) -> str:
+def _wanted(method: str, key: str, value: Any) -> str:
     """What an argument must be, in words, where ``value`` is not; "" where it is."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if key == "groups":
         return "" if number and isinstance(value, int) and value > 0 else "a whole number of at least 1"
     if key == "ratio":
         return "" if number and 0 < value <= 1 else "a number in (0, 1]"
+    if method == "g2sd":  # the task's weight is what is left
+        return "" if number and 0 <= value <= 1 else "a number in [0, 1]"
     if key == "temperature":
         return "" if number and value > 0 else "a number above 0"
     return "" if number and value >= 0 else "a number of at least 0"

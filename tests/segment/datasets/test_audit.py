@@ -12,6 +12,7 @@ import pytest
 from gkd_scale.cli import main
 from gkd_scale.segment.datasets.registry import ADAPTERS
 
+from ..support import Blocks, write_folder  # noqa: TID252
 from .miniature import write_image, write_values
 
 
@@ -68,6 +69,15 @@ def test_a_part_without_its_labels_is_a_fault_and_the_others_are_checked(
     faults = {each["domain"]: each["faults"] for each in reports if each["faults"]}
     assert code == 1 and list(faults) == ["acdc/rain/val"] and "rain" in faults["acdc/rain/val"][0]
     assert [each["pairs"] for each in reports if each["domain"] == "acdc/fog/val"] == [3]
+
+
+def test_a_class_that_is_said_to_be_absent_and_is_there_is_a_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_folder(tmp_path / "town", Blocks(2))
+    (root / "absent.txt").write_text("red\n")
+    code, reports = check(capsys, "folder", root)
+    assert code == 1 and reports[0]["faults"] == ["labels hold 'red', which is said to occur in none"]
 
 
 def test_images_are_decoded_where_asked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

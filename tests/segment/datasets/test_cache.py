@@ -43,6 +43,17 @@ def test_a_centred_view_of_the_images_own_shape_is_the_dataset(caches: Path) -> 
         assert np.abs(cached[index].image.astype(int) - original[index].image).mean() < 3
 
 
+def test_what_occurs_in_no_label_is_no_part_of_a_caches_identity(caches: Path, tiny_teacher: Path) -> None:
+    """Naming other classes absent does not make the shards anew."""
+    flags = cache_flags(Path(f"folder:{caches}/data"), tiny_teacher, caches / "random")
+    (caches / "data/absent.txt").unlink()
+    try:
+        again = ["--view.color", "0", "--view.quality", "100"]
+        assert main(["cache-teacher", *map(str, flags), *again]) == 0
+    finally:
+        (caches / "data/absent.txt").write_text(f"{CLASSES[3]}\n")
+
+
 def test_random_views_keep_image_and_label_together(caches: Path) -> None:
     cached = open_dataset(f"cache:{caches}/random")
     assert len(cached) == 6 and len({cached[index].name for index in range(6)}) == 6

@@ -370,7 +370,13 @@ def test_arguments_and_needs_are_checked(name: str, guide: Guide) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "args"), [("vitkd", {"ratio": 0}), ("cwd", {"temperature": 0}), ("af-dcd", {"groups": 1.5})]
+    ("name", "args"),
+    [
+        ("vitkd", {"ratio": 0}),
+        ("g2sd", {"weight": 2}),
+        ("cwd", {"temperature": 0}),
+        ("af-dcd", {"groups": 1.5}),
+    ],
 )
 def test_arguments_out_of_range_are_refused(name: str, args: dict[str, object], guide: Guide) -> None:
     with pytest.raises(ConfigError, match="must be"):
