@@ -50,8 +50,9 @@ def test_a_changed_command_or_a_lost_result_is_run_again(tmp_path: Path) -> None
 
 def chain(out: Path, first: str = "", second: str = "") -> list[Work]:
     """A folder that cannot be gone on from by another command, and a step that reads it."""
-    code = f"{first}\nimport os\nos.makedirs({str(out / 'a')!r})\nopen({str(out / 'a/x')!r}, 'w').write({first!r})"
-    a = Work("a", Step("a", ["python", "-S", "-c", code]), out / "a/x", "touch", folder=out / "a")
+    folder = out / "a"
+    code = f"import os\nos.makedirs({str(folder)!r})\nopen({str(folder / 'x')!r}, 'w').write({first!r})"
+    a = Work("a", Step("a", ["python", "-S", "-c", code]), folder / "x", "touch", folder=folder)
     return [a, replace(touch("b", out, second), needs=("a",))]
 
 
