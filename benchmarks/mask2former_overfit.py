@@ -42,7 +42,7 @@ SIZE = (360, 480)
 class Options:
     """Learn eight frames by heart."""
 
-    steps: int = option(1500, "optimizer steps")
+    steps: int = option(1800, "optimizer steps")
     batch: int = option(2, "frames a step")
     lr: float = option(1e-3, "peak learning rate")
     head_args: list[str] = option([], "arguments of the head besides size=small, as KEY=NUMBER")
