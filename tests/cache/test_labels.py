@@ -29,7 +29,7 @@ PALETTE = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 class Stripes:
     """Three classes in vertical stripes, each in its own colour, one pixel in the corner ignored."""
 
-    name, classes, palette = "stripes", ("red", "green", "blue"), PALETTE
+    name, classes, palette, absent = "stripes", ("red", "green", "blue"), PALETTE, ()
 
     def __init__(self, count: int = 7, bad: int | None = None) -> None:
         self._count, self._bad = count, bad
