@@ -69,6 +69,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of ours; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` survive a power cut, where the file system can."""
     try:

@@ -51,19 +51,9 @@ def test_flags_over_yaml_over_defaults(tmp_path: Path) -> None:
 
 def test_nested_flags_aliases_and_key_values() -> None:
     got = parse(
-        "--path",
-        "p",
-        "--rate",
-        "5",
-        "--inner.pair",
-        "1",
-        "2",
-        "--args",
-        "depth=4",
-        "pad=same",
-        "n=[1, 2]",
-        "w=2e-6",
-    )
+        "--path", "p", "--rate", "5", "--inner.pair", "1", "2",
+        "--args", "depth=4", "pad=same", "n=[1, 2]", "w=2e-6",
+    )  # fmt: skip
     assert got.inner == Inner(5.0, (1.0, 2.0))
     assert got.args == {"depth": 4, "pad": "same", "n": [1, 2], "w": 2e-6}
     assert parse("--path", "p", "--inner.rate", "5").inner.rate == 5.0

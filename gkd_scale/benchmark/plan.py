@@ -97,13 +97,13 @@ class Plan:
     def works(self, chosen: Sequence[tuple[str, int]]) -> list[Work]:
         """What the chosen cells need, shared steps first where they are needed first."""
         found: dict[str, Work] = {}
-        prepared = tuple(f"prepare-{number}" for number in range(1, len(self._recipe.prepare) + 1))
         for number, line in enumerate(self._recipe.prepare, 1):
             command = shlex.split(line)
             done = self._out / "done" / f"prepare-{number}.json"
             found[f"prepare-{number}"] = Work(
                 f"prepare-{number}", Step(f"prepare {number}", command), done, "prepare"
             )
+        prepared = tuple(found)
         for method, seed in chosen:
             for work in self._cell(method, seed):
                 found.setdefault(work.name, replace(work, needs=(*prepared, *work.needs)))

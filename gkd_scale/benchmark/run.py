@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -67,20 +65,20 @@ def run(works: Sequence[Work], out: Path) -> dict[str, float]:
     """
     seconds: dict[str, float] = {}
     proofs: dict[str, str] = {}
+    (out / "done").mkdir(parents=True, exist_ok=True)
     for number, work in enumerate(works, 1):
         place = f"{number}/{len(works)}{_eta(works, number - 1, seconds)}"
-        (out / "done").mkdir(parents=True, exist_ok=True)
         with files.locked(out / "done" / f"{work.name}.lock", partial(_waiting, work)):
             needs = {name: proofs[name] for name in work.needs}
             seconds[work.name] = _run(work, place, out, {"command": work.step.command, "needs": needs})
-            proofs[work.name] = hashlib.sha256(work.proof.read_bytes()).hexdigest()
+            proofs[work.name] = files.sha256_file(work.proof)
     return seconds
 
 
 def _run(work: Work, place: str, out: Path, asked: dict[str, Any]) -> float:
     """Run a step unless it is done; its seconds. Its marker says how far it came, also where it fails."""
     marker = out / "done" / f"{work.name}.json"
-    before = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+    before = files.read_json(marker)
     same = all(before.get(key) == value for key, value in asked.items())
     if same and before["done"] and work.proof.is_file():
         return float(before["seconds"])

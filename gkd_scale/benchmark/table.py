@@ -6,7 +6,6 @@ of a seed: every step of its cell, without caches and other steps that cells sha
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ def collect(recipe: Recipe, out: Path) -> Rows:
 
 def _by_column(recipe: Recipe, path: Path) -> dict[str, float]:
     """The mIoU of a cell; no average where a domain of the recipe has not been measured."""
-    measured, best = _read(path), _read(path.with_name("best.json"))
+    measured, best = files.read_json(path), files.read_json(path.with_name("best.json"))
     values = {domain: float(measured[domain]["miou"]) for domain in recipe.domains if domain in measured}
     if len(values) == len(recipe.domains):
         values[AVERAGE] = statistics.fmean(values.values())
@@ -95,23 +94,17 @@ def _by_column(recipe: Recipe, path: Path) -> dict[str, float]:
 
 def without(recipe: Recipe, out: Path) -> list[str]:
     """Classes that some mean of the table is not over: no label has them, of training or of a domain."""
-    cells = [_read(evaluation(out, method, seed)) for method in recipe.methods for seed in recipe.seeds]
+    cells = [
+        files.read_json(evaluation(out, method, seed)) for method in recipe.methods for seed in recipe.seeds
+    ]
     names = [name for cell in cells for domain in cell.values() for name in domain.get("without", ())]
     return list(dict.fromkeys(names))
 
 
 def seconds(out: Path) -> dict[str, float]:
     """What each step took that is done, whichever call ran it."""
-    found = {path.stem: _read(path) for path in sorted((out / "done").glob("*.json"))}
+    found = {path.stem: files.read_json(path) for path in sorted((out / "done").glob("*.json"))}
     return {name: float(each["seconds"]) for name, each in found.items() if each.get("done")}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file; empty where there is none."""
-    if not path.is_file():
-        return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
 
 
 def read_published(name: str) -> dict[str, dict[str, float | None]]:

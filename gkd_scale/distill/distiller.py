@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.jitter import jitter
 from gkd_scale.distill.qsd import QsdHead, mse
-from gkd_scale.models.layers import kept_statistics
+from gkd_scale.models.layers import batch_norms, kept_statistics
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student
 from gkd_scale.models.tokens import normalised, resample_tokens
@@ -102,7 +102,7 @@ class Distiller(nn.Module):
             return plain
         masks = torch.stack([self._mask(batch.sids[row], batch.epochs[row]) for row in rows])
         index = torch.tensor(rows, device=pixels.device)
-        with kept_statistics(self.student):
+        with kept_statistics(batch_norms(self.student)):
             masked = self.features(pixels[index], masks.to(pixels.device)).patches
         return plain.index_copy(0, index, masked)
 

@@ -99,7 +99,7 @@ class Training:
         self.module: nn.Module = self.engine.module
         self.ema = Ema(self.module, job.ema) if job.ema else None
         self.runtime = runtime
-        self.norms = batch_norms(self.module) if runtime.world > 1 else []
+        self.norms = batch_norms(self.module)
         self.folder = job.out / "checkpoints"
         self.vitals = Vitals()
         self.sums: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ class Training:
         """Forward and backward of one micro batch; the optimizer steps after the last of a step."""
         torch.manual_seed(seed)
         losses = self.engine(batch)
-        with kept_statistics(self.module):  # checkpointed activations are computed again in here
+        with kept_statistics(self.norms):  # checkpointed activations are computed again in here
             self.engine.backward(losses["loss"])
         if gradient_norm:
             self.norm = _gradient_norm(self.module)
@@ -130,7 +130,7 @@ class Training:
 
         Ranks average BatchNorm's running statistics too: all of them hold one model. Collective.
         """
-        if self.norms:
+        if self.runtime.world > 1:
             share_statistics(self.norms, lambda mine: self.runtime.sum(mine) / self.runtime.world)
         if self.ema:
             self.ema.update(done)

@@ -56,9 +56,8 @@ def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 @contextmanager
-def kept_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm leaves its running statistics alone while the block lasts; a pass has those of its batch."""
-    norms = batch_norms(module)
+def kept_statistics(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """``norms`` leave their running statistics alone while the block lasts; a pass has those of its batch."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -20,8 +20,8 @@ from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.segment.config import EvaluateConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.export import Card, load_segmenter
-from gkd_scale.segment.inference import Inference, Windows, confusion, mean_iou
-from gkd_scale.segment.metrics import Confusion
+from gkd_scale.segment.inference import Inference, Windows, confusion
+from gkd_scale.segment.metrics import Confusion, mean_iou
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import SegDataset
 

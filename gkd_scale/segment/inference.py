@@ -15,7 +15,6 @@ Test-time augmentation averages logits over sizes of the image and its mirror im
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +24,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.segment.augment import cover_scale
 from gkd_scale.segment.config import InferenceConfig
@@ -214,34 +212,6 @@ def confusion(
             total.update(found.cpu(), item.label)
         advance(len(group))
     return total
-
-
-class Mean(NamedTuple):
-    """``miou`` in % of a domain, over all of its classes but those ``without``."""
-
-    miou: float
-    without: list[str]
-
-
-def mean_iou(name: str, counted: Confusion, dataset: SegDataset, unlearned: Sequence[str]) -> Mean:
-    """The mIoU of ``dataset`` over the classes that some label of it, and some label of training, holds.
-
-    ``unlearned`` names the classes that no label of training holds. DataError where nothing is left to count,
-    or where a class that the dataset calls absent does occur.
-    """
-    held = counted.counts.sum(1)
-    if not held.any():
-        raise DataError(f"{name} has no labelled pixel: all labels are ignored", "check its labels")
-    found = [each for id, each in enumerate(dataset.classes) if each in dataset.absent and held[id]]
-    if found:
-        raise DataError(
-            f"labels of {name} hold '{found[0]}', which is said to occur in none", "correct its absent.txt"
-        )
-    without = [id for id, each in enumerate(dataset.classes) if each in unlearned or each in dataset.absent]
-    miou = 100 * counted.miou(without)
-    if math.isnan(miou):
-        raise DataError(f"no class of {name} is one that was trained on", "check --train and its absent.txt")
-    return Mean(miou, [dataset.classes[id] for id in without])
 
 
 def _images_together(item: Prepared, how: Inference, batch_size: int) -> int:

@@ -7,14 +7,17 @@ batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gkd_scale.types import IGNORE
+from gkd_scale.errors import DataError
+from gkd_scale.types import IGNORE, SegDataset
 
 
 class Confusion:
@@ -70,3 +73,31 @@ class Confusion:
             name: None if np.isnan(value) else 100.0 * float(value)
             for name, value in zip(names, self.iou(), strict=True)
         }
+
+
+class Mean(NamedTuple):
+    """``miou`` in % of a domain, over all of its classes but those ``without``."""
+
+    miou: float
+    without: list[str]
+
+
+def mean_iou(name: str, counted: Confusion, dataset: SegDataset, unlearned: Sequence[str]) -> Mean:
+    """The mIoU of ``dataset``, but for the classes that no label of it, or no label of training, holds.
+
+    The latter are ``unlearned``; ``name`` is for messages. DataError where nothing is left to count,
+    or where a class that the dataset calls absent does occur.
+    """
+    held = counted.counts.sum(1)
+    if not held.any():
+        raise DataError(f"{name} has no labelled pixel: all labels are ignored", "check its labels")
+    found = [each for id, each in enumerate(dataset.classes) if each in dataset.absent and held[id]]
+    if found:
+        raise DataError(
+            f"labels of {name} hold '{found[0]}', which is said to occur in none", "correct its absent.txt"
+        )
+    without = [id for id, each in enumerate(dataset.classes) if each in unlearned or each in dataset.absent]
+    miou = 100 * counted.miou(without)
+    if math.isnan(miou):
+        raise DataError(f"no class of {name} is one that was trained on", "check --train and its absent.txt")
+    return Mean(miou, [dataset.classes[id] for id in without])

@@ -17,7 +17,6 @@ replaced in one move. At the end the best step becomes the run's export (see
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import statistics
 import time
@@ -46,11 +45,11 @@ from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import Inference, Windows, confusion, mean_iou
+from gkd_scale.segment.inference import Inference, Windows, confusion
 from gkd_scale.segment.methods.base import Guide
 from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
 from gkd_scale.segment.methods.registry import build_method
-from gkd_scale.segment.metrics import Confusion
+from gkd_scale.segment.metrics import Confusion, mean_iou
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.training_set import count_pixels, open_training_set, order_of
 from gkd_scale.types import SegDataset
@@ -381,11 +380,7 @@ class Validator:
 
 def read_best(out: Path) -> dict[str, Any] | None:
     """``{"step": n, "miou": 0..100}`` of the best step so far; None before the first validation."""
-    path = out / BEST_FILE
-    if not path.is_file():
-        return None
-    best: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return best
+    return files.read_json(out / BEST_FILE) or None
 
 
 def _forget_stale_best(out: Path) -> None:

@@ -89,7 +89,8 @@ def check(config: CheckConfig) -> list[PartReport]:
     """
     adapter = registry.adapter_of(config.name)
     ref = registry.split(adapter, config.path)
-    there = [ref.part] if ref.part or "" in adapter.parts else adapter.present(ref.path, any)
+    one = bool(ref.part) or "" in adapter.parts
+    there = [ref.part] if one else adapter.present(ref.path, any)
     reports = []
     with console.progress(disable=config.json) as progress:
         for part in there or [next(iter(adapter.parts))]:
@@ -101,10 +102,10 @@ def check(config: CheckConfig) -> list[PartReport]:
             try:
                 reports.append(_check_part(adapter, ref.path, part, config, advance))
             except DataError as error:
-                if ref.part or len(there) < 2:
+                if len(there) < 2:
                     raise
                 reports.append(_report(adapter, part, faults=[error.message]))
-    absent = [] if ref.part or "" in adapter.parts else [part for part in adapter.parts if part not in there]
+    absent = [] if one else [part for part in adapter.parts if part not in there]
     return reports + [_report(adapter, part, absent=True) for part in absent]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from gkd_scale.models.layers import kept_statistics
+from gkd_scale.models.layers import batch_norms, kept_statistics
 from gkd_scale.models.look import Look, look
 from gkd_scale.segment.augment import SegBatch
 from gkd_scale.segment.methods.base import Guide, Method, Scene
@@ -44,7 +44,7 @@ class Pupil(nn.Module):
     def _again(self, pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Look:
         """Another pass; BatchNorm's running statistics, which serve whole images, leave it out."""
         backbone = self.segmenter.backbone
-        with kept_statistics(backbone):
+        with kept_statistics(batch_norms(backbone)):
             return look(backbone, pixels, change=change)
 
 
