@@ -26,9 +26,9 @@ from gkd_scale.config import option
 from gkd_scale.distill.config import LossConfig, QsdConfig
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.engine.schedule import cosine
+from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.students import load_student
 from gkd_scale.models.teachers import load_teacher
-from gkd_scale.models.tokens import normalised
 from gkd_scale.randomness import generator, seed_of
 from gkd_scale.types import Batch, Features
 
@@ -67,7 +67,10 @@ def train(
     torch.manual_seed(seed_of("init", cfg.seed))
     student = load_student("vit_tiny_patch16_224", SIZE, grid, args=dict(STUDENT))
     dim = features.patches.shape[2]
-    module = Distiller(student, dim, grid, loss=LossConfig(mask_weight=0), qsd=form, teacher_norm=norm)
+    conditioning = Conditioning(norm)
+    module = Distiller(
+        student, dim, grid, loss=LossConfig(mask_weight=0), qsd=form, conditioning=conditioning
+    )
     optimizer = torch.optim.AdamW(module.parameters(), cfg.lr, weight_decay=0.05)
     held_out = torch.arange(0, len(pixels), 5)
     seen = torch.tensor([row for row in range(len(pixels)) if row % 5])
@@ -80,7 +83,7 @@ def train(
         optimizer.step()
     module.eval()
     with torch.no_grad():
-        target = normalised(Features(features.cls[held_out], features.patches[held_out]), norm).patches
+        target = conditioning(Features(features.cls[held_out], features.patches[held_out])).patches
         found = module.head_feature(module.features(pixels[held_out]).patches, target)
     return float((found - target).square().mean() / (target - target.mean((0, 1))).square().mean())
 

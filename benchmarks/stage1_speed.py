@@ -43,7 +43,8 @@ from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
 from gkd_scale.distill.distiller import Distiller
-from gkd_scale.distill.qsd import QsdHead, mse
+from gkd_scale.distill.losses.mse import mse
+from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.engine import ds_config
 from gkd_scale.engine.loop import Job, Training
 from gkd_scale.engine.runtime import Runtime, free_port

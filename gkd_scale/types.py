@@ -59,7 +59,8 @@ class BatchSource(Protocol):
 
     ``batches(start, stop)`` yields this rank's micro batches for the optimizer steps
     [start, stop), ``accumulation`` of them a step. It is a pure function of its arguments and of
-    the seed: to resume is to start at another step.
+    the seed: to resume is to start at another step. ``spread(most)`` yields features of at most ``most``
+    samples, evenly spread over samples and views: the same on every rank.
     """
 
     grid: Grid
@@ -67,6 +68,8 @@ class BatchSource(Protocol):
     teacher_dim: int
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]: ...
+
+    def spread(self, most: int) -> Iterator[Features]: ...
 
 
 class Teacher(Protocol):

@@ -46,7 +46,6 @@ from gkd_scale.cache.codec import (
 )
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, finish, read_manifest_info
-from gkd_scale.cache.moments import Moments
 from gkd_scale.cache.plan import PLAN, Entry, Plan, make_plan, read_plan_sizes, write_plan
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.shard import (
@@ -70,6 +69,7 @@ from gkd_scale.cache.views import (
 )
 from gkd_scale.errors import CacheError, DamageError, DataError, ModelError, disk_full
 from gkd_scale.files import TEMPORARY, locked, sha256_file, write_bytes
+from gkd_scale.moments import Moments
 from gkd_scale.prefetch import Behind, prefetch
 from gkd_scale.types import Features, Teacher, UInt8Array
 

@@ -10,6 +10,9 @@ from pathlib import Path
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError, nearest
 
+TEACHER_NORMS = ("none", "layer", "standard", "whiten", "phi-s")
+"""Conditionings of a teacher's tokens: see ``gkd_scale/models/conditioning.py``."""
+
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 """What a teacher may compute in; what it gives is stored by the codec."""
 

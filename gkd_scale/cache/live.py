@@ -17,7 +17,7 @@ from gkd_scale.cache.build import run_teacher
 from gkd_scale.cache.codec import get_codec, to_fp16
 from gkd_scale.cache.config import ViewConfig
 from gkd_scale.cache.effort import Effort
-from gkd_scale.cache.loader import Schedule, Slot, make_batch
+from gkd_scale.cache.loader import Schedule, Slot, make_batch, spread_slots
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
 from gkd_scale.cache.views import Opened, UnreadableImage, decode, make_view, open_from, open_image
@@ -85,6 +85,11 @@ class LiveSource:
             yield make_batch(
                 torch.from_numpy(pixels), features, [self._entries[slot.sample].sid for slot in slots], slots
             )
+
+    def spread(self, most: int) -> Iterator[Features]:
+        """Features of at most ``most`` images, evenly spread over all views, or over the first."""
+        for slots in spread_slots(self.num_samples, self._views or 1, most):
+            yield self._as_stored(run_teacher(self._teacher, self._pixels(slots)[1]))
 
     def images_hash(self) -> str:
         """SHA-256 over the names and sizes of the images."""

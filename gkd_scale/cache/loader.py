@@ -109,6 +109,11 @@ class CachedSource:
             self.load, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
         )
 
+    def spread(self, most: int) -> Iterator[Features]:
+        """Features of at most ``most`` samples, evenly spread over all views; DamageError as ``batches``."""
+        for slots in spread_slots(self.num_samples, self._views, most):
+            yield self.read(slots)[0]
+
     def load(self, slots: list[Slot]) -> Batch:
         """Read, check and decode the micro batch of ``slots``. Runs on the reading threads."""
         features, stored = self.read(slots)
@@ -151,6 +156,18 @@ class CachedSource:
             except DamageError as error:
                 self.skipped[view, index] = error.message
         raise DamageError("no sample of the cache can be read", "see gkd-scale verify")
+
+
+SPREAD_BATCH = 16
+
+
+def spread_slots(samples: int, views: int, most: int) -> Iterator[list[Slot]]:
+    """At most ``most`` of ``samples`` in ``views``, evenly spread, in batches: the same for every rank."""
+    total = samples * views
+    count = min(most, total)
+    places = [divmod(place * total // count, samples) for place in range(count)]
+    for start in range(0, count, SPREAD_BATCH):
+        yield [Slot(0, view, sample) for view, sample in places[start : start + SPREAD_BATCH]]
 
 
 def make_batch(pixels: Tensor, teacher: Features, sids: list[str], slots: list[Slot]) -> Batch:

@@ -14,9 +14,9 @@ import numpy as np
 
 from gkd_scale import console
 from gkd_scale.cache.config import default_workers
-from gkd_scale.cache.moments import Moments
 from gkd_scale.cache.reader import Cache, Sample
 from gkd_scale.files import write_bytes
+from gkd_scale.moments import Moments
 from gkd_scale.prefetch import prefetch
 
 STATS = "stats.safetensors"

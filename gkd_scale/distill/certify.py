@@ -21,13 +21,13 @@ from gkd_scale import console
 from gkd_scale.cache.certificate import Certificate, write_certificate
 from gkd_scale.cache.codec import Codec, Float32, fit_codec, get_codec, is_fitted, state_bytes, state_hash
 from gkd_scale.cache.loader import CachedSource, Slot
-from gkd_scale.cache.moments import Moments
 from gkd_scale.cache.reader import Cache, refuse_unlike
 from gkd_scale.cache.shard import npy_bytes
 from gkd_scale.distill.config import CertifyConfig
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.errors import CacheError, ConfigError
 from gkd_scale.models.students import load_student
+from gkd_scale.moments import Moments
 from gkd_scale.randomness import generator, seed_of
 from gkd_scale.types import Batch, Features
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import config
+from gkd_scale.cache.config import TEACHER_NORMS
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError
 
@@ -18,6 +19,13 @@ class LossConfig:
     feature_weight: float = option(1.0, "weight of L_feat")
     mask_weight: float = option(1.0, "weight of L_mask; 0 leaves the masked pass out")
     cls_weight: float = option(1.0, "weight of L_cls")
+    distance: str = option(
+        "mse",
+        "how projected tokens are compared: squared error, or half cosine and half smooth-L1",
+        choices=("mse", "cosine"),
+    )
+    relation_weight: float = option(0.0, "weight of the squared error of the patches' Gram matrices (DINOv3)")
+    contrast_weight: float = option(0.0, "weight of InfoNCE over an image's patches")
 
 
 @dataclass
@@ -126,8 +134,12 @@ class Stage1Config:
     )
     teacher_norm: str = option(
         "none",
-        "of the cached features: layer is (x - mean)/std over each token's channels",
-        choices=("none", "layer"),
+        "conditioning of the teacher's tokens: layer is (x - mean)/std over a token's channels; the others "
+        "use the cache's moments, by channel (standard), by principal component (whiten), rotated (phi-s)",
+        choices=TEACHER_NORMS,
+    )
+    whiten_power: float = option(
+        0.5, "with whiten: eigenvalues to the power -P/2; 1 makes all directions equally loud", metavar="P"
     )
     objective: str = option(
         "qsd", "what is minimised: qsd, or g2sd, the generic stage of G2SD", choices=("qsd", "g2sd")
@@ -192,6 +204,8 @@ class Stage1Config:
         for name, share in (("mask.ratio", self.mask.ratio), ("mask.probability", self.mask.probability)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"'{name}' is {share}", "give a share from 0 to 1")
+        if not 0 <= self.whiten_power <= 1:
+            raise ConfigError(f"'whiten_power' is {self.whiten_power}", "give a power from 0 to 1")
         if not 0 <= self.student_jitter < 1:
             raise ConfigError(
                 f"'student_jitter' is {self.student_jitter}", "give a strength from 0 to below 1"

@@ -1,6 +1,8 @@
 """The distiller: a student, three QSD heads, and a batch in; named losses out.
 
-L_QSD = a·L_feat + b·L_mask + c·L_cls. The masked pass runs only on the images that are masked: the others'
+L_QSD = a·L_feat + b·L_mask + c·L_cls, and with a weight r·L_relation + n·L_contrast on the patches
+(:mod:`gkd_scale.distill.losses`). Keys and targets are the teacher's conditioned tokens, in float32
+(:mod:`gkd_scale.models.conditioning`). The masked pass runs only on the images that are masked: the others'
 tokens are those of the unmasked pass, so they are shared. Loss and gradients are those of two full passes
 wherever an image's features depend on that image alone. With drop-path the shared half sees one draw
 instead of two; with BatchNorm (ResNet, MobileNet, EfficientViT) the second pass has the statistics of the
@@ -15,11 +17,15 @@ from torch import Tensor, nn
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.jitter import jitter
-from gkd_scale.distill.qsd import QsdHead, mse
+from gkd_scale.distill.losses import DISTANCES
+from gkd_scale.distill.losses.contrast import contrast
+from gkd_scale.distill.losses.relations import relations
+from gkd_scale.distill.qsd import QsdHead
+from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.layers import batch_norms, kept_statistics
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student
-from gkd_scale.models.tokens import normalised, resample_tokens
+from gkd_scale.models.tokens import resample_tokens
 from gkd_scale.types import Batch, Features, Grid
 
 
@@ -36,7 +42,7 @@ class Distiller(nn.Module):
         qsd: QsdConfig | None = None,
         mask: MaskConfig | None = None,
         jitter: float = 0.0,
-        teacher_norm: str = "none",
+        conditioning: Conditioning | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -45,7 +51,8 @@ class Distiller(nn.Module):
         self.weights = loss or LossConfig()
         self.masking = mask or MaskConfig()
         self.jitter = jitter
-        self.teacher_norm = teacher_norm
+        self.conditioning = conditioning or Conditioning()
+        self.distance = DISTANCES[self.weights.distance]
         self.seed = seed
         form = qsd or QsdConfig()
         heads = [
@@ -62,32 +69,36 @@ class Distiller(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of one micro batch, each the mean over all its elements, and ``token_variance``."""
-        parameter = next(self.head_feature.parameters())
-        device, dtype = parameter.device, parameter.dtype
+        device = next(self.head_feature.parameters()).device
         pixels = batch.pixels.to(device, non_blocking=True)
         if self.jitter:
             pixels = jitter(pixels, batch.sids, batch.epochs, self.jitter, self.seed)
-        teacher = normalised(
-            Features(*(t.to(device, non_blocking=True).to(dtype) for t in batch.teacher)), self.teacher_norm
-        )
+        teacher = self.conditioning(Features(*(t.to(device, non_blocking=True) for t in batch.teacher)))
         plain = self.features(pixels)
         masked = self._masked_patches(batch, pixels, plain.patches) if self.weights.mask_weight else None
         return {**self.losses(plain, masked, teacher), "token_variance": token_variance(plain.patches)}
 
     def losses(self, plain: Features, masked: Tensor | None, teacher: Features) -> dict[str, Tensor]:
-        """The losses of features: the student's, its masked patches (B, N, Cs) or None, the teacher's.
+        """The losses of the student's features, its masked patches (B, N, Cs) or None, and the teacher's.
 
         As in the reference implementation, the CLS that enters L_feat is the output of the CLS head.
         """
+        weights, distance = self.weights, self.distance
         target_cls = teacher.cls.unsqueeze(1)
         soft_cls = self.head_cls(plain.cls.unsqueeze(1), target_cls)
         soft = self.head_feature(plain.patches, teacher.patches)
-        both = mse(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, teacher.patches], 1))
-        losses = {"loss_feature": both, "loss_cls": mse(soft_cls, target_cls)}
-        total = self.weights.feature_weight * both + self.weights.cls_weight * losses["loss_cls"]
+        both = distance(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, teacher.patches], 1))
+        losses = {"loss_feature": both, "loss_cls": distance(soft_cls, target_cls)}
+        total = weights.feature_weight * both + weights.cls_weight * losses["loss_cls"]
         if masked is not None:
-            losses["loss_mask"] = mse(self.head_mask(masked, teacher.patches), teacher.patches)
-            total = total + self.weights.mask_weight * losses["loss_mask"]
+            losses["loss_mask"] = distance(self.head_mask(masked, teacher.patches), teacher.patches)
+            total = total + weights.mask_weight * losses["loss_mask"]
+        if weights.relation_weight:
+            losses["loss_relation"] = relations(plain.patches, teacher.patches)
+            total = total + weights.relation_weight * losses["loss_relation"]
+        if weights.contrast_weight:
+            losses["loss_contrast"] = contrast(soft, teacher.patches)
+            total = total + weights.contrast_weight * losses["loss_contrast"]
         return {"loss": total, **losses}
 
     def features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:

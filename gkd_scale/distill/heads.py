@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import yaml
 from torch import Tensor, nn
 
 from gkd_scale import files
 from gkd_scale.models import backbone
+from gkd_scale.models import conditioning as conditionings
+from gkd_scale.models.conditioning import Affine, Conditioning
 from gkd_scale.models.weights import StateDict, read_state_dict
 
 HEADS_FILE = "heads.safetensors"
@@ -36,23 +39,63 @@ def save(folder: Path, state: dict[str, Tensor]) -> None:
     files.write_bytes(folder / HEADS_FILE, serialise(tensors))
 
 
-def resume(distiller: nn.Module, run: str | Path | None, teacher: str) -> bool:
+def resume(
+    distiller: nn.Module, run: str | Path | None, teacher: str, conditioning: Conditioning | None = None
+) -> bool:
     """Load the heads of ``run`` into ``distiller``; whether there were any that fit.
 
     They fit where ``run`` is the folder of a run with the same ``teacher`` and every tensor has its
-    counterpart; heads of an MSE phase give φ the values of ψ. Otherwise a phase starts with its own.
+    counterpart; heads of an MSE phase give φ the values of ψ. Heads that were trained in another conditioning
+    of the teacher's tokens are expressed in ``conditioning``, exactly (:func:`rebase`). Otherwise a phase
+    starts with its own.
     """
     if run is None or not (Path(run) / HEADS_FILE).is_file():
         return False
     card = yaml.safe_load((Path(run) / backbone.CARD_FILE).read_text())
     found = read_state_dict(Path(run) / HEADS_FILE)
     _, own = split(distiller.state_dict())
-    for name in own.keys() - found.keys():
-        values = found.get(name.replace(".proj_q.", ".proj_v."))
-        if values is not None:
-            found[name] = values
-    shapes, wanted = ({name: tuple(value.shape) for name, value in each.items()} for each in (found, own))
-    if card.get("teacher") != teacher or shapes != wanted:
+    shapes = {name: tuple(value.shape) for name, value in own.items()}
+    fits = all(shapes.get(name) == tuple(value.shape) for name, value in found.items())
+    missing = own.keys() - found.keys()
+    if card.get("teacher") != teacher or not fits or any(".proj_q." not in name for name in missing):
         return False
+    now = conditioning or Conditioning()
+    if not rebase(found, conditionings.load(Path(run)) or Conditioning(), now):
+        return False
+    for name in missing:
+        found[name] = found[name.replace(".proj_q.", ".proj_v.")]
     distiller.load_state_dict(found, strict=False)
     return True
+
+
+def rebase(heads: StateDict, old: Conditioning, new: Conditioning) -> bool:
+    """Express ``heads``, trained in ``old``'s space, in ``new``'s, in place; False where that cannot be done.
+
+    Both spaces are affine in the teacher's token x, y = A (x - μ), so y' = M y + c with M = A' A⁻¹ and
+    c = A' (μ - μ'). Values follow: ψ' = M ψ + c. Queries keep their products with the keys, up to a constant
+    that the softmax does not see: φ' = M⁻ᵀ φ. ``layer`` is not affine: it goes with itself only.
+    """
+    if old.digest() == new.digest():
+        return True
+    if "layer" in (old.norm, new.norm):
+        return False
+    for head, part in (("head_feature", "patch"), ("head_mask", "patch"), ("head_cls", "cls")):
+        width = len(heads[f"{head}.proj_v.1.bias"])
+        before, after = (_affine(each, part, width) for each in (old, new))
+        change = torch.linalg.solve(before.matrix.double().T, after.matrix.double().T).T
+        shift = after.matrix.double() @ (before.shift - after.shift).double()
+        for name, matrix, offset in (
+            ("proj_v", change, shift),
+            ("proj_q", torch.linalg.inv(change).T, torch.zeros_like(shift)),
+        ):
+            for key, more in (("weight", torch.zeros(())), ("bias", offset)):
+                full = f"{head}.{name}.1.{key}"
+                if full in heads:
+                    heads[full] = (matrix @ heads[full].double() + more).float()
+    return True
+
+
+def _affine(conditioning: Conditioning, part: str, width: int) -> Affine:
+    if conditioning.norm == "none":
+        return Affine(torch.zeros(width), torch.eye(width))
+    return conditioning.affine(part)

@@ -52,8 +52,3 @@ class QsdHead(nn.Module):
             queries, teacher.to(queries.dtype), values, scale=self.scale
         )
         return out
-
-
-def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error over all elements, in float32."""
-    return F.mse_loss(student.float(), teacher.float())

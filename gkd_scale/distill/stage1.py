@@ -31,6 +31,8 @@ from gkd_scale.engine.loop import Course, Job, fit
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.schedule import cosine
 from gkd_scale.models import backbone, layers, weights
+from gkd_scale.models import conditioning as conditionings
+from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.students import load_student
 from gkd_scale.randomness import seed_of
 from gkd_scale.types import Batch
@@ -118,13 +120,15 @@ def _job(
 ) -> Job | None:
     """The training of the one student of ``cfg``; None where its run is already done."""
     done = runtime.on_main(lambda: run.begin(cfg.out, cfg, KIND))
-    distiller = _distiller(cfg, teaching)
+    conditioning = runtime.on_main(lambda: _conditioning(cfg, teaching))
+    distiller = _distiller(cfg, teaching, conditioning)
     net = distiller.student.net
-    continued = heads.resume(distiller, cfg.student_weights, teaching.teacher["model"])
+    continued = heads.resume(distiller, cfg.student_weights, teaching.teacher["model"], conditioning)
     identity = run.identity(
         cfg,
         initial_weights=weights.fingerprint(distiller if continued else net),
         **teaching.identity,
+        conditioning=conditioning.digest(),
         steps=steps,
         global_batch=plan.global_batch,
     )
@@ -155,7 +159,19 @@ def _job(
     )
 
 
-def _distiller(cfg: Stage1Config, teaching: Teaching) -> Distiller | Generic:
+def _conditioning(cfg: Stage1Config, teaching: Teaching) -> Conditioning:
+    """The conditioning of the teacher's tokens, from their moments; written to the run's folder. Rank 0."""
+    of = {"norm": cfg.teacher_norm, "power": cfg.whiten_power, **teaching.identity}
+    return conditionings.kept(
+        cfg.out,
+        of,
+        lambda: conditionings.fit(
+            teaching.source.spread(conditionings.SAMPLES), cfg.teacher_norm, cfg.whiten_power
+        ),
+    )
+
+
+def _distiller(cfg: Stage1Config, teaching: Teaching, conditioning: Conditioning) -> Distiller | Generic:
     torch.manual_seed(seed_of("init", cfg.seed))
     source = teaching.source
     (name,) = cfg.student
@@ -182,7 +198,7 @@ def _distiller(cfg: Stage1Config, teaching: Teaching) -> Distiller | Generic:
         qsd=cfg.qsd,
         mask=cfg.mask,
         jitter=cfg.student_jitter,
-        teacher_norm=cfg.teacher_norm,
+        conditioning=conditioning,
         seed=cfg.seed,
     )
 

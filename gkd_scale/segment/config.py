@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkd_scale.cache.config import TEACHER_DTYPES, parse_size
+from gkd_scale.cache.config import TEACHER_DTYPES, TEACHER_NORMS, parse_size
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError
 
@@ -113,10 +113,11 @@ class MethodConfig:
     )
     teacher_norm: str = option(
         "none",
-        "of its features: layer is (x - mean)/std over each token's channels",
+        "conditioning of its features, as stage 1 has it; the moments are of the training images",
         flag="--teacher-norm",
-        choices=("none", "layer"),
+        choices=TEACHER_NORMS,
     )
+    whiten_power: float = option(0.5, "as stage 1 has it", flag="--whiten-power", metavar="P")
     teacher_head: Path | None = option(
         None,
         "stage-2 run on the frozen teacher: gives the logits that g2sd needs, and cwd and af-dcd can use",

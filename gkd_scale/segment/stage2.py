@@ -20,7 +20,7 @@ import copy
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,13 @@ from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.weights import full_state
 from gkd_scale.errors import ConfigError, GkdError, RunError
+from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.backbone import Backbone, load_backbone
-from gkd_scale.models.teachers import load_teacher
+from gkd_scale.models.conditioning import Conditioning
+from gkd_scale.models.teachers import TimmTeacher, load_teacher
 from gkd_scale.models.weights import fingerprint
 from gkd_scale.randomness import seed_of
-from gkd_scale.segment import export
+from gkd_scale.segment import export, probe
 from gkd_scale.segment.augment import TrainStream
 from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
@@ -52,7 +54,7 @@ from gkd_scale.segment.methods.registry import build_method
 from gkd_scale.segment.metrics import Confusion, mean_iou
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.training_set import count_pixels, open_training_set, order_of
-from gkd_scale.types import SegDataset
+from gkd_scale.types import Features, SegDataset
 
 KIND = "stage2"
 BEST_FILE = "best.json"
@@ -232,11 +234,32 @@ def _with_method(
             dtype=method.teacher_dtype,
             device=str(runtime.device),
         )
-    guide = Guide(teacher, head, method.teacher_norm)
+    conditioning = runtime.on_main(lambda: _conditioning(config, teacher, train)) if teacher else None
+    guide = Guide(teacher, head, conditioning)
     return Pupil(
         segmenter,
         build_method(method.name, segmenter.backbone, guide, method.args, seed=config.seed),
         guide,
+    )
+
+
+def _conditioning(config: Stage2Config, teacher: TimmTeacher, train: SegDataset) -> Conditioning:
+    """The conditioning of the teacher's tokens, from whole training images at the training size. Rank 0."""
+    method = config.method
+    of = {
+        "norm": method.teacher_norm,
+        "power": method.whiten_power,
+        "teacher": teacher.fingerprint(),
+        "train": config.train_sets(),
+    }
+
+    def features() -> Iterator[Features]:
+        pixels = probe.load(train, config.size(), most=conditionings.SAMPLES, workers=config.workers).pixels
+        for batch in pixels.split(probe.BATCH):
+            yield teacher(batch)
+
+    return conditionings.kept(
+        config.out, of, lambda: conditionings.fit(features(), method.teacher_norm, method.whiten_power)
     )
 
 

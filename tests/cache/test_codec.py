@@ -24,9 +24,9 @@ from gkd_scale.cache.codec import (
     state_bytes,
     state_hash,
 )
-from gkd_scale.cache.moments import Moments
 from gkd_scale.cache.shard import npy_bytes, npy_view
 from gkd_scale.errors import CacheError, ConfigError
+from gkd_scale.moments import Moments
 
 shapes = array_shapes(min_dims=2, max_dims=2, max_side=12)
 tokens = arrays(np.float32, shapes, elements=st.floats(-65000, 65000, width=32))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.distiller import Distiller, token_variance
-from gkd_scale.distill.qsd import mse
+from gkd_scale.distill.losses.mse import mse
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import load_student
 from gkd_scale.types import Batch, Features

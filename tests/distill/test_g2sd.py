@@ -94,9 +94,12 @@ def test_a_convolution_cannot_leave_patches_out() -> None:
 
 def test_without_attention_the_loss_is_plain_mse() -> None:
     from gkd_scale.distill.config import LossConfig, QsdConfig
+    from gkd_scale.models.conditioning import Conditioning
 
     b = batch()
-    d = distiller(qsd=QsdConfig(form="mse"), loss=LossConfig(mask_weight=0), teacher_norm="layer")
+    d = distiller(
+        qsd=QsdConfig(form="mse"), loss=LossConfig(mask_weight=0), conditioning=Conditioning("layer")
+    )
     losses = d(b)
     plain = d.features(b.pixels)
     target = [torch.nn.functional.layer_norm(t.float(), (20,)) for t in b.teacher]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from gkd_scale.distill import heads
 from gkd_scale.distill.config import QsdConfig
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.models import backbone
+from gkd_scale.models.conditioning import Conditioning, fit
 from gkd_scale.models.students import load_student
+from gkd_scale.types import Features
 from tests.conftest import TINY
 
 
@@ -65,3 +68,44 @@ def test_a_weights_file_or_nothing_has_no_heads(run: Path) -> None:
     assert not heads.resume(distiller(2), None, "large")
     assert not heads.resume(distiller(2), run / backbone.WEIGHTS_FILE, "large")
     assert not heads.resume(distiller(2), "pretrained", "large")
+
+
+def conditioned(norm: str, seed: int) -> Conditioning:
+    draw = torch.Generator().manual_seed(seed)
+
+    def features() -> Iterator[Features]:
+        mixing = torch.randn(20, 20, generator=draw)
+        yield Features(
+            torch.randn(200, 20, generator=draw) @ mixing + 4,
+            torch.randn(200, 6, 20, generator=draw) @ mixing - 3,
+        )
+
+    return fit(features(), norm)
+
+
+@pytest.mark.parametrize("old, new", [("none", "whiten"), ("standard", "whiten"), ("whiten", "phi-s")])
+def test_heads_are_expressed_in_the_new_conditioning_exactly(tmp_path: Path, old: str, new: str) -> None:
+    """Before and after, ψ means the same teacher token, and φ puts attention on the same keys."""
+    before, after = conditioned(old, 1), conditioned(new, 2)
+    trained = distiller(1, qsd=QsdConfig(scale="sqrt"), conditioning=before)
+    second = distiller(2, qsd=QsdConfig(scale="sqrt"), conditioning=after)
+    net, rest = heads.split(trained.state_dict())
+    heads.save(tmp_path, rest)
+    before.save(tmp_path)
+    backbone.export(tmp_path, trained.student.spec, net, teacher="large")
+    assert heads.resume(second, tmp_path, "large", after)
+    student, raw = (
+        torch.randn(2, 6, trained.student.dim),
+        Features(torch.randn(2, 20), 0.1 * torch.randn(2, 6, 20)),
+    )
+    values = []
+    for each, space in ((trained, before), (second, after)):
+        soft = each.head_feature(student, space(raw).patches)
+        values.append(soft if space.norm == "none" else space.affine("patch").undo(soft.detach()))
+    torch.testing.assert_close(values[0], values[1], atol=2e-3, rtol=2e-3)
+
+
+def test_heads_do_not_pass_between_layer_and_an_affine_form(run: Path) -> None:
+    Conditioning("layer").save(run)
+    assert heads.resume(distiller(2), run, "large", Conditioning("layer"))
+    assert not heads.resume(distiller(2), run, "large", conditioned("whiten", 1))

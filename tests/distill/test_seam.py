@@ -13,6 +13,7 @@ from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
 from gkd_scale.distill.distiller import Distiller
+from gkd_scale.models.conditioning import fit
 from gkd_scale.models.students import load_student
 from gkd_scale.models.teachers import load_teacher
 from gkd_scale.types import BatchSource
@@ -46,3 +47,24 @@ def test_a_cached_run_equals_a_live_run(tmp_path: Path, tiny_teacher: Path) -> N
     cached = CachedSource(open_caches([cfg.out]), **order)
     live = LiveSource(cfg.images, teacher, view=cfg.view, views=2, view_seed=3, samples_per_shard=4, **order)
     assert train(cached) == pytest.approx(train(live), rel=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["standard", "whiten", "phi-s"])
+def test_cached_and_live_teachers_are_conditioned_alike(
+    tmp_path: Path, tiny_teacher: Path, norm: str
+) -> None:
+    cfg = CacheTeacherConfig(
+        images=write_images(tmp_path / "images", 10), image_size="32x48", views=2, samples_per_shard=4,
+        out=tmp_path / "cache", seed=3,
+    )  # fmt: skip
+    teacher = load_teacher("vit_tiny_patch16_224", cfg.size, weights=tiny_teacher, args=dict(TINY))
+    build(cfg, teacher, quiet=True)
+    order = {"global_batch": 4, "micro_batch": 4, "seed": 7}
+    cached = CachedSource(open_caches([cfg.out]), **order)
+    live = LiveSource(cfg.images, teacher, view=cfg.view, views=2, view_seed=3, samples_per_shard=4, **order)
+    count = sum(len(features.cls) for features in cached.spread(7))
+    assert count == 7 and sum(len(features.cls) for features in cached.spread(100)) == 20
+    one, two = (fit(source.spread(100), norm) for source in (cached, live))
+    batch = next(iter(cached.batches(0, 1)))
+    for first, second in zip(one(batch.teacher), two(batch.teacher), strict=True):
+        torch.testing.assert_close(first, second, atol=1e-2, rtol=1e-2)

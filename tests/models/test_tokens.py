@@ -1,4 +1,4 @@
-"""Tokens on other grids, and normalised."""
+"""Tokens on other grids."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_scale.models.tokens import normalised, resample_tokens, to_map, to_tokens
-from gkd_scale.types import Features
+from gkd_scale.models.tokens import resample_tokens, to_map, to_tokens
 
 
 @settings(max_examples=20, deadline=None)
@@ -32,11 +31,3 @@ def test_tokens_and_maps_are_inverse() -> None:
     tokens = torch.randn(2, 6, 4)
     assert torch.equal(to_tokens(to_map(tokens, (2, 3))), tokens)
     assert torch.equal(to_map(tokens, (2, 3))[0, :, 1, 0], tokens[0, 3])
-
-
-def test_normalised_tokens_have_mean_zero_and_variance_one() -> None:
-    raw = Features(7 + 3 * torch.randn(2, 64), 100 * torch.randn(2, 6, 64))
-    assert normalised(raw, "none") is raw
-    for each in normalised(raw, "layer"):
-        torch.testing.assert_close(each.mean(-1), torch.zeros(each.shape[:-1]), atol=1e-5, rtol=0)
-        torch.testing.assert_close(each.var(-1, unbiased=False), torch.ones(each.shape[:-1]))

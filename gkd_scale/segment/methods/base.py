@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.backbone import Backbone
+from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.look import Look
 from gkd_scale.models.teachers import TimmTeacher
-from gkd_scale.models.tokens import normalised, resample_tokens, to_map
+from gkd_scale.models.tokens import resample_tokens, to_map
 from gkd_scale.models.weights import fingerprint
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Features, Grid, Size
@@ -29,21 +30,24 @@ from gkd_scale.types import Features, Grid, Size
 class Guide:
     """The frozen teacher of one run: its features (``teacher``), its trained head's logits (``head``).
 
-    No module, so that nothing of it is trained, saved or sharded with the student. ``norm`` is that of
-    :func:`gkd_scale.models.tokens.normalised`.
+    No module, so that nothing of it is trained, saved or sharded with the student. ``conditioning`` is of the
+    features; levels and logits are as the teacher gives them.
     """
 
     def __init__(
-        self, teacher: TimmTeacher | None = None, head: Segmenter | None = None, norm: str = "none"
+        self,
+        teacher: TimmTeacher | None = None,
+        head: Segmenter | None = None,
+        conditioning: Conditioning | None = None,
     ) -> None:
         self._teacher = teacher
         self._head = head.requires_grad_(False).eval() if head is not None else None
-        self._norm = norm
+        self._conditioning = conditioning or Conditioning()
 
     def identity(self) -> list[str]:
-        """Fingerprints of the weights that teach."""
+        """Fingerprints of the weights that teach, and of the conditioning."""
         nets = (self._teacher.net if self._teacher is not None else None, self._head)
-        return [fingerprint(net) for net in nets if net is not None]
+        return [*(fingerprint(net) for net in nets if net is not None), self._conditioning.digest()]
 
     @property
     def has_head(self) -> bool:
@@ -62,7 +66,7 @@ class Guide:
 
     def features(self, pixels: Tensor) -> Features:
         """CLS (B, Ct) and patches (B, N, Ct) of ``pixels`` (B, 3, H, W), float32."""
-        return normalised(self.teacher.features(pixels), self._norm)
+        return self._conditioning.to(pixels.device)(self.teacher.features(pixels))
 
     def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) of the teacher's levels ``indices``, float32."""

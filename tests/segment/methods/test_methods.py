@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.backbone import load_backbone
+from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.look import look
 from gkd_scale.models.teachers import TimmTeacher, load_teacher
 from gkd_scale.segment.augment import SegBatch
@@ -57,7 +58,7 @@ def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Guide:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("cnn") / "net.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
-    return Guide(load_teacher("test_resnet", SIZE, weights=path), None, "layer")
+    return Guide(load_teacher("test_resnet", SIZE, weights=path), None, Conditioning("layer"))
 
 
 def batch(images: int = 2) -> SegBatch:

@@ -6,10 +6,12 @@ the precision of a small variance.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from gkd_scale.cache.codec import Array
+Array = npt.NDArray[Any]
 
 Float64 = npt.NDArray[np.float64]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_scale.cache.moments import Moments
+from gkd_scale.moments import Moments
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(-1000, 1000))
