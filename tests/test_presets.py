@@ -8,11 +8,12 @@ import pytest
 import timm
 
 from gkd_scale import config
-from gkd_scale.distill.config import Stage1Config
+from gkd_scale.distill.config import MaskConfig, Stage1Config, published
 from gkd_scale.models.cost import cost
 from tests.conftest import ROOT
 
-PRESETS = sorted((ROOT / "launchers/presets").glob("*.yaml"))
+PUBLISHED = ROOT / "launchers/presets/published.yaml"
+PRESETS = sorted({*PUBLISHED.parent.glob("*.yaml")} - {PUBLISHED})
 
 
 def parse(path: Path, *flags: str) -> Stage1Config:
@@ -31,6 +32,12 @@ def test_a_preset_parses_and_timm_knows_its_names(path: Path) -> None:
     assert cfg.optim.lr == pytest.approx(5e-4 * cfg.global_batch / 512)
     assert cfg.out.name == path.stem
     assert f"`{path.stem.removesuffix('_1b').removesuffix('_1a')}" in (path.parent / "README.md").read_text()
+
+
+def test_the_published_form_has_the_losses_of_the_paper() -> None:
+    cfg = parse(PUBLISHED)
+    assert (cfg.loss, cfg.qsd) == published()
+    assert (cfg.mask, cfg.teacher_norm) == (MaskConfig(), "none")
 
 
 def test_flags_win_over_a_preset_and_phases_follow_each_other() -> None:

@@ -1,9 +1,9 @@
 """A recipe as commands, and how many steps of each the budget pays for.
 
-The budget is counted in student passes: an image once through the student, forward and backward. GKD's
-stage 1 takes 1.5 passes an image (half of every batch goes through once more, masked), Proteus 2, the
-other methods 1; a frozen student under a head is only run forward, which counts as a third. What the
-teacher, a decoder or a head computes is not counted.
+The budget is counted in student passes: an image once through the student, forward and backward. The
+published GKD takes 1.5 passes an image in stage 1 (half of every batch goes through once more, masked),
+Proteus 2, the other methods 1; a frozen student under a head is only run forward, which counts as a third.
+What the teacher, a decoder or a head computes is not counted.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gkd_scale.benchmark.config import BenchmarkConfig, Recipe
+from gkd_scale.benchmark.config import GKD, BenchmarkConfig, Recipe
 from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.errors import ConfigError
 from gkd_scale.segment.config import METHODS as SINGLE_STAGE
 from gkd_scale.steps import Step
 
-QSD_PASSES = 1.5
 FROZEN_PASSES = 1 / 3
+PUBLISHED = ["--loss.mask-weight", "1", "--loss.cls-weight", "1", "--loss.ladder-weight", "0"]
+"""Stage 1's losses as the paper weighs them."""
+FORMS = {"gkd": [], "gkd-mse": [*PUBLISHED, "--qsd.form", "mse"], "gkd-qsd": [*PUBLISHED, "--qsd.form", "qsd"]}
 LOGITS = ("cwd", "af-dcd")
 """Methods that can use the logits of a teacher's head; ``teacher_head`` in a recipe says whether they do."""
 
@@ -69,9 +71,9 @@ def steps_of(method: str, recipe: Recipe) -> dict[str, int]:
     head = {"head": steps(1 - budget.proxy - budget.source, FROZEN_PASSES, budget.batch)}
     if method == "teacher":
         return head
-    if method in ("gkd", "gkd-mse"):
+    if method in GKD:
         one = {
-            phase: steps(share, QSD_PASSES, budget.stage1_batch)
+            phase: steps(share, GKD[method], budget.stage1_batch)
             for phase, share in (("1a", budget.proxy), ("1b", budget.source))
         }
         return {**one, **head}
@@ -113,15 +115,14 @@ class Plan:
         steps, folder = steps_of(method, self._recipe), self._out / method / f"seed{seed}"
         if method == "teacher":
             yield self._teacher_head(seed)
-        elif method in ("gkd", "gkd-mse"):
+        elif method in GKD:
             yield self._cache("proxy")
             yield self._cache("source")
-            qsd = ["--qsd.form", "mse"] if method == "gkd-mse" else []
-            qsd += ["--teacher-norm", self._recipe.teacher.norm]
+            form = [*FORMS[method], "--teacher-norm", self._recipe.teacher.norm]
             weights = self._recipe.student.weights
-            yield self._stage1(method, seed, "1a", "proxy", weights, steps["1a"], qsd)
+            yield self._stage1(method, seed, "1a", "proxy", weights, steps["1a"], form)
             weights = str(folder / "1a")
-            yield self._stage1(method, seed, "1b", "source", weights, steps["1b"], qsd, f"{method}-{seed}-1a")
+            yield self._stage1(method, seed, "1b", "source", weights, steps["1b"], form, f"{method}-{seed}-1a")
             flags = ["--backbone", str(folder / "1b"), *self._student()]
             yield self._stage2(method, seed, steps["head"], flags, f"{method}-{seed}-1b")
         elif method == "g2sd":

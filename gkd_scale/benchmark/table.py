@@ -33,8 +33,9 @@ NAMES = {
     "vitkd": "ViTKD",
     "proteus": "Proteus",
     "g2sd": "G2SD",
-    "gkd-mse": "GKD with MSE",
     "gkd": "GKD",
+    "gkd-mse": "GKD as published, MSE",
+    "gkd-qsd": "GKD as published, QSD",
 }
 
 

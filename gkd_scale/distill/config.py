@@ -14,15 +14,18 @@ from gkd_scale.errors import ConfigError
 
 @dataclass
 class LossConfig:
-    """loss: L_QSD = feature·L_feat + mask·L_mask + cls·L_cls"""
+    """loss: feature·L_feat + mask·L_mask + cls·L_cls + ladder·L_ladder; the paper has 1, 1, 1 and 0"""
 
     feature_weight: float = option(1.0, "weight of L_feat")
-    mask_weight: float = option(1.0, "weight of L_mask; 0 leaves the masked pass out")
-    cls_weight: float = option(1.0, "weight of L_cls")
+    mask_weight: float = option(0.0, "weight of L_mask; 0 leaves the masked pass out")
+    cls_weight: float = option(0.1, "weight of L_cls")
     distance: str = option(
         "mse",
         "how projected tokens are compared: squared error, or half cosine and half smooth-L1",
         choices=("mse", "cosine"),
+    )
+    ladder_weight: float = option(
+        1.0, "weight of L_ladder: the levels before the last that stage 2 reads, projected to the same target"
     )
     relation_weight: float = option(0.0, "weight of the squared error of the patches' Gram matrices (DINOv3)")
     contrast_weight: float = option(0.0, "weight of InfoNCE over an image's patches")
@@ -33,9 +36,10 @@ class QsdConfig:
     """qsd: the form of query-based soft distillation"""
 
     form: str = option(
-        "qsd",
-        "mse leaves the queries out: the projected student tokens against the teacher's (an ablation)",
-        choices=("qsd", "mse"),
+        "mse",
+        "mse compares the projected student tokens with the teacher's; qsd gathers them by attention first, "
+        "as published",
+        choices=("mse", "qsd"),
     )
     init: str = option(
         "published", "zero-query starts from uniform attention", choices=("published", "zero-query")
@@ -45,6 +49,11 @@ class QsdConfig:
         "of the attention logits: published is 1, sqrt is 1/sqrt(Ct)",
         choices=("published", "sqrt"),
     )
+
+
+def published() -> tuple[LossConfig, QsdConfig]:
+    """The losses of the paper: L_feat + L_mask + L_cls by QSD (arXiv 2603.02554, equations 3 to 6)."""
+    return LossConfig(mask_weight=1.0, cls_weight=1.0, ladder_weight=0.0), QsdConfig(form="qsd")
 
 
 @dataclass
@@ -133,7 +142,7 @@ class Stage1Config:
         None, "views that epochs cycle through (default: all cached; live: new ones each epoch)", metavar="K"
     )
     teacher_norm: str = option(
-        "none",
+        "whiten",
         "conditioning of the teacher's tokens: layer is (x - mean)/std over a token's channels; the others "
         "use the cache's moments, by channel (standard), by principal component (whiten), rotated (phi-s)",
         choices=TEACHER_NORMS,

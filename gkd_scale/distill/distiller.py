@@ -1,7 +1,9 @@
 """The distiller: a student, three QSD heads, and a batch in; named losses out.
 
 L_QSD = a·L_feat + b·L_mask + c·L_cls, and with a weight r·L_relation + n·L_contrast on the patches
-(:mod:`gkd_scale.distill.losses`). Keys and targets are the teacher's conditioned tokens, in float32
+(:mod:`gkd_scale.distill.losses`) and l·L_ladder on the student's earlier levels, those that stage 2's head
+reads: a projector each, the same distance and target (the ladder of projectors of UNIC, Sariyildiz et al.,
+ECCV 2024, arXiv 2408.05088). Keys and targets are the teacher's conditioned tokens, in float32
 (:mod:`gkd_scale.models.conditioning`). The masked pass runs only on the images that are masked: the others'
 tokens are those of the unmasked pass, so they are shared. Loss and gradients are those of two full passes
 wherever an image's features depend on that image alone. With drop-path the shared half sees one draw
@@ -12,8 +14,11 @@ the exported student applies to whole images, to the first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.jitter import jitter
@@ -25,7 +30,7 @@ from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.layers import batch_norms, kept_statistics
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student
-from gkd_scale.models.tokens import resample_tokens
+from gkd_scale.models.tokens import resample_tokens, to_tokens
 from gkd_scale.types import Batch, Features, Grid
 
 
@@ -66,6 +71,8 @@ class Distiller(nn.Module):
             for _ in range(3)
         ]
         self.head_feature, self.head_mask, self.head_cls = heads
+        widths = student.level_widths() if self.weights.ladder_weight else []
+        self.ladder = nn.ModuleList(QsdHead(width, teacher_dim, attend=False) for width in widths)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of one micro batch, each the mean over all its elements, and ``token_variance``."""
@@ -74,9 +81,26 @@ class Distiller(nn.Module):
         if self.jitter:
             pixels = jitter(pixels, batch.sids, batch.epochs, self.jitter, self.seed)
         teacher = self.conditioning(Features(*(t.to(device, non_blocking=True) for t in batch.teacher)))
-        plain = self.features(pixels)
+        if self.ladder:
+            found, levels = self.student.with_levels(pixels)
+            plain = self._on_teachers_grid(found)
+        else:
+            plain, levels = self.features(pixels), []
         masked = self._masked_patches(batch, pixels, plain.patches) if self.weights.mask_weight else None
-        return {**self.losses(plain, masked, teacher), "token_variance": token_variance(plain.patches)}
+        losses = self.losses(plain, masked, teacher)
+        if levels:
+            losses["loss_ladder"] = self._ladder_loss(levels, teacher)
+            losses["loss"] = losses["loss"] + self.weights.ladder_weight * losses["loss_ladder"]
+        return {**losses, "token_variance": token_variance(plain.patches)}
+
+    def _ladder_loss(self, levels: Sequence[Tensor], teacher: Features) -> Tensor:
+        """The mean distance of the student's projected earlier levels, pooled to the teacher's grid."""
+        pooled = (to_tokens(F.adaptive_avg_pool2d(each, self.teacher_grid)) for each in levels)
+        terms = [
+            self.distance(head(tokens, teacher.patches), teacher.patches)
+            for head, tokens in zip(self.ladder, pooled, strict=True)
+        ]
+        return torch.stack(terms).mean()
 
     def losses(self, plain: Features, masked: Tensor | None, teacher: Features) -> dict[str, Tensor]:
         """The losses of the student's features, its masked patches (B, N, Cs) or None, and the teacher's.
@@ -103,8 +127,10 @@ class Distiller(nn.Module):
 
     def features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
         """The student's features, patches on the teacher's grid."""
-        cls, patches = self.student(pixels, mask)
-        return Features(cls, resample_tokens(patches, self.student.grid, self.teacher_grid))
+        return self._on_teachers_grid(self.student(pixels, mask))
+
+    def _on_teachers_grid(self, found: Features) -> Features:
+        return Features(found.cls, resample_tokens(found.patches, self.student.grid, self.teacher_grid))
 
     def _masked_patches(self, batch: Batch, pixels: Tensor, plain: Tensor) -> Tensor:
         """Patches (B, N, Cs) of the second pass: masked images through the student, the others shared."""

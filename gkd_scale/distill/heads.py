@@ -79,8 +79,10 @@ def rebase(heads: StateDict, old: Conditioning, new: Conditioning) -> bool:
         return True
     if "layer" in (old.norm, new.norm):
         return False
-    for head, part in (("head_feature", "patch"), ("head_mask", "patch"), ("head_cls", "cls")):
-        width = len(heads[f"{head}.proj_v.1.bias"])
+    ending = ".proj_v.1.bias"
+    for head in [name.removesuffix(ending) for name in heads if name.endswith(ending)]:
+        part = "cls" if head == "head_cls" else "patch"
+        width = len(heads[head + ending])
         before, after = (_affine(each, part, width) for each in (old, new))
         change = torch.linalg.solve(before.matrix.double().T, after.matrix.double().T).T
         shift = after.matrix.double() @ (before.shift - after.shift).double()

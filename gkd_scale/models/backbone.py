@@ -49,13 +49,12 @@ class Backbone(nn.Module):
         self.is_tokens = families.is_tokens(net)
         info: Any = net.feature_info
         levels = len(info)
+        self.indices = families.pyramid_levels(net)
         if self.is_tokens:
-            self.indices = [max(0, round(levels * part) - 1) for part in (1 / 3, 1 / 2, 2 / 3, 1)]
             self.stride = max(families.patch_size(net))
             self.channels = (int(net.num_features),) * 4  # type: ignore[arg-type]
             self.strides = [2 ** round(math.log2(self.stride))] * 4  # patch 14 counts as 16
         else:
-            self.indices = [max(0, index) for index in range(levels - 4, levels)]
             # Convolutions take any size; windows of hierarchical transformers want whole patches.
             self.stride = STRIDES[-1] if hasattr(net, "patch_embed") else 1
             first, second, third, last = (int(info[index]["num_chs"]) for index in self.indices)

@@ -93,6 +93,32 @@ def level(net: nn.Module, x: Tensor, index: int) -> tuple[Features, Grid]:
     return Features(cls, patches), (x.shape[2] // rows, x.shape[3] // columns)
 
 
+def pyramid_levels(net: nn.Module) -> list[int]:
+    """The four of timm's feature levels that a segmentation head reads, shallow to deep.
+
+    Of a plain transformer a third, a half, two thirds and all of its blocks, else the last four levels; the
+    first more than once where there are fewer.
+    """
+    count = len(net.feature_info)  # type: ignore[arg-type]
+    if is_tokens(net):
+        return [max(0, round(count * part) - 1) for part in (1 / 3, 1 / 2, 2 / 3, 1)]
+    return [max(0, index) for index in range(count - 4, count)]
+
+
+def dense_and_levels(net: nn.Module, x: Tensor) -> tuple[Features, list[Tensor]]:
+    """:func:`dense`, and maps (B, C_i, h_i, w_i) of the levels before the last that a head reads; one pass.
+
+    Maps are as :class:`~gkd_scale.models.backbone.Backbone` has them: of a plain transformer after its norm.
+    """
+    levels = sorted(set(pyramid_levels(net)[:-1]))
+    take: Any = net.forward_intermediates
+    if not is_tokens(net):
+        out, maps = take(x, indices=levels, output_fmt="NCHW")
+        return flatten_map(net, normalised(net, out))[0], maps
+    out, maps = take(x, indices=levels, norm=True)
+    return split_tokens(net, normalised(net, out)), [normalised_map(net, each) for each in maps]
+
+
 def split_tokens(net: nn.Module, tokens: Tensor) -> Features:
     """(B, prefix + N, C) tokens of a plain transformer to CLS (or the mean) and patches."""
     prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]

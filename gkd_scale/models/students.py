@@ -63,6 +63,16 @@ class Student(nn.Module):
             x = self.mask(x, mask, self.mask_grid)
         return families.dense(self.net, x)[0]
 
+    def with_levels(self, pixels: Tensor) -> tuple[Features, list[Tensor]]:
+        """As ``forward`` without a mask, and maps (B, C_i, h_i, w_i) of the levels before the last that a
+        segmentation head reads."""
+        return families.dense_and_levels(self.net, families.as_input(self.net, self.normalize(pixels)))
+
+    def level_widths(self) -> list[int]:
+        """The channels C_i of those maps."""
+        info: Any = self.net.feature_info
+        return [int(info[index]["num_chs"]) for index in sorted(set(families.pyramid_levels(self.net)[:-1]))]
+
 
 def load_student(
     name: str,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkd_scale import config
-from gkd_scale.benchmark.config import METHODS, BenchmarkConfig, Budget, Recipe, read_recipe
-from gkd_scale.benchmark.plan import FROZEN_PASSES, QSD_PASSES, Plan, Work, cells, steps_of
+from gkd_scale.benchmark.config import GKD, METHODS, BenchmarkConfig, Budget, Recipe, read_recipe
+from gkd_scale.benchmark.plan import FROZEN_PASSES, Plan, Work, cells, steps_of
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.errors import ConfigError
@@ -80,10 +80,10 @@ def test_every_method_spends_the_same_passes(
     of = recipe()
     of.budget = Budget(passes, proxy, source, 0.5, first, batch)
     per_image = {
-        "1a": first * QSD_PASSES, "1b": first * QSD_PASSES, "head": batch * FROZEN_PASSES,
-        "generic": first, "specific": batch,
+        "head": batch * FROZEN_PASSES, "generic": first, "specific": batch,
     }  # fmt: skip
     for method in METHODS[1:]:
+        per_image["1a"] = per_image["1b"] = first * GKD.get(method, 1)
         per_image["single"] = batch * SINGLE_STAGE.get(method, 1)
         steps = steps_of(method, of)
         spent = sum(count * per_image[phase] for phase, count in steps.items())

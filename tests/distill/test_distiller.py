@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
+from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig, published
 from gkd_scale.distill.distiller import Distiller, token_variance
 from gkd_scale.distill.losses.mse import mse
 from gkd_scale.models.masking import masked_positions, random_mask
@@ -32,6 +32,8 @@ def batch(count: int = 4, tokens: int = 6, dim: int = 20) -> Batch:
 def distiller(name: str = "vit_tiny_patch16_224", **kwargs: object) -> Distiller:
     torch.manual_seed(1)
     args = dict(TINY) if name.startswith("vit") else {}
+    loss, qsd = published()
+    kwargs = {"loss": loss, "qsd": qsd, **kwargs}
     return Distiller(load_student(name, (32, 48), (2, 3), args=args), 20, (2, 3), **kwargs)  # type: ignore[arg-type]
 
 
@@ -67,14 +69,14 @@ def test_sharing_the_unmasked_half_changes_neither_loss_nor_gradients() -> None:
 
 
 def test_the_loss_is_the_weighted_sum_of_the_named_ones() -> None:
-    weights = LossConfig(feature_weight=2.0, mask_weight=0.5, cls_weight=3.0)
+    weights = LossConfig(feature_weight=2.0, mask_weight=0.5, cls_weight=3.0, ladder_weight=0.0)
     losses = distiller(loss=weights)(batch())
     total = 2.0 * losses["loss_feature"] + 0.5 * losses["loss_mask"] + 3.0 * losses["loss_cls"]
     torch.testing.assert_close(losses["loss"], total)
 
 
 def test_without_mask_weight_there_is_no_masked_pass() -> None:
-    losses = distiller(loss=LossConfig(mask_weight=0.0))(batch())
+    losses = distiller(loss=LossConfig(mask_weight=0.0, ladder_weight=0.0))(batch())
     assert set(losses) == {"loss", "loss_feature", "loss_cls", "token_variance"}
 
 
@@ -145,3 +147,27 @@ def test_the_masked_pass_leaves_batchnorms_running_statistics_to_the_whole_image
     assert len(whole) > 10
     assert all(torch.equal(values, both[name]) for name, values in whole.items())
     assert not all(torch.equal(t, torch.zeros_like(t)) for name, t in both.items() if "mean" in name)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_the_ladder_supervises_the_levels_that_stage_2_reads(name: str) -> None:
+    """Its features are those of the plain pass, and every earlier level's projector gets a gradient."""
+    d, b = distiller(name, loss=LossConfig(mask_weight=1.0, cls_weight=1.0, ladder_weight=2.0)), batch()
+    plain = distiller(name).eval()
+    losses = d(b)
+    parts = losses["loss_feature"] + losses["loss_mask"] + losses["loss_cls"]
+    torch.testing.assert_close(losses["loss"], parts + 2.0 * losses["loss_ladder"])
+    losses["loss"].backward()
+    assert len(d.ladder) == len(plain.student.level_widths()) > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in d.ladder.parameters() if p.ndim > 1)
+    found, levels = plain.student.with_levels(b.pixels)
+    for one, other in zip(found, plain.student(b.pixels), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert [each.shape[1] for each in levels] == plain.student.level_widths()
+
+
+def test_relations_and_contrast_are_added_with_their_weights() -> None:
+    losses = distiller(loss=LossConfig(relation_weight=5.0, contrast_weight=0.1, distance="cosine"))(batch())
+    parts = losses["loss_feature"] + 0.1 * losses["loss_cls"] + losses["loss_ladder"]
+    wanted = parts + 5 * losses["loss_relation"] + 0.1 * losses["loss_contrast"]
+    torch.testing.assert_close(losses["loss"], wanted)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gkd_scale.distill import heads
-from gkd_scale.distill.config import QsdConfig
+from gkd_scale.distill.config import QsdConfig, published
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.models import backbone
 from gkd_scale.models.conditioning import Conditioning, fit
@@ -21,7 +21,8 @@ from tests.conftest import TINY
 def distiller(seed: int, dim: int = 20, **kwargs: object) -> Distiller:
     torch.manual_seed(seed)
     student = load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=dict(TINY))
-    return Distiller(student, dim, (2, 3), **kwargs)  # type: ignore[arg-type]
+    loss, qsd = published()
+    return Distiller(student, dim, (2, 3), **{"loss": loss, "qsd": qsd, **kwargs})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -87,8 +88,8 @@ def conditioned(norm: str, seed: int) -> Conditioning:
 def test_heads_are_expressed_in_the_new_conditioning_exactly(tmp_path: Path, old: str, new: str) -> None:
     """Before and after, ψ means the same teacher token, and φ puts attention on the same keys."""
     before, after = conditioned(old, 1), conditioned(new, 2)
-    trained = distiller(1, qsd=QsdConfig(scale="sqrt"), conditioning=before)
-    second = distiller(2, qsd=QsdConfig(scale="sqrt"), conditioning=after)
+    trained = distiller(1, qsd=QsdConfig(form="qsd", scale="sqrt"), conditioning=before)
+    second = distiller(2, qsd=QsdConfig(form="qsd", scale="sqrt"), conditioning=after)
     net, rest = heads.split(trained.state_dict())
     heads.save(tmp_path, rest)
     before.save(tmp_path)

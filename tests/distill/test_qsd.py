@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gkd_scale.distill.config import published
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.models.students import load_student
@@ -30,7 +31,9 @@ def distiller(golden: dict[str, Tensor]) -> Distiller:
     """A distiller with the golden heads; its student is not used."""
     student = load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=dict(TINY))
     student.dim = golden["student_cls"].shape[1]
-    built = Distiller(student, golden["teacher_cls"].shape[1], (1, golden["teacher_patch"].shape[1]))
+    loss, qsd = published()
+    grid = (1, golden["teacher_patch"].shape[1])
+    built = Distiller(student, golden["teacher_cls"].shape[1], grid, loss=loss, qsd=qsd)
     for short, name in HEADS.items():
         state = {
             key.removeprefix(f"head_{short}."): value
