@@ -24,7 +24,11 @@ from gkd_scale.steps import Step
 FROZEN_PASSES = 1 / 3
 PUBLISHED = ["--loss.mask-weight", "1", "--loss.cls-weight", "1", "--loss.ladder-weight", "0"]
 """Stage 1's losses as the paper weighs them."""
-FORMS = {"gkd": [], "gkd-mse": [*PUBLISHED, "--qsd.form", "mse"], "gkd-qsd": [*PUBLISHED, "--qsd.form", "qsd"]}
+FORMS = {
+    "gkd": [],
+    "gkd-mse": [*PUBLISHED, "--qsd.form", "mse"],
+    "gkd-qsd": [*PUBLISHED, "--qsd.form", "qsd"],
+}
 LOGITS = ("cwd", "af-dcd")
 """Methods that can use the logits of a teacher's head; ``teacher_head`` in a recipe says whether they do."""
 
@@ -122,7 +126,9 @@ class Plan:
             weights = self._recipe.student.weights
             yield self._stage1(method, seed, "1a", "proxy", weights, steps["1a"], form)
             weights = str(folder / "1a")
-            yield self._stage1(method, seed, "1b", "source", weights, steps["1b"], form, f"{method}-{seed}-1a")
+            yield self._stage1(
+                method, seed, "1b", "source", weights, steps["1b"], form, f"{method}-{seed}-1a"
+            )
             flags = ["--backbone", str(folder / "1b"), *self._student()]
             yield self._stage2(method, seed, steps["head"], flags, f"{method}-{seed}-1b")
         elif method == "g2sd":

@@ -71,6 +71,9 @@ class Distiller(nn.Module):
             for _ in range(3)
         ]
         self.head_feature, self.head_mask, self.head_cls = heads
+        if not self.weights.mask_weight:  # no gradient would reach them
+            for part in (self.head_mask, student.mask):
+                part.requires_grad_(False)
         widths = student.level_widths() if self.weights.ladder_weight else []
         self.ladder = nn.ModuleList(QsdHead(width, teacher_dim, attend=False) for width in widths)
 

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from gkd_scale.distill.config import published
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.errors import ModelError
 from gkd_scale.models import backbone, families
@@ -100,7 +101,8 @@ def test_features_masks_and_maps(key: str) -> None:
 def test_sharing_the_unmasked_half_equals_two_full_passes(key: str) -> None:
     """Also in training, but for BatchNorm, whose statistics mix the images of a pass."""
     family = FAMILIES[key]
-    distiller = Distiller(load(family), WIDTH, GRID).train(not family.batchnorm)
+    loss, qsd = published()
+    distiller = Distiller(load(family), WIDTH, GRID, loss=loss, qsd=qsd).train(not family.batchnorm)
     one, student = batch(family), distiller.student
     mask = torch.zeros(len(one.sids), student.mask_tokens, dtype=torch.bool)
     for row in masked_positions(one.positions, 0.5):
