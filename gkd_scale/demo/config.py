@@ -15,11 +15,11 @@ class DemoConfig:
     out: Path = option(Path("runs/demo"), "folder for data, caches, runs and results")
     launchers: Path = option(Path("launchers"), "folder of stage1.py and stage2.py")
     ds_config: str = option("zero2.json", "DeepSpeed JSON")
-    proxy_steps: int = option(300, "steps of the task-agnostic phase")
-    source_steps: int = option(400, "steps of the domain-agnostic phase")
+    proxy_steps: int = option(350, "steps of the task-agnostic phase")
+    source_steps: int = option(450, "steps of the domain-agnostic phase")
     head_steps: int = option(200, "steps of stage 2")
     batch: int = option(16, "images a step of stage 1")
-    lr: float = option(1e-3, "peak learning rate of stage 1")
+    lr: float = option(2e-3, "peak learning rate of stage 1")
     seed: int = option(0, "seed of everything")
 
 

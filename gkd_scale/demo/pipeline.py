@@ -76,7 +76,7 @@ def plan(cfg: DemoConfig) -> list[Step]:
     ]
     source = ["--cache", str(caches / "source"), "--out", str(out / "gkd"), "--steps", str(cfg.source_steps)]
     steps += [
-        Step("stage 1, task-agnostic: distil on proxy images", [*stage1, *proxy, "--qsd.form", "mse"]),
+        Step("stage 1, task-agnostic: distil on proxy images", [*stage1, *proxy]),
         Step(
             "stage 1, domain-agnostic: distil on source images",
             [*stage1, *source, "--student-weights", str(out / "gkd-proxy")],
