@@ -244,6 +244,17 @@ def _evaluate(argv: Sequence[str], prog: str, command: Command) -> int:
     return 0
 
 
+def _probe(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.segment.config import TeacherProbeConfig
+
+    cfg = parse(TeacherProbeConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.segment.teacher_probe import probe_teacher
+
+    probe_teacher(cfg)
+    return 0
+
+
 def _datasets(argv: Sequence[str], prog: str, command: Command) -> int:
     verbs = {"check": _check_dataset, "convert": _convert_dataset}
     if argv and not argv[0].startswith("-"):
@@ -354,6 +365,16 @@ def _benchmark(argv: Sequence[str], prog: str, command: Command) -> int:
 
 
 COMMANDS = {
+    "probe": Command(
+        _probe,
+        "Say which layer of a teacher to cache, how to condition it, and what a student can hope for.",
+        """\
+  gkd-scale probe --teacher vit_large_patch14_dinov2.lvd142m --image-size 518 \\
+      --train cityscapes:data/cityscapes@train --val cityscapes:data/cityscapes@val
+  gkd-scale probe --teacher mobilenetv2_100 --teacher-weights weights.safetensors \\
+      --train folder:city/train --val folder:city/val --image-size 144x192 --out runs/probe
+""",
+    ),
     "plan": Command(
         _plan,
         "Say what a cache will cost before its first byte: bytes, hours, GB/s, memory.",

@@ -93,6 +93,19 @@ def level(net: nn.Module, x: Tensor, index: int) -> tuple[Features, Grid]:
     return Features(cls, patches), (x.shape[2] // rows, x.shape[3] // columns)
 
 
+def every_level(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Maps (B, C_i, h_i, w_i) of all of timm's feature levels, then of :func:`dense`'s features; one pass."""
+    take: Any = net.forward_intermediates
+    out, maps = take(x, output_fmt="NCHW")
+    last = normalised(net, out)
+    if is_tokens(net):
+        rows, columns = patch_size(net)
+        features, grid = split_tokens(net, last), (x.shape[2] // rows, x.shape[3] // columns)
+    else:
+        features, grid = flatten_map(net, last)
+    return [*maps, features.patches.transpose(1, 2).unflatten(2, grid)]
+
+
 def pyramid_levels(net: nn.Module) -> list[int]:
     """The four of timm's feature levels that a segmentation head reads, shallow to deep.
 

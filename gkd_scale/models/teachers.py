@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from gkd_scale.errors import ModelError
 from gkd_scale.models import spec as specs
 from gkd_scale.models import weights as weight_files
-from gkd_scale.models.families import as_input, dense, final_norm, has_cls, is_tokens, level, patch_size
+from gkd_scale.models.families import (
+    as_input,
+    dense,
+    every_level,
+    final_norm,
+    has_cls,
+    is_tokens,
+    level,
+    patch_size,
+)
 from gkd_scale.models.spec import ModelSpec, Triple
 from gkd_scale.types import Features, Grid, Size
 
@@ -123,6 +132,13 @@ class TimmTeacher:
                 x, indices=sorted(indices), stop_early=True, intermediates_only=True
             )
         return [found[sorted(indices).index(index)].float() for index in indices]
+
+    @torch.no_grad()
+    def every_level(self, pixels: Tensor) -> list[Tensor]:
+        """Maps (B, C_i, h_i, w_i) float32 of all feature levels, then of the default features."""
+        x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
+        with self._autocast():
+            return [each.float() for each in every_level(self.net, x)]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")

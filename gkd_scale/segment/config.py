@@ -306,6 +306,42 @@ class Stage2Config:
 
 
 @dataclass
+class TeacherProbeConfig:
+    """Know a teacher before it is cached: which layer, which conditioning, what a student can hope for."""
+
+    teacher: str = option("demo_teacher", "timm name", metavar="NAME")
+    teacher_weights: Path | None = option(None, "its weights (default: timm's)", metavar="FILE")
+    teacher_args: dict[str, Any] = option({}, "arguments of timm.create_model")
+    patch_size: int | None = option(None, "resample its patch embedding to this size", metavar="N")
+    mean: tuple[float, float, float] | None = option(
+        None, "of pixels in 0..1 (default: what timm says)", metavar=_RGB
+    )
+    std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB)
+    train: list[str] = option(
+        [DEFAULT_TRAIN], "labelled source images to fit on, repeatable", metavar="ADAPTER:PATH"
+    )
+    val: list[str] = option(
+        [DEFAULT_VAL], "labelled images of the source's own domain to score on", metavar="ADAPTER:PATH"
+    )
+    image_size: str = option("96x128", "image size in pixels, as the cache will have it", metavar="N|HxW")
+    images: int = option(300, "most images of each that are used, evenly spread")
+    batch_size: int = option(8, "images that go through the teacher together")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    out: Path = option(Path("runs/probe"), "folder for probe.json and probe.png")
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}", f"give --{name.replace('_', '-')} N")
+        for ref in (*self.train, *self.val):
+            if any(part.startswith("unseen") for part in Path(ref.partition(":")[2].partition("@")[0]).parts):
+                raise ConfigError(
+                    f"{ref} is an unseen domain, and a layer that is chosen on it is no longer tested by it",
+                    "give images of the source's own domain",
+                )
+
+
+@dataclass
 class EvaluateConfig:
     """Measure the mIoU of a stage-2 run, one domain for each --data."""
 

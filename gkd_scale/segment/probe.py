@@ -104,14 +104,31 @@ def fit_linear(pairs: Pairs) -> Classifier:
 
     Tokens count as much as their labelled share.
     """
-    gram = moment = torch.zeros(())
+    ridge = Ridge()
     for tokens, shares in pairs:
+        ridge.update(tokens, shares)
+    return ridge.solve()
+
+
+class Ridge:
+    """The normal equations of :func:`fit_linear`, added up batch by batch."""
+
+    def __init__(self) -> None:
+        self._gram = self._moment = torch.zeros(())
+
+    def update(self, tokens: Tensor, shares: Tensor) -> None:
+        """Add tokens (M, C) and their class shares (M, K)."""
         x = _with_constant(tokens)
-        gram = gram + (x * shares.sum(1, keepdim=True)).T @ x
-        moment = moment + x.T @ shares.double()
-    diagonal = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    weights = torch.linalg.lstsq((gram + diagonal).cpu(), moment.cpu()).solution.to(gram.device)
-    return lambda tokens: _with_constant(tokens) @ weights
+        self._gram = self._gram + (x * shares.sum(1, keepdim=True)).T @ x
+        self._moment = self._moment + x.T @ shares.double()
+
+    def solve(self) -> Classifier:
+        """The classifier of all that was added."""
+        gram = self._gram
+        diagonal = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        solution = torch.linalg.lstsq((gram + diagonal).cpu(), self._moment.cpu()).solution
+        weights = solution.to(gram.device)
+        return lambda tokens: _with_constant(tokens) @ weights
 
 
 def _with_constant(tokens: Tensor) -> Tensor:

@@ -1,0 +1,233 @@
+"""``gkd-scale probe``: what a teacher's feature levels are worth, and what would spoil MSE on them.
+
+One pass of the teacher over the training images fits a ridge classifier for every level and measures its
+tokens; a second, over the validation images, scores the classifiers as mIoU at ground-truth size. Tokens
+with a large mean, a few loud principal components or channels spend a squared error on what carries no
+class (arXiv 2410.01680, section 3), which is what ``--teacher-norm`` is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from rich.table import Table
+from torch import Tensor
+
+from gkd_scale import console, files
+from gkd_scale.cache.config import parse_size
+from gkd_scale.models.teachers import TimmTeacher, load_teacher
+from gkd_scale.moments import Moments
+from gkd_scale.segment.config import TeacherProbeConfig
+from gkd_scale.segment.datasets.registry import open_all
+from gkd_scale.segment.heads.base import upsample
+from gkd_scale.segment.metrics import Confusion
+from gkd_scale.segment.probe import Labelled, Ridge, class_shares, load
+
+COMPONENTS = (1, 4, 16, 64)
+LOUD_CHANNEL = 5.0
+"""Times the median standard deviation of the channels: an outlier channel."""
+ARTEFACT = 3.0
+"""Times the median norm of the tokens: an artefact token ("Vision Transformers Need Registers")."""
+TOKENS_A_CHANNEL = 20
+"""Fewest training tokens a channel for a covariance to whiten by; below it, ``standard`` is advised."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature level. Shares are from 0 to 1; ``layer`` None is the default, after the final norm.
+
+    ``mean_power`` is |mean|² over the mean squared norm; ``components`` the shares of the variance in the
+    first 1, 4, 16 and 64 principal components; ``outlier_channels`` their number; ``artefacts`` the share of
+    tokens with a norm far above the median.
+    """
+
+    layer: int | None
+    dim: int
+    grid: tuple[int, int]
+    tokens: int
+    miou: float
+    mean_power: float
+    components: tuple[float, ...]
+    outlier_channels: int
+    artefacts: float
+
+
+class _Measure:
+    """What is added up of one level over the training images."""
+
+    def __init__(self, dim: int) -> None:
+        self.ridge, self.moments = Ridge(), Moments(dim)
+        self.norms: list[Tensor] = []
+
+    def update(self, tokens: Tensor, shares: Tensor) -> None:
+        self.ridge.update(tokens, shares)
+        self.moments.update(tokens.cpu().numpy())
+        self.norms.append(tokens.norm(dim=1).cpu())
+
+    def level(self, layer: int | None, grid: tuple[int, int], miou: float) -> Level:
+        mean, covariance = self.moments.mean, self.moments.covariance
+        explained, spread = self.moments.explained(), np.sqrt(np.diag(covariance))
+        power = float(mean @ mean)
+        norms = torch.cat(self.norms)
+        return Level(
+            layer=layer,
+            dim=len(mean),
+            grid=grid,
+            tokens=self.moments.count,
+            miou=miou,
+            mean_power=power / max(power + float(np.trace(covariance)), float(np.finfo(float).tiny)),
+            components=tuple(float(explained[min(k, len(mean)) - 1]) for k in COMPONENTS),
+            outlier_channels=int((spread > LOUD_CHANNEL * np.median(spread)).sum()),
+            artefacts=float((norms > ARTEFACT * norms.median()).float().mean()),
+        )
+
+
+def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
+    """Measure every level, print the table and the flags to use, write ``probe.json`` and ``probe.png``.
+
+    Raises ConfigError, DataError or ModelError.
+    """
+    size = parse_size(cfg.image_size)
+    train, val = (load(open_all(refs), size, most=cfg.images) for refs in (cfg.train, cfg.val))
+    teacher = load_teacher(
+        cfg.teacher,
+        size,
+        weights=cfg.teacher_weights,
+        args=cfg.teacher_args,
+        mean=cfg.mean,
+        std=cfg.std,
+        patch=cfg.patch_size,
+        device=cfg.device,
+    )
+    found = measure(teacher, train, val, cfg.batch_size)
+    best = choose(found)
+    flags = advice(best)
+    console.out.print(_table(found, best, cfg))
+    console.out.print(
+        f"use: {' '.join(flags)}\n"
+        f"{100 * best.miou:.1f} mIoU on the validation images is what a linear classifier reads from the "
+        "frozen teacher there: a student that copies it can hope for about as much",
+        markup=False,
+    )
+    rows = [{**asdict(level), "chosen": level is best} for level in found]
+    facts = {"teacher": cfg.teacher, "image_size": list(size), "train": cfg.train, "val": cfg.val}
+    files.write_json(cfg.out / "probe.json", {**facts, "levels": rows, "flags": flags})
+    draw(found, best, cfg.out / "probe.png")
+    console.out.print(f"written to {cfg.out}: probe.json, probe.png", markup=False)
+    return found
+
+
+def measure(
+    teacher: TimmTeacher, train: Labelled, val: Labelled, batch: int, *, quiet: bool = False
+) -> list[Level]:
+    """All levels of ``teacher``, shallow to deep, then the default one; one pass over each dataset."""
+    levels: list[_Measure] = []
+    total = len(train.labels) + len(val.labels)
+    with console.progress(disable=quiet) as bar:
+        task = bar.add_task("probe", total=total)
+        for maps, labels in _batches(teacher, train, batch):
+            levels = levels or [_Measure(each.shape[1]) for each in maps]
+            for level, each in zip(levels, maps, strict=True):
+                grid = (each.shape[2], each.shape[3])
+                shares = torch.cat([class_shares(label, train.classes, grid) for label in labels])
+                level.update(each.flatten(2).transpose(1, 2).flatten(0, 1), shares.to(each.device))
+            bar.advance(task, len(labels))
+        classifiers = [level.ridge.solve() for level in levels]
+        scores = [Confusion(val.classes) for _ in levels]
+        grids: list[tuple[int, int]] = []
+        for maps, labels in _batches(teacher, val, batch):
+            grids = [(each.shape[2], each.shape[3]) for each in maps]
+            for classify, score, each in zip(classifiers, scores, maps, strict=True):
+                for one, label in zip(each, labels, strict=True):
+                    logits = classify(one.flatten(1).T).float().T.unflatten(1, one.shape[1:])
+                    size = (label.shape[0], label.shape[1])
+                    score.update(upsample(logits[None], size).argmax(1)[0].cpu(), label)
+            bar.advance(task, len(labels))
+    names: list[int | None] = [*range(len(levels) - 1), None]
+    return [
+        level.level(name, grid, score.miou())
+        for level, name, grid, score in zip(levels, names, grids, scores, strict=True)
+    ]
+
+
+def _batches(
+    teacher: TimmTeacher, data: Labelled, size: int
+) -> Iterator[tuple[list[Tensor], Sequence[Tensor]]]:
+    for start in range(0, len(data.labels), size):
+        part = slice(start, start + size)
+        yield teacher.every_level(data.pixels[part]), data.labels[part]
+
+
+def choose(levels: Sequence[Level]) -> Level:
+    """The level with the best mIoU; of equals the later one."""
+    return max(reversed(levels), key=lambda level: level.miou)
+
+
+def advice(best: Level) -> list[str]:
+    """Flags of ``cache-teacher`` and stage 1 that take ``best``, conditioned."""
+    layer = [] if best.layer is None else ["--teacher-layer", str(best.layer)]
+    enough = best.tokens >= TOKENS_A_CHANNEL * best.dim
+    return [*layer, "--teacher-norm", "whiten" if enough else "standard"]
+
+
+def _table(levels: Sequence[Level], best: Level, cfg: TeacherProbeConfig) -> Table:
+    table = Table(title=f"{cfg.teacher} at {cfg.image_size}", title_justify="left")
+    names = (
+        "layer",
+        "tokens",
+        "dim",
+        "mIoU",
+        "mean²/power",
+        *(f"PC {k}" for k in COMPONENTS),
+        "loud",
+        "artefacts",
+    )
+    for name in names:
+        table.add_column(name, justify="right")
+    for level in levels:
+        numbers = (f"{100 * share:.0f}%" for share in level.components)
+        table.add_row(
+            "default" if level.layer is None else str(level.layer),
+            f"{level.grid[0]}x{level.grid[1]}",
+            str(level.dim),
+            f"{100 * level.miou:.1f}",
+            f"{level.mean_power:.2f}",
+            *numbers,
+            str(level.outlier_channels),
+            f"{100 * level.artefacts:.1f}%",
+            style="bold" if level is best else None,
+        )
+    return table
+
+
+def draw(levels: Sequence[Level], best: Level, path: Path) -> None:
+    """Bars of mIoU (blue, the best dark), of the first component's share and of mean²/power, by level."""
+    bar, height, margin = 18, 220, 40
+    width = max(480, margin * 2 + len(levels) * bar * 4)
+    picture = Image.new("RGB", (width, height + 2 * margin), "white")
+    pen = ImageDraw.Draw(picture)
+    for tenth in range(0, 11, 2):
+        y = margin + height - tenth * height // 10
+        pen.line((margin, y, width - margin, y), fill="#dddddd")
+        pen.text((8, y - 6), f"{10 * tenth}", fill="black")
+    for index, level in enumerate(levels):
+        left = margin + 10 + index * bar * 4
+        values = (level.miou, level.components[0], level.mean_power)
+        colours = ("#08306b" if level is best else "#4292c6", "#e6851e", "#999999")
+        for place, (value, colour) in enumerate(zip(values, colours, strict=True)):
+            top = margin + height - round(value * height)
+            pen.rectangle(
+                (left + place * bar, top, left + (place + 1) * bar - 3, margin + height), fill=colour
+            )
+        pen.text(
+            (left, margin + height + 4), "default" if level.layer is None else str(level.layer), fill="black"
+        )
+    pen.text((margin, 8), "mIoU (blue), first component (orange), mean²/power (grey), in %", fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic(path) as file:
+        picture.save(file, format="PNG")
