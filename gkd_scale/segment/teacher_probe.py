@@ -176,19 +176,19 @@ def advice(best: Level) -> list[str]:
 
 
 def _table(levels: Sequence[Level], best: Level, cfg: TeacherProbeConfig) -> Table:
-    table = Table(title=f"{cfg.teacher} at {cfg.image_size}", title_justify="left")
+    table = Table(title=f"{cfg.teacher} at {cfg.image_size}", title_justify="left", padding=(0, 0))
     names = (
         "layer",
         "tokens",
         "dim",
         "mIoU",
-        "mean²/power",
-        *(f"PC {k}" for k in COMPONENTS),
-        "loud",
-        "artefacts",
+        "mean²\n/power",
+        *(f"PC\n{k}" for k in COMPONENTS),
+        "loud\nchannels",
+        "artefact\ntokens",
     )
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for level in levels:
         numbers = (f"{100 * share:.0f}%" for share in level.components)
         table.add_row(

@@ -46,12 +46,12 @@ def test_a_run_holds_what_the_command_promises(undisturbed: Path) -> None:
     rows = metrics(undisturbed)
     assert [row["step"] for row in rows] == list(range(1, 9))
     for row in rows:
-        assert {"loss", "loss_feature", "loss_mask", "loss_cls", "lr", "images_per_s", "data_wait"} <= set(
+        assert {"loss", "loss_feature", "loss_ladder", "loss_cls", "lr", "images_per_s", "data_wait"} <= set(
             row
         )
         assert row["grad_norm"] > 0
         assert row["loss"] == pytest.approx(
-            row["loss_feature"] + row["loss_mask"] + row["loss_cls"], rel=1e-5
+            row["loss_feature"] + row["loss_ladder"] + 0.1 * row["loss_cls"], rel=1e-5
         )
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
     net.load_state_dict(load_file(undisturbed / "backbone.safetensors"))
