@@ -227,7 +227,7 @@ def draw(levels: Sequence[Level], best: Level, path: Path) -> None:
         pen.text(
             (left, margin + height + 4), "default" if level.layer is None else str(level.layer), fill="black"
         )
-    pen.text((margin, 8), "mIoU (blue), first component (orange), mean²/power (grey), in %", fill="black")
+    pen.text((margin, 8), "mIoU (blue), first component (orange), mean over power (grey), in %", fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic(path) as file:
         picture.save(file, format="PNG")
