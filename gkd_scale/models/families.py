@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale.errors import ModelError
+from gkd_scale.models.tokens import to_map
 from gkd_scale.types import Features, Grid, Size
 
 
@@ -73,7 +74,12 @@ def normalised_map(net: nn.Module, feature_map: Tensor) -> Tensor:
 
 def dense(net: nn.Module, x: Tensor) -> tuple[Features, Grid]:
     """Features after the final norm, and their grid, of normalised pixels ``x`` (B, 3, H, W)."""
-    out = normalised(net, net.forward_features(x))  # type: ignore[operator]
+    return _finished(net, x, net.forward_features(x))  # type: ignore[operator]
+
+
+def _finished(net: nn.Module, x: Tensor, out: Tensor) -> tuple[Features, Grid]:
+    """Features and grid of ``out``, which ``forward_features`` gives for ``x``."""
+    out = normalised(net, out)
     if not is_tokens(net):
         return flatten_map(net, out)
     rows, columns = patch_size(net)
@@ -97,13 +103,8 @@ def every_level(net: nn.Module, x: Tensor) -> list[Tensor]:
     """Maps (B, C_i, h_i, w_i) of all of timm's feature levels, then of :func:`dense`'s features; one pass."""
     take: Any = net.forward_intermediates
     out, maps = take(x, output_fmt="NCHW")
-    last = normalised(net, out)
-    if is_tokens(net):
-        rows, columns = patch_size(net)
-        features, grid = split_tokens(net, last), (x.shape[2] // rows, x.shape[3] // columns)
-    else:
-        features, grid = flatten_map(net, last)
-    return [*maps, features.patches.transpose(1, 2).unflatten(2, grid)]
+    features, grid = _finished(net, x, out)
+    return [*maps, to_map(features.patches, grid)]
 
 
 def pyramid_levels(net: nn.Module) -> list[int]:
@@ -127,9 +128,10 @@ def dense_and_levels(net: nn.Module, x: Tensor) -> tuple[Features, list[Tensor]]
     take: Any = net.forward_intermediates
     if not is_tokens(net):
         out, maps = take(x, indices=levels, output_fmt="NCHW")
-        return flatten_map(net, normalised(net, out))[0], maps
-    out, maps = take(x, indices=levels, norm=True)
-    return split_tokens(net, normalised(net, out)), [normalised_map(net, each) for each in maps]
+    else:
+        out, maps = take(x, indices=levels, norm=True)
+        maps = [normalised_map(net, each) for each in maps]
+    return _finished(net, x, out)[0], maps
 
 
 def split_tokens(net: nn.Module, tokens: Tensor) -> Features:

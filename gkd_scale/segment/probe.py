@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
+from gkd_scale.models.tokens import to_map
 from gkd_scale.prefetch import prefetch
 from gkd_scale.segment.heads.base import upsample
 from gkd_scale.segment.metrics import Confusion
@@ -74,11 +75,15 @@ def probe(encode: Encoder, grid: Grid, train: Labelled, val: Labelled, kind: str
     for start in range(0, len(val.labels), BATCH):
         tokens = encode(val.pixels[start : start + BATCH]).patches.float()
         scores = torch.stack([classify(each) for each in tokens]).float()
-        maps = scores.transpose(1, 2).unflatten(2, grid)
-        for each, label in zip(maps, val.labels[start : start + BATCH], strict=True):
-            size = (label.shape[0], label.shape[1])
-            total.update(upsample(each[None], size).argmax(1)[0].cpu(), label)
+        tally(total, to_map(scores, grid), val.labels[start : start + BATCH])
     return total
+
+
+def tally(total: Confusion, maps: Tensor, labels: Sequence[Tensor]) -> None:
+    """Count class scores (B, K, h, w) against ``labels``, each at its own size."""
+    for each, label in zip(maps, labels, strict=True):
+        size = (label.shape[0], label.shape[1])
+        total.update(upsample(each[None], size).argmax(1)[0].cpu(), label)
 
 
 Pairs = Iterator[tuple[Tensor, Tensor]]

@@ -21,12 +21,12 @@ from torch import Tensor
 from gkd_scale import console, files
 from gkd_scale.cache.config import parse_size
 from gkd_scale.models.teachers import TimmTeacher, load_teacher
+from gkd_scale.models.tokens import to_map, to_tokens
 from gkd_scale.moments import Moments
 from gkd_scale.segment.config import TeacherProbeConfig
 from gkd_scale.segment.datasets.registry import open_all
-from gkd_scale.segment.heads.base import upsample
 from gkd_scale.segment.metrics import Confusion
-from gkd_scale.segment.probe import Labelled, Ridge, class_shares, load
+from gkd_scale.segment.probe import Labelled, Ridge, class_shares, load, tally
 
 COMPONENTS = (1, 4, 16, 64)
 LOUD_CHANNEL = 5.0
@@ -55,6 +55,11 @@ class Level:
     components: tuple[float, ...]
     outlier_channels: int
     artefacts: float
+
+    @property
+    def name(self) -> str:
+        """For people: ``layer``, or "default"."""
+        return "default" if self.layer is None else str(self.layer)
 
 
 class _Measure:
@@ -135,7 +140,7 @@ def measure(
             for level, each in zip(levels, maps, strict=True):
                 grid = (each.shape[2], each.shape[3])
                 shares = torch.cat([class_shares(label, train.classes, grid) for label in labels])
-                level.update(each.flatten(2).transpose(1, 2).flatten(0, 1), shares.to(each.device))
+                level.update(to_tokens(each).flatten(0, 1), shares.to(each.device))
             bar.advance(task, len(labels))
         classifiers = [level.ridge.solve() for level in levels]
         scores = [Confusion(val.classes) for _ in levels]
@@ -143,10 +148,8 @@ def measure(
         for maps, labels in _batches(teacher, val, batch):
             grids = [(each.shape[2], each.shape[3]) for each in maps]
             for classify, score, each in zip(classifiers, scores, maps, strict=True):
-                for one, label in zip(each, labels, strict=True):
-                    logits = classify(one.flatten(1).T).float().T.unflatten(1, one.shape[1:])
-                    size = (label.shape[0], label.shape[1])
-                    score.update(upsample(logits[None], size).argmax(1)[0].cpu(), label)
+                logits = torch.stack([classify(tokens) for tokens in to_tokens(each)]).float()
+                tally(score, to_map(logits, (each.shape[2], each.shape[3])), labels)
             bar.advance(task, len(labels))
     names: list[int | None] = [*range(len(levels) - 1), None]
     return [
@@ -192,7 +195,7 @@ def _table(levels: Sequence[Level], best: Level, cfg: TeacherProbeConfig) -> Tab
     for level in levels:
         numbers = (f"{100 * share:.0f}%" for share in level.components)
         table.add_row(
-            "default" if level.layer is None else str(level.layer),
+            level.name,
             f"{level.grid[0]}x{level.grid[1]}",
             str(level.dim),
             f"{100 * level.miou:.1f}",
@@ -224,9 +227,7 @@ def draw(levels: Sequence[Level], best: Level, path: Path) -> None:
             pen.rectangle(
                 (left + place * bar, top, left + (place + 1) * bar - 3, margin + height), fill=colour
             )
-        pen.text(
-            (left, margin + height + 4), "default" if level.layer is None else str(level.layer), fill="black"
-        )
+        pen.text((left, margin + height + 4), level.name, fill="black")
     pen.text((margin, 8), "mIoU (blue), first component (orange), mean over power (grey), in %", fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic(path) as file:
