@@ -13,7 +13,7 @@ from tests.cases.table import TABLE, all_cases, row
 @pytest.mark.parametrize("each", [pytest.param(each, id=f"{each.kind}: {each.what}") for each in all_cases()])
 def test_case(each: Case, tmp_path: Path) -> None:
     outcome = str(each.run(Bench(tmp_path)))
-    assert row(each, outcome) in TABLE.read_text(encoding="utf-8"), f"{outcome}: python -m tests.cases writes it"
+    assert row(each, outcome) in TABLE.read_text(encoding="utf-8"), f"{outcome}: run python -m tests.cases"
 
 
 def test_the_table_holds_these_cases_and_no_others() -> None:
