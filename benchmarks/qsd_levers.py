@@ -99,7 +99,7 @@ def main() -> int:
     weights = SHARED / "teacher/mobilenetv2_100_imagenet1k.safetensors"
     half = (0.5, 0.5, 0.5)
     teacher = load_teacher(
-        "mobilenetv2_100", SIZE, weights=weights, args={"pad_type": "same"}, layer=3, mean=half, std=half
+        "mobilenetv2_100", SIZE, weights=weights, args={"pad_type": "same"}, layers=[3], mean=half, std=half
     )
     parts = [teacher(part) for part in pixels.split(32)]
     features = Features(*(torch.cat(each) for each in zip(*parts, strict=True)))

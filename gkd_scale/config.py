@@ -78,12 +78,20 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "the configurati
 
 
 def _one_is_a_list(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with a single text or mapping, where a list is expected, as a list of one."""
-    lists = {name for name, hint in _types(cls).items() if typing.get_origin(hint) is list}
-    return {
-        key: [value] if key in lists and isinstance(value, (str, Path, Mapping)) else value
-        for key, value in values.items()
-    }
+    """``values`` with a single value, where any number of them is expected, as a list of one."""
+    hints = {name: _strip_optional(hint) for name, hint in _types(cls).items()}
+
+    def listed(hint: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            return _one_is_a_list(typing.cast(type, hint), value)
+        one = _any_number(hint) and not isinstance(value, (list, tuple, type(None)))
+        return [value] if one else value
+
+    return {key: listed(hints[key], value) for key, value in values.items()}
+
+
+def _any_number(hint: Any) -> bool:
+    return typing.get_origin(hint) is list or Ellipsis in typing.get_args(hint)
 
 
 def from_dotted(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,3 +160,16 @@ def test_one_value_where_a_list_is_expected_is_a_list_of_one() -> None:
     assert config.build(Lists, {"names": "c"}).names == ["c"]
     assert config.build(Lists, {"names": ["c", "d"]}).names == ["c", "d"]
     assert config.build(Lists, {}).names == ["a", "b"]
+
+
+def test_one_value_where_any_number_is_expected_is_one_of_them() -> None:
+    @dataclass
+    class Levels:
+        layers: tuple[int, ...] | None = config.option(None, "levels")
+
+    def parsed(*argv: str) -> Levels:
+        return config.parse(Levels, argv, prog="levels", description="")
+
+    assert config.build(Levels, {"layers": 9}).layers == (9,)
+    assert config.build(Levels, {"layers": [7, 9]}).layers == parsed("--layers", "7", "9").layers == (7, 9)
+    assert config.build(Levels, {"layers": None}).layers is None is parsed().layers

@@ -42,12 +42,15 @@ class BenchmarkConfig:
 
 @dataclass
 class TeacherPart:
-    """The foundation model; ``weights`` None: timm's. ``patch``: patch size at the source image size."""
+    """The foundation model; ``weights`` None: timm's. ``layer``: one index or several.
+
+    ``patch``: patch size at the source image size.
+    """
 
     name: str
     weights: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
-    layer: int | None = None
+    layer: tuple[int, ...] | None = None
     patch: int | None = None
     mean: Triple | None = None
     std: Triple | None = None

@@ -247,7 +247,7 @@ class Plan:
 def _teacher_flags(recipe: Recipe, statistics: tuple[str, str]) -> list[str]:
     teacher = recipe.teacher
     flags = [*_named("--teacher-weights", teacher.weights), *_pairs("--teacher-args", teacher.args)]
-    flags += _named("--teacher-layer", teacher.layer)
+    flags += ["--teacher-layer", *map(str, teacher.layer)] if teacher.layer else []
     for flag, values in zip(statistics, (teacher.mean, teacher.std), strict=True):
         flags += _triple(f"--{flag}", values)
     return flags

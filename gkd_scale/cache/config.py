@@ -90,8 +90,10 @@ class CacheTeacherConfig:
     teacher_dtype: str = option(
         "float32", "arithmetic of the teacher; part of its fingerprint", choices=TEACHER_DTYPES
     )
-    teacher_layer: int | None = option(
-        None, "timm feature index (default: the last layer after the final norm)", metavar="I"
+    teacher_layer: tuple[int, ...] | None = option(
+        None,
+        "timm feature index; several are concatenated (default: the last layer after the final norm)",
+        metavar="I",
     )
     mean: tuple[float, float, float] | None = option(
         None, "input mean, 0..1 (default: the model's own)", metavar=("R", "G", "B")

@@ -79,9 +79,10 @@ def refuse_other_source(
 
 def teacher_arguments(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``load_teacher`` that a cache's fingerprint holds."""
+    layers = fingerprint["layer"]
     return {
         "args": dict(fingerprint["args"]),
-        "layer": fingerprint["layer"],
+        "layers": layers if isinstance(layers, list) else [layers] if layers is not None else [],
         "mean": tuple(fingerprint["mean"]),
         "std": tuple(fingerprint["std"]),
         "dtype": fingerprint["dtype"],

@@ -96,7 +96,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     """
     is_fitted(cfg.codec)
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
-    work = cost(cfg.teacher, cfg.size, cfg.teacher_args, layer=cfg.teacher_layer, patch=cfg.patch_size)
+    work = cost(cfg.teacher, cfg.size, cfg.teacher_args, layers=cfg.teacher_layer or (), patch=cfg.patch_size)
     pixels, rest = probe(cfg, plan)
     free = None if is_url(cfg.out) else shutil.disk_usage(_existing(cfg.out)).free
     codecs = [

@@ -13,7 +13,7 @@ def teacher_for(recipe: CacheTeacherConfig, device: str) -> TimmTeacher:
         recipe.size,
         weights=recipe.teacher_weights,
         args=recipe.teacher_args,
-        layer=recipe.teacher_layer,
+        layers=recipe.teacher_layer or (),
         mean=recipe.mean,
         std=recipe.std,
         patch=recipe.patch_size,

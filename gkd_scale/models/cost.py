@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gkd_scale.models import spec as specs
-from gkd_scale.models.families import dense, level
-from gkd_scale.models.teachers import check_divisible, check_layer
+from gkd_scale.models.families import dense, levels
+from gkd_scale.models.teachers import check_divisible, check_layers
 from gkd_scale.types import Grid, Size
 
 
@@ -30,7 +31,7 @@ def cost(
     image_size: Size,
     args: dict[str, Any] | None = None,
     *,
-    layer: int | None = None,
+    layers: Sequence[int] = (),
     patch: int | None = None,
 ) -> Cost:
     """The cost of a timm model on images of ``image_size``; raises ModelError as loading would."""
@@ -40,9 +41,9 @@ def cost(
         net: Any = specs.create(spec, image_size=image_size).eval()
         pixels = torch.zeros(1, 3, *image_size)
     check_divisible(net, image_size, name)
-    check_layer(net, layer, name)
+    check_layers(net, layers, name)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        features, grid = dense(net, pixels) if layer is None else level(net, pixels, layer)
+        features, grid = levels(net, pixels, layers) if layers else dense(net, pixels)
     dim = features.patches.shape[2]
     sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in net.modules()]
     return Cost(counter.get_total_flops(), sum(p.numel() for p in net.parameters()), max(sizes), dim, grid)

@@ -14,6 +14,7 @@ applied to every token, as DINOv3 and the masked pre-training of EVA02 do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -86,17 +87,38 @@ def _finished(net: nn.Module, x: Tensor, out: Tensor) -> tuple[Features, Grid]:
     return split_tokens(net, out), (x.shape[2] // rows, x.shape[3] // columns)
 
 
-def level(net: nn.Module, x: Tensor, index: int) -> tuple[Features, Grid]:
-    """As :func:`dense`, of timm's feature level ``index``, unnormalised, as timm gives it."""
+def levels(net: nn.Module, x: Tensor, indices: Sequence[int]) -> tuple[Features, Grid]:
+    """As :func:`dense`, of timm's feature levels ``indices``, unnormalised, as timm gives them.
+
+    Several levels are concatenated channel by channel, in the order of ``indices``. Raises ModelError if
+    their grids differ.
+    """
+    count = len(net.feature_info)  # type: ignore[arg-type]
+    places = [index % count for index in indices]
+    order = sorted(set(places))
     take: Any = net.forward_intermediates
-    find = partial(take, x, indices=[index], intermediates_only=True)
-    if not is_tokens(net):
-        return flatten_map(nn.Identity(), find(output_fmt="NCHW")[0])
-    found = find(return_prefix_tokens=True, output_fmt="NLC")[0]
+    find = partial(take, x, indices=order, intermediates_only=True, stop_early=True)
+    if is_tokens(net):
+        rows, columns = patch_size(net)
+        grid = (x.shape[2] // rows, x.shape[3] // columns)
+        found = [_level(net, each) for each in find(return_prefix_tokens=True, output_fmt="NLC")]
+    else:
+        maps = find(output_fmt="NCHW")
+        grids = [(each.shape[2], each.shape[3]) for each in maps]
+        if len(set(grids)) > 1:
+            shown = ", ".join(f"{place}: {h}x{w}" for place, (h, w) in zip(order, grids, strict=True))
+            raise ModelError(
+                f"feature levels of different grids cannot be joined ({shown})", "give levels of one grid"
+            )
+        found, grid = [flatten_map(nn.Identity(), each)[0] for each in maps], grids[0]
+    chosen = [found[order.index(place)] for place in places]
+    return Features(torch.cat([f.cls for f in chosen], -1), torch.cat([f.patches for f in chosen], -1)), grid
+
+
+def _level(net: nn.Module, found: Any) -> Features:
+    """CLS (or the mean) and patches of one of a plain transformer's levels."""
     patches, prefix = found if isinstance(found, tuple) else (found, None)
-    rows, columns = patch_size(net)
-    cls = prefix[:, 0] if prefix is not None and has_cls(net) else patches.mean(1)
-    return Features(cls, patches), (x.shape[2] // rows, x.shape[3] // columns)
+    return Features(prefix[:, 0] if prefix is not None and has_cls(net) else patches.mean(1), patches)
 
 
 def every_level(net: nn.Module, x: Tensor) -> list[Tensor]:

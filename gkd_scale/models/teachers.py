@@ -1,8 +1,9 @@
 """Teachers: any timm model, frozen, as a function from pixels to dense features.
 
 Transformers give their patch tokens and CLS token; convolutional networks give their feature map as
-tokens and its spatial mean as CLS. The default level is the last, after the final norm; ``layer``
-chooses one of timm's feature levels (``forward_intermediates``), unnormalised, as timm gives it.
+tokens and its spatial mean as CLS. The default level is the last, after the final norm; ``layers``
+chooses one of timm's feature levels (``forward_intermediates``), unnormalised, as timm gives it, or several,
+concatenated channel by channel.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gkd_scale.models.families import (
     final_norm,
     has_cls,
     is_tokens,
-    level,
+    levels,
     patch_size,
 )
 from gkd_scale.models.spec import ModelSpec, Triple
@@ -61,7 +62,7 @@ class TimmTeacher:
         spec: ModelSpec,
         image_size: Size,
         *,
-        layer: int | None,
+        layers: Sequence[int],
         dtype: str,
         device: str,
         resize: str = "pi",
@@ -70,7 +71,7 @@ class TimmTeacher:
         self.net = net.eval().requires_grad_(False)
         self.spec = spec
         self.image_size = image_size
-        self.layer = layer
+        self.layers = tuple(layers)
         self.dtype = dtype
         self.resize = resize
         self._weights = weight_files.fingerprint(net)
@@ -85,7 +86,7 @@ class TimmTeacher:
         import timm
 
         tokens = is_tokens(self.net)
-        norm = final_norm(self.net) if self.layer is None else None
+        norm = None if self.layers else final_norm(self.net)
         return {
             "model": self.name,
             "architecture": self.spec.name,
@@ -100,7 +101,7 @@ class TimmTeacher:
             "patch_size": list(patch_size(self.net)) if tokens else None,
             "grid": list(self.grid),
             "dim": self.dim,
-            "layer": self.layer,
+            "layer": list(self.layers) if len(self.layers) > 1 else next(iter(self.layers), None),
             "prefix_tokens": int(self.net.num_prefix_tokens) if tokens else 0,  # type: ignore[arg-type]
             "cls": "token" if has_cls(self.net) else "mean",
             **({"final_norm": norm} if norm else {}),
@@ -147,7 +148,7 @@ class TimmTeacher:
     def _forward(self, pixels: Tensor) -> tuple[Features, Grid]:
         x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
         with self._autocast():
-            return dense(self.net, x) if self.layer is None else level(self.net, x, self.layer)
+            return levels(self.net, x, self.layers) if self.layers else dense(self.net, x)
 
 
 def load_teacher(
@@ -156,7 +157,7 @@ def load_teacher(
     *,
     weights: Path | None = None,
     args: dict[str, Any] | None = None,
-    layer: int | None = None,
+    layers: Sequence[int] = (),
     mean: Triple | None = None,
     std: Triple | None = None,
     patch: int | None = None,
@@ -167,8 +168,8 @@ def load_teacher(
     """A frozen teacher from timm's or the user's weights; raises ModelError.
 
     ``image_size`` (H, W) in pixels; ``patch`` resamples the patch embedding to another patch size, as
-    ``resize`` says (``weights.RESIZES``); ``layer`` is timm's feature index (default: the last, after the
-    final norm).
+    ``resize`` says (``weights.RESIZES``); ``layers`` are timm's feature indices (default: the last level,
+    after the final norm).
     """
     args = dict(args or {})
     if patch is not None:
@@ -185,9 +186,9 @@ def load_teacher(
     if patch is not None and not is_tokens(net):
         raise ModelError(f"{name} has no patch size to set", "leave --patch-size out")
     check_divisible(net, image_size, name)
-    check_layer(net, layer, name)
+    check_layers(net, layers, name)
     device = choose_device(device)
-    return TimmTeacher(name, net, spec, image_size, layer=layer, dtype=dtype, device=device, resize=resize)
+    return TimmTeacher(name, net, spec, image_size, layers=layers, dtype=dtype, device=device, resize=resize)
 
 
 def check_divisible(net: nn.Module, image_size: Size, name: str) -> None:
@@ -203,15 +204,20 @@ def check_divisible(net: nn.Module, image_size: Size, name: str) -> None:
         )
 
 
-def check_layer(net: nn.Module, layer: int | None, name: str) -> None:
-    """ModelError unless ``layer`` is one of the feature levels that timm lists for the model."""
-    if layer is None:
+def check_layers(net: nn.Module, layers: Sequence[int], name: str) -> None:
+    """ModelError unless ``layers`` are among the feature levels that timm lists for the model, each once."""
+    if not layers:
         return
-    levels = len(net.feature_info)  # type: ignore[arg-type]
-    if not -levels <= layer < levels or not hasattr(net, "forward_intermediates"):
-        raise ModelError(
-            f"{name} has feature levels 0 to {levels - 1}, not {layer}", "give --teacher-layer one of them"
-        )
+    count = len(net.feature_info)  # type: ignore[arg-type]
+    for layer in layers:
+        if not -count <= layer < count or not hasattr(net, "forward_intermediates"):
+            raise ModelError(
+                f"{name} has feature levels 0 to {count - 1}, not {layer}",
+                "give --teacher-layer of these",
+            )
+    if len({layer % count for layer in layers}) < len(layers):
+        given = " ".join(map(str, layers))
+        raise ModelError(f"--teacher-layer {given} names a level twice", "give each level once")
 
 
 def choose_device(device: str) -> str:

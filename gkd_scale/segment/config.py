@@ -95,8 +95,11 @@ class MethodConfig:
         None, "its weights (default: timm's)", flag="--teacher-weights", metavar="FILE"
     )
     teacher_args: dict[str, Any] = option({}, "arguments of its timm model", flag="--teacher-args")
-    teacher_layer: int | None = option(
-        None, "its feature level (default: the last, after the final norm)", flag="--teacher-layer"
+    teacher_layer: tuple[int, ...] | None = option(
+        None,
+        "its feature level; several are concatenated (default: the last, after the final norm)",
+        flag="--teacher-layer",
+        metavar="I",
     )
     teacher_patch: int | None = option(
         None, "resample its patch embedding to this size", flag="--teacher-patch"

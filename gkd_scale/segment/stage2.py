@@ -226,7 +226,7 @@ def _with_method(
             config.size(),
             weights=method.teacher_weights,
             args=method.teacher_args,
-            layer=method.teacher_layer,
+            layers=method.teacher_layer or (),
             mean=method.teacher_mean,
             std=method.teacher_std,
             patch=method.teacher_patch,

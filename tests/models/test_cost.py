@@ -16,19 +16,20 @@ def test_vit_b_has_its_published_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "args", "layer"),
+    ("name", "size", "args", "layers"),
     [
-        ("demo_teacher", (96, 128), {}, None),
-        ("demo_teacher", (96, 128), {}, 2),
-        ("mobilenetv2_050", (64, 96), {"pad_type": "same"}, 3),
-        ("resnet18", (64, 64), {}, None),
+        ("demo_teacher", (96, 128), {}, []),
+        ("demo_teacher", (96, 128), {}, [2]),
+        ("demo_teacher", (96, 128), {}, [1, 3]),
+        ("mobilenetv2_050", (64, 96), {"pad_type": "same"}, [3]),
+        ("resnet18", (64, 64), {}, []),
     ],
 )
 def test_dim_and_grid_are_those_of_the_loaded_teacher(
     name: str,
     size: tuple[int, int],
     args: dict[str, object],
-    layer: int | None,
+    layers: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from gkd_scale.models import spec
@@ -39,8 +40,8 @@ def test_dim_and_grid_are_those_of_the_loaded_teacher(
         return create(*given, **{**more, "pretrained": False})
 
     monkeypatch.setattr(spec, "create", random_weights)
-    teacher = load_teacher(name, size, args=dict(args), layer=layer, device="cpu")
-    found = cost(name, size, args, layer=layer)
+    teacher = load_teacher(name, size, args=dict(args), layers=layers, device="cpu")
+    found = cost(name, size, args, layers=layers)
     assert (found.dim, found.grid) == (teacher.dim, teacher.grid)
     assert found.parameters == sum(p.numel() for p in teacher.net.parameters())
 
@@ -49,7 +50,7 @@ def test_mistakes_are_those_of_loading() -> None:
     for arguments, said in [
         ({"name": "vit_bas_patch16_224", "image_size": (224, 224)}, "did you mean"),
         ({"name": "vit_base_patch16_224", "image_size": (220, 224)}, "no whole number"),
-        ({"name": "demo_teacher", "image_size": (96, 128), "layer": 9}, "feature levels 0 to 4"),
+        ({"name": "demo_teacher", "image_size": (96, 128), "layers": [9]}, "feature levels 0 to 4"),
     ]:
         with pytest.raises(ModelError, match=said):
             cost(**arguments)

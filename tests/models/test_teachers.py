@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from gkd_scale.errors import ModelError
 from gkd_scale.models.teachers import load_teacher
+from gkd_scale.types import Features
 from tests.conftest import TINY
 
 
@@ -59,7 +60,7 @@ def test_half_precision_is_near_and_another_teacher(tiny_teacher: Path, dtype: s
 
 def test_a_layer_is_timms_feature_of_that_index(tiny_teacher: Path) -> None:
     args = dict(TINY)
-    teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, layer=0)
+    teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, layers=[0])
     x = pixels(32, 48)
     with torch.no_grad():
         expected = teacher.net.forward_intermediates(
@@ -67,6 +68,26 @@ def test_a_layer_is_timms_feature_of_that_index(tiny_teacher: Path) -> None:
         )[0]
     torch.testing.assert_close(teacher(x).patches, expected.flatten(2).transpose(1, 2))
     assert teacher.fingerprint()["layer"] == 0
+
+
+def test_several_layers_are_concatenated_in_the_order_given(tiny_teacher: Path) -> None:
+    x = pixels(32, 48)
+
+    def features(*layers: int) -> Features:
+        name = "vit_tiny_patch16_224"
+        return load_teacher(name, (32, 48), weights=tiny_teacher, args=dict(TINY), layers=layers)(x)
+
+    both, first, last = features(-1, 0), features(0), features(1)
+    torch.testing.assert_close(both.patches, torch.cat([last.patches, first.patches], -1))
+    torch.testing.assert_close(both.cls, torch.cat([last.cls, first.cls], -1))
+
+
+def test_layers_of_other_grids_and_layers_named_twice_are_refused(tmp_path: Path) -> None:
+    file = save(tmp_path, timm.create_model("test_resnet"))
+    with pytest.raises(ModelError, match=r"different grids cannot be joined \(2: 8x12, 3: 4x6"):
+        load_teacher("test_resnet", (64, 96), weights=file, layers=[2, 3])
+    with pytest.raises(ModelError, match="names a level twice"):
+        load_teacher("test_resnet", (64, 96), weights=file, layers=[4, -1])
 
 
 def test_a_convolutional_teacher_gives_its_map_and_the_mean(tmp_path: Path) -> None:
@@ -77,7 +98,7 @@ def test_a_convolutional_teacher_gives_its_map_and_the_mean(tmp_path: Path) -> N
         (64, 96),
         weights=save(tmp_path, net),
         args={"pad_type": "same"},
-        layer=3,
+        layers=[3],
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )
@@ -131,7 +152,7 @@ def test_another_patch_size_resamples_the_patch_embedding(tiny_teacher: Path) ->
     [
         ({"name": "vit_tiny_patch16_225"}, "did you mean"),
         ({"image_size": (33, 48)}, "--image-size 32x48"),
-        ({"layer": 7}, "feature levels 0 to 1"),
+        ({"layers": [7]}, "feature levels 0 to 1"),
         ({"args": {"patch_size": 16, "no_such": 1}}, "no_such"),
         ({"device": "cuda:77"}, "cuda:77"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def test_each_level_is_what_a_teacher_at_that_layer_gives(name: str, tmp_path: P
     levels = measure(whole, train, val, 4, quiet=True)
     assert [level.layer for level in levels] == [*range(len(levels) - 1), None]
     for level in (levels[0], levels[-2], levels[-1]):
-        alone = load_untrained(name, size, args, tmp_path, layer=level.layer)
+        alone = load_untrained(
+            name, size, args, tmp_path, layers=[] if level.layer is None else [level.layer]
+        )
         features: list[Features] = []
 
         def encode(pixels: torch.Tensor, teacher=alone, seen=features) -> Features:  # type: ignore[no-untyped-def]
@@ -54,7 +57,7 @@ def test_each_level_is_what_a_teacher_at_that_layer_gives(name: str, tmp_path: P
 
 
 def load_untrained(
-    name: str, size: tuple[int, int], args: dict[str, object], folder: Path, layer: int | None = None
+    name: str, size: tuple[int, int], args: dict[str, object], folder: Path, layers: Sequence[int] = ()
 ):  # type: ignore[no-untyped-def]
     from safetensors.torch import save_file
 
@@ -65,7 +68,7 @@ def load_untrained(
         spec, _ = specs.resolve(name, args)
         net = specs.create(spec, image_size=size, pretrained=False)
         save_file({key: value.contiguous() for key, value in net.state_dict().items()}, file)
-    return load_teacher(name, size, weights=file, args=args, layer=layer, device="cpu")
+    return load_teacher(name, size, weights=file, args=args, layers=layers, device="cpu")
 
 
 def test_the_best_level_is_advised_and_few_tokens_are_not_whitened(tmp_path: Path) -> None:
