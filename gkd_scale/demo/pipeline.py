@@ -52,11 +52,7 @@ def _results(cfg: DemoConfig) -> dict[str, Path]:
 
 
 def plan(cfg: DemoConfig) -> list[Step]:
-    """The commands of the demo, in order.
-
-    The student starts from scratch and has minutes, not the GPU-days of the paper; so the first phase is a
-    warm start by plain MSE, which QSD's queries then go on from (:mod:`gkd_scale.distill.heads`).
-    """
+    """The commands of the demo, in order."""
     data, caches, out = cfg.out / "data", cfg.out / "caches", cfg.out
     seed = ["--seed", str(cfg.seed)]
     steps = [Step("write the embedded scenes", ["gkd-scale", "make-data", str(data)])]
