@@ -44,7 +44,7 @@ class BenchmarkConfig:
 class TeacherPart:
     """The foundation model; ``weights`` None: timm's. ``layer``: one index or several.
 
-    ``patch``: patch size at the source image size.
+    ``patch``: patch size at the source image size. ``dtype``: its arithmetic, float32 by default.
     """
 
     name: str
@@ -52,6 +52,7 @@ class TeacherPart:
     args: dict[str, Any] = field(default_factory=dict)
     layer: tuple[int, ...] | None = None
     patch: int | None = None
+    dtype: str | None = None
     mean: Triple | None = None
     std: Triple | None = None
     norm: str = "whiten"

@@ -248,6 +248,7 @@ def _teacher_flags(recipe: Recipe, statistics: tuple[str, str]) -> list[str]:
     teacher = recipe.teacher
     flags = [*_named("--teacher-weights", teacher.weights), *_pairs("--teacher-args", teacher.args)]
     flags += ["--teacher-layer", *map(str, teacher.layer)] if teacher.layer else []
+    flags += _named("--teacher-dtype", teacher.dtype)
     for flag, values in zip(statistics, (teacher.mean, teacher.std), strict=True):
         flags += _triple(f"--{flag}", values)
     return flags
