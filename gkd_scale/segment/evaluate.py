@@ -17,7 +17,7 @@ from rich.table import Table
 from gkd_scale import console, files
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import ConfigError, GkdError
-from gkd_scale.segment.config import EvaluateConfig, PredictConfig
+from gkd_scale.segment.config import EvaluateConfig, LookConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.export import Card, load_segmenter
 from gkd_scale.segment.inference import Inference, Windows, confusion
@@ -71,7 +71,7 @@ def on_device(runtime: Runtime | None, device: str) -> Runtime:
     return runtime if device == "auto" else replace(runtime, device=pick_device(device))
 
 
-def how_to_look(config: EvaluateConfig | PredictConfig, card: Card) -> Inference:
+def how_to_look(config: LookConfig, card: Card) -> Inference:
     """How to look at images: as the options say, else as the run was validated."""
     asked = config.inference.mode is not None
     windows = Windows.of(config.inference, card.image_size) if asked else card.windows

@@ -172,7 +172,7 @@ def scores(
     how: Inference = WHOLE,
     batch_size: int = 8,
 ) -> Iterator[Tensor]:
-    """Logits (K, H_i, W_i) at ``sizes``, summed over looks, of images (B, 3, h, w) at each of ``how.scales``."""
+    """As :func:`predict`, but logits (K, H_i, W_i) float32, summed over scales and mirror images."""
     looks = []
     for pixels in views:
         looks.append(logits(model, pixels, how.windows, batch_size))
@@ -236,7 +236,9 @@ def by_size(items: Iterable[V], how: Inference, batch_size: int) -> Iterator[lis
     """Neighbours whose views have the same sizes, with at most ``batch_size`` images or windows together."""
     group: list[V] = []
     for item in items:
-        if group and (len(group) >= _images_together(group[0], how, batch_size) or _sizes(item) != _sizes(group[0])):
+        if group and (
+            len(group) >= _images_together(group[0], how, batch_size) or _sizes(item) != _sizes(group[0])
+        ):
             yield group
             group = []
         group.append(item)

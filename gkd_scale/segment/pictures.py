@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 
 from gkd_scale.types import UInt8Array
@@ -41,5 +40,3 @@ def contact_sheet(pairs: Sequence[tuple[Image.Image, Image.Image]], columns: int
             small.thumbnail(_THUMB)
             sheet.paste(small, (left + side * _THUMB[0], top))
     return sheet
-
-

@@ -15,7 +15,9 @@ launcher (``launchers/predict.py``) each rank predicts every ``world``-th image.
 
 from __future__ import annotations
 
+import glob
 import io
+import os
 import threading
 import time
 from collections import Counter
@@ -34,7 +36,7 @@ from torch import Tensor
 
 from gkd_scale import console, files
 from gkd_scale.cache.plan import make_plan
-from gkd_scale.cache.source import Source, open_source
+from gkd_scale.cache.source import EXTENSIONS, Source, is_url, open_source
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import DataError, RunError
 from gkd_scale.images import UnreadableImage, open_bytes
@@ -91,12 +93,13 @@ class Outputs:
 
 
 def predict(config: PredictConfig, source: Source | None = None, runtime: Runtime | None = None) -> int:
-    """Predict all images that have no prediction yet; the number of images that could not be read. Collective.
+    """Predict all images that have no prediction yet; how many images could not be read. Collective.
 
     ``source`` is what ``config.images`` names, if the caller has opened it. Raises DataError if no image can
     be read, and RunError if OUT holds what another run, or this one otherwise, has predicted.
     """
     runtime = on_device(runtime, config.device)
+    source = source or _matching(config.images)
     segmenter, card = export.load_segmenter(config.run)
     how = how_to_look(config, card)
     names, read = runtime.on_main(lambda: _listed(config, source)), _reader(config, source)
@@ -119,7 +122,9 @@ def predict(config: PredictConfig, source: Source | None = None, runtime: Runtim
     with _progress(len(mine), runtime.main) as advance, _Writer(config.workers) as writer:
         loaded = prefetch(load, mine, config.workers, depth=2 * config.batch_size)
         for group in by_size(_readable(loaded, advance), how, config.batch_size):
-            views = [torch.stack(each).to(runtime.device) for each in zip(*(i.views for i in group), strict=True)]
+            views = [
+                torch.stack(each).to(runtime.device) for each in zip(*(i.views for i in group), strict=True)
+            ]
             found = scores(segmenter, views, [item.size for item in group], how, config.batch_size)
             for item, logits in zip(group, found, strict=True):
                 job = _Files(wanted[item.place], item.image, card.palette, logits.cpu())
@@ -149,6 +154,33 @@ def _inside(name: str) -> str:
     """A name as a relative path: without a root, ``..`` spelled out."""
     parts = [part for part in PurePosixPath(name).parts if part not in ("/", "//", ".")]
     return "/".join("_up" if part == ".." else part for part in parts)
+
+
+class Matching:
+    """The source of one image file, or of those that a pattern with ``*`` names."""
+
+    def __init__(self, pattern: str) -> None:
+        found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
+        self._paths = sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.is_file())
+        if not self._paths:
+            raise DataError(
+                f"no image matches {pattern!r}", f"images end in {' '.join(EXTENSIONS)}; quote the pattern"
+            )
+        self._root = Path(os.path.commonpath([path.parent for path in self._paths]))
+
+    def entries(self) -> list[tuple[str, int]]:
+        return [(str(path.relative_to(self._root)), path.stat().st_size) for path in self._paths]
+
+    def read(self, name: str) -> bytes:
+        return (self._root / name).read_bytes()
+
+
+def _matching(images: str) -> Source | None:
+    """The source of a single file or of a pattern; None for anything else."""
+    path = Path(images)
+    single = path.is_file() and path.suffix.lower() in EXTENSIONS
+    pattern = glob.has_magic(images) and not path.is_dir() and not is_url(images) and "{" not in images
+    return Matching(glob.escape(images) if single else images) if single or pattern else None
 
 
 def _listed(config: PredictConfig, source: Source | None) -> list[str]:
@@ -274,8 +306,9 @@ def _conclude(
     pairs = []
     for place in there[::step][:_SHEET_IMAGES]:
         image = read(names[place])
-        mask = np.asarray(Image.open(wanted[place].mask))
-        pairs.append((image, pictures.overlay(image, mask, card.palette)))
+        with Image.open(wanted[place].mask) as mask:
+            shown = pictures.overlay(image, np.asarray(mask), card.palette)
+        pairs.append((image, shown))
     buffer = io.BytesIO()
     pictures.contact_sheet(pairs).save(buffer, "JPEG", quality=90)
     files.write_bytes(config.out / SHEET_FILE, buffer.getvalue())
@@ -288,7 +321,9 @@ def _conclude(
     for name, reason in reasons[:_SHOWN]:
         console.err.print(f"not read: {name!r}: {reason}", markup=False, style="yellow")
     if len(reasons) > _SHOWN:
-        console.err.print(f"not read: {len(reasons) - _SHOWN} more, in {config.out / UNREAD_FILE}", style="yellow")
+        console.err.print(
+            f"not read: {len(reasons) - _SHOWN} more, in {config.out / UNREAD_FILE}", style="yellow"
+        )
     lines = "".join(f"{name}\t{reason}\n" for name, reason in reasons)
     if lines:
         files.write_text(config.out / UNREAD_FILE, lines)
