@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,24 +20,14 @@ from gkd_scale.segment.inference import prepare
 from gkd_scale.segment.predict import output_stems
 from tests.conftest import write_images
 
-from .support import CLASSES, COLOURS, tiny_segmenter
+from .support import CLASSES, COLOURS, write_run
 
 SIZE = (32, 48)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished stage-2 run with random weights."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    segmenter = tiny_segmenter()
-    for parameter in segmenter.head.parameters():
-        torch.nn.init.normal_(parameter)
-    segmenter.backbone.save(folder)
-    export.save_head(folder, segmenter.head)
-    palette = [(int(r), int(g), int(b)) for r, g, b in COLOURS]
-    export.save_card(folder, export.Card("linear", {}, list(CLASSES), palette, SIZE, "frozen", 1, 50.0))
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 def predict(run: Path, images: object, out: Path, *flags: str) -> int:
