@@ -255,6 +255,17 @@ def _predict(argv: Sequence[str], prog: str, command: Command) -> int:
     return 0
 
 
+def _report(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.report.config import ReportConfig
+
+    cfg = parse(ReportConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.report.report import report
+
+    report(cfg)
+    return 0
+
+
 def _probe(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.config import parse
     from gkd_scale.segment.config import TeacherProbeConfig
@@ -469,6 +480,14 @@ COMMANDS = {
   gkd-scale predict runs/stage2 --images 'drive/*/frame-*.jpg' --out predictions --inference slide \
       --window 512 --stride 341
   deepspeed launchers/predict.py runs/stage2 --images s3://bucket/photos --out predictions   # on all GPUs
+""",
+    ),
+    "report": Command(
+        _report,
+        "Show runs on one HTML page: training curves, mIoU by domain and class, images, cost.",
+        """\
+  gkd-scale report runs/head --data night=folder:elsewhere/night --data fog=folder:elsewhere/fog
+  gkd-scale report runs/head runs/none --data dusk=camvid:camvid/unseen_dusk --out compared.html
 """,
     ),
     "datasets": Command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -386,22 +387,25 @@ class EvaluateConfig(LookConfig):
     json: Path | None = option(None, "where the numbers go (default RUN/evaluation.json)", metavar="FILE")
 
     def domains(self) -> dict[str, str]:
-        """Domain names to ``ADAPTER:PATH``; ConfigError for a malformed or repeated one."""
+        """Domain names to ``ADAPTER:PATH``; ConfigError for none, a malformed or a repeated one."""
         if not self.data:
             raise ConfigError(
                 "no domain to evaluate on",
                 "give --data NAME=ADAPTER:PATH, for example night=embedded:runs/demo-data/unseen_night",
             )
-        found: dict[str, str] = {}
-        for text in self.data:
-            name, equals, ref = text.partition("=")
-            if not (equals and name.strip() and ref.strip()):
-                raise ConfigError(
-                    f"--data '{text}' is not NAME=ADAPTER:PATH", "for example dusk=camvid:camvid/unseen_dusk"
-                )
-            if name in found:
-                raise ConfigError(
-                    f"--data names the domain '{name}' twice", "give each domain a name of its own"
-                )
-            found[name] = ref
-        return found
+        return named_domains(self.data)
+
+
+def named_domains(data: Sequence[str]) -> dict[str, str]:
+    """Texts ``NAME=ADAPTER:PATH`` as a mapping; ConfigError for a malformed or repeated one."""
+    found: dict[str, str] = {}
+    for text in data:
+        name, equals, ref = text.partition("=")
+        if not (equals and name.strip() and ref.strip()):
+            raise ConfigError(
+                f"--data '{text}' is not NAME=ADAPTER:PATH", "for example dusk=camvid:camvid/unseen_dusk"
+            )
+        if name in found:
+            raise ConfigError(f"--data names the domain '{name}' twice", "give each domain a name of its own")
+        found[name] = ref
+    return found
