@@ -82,7 +82,8 @@ def render(
         title="gkd-scale: " + ", ".join(run.name for run in runs),
         version=__version__,
         runs=[{"name": run.name, "boxes": _boxes(run)} for run in runs],
-        scores=score_table(runs),
+        scores=score_table(runs, looks),
+        legend=_legend(runs),
         classes=class_tables(runs),
         curves=[_curves(phase) for phase in _every_phase(runs)],
         looks=looks,
@@ -114,21 +115,37 @@ def _short(location: str) -> str:
     return f"{adapter}:{tail}" if colon else tail
 
 
-def score_table(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """mIoU by domain and run from ``gkd-scale evaluate``, the mean, and what is kept of home."""
-    scored = [run for run in runs if run.scores and run.card is not None]
-    if not scored:
-        return None
-    domains = list(dict.fromkeys(domain for run in scored for domain in run.scores))
+def score_table(runs: Sequence[Run], looks: Mapping[str, DomainLook]) -> dict[str, Any] | None:
+    """mIoU by domain and run, the mean, and what is kept of home; None where nothing was scored.
+
+    From ``gkd-scale evaluate``; a domain that it did not score, from the images that were looked at.
+    """
     rows = []
-    for run in scored:
-        assert run.card is not None
-        values = [run.scores[domain]["miou"] if domain in run.scores else None for domain in domains]
-        there = [value for value in values if value is not None]
-        mean = statistics.fmean(there)
-        kept = mean / run.card.miou if run.card.miou else None
-        rows.append({"run": run.name, "home": run.card.miou, "values": values, "mean": mean, "kept": kept})
-    return {"domains": domains, "rows": rows}
+    for run in runs:
+        if run.card is not None:
+            seen = {name: 100 * each.confusion[run.name].miou() for name, each in looks.items()}
+            values = {**seen, **{name: float(each["miou"]) for name, each in run.scores.items()}}
+            rows.append((run, values, {name for name in seen if name not in run.scores}))
+    domains = list(dict.fromkeys(domain for _, values, _ in rows for domain in values))
+    if not domains:
+        return None
+    found = []
+    for run, values, partly in rows:
+        home = run.card.miou if run.card else 0.0
+        mean = statistics.fmean(values.values()) if values else None
+        kept = mean / home if mean is not None and home else None
+        cells = [(values.get(domain), domain in partly) for domain in domains]
+        found.append({"run": run.name, "home": home, "cells": cells, "mean": mean, "kept": kept})
+    return {"domains": domains, "rows": found, "partly": any(partly for _, _, partly in rows)}
+
+
+def _legend(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Names and CSS colours of the classes of the first run that has some."""
+    card = next((run.card for run in runs if run.card is not None), None)
+    if card is None:
+        return []
+    colours = ("rgb({}, {}, {})".format(*colour) for colour in card.palette)
+    return list(zip(card.classes, colours, strict=True))
 
 
 def class_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:

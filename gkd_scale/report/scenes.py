@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gkd_scale.models import families
 from gkd_scale.segment.finished import FinishedSegmenter
 from gkd_scale.segment.inference import pad_to_stride, prepare
 from gkd_scale.segment.metrics import Confusion
@@ -124,12 +125,13 @@ def _errors(prediction: UInt8Array, label: UInt8Array) -> Image.Image:
 
 @torch.no_grad()
 def token_colours(model: FinishedSegmenter, image: UInt8Array) -> Image.Image:
-    """The backbone's last map as colours: its first three principal components over this image."""
+    """The backbone's patch tokens as colours: their first three principal components over this image."""
+    backbone = model.module.backbone
     pixels = prepare(image, model.image_size)[None].to(model.device)
     padded = pad_to_stride(pixels, model.module.stride, model.module.fill)
-    tokens = model.module.backbone(padded)[-1][0].float().cpu()
-    colours = principal_colours(tokens.flatten(1).T)
-    grid = colours.reshape(tokens.shape[1], tokens.shape[2], 3)
+    x = families.as_input(backbone.net, backbone.normalize(padded))
+    features, (rows, columns) = families.dense(backbone.net, x)
+    grid = principal_colours(features.patches[0].float().cpu()).reshape(rows, columns, 3)
     return Image.fromarray(grid).resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)
 
 

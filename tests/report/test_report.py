@@ -93,6 +93,17 @@ def test_a_page_of_two_runs_with_images(runs: Path, tmp_path: Path) -> None:
     assert "5 of 6 images were looked at" in text
     assert len(page.images) == 4 * (2 + 2 * 3), "four scenes: image, label, and three pictures a run"
     assert "mIoU over these images" in text and "Cost" in text
+    assert all(name in text for name in CLASSES)
+
+
+def test_a_domain_that_was_not_evaluated_has_the_mean_of_the_images_looked_at(
+    runs: Path, tmp_path: Path
+) -> None:
+    data, out = write_folder(tmp_path / "data", Blocks(2)), tmp_path / "page.html"
+    assert main(["report", str(runs / "gkd"), "--data", f"rain=folder:{data}", "--out", str(out)]) == 0
+    text = Page(out.read_text()).text()
+    assert "* Over the images below alone" in text
+    assert "rain" in text.split("kept is")[1]
 
 
 def test_a_stage_1_run_alone_shows_its_curves(runs: Path, tmp_path: Path) -> None:
