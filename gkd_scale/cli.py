@@ -244,6 +244,28 @@ def _evaluate(argv: Sequence[str], prog: str, command: Command) -> int:
     return 0
 
 
+def _predict(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.segment.config import PredictConfig
+
+    cfg = parse(PredictConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.segment.predict import predict
+
+    predict(cfg, _labelled(cfg.images))
+    return 0
+
+
+def _report(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.report.config import ReportConfig
+
+    cfg = parse(ReportConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.report.report import report
+
+    report(cfg)
+    return 0
+
+
 def _probe(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.config import parse
     from gkd_scale.segment.config import TeacherProbeConfig
@@ -448,6 +470,24 @@ COMMANDS = {
   gkd-scale evaluate runs/stage2 --data city=folder:my/city --json city.json --inference slide \
       --window 512 --stride 341
   deepspeed launchers/evaluate.py runs/stage2 --data city=folder:my/city   # on all GPUs
+""",
+    ),
+    "predict": Command(
+        _predict,
+        "Predict the classes of your images with a stage-2 run: masks, overlays, a contact sheet.",
+        """\
+  gkd-scale predict runs/stage2 --images photos --out predictions --overlay
+  gkd-scale predict runs/stage2 --images 'drive/*/frame-*.jpg' --out predictions --inference slide \
+      --window 512 --stride 341
+  deepspeed launchers/predict.py runs/stage2 --images s3://bucket/photos --out predictions   # on all GPUs
+""",
+    ),
+    "report": Command(
+        _report,
+        "Show runs on one HTML page: training curves, mIoU by domain and class, images, cost.",
+        """\
+  gkd-scale report runs/head --data night=folder:elsewhere/night --data fog=folder:elsewhere/fog
+  gkd-scale report runs/head runs/none --data dusk=camvid:camvid/unseen_dusk --out compared.html
 """,
     ),
     "datasets": Command(

@@ -240,7 +240,9 @@ def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any, prefix:
     metavar = meta.get("metavar")
     if meta.get("positional"):
         kwargs.pop("dest")
-        if default is not _MISSING:
+        if origin is list:
+            kwargs["nargs"] = "+"
+        elif default is not _MISSING:
             kwargs["nargs"] = "?"
         parser.add_argument(dest, metavar=metavar or field.name.upper(), **kwargs)
         return

@@ -59,16 +59,15 @@ from gkd_scale.cache.shard import (
 from gkd_scale.cache.source import Labelled, Source
 from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
 from gkd_scale.cache.views import (
-    UnreadableImage,
     View,
     decode,
     make_view,
     open_from,
-    open_image,
     view_label,
 )
 from gkd_scale.errors import CacheError, DamageError, DataError, ModelError, disk_full
 from gkd_scale.files import TEMPORARY, locked, sha256_file, write_bytes
+from gkd_scale.images import UnreadableImage, open_image
 from gkd_scale.moments import Moments
 from gkd_scale.prefetch import Behind, prefetch
 from gkd_scale.types import Features, Teacher, UInt8Array

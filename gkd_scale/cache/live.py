@@ -20,8 +20,9 @@ from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.loader import Schedule, Slot, make_batch, spread_slots
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
-from gkd_scale.cache.views import Opened, UnreadableImage, decode, make_view, open_from, open_image
+from gkd_scale.cache.views import decode, make_view, open_from
 from gkd_scale.errors import DataError
+from gkd_scale.images import Opened, UnreadableImage, open_image
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Features, Teacher, UInt8Array
 
@@ -57,11 +58,18 @@ class LiveSource:
         self._view, self._views, self._view_seed, self._workers = view, views, view_seed, workers
         self.effort = Effort(workers)
         self._plan = plan = make_plan(images, samples_per_shard)
-        readable = list(prefetch(self._is_readable, plan.entries, workers, depth=4 * workers))
+        reasons = list(prefetch(self._reason, plan.entries, workers, depth=4 * workers))
+        readable = [reason is None for reason in reasons]
         self._entries = [entry for entry, good in zip(plan.entries, readable, strict=True) if good]
+        self.errors = {
+            entry.name: reason for entry, reason in zip(plan.entries, reasons, strict=True) if reason
+        }
+        """Images that are left out, and why."""
         if not self._entries:
+            name, reason = next(iter(self.errors.items()))
             raise DataError(
-                f"none of the {len(readable)} images of {images} could be read", "check the folder"
+                f"none of the {len(readable)} images of {images} could be read; {name}: {reason}",
+                "check the folder",
             )
         sizes = [sum(readable[i : i + samples_per_shard]) for i in range(0, len(readable), samples_per_shard)]
         self.num_samples = len(self._entries)
@@ -100,12 +108,13 @@ class LiveSource:
             return open_from(self._plan.source, entry.path)
         return open_image(Path(self._images) / entry.path)
 
-    def _is_readable(self, entry: Entry) -> bool:
+    def _reason(self, entry: Entry) -> str | None:
+        """Why an image cannot be read; None where it can."""
         try:
             self._open(entry)
-        except UnreadableImage:
-            return False
-        return True
+        except UnreadableImage as error:
+            return str(error)
+        return None
 
     def _pixels(self, slots: list[Slot]) -> tuple[list[Slot], UInt8Array]:
         """Pixels (B, 3, H, W) of one micro batch. Runs on the reading threads."""

@@ -12,42 +12,21 @@ from __future__ import annotations
 
 import io
 import math
-import re
-import stat
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance
 
 from gkd_scale.cache import augment
 from gkd_scale.cache.config import ViewConfig
 from gkd_scale.cache.source import Labelled, Source
+from gkd_scale.images import Opened, UnreadableImage, one_line, open_bytes
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
 
-MAX_PIXELS = 178_956_970
-"""Larger images are taken for decompression bombs (512 MiB as RGB; Pillow's own hard limit)."""
-
 _CROP_ATTEMPTS = 10
-_BY_PILLOW = re.compile(r"PIL\.")
-
-
-class UnreadableImage(Exception):
-    """One image cannot be used; the text says why. Recorded, never fatal."""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """An upright RGB image and what it was on disk."""
-
-    image: Image.Image
-    source: dict[str, Any]
-    label: UInt8Array | None = None
-    """Train ids (H, W) of the upright image, where the source has labels."""
 
 
 @dataclass(frozen=True)
@@ -156,19 +135,14 @@ def _color_factors(sid: str, view: int, cfg: ViewConfig, seed: int) -> list[floa
 # --------------------------------------------------------------------------------------- files
 
 
-def open_image(path: Path) -> Opened:
-    """Any image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
-    return open_bytes(_read(path))
-
-
 def open_from(source: Source, name: str) -> Opened:
-    """The same for an image of a source."""
+    """An image of a source to upright RGB; raises :class:`UnreadableImage` with the reason."""
     if isinstance(source, Labelled):
         return _open_labelled(source, name)
     try:
         data = source.read(name)
     except OSError as error:
-        raise UnreadableImage(error.strerror or _one_line(error)) from None
+        raise UnreadableImage(error.strerror or one_line(error)) from None
     if not data:
         raise UnreadableImage("the file is empty")
     return open_bytes(data)
@@ -178,94 +152,5 @@ def _open_labelled(source: Labelled, name: str) -> Opened:
     try:
         sample = source.sample(name)
     except OSError as error:
-        raise UnreadableImage(error.strerror or _one_line(error)) from None
+        raise UnreadableImage(error.strerror or one_line(error)) from None
     return Opened(Image.fromarray(sample.image), {"size": [*sample.image.shape[:2]]}, sample.label)
-
-
-def open_bytes(data: bytes) -> Opened:
-    """The content of an image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
-    _hush_pillow()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(
-                    f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS}"
-                )
-            source: dict[str, Any] = {"format": image.format, "mode": image.mode, "size": [*image.size[::-1]]}
-            frames = getattr(image, "n_frames", 1)  # before the pixels: counting seeks
-            image.load()
-            orientation = _orientation(image)
-            upright = _upright(image, orientation)
-            if orientation != 1:
-                source["orientation"] = orientation
-            if frames > 1:
-                source["frames"] = frames
-            return Opened(to_rgb(upright), source)
-    except UnreadableImage:
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableImage("not an image, or a format that Pillow does not know") from None
-    except Image.DecompressionBombError:
-        raise UnreadableImage(f"more pixels than the limit of {MAX_PIXELS}") from None
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise UnreadableImage(_one_line(error)) from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: alpha over black, 16 bits to 8, palettes and CMYK as Pillow converts them."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(image)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        straight = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), straight).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_8_bits(image: Image.Image) -> UInt8Array:
-    """Grey values (H, W): integers count to 65535; floats to 1, or to 255 where one is above 1."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = 65535.0 if image.mode.startswith("I") else (1.0 if values.max() <= 1 else 255.0)
-    return np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UnreadableImage("not a regular file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImage(error.strerror or _one_line(error)) from None
-    if not data:
-        raise UnreadableImage("the file is empty")
-    return data
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 where there is none or the EXIF block is broken."""
-    try:
-        found = image.getexif().get(0x0112, 1)
-    except Exception:
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    if orientation == 1:
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block does not make pixels unreadable
-        return image
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
-
-
-def _hush_pillow() -> None:
-    """Keep Pillow's warnings about users' files off the terminal, also in threads."""
-    if not any(action == "ignore" and module == _BY_PILLOW for action, _, _, module, _ in warnings.filters):
-        warnings.filterwarnings("ignore", module=_BY_PILLOW.pattern)

@@ -119,7 +119,14 @@ def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teachin
         source.num_samples,
         fingerprint,
         {"images": source.images_hash(), "teacher_sha256": fingerprint["weights_sha256"]},
-        [f"{source.num_samples} images of {recipe.images}, {views}, teacher live"],
+        [f"{source.num_samples} images of {recipe.images}, {views}, teacher live", *_left_out(source)],
         source.effort.cause,
         {},
     )
+
+
+def _left_out(source: LiveSource) -> list[str]:
+    """One line about images that could not be read, where there are any."""
+    for name, reason in source.errors.items():
+        return [f"{len(source.errors)} images could not be read and are left out, as {name}: {reason}"]
+    return []

@@ -203,7 +203,7 @@ def any_size(spec: ModelSpec, *, pretrained: bool = False, drop_path: float = 0.
 
 def load_backbone(
     ref: str | Path | None,
-    name: str | None,
+    name: str | None = None,
     args: dict[str, Any] | None = None,
 ) -> Backbone:
     """A backbone from a RUN folder, a weights FILE, 'pretrained' (timm's or ours), or None: from scratch."""

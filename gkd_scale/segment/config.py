@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -344,13 +345,11 @@ class TeacherProbeConfig:
                 )
 
 
-@dataclass
-class EvaluateConfig:
-    """Measure the mIoU of a stage-2 run, one domain for each --data."""
+@dataclass(kw_only=True)
+class LookConfig:
+    """How a finished segmenter looks at images: what evaluate and predict have in common."""
 
     run: Path = option(help="folder of a finished stage-2 run", positional=True)
-    data: list[str] = option([], "a domain, repeatable", metavar="NAME=ADAPTER:PATH")
-    json: Path | None = option(None, "where the numbers go (default RUN/evaluation.json)", metavar="FILE")
     inference: InferenceConfig = section(InferenceConfig)
     tta_scales: tuple[float, ...] = option(
         (1.0,), "average predictions over these sizes of the image; 1 is the training size", metavar="X"
@@ -366,23 +365,47 @@ class EvaluateConfig:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
 
+
+@dataclass(kw_only=True)
+class PredictConfig(LookConfig):
+    """Predict the classes of any images with a stage-2 run."""
+
+    images: str = option(
+        help="a folder, a pattern with *, a list (.txt, .parquet), tars, a URL, or ADAPTER:PATH",
+        metavar="PATH|GLOB|URL|ADAPTER:PATH",
+    )
+    out: Path = option(help="folder of the predictions; the same command again goes on where it stopped")
+    overlay: bool = option(False, "write each image under its classes' colours too")
+    save_logits: bool = option(False, "write each image's logits too, at its size: 2 bytes a class and pixel")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(LookConfig):
+    """Measure the mIoU of a stage-2 run, one domain for each --data."""
+
+    data: list[str] = option([], "a domain, repeatable", metavar="NAME=ADAPTER:PATH")
+    json: Path | None = option(None, "where the numbers go (default RUN/evaluation.json)", metavar="FILE")
+
     def domains(self) -> dict[str, str]:
-        """Domain names to ``ADAPTER:PATH``; ConfigError for a malformed or repeated one."""
+        """Domain names to ``ADAPTER:PATH``; ConfigError for none, a malformed or a repeated one."""
         if not self.data:
             raise ConfigError(
                 "no domain to evaluate on",
                 "give --data NAME=ADAPTER:PATH, for example night=embedded:runs/demo-data/unseen_night",
             )
-        found: dict[str, str] = {}
-        for text in self.data:
-            name, equals, ref = text.partition("=")
-            if not (equals and name.strip() and ref.strip()):
-                raise ConfigError(
-                    f"--data '{text}' is not NAME=ADAPTER:PATH", "for example dusk=camvid:camvid/unseen_dusk"
-                )
-            if name in found:
-                raise ConfigError(
-                    f"--data names the domain '{name}' twice", "give each domain a name of its own"
-                )
-            found[name] = ref
-        return found
+        return named_domains(self.data)
+
+
+def named_domains(data: Sequence[str]) -> dict[str, str]:
+    """Texts ``NAME=ADAPTER:PATH`` as a mapping; ConfigError for a malformed or repeated one."""
+    found: dict[str, str] = {}
+    for text in data:
+        name, equals, ref = text.partition("=")
+        if not (equals and name.strip() and ref.strip()):
+            raise ConfigError(
+                f"--data '{text}' is not NAME=ADAPTER:PATH", "for example dusk=camvid:camvid/unseen_dusk"
+            )
+        if name in found:
+            raise ConfigError(f"--data names the domain '{name}' twice", "give each domain a name of its own")
+        found[name] = ref
+    return found

@@ -17,7 +17,7 @@ from rich.table import Table
 from gkd_scale import console, files
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import ConfigError, GkdError
-from gkd_scale.segment.config import EvaluateConfig
+from gkd_scale.segment.config import EvaluateConfig, LookConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.export import Card, load_segmenter
 from gkd_scale.segment.inference import Inference, Windows, confusion
@@ -47,9 +47,9 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     Raises ConfigError, RunError, ModelError or DataError.
     """
     domains = config.domains()
-    runtime = _on_device(runtime, config.device)
+    runtime = on_device(runtime, config.device)
     segmenter, card = load_segmenter(config.run)
-    how = _how(config, card)
+    how = how_to_look(config, card)
     datasets = {name: _open(ref, card.classes, config) for name, ref in domains.items()}
     segmenter.to(runtime.device)
     results = {
@@ -64,14 +64,14 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     return results
 
 
-def _on_device(runtime: Runtime | None, device: str) -> Runtime:
+def on_device(runtime: Runtime | None, device: str) -> Runtime:
     """This process's place among its peers, on the device that was asked for."""
     if runtime is None:
         return Runtime(0, 1, pick_device(device))
     return runtime if device == "auto" else replace(runtime, device=pick_device(device))
 
 
-def _how(config: EvaluateConfig, card: Card) -> Inference:
+def how_to_look(config: LookConfig, card: Card) -> Inference:
     """How to look at images: as the options say, else as the run was validated."""
     asked = config.inference.mode is not None
     windows = Windows.of(config.inference, card.image_size) if asked else card.windows

@@ -7,6 +7,7 @@ last: a folder that has it is complete.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 
 from gkd_scale import files
 from gkd_scale.errors import RunError
+from gkd_scale.models import backbone as backbones
 from gkd_scale.models.backbone import load_backbone
 from gkd_scale.models.weights import read_state_dict
 from gkd_scale.segment.heads.base import SegHead
@@ -90,6 +92,14 @@ def load_card(run: Path) -> Card:
         return Card(**values)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}", "run stage 2 again: it exports anew") from None
+
+
+def fingerprint(run: Path) -> str:
+    """SHA-256 over the files that make a finished run's segmenter; RunError where ``run`` is none."""
+    load_card(run)
+    names = (CARD_FILE, HEAD_FILE, backbones.CARD_FILE, backbones.WEIGHTS_FILE)
+    lines = "".join(f"{name} {files.sha256_file(run / name)}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def load_segmenter(run: Path) -> tuple[Segmenter, Card]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -152,7 +152,6 @@ def _padded_logits(model: Model, pixels: Tensor) -> Tensor:
     return model.logits(pad_to_stride(pixels, model.stride, model.fill))[..., :height, :width].float()
 
 
-@torch.no_grad()
 def predict(
     model: Model,
     views: Sequence[Tensor],
@@ -161,20 +160,29 @@ def predict(
     batch_size: int = 8,
 ) -> list[Tensor]:
     """Class maps (H_i, W_i) int64 at ``sizes``, of images (B, 3, h, w) at each of ``how.scales``."""
+    # as argmax, which takes 2.6 times as long over channels on a CPU
+    return [each.max(0).indices for each in scores(model, views, sizes, how, batch_size)]
+
+
+@torch.no_grad()
+def scores(
+    model: Model,
+    views: Sequence[Tensor],
+    sizes: Sequence[Size],
+    how: Inference = WHOLE,
+    batch_size: int = 8,
+) -> Iterator[Tensor]:
+    """As :func:`predict`, but logits (K, H_i, W_i) float32, summed over scales and mirror images."""
     looks = []
     for pixels in views:
         looks.append(logits(model, pixels, how.windows, batch_size))
         if how.flip:
             looks.append(logits(model, pixels.flip(-1), how.windows, batch_size).flip(-1))
-    return [_choose([look[index : index + 1] for look in looks], size) for index, size in enumerate(sizes)]
-
-
-def _choose(looks: Sequence[Tensor], size: Size) -> Tensor:
-    """The class (H, W) with the greatest sum of logits over looks (1, K, h_i, w_i)."""
-    total = upsample(looks[0], size)
-    for look in looks[1:]:
-        total = total + upsample(look, size)
-    return total.max(1).indices[0]  # as argmax, which takes 2.6 times as long over channels on a CPU
+    for index, size in enumerate(sizes):
+        total = upsample(looks[0][index : index + 1], size)
+        for look in looks[1:]:
+            total = total + upsample(look[index : index + 1], size)
+        yield total[0]
 
 
 def confusion(
@@ -205,7 +213,7 @@ def confusion(
     total = Confusion(len(dataset.classes))
     wanted = range(len(dataset)) if indices is None else indices
     loaded = prefetch(load, wanted, workers, depth=2 * batch_size)
-    for group in _same_size(loaded, lambda item: _images_together(item, how, batch_size)):
+    for group in by_size(loaded, how, batch_size):
         views = [torch.stack(each).to(device) for each in zip(*(item.views for item in group), strict=True)]
         sizes = [(item.label.shape[0], item.label.shape[1]) for item in group]
         for found, item in zip(predict(model, views, sizes, how, batch_size), group, strict=True):
@@ -214,19 +222,23 @@ def confusion(
     return total
 
 
-def _images_together(item: Prepared, how: Inference, batch_size: int) -> int:
-    """How many images of this one's size have at most ``batch_size`` windows; at least 1."""
-    if how.windows is None:
-        return batch_size
-    most = max(len(how.windows.corners((view.shape[-2], view.shape[-1]))) for view in item.views)
-    return max(1, batch_size // most)
+class HasViews(Protocol):
+    """An image at each scale, (3, H, W) uint8."""
+
+    @property
+    def views(self) -> list[Tensor]: ...
 
 
-def _same_size(items: Iterable[Prepared], most: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
-    """Neighbours whose views have the same sizes, at most ``most(item)`` together."""
-    group: list[Prepared] = []
+V = TypeVar("V", bound=HasViews)
+
+
+def by_size(items: Iterable[V], how: Inference, batch_size: int) -> Iterator[list[V]]:
+    """Neighbours whose views have the same sizes, with at most ``batch_size`` images or windows together."""
+    group: list[V] = []
     for item in items:
-        if group and (len(group) >= most(group[0]) or _sizes(item) != _sizes(group[0])):
+        if group and (
+            len(group) >= _images_together(group[0], how, batch_size) or _sizes(item) != _sizes(group[0])
+        ):
             yield group
             group = []
         group.append(item)
@@ -234,5 +246,13 @@ def _same_size(items: Iterable[Prepared], most: Callable[[Prepared], int]) -> It
         yield group
 
 
-def _sizes(item: Prepared) -> list[torch.Size]:
+def _images_together(item: HasViews, how: Inference, batch_size: int) -> int:
+    """How many images of this one's size have at most ``batch_size`` windows; at least 1."""
+    if how.windows is None:
+        return batch_size
+    most = max(len(how.windows.corners((view.shape[-2], view.shape[-1]))) for view in item.views)
+    return max(1, batch_size // most)
+
+
+def _sizes(item: HasViews) -> list[torch.Size]:
     return [view.shape for view in item.views]

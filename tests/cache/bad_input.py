@@ -79,6 +79,10 @@ def grey(dtype: str, scale: float) -> Image.Image:
     return Image.fromarray((np.asarray(photo().convert("L"), np.float64) * scale).astype(dtype))
 
 
+def normalised() -> Image.Image:
+    return Image.fromarray(np.linspace(-1, 1, 6300, dtype=np.float32).reshape(70, 90))
+
+
 def files() -> dict[str, tuple[str, bytes]]:
     """``{kind: (name, content)}`` of what is a regular file."""
     jpeg, whole = encoded(photo(), "JPEG"), encoded(photo(), "PNG")
@@ -103,7 +107,15 @@ def files() -> dict[str, tuple[str, bytes]]:
         "PNG with a transparent colour": ("trns.png", encoded(photo(), "PNG", transparency=(1, 2, 3))),
         "PNG, 1 bit": ("bit.png", encoded(photo().convert("1"), "PNG")),
         "PNG, 16-bit grey": ("grey16.png", encoded(grey("uint16", 257), "PNG")),
-        "PNG, 16-bit RGB": ("rgb16.png", png(2, 2, 16, 2, b"".join(b"\0" + bytes(range(12)) for _ in "ab"))),
+        "PNG, 16-bit RGB": (
+            "rgb16.png",
+            png(2, 2, 16, 2, 2 * (b"\0" + bytes(range(244, 256)))),
+        ),
+        "PNG, 16-bit grey that never exceeds 12 bits": ("grey12.png", encoded(grey("uint16", 16), "PNG")),
+        "PNG, 16-bit RGB that never exceeds 10 bits": (
+            "rgb10.png",
+            png(2, 2, 16, 2, 2 * (b"\0" + bytes([3, 255] * 6))),
+        ),
         "PNG, animated": ("animated.png", frames("PNG")),
         "PNG of 1x1 pixels": ("one.png", encoded(photo(1, 1), "PNG")),
         "PNG of 3000x1 pixels": ("line.png", encoded(photo(3000, 1), "PNG")),
@@ -114,6 +126,9 @@ def files() -> dict[str, tuple[str, bytes]]:
         "TIFF, several pages": ("pages.tiff", frames("TIFF")),
         "TIFF, 16-bit grey": ("grey16.tif", encoded(grey("uint16", 257), "TIFF")),
         "TIFF, floats to 1": ("float.tif", encoded(grey("float32", 1 / 255), "TIFF")),
+        "TIFF, floats to 255": ("float255.tif", encoded(grey("float32", 1), "TIFF")),
+        "TIFF, floats from -1 to 1": ("normalised.tif", encoded(normalised(), "TIFF")),
+        "TIFF, integers of 32 bits": ("int32.tif", encoded(grey("int32", 70000), "TIFF")),
         "TIFF, CMYK": ("cmyk.tif", encoded(photo().convert("CMYK"), "TIFF")),
         "BMP": ("bmp.bmp", encoded(photo(), "BMP")),
         "BMP, palette": ("palette.bmp", encoded(photo().quantize(16), "BMP")),

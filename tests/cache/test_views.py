@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import io
-import struct
-import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gkd_scale.cache import augment, views
+from gkd_scale.cache import augment
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig, parse_size
-from gkd_scale.cache.views import UnreadableImage, crop_box, make_view, open_image
+from gkd_scale.cache.views import crop_box, make_view
 from gkd_scale.config import build, parse
 from gkd_scale.errors import ConfigError
 
@@ -133,138 +129,6 @@ def test_random_crops_keep_scale_and_aspect(view: int) -> None:
 def test_extreme_shapes_make_views(size: tuple[int, int]) -> None:
     made = make_view(Image.new("RGB", size, "red"), SID, 0, SHAPE, ViewConfig(), 0)
     assert image_of(made.jpeg).shape == (*SHAPE, 3)
-
-
-# --------------------------------------------------------------------------------------- files
-
-
-def saved(tmp_path: Path, image: Image.Image, name: str, **options: Any) -> Path:
-    path = tmp_path / name
-    image.save(path, **options)
-    return path
-
-
-def opened(path: Path) -> np.ndarray[Any, Any]:
-    result = open_image(path)
-    assert result.image.mode == "RGB"
-    return np.asarray(result.image)
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff"])
-def test_formats(tmp_path: Path, name: str) -> None:
-    found = opened(saved(tmp_path, picture(), name))
-    assert np.abs(found.astype(int) - np.asarray(picture()).astype(int)).mean() < 5
-
-
-def test_modes_become_rgb(tmp_path: Path) -> None:
-    rgb = picture()
-    grey = np.asarray(rgb.convert("L"))
-    for mode in ("1", "L", "P", "CMYK", "YCbCr", "LAB"):
-        assert opened(
-            saved(tmp_path, rgb.convert(mode if mode != "LAB" else "RGB"), f"{mode}.tiff")
-        ).shape == (70, 90, 3)
-    sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
-    for name in ("16.png", "16.tiff"):
-        np.testing.assert_array_equal(opened(saved(tmp_path, sixteen, name))[..., 0], grey)
-    floats = Image.fromarray(grey.astype(np.float32) / 255)
-    np.testing.assert_array_equal(opened(saved(tmp_path, floats, "f.tiff"))[..., 1], grey)
-
-
-def test_alpha_lies_over_black(tmp_path: Path) -> None:
-    clear = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
-    clear.paste((200, 100, 50, 255), (0, 0, 4, 8))
-    for name, image in [("rgba.png", clear), ("p.png", clear.quantize(4)), ("la.png", clear.convert("LA"))]:
-        pixels = opened(saved(tmp_path, image, name))
-        assert pixels[0, 7].tolist() == [0, 0, 0], name
-        assert pixels[0, 0].max() > 90, name
-    keyed = Image.new("RGB", (4, 4), (1, 2, 3))
-    assert opened(saved(tmp_path, keyed, "trns.png", transparency=(1, 2, 3))).max() == 0
-
-
-def test_exif_orientation_is_applied_and_recorded(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    result = open_image(saved(tmp_path, picture(90, 70), "turned.jpg", exif=exif, quality=100))
-    assert result.image.size == (70, 90)
-    assert result.source == {"format": "JPEG", "mode": "RGB", "size": [70, 90], "orientation": 6}
-
-
-def test_a_broken_exif_block_does_not_matter(tmp_path: Path) -> None:
-    path = saved(tmp_path, picture(), "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff rubbish")
-    assert opened(path).shape == (70, 90, 3)
-
-
-def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
-    path = saved(tmp_path, frames[0], "a.webp", save_all=True, append_images=frames[1:], lossless=True)
-    assert open_image(path).source["frames"] == 3
-    assert opened(path)[0, 0].tolist() == [255, 0, 0]
-
-
-def damaged_files() -> dict[str, bytes]:
-    def encoded(format: str) -> bytes:
-        buffer = io.BytesIO()
-        picture().save(buffer, format)
-        return buffer.getvalue()
-
-    jpeg, png, webp = encoded("JPEG"), encoded("PNG"), encoded("WEBP")
-    flipped = bytearray(png)
-    flipped[len(png) // 2] ^= 255
-    huge = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    bomb = (
-        png[:8]
-        + struct.pack(">I", 13)
-        + b"IHDR"
-        + huge
-        + struct.pack(">I", zlib.crc32(b"IHDR" + huge))
-        + png[33:]
-    )
-    return {
-        "empty.jpg": b"",
-        "text.png": b"no image at all",
-        "truncated.jpg": jpeg[: len(jpeg) // 2],
-        "header_only.jpg": jpeg[:20],
-        "truncated.png": png[: len(png) // 2],
-        "truncated.webp": webp[: len(webp) // 2],
-        "truncated.bmp": encoded("BMP")[:200],
-        "truncated.tif": encoded("TIFF")[:300],
-        "flipped.png": bytes(flipped),
-        "bomb.png": bomb,
-        "zeros.png": bytes(1000),
-    }
-
-
-@pytest.mark.parametrize("name", list(damaged_files()))
-def test_damaged_files_have_a_reason_and_no_warning(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(damaged_files()[name])
-    with warnings.catch_warnings(record=True) as seen, pytest.raises(UnreadableImage) as reason:
-        warnings.simplefilter("always")
-        open_image(path)
-    assert str(reason.value).strip() and "\n" not in str(reason.value)
-    assert seen == []
-
-
-def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere")
-    import os
-
-    os.mkfifo(tmp_path / "pipe.jpg")
-    for name, reason in [
-        ("folder.jpg", "not a regular file"),
-        ("link.jpg", "No such file"),
-        ("pipe.jpg", "not a regular file"),
-    ]:
-        with pytest.raises(UnreadableImage, match=reason):
-            open_image(tmp_path / name)
-
-
-def test_the_pixel_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(tmp_path, picture(), "a.png")
-    monkeypatch.setattr(views, "MAX_PIXELS", 1000)
-    with pytest.raises(UnreadableImage, match="90x70 pixels are above the limit of 1000"):
-        open_image(path)
 
 
 # -------------------------------------------------------------------------------------- config

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from gkd_scale.models.backbone import Backbone, load_backbone
+from gkd_scale.segment import export
 from gkd_scale.segment.heads.base import SegHead
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.segmenter import Segmenter
@@ -87,6 +88,20 @@ def tiny_segmenter(head: str = "linear", *, frozen: bool = True) -> Segmenter:
     """A segmenter of the four colours with random weights."""
     backbone = tiny_backbone()
     return Segmenter(backbone, build_head(head, backbone.channels, len(CLASSES)), frozen=frozen)
+
+
+def write_run(folder: Path) -> Path:
+    """A finished stage-2 run with random weights whose classes differ from pixel to pixel; size 32x48."""
+    segmenter = tiny_segmenter()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in segmenter.head.parameters():
+            parameter.normal_()
+    segmenter.backbone.save(folder)
+    export.save_head(folder, segmenter.head)
+    palette = [(int(r), int(g), int(b)) for r, g, b in COLOURS]
+    export.save_card(folder, export.Card("linear", {}, list(CLASSES), palette, (32, 48), "frozen", 1, 50.0))
+    return folder
 
 
 def pyramid(channels: Sequence[int], size: Size, batch: int = 2, seed: int = 0) -> list[Tensor]:

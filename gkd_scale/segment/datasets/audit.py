@@ -23,7 +23,7 @@ from gkd_scale.segment.datasets.adapter import Adapter
 from gkd_scale.segment.datasets.config import CheckConfig
 from gkd_scale.segment.datasets.labels import (
     Encoding,
-    header_size,
+    image_size,
     read_image,
     read_stored,
     require_same_size,
@@ -162,7 +162,7 @@ def _look(pair: Pair, encoding: Encoding, decode: bool) -> tuple[Size, Int64Arra
     """The size of a pair, and its pixels of each train id, (256,)."""
     image_path, label_path = pair
     label = encoding.decode(read_stored(label_path), label_path)
-    size = read_image(image_path).shape[:2] if decode else header_size(image_path)
+    size = read_image(image_path).shape[:2] if decode else image_size(image_path)
     require_same_size((size[0], size[1]), (label.shape[0], label.shape[1]), pair)
     return (size[0], size[1]), np.bincount(label.ravel(), minlength=IGNORE + 1)
 

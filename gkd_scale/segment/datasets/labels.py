@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from gkd_scale import images
 from gkd_scale.errors import DataError
 from gkd_scale.types import IGNORE, Size, UInt8Array
 
@@ -142,30 +143,43 @@ def identity(classes: int, void: Sequence[int] = (), text: str = "class ids") ->
 
 
 def read_image(path: Path) -> UInt8Array:
-    """(H, W, 3) uint8 RGB; DataError where the file cannot be decoded."""
+    """(H, W, 3) uint8 RGB, upright; DataError where the file cannot be used."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except _UNREADABLE as error:
+        return np.asarray(images.open_image(path).image)
+    except images.UnreadableImage as error:
+        raise _unreadable(path, error) from None
+
+
+def image_size(path: Path) -> Size:
+    """Height and width of :func:`read_image`, mostly from the header alone; DataError as it."""
+    try:
+        return images.upright_size(path)
+    except images.UnreadableImage as error:
         raise _unreadable(path, error) from None
 
 
 def read_stored(path: Path) -> Stored:
-    """A label file's values as they are, (H, W) or (H, W, channels); indices of a palette PNG.
+    """A label file's values as they are, (H, W) or (H, W, channels), upright; indices of a palette PNG.
 
     PNGs of several 16-bit channels keep all 16 bits. DataError where the file cannot be decoded.
     """
     try:
         with Image.open(path) as image:
             sixteen = _low_bytes_mode(image)
-            stored = np.asarray(image)
+            stored = _upright(image)
         if sixteen is None:
             return stored
         with Image.open(path) as image:
             image.tile = [image.tile[0]._replace(args=sixteen)]
-            return stored.astype(np.uint16) << 8 | np.asarray(image)
+            return stored.astype(np.uint16) << 8 | _upright(image)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from None
+
+
+def _upright(image: Image.Image) -> Stored:
+    """The values as EXIF turns them, which turns images too."""
+    image.load()
+    return np.asarray(images.turned(image, images.orientation_of(image)))
 
 
 def _low_bytes_mode(image: Image.Image) -> str | None:
@@ -179,22 +193,18 @@ def _low_bytes_mode(image: Image.Image) -> str | None:
     return mode.replace("16B", "16L") if mode in ("RGB;16B", "RGBA;16B") else None
 
 
-def header_size(path: Path) -> Size:
-    """Height and width in pixels from a file's header; DataError where it has none."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from None
-
-
 def require_same_size(image: Size, label: Size, paths: tuple[Path, Path]) -> None:
     """DataError unless an image and its label have one size."""
-    if image != label:
-        raise DataError(
-            f"{paths[1]} is {label[0]}x{label[1]} (HxW) but its image {paths[0]} is {image[0]}x{image[1]}",
-            "labels must have the size of their images",
-        )
+    if image == label:
+        return
+    turn = images.exif_orientation(paths[0])
+    upright = f" upright (EXIF orientation {turn})" if turn > 1 else ""
+    raise DataError(
+        f"{paths[1]} is {label[0]}x{label[1]} (HxW) but its image {paths[0]} is "
+        f"{image[0]}x{image[1]}{upright}",
+        "labels must have the size of their images"
+        + (", which are read as their EXIF turns them: turn the label too" if upright else ""),
+    )
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:

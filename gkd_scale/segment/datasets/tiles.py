@@ -19,7 +19,7 @@ import numpy as np
 from gkd_scale import files
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.isprs import ENCODING_6
-from gkd_scale.segment.datasets.labels import header_size, read_image, require_same_size
+from gkd_scale.segment.datasets.labels import image_size, read_image, require_same_size
 from gkd_scale.types import IGNORE, Size, UInt8Array
 
 CROP = 512
@@ -144,7 +144,7 @@ def work(
 
     def missing() -> list[tuple[Box, Path, Path]]:
         crops = []
-        for box in boxes(header_size(tile.image)):
+        for box in boxes(image_size(tile.image)):
             name = "_".join([tile.name, *map(str, box)]) + ".png"
             pair = [out / tile.space / kind / tile.split / name for kind in ("img_dir", "ann_dir")]
             if not all(path.is_file() for path in pair):

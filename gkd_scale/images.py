@@ -1,0 +1,271 @@
+"""Image files to upright 8-bit RGB: the one reader of the project, for labelled and unlabelled images alike.
+
+EXIF orientation is applied, alpha lies over black, the first frame is taken, palettes and CMYK become RGB as
+Pillow converts them. Greys of 16 bits count to 65535; floats to 1, or to 255 where they reach into it.
+
+Files that hold more than 8 bits do not say what white is. Values that cannot mean what is assumed (a sensor's
+12 bits in 16, counts of 32 bits, floats that were normalised or count to 65535) would turn black, white or
+grey without a word: they are refused, with the range that was found.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from gkd_scale.types import Size, UInt8Array
+
+MAX_PIXELS = 178_956_970
+"""Larger images are taken for decompression bombs (512 MiB as RGB; Pillow's own hard limit)."""
+
+_BY_PILLOW = re.compile(r"PIL\.")
+_ORIENTATION = 0x0112
+_PHOTOMETRIC, _WHITE_IS_ZERO = 0x0106, 0
+_BITS = (8, 10, 12, 14)
+"""Widths that sensors and wrong conversions leave in 16-bit files."""
+_OVERSHOOT = 0.05
+"""Of the range: how far resampled floats may reach beyond it."""
+
+
+class UnreadableImage(Exception):
+    """One image cannot be used; the text says why, on one line."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An upright RGB image and what it was on disk."""
+
+    image: Image.Image
+    source: dict[str, Any]
+    label: UInt8Array | None = None
+    """Train ids (H, W) of the upright image, where the source has labels."""
+
+
+def open_image(path: Path) -> Opened:
+    """Any image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
+    return open_bytes(_read(path))
+
+
+def open_bytes(data: bytes) -> Opened:
+    """The content of an image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
+    _hush_pillow()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(
+                    f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS}"
+                )
+            source: dict[str, Any] = {"format": image.format, "mode": image.mode, "size": [*image.size[::-1]]}
+            frames = getattr(image, "n_frames", 1)  # before the pixels: counting seeks
+            sixteen = _raw_sixteen(image)
+            image.load()
+            orientation = orientation_of(image)
+            upright = turned(image, orientation)
+            if orientation != 1:
+                source["orientation"] = orientation
+            if frames > 1:
+                source["frames"] = frames
+            if sixteen is not None:
+                _require_bright_channels(image, sixteen, data)
+            return Opened(to_rgb(upright), source)
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage("not an image, or a format that Pillow does not know") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"more pixels than the limit of {MAX_PIXELS}") from None
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise UnreadableImage(one_line(error)) from None
+
+
+def upright_size(path: Path) -> Size:
+    """Height and width that :func:`open_image` gives; raises :class:`UnreadableImage`.
+
+    From the header alone, except for files of more than 8 bits, whose values have to be looked at.
+    """
+    _hush_pillow()
+    try:
+        with Image.open(path) as image:
+            deep = image.mode.startswith(("I", "F")) or _raw_sixteen(image) is not None
+            size, swapped = (image.height, image.width), _header_orientation(image) >= 5
+            if not deep and image.width * image.height <= MAX_PIXELS:
+                # Of TIFFs, Pillow gives the upright size itself.
+                return size[::-1] if swapped and image.format != "TIFF" else size
+    except Exception:  # the reader knows the reason
+        pass
+    found = open_image(path).image
+    return found.height, found.width
+
+
+def exif_orientation(path: Path) -> int:
+    """EXIF orientation 1 to 8 of a file; 1 where it has none or cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return _header_orientation(image)
+    except Exception:
+        return 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: alpha over black, 16 bits to 8, palettes and CMYK as Pillow converts them.
+
+    Raises :class:`UnreadableImage` where integers or floats cannot mean what is assumed of them.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        straight = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), straight).convert("RGB")
+    return image.convert("RGB")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8 of a loaded image; 1 where there is none or the EXIF block is broken."""
+    try:
+        return _valid(image.getexif().get(_ORIENTATION))
+    except Exception:
+        return 1
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The image upright."""
+    if orientation == 1:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block does not make pixels unreadable
+        return image
+
+
+def one_line(error: Exception) -> str:
+    """An exception's text on one line; its type where it has none."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+# --------------------------------------------------------------------------- more than 8 bits
+
+
+def _to_8_bits(image: Image.Image) -> UInt8Array:
+    """Grey values (H, W) of integers or floats; :class:`UnreadableImage` where their range is none."""
+    values = np.asarray(image, dtype=np.float64)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        values = np.where(values == clear, 0, values)
+    top = _top_of_integers(values) if image.mode.startswith("I") else _top_of_floats(values)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow minds it in 8 bits only
+        values = top - values
+    return np.round(np.clip(np.nan_to_num(values) / top, 0, 1) * 255).astype(np.uint8)
+
+
+def _top_of_integers(values: npt.NDArray[np.float64]) -> float:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise UnreadableImage(
+            f"its integers reach from {low} to {high}, where 0 is black and 65535 is white; "
+            "scale them to that, or store 8 bits"
+        )
+    _require_bright(high)
+    return 65535.0
+
+
+def _top_of_floats(values: npt.NDArray[np.float64]) -> float:
+    """What white is, 1 or 255. NaN counts as black, for maps leave out what they do not know so."""
+    known = values[~np.isnan(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
+    for top, least in ((1.0, 0.0), (255.0, 64.0)):
+        if -_OVERSHOOT * top <= low and least <= high <= (1 + _OVERSHOOT) * top:
+            return top
+    raise UnreadableImage(
+        f"its floats reach from {low:.4g} to {high:.4g}, which is neither 0 to 1 nor 0 to 255; "
+        "scale them to one of these, or store 8 bits"
+    )
+
+
+def _require_bright(high: int) -> None:
+    """Refuse 16-bit values that end at ``high``, if that says that they were never 16 bits."""
+    bits = next((bits for bits in _BITS if high < 1 << bits), None)
+    if high and bits:
+        raise UnreadableImage(
+            f"its 16-bit values are all below {1 << bits}, as {bits}-bit values are, and would turn "
+            f"{'dark' if bits == 14 else 'nearly black'}; scale them to 65535, or store 8 bits"
+        )
+
+
+def _raw_sixteen(image: Image.Image) -> str | None:
+    """Pillow's raw mode of several 16-bit channels, such as "RGB;16B"; None for any other file.
+
+    Pillow has no mode of several 16-bit channels: it decodes such files to the high bytes.
+    """
+    tiles = getattr(image, "tile", [])
+    raw = tiles[0][3] if tiles else None
+    raw = raw[0] if isinstance(raw, tuple) and raw else raw
+    return raw if isinstance(raw, str) and ";16" in raw and not raw.startswith(("I", "F")) else None
+
+
+def _require_bright_channels(image: Image.Image, raw: str, data: bytes) -> None:
+    """The same for several channels, of which ``image`` has the high bytes."""
+    colours = image.getbands()[:-1] if image.mode in ("RGBA", "LA", "RGBa", "La") else image.getbands()
+    high = max(int(np.asarray(image.getchannel(band)).max()) for band in colours)
+    if high == 0:
+        _require_bright(_greatest_low_byte(data, raw))
+    elif image.mode != "CMYK":
+        _require_bright((high << 8) + 255)
+
+
+def _greatest_low_byte(data: bytes, raw: str) -> int:
+    """The greatest low byte of 16-bit channels: with the other byte order, Pillow takes the low ones."""
+    swapped = {"B": "L", "L": "B"}.get(raw[-1])
+    if swapped is None:
+        return 0
+    with Image.open(io.BytesIO(data)) as image:
+        args = image.tile[0].args
+        named = raw[:-1] + swapped
+        args = (named, *args[1:]) if isinstance(args, tuple) else named
+        image.tile = [image.tile[0]._replace(args=args)]
+        bands = 1 if image.mode in ("LA", "La") else 3
+        return int(np.asarray(image)[..., :bands].max())
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableImage("not a regular file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(error.strerror or one_line(error)) from None
+    if not data:
+        raise UnreadableImage("the file is empty")
+    return data
+
+
+def _header_orientation(image: Image.Image) -> int:
+    """The orientation without the pixels, which a PNG's own ``getexif`` would decode."""
+    try:
+        return _valid(Image.Image.getexif(image).get(_ORIENTATION))
+    except Exception:
+        return 1
+
+
+def _valid(orientation: object) -> int:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _hush_pillow() -> None:
+    """Keep Pillow's warnings about users' files off the terminal, also in threads."""
+    if not any(action == "ignore" and module == _BY_PILLOW for action, _, _, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=_BY_PILLOW.pattern)

@@ -1,0 +1,186 @@
+"""``gkd-scale report``: run folders to one HTML page."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gkd_scale import __version__, console, files
+from gkd_scale.errors import ConfigError
+from gkd_scale.report import charts, cost
+from gkd_scale.report.config import ReportConfig
+from gkd_scale.report.runs import Phase, Run, is_cache, read_runs
+from gkd_scale.report.scenes import DomainLook, look
+from gkd_scale.segment.datasets import registry
+from gkd_scale.segment.finished import FinishedSegmenter, load_segmenter
+
+_CURVES = (
+    ("loss", "loss", True),
+    ("learning rate", "lr", False),
+    ("images/s", "images_per_s", False),
+    ("share of the time spent waiting for data", "data_wait", False),
+    ("mIoU in validation, %", "val_miou", False),
+)
+
+
+def report(config: ReportConfig) -> None:
+    """Write the page. Raises RunError, ConfigError, ModelError or DataError before anything is written."""
+    domains = config.domains()
+    runs = read_runs(config.runs)
+    segmenters = {run.name: load_segmenter(run.folder, config.device) for run in runs if run.card is not None}
+    looks = _looks(config, domains, runs, segmenters) if domains else {}
+    costs = {name: cost.measure(model) for name, model in segmenters.items()}
+    page = render(runs, looks, costs, [model.classes for model in segmenters.values()])
+    files.write_text(config.out, page)
+    size = config.out.stat().st_size / 1e6
+    console.out.print(f"written to {config.out} ({size:.1f} MB): open it in a browser", markup=False)
+
+
+def _looks(
+    config: ReportConfig,
+    domains: Mapping[str, str],
+    runs: Sequence[Run],
+    segmenters: Mapping[str, FinishedSegmenter],
+) -> dict[str, DomainLook]:
+    if not segmenters:
+        raise ConfigError(
+            "--data is given, but no run predicts classes", "give the --out folder of a stage 2"
+        )
+    datasets = {name: registry.open_dataset(ref) for name, ref in domains.items()}
+    for name, dataset in datasets.items():
+        for run in runs:
+            if run.card is not None:
+                registry.require_classes(dataset, run.card.classes, domains[name], str(run.folder))
+    found = {}
+    with console.progress() as progress:
+        for name, dataset in datasets.items():
+            task = progress.add_task(name, total=min(config.images or len(dataset), len(dataset)))
+            advance = partial(progress.advance, task)
+            found[name] = look(
+                segmenters, dataset, images=config.images, scenes=config.scenes, advance=advance
+            )
+    return found
+
+
+def render(
+    runs: Sequence[Run],
+    looks: Mapping[str, DomainLook],
+    costs: Mapping[str, cost.Cost],
+    classes: Sequence[Sequence[str]] = (),
+) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    env = Environment(
+        loader=PackageLoader("gkd_scale.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    env.filters["number"] = charts.number
+    return env.get_template("page.html.j2").render(
+        title="gkd-scale: " + ", ".join(run.name for run in runs),
+        version=__version__,
+        runs=[{"name": run.name, "boxes": _boxes(run)} for run in runs],
+        scores=score_table(runs, looks),
+        legend=_legend(runs),
+        classes=class_tables(runs),
+        curves=[_curves(phase) for phase in _every_phase(runs)],
+        looks=looks,
+        confusions={name: _confusions(each, classes[0]) for name, each in looks.items()},
+        costs=costs,
+    )
+
+
+def _every_phase(runs: Sequence[Run]) -> list[Phase]:
+    """The phases of all runs, those that several have in common once."""
+    return list({phase.folder.resolve(): phase for run in runs for phase in run.phases}.values())
+
+
+def _boxes(run: Run) -> list[dict[str, Any]]:
+    """The drawn pipeline of a run: what each training read, and what it left."""
+    boxes: list[dict[str, Any]] = []
+    for phase in run.phases:
+        data = [f"{'cache ' if is_cache(each) else ''}{_short(each)}" for each in phase.data()]
+        what = "student" if phase.stage == 1 else "segmentation head"
+        lines = [phase.made, f"{len(phase.rows)} steps, {phase.seconds / 60:.1f} minutes"]
+        boxes.append({"data": data, "title": phase.title, "what": what, "lines": lines})
+    return boxes
+
+
+def _short(location: str) -> str:
+    """The end of a path or dataset name, enough to know it by."""
+    adapter, colon, path = location.partition(":")
+    tail = "/".join(Path(path or adapter).parts[-2:])
+    return f"{adapter}:{tail}" if colon else tail
+
+
+def score_table(runs: Sequence[Run], looks: Mapping[str, DomainLook]) -> dict[str, Any] | None:
+    """mIoU by domain and run, the mean, and what is kept of home; None where nothing was scored.
+
+    From ``gkd-scale evaluate``; a domain that it did not score, from the images that were looked at.
+    """
+    rows = []
+    for run in runs:
+        if run.card is not None:
+            seen = {name: 100 * each.confusion[run.name].miou() for name, each in looks.items()}
+            values = {**seen, **{name: float(each["miou"]) for name, each in run.scores.items()}}
+            rows.append((run, values, {name for name in seen if name not in run.scores}))
+    domains = list(dict.fromkeys(domain for _, values, _ in rows for domain in values))
+    if not domains:
+        return None
+    found = []
+    for run, values, partly in rows:
+        home = run.card.miou if run.card else 0.0
+        mean = statistics.fmean(values.values()) if values else None
+        kept = mean / home if mean is not None and home else None
+        cells = [(values.get(domain), domain in partly) for domain in domains]
+        found.append({"run": run.name, "home": home, "cells": cells, "mean": mean, "kept": kept})
+    return {"domains": domains, "rows": found, "partly": any(partly for _, _, partly in rows)}
+
+
+def _legend(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Names and CSS colours of the classes of the first run that has some."""
+    card = next((run.card for run in runs if run.card is not None), None)
+    if card is None:
+        return []
+    colours = ("rgb({}, {}, {})".format(*colour) for colour in card.palette)
+    return list(zip(card.classes, colours, strict=True))
+
+
+def class_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """IoU by class and domain, a table a run; None where a class does not occur."""
+    tables = []
+    for run in runs:
+        if run.scores and run.card is not None:
+            domains = list(run.scores)
+            rows = [
+                {"name": name, "values": [run.scores[domain]["iou"].get(name) for domain in domains]}
+                for name in run.card.classes
+            ]
+            tables.append({"run": run.name, "domains": domains, "rows": rows})
+    return tables
+
+
+def _curves(phase: Phase) -> dict[str, Any]:
+    drawn = []
+    for title, key, log in _CURVES:
+        points = [(float(row["step"]), float(row[key])) for row in phase.rows if row.get(key) is not None]
+        svg = charts.line_chart(f"{title}, {phase.title}", {title: points}, log=log)
+        if svg:
+            drawn.append({"title": title, "svg": svg})
+    return {"phase": f"{phase.title} ({phase.folder})", "charts": drawn}
+
+
+def _confusions(seen: DomainLook, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Confusion matrices in % of each class's pixels, a matrix a run."""
+    found = []
+    for name, confusion in seen.confusion.items():
+        counts = confusion.counts[:, : confusion.classes].double()
+        shares = 100 * counts / confusion.counts.sum(1, keepdim=True).clamp_min(1)
+        rows = [
+            {"name": each, "shares": share.tolist(), "pixels": int(total)}
+            for each, share, total in zip(classes, shares, confusion.counts.sum(1), strict=True)
+        ]
+        found.append({"run": name, "classes": list(classes), "rows": rows, "miou": 100 * confusion.miou()})
+    return found

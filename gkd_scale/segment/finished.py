@@ -1,0 +1,117 @@
+"""A finished stage-2 run in Python: images in, class maps out.
+
+::
+
+    import gkd_scale
+    segmenter = gkd_scale.load_segmenter("runs/stage2")
+    classes = segmenter.predict("street.jpg")            # (H, W) uint8
+    names = [segmenter.classes[index] for index in np.unique(classes)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gkd_scale.errors import DataError
+from gkd_scale.images import UnreadableImage, open_image, to_rgb
+from gkd_scale.segment import export
+from gkd_scale.segment.evaluate import pick_device
+from gkd_scale.segment.inference import Inference, by_size, predict, prepare
+from gkd_scale.segment.segmenter import Segmenter
+from gkd_scale.types import Size, UInt8Array
+
+
+class _Prepared:
+    """An image at each scale, and its own size."""
+
+    def __init__(self, pixels: UInt8Array, size: Size, how: Inference) -> None:
+        self.views = [prepare(pixels, size, scale) for scale in how.scales]
+        self.size = (pixels.shape[0], pixels.shape[1])
+
+
+class FinishedSegmenter:
+    """A segmenter with what it was trained for: ``classes``, ``palette`` and ``image_size`` (H, W)."""
+
+    def __init__(self, segmenter: Segmenter, card: export.Card, device: torch.device) -> None:
+        self.module = segmenter.to(device)
+        self.classes: Sequence[str] = tuple(card.classes)
+        self.palette = tuple(card.palette)
+        self.image_size = card.image_size
+        self.device = device
+        self._windows = card.windows
+
+    def predict(
+        self,
+        images: object,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        batch_size: int = 8,
+    ) -> UInt8Array | list[UInt8Array]:
+        """Class ids (H, W) uint8 of one image, or a list of them for several.
+
+        An image is a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), both uint8. Several are any
+        iterable of them, an array (B, H, W, 3) or a tensor (B, 3, H, W). Images go through the model as in
+        ``gkd-scale evaluate``; ``scales`` and ``flip`` average over sizes and mirror images. Raises DataError
+        for anything else, and for a file that cannot be read.
+        """
+        if _is_one(images):
+            return self._classes([images], scales, flip, 1)[0]
+        if not isinstance(images, Iterable):
+            raise DataError(f"a {type(images).__name__} is no image", "give a path, a PIL image or an array")
+        return self._classes(images, scales, flip, batch_size)
+
+    @torch.no_grad()
+    def _classes(
+        self, images: Iterable[Any], scales: Sequence[float], flip: bool, batch_size: int
+    ) -> list[UInt8Array]:
+        how = Inference(self._windows, tuple(scales), flip)
+        prepared = (_Prepared(_pixels(each), self.image_size, how) for each in images)
+        found: list[UInt8Array] = []
+        for group in by_size(prepared, how, batch_size):
+            each_scale = zip(*(item.views for item in group), strict=True)
+            views = [torch.stack(each).to(self.device) for each in each_scale]
+            maps = predict(self.module, views, [item.size for item in group], how, batch_size)
+            found += [each.to(torch.uint8).cpu().numpy() for each in maps]
+        return found
+
+
+def load_segmenter(run: str | Path, device: str = "auto") -> FinishedSegmenter:
+    """The segmenter of a finished stage-2 run; RunError or ModelError where there is none.
+
+    ``device`` is auto (a GPU if there is one), cpu, cuda, cuda:1 ...
+    """
+    segmenter, card = export.load_segmenter(Path(run))
+    return FinishedSegmenter(segmenter, card, pick_device(device))
+
+
+def _is_one(images: object) -> bool:
+    if isinstance(images, (np.ndarray, Tensor)):
+        return images.ndim == 3
+    return isinstance(images, (str, Path, Image.Image))
+
+
+def _pixels(image: Any) -> UInt8Array:
+    """One image as RGB (H, W, 3) uint8."""
+    if isinstance(image, (str, Path)):
+        try:
+            return np.asarray(open_image(Path(image)).image)
+        except (OSError, UnreadableImage) as error:
+            raise DataError(f"{image} cannot be read: {error}", "give another image") from None
+    if isinstance(image, Image.Image):
+        return np.asarray(to_rgb(image))
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
+        return image.permute(1, 2, 0).cpu().numpy()
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    what = f"{image.dtype} of {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+    raise DataError(
+        f"{what} is no image", "give uint8 values 0..255: an array (H, W, 3) or a tensor (3, H, W), in RGB"
+    )

@@ -1,0 +1,153 @@
+"""``gkd-scale report``: what the page holds, for one run and several, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gkd_scale.cli import main
+from gkd_scale.report.scenes import principal_colours
+from tests.segment.support import CLASSES, Blocks, write_folder, write_run
+
+VOID = ("meta", "img", "link", "br", "line", "polyline")
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, that images have a text, and that nothing is fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        assert not any((value or "").startswith(("http", "//")) for value in values.values()), values
+        if tag == "img":
+            assert values["alt"]
+            assert (values["src"] or "").startswith("data:image/")
+            self.images.append(values)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def write_phase(folder: Path, config: dict[str, object], steps: int = 5) -> Path:
+    """Beside a run's weights what its training leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / "run.json").write_text(json.dumps({"seconds": 60.0}))
+    rows = [
+        {"step": step, "loss": 1 / step, "lr": 1e-3, "images_per_s": 10.0} for step in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished stage-2 runs, the first with a stage 1 before it."""
+    root = tmp_path_factory.mktemp("runs")
+    write_phase(root / "1b", {"cache": ["caches/source"], "student_weights": str(root / "gone")})
+    write_phase(root / "gkd", {"backbone": str(root / "1b"), "train": ["folder:my/city"]})
+    write_phase(root / "none", {"backbone": None, "train": ["folder:my/city"]})
+    for name, miou in (("gkd", 40.0), ("none", 30.0)):
+        write_run(root / name)
+        iou = dict.fromkeys(CLASSES, miou)
+        scores = {"night": {"miou": miou, "iou": {**iou, "red": None}}, "fog": {"miou": miou + 2, "iou": iou}}
+        (root / name / "evaluation.json").write_text(json.dumps(scores))
+    return root
+
+
+def test_a_page_of_two_runs_with_images(runs: Path, tmp_path: Path) -> None:
+    data, out = write_folder(tmp_path / "data", Blocks(6)), tmp_path / "page.html"
+    flags = ["--data", f"night=folder:{data}", "--out", str(out), "--scenes", "2", "--images", "5"]
+    assert main(["report", str(runs / "gkd"), str(runs / "none"), *flags]) == 0
+    page = Page(out.read_text())
+    text = page.text()
+    assert "stage 1: 1b" in text and "caches/source" in text and "folder:my/city" in text
+    assert "gkd 50.0 40.0 42.0 41.0 0.82" in text, "home, night, fog, mean, kept"
+    assert "none 50.0 30.0 32.0 31.0 0.62" in text
+    assert "red – 42.0" not in text and "red – 40.0" in text
+    assert "5 of 6 images were looked at" in text
+    assert len(page.images) == 4 * (2 + 2 * 3), "four scenes: image, label, and three pictures a run"
+    assert "mIoU over these images" in text and "Cost" in text
+    assert all(name in text for name in CLASSES)
+
+
+def test_a_domain_that_was_not_evaluated_has_the_mean_of_the_images_looked_at(
+    runs: Path, tmp_path: Path
+) -> None:
+    data, out = write_folder(tmp_path / "data", Blocks(2)), tmp_path / "page.html"
+    assert main(["report", str(runs / "gkd"), "--data", f"rain=folder:{data}", "--out", str(out)]) == 0
+    text = Page(out.read_text()).text()
+    assert "* Over the images below alone" in text
+    assert "rain" in text.split("kept is")[1]
+
+
+def test_a_stage_1_run_alone_shows_its_curves(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", str(runs / "1b"), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert text.count("<polyline") == 3
+    assert "mIoU by domain" not in text
+    Page(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["."], "holds no training"),
+        (["1b", "--data", "night=folder:x"], "no run predicts classes"),
+        (["gkd", "gkd"], "named twice"),
+        (["gkd", "--data", "night"], "is not NAME=ADAPTER:PATH"),
+        (["gkd", "--data", "night=folder:nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_write_no_page(
+    given: list[str], said: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"nowhere", ".", "1b", "gkd"}
+    folders = [str(runs / each) if each in names else each for each in given]
+    assert main(["report", *folders, "--out", str(tmp_path / "page.html")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_colours_of_tokens_follow_their_components_and_not_their_order() -> None:
+    tokens = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(8, 0, -1)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    found = principal_colours(tokens)
+    assert found.shape == (50, 3) and found.min() == 0 and found.max() == 255
+    np.testing.assert_allclose(principal_colours(tokens[order]), found[order.numpy()], atol=1)
+    assert principal_colours(torch.ones(4, 2)).shape == (4, 3), "constant tokens, few channels"
+
+
+def test_masks_of_a_page_show_ignored_pixels_grey() -> None:
+    from gkd_scale.report.scenes import _mask
+
+    shown = np.asarray(_mask(np.array([[0, 255]], np.uint8), ((1, 2, 3),)))
+    np.testing.assert_array_equal(shown[0], [(1, 2, 3), (150, 150, 150)])
+    assert isinstance(Image.fromarray(shown), Image.Image)

@@ -1,0 +1,150 @@
+"""``gkd-scale predict``: what is written for which image, going on, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gkd_scale.cli import main
+from gkd_scale.errors import DataError
+from gkd_scale.models.backbone import load_backbone
+from gkd_scale.segment import export
+from gkd_scale.segment.inference import predict as classes_of
+from gkd_scale.segment.inference import prepare
+from gkd_scale.segment.predict import output_stems
+from tests.conftest import write_images
+
+from .support import CLASSES, COLOURS, write_run
+
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+def predict(run: Path, images: object, out: Path, *flags: str) -> int:
+    return main(["predict", str(run), "--images", str(images), "--out", str(out), "--workers", "1", *flags])
+
+
+def expected(run: Path, image: Path) -> np.ndarray:  # type: ignore[type-arg]
+    """The class map of an image file, by the inference that evaluate uses."""
+    segmenter, _ = export.load_segmenter(run)
+    pixels = np.asarray(Image.open(image).convert("RGB"))
+    return classes_of(segmenter, [prepare(pixels, SIZE)[None]], [(pixels.shape[0], pixels.shape[1])])[
+        0
+    ].numpy()
+
+
+def test_masks_mirror_the_folders_at_the_images_size(finished: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    write_images(images / "a/b", 2, (50, 40))
+    write_images(images, 3, (32, 48), seed=1)
+    assert predict(finished, images, out, "--overlay", "--save-logits") == 0
+    masks = sorted(str(path.relative_to(out / "masks")) for path in (out / "masks").rglob("*.png"))
+    assert masks == ["000.png", "001.png", "002.png", "a/b/000.png", "a/b/001.png"]
+    for name in masks:
+        mask = Image.open(out / "masks" / name)
+        np.testing.assert_array_equal(np.asarray(mask), expected(finished, images / name))
+        assert mask.getpalette()[:12] == COLOURS.flatten().tolist()  # type: ignore[index]
+        logits = np.load((out / "logits" / name).with_suffix(".npz"))["logits"]
+        assert logits.shape == (len(CLASSES), mask.height, mask.width)
+        assert (logits.argmax(0) == np.asarray(mask)).mean() > 0.99
+        with Image.open((out / "overlays" / name).with_suffix(".jpg")) as overlay:
+            assert overlay.size == mask.size
+    with Image.open(out / "contact-sheet.jpg") as sheet:
+        assert sheet.width > 640
+    assert json.loads((out / "predict.json").read_text())["classes"] == list(CLASSES)
+
+
+def test_the_same_command_goes_on_and_redoes_nothing(finished: Path, tmp_path: Path) -> None:
+    images, out = write_images(tmp_path / "images", 4), tmp_path / "out"
+    assert predict(finished, images, out) == 0
+    mine = {path: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
+    (out / "masks/002.png").unlink()
+    assert predict(finished, images, out) == 0
+    after = {path: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
+    assert [path.name for path in mine if mine[path] != after[path]] == ["002.png"]
+
+
+def test_images_that_cannot_be_read_are_listed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = write_images(tmp_path / "images", 2), tmp_path / "out"
+    (images / "broken.jpg").write_bytes(b"no image")
+    assert predict(finished, images, out) == 0
+    captured = capsys.readouterr()
+    assert "2 of 3 images predicted" in captured.out
+    assert "'broken.jpg'" in captured.err
+    assert (out / "unreadable.txt").read_text().startswith("broken.jpg\t")
+
+
+def test_patterns_single_files_lists_and_datasets(finished: Path, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 3)
+    (tmp_path / "list.txt").write_text("images/001.png\n../elsewhere.png\n")
+    for number, (what, count) in enumerate(
+        [(images / "00[01].png", 2), (images / "002.png", 1), (tmp_path / "list.txt", 1)]
+    ):
+        out = tmp_path / f"out{number}"
+        assert predict(finished, what, out) == 0
+        assert len(list((out / "masks").rglob("*.png"))) == count
+    assert not list(tmp_path.parent.glob("elsewhere*"))
+
+
+@pytest.mark.parametrize(
+    ("images", "out", "said"),
+    [("nowhere", "out", "nowhere"), ("*.png", "out", "no image matches"), ("broken", "out", "none of the 1")],
+)
+def test_mistakes(
+    images: str, out: str, said: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/a.jpg").write_bytes(b"no image")
+    assert predict(finished, tmp_path / images, tmp_path / out) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_of_other_things_or_of_another_run_is_left_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = write_images(tmp_path / "images", 1), tmp_path / "out"
+    assert predict(finished, images, images) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert predict(finished, images, out) == 0
+    assert predict(finished, images, out, "--tta-flip") == 2
+    assert "another inference" in capsys.readouterr().err
+    stage1 = tmp_path / "stage1"
+    load_backbone(None, "demo_student").save(stage1)
+    assert predict(stage1, images, tmp_path / "other") == 2
+    assert "no finished stage-2 run" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+NAMES = st.lists(
+    st.lists(st.sampled_from(["a", "b", "..", "c.d", "/"]), min_size=1, max_size=3).map("/".join),
+    min_size=1,
+    max_size=6,
+    unique=True,
+)
+
+
+@given(NAMES, st.lists(st.sampled_from([".jpg", ".png"]), min_size=6, max_size=6))
+def test_stems_differ_and_stay_inside(names: list[str], suffixes: list[str]) -> None:
+    full = [f"{name}/x{suffix}" for name, suffix in zip(names, suffixes, strict=False)]
+    try:
+        stems = output_stems(full)
+    except DataError:
+        return
+    assert len(set(stems)) == len(full)
+    assert all(".." not in Path(stem).parts and not Path(stem).is_absolute() for stem in stems)
+
+
+def test_images_that_differ_by_their_suffix_keep_it() -> None:
+    assert output_stems(["a/b.jpg", "a/b.png", "a/c.png"]) == ["a/b.jpg", "a/b.png", "a/c"]
