@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.labels import Encoding
+from gkd_scale.text import nfc, shown
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LABEL_SUFFIXES = frozenset({".png"})
@@ -99,11 +100,18 @@ def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path
     found: dict[Key, Path] = {}
     for key, path in _walk(root, pattern, suffixes):
         if key in found:
-            raise DataError(f"{found[key]} and {path} have the same stem", "remove or rename one")
+            raise _same_stem(found[key], path)
         found[key] = path
     if not found:
         raise _nothing(root, pattern, suffixes)
     return found
+
+
+def _same_stem(one: Path, other: Path) -> DataError:
+    names = f"{one} and {other}"
+    if not one.name.isascii():  # perhaps one in two Unicode forms
+        names = f"{shown(one.name, other.name)} and {shown(other.name, one.name)} in {one.parent}"
+    return DataError(f"{names} have the same stem", "remove or rename one")
 
 
 def _walk(root: Path, pattern: str, suffixes: frozenset[str]) -> Iterator[tuple[Key, Path]]:
@@ -140,7 +148,7 @@ def _fill(pattern: str, key: Key) -> str:
 
 
 def _match(pattern: str, name: str) -> Key | None:
-    found = re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), name)
+    found = re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), nfc(name))
     return found.groups() if found else None
 
 
