@@ -207,7 +207,15 @@ def subset(dataset: SegDataset, share: Fraction) -> SegDataset:
     return Subset(dataset, sorted(int(index) + view * images for index in chosen for view in range(views)))
 
 
-def check(dataset: SegDataset, workers: int, advance: Callable[[], object] = lambda: None) -> None:
-    """Read every sample once, so that a bad file ends the run before training; raises its DataError."""
-    for _ in prefetch(lambda index: dataset[index] is None, range(len(dataset)), workers, 4 * workers):
+def check(
+    dataset: SegDataset,
+    workers: int,
+    advance: Callable[[], object] = lambda: None,
+    require: Callable[[SegSample], None] = lambda _: None,
+) -> None:
+    """Read every sample once, so that a bad file ends the run before training; raises its DataError.
+
+    ``require`` raises one for a sample that can be read, but not used.
+    """
+    for _ in prefetch(lambda index: require(dataset[index]), range(len(dataset)), workers, 4 * workers):
         advance()
