@@ -80,6 +80,14 @@ def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozens
     )
 
 
+def lacking(root: Path, folder: str, layout: Layout) -> DataError:
+    """Why ``layout`` is not in ``root``: its images, else its labels."""
+    images, labels = layout.images.format(part=folder), layout.labels.format(part=folder)
+    if any_file(root, images, IMAGE_SUFFIXES):
+        return _nothing(root, labels, LABEL_SUFFIXES)
+    return _nothing(root, images, IMAGE_SUFFIXES)
+
+
 def require_partners(found: Found) -> None:
     """DataError that names the first file without its label or image."""
     if found.lonely:
@@ -93,7 +101,12 @@ def require_partners(found: Found) -> None:
 def exists(root: Path, folder: str, layout: Layout, of_both: Callable[[Iterable[bool]], bool] = all) -> bool:
     """Whether there is an image and a label of this layout; with ``any``, whether there is one of either."""
     patterns = (layout.images, IMAGE_SUFFIXES), (layout.labels, LABEL_SUFFIXES)
-    return of_both(any(_walk(root, pattern.format(part=folder), suffixes)) for pattern, suffixes in patterns)
+    return of_both(any_file(root, pattern.format(part=folder), suffixes) for pattern, suffixes in patterns)
+
+
+def any_file(root: Path, pattern: str, suffixes: frozenset[str]) -> bool:
+    """Whether a file of ``pattern`` is below ``root``."""
+    return any(True for _ in _walk(root, pattern, suffixes))
 
 
 def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path]:
@@ -160,17 +173,31 @@ def _nothing(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
             break
         below = place / name
         if not below.is_dir():
-            return DataError(f"{place} has no folder {name}/", _hint(place, pattern))
+            return DataError(
+                f"{place} has no folder {name}/", f"expected {root / pattern}.*; {_what_is_there(place)}"
+            )
         place = below
     kinds = ", ".join(sorted(suffixes))
-    return DataError(f"{place} holds no file of {kinds} ({pattern})", "put the dataset there")
+    return DataError(
+        f"{place} holds no file of {kinds} ({pattern})",
+        f"expected {root / pattern}{_one(suffixes)}; {_what_is_there(place)}",
+    )
 
 
-def _hint(place: Path, pattern: str) -> str:
-    wanted = pattern.split("/")[0]
-    below = sorted(path.name for path in place.iterdir() if path.is_dir())
-    inside = [name for name in below if (place / name / wanted).is_dir()]
-    if inside:
-        return f"one of its folders? {', '.join(inside[:8])}"
-    there = f"; there are {', '.join(below[:8])}" if below else ""
-    return f"expected {pattern}.*{there}"
+def _one(suffixes: frozenset[str]) -> str:
+    return next(iter(suffixes)) if len(suffixes) == 1 else ".*"
+
+
+def _first_file(place: Path, depth: int = 6) -> Path | None:
+    below = _children(place) if depth else []
+    file = next((path for path in below if path.is_file()), None)
+    return file or next((found for path in below if (found := _first_file(path, depth - 1))), None)
+
+
+def _what_is_there(place: Path) -> str:
+    """The folders in ``place``, else a file of it or below it, for people who compare."""
+    folders = [path.name for path in _children(place) if path.is_dir()]
+    file = _first_file(place)
+    below = f"there are the folders {', '.join(folders[:8])}" if folders else ""
+    example = f"there is {file}" if file else ""
+    return " and ".join(filter(None, (below, example))) or f"{place} is empty"
