@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -64,8 +65,10 @@ def _decoded(path: Path, data: bytes, names: bool) -> str:
 
 
 def _not_utf8(path: Path, what: str, encoding: str) -> DataError:
+    old, new = (shlex.quote(str(each)) for each in (path, path.with_name(f"{path.name}.new")))
     return DataError(
-        f"{path} {what}", f"save it as UTF-8, for example: iconv -f {encoding} -t UTF-8 FILE > NEW"
+        f"{path} {what}",
+        f"save it as UTF-8, for example: iconv -f {encoding} -t UTF-8 {old} > {new} && mv {new} {old}",
     )
 
 
