@@ -174,7 +174,8 @@ def _nothing(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
         below = place / name
         if not below.is_dir():
             return DataError(
-                f"{place} has no folder {name}/", f"expected {root / pattern}.*; {_what_is_there(place)}"
+                f"{place} has no folder {name}/",
+                f"expected {root / pattern}{_one(suffixes)}; {_what_is_there(place)}",
             )
         place = below
     kinds = ", ".join(sorted(suffixes))

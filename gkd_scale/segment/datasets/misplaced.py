@@ -46,6 +46,8 @@ def explain(name: str, root: Path, part: str, folder: str, layouts: Sequence[Lay
             with_images, with_labels = with_images or found, with_labels or found
         if with_images and with_labels:
             return _apart(name, root, at, (images, labels), with_images, with_labels)
+        if splits := _splits(root, (images, labels)):
+            return _inside_out(name, root, (images, labels), splits)
     return _packed(root)
 
 
@@ -55,13 +57,39 @@ def _elsewhere(
     """Other folders than the one that was named have both."""
     more = f" (and {len(places) - _SHOWN} more)" if len(places) > _SHOWN else ""
     where = ", ".join(map(str, places[:_SHOWN])) + more
-    used = ", ".join(f"{name}:{place}{at}" for place in places[:_SHOWN]) + more
+    used = ", ".join(_command(f"{name}:{place}{at}") for place in places[:_SHOWN]) + more
     one = len(places) == 1
     first = patterns[0].split("/")[0]
     lacks = "nothing to use in" if (root / first).is_dir() else "no folder"
     return DataError(
         f"{root} has {lacks} {first}/, but {where} {'has' if one else 'have'} images and labels",
         f"use {used}" if one else f"name one of its folders, or each by itself: {used}",
+    )
+
+
+def _splits(root: Path, patterns: tuple[str, str]) -> list[str]:
+    """Folders that lie in both ``images`` and ``labels``, and hold what should lie there itself."""
+    images, labels = (root.joinpath(*_literal(pattern)) for pattern in patterns)
+    images_in, labels_in = (pattern.split("/")[-1] for pattern in patterns)
+    return [
+        below.name
+        for below in islice(_children(images), _MOST)
+        if any_file(below, images_in, IMAGE_SUFFIXES)
+        and any_file(labels / below.name, labels_in, LABEL_SUFFIXES)
+    ]
+
+
+def _inside_out(name: str, root: Path, patterns: tuple[str, str], splits: list[str]) -> DataError:
+    """images/SPLIT and labels/SPLIT, where SPLIT/images and SPLIT/labels are wanted."""
+    images, labels = (root.joinpath(*_literal(pattern)) for pattern in patterns)
+    split = root / splits[0]
+    links = " && ".join(
+        _command("ln", "-s", (kind / splits[0]).absolute(), split / kind.relative_to(root))
+        for kind in (images, labels)
+    )
+    return DataError(
+        f"{images} and {labels} hold folders ({', '.join(splits[:_SHOWN])}), not files",
+        f"make each a folder of its own: {_command('mkdir', split)} && {links}; then use {_command(f'{name}:{split}')}",
     )
 
 
@@ -79,12 +107,13 @@ def _apart(
     of_images, of_labels = images[: differ + 1], labels[: differ + 1]
     if len(with_images) == len(with_labels) == 1:
         place = with_images[0]
+        used = _command(f"{name}:{place}{at}")
         source, target = with_labels[0].joinpath(*of_labels), place.joinpath(*of_labels)
         return DataError(
             f"images lie in {place.joinpath(*of_images)} and labels in {source}: both must lie in one folder",
-            f"run {_command('ln', '-s', source.absolute(), target)} and use {name}:{place}{at}"
+            f"run {_command('ln', '-s', source.absolute(), target)} and use {used}"
             if not os.path.lexists(target)
-            else f"put {source} in the place of {target}, and use {name}:{place}{at}",
+            else f"put {source} in the place of {target}, and use {used}",
         )
     moves = [
         (place.joinpath(*literal), root.joinpath(*literal))
@@ -111,7 +140,7 @@ def _packed(root: Path) -> DataError | None:
     )
     names = ", ".join(path.name for path in archives[:_SHOWN])
     return DataError(
-        f"{root} holds {len(archives)} archives ({names}), which are not read",
+        f"{root} holds archives ({names}), which are not read",
         f"unpack each into that folder: {_command(*unpack)}",
     )
 

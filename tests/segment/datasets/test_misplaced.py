@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_the_printed_command_mends_images_apart_from_labels(
     found = re.fullmatch(r"run (ln .*) and use (.*)", hint)
     assert found, hint
     subprocess.run(found[1], shell=True, check=True)
-    assert len(open_dataset(found[2])) == 1
+    assert len(open_dataset(*shlex.split(found[2]))) == 1
 
 
 @pytest.mark.parametrize("name", WRITERS)
