@@ -87,9 +87,10 @@ def _inside_out(name: str, root: Path, patterns: tuple[str, str], splits: list[s
         _command("ln", "-s", (kind / splits[0]).absolute(), split / kind.relative_to(root))
         for kind in (images, labels)
     )
+    make, used = _command("mkdir", split), _command(f"{name}:{split}")
     return DataError(
         f"{images} and {labels} hold folders ({', '.join(splits[:_SHOWN])}), not files",
-        f"make each a folder of its own: {_command('mkdir', split)} && {links}; then use {_command(f'{name}:{split}')}",
+        f"make each a folder of its own: {make} && {links}; then use {used}",
     )
 
 
