@@ -37,7 +37,12 @@ _OVERSHOOT = 0.05
 
 
 class UnreadableImage(Exception):
-    """One image cannot be used; the text says why, on one line."""
+    """One image cannot be used; the text says why, on one line, and what would help where that is known."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(f"{reason}; {hint}" if hint else reason)
+        self.reason = reason
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,8 @@ def _top_of_integers(values: npt.NDArray[np.float64]) -> float:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise UnreadableImage(
-            f"its integers reach from {low} to {high}, where 0 is black and 65535 is white; "
-            "scale them to that, or store 8 bits"
+            f"its integers reach from {low} to {high}, where 0 is black and 65535 is white",
+            "scale them to that, or store 8 bits",
         )
     _require_bright(high)
     return 65535.0
@@ -188,8 +193,8 @@ def _top_of_floats(values: npt.NDArray[np.float64]) -> float:
         if -_OVERSHOOT * top <= low and least <= high <= (1 + _OVERSHOOT) * top:
             return top
     raise UnreadableImage(
-        f"its floats reach from {low:.4g} to {high:.4g}, which is neither 0 to 1 nor 0 to 255; "
-        "scale them to one of these, or store 8 bits"
+        f"its floats reach from {low:.4g} to {high:.4g}, which is neither 0 to 1 nor 0 to 255",
+        "scale them to one of these, or store 8 bits",
     )
 
 
@@ -199,7 +204,8 @@ def _require_bright(high: int) -> None:
     if high and bits:
         raise UnreadableImage(
             f"its 16-bit values are all below {1 << bits}, as {bits}-bit values are, and would turn "
-            f"{'dark' if bits == 14 else 'nearly black'}; scale them to 65535, or store 8 bits"
+            f"{'dark' if bits == 14 else 'nearly black'}",
+            "scale them to 65535, or store 8 bits",
         )
 
 

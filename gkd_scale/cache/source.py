@@ -21,6 +21,7 @@ import io
 import os
 import re
 import tarfile
+import unicodedata
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from PIL import Image
 
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
+from gkd_scale.text import read_lines
 from gkd_scale.types import SegDataset, SegSample
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -99,10 +101,15 @@ class PathList:
         names = list(dict.fromkeys(self._names()))
         if not names:
             raise DataError(f"{self._file} names no images", "write one path a line")
+        if not any(os.path.lexists(self._path(name)) for name in names):
+            raise DataError(
+                f"{self._file} names {len(names)} files, none of which exists; the first is {names[0]!r}",
+                f"write one path a line and nothing else, absolute or below {self._file.parent}, with '/'",
+            )
         return [(name, self._size(name)) for name in names]
 
     def read(self, name: str) -> bytes:
-        path = self._file.parent / name
+        path = self._path(name)
         if not path.is_file():
             raise OSError(2, "no such file" if not path.exists() else "not a regular file")
         return path.read_bytes()
@@ -113,8 +120,9 @@ class PathList:
                 import pyarrow.parquet as pq
 
                 return [str(name) for name in pq.read_table(self._file, columns=["path"])["path"].to_pylist()]
-            lines = self._file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return read_lines(self._file, names=True)
+        except DataError:
+            raise
         except FileNotFoundError:
             raise DataError(f"the list {self._file} does not exist", "check --images") from None
         except Exception as error:
@@ -123,8 +131,16 @@ class PathList:
                 "give one path a line, or a Parquet file with a column 'path'",
             ) from None
 
-    def _size(self, name: str) -> int:
+    def _path(self, name: str) -> Path:
+        """The file that is called so, in whichever Unicode form its name is written there."""
         path = self._file.parent / name
+        if name.isascii() or path.exists():
+            return path
+        others = (self._file.parent / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+        return next((other for other in others if other.exists()), path)
+
+    def _size(self, name: str) -> int:
+        path = self._path(name)
         return path.stat().st_size if path.is_file() else 0
 
 

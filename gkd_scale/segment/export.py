@@ -23,6 +23,7 @@ from gkd_scale.segment.heads.base import SegHead
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.inference import Windows
 from gkd_scale.segment.segmenter import Segmenter
+from gkd_scale.text import nfc
 from gkd_scale.types import Size
 
 HEAD_FILE = "head.safetensors"
@@ -89,6 +90,8 @@ def load_card(run: Path) -> Card:
         if values.get("windows") is not None:
             values["windows"] = Windows(**{name: tuple(size) for name, size in values["windows"].items()})
         values["palette"] = [tuple(colour) for colour in values["palette"]]
+        for names in ("classes", "absent"):
+            values[names] = [nfc(name) for name in values.get(names, ())]
         return Card(**values)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}", "run stage 2 again: it exports anew") from None

@@ -8,7 +8,8 @@ Windows have one size, follow each other by one stride, and the last of a row or
 so that every pixel is seen; where windows overlap, their logits are averaged with equal weight, as the
 reference does. The whole image is the case of one window. Windows that reach beyond a small image are
 cut to it, and what the model sees is padded at the right and at the bottom to the backbone's stride;
-logits of the padding are cut off.
+logits of the padding are cut off. An image so long that it would have many times the pixels of the training
+size (:data:`MOST_TIMES`) is not seen whole, since attention over it would hardly end: it is refused.
 
 Test-time augmentation averages logits over sizes of the image and its mirror image.
 """
@@ -24,12 +25,20 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
+from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.segment.augment import cover_scale
 from gkd_scale.segment.config import InferenceConfig
 from gkd_scale.segment.heads.base import upsample
 from gkd_scale.segment.metrics import Confusion
-from gkd_scale.types import SegDataset, Size, UInt8Array
+from gkd_scale.types import SegDataset, SegSample, Size, UInt8Array
+
+MOST_TIMES, MOST_WHOLE = 16, 1 << 20
+"""How many of the training size's pixels, or how many pixels, a whole image may have: what is more."""
+MOST_PIXELS = 1 << 25
+"""The most pixels of a longer image that windows may see: 2.5 GB of logits for 19 classes."""
+_MOST_LOGITS = 1 << 28
+"""Above this, logits are brought to the size of the ground truth one class at a time."""
 
 
 class Model(Protocol):
@@ -101,6 +110,23 @@ def prepare(image: UInt8Array, size: Size, scale: float = 1.0) -> Tensor:
     return T.resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), working, antialias=True)
 
 
+def require_bounded(sample: SegSample, dataset: str, size: Size, how: Inference) -> None:
+    """DataError for an image whose shape would make inference at training size ``size`` endless."""
+    height, width = sample.image.shape[:2]
+    factor = cover_scale((height, width), size)
+    pixels = height * width * factor**2
+    if pixels <= max(MOST_TIMES * size[0] * size[1], MOST_WHOLE):
+        return
+    if how.windows is None or pixels * max(how.scales) ** 2 > MOST_PIXELS:
+        least = "x".join(str(max(1, round(side * factor))) for side in (height, width))
+        raise DataError(
+            f"the image {sample.name} of {dataset} is {height}x{width} (HxW): to cover the training size of "
+            f"{size[0]}x{size[1]} it would become {least}",
+            "cut it into shorter images, or leave it out"
+            + (", or add --inference slide" if pixels * max(how.scales) ** 2 <= MOST_PIXELS else ""),
+        )
+
+
 def pad_to_stride(pixels: Tensor, stride: int, fill: tuple[int, int, int]) -> Tensor:
     """(B, 3, H, W) padded at the right and the bottom with ``fill`` to multiples of ``stride``."""
     batch, _, height, width = pixels.shape
@@ -152,6 +178,7 @@ def _padded_logits(model: Model, pixels: Tensor) -> Tensor:
     return model.logits(pad_to_stride(pixels, model.stride, model.fill))[..., :height, :width].float()
 
 
+@torch.no_grad()
 def predict(
     model: Model,
     views: Sequence[Tensor],
@@ -160,8 +187,8 @@ def predict(
     batch_size: int = 8,
 ) -> list[Tensor]:
     """Class maps (H_i, W_i) int64 at ``sizes``, of images (B, 3, h, w) at each of ``how.scales``."""
-    # as argmax, which takes 2.6 times as long over channels on a CPU
-    return [each.max(0).indices for each in scores(model, views, sizes, how, batch_size)]
+    looks = _looks(model, views, how, batch_size)
+    return [_choose([look[index : index + 1] for look in looks], size) for index, size in enumerate(sizes)]
 
 
 @torch.no_grad()
@@ -173,16 +200,45 @@ def scores(
     batch_size: int = 8,
 ) -> Iterator[Tensor]:
     """As :func:`predict`, but logits (K, H_i, W_i) float32, summed over scales and mirror images."""
+    looks = _looks(model, views, how, batch_size)
+    for index, size in enumerate(sizes):
+        yield _sum_at([look[index : index + 1] for look in looks], size)[0]
+
+
+def _looks(model: Model, views: Sequence[Tensor], how: Inference, batch_size: int) -> list[Tensor]:
+    """Logits (B, K, h, w) at each of ``how.scales``, and of the mirror images if ``how.flip``."""
     looks = []
     for pixels in views:
         looks.append(logits(model, pixels, how.windows, batch_size))
         if how.flip:
             looks.append(logits(model, pixels.flip(-1), how.windows, batch_size).flip(-1))
-    for index, size in enumerate(sizes):
-        total = upsample(looks[0][index : index + 1], size)
-        for look in looks[1:]:
-            total = total + upsample(look[index : index + 1], size)
-        yield total[0]
+    return looks
+
+
+def _choose(looks: Sequence[Tensor], size: Size) -> Tensor:
+    """The class (H, W) with the greatest sum of logits over looks (1, K, h_i, w_i)."""
+    if looks[0].shape[1] * size[0] * size[1] > _MOST_LOGITS:
+        return _choose_by_class(looks, size)
+    # max as argmax, which takes 2.6 times as long over channels on a CPU
+    return _sum_at(looks, size).max(1).indices[0]
+
+
+def _choose_by_class(looks: Sequence[Tensor], size: Size) -> Tensor:
+    """The same in the memory of three classes: for images of very many pixels."""
+    best = _sum_at([look[:, :1] for look in looks], size)
+    chosen = torch.zeros(size, dtype=torch.int64, device=best.device)
+    for index in range(1, looks[0].shape[1]):
+        each = _sum_at([look[:, index : index + 1] for look in looks], size)
+        chosen[(each > best)[0, 0]] = index
+        best = torch.maximum(best, each)
+    return chosen
+
+
+def _sum_at(looks: Sequence[Tensor], size: Size) -> Tensor:
+    total = upsample(looks[0], size)
+    for look in looks[1:]:
+        total = total + upsample(look, size)
+    return total
 
 
 def confusion(
@@ -207,6 +263,7 @@ def confusion(
 
     def load(index: int) -> Prepared:
         sample = dataset[index]
+        require_bounded(sample, dataset.name, size, how)
         views = [prepare(sample.image, size, scale) for scale in how.scales]
         return Prepared(views, torch.from_numpy(np.array(sample.label)))
 

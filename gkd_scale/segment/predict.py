@@ -45,6 +45,7 @@ from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.evaluate import how_to_look, on_device
 from gkd_scale.segment.inference import Inference, by_size, prepare, scores
+from gkd_scale.segment.inference import predict as classes_of
 from gkd_scale.types import Size, UInt8Array
 
 CARD_FILE = "predict.json"
@@ -125,9 +126,10 @@ def predict(config: PredictConfig, source: Source | None = None, runtime: Runtim
             views = [
                 torch.stack(each).to(runtime.device) for each in zip(*(i.views for i in group), strict=True)
             ]
-            found = scores(segmenter, views, [item.size for item in group], how, config.batch_size)
-            for item, logits in zip(group, found, strict=True):
-                job = _Files(wanted[item.place], item.image, card.palette, logits.cpu())
+            look = scores if config.save_logits else classes_of
+            found = look(segmenter, views, [item.size for item in group], how, config.batch_size)
+            for item, result in zip(group, found, strict=True):
+                job = _Files(wanted[item.place], item.image, card.palette, result.cpu())
                 writer.submit(partial(job.write, advance))
     runtime.barrier()
     return runtime.on_main(lambda: _conclude(config, card, names, wanted, read, began))
@@ -218,19 +220,20 @@ def _begin(config: PredictConfig, card: export.Card, how: Inference) -> None:
 
 @dataclass(frozen=True)
 class _Files:
-    """An image's results and where they go."""
+    """What was found of an image, classes (H, W) or logits (K, H, W), and where it goes."""
 
     outputs: Outputs
     image: Image.Image
     palette: pictures.Palette
-    logits: Tensor
+    found: Tensor
 
     def write(self, advance: Callable[[], None]) -> None:
-        mask: UInt8Array = self.logits.max(0).indices.to(torch.uint8).numpy()
+        classes = self.found.max(0).indices if self.found.ndim == 3 else self.found
+        mask: UInt8Array = classes.to(torch.uint8).numpy()
         for path in self.outputs.paths():
             buffer = io.BytesIO()
             if path.suffix == ".npz":
-                np.savez(buffer, logits=self.logits.half().numpy())
+                np.savez(buffer, logits=self.found.half().numpy())
             elif path.suffix == ".jpg":
                 pictures.overlay(self.image, mask, self.palette).save(buffer, "JPEG", quality=90)
             else:

@@ -23,7 +23,7 @@ from gkd_scale.models.tokens import to_map
 from gkd_scale.prefetch import prefetch
 from gkd_scale.segment.heads.base import upsample
 from gkd_scale.segment.metrics import Confusion
-from gkd_scale.types import IGNORE, Features, Grid, SegDataset, Size
+from gkd_scale.types import Features, Grid, SegDataset, Size
 
 BATCH = 16
 RIDGE = 1e-3
@@ -99,9 +99,8 @@ def _tokens(encode: Encoder, grid: Grid, data: Labelled) -> Pairs:
 
 def class_shares(label: Tensor, classes: int, grid: Grid) -> Tensor:
     """(h·w, K): which share of each cell of ``grid`` is of which class; a row sums to its labelled share."""
-    valid = label != IGNORE
-    one_hot = F.one_hot(torch.where(valid, label, 0).long(), classes) * valid[..., None]
-    return F.adaptive_avg_pool2d(one_hot.permute(2, 0, 1).float(), grid).flatten(1).T
+    shares = [F.adaptive_avg_pool2d((label == each).float()[None], grid).flatten() for each in range(classes)]
+    return torch.stack(shares, 1)
 
 
 def fit_linear(pairs: Pairs) -> Classifier:

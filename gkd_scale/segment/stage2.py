@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import Inference, Windows, confusion
+from gkd_scale.segment.inference import Inference, Windows, confusion, require_bounded
 from gkd_scale.segment.methods.base import Guide
 from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
 from gkd_scale.segment.methods.registry import build_method
@@ -287,15 +288,18 @@ def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[C
         registry.require_classes(val, train.classes, config.val_sets()[0], config.train_sets()[0])
         return train, val
 
-    runtime.on_main(lambda: _check(open_both(), config.workers) if check else None)
+    runtime.on_main(lambda: _check(*open_both(), config) if check else None)
     return open_both()
 
 
-def _check(datasets: Sequence[SegDataset], workers: int) -> None:
+def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None:
+    how = Inference(Windows.of(config.inference, config.size()))
     with console.progress() as progress:
-        task = progress.add_task("checking images and labels", total=sum(map(len, datasets)))
-        for dataset in datasets:
-            registry.check(dataset, workers, lambda: progress.advance(task))
+        task = progress.add_task("checking images and labels", total=len(train) + len(val))
+        registry.check(train, config.workers, lambda: progress.advance(task))
+        for each in val.parts:
+            bounded = partial(require_bounded, dataset=each.name, size=config.size(), how=how)
+            registry.check(each, config.workers, lambda: progress.advance(task), bounded)
 
 
 class Validator:

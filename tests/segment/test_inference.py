@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from gkd_scale.errors import DataError
+from gkd_scale.segment import inference
 from gkd_scale.segment.inference import (
     Inference,
     Windows,
@@ -230,3 +232,40 @@ def test_scales_are_of_the_size_that_covers_the_training_size() -> None:
     counted = confusion(ColourReader(), dataset, (32, 48), how=Inference(scales=(0.75, 1.0, 2.0), flip=True))
     assert int(counted.counts.sum()) == sum(int((s.label != IGNORE).sum()) for s in dataset.samples)
     assert counted.miou() > 0.75
+
+
+# ------------------------------------------------------------------------------ extreme shapes
+
+SLIDE = Inference(Windows((48, 64), (32, 43)))
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (10, 5000)])
+def test_a_very_long_image_is_refused_whole_and_seen_by_windows(shape: tuple[int, int]) -> None:
+    dataset = Blocks(1, [shape], void=False)
+    with pytest.raises(DataError, match=f"the image 000 of blocks is {shape[0]}x{shape[1]}") as caught:
+        confusion(ColourReader(), dataset, (48, 64))
+    assert "--inference slide" in caught.value.hint
+    small = Inference(Windows((16, 16), (16, 16)))
+    assert int(confusion(ColourReader(), dataset, (8, 8), how=small).counts.sum()) == shape[0] * shape[1]
+
+
+def test_what_windows_may_see_is_bounded_too() -> None:
+    dataset = Blocks(1, [(1, 30_000)], void=False)
+    with pytest.raises(DataError, match="it would become 512x15360000") as caught:
+        confusion(ColourReader(), dataset, (512, 512), how=SLIDE)
+    assert "slide" not in caught.value.hint
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20), (20, 1), (48, 1000), (700, 50)])
+def test_long_images_within_the_bound_are_seen_whole(shape: tuple[int, int]) -> None:
+    found = confusion(ColourReader(), Blocks(1, [shape], void=False), (48, 64))
+    assert int(found.counts.sum()) == shape[0] * shape[1]
+
+
+def test_choosing_class_by_class_equals_choosing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    views = [torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)]
+    once = predict(ColourReader(), views, [(40, 50), (33, 61)], Inference(flip=True))
+    monkeypatch.setattr(inference, "_MOST_LOGITS", 0)
+    by_class = predict(ColourReader(), views, [(40, 50), (33, 61)], Inference(flip=True))
+    assert all(torch.equal(one, other) for one, other in zip(once, by_class, strict=True))

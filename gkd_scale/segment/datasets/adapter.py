@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gkd_scale.errors import ConfigError, DataError, nearest
+from gkd_scale.segment.datasets import misplaced
 from gkd_scale.segment.datasets.labels import (
     Colour,
     Encoding,
@@ -19,7 +20,16 @@ from gkd_scale.segment.datasets.labels import (
     read_stored,
     require_same_size,
 )
-from gkd_scale.segment.datasets.layout import Found, Key, Layout, Pair, exists, look, require_partners
+from gkd_scale.segment.datasets.layout import (
+    Found,
+    Key,
+    Layout,
+    Pair,
+    exists,
+    lacking,
+    look,
+    require_partners,
+)
 from gkd_scale.types import SegSample, UInt8Array
 
 HELD_OUT = 50
@@ -88,10 +98,26 @@ class Adapter:
         """The files of a part below ``root``; DataError where there are none, ConfigError for the part."""
         chosen = self.part(part)
         if not root.is_dir():
-            raise DataError(f"there is no folder {root}", self.missing_hint)
+            raise misplaced.packed(root) or DataError(f"there is no folder {root}", self.missing_hint)
         there = [layout for layout in self.layouts if exists(root, chosen.folder, layout)]
-        found = look(root, chosen.folder, (there or self.layouts)[0], self.skip)
+        if not there:
+            raise misplaced.explain(self.name, root, part, chosen.folder, self.layouts) or self._lacking(
+                root, chosen.folder
+            )
+        found = look(root, chosen.folder, there[0], self.skip)
         return found._replace(pairs=chosen.choose(found.pairs))
+
+    def _lacking(self, root: Path, folder: str) -> DataError:
+        """What is missing of the layout that most is there of, and which other layouts there are."""
+        begun = [each for each in self.layouts if exists(root, folder, each, any)]
+        layout = (begun or self.layouts)[0]
+        others = [
+            f"{each.images.format(part=folder)}.* with {each.labels.format(part=folder)}.png"
+            for each in self.layouts
+            if each is not layout
+        ]
+        error = lacking(root, folder, layout)
+        return DataError(error.message, "; or ".join([error.hint, *others]))
 
     def present(self, root: Path, of_both: Callable[[Iterable[bool]], bool] = all) -> list[str]:
         """The parts that have images and labels below ``root``; with ``any``, those that have one of both."""

@@ -17,6 +17,7 @@ from PIL import Image
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import DataError
+from gkd_scale.text import nfc
 from gkd_scale.types import SegSample, UInt8Array
 
 
@@ -36,9 +37,9 @@ class CachedDataset:
                 "make one with: gkd-scale cache-teacher --images ADAPTER:PATH",
             )
         self.name = cache.path.name
-        self.classes: Sequence[str] = list(labels["classes"])
+        self.classes: Sequence[str] = [nfc(name) for name in labels["classes"]]
         self.palette: Sequence[tuple[int, int, int]] = [(r, g, b) for r, g, b in labels["palette"]]
-        self.absent: Sequence[str] = list(labels.get("absent", ()))
+        self.absent: Sequence[str] = [nfc(name) for name in labels.get("absent", ())]
         self._cache = cache
 
     @property

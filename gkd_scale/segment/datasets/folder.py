@@ -8,6 +8,8 @@ mean IoU leaves them out and says so.
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gkd_scale.errors import DataError, nearest
+from gkd_scale import text
+from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.adapter import Adapter
 from gkd_scale.segment.datasets.labels import (
     MOST_CLASSES,
@@ -33,6 +36,8 @@ IMAGES, LABELS = "images/*", "labels/*"
 """The layout that several adapters share."""
 
 _THREADS = 8
+_LIST = re.compile(r"[,;\t]")
+"""What parts names that were written into one line."""
 _ANY = identity(MOST_CLASSES)
 
 
@@ -50,9 +55,13 @@ class FolderAdapter(Adapter):
         names, known = _lines(root / ABSENT_FILE), read_classes(root / "classes.txt") or ()
         for name in names:
             if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 raise DataError(
-                    f"{root / ABSENT_FILE} names '{name}', which is no class of classes.txt",
-                    nearest(name, known) or "name classes of classes.txt, one a line",
+                    f"{root / ABSENT_FILE} names {text.shown(name, *near[:1])}, which is no class of "
+                    "classes.txt",
+                    f"did you mean {text.shown(near[0], name)}?"
+                    if near
+                    else "name classes of classes.txt, one a line",
                 )
         return names
 
@@ -71,9 +80,18 @@ def read_classes(path: Path) -> list[str] | None:
         return None
     names = _lines(path)
     twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice or len(names) > MOST_CLASSES:
-        what = f"names '{twice[0]}' twice" if twice else f"holds {len(names)} names"
-        raise DataError(f"{path} {what}", f"write 1 to {MOST_CLASSES} different names, one a line")
+    odd = next((name for name in names if name.startswith("#")), None)
+    if len(names) == 1 and _LIST.search(names[0]):
+        odd = names[0]
+    if not names or twice or odd or len(names) > MOST_CLASSES:
+        what = f"holds {len(names)} names"
+        if odd:
+            what = f"holds {odd!r}, " + ("a comment" if odd.startswith("#") else "several names in one line")
+        elif twice:
+            what = f"names {twice[0]!r} twice"
+        raise DataError(
+            f"{path} {what}", f"write 1 to {MOST_CLASSES} different names, one a line and nothing else"
+        )
     return names
 
 
@@ -81,14 +99,17 @@ def _lines(path: Path) -> list[str]:
     """The lines of a file that say something; none where there is no such file."""
     if not path.is_file():
         return []
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [text.nfc(line) for line in text.read_lines(path)]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", "check its permissions") from None
 
 
 def _read_values(path: Path) -> list[int]:
     values = _lines(path)
     for value in values:
         if not (value.isascii() and value.isdigit() and int(value) <= IGNORE):
-            raise DataError(f"{path} holds '{value}'", f"write label values from 0 to {IGNORE}, one a line")
+            raise DataError(f"{path} holds {value!r}", f"write label values from 0 to {IGNORE}, one a line")
     return [int(value) for value in values]
 
 

@@ -147,7 +147,7 @@ def read_image(path: Path) -> UInt8Array:
     try:
         return np.asarray(images.open_image(path).image)
     except images.UnreadableImage as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error.reason, error.hint) from None
 
 
 def image_size(path: Path) -> Size:
@@ -155,7 +155,7 @@ def image_size(path: Path) -> Size:
     try:
         return images.upright_size(path)
     except images.UnreadableImage as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error.reason, error.hint) from None
 
 
 def read_stored(path: Path) -> Stored:
@@ -207,5 +207,8 @@ def require_same_size(image: Size, label: Size, paths: tuple[Path, Path]) -> Non
     )
 
 
-def _unreadable(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path} cannot be read: {error}", "restore the file, or remove it and its partner")
+def _unreadable(path: Path, reason: object, hint: str = "") -> DataError:
+    what = "used" if hint else "read"
+    return DataError(
+        f"{path} cannot be {what}: {reason}", hint or "restore the file, or remove it and its partner"
+    )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.labels import Encoding
+from gkd_scale.text import nfc, shown
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LABEL_SUFFIXES = frozenset({".png"})
@@ -79,6 +80,14 @@ def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozens
     )
 
 
+def lacking(root: Path, folder: str, layout: Layout) -> DataError:
+    """Why ``layout`` is not in ``root``: its images, else its labels."""
+    images, labels = layout.images.format(part=folder), layout.labels.format(part=folder)
+    if any_file(root, images, IMAGE_SUFFIXES):
+        return _nothing(root, labels, LABEL_SUFFIXES)
+    return _nothing(root, images, IMAGE_SUFFIXES)
+
+
 def require_partners(found: Found) -> None:
     """DataError that names the first file without its label or image."""
     if found.lonely:
@@ -92,18 +101,30 @@ def require_partners(found: Found) -> None:
 def exists(root: Path, folder: str, layout: Layout, of_both: Callable[[Iterable[bool]], bool] = all) -> bool:
     """Whether there is an image and a label of this layout; with ``any``, whether there is one of either."""
     patterns = (layout.images, IMAGE_SUFFIXES), (layout.labels, LABEL_SUFFIXES)
-    return of_both(any(_walk(root, pattern.format(part=folder), suffixes)) for pattern, suffixes in patterns)
+    return of_both(any_file(root, pattern.format(part=folder), suffixes) for pattern, suffixes in patterns)
+
+
+def any_file(root: Path, pattern: str, suffixes: frozenset[str]) -> bool:
+    """Whether a file of ``pattern`` is below ``root``."""
+    return any(True for _ in _walk(root, pattern, suffixes))
 
 
 def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path]:
     found: dict[Key, Path] = {}
     for key, path in _walk(root, pattern, suffixes):
         if key in found:
-            raise DataError(f"{found[key]} and {path} have the same stem", "remove or rename one")
+            raise _same_stem(found[key], path)
         found[key] = path
     if not found:
         raise _nothing(root, pattern, suffixes)
     return found
+
+
+def _same_stem(one: Path, other: Path) -> DataError:
+    names = f"{one} and {other}"
+    if not one.name.isascii():  # perhaps one in two Unicode forms
+        names = f"{shown(one.name, other.name)} and {shown(other.name, one.name)} in {one.parent}"
+    return DataError(f"{names} have the same stem", "remove or rename one")
 
 
 def _walk(root: Path, pattern: str, suffixes: frozenset[str]) -> Iterator[tuple[Key, Path]]:
@@ -140,7 +161,7 @@ def _fill(pattern: str, key: Key) -> str:
 
 
 def _match(pattern: str, name: str) -> Key | None:
-    found = re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), name)
+    found = re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), nfc(name))
     return found.groups() if found else None
 
 
@@ -152,17 +173,32 @@ def _nothing(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
             break
         below = place / name
         if not below.is_dir():
-            return DataError(f"{place} has no folder {name}/", _hint(place, pattern))
+            return DataError(
+                f"{place} has no folder {name}/",
+                f"expected {root / pattern}{_one(suffixes)}; {_what_is_there(place)}",
+            )
         place = below
     kinds = ", ".join(sorted(suffixes))
-    return DataError(f"{place} holds no file of {kinds} ({pattern})", "put the dataset there")
+    return DataError(
+        f"{place} holds no file of {kinds} ({pattern})",
+        f"expected {root / pattern}{_one(suffixes)}; {_what_is_there(place)}",
+    )
 
 
-def _hint(place: Path, pattern: str) -> str:
-    wanted = pattern.split("/")[0]
-    below = sorted(path.name for path in place.iterdir() if path.is_dir())
-    inside = [name for name in below if (place / name / wanted).is_dir()]
-    if inside:
-        return f"one of its folders? {', '.join(inside[:8])}"
-    there = f"; there are {', '.join(below[:8])}" if below else ""
-    return f"expected {pattern}.*{there}"
+def _one(suffixes: frozenset[str]) -> str:
+    return next(iter(suffixes)) if len(suffixes) == 1 else ".*"
+
+
+def _first_file(place: Path, depth: int = 6) -> Path | None:
+    below = _children(place) if depth else []
+    file = next((path for path in below if path.is_file()), None)
+    return file or next((found for path in below if (found := _first_file(path, depth - 1))), None)
+
+
+def _what_is_there(place: Path) -> str:
+    """The folders in ``place``, else a file of it or below it, for people who compare."""
+    folders = [path.name for path in _children(place) if path.is_dir()]
+    file = _first_file(place)
+    below = f"there are the folders {', '.join(folders[:8])}" if folders else ""
+    example = f"there is {file}" if file else ""
+    return " and ".join(filter(None, (below, example))) or f"{place} is empty"

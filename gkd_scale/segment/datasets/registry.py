@@ -14,6 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+from gkd_scale import text
 from gkd_scale.errors import ConfigError, DataError, nearest
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
@@ -123,15 +124,16 @@ def open_all(refs: Sequence[str], share: Fraction = Fraction(1)) -> Concatenated
 
 def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wanted_by: str) -> None:
     """DataError unless ``dataset`` has exactly ``classes``, in that order; names the first difference."""
-    if list(dataset.classes) == list(classes):
+    mine, theirs = [text.nfc(name) for name in dataset.classes], [text.nfc(name) for name in classes]
+    if mine == theirs:
         return
     where = next(
         (
-            f"class {i} is '{mine}' there and '{theirs}' here"
-            for i, (mine, theirs) in enumerate(zip(dataset.classes, classes, strict=False))
-            if mine != theirs
+            f"class {i} is {text.shown(one, other)} there and {text.shown(other, one)} here"
+            for i, (one, other) in enumerate(zip(mine, theirs, strict=False))
+            if one != other
         ),
-        f"{len(dataset.classes)} classes there and {len(classes)} here",
+        f"{len(mine)} classes there and {len(theirs)} here",
     )
     raise DataError(
         f"{ref} and {wanted_by} have different classes: {where}",
@@ -205,7 +207,15 @@ def subset(dataset: SegDataset, share: Fraction) -> SegDataset:
     return Subset(dataset, sorted(int(index) + view * images for index in chosen for view in range(views)))
 
 
-def check(dataset: SegDataset, workers: int, advance: Callable[[], object] = lambda: None) -> None:
-    """Read every sample once, so that a bad file ends the run before training; raises its DataError."""
-    for _ in prefetch(lambda index: dataset[index] is None, range(len(dataset)), workers, 4 * workers):
+def check(
+    dataset: SegDataset,
+    workers: int,
+    advance: Callable[[], object] = lambda: None,
+    require: Callable[[SegSample], None] = lambda _: None,
+) -> None:
+    """Read every sample once, so that a bad file ends the run before training; raises its DataError.
+
+    ``require`` raises one for a sample that can be read, but not used.
+    """
+    for _ in prefetch(lambda index: require(dataset[index]), range(len(dataset)), workers, 4 * workers):
         advance()

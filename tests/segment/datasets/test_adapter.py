@@ -250,7 +250,7 @@ def test_a_dataset_without_a_validation_split_holds_some_images_out(tmp_path: Pa
     [
         (lambda root: (root / "gtFine").rename(root / "gt"), "no folder gtFine/"),
         (lambda root: (root / "leftImg8bit/val").rename(root / "leftImg8bit/vall"), "no folder val/"),
-        (lambda root: root.rename(root.parent / "inner") and _nest(root), "one of its folders? inner"),
+        (lambda root: root.rename(root.parent / "inner") and _nest(root), "use cityscapes:"),
         (
             lambda root: write_image(root / "leftImg8bit/val/bonn/bonn_1_leftImg8bit.png"),
             "bonn_1_gtFine_labelIds",

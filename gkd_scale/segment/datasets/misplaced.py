@@ -1,0 +1,209 @@
+"""Where a dataset's files lie, if not where its layout says: archives unpacked side by side, or not at all.
+
+Only asked where nothing is found. It looks two folders deep below the path that was given, in the folders
+beside it, and above it where the path ends inside the dataset.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from gkd_scale.errors import DataError
+from gkd_scale.segment.datasets.layout import IMAGE_SUFFIXES, LABEL_SUFFIXES, Layout, any_file
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
+_MOST = 2000
+_DEPTH = 2
+_SHOWN = 4
+
+
+def explain(name: str, root: Path, part: str, folder: str, layouts: Sequence[Layout]) -> DataError | None:
+    """Where images and labels of a part are instead, and what to do; None where there are none.
+
+    ``name`` is the adapter's, ``part`` what follows @, ``folder`` what the part is called in ``layouts``.
+    """
+    at = f"@{part}" if part else ""
+    for layout in layouts:
+        images, labels = layout.images.format(part=folder), layout.labels.format(part=folder)
+        places = _places(root, (images, labels))
+        with_images = [place for place in places if any_file(place, images, IMAGE_SUFFIXES)]
+        with_labels = [place for place in places if any_file(place, labels, LABEL_SUFFIXES)]
+        both = [place for place in with_images if place in with_labels]
+        if both:
+            return _elsewhere(name, root, at, (images, labels), both)
+        if bool(with_images) != bool(with_labels):  # the other half may lie beside
+            beside = [place for place in _beside(root, (images, labels)) if place not in places]
+            others = [
+                (any_file(place, images, IMAGE_SUFFIXES), any_file(place, labels, LABEL_SUFFIXES))
+                for place in beside
+            ]
+            wanted = (not with_images, not with_labels)
+            found = [place for place, has in zip(beside, others, strict=True) if has == wanted]
+            with_images, with_labels = with_images or found, with_labels or found
+        if with_images and with_labels:
+            return _apart(name, root, at, (images, labels), with_images, with_labels)
+        if splits := _splits(root, (images, labels)):
+            return _inside_out(name, root, (images, labels), splits)
+    return _packed(root)
+
+
+def _elsewhere(
+    name: str, root: Path, at: str, patterns: tuple[str, str], places: Sequence[Path]
+) -> DataError:
+    """Other folders than the one that was named have both."""
+    more = f" (and {len(places) - _SHOWN} more)" if len(places) > _SHOWN else ""
+    where = ", ".join(map(str, places[:_SHOWN])) + more
+    used = ", ".join(_command(f"{name}:{place}{at}") for place in places[:_SHOWN]) + more
+    one = len(places) == 1
+    first = patterns[0].split("/")[0]
+    lacks = "nothing to use in" if (root / first).is_dir() else "no folder"
+    return DataError(
+        f"{root} has {lacks} {first}/, but {where} {'has' if one else 'have'} images and labels",
+        f"use {used}" if one else f"name one of its folders, or each by itself: {used}",
+    )
+
+
+def _splits(root: Path, patterns: tuple[str, str]) -> list[str]:
+    """Folders that lie in both ``images`` and ``labels``, and hold what should lie there itself."""
+    images, labels = (root.joinpath(*_literal(pattern)) for pattern in patterns)
+    images_in, labels_in = (pattern.split("/")[-1] for pattern in patterns)
+    return [
+        below.name
+        for below in islice(_children(images), _MOST)
+        if any_file(below, images_in, IMAGE_SUFFIXES)
+        and any_file(labels / below.name, labels_in, LABEL_SUFFIXES)
+    ]
+
+
+def _inside_out(name: str, root: Path, patterns: tuple[str, str], splits: list[str]) -> DataError:
+    """images/SPLIT and labels/SPLIT, where SPLIT/images and SPLIT/labels are wanted."""
+    images, labels = (root.joinpath(*_literal(pattern)) for pattern in patterns)
+    split = root / splits[0]
+    links = " && ".join(
+        _command("ln", "-s", (kind / splits[0]).absolute(), split / kind.relative_to(root))
+        for kind in (images, labels)
+    )
+    make, used = _command("mkdir", split), _command(f"{name}:{split}")
+    return DataError(
+        f"{images} and {labels} hold folders ({', '.join(splits[:_SHOWN])}), not files",
+        f"make each a folder of its own: {make} && {links}; then use {used}",
+    )
+
+
+def _apart(
+    name: str,
+    root: Path,
+    at: str,
+    patterns: tuple[str, str],
+    with_images: list[Path],
+    with_labels: list[Path],
+) -> DataError:
+    """Images and labels are there, but in different places."""
+    images, labels = (_literal(pattern) for pattern in patterns)
+    differ = next((i for i, (one, other) in enumerate(zip(images, labels, strict=False)) if one != other), 0)
+    of_images, of_labels = images[: differ + 1], labels[: differ + 1]
+    if len(with_images) == len(with_labels) == 1:
+        place = with_images[0]
+        used = _command(f"{name}:{place}{at}")
+        source, target = with_labels[0].joinpath(*of_labels), place.joinpath(*of_labels)
+        return DataError(
+            f"images lie in {place.joinpath(*of_images)} and labels in {source}: both must lie in one folder",
+            f"run {_command('ln', '-s', source.absolute(), target)} and use {used}"
+            if not os.path.lexists(target)
+            else f"put {source} in the place of {target}, and use {used}",
+        )
+    moves = [
+        (place.joinpath(*literal), root.joinpath(*literal))
+        for literal, places in ((of_images, with_images), (of_labels, with_labels))
+        for place in places
+        if place != root
+    ]
+    first = f"{_command('mv', '-n')} {shlex.quote(str(moves[0][0]))}/* {shlex.quote(str(moves[0][1]))}/"
+    return DataError(
+        f"images lie in {_some(with_images, of_images)} and labels in {_some(with_labels, of_labels)}: "
+        "all must lie in one folder",
+        f"unpack all archives into {root}, or move their files into {root.joinpath(*of_images)} and "
+        f"{root.joinpath(*of_labels)}, for example {first}",
+    )
+
+
+def _packed(root: Path) -> DataError | None:
+    """Archives that nobody unpacked."""
+    archives = [path for path in _children(root) if path.name.lower().endswith(_ARCHIVES)]
+    if not archives:
+        return None
+    unpack = {".zip": ("unzip", "-q", archives[0], "-d", root)}.get(
+        archives[0].suffix.lower(), ("tar", "xf", archives[0], "-C", root)
+    )
+    names = ", ".join(path.name for path in archives[:_SHOWN])
+    return DataError(
+        f"{root} holds archives ({names}), which are not read",
+        f"unpack each into that folder: {_command(*unpack)}",
+    )
+
+
+def packed(root: Path) -> DataError | None:
+    """For a path that is an archive itself."""
+    if root.is_file() and root.name.lower().endswith(_ARCHIVES):
+        return DataError(
+            f"{root} is an archive, and archives are not read",
+            "unpack it, with its images and labels in one folder, and name that folder",
+        )
+    return None
+
+
+def _places(root: Path, patterns: tuple[str, str]) -> list[Path]:
+    """The folder, those above it if it lies inside the dataset, and those below it."""
+    above = [
+        Path(*root.parts[:-length])
+        for literal in map(_literal, patterns)
+        for length in range(1, len(literal) + 1)
+        if root.parts[-length:] == literal[:length]
+    ]
+    return list(dict.fromkeys([root, *above, *islice(_below(root, _DEPTH), _MOST)]))
+
+
+def _beside(root: Path, patterns: tuple[str, str]) -> Iterator[Path]:
+    """The folders beside ``root``, and what is in them where it holds a first folder of the patterns."""
+    firsts = {pattern.split("/")[0] for pattern in patterns}
+    for place in islice(_children(root.parent), _MOST):
+        if place != root and place.is_dir():
+            yield place
+            for inside in islice(_children(place), _SHOWN):
+                if inside.is_dir() and any((inside / first).is_dir() for first in firsts):
+                    yield inside
+
+
+def _below(root: Path, depth: int) -> Iterator[Path]:
+    folders = [path for path in _children(root) if path.is_dir()]
+    yield from folders
+    if depth > 1:
+        for folder in folders:
+            yield from _below(folder, depth - 1)
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except OSError:
+        return
+    yield from (folder / name for name in names if not name.startswith("."))
+
+
+def _literal(pattern: str) -> tuple[str, ...]:
+    """The folders of a pattern before its first star."""
+    folders = pattern.split("/")[:-1]
+    return tuple(folders[: next((i for i, name in enumerate(folders) if "*" in name), len(folders))])
+
+
+def _some(places: list[Path], literal: tuple[str, ...]) -> str:
+    shown = ", ".join(str(place.joinpath(*literal)) for place in places[:_SHOWN])
+    return shown + (f" and {len(places) - _SHOWN} more folders" if len(places) > _SHOWN else "")
+
+
+def _command(*words: object) -> str:
+    return shlex.join(map(str, words))
