@@ -49,7 +49,7 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
 
 def _outbox(cfg: CacheTeacherConfig) -> Outbox | None:
     """The way to ``--out`` where it is a URL; the cache is then built in its folder."""
-    from gkd_scale.cache.source import is_url
+    from gkd_scale.cache.location import is_url
 
     if not is_url(cfg.out):
         return None

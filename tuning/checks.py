@@ -15,8 +15,8 @@ import space as spaces
 import torch
 from options import SearchConfig
 
+from gkd_scale.cache.location import is_url
 from gkd_scale.cache.reader import Caches, open_caches
-from gkd_scale.cache.source import is_url
 from gkd_scale.config import merge
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
