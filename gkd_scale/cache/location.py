@@ -177,20 +177,18 @@ def _matches(name: str) -> list[str]:
 # ----------------------------------------------------------------------------------- what is none
 
 
-def refuse(images: str, place: str) -> None:
-    """DataError where ``place``, one that ``images`` names, is known to be nothing to read images from."""
-    if place == "-" or place.startswith("pipe:"):
+def refuse_output(images: str) -> None:
+    """DataError where ``images`` is the output of a command (webdataset's ``pipe:``), or standard input."""
+    if images == "-" or any(part.startswith("pipe:") for part in images.split("::")):
         raise DataError(
-            f"--images {images} is a command's output: images are read at their places, again and again",
+            f"--images {images} is the output of a command, and images are read at their places, many times",
             "save what the command writes as a .tar and give that, or give its URL",
         )
+
+
+def refuse(images: str, place: str) -> None:
+    """DataError where ``place``, one that ``images`` names, is known to be nothing to read images from."""
     lower = path_of(place).lower()
-    if piece := _PIECE.match(path_of(place)):
-        whole = piece[1]
-        raise DataError(
-            f"--images {images} is a piece of a split archive",
-            f"join the pieces: cat {_quoted(whole)}.* > {_quoted(whole)}",
-        )
     for endings, (command, made) in _UNPACK.items():
         for ending in endings:
             if lower.endswith(ending):
@@ -198,6 +196,11 @@ def refuse(images: str, place: str) -> None:
                     f"--images {images} is packed: an image in it cannot be read without those before it",
                     _unpacking(images, ending, command, made),
                 )
+    if piece := _PIECE.match(path_of(place)):
+        whole = _quoted(piece[1])
+        raise DataError(
+            f"--images {images} is a piece of a split archive", f"join the pieces: cat {whole}.* > {whole}"
+        )
     for ending, what in _OTHERS.items():
         if lower.endswith(ending):
             raise DataError(f"--images {images} is {what} ({ending}), which is not read here", ACCEPTED)

@@ -90,12 +90,12 @@ def make_plan(
     paths = sorted(_walk(images, skip, tars))
     if not paths:
         raise DataError(
-            f"the folder {images} holds no images" + (f", but {len(tars)} tars" if tars else ""),
+            f"the folder {images} holds no images" + (f", but tars: {len(tars)}" if tars else ""),
             f"to read images in tars, give --images '{_pattern(images, tars)}'"
             if tars
             else f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
         )
-    notes = [f"{len(tars)} tars in the folder are left out: give them as '{_pattern(images, tars)}'"]
+    notes = [f"tars in the folder, left out: {len(tars)}; --images '{_pattern(images, tars)}' reads them"]
     entries = [Entry(sid_of(path), path, _size(images / path)) for path in paths]
     return _planned(entries, samples_per_shard, None, notes if tars else ())
 

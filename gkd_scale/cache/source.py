@@ -33,6 +33,7 @@ from gkd_scale.cache.location import (
     is_url,
     locations,
     refuse,
+    refuse_output,
     url_of,
 )
 from gkd_scale.cache.tars import Tars
@@ -60,6 +61,7 @@ def open_source(images: str | Path) -> Source | None:
     text = str(images)
     if os.path.isdir(text):  # noqa: PTH112  # False, not an error, for a name that is too long
         return None
+    refuse_output(text)
     places = locations(text)
     tars = [place for place in places if is_tar(place)]
     if tars and len(tars) == len(places):

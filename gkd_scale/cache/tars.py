@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 _MOST_LINKS = 40
 _MOST_BYTES = 1 << 31
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
-_SHOWN_KINDS = 6
+_SHOWN = 6
 _AGAIN = "copy or download it again, or unpack what there is of it ('tar -xf') and give the folder"
 
 
@@ -69,9 +69,8 @@ class Tars:
             self._places |= scan.images
         if not self._places:
             others = _kinds(sum((scan.others for scan in scans.values()), Counter()))
-            names = ", ".join(list(scans)[:_SHOWN_KINDS])
             raise DataError(
-                f"the tars hold no images ({names})" + (f": {others}" if others else ""),
+                f"the tars hold no images ({_some(list(scans))})" + (f": {others}" if others else ""),
                 f"images are files called {' '.join(EXTENSIONS)}; tars in a tar have to be unpacked",
             )
         self.notes = list(_notes(scans))
@@ -288,25 +287,30 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
     """What tars hold beside images, in a few lines."""
     others = sum((scan.others for scan in scans.values()), Counter[str]())
     if others:
-        yield f"{others.total()} files in the tars are no images by name and left out: {_kinds(others)}"
+        yield f"files in the tars that are no images by name, left out: {_kinds(others)}"
     if forks := sum(scan.forks for scan in scans.values()):
-        yield f"{forks} resource forks of macOS (._NAME) in the tars are left out"
+        yield f"resource forks of macOS (._NAME) in the tars, left out: {forks}"
     again = [name for scan in scans.values() for name in scan.again]
     if again:
         yield (
-            f"{len(again)} images have the name of another in their tar; all are kept, "
-            f"the first as {printable(again[0])}"
+            f"images with the name of another in their tar: {len(again)}; all are kept, "
+            f"the first of them as {printable(again[0])}"
         )
     joined = [label for label, scan in scans.items() if scan.archives]
     if joined:
-        yield f"{', '.join(joined[:_SHOWN_KINDS])}: several tars one behind the other, all of them read"
+        yield f"several tars one behind the other in one file, all of them read: {_some(joined)}"
     empty = [label for label, scan in scans.items() if not scan.images]
     if empty:
-        yield f"{len(empty)} of {len(scans)} tars hold no image: {', '.join(empty[:_SHOWN_KINDS])}"
+        yield f"tars without any image, {len(empty)} of {len(scans)}: {_some(empty)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
 
 
 def _kinds(others: Counter[str]) -> str:
-    shown = others.most_common(_SHOWN_KINDS)
+    shown = others.most_common(_SHOWN)
     rest = others.total() - sum(count for _, count in shown)
     return ", ".join(f"{count} {printable(kind)}" for kind, count in shown) + (
         f", {rest} others" if rest else ""

@@ -103,7 +103,7 @@ def test_links_are_the_images_they_point_to(tmp_path: Path) -> None:
     found, notes = contents(write_tar(tmp_path / "x.tar", members))
     assert [found[f"x.tar/{name}"] for name in ("a/0.jpg", "a/1.jpg", "b/2.jpg", "b/3.jpg")] == [A] * 4
     assert found["x.tar/4.jpg"] == B and notes == [
-        "1 files in the tars are no images by name and left out: 1 .bin"
+        "files in the tars that are no images by name, left out: 1 .bin"
     ]
     for name, target in (("5.jpg", "/etc/5.jpg"), ("6.jpg", "gone.jpg"), ("7.jpg", "7.jpg")):
         assert found[f"x.tar/{name}"] == f"a link to {target}, which is not in the tar"
@@ -119,7 +119,7 @@ def test_images_of_one_name_are_all_kept_and_said(tmp_path: Path) -> None:
     found, notes = contents(write_tar(tmp_path / "x.tar", [("0.jpg", A), ("0.jpg", B), ("0.jpg", C)]))
     assert found == {"x.tar/0.jpg": A, "x.tar/0.jpg#2": B, "x.tar/0.jpg#3": C}
     assert notes == [
-        "2 images have the name of another in their tar; all are kept, the first as x.tar/0.jpg#2"
+        "images with the name of another in their tar: 2; all are kept, the first of them as x.tar/0.jpg#2"
     ]
 
 
@@ -127,7 +127,7 @@ def test_resource_forks_are_told_from_images(tmp_path: Path) -> None:
     members: list[Member] = [("._0.jpg", b"\0\5\x16\7\0\2\0\0Mac OS X"), ("0.jpg", A), ("a/._1.jpg", B)]
     found, notes = contents(write_tar(tmp_path / "x.tar", members))
     assert found == {"x.tar/0.jpg": A, "x.tar/a/._1.jpg": B}
-    assert notes == ["1 resource forks of macOS (._NAME) in the tars are left out"]
+    assert notes == ["resource forks of macOS (._NAME) in the tars, left out: 1"]
 
 
 def test_whatever_is_no_image_is_counted(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_whatever_is_no_image_is_counted(tmp_path: Path) -> None:
     full, bare = write_tar(tmp_path / "full.tar", members), write_tar(tmp_path / "bare.tar", members[1:2])
     found, notes = contents(full, bare)
     assert list(found) == ["full.tar/0.jpg"] and notes == [
-        "5 files in the tars are no images by name and left out: 2 .cls, 2 .gif, 1 without an ending",
-        "1 of 2 tars hold no image: bare.tar",
+        "files in the tars that are no images by name, left out: 2 .cls, 2 .gif, 1 without an ending",
+        "tars without any image, 1 of 2: bare.tar",
     ]
     refused(bare, "hold no images", "1 .cls")
 
@@ -203,7 +203,7 @@ def test_tars_behind_each_other_are_all_read(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar_of([("0.jpg", A)]) + tar_of([("1.jpg", B)]) + tar_of([("0.jpg", C)]))
     found, notes = contents(tmp_path / "x.tar")
     assert found == {"x.tar/0.jpg": A, "x.tar/1.jpg": B, "x.tar/0.jpg#2": C}
-    assert notes[1] == "x.tar: several tars one behind the other, all of them read"
+    assert notes[1] == "several tars one behind the other in one file, all of them read: x.tar"
     (tmp_path / "x.tar").write_bytes(tar_of([("0.jpg", A)]) + b"something else")
     refused(tmp_path / "x.tar", "something else after its end")
 
