@@ -83,10 +83,22 @@ def require_partners(found: Found) -> None:
     """DataError that names the first file without its label or image."""
     if found.lonely:
         first, count = found.lonely[0], len(found.lonely)
-        raise DataError(
-            f"{first}" + (f" (and {count - 1} more)" if count > 1 else ""),
-            f"add the {first.lacks} or remove the file",
-        )
+        raise DataError(f"{first}" + (f" (and {count - 1} more)" if count > 1 else ""), partner_hint(found))
+
+
+def partner_hint(found: Found) -> str:
+    """What to do about files without a partner: rename them, where one of another name is near."""
+    first = found.lonely[0]
+    for other in found.lonely:
+        one, two = first.path.stem, other.path.stem
+        if other.lacks != first.lacks and (two.startswith(one) or one.startswith(two)):
+            image, label = (first, other) if first.lacks == "label" else (other, first)
+            return (
+                f"labels are called as their images: rename {label.path} to {image.partner.name}"
+                if first.path.suffix
+                else ""
+            )
+    return f"add the {first.lacks} or remove the file"
 
 
 def exists(root: Path, folder: str, layout: Layout, of_both: Callable[[Iterable[bool]], bool] = all) -> bool:
