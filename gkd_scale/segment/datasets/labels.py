@@ -138,7 +138,9 @@ def _no_ids(stored: Stored, path: Path) -> DataError:
     colours = stored[..., : 1 if stored.shape[2] < 3 else 3]
     if (colours == colours[..., :1]).all():
         hint = "its colours are greys: store one of its channels alone, if that holds class ids"
-    elif len(np.unique(colours[::4, ::4].reshape(-1, 3), axis=0)) > 256:
+        if stored.shape[2] in (2, 4) and np.ptp(colours) == 0 < np.ptp(stored[..., -1]):
+            hint = "only its alpha differs from pixel to pixel: store that alone, if it holds class ids"
+    elif len(np.unique(colours[::4, ::4].reshape(-1, colours.shape[2]), axis=0)) > 256:
         hint = "it looks like a photograph: check that images/ and labels/ are not swapped"
     return DataError(f"{path} has mode {mode}: a label has one channel of class ids", hint)
 

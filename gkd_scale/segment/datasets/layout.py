@@ -87,18 +87,19 @@ def require_partners(found: Found) -> None:
 
 
 def partner_hint(found: Found) -> str:
-    """What to do about files without a partner: rename them, where one of another name is near."""
+    """What to do about the first file without a partner: rename one, where a name is in another."""
     first = found.lonely[0]
-    for other in found.lonely:
-        one, two = first.path.stem, other.path.stem
-        if other.lacks != first.lacks and (two.startswith(one) or one.startswith(two)):
-            image, label = (first, other) if first.lacks == "label" else (other, first)
-            return (
-                f"labels are called as their images: rename {label.path} to {image.partner.name}"
-                if first.path.suffix
-                else ""
-            )
-    return f"add the {first.lacks} or remove the file"
+    stem = first.path.stem
+    near = [
+        other
+        for other in found.lonely
+        if other.lacks != first.lacks and (stem in other.path.stem or other.path.stem in stem)
+    ]
+    if not near:
+        return f"add the {first.lacks} or remove the file"
+    other = min(near, key=lambda each: abs(len(each.path.stem) - len(stem)))
+    image, label = (first, other) if first.lacks == "label" else (other, first)
+    return f"an image and its label have one name: rename {label.path} to {image.partner.name}"
 
 
 def exists(root: Path, folder: str, layout: Layout, of_both: Callable[[Iterable[bool]], bool] = all) -> bool:

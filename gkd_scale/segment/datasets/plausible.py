@@ -87,6 +87,7 @@ class Evidence:
     encoding: Encoding
     classes: Sequence[str]
     partial: bool = False
+    where: str = ""
     labels: int = 0
     pixels: Int64Array = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
     pairs: int = 0
@@ -116,6 +117,7 @@ class Evidence:
         return True
 
     def _add(self, facts: Facts) -> None:
+        self.where = self.where or str(facts.path.parent)
         self.labels += 1
         self.pixels += facts.pixels
         self.pairs += facts.pairs
@@ -141,8 +143,11 @@ class Evidence:
 
     @property
     def values(self) -> list[int]:
-        """The stored values that occur, but for 255."""
-        return [int(value) for value in np.flatnonzero(self.pixels[:IGNORE])]
+        """The stored values that occur, but for 255 (and for what is ignored, where values make classes)."""
+        values = [int(value) for value in np.flatnonzero(self.pixels[:IGNORE])]
+        if not self.encoding.found:
+            return values
+        return [value for value in values if self.encoding.ids.get(value) != IGNORE]
 
     def train_pixels(self) -> Int64Array:
         """Pixels of each train id, (256,): what the stored values mean."""
@@ -157,8 +162,8 @@ class Evidence:
         found = list(findings(self))
         for finding in found:
             if finding.error:
-                raise DataError(finding.text, finding.hint)
-        return [str(finding) for finding in found]
+                raise DataError(f"{self.where}: {finding.text}", finding.hint)
+        return [f"{self.where}: {finding}" for finding in found]
 
 
 def _colours(palette: Palette) -> list[Colour]:
@@ -261,11 +266,13 @@ def _train_ids(seen: Evidence) -> Iterator[Finding]:
     if not values or all(ids.get(value) == value for value in range(classes)) or max(values) >= classes:
         return
     void = sum(int(seen.pixels[value]) for value in values if ids.get(value) == IGNORE)
-    if 0.3 * seen.pixels[:IGNORE].sum() < void < seen.pixels[:IGNORE].sum() and len(values) > 2:
+    labelled = int(seen.pixels[:IGNORE].sum())
+    least = 0.05 if seen.pixels[IGNORE] else 0.3  # none of these datasets stores 255
+    if least * labelled < void < labelled and len(values) > 2:
         yield Finding(
             True,
             f"the labels hold train ids (values {ranges(values)}), not the dataset's own ids "
-            f"({seen.encoding.text}): read as those, {100 * void // seen.pixels[:IGNORE].sum()} % of their "
+            f"({seen.encoding.text}): read as those, {100 * void // labelled} % of their "
             "pixels would be void and the others of another class",
             "restore the original files; labels of train ids can be read with folder:PATH",
         )

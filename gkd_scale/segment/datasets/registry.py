@@ -215,6 +215,11 @@ def check(dataset: SegDataset, workers: int, advance: Callable[[], object] = lam
 
     So do labels that cannot be what they seem (:mod:`.plausible`); doubts about them are printed.
     """
+    if len(dataset.classes) == 1:
+        raise DataError(
+            f"{dataset.name} has one class, '{dataset.classes[0]}', which every model finds",
+            "label what is not that class too, with a value and a name of its own",
+        )
     with _plausible(dataset):
         for _ in prefetch(lambda index: dataset[index] is None, range(len(dataset)), workers, 4 * workers):
             advance()
@@ -223,7 +228,7 @@ def check(dataset: SegDataset, workers: int, advance: Callable[[], object] = lam
 def glance(dataset: SegDataset, *, quiet: bool = False) -> None:
     """Read some labels, evenly spread; DataError where they cannot be what they seem. Doubts are printed."""
     count = min(GLANCE, len(dataset))
-    with _plausible(dataset, quiet=quiet, partial=True):
+    with _plausible(dataset, quiet=quiet, partial=count < len(dataset)):
         for place in range(count):
             dataset.label(place * len(dataset) // count)
 
@@ -232,14 +237,13 @@ def glance(dataset: SegDataset, *, quiet: bool = False) -> None:
 def _plausible(dataset: SegDataset, *, quiet: bool = False, partial: bool = False) -> Iterator[None]:
     """Judge the labels that are read meanwhile; ``partial`` says that they are not all."""
     with ExitStack() as stack:
-        files = _of_files(dataset)
-        seen = [stack.enter_context(each.watched()) for each in files]
+        seen = [stack.enter_context(each.watched()) for each in _of_files(dataset)]
         yield
-    for each, evidence in zip(files, seen, strict=True):
+    for evidence in seen:
         evidence.partial = partial
         for doubt in evidence.require():
             if not quiet:
-                console.out.print(f"{each.name}: {doubt}", markup=False, style="yellow")
+                console.out.print(f"warning: {doubt}", markup=False, style="yellow")
 
 
 def _of_files(dataset: SegDataset) -> list[PairDataset]:
