@@ -205,7 +205,9 @@ def read_stored(path: Path) -> Stored:
         with Image.open(path) as image:
             image.tile = [image.tile[0]._replace(args=sixteen)]
             return stored.astype(np.uint16) << 8 | np.asarray(image)
-    except _UNREADABLE as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
         raise _unreadable(path, error) from None
 
 
@@ -215,7 +217,7 @@ def read_palette(path: Path) -> bytes | None:
         with Image.open(path) as image:
             palette = image.palette if image.mode == "P" else None
             return bytes(palette.palette) if palette is not None and palette.mode == "RGB" else None
-    except _UNREADABLE:
+    except Exception:  # as above; whoever reads the values says why
         return None
 
 
