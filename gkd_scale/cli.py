@@ -49,7 +49,7 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
 
 def _outbox(cfg: CacheTeacherConfig) -> Outbox | None:
     """The way to ``--out`` where it is a URL; the cache is then built in its folder."""
-    from gkd_scale.cache.source import is_url
+    from gkd_scale.cache.location import is_url
 
     if not is_url(cfg.out):
         return None
@@ -62,13 +62,15 @@ def _outbox(cfg: CacheTeacherConfig) -> Outbox | None:
 
 def _labelled(images: str | Path) -> Source | None:
     """The labelled dataset that ``--images ADAPTER:PATH`` names; None for anything else."""
-    from gkd_scale.segment.datasets.registry import ADAPTERS, open_dataset
+    from gkd_scale.segment.datasets.registry import ADAPTERS, glance, open_dataset
 
     if str(images).partition(":")[0] not in ADAPTERS:
         return None
     from gkd_scale.cache.source import Labelled
 
-    return Labelled(open_dataset(str(images)))
+    dataset = open_dataset(str(images))
+    glance(dataset)
+    return Labelled(dataset)
 
 
 def _plan(argv: Sequence[str], prog: str, command: Command) -> int:

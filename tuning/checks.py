@@ -15,8 +15,8 @@ import space as spaces
 import torch
 from options import SearchConfig
 
+from gkd_scale.cache.location import is_url
 from gkd_scale.cache.reader import Caches, open_caches
-from gkd_scale.cache.source import is_url
 from gkd_scale.config import merge
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
@@ -206,11 +206,13 @@ def _same(one: str, two: str) -> bool:
 
 
 def _check_datasets(plan: Plan) -> None:
-    """All domains can be opened and have one class list."""
+    """All domains can be opened, have one class list and labels that can be what they seem."""
     first = next(iter(plan.train.values()))
     classes = registry.open_dataset(first).classes
     for ref in [*plan.train.values(), *plan.val.values(), *plan.test.values()]:
-        registry.require_classes(registry.open_dataset(ref), classes, ref, first)
+        dataset = registry.open_dataset(ref)
+        registry.require_classes(dataset, classes, ref, first)
+        registry.glance(dataset)
 
 
 # ------------------------------------------------------------------------------ caches and student

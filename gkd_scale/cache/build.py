@@ -91,13 +91,17 @@ class Seconds:
 
 @dataclass
 class BuildReport:
-    """What a build did. ``images`` counts source images, ``errors`` maps an unreadable one to the reason."""
+    """What a build did. ``images`` counts source images, ``errors`` maps an unreadable one to the reason.
+
+    ``notes`` say what lies beside the images and is no image.
+    """
 
     out: Path
     images: int
     views: int
     shards: int
     errors: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     shards_built: int = 0
     samples_built: int = 0
     bytes_written: int = 0
@@ -127,7 +131,7 @@ class BuildReport:
             lines.append(f"{len(self.errors)} of {self.images} images could not be read and are left out:")
             lines += [f"  {name}: {reason}" for name, reason in list(self.errors.items())[:_SHOWN_ERRORS]]
             lines.append(f"all are listed in {self.out / MANIFEST} (status 'error')")
-        return lines
+        return [*lines, *(f"note: {note}" for note in self.notes)]
 
     def _content(self) -> str:
         return f"{self.images - len(self.errors)} images x {self.views} views in {self.shards} shards"
@@ -164,6 +168,7 @@ def build(
             if outbox is not None:
                 outbox.begin()
             report = BuildReport(cfg.out, len(plan.entries), spec.views, spec.views * spec.shards)
+            report.notes = plan.notes
             if todo := _missing(cfg.out, spec, outbox):
                 with (
                     _Display(report, spec.views * len(plan.entries), todo, plan, quiet) as display,

@@ -17,7 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gkd_scale.cache.source import EXTENSIONS, Source, open_source
+from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar, printable
+from gkd_scale.cache.source import Source, open_source
+from gkd_scale.cache.tars import Tars
 from gkd_scale.errors import DataError
 from gkd_scale.files import write_bytes
 
@@ -35,7 +37,7 @@ class Entry:
     @property
     def name(self) -> str:
         """``path`` as printable text, also where the file name is not valid Unicode."""
-        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        return printable(self.path)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Plan:
     samples_per_shard: int
     source: Source | None = None
     """What reads the images; None for a folder."""
+    notes: tuple[str, ...] = ()
+    """What lies beside the images and is left out, one line each."""
 
     @property
     def shards(self) -> int:
@@ -75,26 +79,38 @@ def make_plan(
     """
     source = source or open_source(images)
     if source is not None:
-        found = sorted(source.entries())
-        return _planned([Entry(sid_of(name), name, size) for name, size in found], samples_per_shard, source)
+        entries = [Entry(sid_of(name), name, size) for name, size in sorted(source.entries())]
+        notes = source.notes if isinstance(source, Tars) else ()
+        return _planned(entries, samples_per_shard, source, notes)
     images = Path(images)
     if not images.is_dir():
         what = "is not a folder" if images.exists() else "does not exist"
-        raise DataError(f"the image folder {images} {what}", "check --images")
-    paths = sorted(_walk(images, skip))
+        raise DataError(f"the image folder {images} {what}", f"check --images: {ACCEPTED}")
+    tars: list[str] = []
+    paths = sorted(_walk(images, skip, tars))
     if not paths:
         raise DataError(
-            f"the folder {images} holds no images",
-            f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
+            f"the folder {images} holds no images" + (f", but tars: {len(tars)}" if tars else ""),
+            f"to read images in tars, give --images '{_pattern(images, tars)}'"
+            if tars
+            else f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
         )
-    return _planned(
-        [Entry(sid_of(path), path, _size(images / path)) for path in paths], samples_per_shard, None
-    )
+    notes = [f"tars in the folder, left out: {len(tars)}; --images '{_pattern(images, tars)}' reads them"]
+    entries = [Entry(sid_of(path), path, _size(images / path)) for path in paths]
+    return _planned(entries, samples_per_shard, None, notes if tars else ())
 
 
-def _planned(entries: list[Entry], samples_per_shard: int, source: Source | None) -> Plan:
+def _planned(
+    entries: list[Entry], samples_per_shard: int, source: Source | None, notes: Sequence[str]
+) -> Plan:
     _refuse_collisions(entries)
-    return Plan(tuple(entries), samples_per_shard, source)
+    return Plan(tuple(entries), samples_per_shard, source, tuple(notes))
+
+
+def _pattern(images: Path, tars: Sequence[str]) -> str:
+    """What names all ``tars``, paths below ``images``."""
+    flat = all("/" not in tar for tar in tars)
+    return f"{images}/{'' if flat else '**/'}*.tar"
 
 
 def sid_of(path: str) -> str:
@@ -133,8 +149,10 @@ def table_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _walk(root: Path, skip: Path | None) -> Iterator[str]:
-    """Relative paths of images below ``root``. Each real folder is read once, so links cannot loop.
+def _walk(root: Path, skip: Path | None, tars: list[str]) -> Iterator[str]:
+    """Relative paths of images below ``root``; those of tars go into ``tars``.
+
+    Each real folder is read once, so links cannot loop.
 
     Real folders come first: a folder that is also reached through a link keeps its real path. Hidden
     files and folders (``.name``) are left out.
@@ -155,6 +173,8 @@ def _walk(root: Path, skip: Path | None) -> Iterator[str]:
                 (links if entry.is_symlink() else real).append(path)
             elif Path(entry.name).suffix.lower() in EXTENSIONS:
                 yield path
+            elif is_tar(entry.name):
+                tars.append(path)
         links.sort()
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codec import STATE, Codec, Float16, load_codec
+from gkd_scale.cache.location import is_url
 from gkd_scale.cache.manifest import holds, read_manifest_info
 from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.remote import Mirror
@@ -37,7 +38,6 @@ from gkd_scale.cache.shard import (
     tar_header,
     tar_path,
 )
-from gkd_scale.cache.source import is_url
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.types import Grid, Size

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gkd_scale.cache.codec import STATE
+from gkd_scale.cache.location import file_system, url_of
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
 from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.shard import tar_path
-from gkd_scale.cache.source import file_system, url_of
 from gkd_scale.cache.spec import SPEC
 from gkd_scale.errors import CacheError
 from gkd_scale.files import own_temporary, write_bytes

@@ -9,7 +9,8 @@ name decides the sample's ``sid``, so the same images in another place make the 
 ``photos``                       paths below the folder
 ``photos.txt``                   one path a line, relative to the file or absolute, as written
 ``photos.parquet``               the same in a column ``path``
-``train-{00000..00012}.tar``     ``train-00000.tar/0001.jpg``: images in WebDataset tars
+``train-{00000..00012}.tar``     ``train-00000.tar/0001.jpg``: images in WebDataset tars (also ``{2..0}``,
+                                 ``{a,b}``, ``folder/*.tar``, ``a.tar::b.tar``); see :mod:`.tars`
 ``s3://bucket/photos``           paths below the prefix (``gs://``, ``hf://``, ``file://`` ... alike)
 ``camvid:PATH``                  ``000017-NAME``: samples of a labelled dataset, in its order
 ===============================  ================================================================
@@ -19,26 +20,30 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import tarfile
 import unicodedata
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
+from gkd_scale.cache.location import (
+    ACCEPTED,
+    EXTENSIONS,
+    file_system,
+    is_tar,
+    is_url,
+    locations,
+    refuse,
+    refuse_output,
+    url_of,
+)
+from gkd_scale.cache.tars import Tars
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.text import read_lines
 from gkd_scale.types import SegDataset, SegSample
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""File names that are read as images, whatever their case."""
-
-_URL = re.compile(r"^([a-z][a-z0-9+.-]+):/(/?)")
 _THREADS = 8
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Source(Protocol):
@@ -53,42 +58,24 @@ class Source(Protocol):
         ...
 
 
-def is_url(location: str | Path) -> bool:
-    """Whether a location is behind fsspec; a Path that swallowed a slash of '//' counts."""
-    return bool(_URL.match(str(location)))
-
-
-def url_of(location: str | Path) -> str:
-    """The location with the two slashes after its scheme."""
-    text = str(location)
-    match = _URL.match(text)
-    if match is None or match[2]:
-        return text
-    slashes = ":///" if match[1] == "file" else "://"
-    return f"{match[1]}{slashes}{text[match.end() :]}"
-
-
 def open_source(images: str | Path) -> Source | None:
     """The source that ``images`` names; None for a plain folder. DataError where it cannot be used."""
     text = str(images)
-    if Path(text).is_dir():
+    if os.path.isdir(text):  # noqa: PTH112  # False, not an error, for a name that is too long
         return None
-    if text.endswith(".tar"):
-        return Tars(expand(url_of(text) if is_url(text) else text))
+    refuse_output(text)
+    places = locations(text)
+    tars = [place for place in places if is_tar(place)]
+    if tars and len(tars) == len(places):
+        return Tars(tars)
+    for place in places:
+        refuse(text, place)
+    if len(places) > 1:
+        others = [place for place in places if not is_tar(place)]
+        raise DataError(f"--images {text} names {len(places)} places, and {others[0]} is no tar", ACCEPTED)
     if text.endswith((".txt", ".parquet")):
         return PathList(Path(text))
     return Remote(url_of(text)) if is_url(text) else None
-
-
-def expand(pattern: str) -> list[str]:
-    """``a-{00..12}.tar`` to its thirteen names; any number of braces."""
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    width = len(match[1])
-    names = [f"{number:0{width}d}" for number in range(int(match[1]), int(match[2]) + 1)]
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [name for number in names for name in expand(f"{head}{number}{tail}")]
 
 
 class PathList:
@@ -117,9 +104,7 @@ class PathList:
     def _names(self) -> list[str]:
         try:
             if self._file.suffix == ".parquet":
-                import pyarrow.parquet as pq
-
-                return [str(name) for name in pq.read_table(self._file, columns=["path"])["path"].to_pylist()]
+                return _column(self._file)
             return read_lines(self._file, names=True)
         except DataError:
             raise
@@ -144,37 +129,24 @@ class PathList:
         return path.stat().st_size if path.is_file() else 0
 
 
-class Tars:
-    """Images inside tars, read at their offsets; each tar is scanned once."""
+def _column(file: Path) -> list[str]:
+    """The column ``path`` of a Parquet file; DataError that names those that are there instead."""
+    import pyarrow.parquet as pq
 
-    def __init__(self, tars: list[str]) -> None:
-        self._tars = {PurePosixPath(tar).name: tar for tar in tars}
-        self._places: dict[str, tuple[str, int, int]] = {}
-
-    def entries(self) -> list[tuple[str, int]]:
-        for name, tar in self._tars.items():
-            self._places |= self._scan(name, tar)
-        if not self._places:
-            raise DataError(f"the tars hold no images ({', '.join(self._tars)})", "check --images")
-        return [(name, size) for name, (_, _, size) in self._places.items()]
-
-    def read(self, name: str) -> bytes:
-        tar, offset, size = self._places[name]
-        with _open(tar) as file:
-            file.seek(offset)
-            return bytes(file.read(size))
-
-    def _scan(self, name: str, tar: str) -> dict[str, tuple[str, int, int]]:
-        """``{name: (tar, offset, bytes)}`` of the images in one tar."""
-        try:
-            with _open(tar) as file, tarfile.open(fileobj=file, mode="r:") as members:
-                return {
-                    f"{name}/{member.name}": (tar, member.offset_data, member.size)
-                    for member in members
-                    if member.isfile() and member.name.lower().endswith(EXTENSIONS)
-                }
-        except (OSError, tarfile.TarError) as error:
-            raise DataError(f"the tar {tar} cannot be read: {error}", "check --images") from None
+    schema = pq.read_schema(file)
+    if "path" not in schema.names:
+        raise DataError(
+            f"the list {file} has no column 'path', but {', '.join(map(repr, schema.names[:8])) or 'none'}",
+            "name the column of the images' files 'path'; images that lie in the table itself have to be "
+            "written as files first",
+        )
+    names = pq.read_table(file, columns=["path"])["path"].to_pylist()
+    if not all(isinstance(name, str) for name in names):
+        row = next(row for row, name in enumerate(names) if not isinstance(name, str))
+        raise DataError(
+            f"the list {file} holds {names[row]!r:.40} as path in row {row}", "give paths as text"
+        )
+    return names
 
 
 class Labelled:
@@ -252,22 +224,3 @@ class Remote:
             raise
         except Exception as error:  # each backend has errors of its own
             raise OSError(5, f"{type(error).__name__}: {error}") from None
-
-
-@lru_cache(maxsize=16)
-def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system and the path in it; DataError where fsspec lacks the backend."""
-    import fsspec  # type: ignore[import-untyped]
-
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{url} cannot be opened: {error}", "install the fsspec backend it names") from None
-    return fs, str(path)
-
-
-def _open(location: str) -> Any:
-    if is_url(location):
-        fs, path = file_system(location)
-        return fs.open(path, "rb")
-    return open(os.fspath(location), "rb")

@@ -21,9 +21,10 @@ from gkd_scale import console
 from gkd_scale.cache.build import run_teacher, view_of
 from gkd_scale.cache.codec import CODECS, get_codec, is_fitted
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
+from gkd_scale.cache.location import is_url
 from gkd_scale.cache.plan import Plan, make_plan
 from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes, padded
-from gkd_scale.cache.source import Source, is_url
+from gkd_scale.cache.source import Source
 from gkd_scale.engine.memory import zero_memory
 from gkd_scale.errors import DataError
 from gkd_scale.models.cost import Cost, cost

@@ -51,6 +51,8 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     segmenter, card = load_segmenter(config.run)
     how = how_to_look(config, card)
     datasets = {name: _open(ref, card.classes, config) for name, ref in domains.items()}
+    for dataset in datasets.values():
+        registry.glance(dataset, quiet=not runtime.main)
     segmenter.to(runtime.device)
     results = {
         name: _score(name, segmenter, dataset, card, how, config, runtime)

@@ -35,8 +35,9 @@ from PIL import Image
 from torch import Tensor
 
 from gkd_scale import console, files
+from gkd_scale.cache.location import EXTENSIONS, is_url
 from gkd_scale.cache.plan import make_plan
-from gkd_scale.cache.source import EXTENSIONS, Source, is_url, open_source
+from gkd_scale.cache.source import Source, open_source
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import DataError, RunError
 from gkd_scale.images import UnreadableImage, open_bytes

@@ -24,7 +24,7 @@ from gkd_scale.models.teachers import TimmTeacher, load_teacher
 from gkd_scale.models.tokens import to_map, to_tokens
 from gkd_scale.moments import Moments
 from gkd_scale.segment.config import TeacherProbeConfig
-from gkd_scale.segment.datasets.registry import open_all
+from gkd_scale.segment.datasets.registry import glance, open_all
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.probe import Labelled, Ridge, class_shares, load, tally
 
@@ -98,7 +98,10 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     Raises ConfigError, DataError or ModelError.
     """
     size = parse_size(cfg.image_size)
-    train, val = (load(open_all(refs), size, most=cfg.images) for refs in (cfg.train, cfg.val))
+    opened = [open_all(refs) for refs in (cfg.train, cfg.val)]
+    for dataset in opened:
+        glance(dataset)
+    train, val = (load(dataset, size, most=cfg.images) for dataset in opened)
     teacher = load_teacher(
         cfg.teacher,
         size,

@@ -17,10 +17,11 @@ import pytest
 
 from gkd_scale.cache.build import BuildReport, build
 from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.location import expand, is_url, url_of
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.remote import Mirror, Outbox, push
-from gkd_scale.cache.source import expand, is_url, open_source, url_of
+from gkd_scale.cache.source import open_source
 from gkd_scale.errors import CacheError, DataError
 
 from .support import TinyTeacher, config, tree, write_images

@@ -5,7 +5,8 @@ A *part* is a split, or a condition and a split: what follows ``@`` in ``acdc:PA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from gkd_scale.segment.datasets.layout import (
     look,
     require_partners,
 )
+from gkd_scale.segment.datasets.plausible import Evidence
 from gkd_scale.types import SegSample, UInt8Array
 
 HELD_OUT = 50
@@ -163,6 +165,7 @@ class PairDataset:
         self.palette: Sequence[Colour] = list(labels.palette)
         self.pairs = list(pairs)
         self._encoding = encoding
+        self._seen: Evidence | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -178,4 +181,16 @@ class PairDataset:
     def label(self, index: int) -> UInt8Array:
         """The label (H, W) of a sample alone, uint8 train ids."""
         path = self.pairs[index][1]
-        return self._encoding.decode(read_stored(path), path)
+        stored = read_stored(path)
+        if self._seen is not None:
+            self._seen.look(stored, path)
+        return self._encoding.decode(stored, path)
+
+    @contextmanager
+    def watched(self) -> Iterator[Evidence]:
+        """Gather what the labels hold that are read meanwhile."""
+        self._seen = seen = Evidence(self._encoding, self.classes)
+        try:
+            yield seen
+        finally:
+            self._seen = None

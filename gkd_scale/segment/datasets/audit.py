@@ -28,7 +28,8 @@ from gkd_scale.segment.datasets.labels import (
     read_stored,
     require_same_size,
 )
-from gkd_scale.segment.datasets.layout import Pair
+from gkd_scale.segment.datasets.layout import Pair, require_partners
+from gkd_scale.segment.datasets.plausible import Evidence, findings
 from gkd_scale.types import IGNORE, Int64Array, Size
 
 _SHOWN = 5
@@ -44,6 +45,7 @@ class PartReport:
     pairs: int
     left_out: list[str]
     faults: list[str]
+    doubts: list[str] = field(default_factory=list)
     sizes: Counter[str] = field(default_factory=Counter)
     pixels: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     showing: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -61,7 +63,7 @@ class PartReport:
         never = [name for name, count in zip(self.classes, self.pixels, strict=True) if not count]
         if never:
             notes.append(f"no pixel of {', '.join(never)}")
-        return notes
+        return notes + self.doubts
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types; ``share`` is of all pixels, void included."""
@@ -121,7 +123,10 @@ def _check_part(
     adapter: Adapter, root: Path, part: str, config: CheckConfig, advance: Callable[[int], None]
 ) -> PartReport:
     found = adapter.find(root, part)
+    if found.lonely and not found.pairs:
+        require_partners(found)
     labels, encoding = adapter.meaning(root, found)
+    evidence = Evidence(encoding, labels.classes)
     never = adapter.never(root)
     report = _report(
         adapter,
@@ -136,7 +141,7 @@ def _check_part(
 
     def look(pair: Pair) -> tuple[Size, Int64Array] | str:
         try:
-            return _look(pair, encoding, config.decode)
+            return _look(pair, encoding, evidence, config.decode)
         except DataError as error:
             return error.message
 
@@ -155,13 +160,17 @@ def _check_part(
         for name, pixels in zip(labels.classes, report.pixels, strict=True)
         if pixels and name in never
     ]
+    for finding in findings(evidence):
+        (report.faults if finding.error else report.doubts).append(str(finding))
     return report
 
 
-def _look(pair: Pair, encoding: Encoding, decode: bool) -> tuple[Size, Int64Array]:
+def _look(pair: Pair, encoding: Encoding, evidence: Evidence, decode: bool) -> tuple[Size, Int64Array]:
     """The size of a pair, and its pixels of each train id, (256,)."""
     image_path, label_path = pair
-    label = encoding.decode(read_stored(label_path), label_path)
+    stored = read_stored(label_path)
+    evidence.look(stored, label_path)
+    label = encoding.decode(stored, label_path)
     size = read_image(image_path).shape[:2] if decode else image_size(image_path)
     require_same_size((size[0], size[1]), (label.shape[0], label.shape[1]), pair)
     return (size[0], size[1]), np.bincount(label.ravel(), minlength=IGNORE + 1)

@@ -12,10 +12,8 @@ import difflib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from gkd_scale import text
 from gkd_scale.errors import DataError
@@ -29,6 +27,7 @@ from gkd_scale.segment.datasets.labels import (
     read_stored,
 )
 from gkd_scale.segment.datasets.layout import Found, Layout, Pair
+from gkd_scale.segment.datasets.plausible import Evidence
 from gkd_scale.types import IGNORE
 
 ABSENT_FILE = "absent.txt"
@@ -47,9 +46,11 @@ class FolderAdapter(Adapter):
 
     def meaning(self, root: Path, found: Found) -> tuple[LabelSet, Encoding]:
         names, void = read_classes(root / "classes.txt"), _read_values(root / "ignore.txt")
+        without = names is None
         if names is None:
             names = [str(value) for value in range(_greatest_value(found.pairs, void) + 1)]
-        return LabelSet(names, default_palette(len(names))), identity(len(names), void)
+        encoding = replace(identity(len(names), void), found=without)
+        return LabelSet(names, default_palette(len(names))), encoding
 
     def never(self, root: Path) -> Sequence[str]:
         names, known = _lines(root / ABSENT_FILE), read_classes(root / "classes.txt") or ()
@@ -114,13 +115,26 @@ def _read_values(path: Path) -> list[int]:
 
 
 def _greatest_value(pairs: Sequence[Pair], void: Sequence[int]) -> int:
-    def greatest(path: Path) -> int:
-        label = _ANY.decode(read_stored(path), path)
-        valid = label[~np.isin(label, [*void, IGNORE])]
-        return int(valid.max()) if valid.size else -1
+    """The greatest value of all labels but ``void``; DataError where the values are no class ids."""
+    seen = Evidence(_ANY, ())
+
+    def look(path: Path) -> None:
+        stored = read_stored(path)
+        if not seen.look(stored, path, whole=True):
+            _ANY.decode(stored, path)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        value = max(pool.map(greatest, [label for _, label in pairs]), default=-1)
-    if value < 0:
+        list(pool.map(look, [label for _, label in pairs]))
+    seen.ignore(void)
+    greatest = max(seen.values, default=-1)
+    if greatest < 0:
         raise DataError("no label has a class: all pixels are 255", "check the labels")
-    return value
+    seen.encoding = replace(identity(greatest + 1), found=True)
+    seen.classes = [str(value) for value in range(greatest + 1)]
+    seen.require()
+    if greatest >= MOST_CLASSES:
+        raise DataError(
+            f"the labels hold the value {greatest}: class ids are 0 to {MOST_CLASSES - 1}, 255 is ignored",
+            "write values that are no class into ignore.txt, one a line",
+        )
+    return greatest

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gkd_scale import images
 from gkd_scale.errors import DataError
+from gkd_scale.segment.datasets.values import MANY, unknown_values
 from gkd_scale.types import IGNORE, Size, UInt8Array
 
 Colour = tuple[int, int, int]
@@ -28,8 +29,9 @@ Stored = npt.NDArray[Any]
 """(H, W) or (H, W, channels) integers."""
 
 MOST_CLASSES = 254
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
+_LOW_BITS = {"L;2": 85, "L;4": 17}
 _UNKNOWN = 254
-_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 _MODES = {2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -54,13 +56,15 @@ class Encoding:
     """Stored values to train ids; 255 is always ignored.
 
     ``ids`` is for files of one channel, ``colours`` for RGB files. Where ``channel`` is given, files of
-    many channels hold the id in that one. ``text`` says it in a few words.
+    many channels hold the id in that one. ``text`` says it in a few words. ``found`` says that the ids are
+    no more than the values that were found.
     """
 
     ids: Mapping[int, int]
     colours: Mapping[Colour, int] = field(default_factory=dict)
     channel: int | None = None
     text: str = "class ids"
+    found: bool = False
 
     def decode(self, stored: Stored, path: Path) -> UInt8Array:
         """(H, W) uint8 train ids; DataError for a value that is not listed. ``path`` is for the message."""
@@ -70,11 +74,7 @@ class Encoding:
             return self._decode_ids(stored, path)
         if self.colours and stored.shape[2] >= 3:
             return self._decode_colours(stored[..., :3], path)
-        raise DataError(
-            f"{path} has mode {_MODES.get(stored.shape[2], stored.shape[2])}: "
-            "a label has one channel of class ids",
-            "store class ids as an 8-bit greyscale or palette PNG, not colours",
-        )
+        raise _no_ids(stored, path)
 
     @cached_property
     def _table(self) -> UInt8Array:
@@ -92,21 +92,29 @@ class Encoding:
         return np.array(keys, np.uint32), np.array(trains, np.uint8)
 
     def _decode_ids(self, stored: Stored, path: Path) -> UInt8Array:
+        if stored.dtype.kind == "f":
+            raise DataError(f"{path} holds floats", "store class ids as 8-bit integers")
         if stored.dtype not in (np.bool_, np.uint8) and (stored.min() < 0 or stored.max() > 255):
-            value = int(stored.max() if stored.max() > 255 else stored.min())
-            raise DataError(
-                f"{path}: label value {value} is not in 0 to 255", "store class ids, 255 for ignored"
-            )
+            raise _too_wide(stored, path)
         label: UInt8Array = self._table[stored.astype(np.uint8, copy=False)]
         unknown = label == _UNKNOWN
         if unknown.any():
-            classes = len({train for train in self.ids.values() if train != IGNORE})
-            raise DataError(
-                f"{path}: label value {int(stored[unknown][0])} is not among the values of its {classes} "
-                f"classes and of void ({ranges([*self.ids, IGNORE])})",
-                "correct the label, or the class list (classes.txt) if the class is missing there",
-            )
+            raise self._unknown(stored, int(stored[unknown][0]), path)
         return label
+
+    def _unknown(self, stored: Stored, value: int, path: Path) -> DataError:
+        """Why ``value`` of a label (H, W) has no meaning, as far as the label's other values tell."""
+        pixels = np.bincount(stored.astype(np.uint8).ravel(), minlength=256)
+        classes = len({train for train in self.ids.values() if train != IGNORE})
+        cause, hint = unknown_values(pixels, classes, self.text) or (
+            "",
+            "correct the label, or the class list (classes.txt) if the class is missing there",
+        )
+        return DataError(
+            f"{path}: label value {value} is not among the values of its {classes} classes and of void "
+            f"({ranges([*self.ids, IGNORE])})" + (f"; {cause}" if cause else ""),
+            hint,
+        )
 
     def _decode_colours(self, stored: Stored, path: Path) -> UInt8Array:
         keys, trains = self._packed
@@ -121,6 +129,33 @@ class Encoding:
                 "restore the label from the original archive",
             )
         return trains[place]
+
+
+def _no_ids(stored: Stored, path: Path) -> DataError:
+    """Why a file of several channels is no label of class ids."""
+    mode = _MODES.get(stored.shape[2], stored.shape[2])
+    hint = "store class ids as an 8-bit greyscale or palette PNG, not colours"
+    colours = stored[..., : 1 if stored.shape[2] < 3 else 3]
+    if (colours == colours[..., :1]).all():
+        hint = "its colours are greys: store one of its channels alone, if that holds class ids"
+        if stored.shape[2] in (2, 4) and np.ptp(colours) == 0 < np.ptp(stored[..., -1]):
+            hint = "only its alpha differs from pixel to pixel: store that alone, if it holds class ids"
+    elif len(np.unique(colours[::4, ::4].reshape(-1, colours.shape[2]), axis=0)) > 256:
+        hint = "it looks like a photograph: check that images/ and labels/ are not swapped"
+    return DataError(f"{path} has mode {mode}: a label has one channel of class ids", hint)
+
+
+def _too_wide(stored: Stored, path: Path) -> DataError:
+    """Why values outside of 0 to 255 are no class ids."""
+    value = int(stored.max() if stored.max() > 255 else stored.min())
+    hint = "store class ids, 255 for ignored"
+    if value >= 1000 and value // 1000 < 256 and not ((stored >= 256) & (stored < 1000)).any():
+        hint = "ids of instances (class id x 1000 + number)? give the files of class ids"
+    elif not (stored % 257).any():
+        hint = "all values are multiples of 257: 8-bit ids stored in 16 bits; divide by 257"
+    elif len(np.unique(stored)) > MANY:
+        hint = "store class ids; so many values are those of instances, of depths or of a photograph"
+    return DataError(f"{path}: label value {value} is not in 0 to 255", hint)
 
 
 def ranges(values: Iterable[int]) -> str:
@@ -161,18 +196,25 @@ def image_size(path: Path) -> Size:
 def read_stored(path: Path) -> Stored:
     """A label file's values as they are, (H, W) or (H, W, channels), upright; indices of a palette PNG.
 
-    PNGs of several 16-bit channels keep all 16 bits. DataError where the file cannot be decoded.
+    PNGs of several 16-bit channels keep all 16 bits, greys of 2 or 4 bits are as they were stored. DataError
+    where the file cannot be decoded, or is compressed with loss.
     """
     try:
         with Image.open(path) as image:
+            _refuse_lossy(image, path)
+            scale = _low_bits_scale(image)
             sixteen = _low_bytes_mode(image)
             stored = _upright(image)
+        if scale is not None:
+            return stored // scale
         if sixteen is None:
             return stored
         with Image.open(path) as image:
             image.tile = [image.tile[0]._replace(args=sixteen)]
             return stored.astype(np.uint16) << 8 | _upright(image)
-    except _UNREADABLE as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
         raise _unreadable(path, error) from None
 
 
@@ -180,6 +222,35 @@ def _upright(image: Image.Image) -> Stored:
     """The values as EXIF turns them, which turns images too."""
     image.load()
     return np.asarray(images.turned(image, images.orientation_of(image)))
+
+
+def read_palette(path: Path) -> bytes | None:
+    """The palette of a label file (red, green, blue of each index), from its header; None without one."""
+    try:
+        with Image.open(path) as image:
+            palette = image.palette if image.mode == "P" else None
+            return bytes(palette.palette) if palette is not None and palette.mode == "RGB" else None
+    except Exception:  # as above; whoever reads the values says why
+        return None
+
+
+def _refuse_lossy(image: Image.Image, path: Path) -> None:
+    """DataError for a format that changes the values it stores."""
+    lossy = image.format in _LOSSY or "jpeg" in str(image.info.get("compression", ""))
+    if lossy:
+        raise DataError(
+            f"{path} is a {image.format} file{' called .png' if path.suffix.lower() == '.png' else ''}: "
+            "lossy compression changes class ids",
+            "write the labels as PNG again from the original: to convert this file would keep its faults",
+        )
+
+
+def _low_bits_scale(image: Image.Image) -> int | None:
+    """What Pillow multiplies greys of 2 or 4 bits with, so that they reach 255; None for any other file."""
+    tiles = getattr(image, "tile", [])
+    args = tiles[0].args if len(tiles) == 1 else None
+    mode = args[0] if isinstance(args, tuple) and args else args
+    return _LOW_BITS.get(mode) if isinstance(mode, str) and image.mode == "L" else None
 
 
 def _low_bytes_mode(image: Image.Image) -> str | None:

@@ -92,10 +92,23 @@ def require_partners(found: Found) -> None:
     """DataError that names the first file without its label or image."""
     if found.lonely:
         first, count = found.lonely[0], len(found.lonely)
-        raise DataError(
-            f"{first}" + (f" (and {count - 1} more)" if count > 1 else ""),
-            f"add the {first.lacks} or remove the file",
-        )
+        raise DataError(f"{first}" + (f" (and {count - 1} more)" if count > 1 else ""), partner_hint(found))
+
+
+def partner_hint(found: Found) -> str:
+    """What to do about the first file without a partner: rename one, where a name is in another."""
+    first = found.lonely[0]
+    stem = first.path.stem
+    near = [
+        other
+        for other in found.lonely
+        if other.lacks != first.lacks and (stem in other.path.stem or other.path.stem in stem)
+    ]
+    if not near:
+        return f"add the {first.lacks} or remove the file"
+    other = min(near, key=lambda each: abs(len(each.path.stem) - len(stem)))
+    image, label = (first, other) if first.lacks == "label" else (other, first)
+    return f"an image and its label have one name: rename {label.path} to {image.partner.name}"
 
 
 def exists(root: Path, folder: str, layout: Layout, of_both: Callable[[Iterable[bool]], bool] = all) -> bool:

@@ -7,14 +7,15 @@ To add one: write ``gkd_scale/segment/datasets/NAME.py`` with an :class:`~.adapt
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from gkd_scale import text
+from gkd_scale import console, text
 from gkd_scale.errors import ConfigError, DataError, nearest
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
@@ -33,7 +34,7 @@ from gkd_scale.segment.datasets import (
     synthia,
     urbansyn,
 )
-from gkd_scale.segment.datasets.adapter import Adapter
+from gkd_scale.segment.datasets.adapter import Adapter, PairDataset
 from gkd_scale.types import SegDataset, SegSample, UInt8Array
 
 ADAPTERS: dict[str, Adapter] = {
@@ -59,6 +60,9 @@ ADAPTERS: dict[str, Adapter] = {
 
 CACHE = "cache"
 """``cache:PATH`` is a teacher cache with labels; it takes the place of a dataset, but is none of its own."""
+
+GLANCE = 32
+"""Labels that are looked at where a pass over all of them would cost too much."""
 
 
 class Ref(NamedTuple):
@@ -180,17 +184,17 @@ class Subset:
         self.classes = dataset.classes
         self.palette = dataset.palette
         self.absent = dataset.absent
-        self._dataset = dataset
+        self.whole = dataset
         self._indices = indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> SegSample:
-        return self._dataset[self._indices[index]]
+        return self.whole[self._indices[index]]
 
     def label(self, index: int) -> UInt8Array:
-        return self._dataset.label(self._indices[index])
+        return self.whole.label(self._indices[index])
 
 
 def subset(dataset: SegDataset, share: Fraction) -> SegDataset:
@@ -215,7 +219,44 @@ def check(
 ) -> None:
     """Read every sample once, so that a bad file ends the run before training; raises its DataError.
 
-    ``require`` raises one for a sample that can be read, but not used.
+    So do labels that cannot be what they seem (:mod:`.plausible`); doubts about them are printed. ``require``
+    raises a DataError for a sample that can be read, but not used.
     """
-    for _ in prefetch(lambda index: require(dataset[index]), range(len(dataset)), workers, 4 * workers):
-        advance()
+    if len(dataset.classes) == 1:
+        raise DataError(
+            f"{dataset.name} has one class, '{dataset.classes[0]}', which every model finds",
+            "label what is not that class too, with a value and a name of its own",
+        )
+    with _plausible(dataset):
+        for _ in prefetch(lambda index: require(dataset[index]), range(len(dataset)), workers, 4 * workers):
+            advance()
+
+
+def glance(dataset: SegDataset, *, quiet: bool = False) -> None:
+    """Read some labels, evenly spread; DataError where they cannot be what they seem. Doubts are printed."""
+    count = min(GLANCE, len(dataset))
+    with _plausible(dataset, quiet=quiet, partial=count < len(dataset)):
+        for place in range(count):
+            dataset.label(place * len(dataset) // count)
+
+
+@contextmanager
+def _plausible(dataset: SegDataset, *, quiet: bool = False, partial: bool = False) -> Iterator[None]:
+    """Judge the labels that are read meanwhile; ``partial`` says that they are not all."""
+    with ExitStack() as stack:
+        seen = [stack.enter_context(each.watched()) for each in _of_files(dataset)]
+        yield
+    for evidence in seen:
+        evidence.partial = partial
+        for doubt in evidence.require():
+            if not quiet:
+                console.out.print(f"warning: {doubt}", markup=False, style="yellow")
+
+
+def _of_files(dataset: SegDataset) -> list[PairDataset]:
+    """The datasets of files that ``dataset`` is made of."""
+    if isinstance(dataset, Concatenated):
+        return [found for part in dataset.parts for found in _of_files(part)]
+    if isinstance(dataset, Subset):
+        return _of_files(dataset.whole)
+    return [dataset] if isinstance(dataset, PairDataset) else []

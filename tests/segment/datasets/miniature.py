@@ -40,7 +40,12 @@ def write_png16(path: Path, samples: npt.NDArray[np.uint16]) -> Path:
         if kind == 1:
             before[0] = 0
         data += bytes([kind]) + ((row - before) % 256).astype(np.uint8).tobytes()
-    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    return write_png(path, (height, width), 16, {3: 2, 4: 6}[channels], data)
+
+
+def write_png(path: Path, size: tuple[int, ...], bits: int, kind: int, data: bytes) -> Path:
+    """A PNG of ``size`` (H, W) and colour type ``kind``; ``data`` are its rows with their filters."""
+    header = struct.pack(">IIBBBBB", size[1], size[0], bits, kind, 0, 0, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from gkd_scale.errors import DataError
-from gkd_scale.segment.datasets.labels import Encoding, ranges, read_stored
+from gkd_scale.segment.datasets.labels import Encoding, identity, ranges, read_stored
 from gkd_scale.types import IGNORE
 
-from .miniature import write_array, write_png16
+from .miniature import write_array, write_png, write_png16
 
 HERE = Path("x.png")
 IDS = Encoding({7: 0, 8: 1, 0: IGNORE})
@@ -67,3 +69,66 @@ def test_ranges_say_exactly_the_values(values: set[int]) -> None:
         low, _, high = run.partition(" to ")
         said |= set(range(int(low), int(high or low) + 1))
     assert said == values
+
+
+# ----------------------------------------------------------------------- files that are no labels
+
+
+def write_grey(path: Path, values: np.ndarray, bits: int) -> Path:
+    """A greyscale PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+    per_byte = 8 // bits
+    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % per_byte)))
+    shifts = bits * np.arange(per_byte)[::-1]
+    packed = (padded.reshape(len(values), -1, per_byte) << shifts).sum(2).astype(np.uint8)
+    return write_png(path, values.shape, bits, 0, b"".join(b"\0" + row.tobytes() for row in packed))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@given(data=st.data())
+def test_greys_of_few_bits_are_read_as_they_were_stored(bits: int, data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9))
+    values = np.random.default_rng(height * width).integers(0, 1 << bits, (height, width))
+    with tempfile.TemporaryDirectory() as folder:
+        stored = read_stored(write_grey(Path(folder, "x.png"), values, bits))
+    np.testing.assert_array_equal(stored, values)
+    np.testing.assert_array_equal(identity(16).decode(stored, HERE), values)
+
+
+def test_lossy_files_are_refused_whatever_they_are_called(tmp_path: Path) -> None:
+    for format in ("JPEG", "JPEG2000", "PNG", "BMP", "GIF", "TIFF"):
+        path = tmp_path / f"{format}.png"
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 8).save(path, format)
+        if format.startswith("JPEG"):
+            with pytest.raises(DataError, match=f"is a {format} file called .png: lossy compression"):
+                read_stored(path)
+        else:
+            assert read_stored(path)[7, 7] == 7
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png", "TIFF", compression="jpeg")
+    with pytest.raises(DataError, match="lossy compression"):
+        read_stored(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("stored", "hint"),
+    [
+        (np.full((4, 4, 3), 7, np.uint8), "store one of its channels alone"),
+        (
+            np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8),
+            "images/ and labels/ are not",
+        ),
+        (np.eye(4, dtype=np.uint8)[..., None] * np.array([200, 9, 9], np.uint8), "not colours"),
+        (np.dstack([np.zeros((4, 4, 3), np.uint8), np.eye(4, dtype=np.uint8)]), "only its alpha differs"),
+        (np.array([[26001, 26002, 7]], np.int32), "ids of instances"),
+        (np.array([[0, 257, 514]], np.int32), "divide by 257"),
+        (np.arange(400)[None], "instances, of depths or of a photograph"),
+        (np.array([[0, -1]]), "255 for ignored"),
+        (np.array([[0.5]]), "8-bit integers"),
+        (np.array([[1, 2]], np.uint8), "subtract 1"),
+        (np.array([[0, 127, 255]], np.uint8), "divide the values by 127"),
+        (np.array([[0, 9]], np.uint8), "or the class list (classes.txt)"),
+    ],
+)
+def test_what_is_no_label_says_what_it_may_be(stored: np.ndarray, hint: str) -> None:
+    with pytest.raises(DataError) as caught:
+        identity(2).decode(stored, HERE)
+    assert "x.png" in caught.value.message and hint in caught.value.hint

@@ -16,6 +16,14 @@ from gkd_scale.segment.datasets.registry import open_dataset
 from .miniature import write_image, write_values
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder whose neighbours are no other test's: datasets are looked for beside the one that was named."""
+    folder = tmp_path / "disk/home"
+    folder.mkdir(parents=True)
+    return folder
+
+
 def cities(images: Path, labels: Path) -> None:
     write_image(images / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png")
     write_values(labels / "gtFine/val/ulm/ulm_1_gtFine_labelIds.png", [7])

@@ -1,0 +1,329 @@
+"""Labels that cannot be what they seem: what the values of all label files together give away.
+
+A label file can be read whatever it holds, and a wrong one trains to a good-looking score: a mask of 0 and
+255 has one class, since 255 is ignored, and scores 100. :class:`Evidence` adds up what labels hold while they
+are read anyway (``datasets check``, the check before stage 2); :func:`findings` says what cannot be right
+(errors) and what may not be (warnings), one sentence each.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gkd_scale.errors import DataError
+from gkd_scale.segment.datasets.labels import Colour, Encoding, Stored, ranges, read_palette
+from gkd_scale.segment.datasets.values import MANY, explain, no_ids
+from gkd_scale.types import IGNORE, Int64Array
+
+_ROWS = 128
+"""Rows of a label that are looked at, evenly spread."""
+_VALUES = 256
+_LEAST_PIXELS = 4096
+"""Fewer pixels in all labels say nothing about how they were made."""
+
+Palette = bytes
+"""Red, green and blue of index 0, of index 1, and so on."""
+
+
+class Finding(NamedTuple):
+    """What is wrong (``error``) or may be, and what to do."""
+
+    error: bool
+    text: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.hint})"
+
+
+class Facts(NamedTuple):
+    """What one label holds, on some of its rows: pixels of each stored value, (256,), and neighbours.
+
+    Of the pairs of horizontal neighbours ``changes`` differ; ``specks`` pixels differ from both of theirs.
+    """
+
+    path: Path
+    pixels: Int64Array
+    pairs: int
+    changes: int
+    specks: int
+    palette: Palette | None
+
+
+def facts_of(stored: Stored, path: Path, channel: int | None = None, *, whole: bool = False) -> Facts | None:
+    """The facts of a label file's values; None for colours, or for values that no label has.
+
+    ``whole`` looks at all rows. Values that are rare are seen too where there are hardly any others.
+    """
+    if stored.ndim == 3 and channel is not None:
+        stored = stored[..., channel]
+    if stored.ndim != 2 or stored.size == 0 or (stored.dtype != np.bool_ and stored.dtype.kind not in "ui"):
+        return None
+    if stored.dtype not in (np.bool_, np.uint8):
+        if stored.min() < 0 or stored.max() >= _VALUES:
+            return None
+        stored = stored.astype(np.uint8)
+    rows = stored if whole else stored[:: max(1, stored.shape[0] // _ROWS)]
+    pixels = np.bincount(rows.ravel(), minlength=_VALUES)
+    if rows is not stored and not pixels[1:IGNORE].any():
+        others = stored[(stored != 0) & (stored != IGNORE)]
+        pixels += np.bincount(others, minlength=_VALUES)
+    change = rows[:, 1:] != rows[:, :-1]
+    specks = int(np.count_nonzero(change[:, 1:] & change[:, :-1]))
+    return Facts(path, pixels, change.size, int(np.count_nonzero(change)), specks, read_palette(path))
+
+
+@dataclass
+class Evidence:
+    """The facts of many labels, or of all of a dataset unless ``partial``."""
+
+    encoding: Encoding
+    classes: Sequence[str]
+    partial: bool = False
+    where: str = ""
+    labels: int = 0
+    pixels: Int64Array = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
+    pairs: int = 0
+    changes: int = 0
+    specks: int = 0
+    constant: int = 0
+    alike: Counter[int] = field(default_factory=Counter)
+    palettes: list[tuple[Palette, Path]] = field(default_factory=list)
+    moved: str = ""
+    recoloured: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ignore(self, values: Sequence[int]) -> None:
+        """Count the pixels of more values as ignored."""
+        for value in values:
+            if value != IGNORE:
+                self.pixels[IGNORE] += self.pixels[value]
+                self.pixels[value] = 0
+
+    def look(self, stored: Stored, path: Path, *, whole: bool = False) -> bool:
+        """Add what a label file holds, from any thread; False where that is nothing that a label may hold."""
+        facts = facts_of(stored, path, self.encoding.channel, whole=whole)
+        if facts is None:
+            return False
+        with self._lock:
+            self._add(facts)
+        return True
+
+    def _add(self, facts: Facts) -> None:
+        self.where = self.where or str(facts.path.parent)
+        self.labels += 1
+        self.pixels += facts.pixels
+        self.pairs += facts.pairs
+        self.changes += facts.changes
+        self.specks += facts.specks
+        self.constant += int(np.count_nonzero(facts.pixels) == 1)
+        self.alike[hash(facts.pixels.tobytes())] += 1
+        if facts.palette is not None:
+            self._compare(facts.palette, facts)
+
+    def _compare(self, palette: Palette, facts: Facts) -> None:
+        """Hold a palette against those of the files before it."""
+        if any(palette == other for other, _ in self.palettes):
+            return
+        here = _colours(palette)
+        used = [int(index) for index in np.flatnonzero(facts.pixels) if index < len(here)]
+        for other, path in self.palettes:
+            there = _colours(other)
+            self.moved = self.moved or _moved(used, here, there, facts.path, path)
+            self.recoloured = self.recoloured or _recoloured(used, here, there, facts.path, path)
+        if len(self.palettes) < 8:
+            self.palettes.append((palette, facts.path))
+
+    @property
+    def values(self) -> list[int]:
+        """The stored values that occur, but for 255 (and for what is ignored, where values make classes)."""
+        values = [int(value) for value in np.flatnonzero(self.pixels[:IGNORE])]
+        if not self.encoding.found:
+            return values
+        return [value for value in values if self.encoding.ids.get(value) != IGNORE]
+
+    def train_pixels(self) -> Int64Array:
+        """Pixels of each train id, (256,): what the stored values mean."""
+        table = np.full(_VALUES, IGNORE, np.int64)
+        for stored, train in self.encoding.ids.items():
+            if 0 <= stored < _VALUES:
+                table[stored] = train
+        return np.bincount(table, weights=self.pixels, minlength=_VALUES).astype(np.int64)
+
+    def require(self) -> list[str]:
+        """Raise the first error as a DataError; return the warnings."""
+        found = list(findings(self))
+        for finding in found:
+            if finding.error:
+                raise DataError(f"{self.where}: {finding.text}", finding.hint)
+        return [f"{self.where}: {finding}" for finding in found]
+
+
+def _colours(palette: Palette) -> list[Colour]:
+    return [(red, green, blue) for red, green, blue in zip(*(palette[i::3] for i in range(3)), strict=False)]
+
+
+def _moved(used: Sequence[int], here: list[Colour], there: list[Colour], path: Path, before: Path) -> str:
+    """Where a colour that ``path`` uses has another index in ``before``; else the empty string."""
+    known = [index for index in used if here[index] in there]
+    if 2 * len(known) <= len(used):
+        return ""
+    for index in known:
+        colour = here[index]
+        place = there.index(colour)
+        if there[index : index + 1] != [colour] and here[place : place + 1] != [colour]:
+            return f"the colour {colour} is index {place} in {before} and index {index} in {path}"
+    return ""
+
+
+def _recoloured(
+    used: Sequence[int], here: list[Colour], there: list[Colour], path: Path, before: Path
+) -> str:
+    for index in used:
+        if index < len(there) and here[index] != there[index]:
+            return f"index {index} is {there[index]} in {before} and {here[index]} in {path}"
+    return ""
+
+
+# ------------------------------------------------------------------------------------ findings
+
+
+def findings(seen: Evidence) -> Iterator[Finding]:
+    """What the labels give away, the gravest first."""
+    if not seen.labels or not seen.pixels.any():
+        return
+    if seen.moved:
+        yield Finding(
+            True,
+            f"labels have palettes that differ from file to file: {seen.moved}; the index is the class id",
+            "store class ids with one palette for all files (a colour-coded label has to be converted by its "
+            "colours, not by quantising each file)",
+        )
+    elif seen.recoloured:
+        yield Finding(
+            False, f"palettes differ from file to file: {seen.recoloured}", "check that indices are class ids"
+        )
+    yield from _one_class(seen)
+    yield from _photographs(seen)
+    yield from _train_ids(seen)
+    if seen.encoding.found:
+        yield from _values(seen)
+    yield from _doubts(seen)
+
+
+def _one_class(seen: Evidence) -> Iterator[Finding]:
+    """Labels of which one class is left: every score on them would be 100."""
+    values, void = seen.values, bool(seen.pixels[IGNORE])
+    shown = np.flatnonzero(seen.train_pixels()[:IGNORE])
+    if values == [0] and void:
+        yield Finding(
+            not seen.partial,
+            f"the labels hold 0 and 255 alone, and 255 is ignored: one class, '{_name(seen, 0)}', is left, "
+            "which every model finds",
+            "store the other class as 1: a mask of 0 and 255, divided by 255",
+        )
+    elif len(seen.classes) == 1 or (seen.encoding.found and len(shown) == 1):
+        yield Finding(
+            True,
+            f"the labels hold one class, '{seen.classes[0]}' (value {ranges(values)}): every model finds it",
+            "check that the labels are what was meant; a second class needs a value of its own, "
+            "for example 0 for what is not the first",
+        )
+    elif len(shown) == 1:
+        yield Finding(
+            False,
+            f"the labels show one of {len(seen.classes)} classes, '{_name(seen, shown[0])}'",
+            "check that they are what was meant",
+        )
+    elif len(shown) == 0 and not void:
+        yield Finding(False, "no pixel of the labels has a class", "check that they are what was meant")
+
+
+def _photographs(seen: Evidence) -> Iterator[Finding]:
+    """Grey photographs, depth maps and the like in the place of labels."""
+    if seen.pairs < _LEAST_PIXELS or len(seen.values) < MANY:
+        return
+    if seen.changes > 0.3 * seen.pairs and seen.specks > 0.6 * seen.changes:
+        yield Finding(
+            True,
+            f"the labels look like photographs: {len(seen.values)} values, and "
+            f"{100 * seen.changes // seen.pairs} % of all pixels differ from the next",
+            "check that images/ and labels/ are not swapped",
+        )
+
+
+def _train_ids(seen: Evidence) -> Iterator[Finding]:
+    """Train ids where a dataset's own ids belong."""
+    ids, classes = seen.encoding.ids, len(seen.classes)
+    values = seen.values
+    if not values or all(ids.get(value) == value for value in range(classes)) or max(values) >= classes:
+        return
+    void = sum(int(seen.pixels[value]) for value in values if ids.get(value) == IGNORE)
+    labelled = int(seen.pixels[:IGNORE].sum())
+    least = 0.05 if seen.pixels[IGNORE] else 0.3  # none of these datasets stores 255
+    if least * labelled < void < labelled and len(values) > 2:
+        yield Finding(
+            True,
+            f"the labels hold train ids (values {ranges(values)}), not the dataset's own ids "
+            f"({seen.encoding.text}): read as those, {100 * void // labelled} % of their "
+            "pixels would be void and the others of another class",
+            "restore the original files; labels of train ids can be read with folder:PATH",
+        )
+
+
+def _values(seen: Evidence) -> Iterator[Finding]:
+    """Where the values found are all that says which classes there are: values that are no class ids."""
+    values = seen.values
+    classes = max(values) + 1
+    if explained := explain(values, seen.pixels):
+        what, hint = explained
+        listed = f"{len(values)} values ({_first(values)}), from which {classes} classes would follow"
+        yield Finding(
+            no_ids(values), f"the labels hold {listed}: {what}", f"{hint}; or name the classes in classes.txt"
+        )
+
+
+def _doubts(seen: Evidence) -> Iterator[Finding]:
+    """What may be right, but seldom is."""
+    values, ids = seen.values, seen.encoding.ids
+    total = int(seen.pixels.sum())
+    if len(values) > 1 and values[0] == 1 and ids.get(0, IGNORE) != IGNORE:
+        yield Finding(
+            False,
+            f"no label holds 0, the value of '{_name(seen, ids[0])}': the values are {ranges(values)}",
+            "if they count from 1, subtract 1",
+        )
+    if seen.pixels[IGNORE] > 0.95 * total:
+        yield Finding(
+            False,
+            f"{100 * seen.pixels[IGNORE] // total} % of the labels' pixels are 255, ignored",
+            "check them",
+        )
+    rough = seen.changes > 0.04 * seen.pairs and seen.specks > 0.5 * seen.changes
+    if seen.pairs >= _LEAST_PIXELS and len(values) > 3 and rough:
+        yield Finding(
+            False,
+            "the labels are full of single pixels that differ from both neighbours",
+            "check that they were never saved as JPEG nor resized with interpolation",
+        )
+    if seen.labels > 3 and len(seen.alike) == 1 and seen.constant < seen.labels:
+        yield Finding(False, f"all {seen.labels} labels hold the same", "check that each image has its own")
+    elif seen.labels > 3 and seen.constant == seen.labels and len(values) > 1:
+        yield Finding(
+            False, "each label holds one value alone", "check that they are labels of pixels, not of images"
+        )
+
+
+def _name(seen: Evidence, train: int) -> str:
+    return seen.classes[train] if train < len(seen.classes) else str(train)
+
+
+def _first(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
