@@ -24,6 +24,7 @@ from gkd_scale.models import spec as specs
 from gkd_scale.models import weights as weight_files
 from gkd_scale.models.spec import ModelSpec
 from gkd_scale.models.teachers import Normalize
+from gkd_scale.models.tensor_files import file_in
 
 WEIGHTS_FILE = "backbone.safetensors"
 CARD_FILE = "backbone.yaml"
@@ -171,7 +172,7 @@ def _from_run(
     if not card.is_file() or not (run / WEIGHTS_FILE).is_file():
         raise ModelError(
             f"{run} holds no exported backbone ({WEIGHTS_FILE} and {CARD_FILE})",
-            "give a finished stage-1 run, or a weights file",
+            f"give a finished stage-1 run, or {file_in(run).removeprefix('give ')}",
         )
     spec = specs.from_dict(yaml.safe_load(card.read_text()))
     made_with = spec.args

@@ -14,7 +14,7 @@ applied to every token, as DINOv3 and the masked pre-training of EVA02 do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -164,11 +164,49 @@ def split_tokens(net: nn.Module, tokens: Tensor) -> Features:
 
 
 def flatten_map(net: nn.Module, feature_map: Tensor) -> tuple[Features, Grid]:
-    """A feature map, (B, C, h, w) or timm's NHWC, to pooled CLS, row-major tokens, and the grid."""
+    """A feature map, (B, C, h, w) or timm's NHWC, to pooled CLS, row-major tokens, and the grid.
+
+    ModelError for anything else.
+    """
+    if not isinstance(feature_map, Tensor) or feature_map.ndim != 4:
+        raise ModelError(
+            f"{type(net).__name__} gives neither tokens of a grid nor a feature map",
+            "choose a plain vision transformer, or a network with a feature map: gkd-scale students",
+        )
     if getattr(net, "output_fmt", "NCHW") == "NHWC":
         feature_map = feature_map.permute(0, 3, 1, 2)
     patches = feature_map.flatten(2).transpose(1, 2)
     return Features(patches.mean(1), patches), (feature_map.shape[2], feature_map.shape[3])
+
+
+def require_dense(
+    run: Callable[[], tuple[Features, Grid]], name: str, image_size: Size, hint: str
+) -> tuple[Features, Grid]:
+    """What ``run`` gives for images of ``image_size``; ModelError unless it is tokens of a grid.
+
+    Some of timm's networks take one size only, and some give neither tokens of a grid nor a feature map:
+    several resolutions, pooled tokens, tokens whose number is not their patch size's (hybrids, NaFlex).
+    """
+    try:
+        features, grid = run()
+    except torch.OutOfMemoryError:
+        raise
+    except ModelError as error:
+        raise ModelError(f"{name}: {error.message}", error.hint) from None
+    except Exception as error:
+        raise ModelError(
+            f"{name} does not take {image_size[0]}x{image_size[1]} images: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            hint,
+        ) from None
+    count = features.patches.shape[1]
+    if features.patches.ndim != 3 or count != grid[0] * grid[1] or not count:
+        raise ModelError(
+            f"{name} gives {tuple(features.patches.shape)} for {image_size[0]}x{image_size[1]} images, "
+            f"no tokens of a {grid[0]}x{grid[1]} grid",
+            hint,
+        )
+    return features, grid
 
 
 def trial(twin: nn.Module, name: str, image_size: Size) -> tuple[Grid, int, frozenset[str]]:
@@ -178,21 +216,11 @@ def trial(twin: nn.Module, name: str, image_size: Size) -> tuple[Grid, int, froz
     are parameters that the features do not depend on, such as a classifier's hidden layer. Raises ModelError
     where the network does not take the size, or gives neither tokens of a grid nor a feature map.
     """
-    try:
-        features, grid = dense(twin.train(), torch.zeros(2, 3, *image_size, device="meta"))
-    except Exception as error:
-        raise ModelError(
-            f"{name} does not take {image_size[0]}x{image_size[1]} images: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            "choose another student, or give it the size (--student-args 'img_size=[H, W]')",
-        ) from None
-    count = features.patches.shape[1]
-    if features.patches.ndim != 3 or count != grid[0] * grid[1] or not count:
-        raise ModelError(
-            f"{name} gives {tuple(features.patches.shape)} for {image_size[0]}x{image_size[1]} images, "
-            f"no tokens of a {grid[0]}x{grid[1]} grid",
-            "choose a student of another family: gkd-scale students",
-        )
+    pixels = torch.zeros(2, 3, *image_size, device="meta")
+    hint = (
+        "choose another student (gkd-scale students), or give it the size (--student-args 'img_size=[H, W]')"
+    )
+    features, grid = require_dense(lambda: dense(twin.train(), pixels), name, image_size, hint)
     parameters: dict[str, Any] = dict(twin.named_parameters())
     reached = torch.autograd.grad(
         features.cls.sum() + features.patches.sum(), list(parameters.values()), allow_unused=True

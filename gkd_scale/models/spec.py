@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from torch import nn
 
-from gkd_scale.errors import ModelError, nearest
+from gkd_scale.errors import ModelError
+from gkd_scale.models import names
 from gkd_scale.types import Size
 
 Triple = tuple[float, float, float]
@@ -86,7 +87,7 @@ def resolve(
         base = name.split(".")[0]
         if not timm.is_model(base):
             known = [*ZOO, *timm.list_models()]
-            raise ModelError(f"timm {timm.__version__} has no model '{name}'", nearest(name, known))
+            raise ModelError(f"timm {timm.__version__} has no model '{name}'", names.suggest(name, known))
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         spec = ModelSpec(name, {}, _triple(config.mean), _triple(config.std)) if config else ModelSpec(name)
         weights = None

@@ -27,11 +27,15 @@ from gkd_scale.models.families import (
     is_tokens,
     levels,
     patch_size,
+    require_dense,
 )
 from gkd_scale.models.spec import ModelSpec, Triple
 from gkd_scale.types import Features, Grid, Size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+_ANOTHER = "choose another teacher or another --image-size"
 
 
 class Normalize(nn.Module):
@@ -78,7 +82,8 @@ class TimmTeacher:
         self.device = torch.device(device)
         self.normalize = Normalize(spec.mean, spec.std).to(self.device)
         self.net.to(self.device)
-        features, self.grid = self._forward(torch.zeros(1, 3, *image_size, dtype=torch.uint8))
+        black = torch.zeros(1, 3, *image_size, dtype=torch.uint8)
+        features, self.grid = require_dense(lambda: self._forward(black), name, image_size, _ANOTHER)
         self.dim = features.patches.shape[2]
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""Weights from files: safetensors, or ``torch.load(weights_only=True)``; nothing that can run code."""
+"""Weights into networks: found in what a file holds, checked, loaded; nothing is dropped without a word.
+
+What a file holds is read by ``tensor_files.py``, the network in it is found by ``layouts.py``, whether it
+belongs to the model is decided by ``belonging.py``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
-import sys
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gkd_scale import console
 from gkd_scale.errors import ModelError
+from gkd_scale.models import belonging, layouts
 from gkd_scale.models import spec as specs
+from gkd_scale.models.layouts import KERNEL
 from gkd_scale.models.spec import ModelSpec
+from gkd_scale.models.tensor_files import StateDict, read_state_dict
 
-StateDict = dict[str, Tensor]
+__all__ = ["RESIZES", "StateDict", "fingerprint", "load_downloaded", "load_into", "read_state_dict"]
 
 RESIZES = ("pi", "bicubic")
 """How a patch embedding gets another patch size.
@@ -29,48 +36,6 @@ resized as if it were an image, as the reference implementation of GKD does; emb
 number of pixels.
 """
 
-_KERNEL = "patch_embed.proj.weight"
-
-# Where checkpoints of other projects keep the network, and what they put before its keys.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "student", "encoder")
-_PREFIXES = ("module.", "backbone.", "model.", "encoder.", "student.", "teacher.")
-
-
-def read_state_dict(path: Path) -> StateDict:
-    """Tensors by name from ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; raises ModelError."""
-    if not path.is_file():
-        raise ModelError(f"there is no weights file {path}", "check the path")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"{path} holds more than tensors, and loading it could run code",
-            "convert it to safetensors where you trust it, then give that file",
-        ) from None
-    except Exception as error:
-        raise ModelError(
-            f"{path} cannot be read as weights: {error}", "give a safetensors or .pth file"
-        ) from None
-    return _unwrap(loaded, path)
-
-
-def _unwrap(loaded: object, path: Path) -> StateDict:
-    while isinstance(loaded, dict):
-        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), dict)), None)
-        if inner is None:
-            break
-        loaded = inner
-    if not isinstance(loaded, dict):
-        raise ModelError(f"{path} holds a {type(loaded).__name__}, not a state dict", "give a state dict")
-    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ModelError(f"{path} holds no tensors", "give a state dict")
-    return tensors
-
 
 def load_into(
     model: nn.Module,
@@ -80,36 +45,53 @@ def load_into(
     resize: str = "pi",
     image_size: int | Sequence[int] | None = None,
 ) -> None:
-    """Load ``state`` into a timm model, resampling patch and position embeddings where sizes differ.
+    """Load a timm model's part of ``state``, patch and position embeddings resampled where sizes differ.
 
     ``resize`` is one of ``RESIZES``; ``image_size`` is what the state was built for, where it is known: a
-    grid of positions that is not square can be told by nothing else. Every parameter of ``model`` must be
-    there; more (a classifier, a head) may be. Values are cast to the model's dtype. Raises ModelError naming
-    what is missing or has another shape.
+    grid of positions that is not square can be told by nothing else. Names may have any prefix, and those of
+    transformers' vision transformers are known (``layouts.py``). Every parameter of ``model`` must be there,
+    float and finite; what else there is of a backbone is refused, but not a head, a decoder and the like.
+    Values are cast to the model's dtype. Raises ModelError naming what is wrong.
     """
-    state = _strip_prefix(model, state)
-    kernel = state.get(_KERNEL)
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if image_size is not None:
         timm_reads: Any = model
         timm_reads.pretrained_model_args = {"img_size": image_size}
+    own = dict(model.state_dict())
     try:
-        if convert is not None:
-            state = convert(state, model)
-        if kernel is not None and resize == "bicubic":
-            state = {**state, _KERNEL: _bicubic(kernel, model)}
-        result = model.load_state_dict(state, strict=False)
+        found = layouts.find(own, state, lambda part: _convert(model, own, part, resize))
+        belonging.require(model, own, found, source)
+        model.load_state_dict(found.state, strict=False)
+    except ModelError as error:
+        known = str(source) in error.message
+        raise error if known else ModelError(f"{source}: {error.message}", error.hint) from None
     except Exception as error:
         raise ModelError(
             f"{source} does not fit {type(model).__name__}: {' '.join(str(error).split())[:300]}",
-            "check the model's name and arguments against those the weights were made with",
+            belonging.CHECK_NAME,
         ) from None
-    if result.missing_keys:
-        shown = ", ".join(result.missing_keys[:4])
-        raise ModelError(
-            f"{source} lacks {len(result.missing_keys)} of the model's tensors: {shown} …",
-            "check the model's name and arguments against those the weights were made with",
-        )
+    belonging.require_finite(own, found.state, source)
+    if found.equals and os.environ.get("RANK", "0") == "0":
+        passed = ", ".join(map(belonging.place, found.equals))
+        console.err.print(f"{source}: {belonging.place(found.prefix)} is taken, not {passed}", markup=False)
+
+
+def _convert(model: nn.Module, own: StateDict, part: StateDict, resize: str) -> StateDict:
+    """``part`` with the model's names and sizes; ValueError for what would be reshaped into nonsense."""
+    for name in own.keys() & part.keys():
+        kernel = name == KERNEL and (part[name].ndim not in (2, 4) or len(part[name]) != len(own[name]))
+        tokens = "pos_embed" in name and own[name].ndim == 3
+        if kernel or (tokens and part[name].shape[-1:] != own[name].shape[-1:]):
+            raise ValueError(f"{name} is {_shape(part[name])}, and the model's is {_shape(own[name])}")
+    if "register_tokens" in part:
+        part = {"mask_token": torch.zeros(()), **part}  # by which timm knows the names of DINOv2
+    state = layouts.timm_filter(model, part)
+    if resize == "bicubic" and KERNEL in own and KERNEL in part:
+        state = {**state, KERNEL: _bicubic(part[KERNEL], model)}
+    return state
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
 
 
 def load_downloaded(model: nn.Module, spec: ModelSpec, resize: str) -> None:
@@ -120,21 +102,10 @@ def load_downloaded(model: nn.Module, spec: ModelSpec, resize: str) -> None:
 
 def _bicubic(kernel: Tensor, model: nn.Module) -> Tensor:
     """A patch embedding's kernel (C, 3, p, p) at the patch size of ``model``."""
-    size = model.get_parameter(_KERNEL).shape[-2:]
+    size = model.get_parameter(KERNEL).shape[-2:]
     if kernel.shape[-2:] == size:
         return kernel
     return F.interpolate(kernel.float(), size=tuple(size), mode="bicubic", align_corners=False)
-
-
-def _strip_prefix(model: nn.Module, state: StateDict) -> StateDict:
-    wanted = set(model.state_dict())
-    if wanted & set(state):
-        return state
-    for prefix in _PREFIXES:
-        stripped = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-        if wanted & set(stripped):
-            return stripped
-    return state
 
 
 def fingerprint(model: nn.Module) -> str:

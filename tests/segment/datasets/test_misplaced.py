@@ -18,7 +18,7 @@ from .miniature import write_image, write_values
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Path:
-    """A folder whose neighbours are no other test's: datasets are looked for beside the one that was named."""
+    """A folder whose neighbours are no other test's: datasets are looked for beside the one named."""
     folder = tmp_path / "disk/home"
     folder.mkdir(parents=True)
     return folder

@@ -1,0 +1,245 @@
+"""Whether the weights found in a file belong to a network: all its tensors, and nothing that it would drop.
+
+Tensors of a backbone for which the model has no place (LayerScale, registers, more blocks) mean that the
+features would not be those the weights were trained for, as do values that are quantised: both are refused.
+What no dense feature depends on may stay unused: heads, decoders, mask tokens, other networks of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkd_scale.errors import ModelError
+from gkd_scale.models.layouts import Found
+from gkd_scale.models.tensor_files import StateDict, index_of
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What a float parameter may be loaded from."""
+
+CHECK_NAME = "check the model's name and arguments against those the weights were made with"
+
+# Parts that no dense feature depends on, by the first segment of their names, whatever the model.
+_OUTPUTS = re.compile(r"head|heads|head_dist|head_drop|fc|fc_norm|classifier|mask_token|attn_pool|pre_logits")
+# Likewise, but only where the model has nothing of that name.
+_OTHER_PARTS = re.compile(
+    r".*(head|decoder|classifier|queue|predictor|projector|prototype|loss|mask_token|token_embedding)s?(_.*)?"
+    r"|proj|projection|pooler|neck|last_layer|last_linear|logits?|logit_(scale|bias)|temperature|center"
+    r"|criterion|aux.*|text.*|lm_.*|transformer|ln_final|positional_embedding|norms|local_cls_norm|teacher.*"
+    r"|student.*|optimizer.*|optim|scheduler.*|scaler|discriminator|n_averaged|dino_.*|ibot_.*|ema.*"
+    r"|momentum_.*|(global_)?steps?|epochs?|iter(ation)?s?|best.*|seed|.*rng.*|args|config|cfg|meta|version"
+    r"|hyper_parameters|(pixel_)?(mean|std)|normali[sz].*",
+    re.IGNORECASE,
+)
+# Buffers that timm computes itself, anywhere in a name; those of rotary embeddings where the model has such.
+_BUFFERS = re.compile(
+    r"(^|\.)(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask|bias_mask"
+    r"|position_ids|attention_bias_idxs|rel_pos_idx|total_ops|total_params|n_averaged)$"
+)
+_ROTARY = re.compile(r"(^|\.)(rope|rotary)[^.]*(\.[^.]+)?$")
+# What says that a tensor is a scale or zero point of quantised weights.
+_SCALE = re.compile(
+    r"[._]?(?<![^._])(scales?(_inv)?|zero_points?|q?zeros|qweight|g_idx|absmax|quant_(map|state)|scb|amax)"
+    r"(?![^.])",
+    re.IGNORECASE,
+)
+
+_MERGE = "merge the adapters into the weights and save them anew"
+_FLOAT_WEIGHTS = "give the weights in float32, float16 or bfloat16, not quantised"
+_OTHER_MODEL = "name the model that they were made with, with its arguments"
+_ARGUMENT = f"give the argument {{}} (--teacher-args, --student-args), or {_OTHER_MODEL}"
+# What tensors without a place are, and the next step.
+_KINDS = (
+    (r"lora_|\.base_layer\.", "LoRA adapters", _MERGE),
+    (r"(\.ls[12]\.gamma|\.gamma_[12])$", "LayerScale", _ARGUMENT.format("init_values=1e-5")),
+    (r"\.(q_norm|k_norm)\.", "norms of queries and keys", _ARGUMENT.format("qk_norm=true")),
+    (r"^(reg_token|register_tokens|storage_tokens)$", "registers", _OTHER_MODEL),
+    (r"^cls_token$", "a class token", _OTHER_MODEL),
+    (r"^dist_token$", "a distillation token", _OTHER_MODEL),
+    (r"pos_embed", "a position embedding", _OTHER_MODEL),
+    (r"bias$", "biases", _OTHER_MODEL),
+)
+
+
+def require(model: nn.Module, own: StateDict, found: Found, source: Path | str) -> None:
+    """ModelError where ``found`` lacks tensors of ``own``, the model's, or holds what it would drop."""
+    _refuse_scales(own, found, source)
+    _refuse_incomplete(own, found, source)
+    if found.rivals:
+        raise ModelError(
+            f"{source} holds two networks that fit and differ, {place(found.prefix)} and "
+            f"{place(found.rivals[0])}",
+            "save the one that is meant as a file of its own",
+        )
+    _refuse_unplaced(model, own, found, source)
+    _refuse_types(own, found.state, source)
+
+
+def require_finite(own: StateDict, names: Iterable[str], source: Path | str) -> None:
+    """ModelError for NaN or infinity in what was loaded into ``own``; one sum a tensor."""
+    for name in names:
+        value = own.get(name)
+        if value is None or not value.is_floating_point() or math.isfinite(float(value.sum())):
+            continue
+        bad = value.numel() - int(torch.isfinite(value).sum())
+        if bad:  # else the sum alone was too large
+            raise ModelError(
+                f"{source} holds NaN or infinite values: {bad} of {value.numel()} in {name}",
+                "the weights are damaged, or their training diverged: give others",
+            )
+
+
+def unplaced(model: nn.Module, own: StateDict, found: Found) -> list[str]:
+    """Names of tensors of a backbone that are in ``found`` and for which ``model`` has no place.
+
+    Not among them are heads, decoders, mask tokens and other parts that no dense feature depends on, copies
+    of the network, buffers that timm computes itself, and biases of zeros.
+    """
+    tops = {name.split(".")[0] for name in own}
+    copies = tuple(prefix.removeprefix(found.prefix) for prefix in found.copies)
+    outputs = _classifiers(model)
+    rotary = any("rope" in name for name, _ in model.named_modules())
+    used = {value.data_ptr() for name, value in found.state.items() if name in own}
+
+    def stray(name: str, tensor: Tensor) -> bool:
+        first = name.split(".")[0]
+        if _OUTPUTS.fullmatch(first) or (first not in tops and _OTHER_PARTS.fullmatch(first)):
+            return False
+        if _BUFFERS.search(name) or (rotary and _ROTARY.search(name)) or name.startswith(outputs + copies):
+            return False
+        zeros = name.endswith("bias") and tensor.dtype in FLOATS and not tensor.count_nonzero()
+        return not zeros
+
+    names = [name for name, value in found.state.items() if name not in own and stray(name, value)]
+    # What timm's code left out, if it is a part of the network by its name.
+    names += [
+        name
+        for name, value in found.raw.items()
+        if name not in found.state
+        and name not in own
+        and name.split(".")[0] in tops
+        and value.data_ptr() not in used
+        and stray(name, value)
+    ]
+    return sorted(names, key=_natural)
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the model's classifier, where timm says it."""
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    names = config.get("classifier") or ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def _refuse_incomplete(own: StateDict, found: Found, source: Path | str) -> None:
+    """ModelError where tensors are missing, with the names that are there beside those wanted."""
+    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
+    missing = [name for name in wanted if name not in found.state]
+    if not missing:
+        return
+    index = index_of(Path(source))
+    if index is not None:
+        raise ModelError(
+            f"{source} is one part of several and lacks {len(missing)} of the model's tensors",
+            f"give {index}, with all parts beside it",
+        )
+    if any("lora_" in name or ".base_layer." in name for name in found.raw):
+        raise ModelError(f"{source} holds LoRA adapters, not merged into the weights", _MERGE)
+    depth, shallower = _depth(own), _depth(found.state)
+    if shallower and all(_depth([name]) > shallower for name in missing):
+        raise ModelError(
+            f"{source} holds {shallower} blocks, and the model has {depth}",
+            _ARGUMENT.format(f"depth={shallower}"),
+        )
+    if len(missing) == len(wanted):
+        raise ModelError(
+            f"{source} holds none of the model's {len(wanted)} tensors: it has "
+            f"{shown([*found.raw, *found.outside])}; wanted are {shown(wanted)}",
+            CHECK_NAME,
+        )
+    others = [name for name in found.state if name not in own and not _OUTPUTS.match(name)]
+    beside = f"; without a place are {shown(others)}" if others else ""
+    raise ModelError(
+        f"{source} lacks {len(missing)} of the model's {len(wanted)} tensors: {shown(missing)}{beside}",
+        CHECK_NAME,
+    )
+
+
+def _refuse_unplaced(model: nn.Module, own: StateDict, found: Found, source: Path | str) -> None:
+    """ModelError where a part of the backbone would be left out; says what it is."""
+    names = unplaced(model, own, found)
+    if not names:
+        return
+    depth, deeper = _depth(own), _depth(names)
+    if depth and deeper > depth:
+        raise ModelError(
+            f"{source} holds {deeper} blocks, and the model has {depth}: {shown(names)} would be left out",
+            _ARGUMENT.format(f"depth={deeper}"),
+        )
+    kinds = (kind for kind in _KINDS if all(re.search(kind[0], name) for name in names))
+    _, what, hint = next(kinds, ("", f"{len(names)} tensors", _OTHER_MODEL))
+    raise ModelError(
+        f"{source} holds {what} for which {type(model).__name__} as asked has no place: {shown(names)}", hint
+    )
+
+
+def _refuse_scales(own: StateDict, found: Found, source: Path | str) -> None:
+    """ModelError for scales of quantised weights, beside the network's tensors or elsewhere in the file."""
+    modules = {name.rpartition(".")[0] for name in own} - {""}
+    inside = [name for name in found.raw if name not in own and _SCALE.search(name)]
+    outside = [name for name in found.outside if _SCALE.search(name)]
+    of_modules = [name for name in inside if _tails(name) & modules]
+    of_tensors = [name for name in (*inside, *outside) if _tails(name) & own.keys()]
+    for name in (*of_modules, *of_tensors):
+        raise ModelError(f"{source} holds quantised weights: {name} is a part of that", _FLOAT_WEIGHTS)
+
+
+def _tails(name: str) -> set[str]:
+    """What a scale of this name may be of: the ends of the name, without the words that say scale."""
+    parts = [part for part in (_SCALE.sub("", part) for part in name.split(".")) if part]
+    return {".".join(parts[start:]) for start in range(len(parts))}
+
+
+def _refuse_types(own: StateDict, state: StateDict, source: Path | str) -> None:
+    """ModelError where a float parameter would get integers, 8-bit or complex numbers."""
+    for name, place_of in own.items():
+        value = state.get(name)
+        if value is None:
+            continue
+        dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        whole = not place_of.is_floating_point() and not value.is_complex()
+        if dense and (value.dtype in FLOATS or whole):
+            continue
+        what = str(value.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{source} holds {name} as {what if dense else 'a tensor without plain values'}, and the model "
+            "wants floats",
+            _FLOAT_WEIGHTS,
+        )
+
+
+def _depth(names: Iterable[str]) -> int:
+    """The number of blocks of a plain transformer that has tensors of these names; 0 for other networks."""
+    found = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.(?!\d+\.)", name))]
+    return max(found, default=-1) + 1
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts block 2 before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+def place(prefix: str) -> str:
+    """Where in a file a network lies, for a message."""
+    return f"'{prefix.rstrip('.')}'" if prefix else "the one without a prefix"

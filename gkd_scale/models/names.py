@@ -1,0 +1,74 @@
+"""Names of models elsewhere (the Hugging Face hub, torch.hub) as timm's, for the one who gives them here."""
+
+from __future__ import annotations
+
+import re
+
+from gkd_scale.errors import nearest
+
+_SIZES = {"t": "tiny", "s": "small", "m": "medium", "b": "base", "l": "large", "h": "huge", "g": "giant"}
+_SIZE = r"(?P<size>tiny|small|base|large|huge|giant|[tsmblhg])"
+
+# Patterns of names without their owner, in lower case and with dashes, and how timm calls the model.
+_KNOWN = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (rf"dinov2-(?:with-registers|reg4?)-{_SIZE}.*", "vit_{size}_patch14_reg4_dinov2.lvd142m"),
+        (rf"dinov2-vit{_SIZE}14-reg.*", "vit_{size}_patch14_reg4_dinov2.lvd142m"),
+        (rf"dinov2-(?:vit)?{_SIZE}(?:14)?(?:-.*)?", "vit_{size}_patch14_dinov2.lvd142m"),
+        (r"dinov3-vit7b16.*", "vit_7b_patch16_dinov3.lvd1689m"),
+        (rf"dinov3-vit{_SIZE}16plus.*", "vit_{size}_plus_patch16_dinov3.lvd1689m"),
+        (rf"dinov3-vit{_SIZE}16.*", "vit_{size}_patch16_dinov3.lvd1689m"),
+        (rf"dinov3-convnext-{_SIZE}.*", "convnext_{size}.dinov3_lvd1689m"),
+        (rf"dino-vit{_SIZE}-?(?P<patch>\d+)", "vit_{size}_patch{patch}_224.dino"),
+        (r"vit-mae-huge.*", "vit_huge_patch14_224.mae"),
+        (rf"vit-mae-{_SIZE}", "vit_{size}_patch16_224.mae"),
+        (rf"siglip-{_SIZE}-patch(?P<patch>\d+)-(?P<image>\d+)", "vit_{size}_patch{patch}_siglip_{image}"),
+        (rf"clip-vit-{_SIZE}-patch(?P<patch>\d+)(?:-.*)?", "vit_{size}_patch{patch}_clip_224.openai"),
+        (
+            rf"swinv2-{_SIZE}-patch4-window(?P<window>\d+)-(?P<image>\d+)",
+            "swinv2_{size}_window{window}_{image}",
+        ),
+        (rf"(?P<kind>convnext(?:v2)?)-{_SIZE}(?:-.*)?", "{kind}_{size}"),
+        (r"resnet-(?P<depth>\d+)", "resnet{depth}"),
+        (r"(?:.*-)?sam-vit-(?P<size>base|large|huge)", "samvit_{size}_patch16"),
+    )
+)
+
+ACCEPTED = (
+    "a model's name is timm's, such as vit_small_patch14_dinov2.lvd142m (gkd-scale students lists some)"
+)
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The next step for ``name``, which is none of the ``known`` names: timm's name of what is meant."""
+    if re.search(r"\.(safetensors|pth|pt|bin|ckpt)$", name):
+        return f"that is a file of weights: give it as --teacher-weights or --student-weights; {ACCEPTED}"
+    meant = timm_name(name, known)
+    if meant:
+        return f"did you mean '{meant}'? {ACCEPTED}"
+    if "/" in name:
+        return ACCEPTED
+    return nearest(name, known) or ACCEPTED
+
+
+def timm_name(name: str, known: list[str]) -> str:
+    """timm's name of a model of the Hugging Face hub or torch.hub; the empty string where none is known."""
+    last = name.rstrip("/").rsplit("/", 1)[-1]
+    if last.split(".")[0] in known:  # timm/NAME, hf-hub:timm/NAME
+        return last
+    plain = re.sub(r"[-_. ]+", "-", last.lower())
+    for pattern, form in _KNOWN:
+        if match := pattern.fullmatch(plain):
+            parts = match.groupdict()
+            size = parts.get("size", "")
+            image = parts.get("image") or "224"
+            found = form.format(**{**parts, "size": _SIZES.get(size, size), "image": image})
+            if found.split(".")[0] in known:
+                return found
+    words = plain.replace("-", "_")
+    while "_" in words:  # vit-base-patch16-224-in21k: vit_base_patch16_224
+        if words in known:
+            return words
+        words = words.rpartition("_")[0]
+    return ""

@@ -1,0 +1,266 @@
+"""Files of weights: what a file is, told by its bytes, and its tensors by name.
+
+Safetensors, or ``torch.load(weights_only=True)``; nothing that can run code. Nested dicts become names
+joined by dots, so that ``{"model": {"norm.bias": …}}`` holds ``model.norm.bias``: where in a file a network
+lies is a question of its names alone (``layouts.py``). Anything else that people save or download as weights
+(a web page, a Git LFS pointer, an archive, half a file) is refused by what it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from gkd_scale.errors import ModelError
+
+StateDict = dict[str, Tensor]
+
+HARMLESS_CLASSES = (argparse.Namespace,)
+"""What ``weights_only`` may make beside tensors: the options that many projects save beside the network."""
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes: what the safetensors format allows."""
+
+_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+
+_AGAIN = "download the file itself again"
+_UNPACK = "unpack it and give the weights file inside"
+# By a file's first bytes: what it is, and what to do.
+_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "run 'git lfs pull' there"),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ", "an xz archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK),
+    (b"Rar!", "a RAR archive", _UNPACK),
+    (b"\x89HDF", "an HDF5 file (Keras)", "give the model's PyTorch weights"),
+    (b"GGUF", "a GGUF file, which is quantised", "give the model's safetensors or PyTorch weights"),
+    (b"\x93NUMPY", "a NumPy array", "give a safetensors file or a PyTorch state dict"),
+    (b"\x89PNG", "a PNG image", "check the path"),
+    (b"\xff\xd8\xff", "a JPEG image", "check the path"),
+    (b"%PDF", "a PDF document", _AGAIN),
+)
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """Tensors by name from a safetensors or PyTorch file, or from all parts of an index.json; ModelError."""
+    try:
+        found = _read(path)
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror or error}", "check the path and its permissions"
+        ) from None
+    if not found:
+        raise ModelError(f"{path} holds no tensors", "give a file with a network's state dict")
+    return found
+
+
+def index_of(path: Path) -> Path | None:
+    """The index.json beside a file that is, by its name, one part of several."""
+    part = _PART.fullmatch(path.name)
+    return path.with_name(f"{part['stem']}{part['suffix']}.index.json") if part else None
+
+
+def _read(path: Path, *, part: bool = False) -> StateDict:
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not a weights file", file_in(path))
+    if not path.is_file():
+        local = re.match(r"\w+:/", str(path)) is None and path.suffix
+        hint = "check the path" if local else "give a local .safetensors or .pth file: download it first"
+        raise ModelError(f"there is no weights file {path}", hint)
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head:
+        raise ModelError(f"{path} is empty", _AGAIN)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
+        return _safetensors(path)
+    if head.lstrip()[:1] in (b"{", b"[") and not part:
+        return _indexed(path)
+    if zipfile.is_zipfile(path) or head[:1] == b"\x80":
+        return _pytorch(path)
+    if head.startswith(b"PK"):
+        raise ModelError(f"{path} is cut short: the end of its zip archive is missing", _AGAIN)
+    what, hint = _named(head, path)
+    raise ModelError(f"{path} is no weights file: it is {what}", hint)
+
+
+def file_in(folder: Path) -> str:
+    """The next step for someone who gave a folder instead of a file."""
+    names = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
+    patterns = ("*.index.json", "*.safetensors", "*.bin", "*.pth", "*.pt")
+    known = [folder / name for name in names if (folder / name).is_file()]
+    known += [found for pattern in patterns for found in sorted(folder.glob(pattern))]
+    return f"give a file in it: {known[0]}" if known else "give a safetensors or .pth file"
+
+
+def _named(head: bytes, path: Path) -> tuple[str, str]:
+    """What a file with these first bytes is, and what to do."""
+    for magic, what, hint in _KINDS:
+        if head.startswith(magic):
+            return what, hint
+    if head.lstrip()[:1] == b"<":
+        return "a web page (HTML or XML), not the file it offers", f"{_AGAIN}, not the page about it"
+    if head[257:262] == b"ustar":
+        return "a tar archive", _UNPACK
+    if path.suffix == ".onnx":
+        return "an ONNX graph", "give the model's PyTorch weights"
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    if text and all(letter.isprintable() or letter.isspace() for letter in text):
+        return f"a text file that begins with {text.strip()[:40]!r}", "give a safetensors or .pth file"
+    return (
+        "neither safetensors nor a PyTorch file, or it is damaged",
+        f"{_AGAIN}, or give a safetensors or .pth file",
+    )
+
+
+def _safetensors(path: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        short = "incomplete metadata" in str(error) or "header too large" in str(error)
+        reason = "it is cut short" if short else " ".join(str(error).split())[:200]
+        raise ModelError(f"{path} cannot be read as safetensors: {reason}", _AGAIN) from None
+
+
+def _indexed(path: Path) -> StateDict:
+    """The tensors of all files that an index.json names."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        index = None
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        what = "is a JSON file, and no index of weights" if index is not None else "is a text file"
+        raise ModelError(f"{path} {what}", "give the weights themselves, such as model.safetensors")
+    found: StateDict = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise ModelError(f"{path} names a part outside its folder: '{name}'", "mend the index")
+        part = path.parent / name
+        if not part.is_file():
+            raise ModelError(
+                f"{path} is an index of {len(set(places.values()))} files, and {part} is not there",
+                "put all parts beside it, or give a file that holds all tensors",
+            )
+        _merge(found, _read(part, part=True).items(), path)
+    missing = sorted(places.keys() - found.keys())
+    if missing:
+        raise ModelError(f"{path} names tensors that its parts lack: {', '.join(missing[:3])}", _AGAIN)
+    return found
+
+
+def _pytorch(path: Path) -> StateDict:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS_CLASSES)):
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise _refusal(path, error) from None
+    found: StateDict = {}
+    _merge(found, _tensors(loaded, ()), path)
+    if not found and not isinstance(loaded, Mapping | list | tuple | argparse.Namespace):
+        raise ModelError(f"{path} holds a {type(loaded).__name__}, not a state dict", "give a state dict")
+    return found
+
+
+def _refusal(path: Path, error: Exception) -> ModelError:
+    """Why torch does not load a file that begins as one of its own."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            return ModelError(
+                f"{path} is a TorchScript program, which holds code",
+                "save its state dict where you trust it (torch.save(torch.jit.load(FILE).state_dict(), NEW))",
+            )
+        if not any(name.endswith("data.pkl") for name in names):
+            arrays = all(name.endswith(".npy") for name in names)
+            what = "a NumPy archive (.npz)" if arrays else "a zip archive"
+            return ModelError(
+                f"{path} is no weights file: it is {what}",
+                "give a safetensors file or a PyTorch state dict" if arrays else _UNPACK,
+            )
+    foreign = _foreign_globals(path)
+    if isinstance(error, pickle.UnpicklingError) and foreign:
+        return ModelError(
+            f"{path} holds more than tensors ({', '.join(foreign[:3])}), and loading it could run code",
+            "convert it to safetensors where you trust it, then give that file",
+        )
+    return ModelError(f"{path} cannot be read: it is damaged, or no PyTorch file", _AGAIN)
+
+
+def _foreign_globals(path: Path) -> list[str]:
+    """What a pickle would import, but for torch's own and the plain containers; nothing is run."""
+    found: set[str] = set()
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                with archive.open(inside) as stream:
+                    found.update(_globals(stream))
+        else:
+            with path.open("rb") as stream:
+                for _ in range(4):  # torch's older format: its magic, a version, the machine, the object
+                    found.update(_globals(stream))
+    except Exception:  # the rest is no pickle
+        pass
+    known = ("torch.", "torch ", "collections OrderedDict", "argparse Namespace")
+    return sorted(name.replace(" ", ".") for name in found if not name.startswith(known))
+
+
+def _globals(stream: IO[bytes]) -> Iterator[str]:
+    texts: list[str] = []
+    for code, argument, _ in pickletools.genops(stream):
+        if code.name in ("GLOBAL", "INST"):
+            yield str(argument)
+        elif code.name == "STACK_GLOBAL" and len(texts) > 1:
+            yield " ".join(texts[-2:])
+        elif isinstance(argument, str) and "UNICODE" in code.name:
+            texts.append(argument)
+
+
+def _tensors(value: Any, at: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested dicts, lists and namespaces, with their names."""
+    stack = [(at, value, frozenset[int]())]
+    while stack:
+        place, each, above = stack.pop()
+        if isinstance(each, Tensor):
+            yield ".".join(place) or "tensor", each
+            continue
+        children: Iterable[tuple[Any, Any]] = ()
+        if isinstance(each, Mapping):
+            children = each.items()
+        elif isinstance(each, list | tuple):
+            children = enumerate(each)
+        elif isinstance(each, argparse.Namespace):
+            children = vars(each).items()
+        if id(each) not in above:
+            inside = above | {id(each)}
+            stack += [((*place, str(key)), child, inside) for key, child in reversed(list(children))]
+
+
+def _merge(found: StateDict, more: Iterable[tuple[str, Tensor]], path: Path) -> None:
+    for name, tensor in more:
+        if name in found:
+            raise ModelError(f"{path} holds the tensor {name} twice", "save it once, in one state dict")
+        found[name] = tensor
