@@ -368,8 +368,10 @@ def _check_argument(bounds: Range | None, value: Any, what: str) -> None:
     if isinstance(value, Mapping):
         for key, each in value.items():
             _check_argument(None, each, f"{what[:-1]}.{key}'")
-    elif bounds is not None:
+    elif bounds is not None and value is not None:
         _check_number(bounds, value, what)
+        if isinstance(value, str):
+            raise ConfigError(f"{what} is the text '{value}'", bounds.hint or "give a number")
     elif isinstance(value, (list, tuple)):
         for each in value:
             _check_argument(None, each, what)

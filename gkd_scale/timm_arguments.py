@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gkd_scale.ranges import Range
 
-_COUNT = Range(ge=1, le=100_000, whole=True, hint="give a whole number, for example depth=12")
+_COUNT = Range(ge=1, le=1e9, whole=True, hint="give a whole number, for example depth=12")
 _SHARE = Range(ge=0, lt=1, hint="a share, from 0 to below 1")
 _RATIO = Range(gt=0, le=1000)
 

@@ -28,9 +28,7 @@ from gkd_scale.errors import ConfigError, nearest
 
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = (*RANGES, "choice")
-ACCEPTED = (
-    "write a value, or uniform(a, b), loguniform(a, b), randint(a, b), lograndint(a, b), choice(x, y, ...)"
-)
+ACCEPTED = "write a value, or uniform, loguniform, randint or lograndint(low, high), or choice(x, y, ...)"
 OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every")
 """What the search decides itself."""
 SPACES = Path(__file__).parent / "spaces"
@@ -178,8 +176,7 @@ def _checked(space: Space, base: Mapping[str, Any]) -> Space:
     typed = {}
     for key, dimension in space.searched.items():
         values = tuple(accepted(key, value) for value in dimension.values)
-        if dimension.kind in ("uniform", "loguniform"):
-            _require_fractions(space, base, key, dimension)
+        _require_fractions(space, base, key, dimension)
         typed[key] = replace(dimension, values=values if dimension.kind == "choice" else dimension.values)
     return replace(space, searched=typed)
 
@@ -189,12 +186,21 @@ def _placed(space: Space, error: ConfigError) -> str:
     return error.message if str(space.path) in error.message else f"{space.path}: {error.message}"
 
 
+def between(dimension: Dimension) -> list[float]:
+    """A value inside a range of all numbers; nothing for whole numbers and choices."""
+    if dimension.kind not in ("uniform", "loguniform"):
+        return []
+    low, high = dimension.values
+    return [low + _BETWEEN * (high - low)]
+
+
 def _require_fractions(space: Space, base: Mapping[str, Any], key: str, dimension: Dimension) -> None:
     """ConfigError where an option that takes whole numbers alone is drawn from all numbers."""
-    low, high = dimension.values
     try:
-        space.configure(base, {key: low + _BETWEEN * (high - low)})
+        for value in between(dimension):
+            space.configure(base, {key: value})
     except ConfigError as error:
+        low, high = dimension.values
         whole = f"{'log' if dimension.kind == 'loguniform' else ''}randint"
         raise ConfigError(
             f"{_placed(space, error)} (a value of {dimension.text()})",

@@ -9,6 +9,7 @@ from typing import Any
 from gkd_scale import config, ranges
 from gkd_scale.config import option
 from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.segment.arguments import HEADS, check_head
 from gkd_scale.segment.config import METHODS as SINGLE_STAGE
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
@@ -106,7 +107,7 @@ class Recipe:
     budget: Budget
     proxy_size: str | None = None
     views: int = option(4, within=ranges.SIZE)
-    head: str = "mask2former"
+    head: str = option("mask2former", choices=tuple(HEADS))
     head_args: dict[str, Any] = field(default_factory=dict)
     teacher_head: bool = False
     methods: list[str] = field(default_factory=lambda: list(METHODS))
@@ -128,6 +129,7 @@ class Recipe:
                 raise ConfigError(
                     f"the recipe has flags for '{name}'", nearest(name, known) or f"known: {', '.join(known)}"
                 )
+        check_head(self.head, self.head_args)
         for name in ("methods", "seeds", "domains", "train", "val"):
             if not getattr(self, name):
                 raise ConfigError(f"the recipe's '{name}' is empty", "name at least one")

@@ -100,16 +100,31 @@ _DTYPES = ("fp32", "fp16", "bf16")
 _WITHOUT_EFFECT = {"steps_per_print": "gkd-scale shows its own progress"}
 
 _ZERO = "zero_optimization"
-_ZERO_REFUSED = {
+_SECTION_REFUSED = {
+    **dict.fromkeys(
+        ("bf16_master_weights_and_grads", "fp16_master_weights_and_grads", "bf16_optimizer_states"),
+        "master weights and moments are float32 here",
+    ),
     "zenflow": "gkd-scale's checkpoints do not hold its state",
     "leaf_module": "no model here has modules of that kind",
     "legacy_stage1": "DeepSpeed has removed it",
+    "super_offload": "it needs DeepSpeed's own Adam, and the optimizer here is PyTorch's",
+    "ratio": "it needs DeepSpeed's own Adam, and the optimizer here is PyTorch's",
     "compute_grad_norm": "gkd-scale logs the norm of the gradients",
     "zero_quantized_nontrainable_weights": "frozen weights stay as they are, bit for bit",
 }
 _ZERO_CHECKPOINTS = (
     *("load_from_fp32_weights", "elastic_checkpoint", "pipeline_loading_checkpoint"),
     *("gather_16bit_weights_on_model_save", "save_muon_momentum_buffer_in_memory"),
+)
+_NVME = (
+    "nvme_path",
+    "buffer_count",
+    "buffer_size",
+    "max_in_cpu",
+    "pipeline_read",
+    "pipeline_write",
+    "fast_init",
 )
 _ZERO3 = ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients")
 _ZERO_DECIDES = ("stage", "device", "enabled")
@@ -274,13 +289,14 @@ def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, An
                 f"{checked.path}: '{key}' says the same thing twice: {given[name]} and {inner}", "keep one"
             )
         given[name] = inner
-        if key == _ZERO:
-            if name in _ZERO_REFUSED and each != fields[name].default and each not in ({}, "auto"):
-                raise ConfigError(
-                    f"{checked.path}: '{dotted}' does nothing here", f"remove it: {_ZERO_REFUSED[name]}"
-                )
-            if name in _ZERO_CHECKPOINTS:
-                checked.notes.append(f"{dotted} has no effect: gkd-scale writes checkpoints of its own")
+        if name in _SECTION_REFUSED and each not in (fields[name].default, {}, "auto"):
+            raise ConfigError(
+                f"{checked.path}: '{dotted}' does not work here", f"remove it: {_SECTION_REFUSED[name]}"
+            )
+        if name in _ZERO_CHECKPOINTS:
+            checked.notes.append(f"{dotted} has no effect: gkd-scale writes checkpoints of its own")
+        if name in _NVME:
+            checked.notes.append(f"{dotted} has no effect: it is for NVMe")
         extra = fields[name].json_schema_extra
         if isinstance(extra, dict) and extra.get("deprecated"):
             raise ConfigError(f"{checked.path}: '{dotted}' is an old name", f"write '{extra['new_param']}'")
@@ -300,6 +316,8 @@ def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, An
 
 
 _LEFT_OUT = object()
+_MOST_ELEMENTS = 10**11
+"""Buckets are allocated."""
 
 
 def _value(checked: Checked, key: str, name: str, value: Any, known: Any) -> Any:
@@ -324,7 +342,7 @@ def _value(checked: Checked, key: str, name: str, value: Any, known: Any) -> Any
     if kinds & {int, float}:
         if isinstance(value, str):
             checked.refuse(key, value, "write a number, without quotes")
-        if wrong := Range(ge=0).wrong(value):
+        if wrong := Range(ge=0, le=_MOST_ELEMENTS if name.endswith("bucket_size") else None).wrong(value):
             raise ConfigError(f"{checked.path}: '{key}' is {wrong}", "see DeepSpeed's documentation")
     return value
 
@@ -342,8 +360,12 @@ def _autocast(checked: Checked, key: str, value: Any) -> Any:
     keys = ("enabled", "dtype", "lower_precision_safe_modules")
     _plain_section(checked, key, value, keys)
     dtype = value.get("dtype")
-    if value.get("enabled") and dtype not in ("bfloat16", "bf16", "float16", "fp16", "half"):
-        checked.refuse(f"{key}.dtype", dtype, "write bfloat16 or float16")
+    if dtype in ("float16", "fp16", "half"):
+        checked.refuse(
+            f"{key}.dtype", dtype, "write bfloat16: DeepSpeed leaves its loss scale in the gradients"
+        )
+    if value.get("enabled") and dtype not in ("bfloat16", "bf16"):
+        checked.refuse(f"{key}.dtype", dtype, "write bfloat16")
     modules = value.get("lower_precision_safe_modules")
     if modules is not None and not (isinstance(modules, list) and all(isinstance(m, str) for m in modules)):
         checked.refuse(f"{key}.lower_precision_safe_modules", modules, "give a list of class names")
@@ -425,8 +447,8 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
         raise ConfigError(
             f"{path} enables fp16, which DeepSpeed refuses on a CPU", "use bf16, or no half precision"
         )
-    if "fp16" in on and stage == 0:
-        raise ConfigError(f"{path} enables fp16 without ZeRO", "use ZeRO stage 1 or more, or bf16")
+    if stage == 0 and ("fp16" in on or "bf16" in on):  # Adam's moments are then where no checkpoint looks
+        raise ConfigError(f"{path} enables {on[0]} without ZeRO", 'add "zero_optimization": {"stage": 1}')
     for key, usual in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
         if stage and config.get(key, usual) != usual:
             raise ConfigError(f"{path}: '{key}' does not go with ZeRO {stage}", "remove it, or use ZeRO 0")

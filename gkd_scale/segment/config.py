@@ -13,6 +13,7 @@ from gkd_scale.cache.config import TEACHER_DTYPES, TEACHER_NORMS, parse_size
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError
 from gkd_scale.ranges import Range
+from gkd_scale.segment.arguments import HEADS, check_head, check_method
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -155,6 +156,8 @@ class MethodConfig:
                 "a teacher or arguments of a method are given, but no method that uses them",
                 f"give --method, one of {', '.join(list(METHODS)[1:])}",
             )
+        if self.name is not None and self.distils:
+            check_method(self.name, self.args)
 
 
 @dataclass
@@ -248,7 +251,7 @@ class Stage2Config:
         metavar="ADAPTER:PATH",
     )
     check: bool = option(True, "read every training and validation sample once before training")
-    head: str = option("linear", "segmentation head: linear, fpn or mask2former")
+    head: str = option("linear", "segmentation head", choices=tuple(HEADS))
     head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
     image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
     steps: int = option(400, "optimizer steps", within=ranges.COUNT)
@@ -273,6 +276,7 @@ class Stage2Config:
 
     def __post_init__(self) -> None:
         self.inference.windows(self.size())
+        check_head(self.head, self.head_args)
         if self.method.name is not None:
             if self.adapt not in ("frozen", "full"):
                 raise ValueError(f"adapt {self.adapt} and --method: a method trains the whole encoder")
