@@ -97,8 +97,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text; ConfigError, its message without a file, where it is none."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return None
@@ -116,8 +116,6 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(" ".join(str(error).split()), "mend the text") from None
     except RecursionError:
         raise ConfigError("it is nested too deeply", "mend the text") from None
-    finally:
-        loader.dispose()
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
