@@ -9,24 +9,25 @@ A command declares its options once, as dataclass fields::
 
 From that come the flags (``--student``, ``--optim.lr``; a field may add a short alias such as
 ``--lr``), the YAML keys, the help text, and the file ``config.yaml`` beside every run. Flags, YAML and
-the tuner go through one path, :func:`build`, which refuses unknown keys and wrong types and says
-what was probably meant. Types are checked by pydantic.
+the tuner go through one path, :func:`build`, which refuses unknown keys, wrong types and numbers outside
+their :class:`~gkd_scale.ranges.Range`, and says what was probably meant. Types are checked by pydantic.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
+import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from gkd_scale import documents
+from gkd_scale.documents import read_yaml as read_yaml
 from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.ranges import Range
 
 T = TypeVar("T")
 _MISSING = dataclasses.MISSING
@@ -40,9 +41,22 @@ def option(
     positional: bool = False,
     choices: Sequence[str] | None = None,
     metavar: str | tuple[str, ...] | None = None,
+    within: Range | None = None,
+    keys: Mapping[str, Range] | None = None,
 ) -> Any:
-    """A dataclass field that is also a flag. ``flag`` adds an alias, e.g. ``--lr`` for ``--optim.lr``."""
-    metadata = {"help": help, "flag": flag, "positional": positional, "choices": choices, "metavar": metavar}
+    """A dataclass field that is also a flag. ``flag`` adds an alias, e.g. ``--lr`` for ``--optim.lr``.
+
+    Its number, or each of its numbers, is ``within`` a range; ``keys`` has ranges of numbers in a mapping.
+    """
+    metadata = {
+        "help": help,
+        "flag": flag,
+        "positional": positional,
+        "choices": choices,
+        "metavar": metavar,
+        "within": within,
+        "keys": keys,
+    }
     if isinstance(default, (list, dict)):
         value = default
         return dataclasses.field(default_factory=lambda: type(value)(value), metadata=metadata)
@@ -60,34 +74,64 @@ def section(cls: type[T]) -> T:
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "the configuration") -> T:
     """``values`` (nested mappings) to an instance of ``cls``; raises ConfigError, naming ``where``."""
+    _check(cls, values, where)
+    return _validate(cls, values, lambda _: where)
+
+
+def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], str]) -> T:
+    """``values`` as an instance; ConfigError for wrong types. ``where(key)`` is who gave a key."""
     from pydantic import TypeAdapter, ValidationError
 
-    _refuse_unknown(cls, values, where)
     try:
-        return TypeAdapter(cls).validate_python(_one_is_a_list(cls, values))
+        return TypeAdapter(cls).validate_python(_prepared(cls, values))
     except ValidationError as error:
-        lines = []
+        found: dict[str, str] = {}
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
+            key = ".".join(_path(cls, item["loc"]))
             if item["type"] in ("missing", "missing_argument"):
-                lines.append(f"'{key}' is required ({_usage(cls, key)})")
+                line = f"'{key}' is required ({_usage(cls, key)})"
+            elif item["type"] in ("value_error", "assertion_error"):  # a __post_init__ says all that is wrong
+                line = item["msg"].partition(", ")[2]
             else:
-                message = item["msg"].removeprefix("Value error, ")
-                lines.append(f"'{key}' is {item['input']!r}: {message}")
-        raise ConfigError(f"{where}: " + "; ".join(lines), "see --help for what each option takes") from None
+                line = f"'{key}' is {_short(item['input'])}: {item['msg']}"
+            found.setdefault(key, line)
+        who = where(next(iter(found)))
+        raise ConfigError(
+            f"{who}: " + "; ".join(found.values()), "see --help for what each option takes"
+        ) from None
 
 
-def _one_is_a_list(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with a single value, where any number of them is expected, as a list of one."""
-    hints = {name: _strip_optional(hint) for name, hint in _types(cls).items()}
+def _path(cls: Any, loc: Sequence[str | int]) -> Iterator[str]:
+    """The part of a location that are keys; after it pydantic names members of unions."""
+    for part in loc:
+        if not dataclasses.is_dataclass(cls) or part not in (hints := _types(typing.cast(type, cls))):
+            return
+        yield str(part)
+        cls = _strip_optional(hints[str(part)])
 
-    def listed(hint: Any, value: Any) -> Any:
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as types expect them: a single value where any number of them is expected as a list of one,
+    and a number that a file has where a text is expected (``image_size: 224``) as that text."""
+
+    def prepared(hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            return _one_is_a_list(typing.cast(type, hint), value)
-        one = _any_number(hint) and not isinstance(value, (list, tuple, type(None)))
-        return [value] if one else value
+            return _prepared(typing.cast(type, hint), value)
+        if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        if _any_number(hint) and value is not None:
+            inner = typing.get_args(hint)[0]
+            items = value if isinstance(value, (list, tuple)) else [value]
+            return [prepared(inner, item) for item in items]
+        return value
 
-    return {key: listed(hints[key], value) for key, value in values.items()}
+    hints = {name: _strip_optional(hint) for name, hint in _types(cls).items()}
+    return {key: prepared(hints.get(key), value) for key, value in values.items()}
 
 
 def _any_number(hint: Any) -> bool:
@@ -117,23 +161,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError if it is missing, not YAML, or not a mapping."""
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no config file {path}", "check the path given to --config") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}", "mend the file") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"{path} holds a {type(loaded).__name__}, not a mapping", "write 'key: value' lines"
-        )
-    return loaded
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """The resolved config as plain YAML types."""
 
@@ -151,7 +178,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML, readable by ``--config``."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return documents.dump_yaml(to_dict(config))
 
 
 # --------------------------------------------------------------------------------------- parsing
@@ -180,9 +207,14 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str, exa
     given.pop("local_rank", None)
     config_file = given.pop("config", None)
     base = read_yaml(config_file) if config_file else {}
-    if config_file:
-        _refuse_unknown(cls, base, str(config_file))
-    return build(cls, merge(base, from_dotted(given)), str(config_file) if config_file else prog)
+    _check(cls, base, str(config_file))
+    flags_given = from_dotted(given)
+    _check(cls, flags_given, prog)
+
+    def where(key: str) -> str:
+        return prog if key in given or not config_file else str(config_file)
+
+    return _validate(cls, merge(base, flags_given), where)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -271,35 +303,88 @@ class _KeyValue(argparse.Action):
             key, equals, value = text.partition("=")
             if not equals or not key:
                 raise ConfigError(f"{option_string} takes KEY=VALUE, not '{text}'", "for example depth=4")
-            found[key] = _read_value(value)
+            if key in found:
+                raise ConfigError(f"{option_string} gives '{key}' twice", "keep one of them")
+            try:
+                found[key] = documents.parse_yaml(value)
+            except ConfigError as error:
+                raise ConfigError(f"{option_string} {text}: {error.message}", "for example depth=4") from None
         setattr(namespace, self.dest, found)
 
 
-def _read_value(text: str) -> Any:
-    """YAML, and what YAML 1.1 takes for text: numbers as ``2e-6``."""
-    value = yaml.safe_load(text)
-    exponent = isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+", value)
-    return float(value) if exponent else value
+# -------------------------------------------------------------------------------------- checking
 
 
-def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    """ConfigError for an unknown key, a value that is no choice, and a number outside its range."""
     hints = _types(cls)
     metadata = {field.name: field.metadata for field in dataclasses.fields(cls)}
     for key, value in values.items():
+        dotted = f"{prefix}{key}"
         if key not in hints:
-            dotted = f"{prefix}{key}"
+            parent, dot, leaf = str(key).partition(".")
             raise ConfigError(
-                f"{where}: unknown key '{dotted}'", nearest(str(key), hints) or f"known: {', '.join(hints)}"
+                f"{where}: unknown key '{dotted}'",
+                f"write '{leaf}' below '{parent}:'"
+                if dot and parent in hints
+                else nearest(str(key), hints) or f"known: {', '.join(hints)}",
             )
-        hint = _strip_optional(hints[key])
+        hint, meta = _strip_optional(hints[key]), metadata[key]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            _refuse_unknown(typing.cast(type, hint), value, where, f"{prefix}{key}.")
-        choices = metadata[key].get("choices")
+            _check(typing.cast(type, hint), value, where, f"{dotted}.")
+            continue
+        if hint is not hints[key] and value in ("None", "null", "~"):
+            raise ConfigError(f"{where}: '{dotted}' is '{value}'", "leave it out (in YAML, write null)")
+        choices = meta.get("choices")
         if choices and value is not None and value not in choices:
             raise ConfigError(
-                f"{where}: '{prefix}{key}' is {value!r}",
+                f"{where}: '{dotted}' is {_short(value)}",
                 nearest(str(value), choices) or f"choose one of {', '.join(choices)}",
             )
+        if is_numeric(hint):
+            _check_number(meta.get("within") or Range(), value, f"{where}: '{dotted}'")
+        elif isinstance(value, Mapping):
+            for inner, each in value.items():
+                _check_argument((meta.get("keys") or {}).get(inner), each, f"{where}: '{dotted}.{inner}'")
+
+
+def is_numeric(hint: Any) -> bool:
+    """Whether a type is a number, or a list of them; not what may be a text too, which is read elsewhere."""
+    if hint in (int, float):
+        return True
+    parts = [part for part in typing.get_args(hint) if part not in (type(None), Ellipsis)]
+    return bool(parts) and typing.get_origin(hint) is not dict and all(map(is_numeric, parts))
+
+
+def _check_number(bounds: Range, value: Any, what: str) -> None:
+    if wrong := bounds.wrong(value):
+        raise ConfigError(f"{what} is {wrong}", bounds.hint or "see --help for what it means")
+
+
+_WORDS = {
+    **dict.fromkeys(("yes", "no", "on", "off"), "write true or false"),
+    **dict.fromkeys(("none", "~"), "write null, or leave it out"),
+    **dict.fromkeys(("nan", "inf", "-inf", "infinity", "-infinity"), "give a finite number"),
+}
+"""Texts that other languages read as something else: as arguments they would be taken for texts, silently."""
+
+
+def _check_argument(bounds: Range | None, value: Any, what: str) -> None:
+    """ConfigError for an argument of KEY=VALUE that no function takes, or that is outside ``bounds``."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_argument(None, each, f"{what[:-1]}.{key}'")
+    elif bounds is not None and value is not None:
+        _check_number(bounds, value, what)
+        if isinstance(value, str):
+            raise ConfigError(f"{what} is the text '{value}'", bounds.hint or "give a number")
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            _check_argument(None, each, what)
+    elif isinstance(value, str) and value.lower() in _WORDS:
+        raise ConfigError(f"{what} is the text '{value}'", _WORDS[value.lower()])
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{what} is {value}", "give a finite number")
 
 
 def _usage(cls: type, key: str) -> str:

@@ -7,6 +7,7 @@ values, so that it means the same on every node.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from options import SearchConfig
 
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.reader import Caches, open_caches
-from gkd_scale.config import merge
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.engine import ds_config
-from gkd_scale.errors import ConfigError
+from gkd_scale.errors import ConfigError, ModelError
+from gkd_scale.models import backbone
 from gkd_scale.models import spec as models
 from gkd_scale.segment.datasets import registry
 
@@ -228,10 +229,30 @@ def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches:
 
 
 def _check_student(plan: Plan) -> None:
-    """The student's name is timm's or ours (a run folder may be all that says it)."""
-    names = plan.space.searched.get("student")
-    for name in names.values if names else [merge(plan.base, plan.space.fixed)["student"]]:
-        models.resolve(name)
+    """The student's name is timm's or ours, and timm can build what the space can draw for it."""
+    for drawn in [{}, *_drawn_of(plan.space, "student")]:
+        for cfg in plan.stage1(drawn, plan.out).each():
+            (name,) = cfg.student
+            spec, _ = models.resolve(str(name), cfg.student_args)
+            if not drawn and not cfg.student_args:
+                continue
+            try:
+                with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                    backbone.any_size(spec, drop_path=cfg.drop_path)
+            except ModelError as error:
+                where = f"{plan.space.path}, {_shown(drawn)}: " if drawn else ""
+                raise ModelError(f"{where}{error.message}", error.hint) from None
+
+
+def _drawn_of(space: spaces.Space, prefix: str) -> Iterator[dict[str, Any]]:
+    """What a trial could draw for each option that starts with ``prefix``, the others left as they are."""
+    for key, dimension in space.searched.items():
+        if key.startswith(prefix):
+            yield from ({key: value} for value in (*dimension.values, *spaces.between(dimension)))
+
+
+def _shown(drawn: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in drawn.items())
 
 
 # -------------------------------------------------------------------------------------- resources

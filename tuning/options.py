@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gkd_scale import ranges
 from gkd_scale.config import option
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.ranges import Range
+from gkd_scale.segment.arguments import HEADS
+from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
 DEFAULT_VAL = "embedded:runs/demo-data/source/val"
@@ -23,7 +27,7 @@ class SearchConfig:
         [], "teacher cache, folder or URL, repeatable (default: the embedded data)", metavar="CACHE"
     )
     student: str = option("demo_student", "timm name of the student", metavar="NAME")
-    student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
+    student_args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
     student_weights: str | None = option(
         None, "weights file, stage-1 run, or 'pretrained'", metavar="FILE|RUN"
     )
@@ -39,57 +43,58 @@ class SearchConfig:
     test: list[str] = option(
         [], "domain that --final evaluates on, never selected on; repeatable", metavar="NAME=ADAPTER:PATH"
     )
-    num_trials: int = option(8, "configurations to try (a grid has as many as it has)")
-    steps: int = option(160, "optimizer steps of a whole trial")
+    num_trials: int = option(8, "configurations to try (a grid has as many as it has)", within=ranges.SIZE)
+    steps: int = option(160, "optimizer steps of a whole trial", within=ranges.COUNT)
     report_every: int | None = option(
-        None, "steps between probes (default: a quarter of --steps)", metavar="N"
+        None, "steps between probes (default: a quarter of --steps)", metavar="N", within=ranges.COUNT
     )
     grace: int | None = option(
-        None, "steps that ASHA lets every trial train (default: half of --steps)", metavar="N"
+        None,
+        "steps that ASHA lets every trial train (default: half of --steps)",
+        metavar="N",
+        within=ranges.COUNT,
     )
     probe: str = option("linear", "probe on frozen patch tokens", choices=("linear", "knn"))
-    probe_images: int = option(100, "most images that the probe is fitted on, and scored on, a domain")
+    probe_images: int = option(
+        100, "most images that the probe is fitted on, and scored on, a domain", within=ranges.COUNT
+    )
     scheduler: str = option("asha", "who stops early", choices=("asha", "hyperband", "pbt", "none"))
-    reduction: int = option(3, "ASHA and HyperBand keep one in so many")
+    reduction: int = option(
+        3, "ASHA and HyperBand keep one in so many", within=Range(ge=2, le=1000, hint="give at least 2")
+    )
     search: str = option("tpe", "who proposes", choices=("tpe", "random", "grid"))
-    workers_per_trial: int = option(1, "DeepSpeed ranks of a trial")
+    workers_per_trial: int = option(1, "DeepSpeed ranks of a trial", within=ranges.SIZE)
     resources: str = option(
         "", "of a rank, e.g. gpu=1,cpu=8 or gpu=0.25,cpu=2 (default: cpu=1, and gpu=1 where there are GPUs)"
     )
-    max_concurrent: int | None = option(None, "trials at a time (default: as many as fit)", metavar="N")
+    max_concurrent: int | None = option(
+        None, "trials at a time (default: as many as fit)", metavar="N", within=ranges.COUNT
+    )
     address: str | None = option(None, "Ray cluster: auto or ray://HOST:PORT (default: this machine)")
-    cpus: int | None = option(None, "CPU cores that a search on this machine may use", metavar="N")
+    cpus: int | None = option(
+        None, "CPU cores that a search on this machine may use", metavar="N", within=ranges.COUNT
+    )
     mirror: Path = option(
         Stage1Config.mirror, "where each node mirrors caches behind a URL while they are used", metavar="DIR"
     )
-    mirror_gb: float = option(Stage1Config.mirror_gb, "GB of shards that a node's mirror keeps")
-    retries: int = option(3, "how often a trial goes on after its process or node was lost")
+    mirror_gb: float = option(
+        Stage1Config.mirror_gb, "GB of shards that a node's mirror keeps", within=ranges.GIGABYTES
+    )
+    retries: int = option(
+        3, "how often a trial goes on after its process or node was lost", within=ranges.NUMBER
+    )
     out: Path = option(Path("runs/tune"), "folder of the search; the same command again goes on")
     resume: bool = option(False, "refuse to start a new search where there is none to go on with")
     final: bool = option(False, "retrain the best, then stage 2 and evaluate")
-    final_steps: int | None = option(None, "steps of that retraining (default: --steps)", metavar="N")
-    head_steps: int = option(300, "steps of stage 2 with --final")
-    head: str = option("linear", "segmentation head with --final")
+    final_steps: int | None = option(
+        None, "steps of that retraining (default: --steps)", metavar="N", within=ranges.COUNT
+    )
+    head_steps: int = option(300, "steps of stage 2 with --final", within=ranges.COUNT)
+    head: str = option("linear", "segmentation head with --final", choices=tuple(HEADS))
     dashboard: bool = option(False, "Ray's dashboard")
-    seed: int = option(0, "decides what is proposed, and every trial's training")
+    seed: int = option(0, "decides what is proposed, and every trial's training", within=ranges.SEED)
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_trials",
-            "steps",
-            "report_every",
-            "grace",
-            "probe_images",
-            "workers_per_trial",
-            "max_concurrent",
-            "cpus",
-            "final_steps",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"'{name}' is {value}", f"give --{name.replace('_', '-')} at least 1")
-        if self.reduction < 2:
-            raise ConfigError(f"'reduction' is {self.reduction}", "give at least 2")
         if self.every > self.steps:
             raise ConfigError(
                 f"--report-every {self.every} is more than --steps {self.steps}",

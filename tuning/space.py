@@ -8,32 +8,34 @@
 
 A key is the dotted path of any stage-1 option (``deepspeed launchers/stage1.py --help``). A value is what
 stage 1 takes, or a distribution: ``uniform(a, b)``, ``loguniform(a, b)``, ``randint(a, b)`` and
-``lograndint(a, b)`` (both ends included), ``choice(x, y, ...)``. Both ends of a range and every choice
-are built as a stage-1 configuration when the file is read, so a typo or an impossible value is one error
-before anything starts.
+``lograndint(a, b)`` (both ends included), ``choice(x, y, ...)``. Both ends of a range, a value between them
+and every choice are built as a stage-1 configuration when the file is read, so a typo, an impossible value or
+a fraction where a whole number is needed is one error before anything starts.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gkd_scale import config
+from gkd_scale import config, documents
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.errors import ConfigError, nearest
 
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = (*RANGES, "choice")
+ACCEPTED = "write a value, or uniform, loguniform, randint or lograndint(low, high), or choice(x, y, ...)"
 OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every")
 """What the search decides itself."""
 SPACES = Path(__file__).parent / "spaces"
 
-_CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
+_CALL = re.compile(r"\s*((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
+_BETWEEN = (5**0.5 - 1) / 2
+"""Where between the ends of a range a value is tried: nowhere near a whole number by chance."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Space:
 def read(name: str | Path, base: Mapping[str, Any]) -> Space:
     """The space in a file, or the bundled one of that name, checked on top of ``base``; ConfigError."""
     path = find(name)
-    values = _flatten(config.read_yaml(path))
+    values = _flatten(path, config.read_yaml(path))
     space = Space(path, {}, {})
     for key, value in values.items():
         _refuse_owned(path, key)
@@ -102,19 +104,25 @@ def parse(value: Any, where: str) -> Dimension | None:
     match = _CALL.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return None
-    kind, text = match.groups()
-    if kind not in KINDS:
-        raise ConfigError(
-            f"{where} is drawn from '{kind}'", nearest(kind, KINDS) or f"known: {', '.join(KINDS)}"
-        )
+    library, kind, text = match.groups()
+    if kind not in KINDS or library:
+        hint = nearest(kind, KINDS) or ACCEPTED
+        if kind in KINDS:
+            ends = ", whose ends are both included" if kind.endswith("randint") else ""
+            hint = f"write {kind}({text}){ends}, without '{library}'"
+        raise ConfigError(f"{where} is drawn from '{library}{kind}'", hint)
     try:
-        values = tuple(_number(each) for each in yaml.safe_load(f"[{text}]"))
-    except yaml.YAMLError:
+        values = tuple(documents.parse_yaml(f"[{text}]"))
+    except ConfigError:
         raise ConfigError(f"{where} is {value!r}", f"write {kind}(...), values between commas") from None
     if kind in RANGES:
         _check_range(kind, values, where)
     elif not values:
         raise ConfigError(f"{where} has no choice", "write choice(x, y)")
+    elif len(values) == 1 and isinstance(values[0], list):
+        raise ConfigError(
+            f"{where} has one choice, the list {values[0]}", "write choice(x, y), without brackets"
+        )
     return Dimension(kind, values)
 
 
@@ -132,19 +140,15 @@ def _check_range(kind: str, values: tuple[Any, ...], where: str) -> None:
         raise ConfigError(f"{where}: {kind}({low}, {high}) is no range", f"it needs {rule}")
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
-        return float(value)
-    return value
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted paths."""
+def _flatten(path: Path, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted paths; ConfigError where one is there nested and dotted."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: _number(value)}
+        below = _flatten(path, value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        if twice := flat.keys() & below.keys():
+            raise ConfigError(f"{path}: the key '{min(twice)}' is there twice", "keep one of them")
+        flat |= below
     return flat
 
 
@@ -155,23 +159,53 @@ def _refuse_owned(path: Path, key: str) -> None:
 
 def _checked(space: Space, base: Mapping[str, Any]) -> Space:
     """The space, with each value as the type its option has; ConfigError where stage 1 refuses one."""
-    space.configure(base, {})
+    try:
+        space.configure(base, {})
+    except ConfigError as error:
+        raise ConfigError(_placed(space, error), f"{error.hint}; or {ACCEPTED}") from None
 
     def accepted(key: str, value: Any) -> Any:
         try:
             typed = _leaf(space.configure(base, {key: value}), key)
             return value if isinstance(typed, list) and not isinstance(value, list) else typed
         except ConfigError as error:
-            where = "" if str(space.path) in error.message else f"{space.path}: "
             raise ConfigError(
-                f"{where}{error.message} (a value of {space.searched[key].text()})", error.hint
+                f"{_placed(space, error)} (a value of {space.searched[key].text()})", error.hint
             ) from None
 
     typed = {}
     for key, dimension in space.searched.items():
         values = tuple(accepted(key, value) for value in dimension.values)
+        _require_fractions(space, base, key, dimension)
         typed[key] = replace(dimension, values=values if dimension.kind == "choice" else dimension.values)
     return replace(space, searched=typed)
+
+
+def _placed(space: Space, error: ConfigError) -> str:
+    """The message of an error, with the space's file."""
+    return error.message if str(space.path) in error.message else f"{space.path}: {error.message}"
+
+
+def between(dimension: Dimension) -> list[float]:
+    """A value inside a range of all numbers; nothing for whole numbers and choices."""
+    if dimension.kind not in ("uniform", "loguniform"):
+        return []
+    low, high = dimension.values
+    return [low + _BETWEEN * (high - low)]
+
+
+def _require_fractions(space: Space, base: Mapping[str, Any], key: str, dimension: Dimension) -> None:
+    """ConfigError where an option that takes whole numbers alone is drawn from all numbers."""
+    try:
+        for value in between(dimension):
+            space.configure(base, {key: value})
+    except ConfigError as error:
+        low, high = dimension.values
+        whole = f"{'log' if dimension.kind == 'loguniform' else ''}randint"
+        raise ConfigError(
+            f"{_placed(space, error)} (a value of {dimension.text()})",
+            f"for whole numbers write {whole}({math.ceil(low)}, {math.floor(high)}), or choice(...)",
+        ) from None
 
 
 def _leaf(cfg: Stage1Config, key: str) -> Any:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gkd_scale import config
+from gkd_scale import config, ranges
 from gkd_scale.config import option
 from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.segment.arguments import HEADS, check_head
 from gkd_scale.segment.config import METHODS as SINGLE_STAGE
+from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 GKD = {"gkd": 1.0, "gkd-mse": 1.5, "gkd-qsd": 1.5}
 """Forms of GKD, and how many student passes (forward and backward) their stage 1 takes for an image.
@@ -34,7 +36,9 @@ class BenchmarkConfig:
     only: list[str] = option(
         [], "METHOD or METHOD/SEED, with * and ?, repeatable: run these cells alone", metavar="CELL"
     )
-    passes: int | None = option(None, "student passes a method, instead of the recipe's budget")
+    passes: int | None = option(
+        None, "student passes a method, instead of the recipe's budget", within=ranges.COUNT
+    )
     dry_run: bool = option(False, "print the budget and the commands, run nothing")
     launchers: Path = option(Path("launchers"), "folder of stage1.py and stage2.py")
     ds_config: str = option("zero2.json", "DeepSpeed JSON")
@@ -49,12 +53,12 @@ class TeacherPart:
 
     name: str
     weights: str | None = None
-    args: dict[str, Any] = field(default_factory=dict)
-    layer: tuple[int, ...] | None = None
-    patch: int | None = None
+    args: dict[str, Any] = option({}, keys=TIMM_ARGUMENTS)
+    layer: tuple[int, ...] | None = option(None, within=ranges.LEVEL)
+    patch: int | None = option(None, within=ranges.PIXELS)
     dtype: str | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: Triple | None = option(None, within=ranges.MEAN)
+    std: Triple | None = option(None, within=ranges.DEVIATION)
     norm: str = "whiten"
 
 
@@ -64,7 +68,7 @@ class StudentPart:
 
     name: str
     weights: str | None = None
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] = option({}, keys=TIMM_ARGUMENTS)
 
 
 @dataclass
@@ -75,18 +79,16 @@ class Budget:
     ``generic`` is the share of G2SD's first stage.
     """
 
-    passes: int
-    proxy: float = 0.45
-    source: float = 0.45
-    generic: float = 0.5
-    stage1_batch: int = 32
-    batch: int = 16
+    passes: int = option(within=ranges.COUNT)
+    proxy: float = option(0.45, within=ranges.PART)
+    source: float = option(0.45, within=ranges.PART)
+    generic: float = option(0.5, within=ranges.PART)
+    stage1_batch: int = option(32, within=ranges.SIZE)
+    batch: int = option(16, within=ranges.SIZE)
 
     def __post_init__(self) -> None:
-        if not (self.proxy > 0 and self.source > 0 and self.proxy + self.source < 1):
+        if self.proxy + self.source >= 1:
             raise ValueError(f"proxy {self.proxy} and source {self.source} are not shares that leave a rest")
-        if not 0 < self.generic < 1:
-            raise ValueError(f"generic {self.generic} is not a share")
 
 
 @dataclass
@@ -108,12 +110,12 @@ class Recipe:
     image_size: str
     budget: Budget
     proxy_size: str | None = None
-    views: int = 4
-    head: str = "mask2former"
+    views: int = option(4, within=ranges.SIZE)
+    head: str = option("mask2former", choices=tuple(HEADS))
     head_args: dict[str, Any] = field(default_factory=dict)
     teacher_head: bool = False
     methods: list[str] = field(default_factory=lambda: list(METHODS))
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = option([0, 1, 2], within=ranges.SEED)
     flags: dict[str, str] = field(default_factory=dict)
     prepare: list[str] = field(default_factory=list)
     published: str | None = None
@@ -131,6 +133,7 @@ class Recipe:
                 raise ConfigError(
                     f"the recipe has flags for '{name}'", nearest(name, known) or f"known: {', '.join(known)}"
                 )
+        check_head(self.head, self.head_args)
         for name in ("methods", "seeds", "domains", "train", "val"):
             if not getattr(self, name):
                 raise ConfigError(f"the recipe's '{name}' is empty", "name at least one")

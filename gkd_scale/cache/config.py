@@ -7,8 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gkd_scale import ranges
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.ranges import Range
+from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 TEACHER_NORMS = ("none", "layer", "standard", "whiten", "phi-s")
 """Conditionings of a teacher's tokens: see ``gkd_scale/models/conditioning.py``."""
@@ -52,26 +55,36 @@ class ViewConfig:
         "random", "random: RandomResizedCrop; center: largest centred", choices=("random", "center")
     )
     scale: tuple[float, float] = option(
-        (0.35, 1.0), "share of the image's area a crop keeps", metavar=("MIN", "MAX")
+        (0.35, 1.0), "share of the image's area a crop keeps", metavar=("MIN", "MAX"), within=ranges.SOME
     )
     ratio: tuple[float, float] = option(
-        (3 / 4, 4 / 3), "aspect of a crop, relative to the target's", metavar=("MIN", "MAX")
+        (3 / 4, 4 / 3),
+        "aspect of a crop, relative to the target's",
+        metavar=("MIN", "MAX"),
+        within=ranges.SCALE,
     )
-    flip: float = option(0.5, "probability of a horizontal flip")
-    color: float = option(0.3, "strength of brightness, contrast and saturation jitter; 0 is off")
-    randaugment: int = option(0, "operations of RandAugment a view, each applied with probability 1/2")
-    magnitude: float = option(9.0, "strength of RandAugment, 0 to 10")
-    quality: int = option(92, "JPEG quality of the stored view (4:4:4)")
+    flip: float = option(0.5, "probability of a horizontal flip", within=ranges.SHARE)
+    color: float = option(
+        0.3, "strength of brightness, contrast and saturation jitter; 0 is off", within=ranges.STRENGTH
+    )
+    randaugment: int = option(
+        0,
+        "operations of RandAugment a view, each applied with probability 1/2",
+        within=Range(ge=0, le=15, hint="a few operations, for example 2"),
+    )
+    magnitude: float = option(
+        9.0, "strength of RandAugment, 0 to 10", within=Range(ge=0, le=10, hint="from 0 to 10")
+    )
+    quality: int = option(
+        92,
+        "JPEG quality of the stored view (4:4:4)",
+        within=Range(ge=1, le=100, hint="of JPEG, for example 92"),
+    )
 
     def __post_init__(self) -> None:
         _require(self.crop in ("random", "center"), "view.crop", self.crop, "'random' or 'center'")
-        _require(0 < self.scale[0] <= self.scale[1] <= 1, "view.scale", self.scale, "0 < MIN <= MAX <= 1")
-        _require(0 < self.ratio[0] <= self.ratio[1], "view.ratio", self.ratio, "0 < MIN <= MAX")
-        _require(0 <= self.flip <= 1, "view.flip", self.flip, "from 0 to 1")
-        _require(0 <= self.color < 1, "view.color", self.color, "from 0 to below 1")
-        _require(0 <= self.randaugment <= 15, "view.randaugment", self.randaugment, "from 0 to 15")
-        _require(0 <= self.magnitude <= 10, "view.magnitude", self.magnitude, "from 0 to 10")
-        _require(1 <= self.quality <= 100, "view.quality", self.quality, "from 1 to 100")
+        _require(self.scale[0] <= self.scale[1], "view.scale", self.scale, "MIN <= MAX")
+        _require(self.ratio[0] <= self.ratio[1], "view.ratio", self.ratio, "MIN <= MAX")
 
 
 @dataclass
@@ -86,7 +99,7 @@ class CacheTeacherConfig:
     out: Path = option(help="folder or URL of the cache; the same command again goes on where it stopped")
     teacher: str = option("demo_teacher", "the teacher: any timm model name", metavar="NAME")
     teacher_weights: Path | None = option(None, "local weights, .safetensors or .pth", metavar="FILE")
-    teacher_args: dict[str, object] = option({}, "arguments of timm.create_model")
+    teacher_args: dict[str, object] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
     teacher_dtype: str = option(
         "float32", "arithmetic of the teacher; part of its fingerprint", choices=TEACHER_DTYPES
     )
@@ -94,24 +107,37 @@ class CacheTeacherConfig:
         None,
         "timm feature index; several are concatenated (default: the last layer after the final norm)",
         metavar="I",
+        within=ranges.LEVEL,
     )
     mean: tuple[float, float, float] | None = option(
-        None, "input mean, 0..1 (default: the model's own)", metavar=("R", "G", "B")
+        None, "input mean, 0..1 (default: the model's own)", metavar=("R", "G", "B"), within=ranges.MEAN
     )
     std: tuple[float, float, float] | None = option(
-        None, "input standard deviation (default: the model's own)", metavar=("R", "G", "B")
+        None,
+        "input standard deviation (default: the model's own)",
+        metavar=("R", "G", "B"),
+        within=ranges.DEVIATION,
     )
-    patch_size: int | None = option(None, "resample the patch embedding to this size in pixels", metavar="P")
+    patch_size: int | None = option(
+        None, "resample the patch embedding to this size in pixels", metavar="P", within=ranges.PIXELS
+    )
     patch_resize: str = option(
         "pi", "how: pseudo-inverse, or as an image, as the reference does", choices=("pi", "bicubic")
     )
-    views: int = option(1, "views of each image; epoch e trains on view e modulo K", metavar="K")
+    views: int = option(
+        1, "views of each image; epoch e trains on view e modulo K", metavar="K", within=ranges.SIZE
+    )
     codec: str = option("fp16", "how tokens are stored: fp16, bf16, int8, fp8, pcaK or tcB", metavar="NAME")
-    codec_fit: int = option(256, "images that a pcaK or tcB codec is fitted to, in a first pass", metavar="N")
-    samples_per_shard: int = option(512, "images a shard")
-    batch_size: int = option(32, "images a teacher batch")
+    codec_fit: int = option(
+        256, "images that a pcaK or tcB codec is fitted to, in a first pass", metavar="N", within=ranges.COUNT
+    )
+    samples_per_shard: int = option(512, "images a shard", within=ranges.SIZE)
+    batch_size: int = option(32, "images a teacher batch", within=ranges.SIZE)
     workers: int | None = option(
-        None, "threads that read and encode (default: CPU cores, at most 8)", metavar="N"
+        None,
+        "threads that read and encode (default: CPU cores, at most 8)",
+        metavar="N",
+        within=ranges.THREADS,
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:I or several: cuda:0,1", metavar="DEVICE")
     ray: str | None = option(
@@ -120,15 +146,11 @@ class CacheTeacherConfig:
     staging: Path = option(
         Path("~/.cache/gkd-scale/staging"), "folder where shards wait to be sent, if --out is a URL"
     )
-    seed: int = option(0, "seed of the views")
+    seed: int = option(0, "seed of the views", within=ranges.SEED)
     view: ViewConfig = section(ViewConfig)
 
     def __post_init__(self) -> None:
         parse_size(self.image_size)
-        for name in ("views", "samples_per_shard", "batch_size", "codec_fit"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
-        _require(self.std is None or min(self.std) > 0, "std", self.std, "above 0")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -154,12 +176,16 @@ class PlanConfig(CacheTeacherConfig):
     students: list[str] = option(
         [], "student to train, repeatable (default: ViT-S and ViT-B)", metavar="NAME"
     )
-    epochs: float = option(100.0, "epochs of training")
+    epochs: float = option(100.0, "epochs of training", within=ranges.EPOCHS)
     gpu: str = option("h100", f"GPU: {', '.join(GPUS)}", metavar="NAME")
-    gpus: int = option(8, "GPUs that train, on one node; one of them runs the teacher")
-    disk_gbs: float = option(1.0, "GB/s that the disk reads, for each training GPU")
-    measure: int = option(0, "time so many teacher batches here, instead of counting FLOPs", metavar="K")
-    probe: int = option(16, "images that are encoded to learn the size of a view", metavar="N")
+    gpus: int = option(8, "GPUs that train, on one node; one of them runs the teacher", within=ranges.SIZE)
+    disk_gbs: float = option(1.0, "GB/s that the disk reads, for each training GPU", within=ranges.GIGABYTES)
+    measure: int = option(
+        0, "time so many teacher batches here, instead of counting FLOPs", metavar="K", within=ranges.NUMBER
+    )
+    probe: int = option(
+        16, "images that are encoded to learn the size of a view", metavar="N", within=ranges.COUNT
+    )
     json: bool = option(False, "print JSON and nothing else")
 
     def __post_init__(self) -> None:
@@ -169,8 +195,6 @@ class PlanConfig(CacheTeacherConfig):
                 f"there is no rate for the GPU '{self.gpu}'",
                 nearest(self.gpu, GPUS) or f"known: {', '.join(GPUS)}",
             )
-        for name in ("epochs", "gpus", "disk_gbs", "probe"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
 
 @dataclass
@@ -178,8 +202,14 @@ class VerifyConfig:
     """Check every byte of a cache against its checksums."""
 
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
-    rerun_teacher: int = option(0, "samples whose tokens are computed again and compared", metavar="K")
-    tolerance: float = option(0.01, "largest relative L2 difference of a sample computed again")
+    rerun_teacher: int = option(
+        0, "samples whose tokens are computed again and compared", metavar="K", within=ranges.NUMBER
+    )
+    tolerance: float = option(
+        0.01,
+        "largest relative L2 difference of a sample computed again",
+        within=Range(gt=0, le=1, hint="a relative difference, for example 0.01"),
+    )
     teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
     device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
     ledger: Path | None = option(
@@ -194,9 +224,13 @@ class RepairConfig:
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
     images: str | Path = option(help="the images it was made of", metavar="PATH")
     teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
-    codec_fit: int = option(256, "as it was made with; matters where codec.safetensors is lost", metavar="N")
-    batch_size: int = option(32, "images a teacher batch")
-    workers: int | None = option(None, "threads (default: CPU cores, at most 8)", metavar="N")
+    codec_fit: int = option(
+        256, "as it was made with; matters where codec.safetensors is lost", metavar="N", within=ranges.COUNT
+    )
+    batch_size: int = option(32, "images a teacher batch", within=ranges.SIZE)
+    workers: int | None = option(
+        None, "threads (default: CPU cores, at most 8)", metavar="N", within=ranges.THREADS
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
 
 
@@ -222,11 +256,8 @@ class InspectConfig:
 
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
     sheet: Path | None = option(None, "PNG to write: views beside maps of their tokens", metavar="FILE")
-    samples: int = option(12, "views on the sheet")
-    view: int = option(0, "which view of each image", metavar="V")
-
-    def __post_init__(self) -> None:
-        _require(self.samples >= 1, "samples", self.samples, "at least 1")
+    samples: int = option(12, "views on the sheet", within=ranges.SIZE)
+    view: int = option(0, "which view of each image", metavar="V", within=ranges.NUMBER)
 
 
 def default_workers() -> int:

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gkd_scale import config
+from gkd_scale import config, ranges
 from gkd_scale.cache.config import TEACHER_NORMS
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError
+from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 
 @dataclass
 class LossConfig:
     """loss: feature·L_feat + mask·L_mask + cls·L_cls + ladder·L_ladder; the paper has 1, 1, 1 and 0"""
 
-    feature_weight: float = option(1.0, "weight of L_feat")
-    mask_weight: float = option(0.0, "weight of L_mask; 0 leaves the masked pass out")
-    cls_weight: float = option(0.1, "weight of L_cls")
+    feature_weight: float = option(1.0, "weight of L_feat", within=ranges.WEIGHT)
+    mask_weight: float = option(0.0, "weight of L_mask; 0 leaves the masked pass out", within=ranges.WEIGHT)
+    cls_weight: float = option(0.1, "weight of L_cls", within=ranges.WEIGHT)
     distance: str = option(
         "mse",
         "how projected tokens are compared: squared error, or half cosine and half smooth-L1",
         choices=("mse", "cosine"),
     )
     ladder_weight: float = option(
-        1.0, "weight of L_ladder: the levels before the last that stage 2 reads, projected to the same target"
+        1.0,
+        "weight of L_ladder: the levels before the last that stage 2 reads, projected to the same target",
+        within=ranges.WEIGHT,
     )
-    relation_weight: float = option(0.0, "weight of the squared error of the patches' Gram matrices (DINOv3)")
-    contrast_weight: float = option(0.0, "weight of InfoNCE over an image's patches")
+    relation_weight: float = option(
+        0.0, "weight of the squared error of the patches' Gram matrices (DINOv3)", within=ranges.WEIGHT
+    )
+    contrast_weight: float = option(0.0, "weight of InfoNCE over an image's patches", within=ranges.WEIGHT)
 
 
 @dataclass
@@ -60,8 +65,8 @@ def published() -> tuple[LossConfig, QsdConfig]:
 class MaskConfig:
     """mask: the second, masked pass"""
 
-    ratio: float = option(0.5, "share of an image's patches that are masked")
-    probability: float = option(0.5, "share of a global batch's images that are masked")
+    ratio: float = option(0.5, "share of an image's patches that are masked", within=ranges.SHARE)
+    probability: float = option(0.5, "share of a global batch's images that are masked", within=ranges.SHARE)
 
 
 @dataclass
@@ -69,16 +74,22 @@ class OptimConfig:
     """optimizer: AdamW with warmup and cosine schedule"""
 
     lr: float | None = option(
-        None, "peak learning rate (default: 5e-4 · global batch / 512, at least 2.5e-4)", flag="--lr"
+        None,
+        "peak learning rate (default: 5e-4 · global batch / 512, at least 2.5e-4)",
+        flag="--lr",
+        within=ranges.PEAK_RATE,
     )
-    weight_decay: float = option(0.05, "decoupled weight decay")
-    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
-    warmup: float = option(0.05, "share of the steps that the learning rate rises")
-    warmup_lr: float = option(1e-6, "learning rate of the first step")
+    weight_decay: float = option(0.05, "decoupled weight decay", within=ranges.WEIGHT_DECAY)
+    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas", within=ranges.DECAY)
+    warmup: float = option(0.05, "share of the steps that the learning rate rises", within=ranges.WARMUP)
+    warmup_lr: float = option(1e-6, "learning rate of the first step", within=ranges.RATE)
     layer_decay: float = option(
-        1.0, "factor on the learning rate for each layer further from the output", flag="--layer-decay"
+        1.0,
+        "factor on the learning rate for each layer further from the output",
+        flag="--layer-decay",
+        within=ranges.SOME,
     )
-    final_lr: float = option(1e-5, "learning rate of the last step")
+    final_lr: float = option(1e-5, "learning rate of the last step", within=ranges.RATE)
 
 
 @dataclass
@@ -91,18 +102,15 @@ class CertifyConfig:
         None, "fp16 cache of the same teacher, where CACHE itself is not fp16", metavar="CACHE"
     )
     student: str = option("demo_student", "timm name of the student that is trained", metavar="NAME")
-    student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
-    steps: int = option(300, "training steps, for each of two students")
-    batch: int = option(16, "images a step")
-    lr: float = option(1e-3, "peak learning rate")
-    samples: int = option(64, "held-out samples that are measured")
-    codec_fit: int = option(256, "samples that a pcaK or tcB codec is fitted to", metavar="N")
-    seed: int = option(0, "seed of student, draws and masks")
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "samples", "codec_fit"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"'{name}' is {getattr(self, name)}", f"give --{name.replace('_', '-')} N")
+    student_args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
+    steps: int = option(300, "training steps, for each of two students", within=ranges.COUNT)
+    batch: int = option(16, "images a step", within=ranges.SIZE)
+    lr: float = option(1e-3, "peak learning rate", within=ranges.PEAK_RATE)
+    samples: int = option(64, "held-out samples that are measured", within=ranges.COUNT)
+    codec_fit: int = option(
+        256, "samples that a pcaK or tcB codec is fitted to", metavar="N", within=ranges.COUNT
+    )
+    seed: int = option(0, "seed of student, draws and masks", within=ranges.SEED)
 
 
 @dataclass
@@ -111,10 +119,12 @@ class StudentConfig:
 
     name: str = option(help="timm name")
     folder: str | None = option(None, "folder of its run below OUT (default: its name)")
-    args: dict[str, Any] | None = option(None, "arguments of timm.create_model")
+    args: dict[str, Any] | None = option(None, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
     weights: str | None = option(None, "weights file, stage-1 run, or 'pretrained'")
-    drop_path: float | None = option(None, "stochastic depth")
+    drop_path: float | None = option(None, "stochastic depth", within=ranges.DROP_PATH)
 
+
+_WEIGHTS = tuple(field.name for field in fields(LossConfig) if field.name.endswith("_weight"))
 
 LIVE = "live"
 """The name of a teacher that is run, not read."""
@@ -139,7 +149,10 @@ class Stage1Config:
         {}, "with --teacher live: images=PATH image_size=224 teacher=NAME ..., as options of cache-teacher"
     )
     views: int | None = option(
-        None, "views that epochs cycle through (default: all cached; live: new ones each epoch)", metavar="K"
+        None,
+        "views that epochs cycle through (default: all cached; live: new ones each epoch)",
+        metavar="K",
+        within=ranges.SIZE,
     )
     teacher_norm: str = option(
         "whiten",
@@ -148,7 +161,10 @@ class Stage1Config:
         choices=TEACHER_NORMS,
     )
     whiten_power: float = option(
-        0.5, "with whiten: eigenvalues to the power -P/2; 1 makes all directions equally loud", metavar="P"
+        0.5,
+        "with whiten: eigenvalues to the power -P/2; 1 makes all directions equally loud",
+        metavar="P",
+        within=ranges.POWER,
     )
     objective: str = option(
         "qsd", "what is minimised: qsd, or g2sd, the generic stage of G2SD", choices=("qsd", "g2sd")
@@ -158,7 +174,7 @@ class Stage1Config:
         "timm name of the student; repeat it to train several from the same batches",
         metavar="NAME",
     )
-    student_args: dict[str, Any] = option({}, "arguments of timm.create_model")
+    student_args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
     student_weights: str | None = option(
         None, "weights file, stage-1 run, or 'pretrained' (default: from scratch)", metavar="FILE|RUN"
     )
@@ -167,62 +183,59 @@ class Stage1Config:
         "how a patch embedding gets another patch size: pseudo-inverse, or as an image",
         choices=("pi", "bicubic"),
     )
-    drop_path: float = option(0.0, "stochastic depth of the student")
+    drop_path: float = option(0.0, "stochastic depth of the student", within=ranges.DROP_PATH)
     student_jitter: float = option(
-        0.0, "strength of brightness, contrast and saturation jitter that only the student sees"
+        0.0,
+        "strength of brightness, contrast and saturation jitter that only the student sees",
+        within=ranges.STRENGTH,
     )
     out: Path = option(Path("runs/stage1"), "run folder; the same command again resumes")
-    steps: int | None = option(None, "optimizer steps (default 400, or what --epochs gives)")
-    epochs: float | None = option(None, "passes over the caches, instead of --steps")
-    global_batch: int | None = option(None, "images an optimizer step, over all ranks (default 32)")
-    ema: float = option(0.99996, "decay of the moving average that is exported; 0 exports the last step")
-    save_every: int = option(500, "steps between checkpoints")
-    keep: int = option(2, "newest checkpoints kept")
-    keep_every: int | None = option(None, "keep each N-th step's checkpoint too", metavar="N")
+    steps: int | None = option(
+        None, "optimizer steps (default 400, or what --epochs gives)", within=ranges.COUNT
+    )
+    epochs: float | None = option(None, "passes over the caches, instead of --steps", within=ranges.EPOCHS)
+    global_batch: int | None = option(
+        None, "images an optimizer step, over all ranks (default 32)", within=ranges.SIZE
+    )
+    ema: float = option(
+        0.99996, "decay of the moving average that is exported; 0 exports the last step", within=ranges.DECAY
+    )
+    save_every: int = option(500, "steps between checkpoints", within=ranges.COUNT)
+    keep: int = option(2, "newest checkpoints kept", within=ranges.COUNT)
+    keep_every: int | None = option(
+        None, "keep each N-th step's checkpoint too", metavar="N", within=ranges.COUNT
+    )
     grad_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory")
     compile: bool = option(False, "compile the student with torch.compile")
-    workers: int = option(2, "threads that read and decode, a rank")
+    workers: int = option(2, "threads that read and decode, a rank", within=ranges.THREADS)
     mirror: Path = option(
         Path("~/.cache/gkd-scale"),
         "where caches behind a URL are mirrored while they are used",
         metavar="DIR",
     )
-    mirror_gb: float = option(50.0, "GB of shards that a mirror keeps")
+    mirror_gb: float = option(50.0, "GB of shards that a mirror keeps", within=ranges.GIGABYTES)
     on_corrupt: str = option(
         "stop", "a damaged sample: stop, or skip it (the next one stands in)", choices=("stop", "skip")
     )
     ledger: bool = option(False, "write which sample went into which step to OUT/ledger")
-    window: int = option(4, "shards that samples are shuffled across at a time")
-    seed: int = option(0, "decides initialisation, order and masks")
+    window: int = option(4, "shards that samples are shuffled across at a time", within=ranges.SIZE)
+    seed: int = option(0, "decides initialisation, order and masks", within=ranges.SEED)
     loss: LossConfig = section(LossConfig)
     qsd: QsdConfig = section(QsdConfig)
     mask: MaskConfig = section(MaskConfig)
     optim: OptimConfig = section(OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "save_every", "keep", "keep_every", "window", "views"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"'{name}' is {value}", f"give --{name.replace('_', '-')} more than 0")
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("both --steps and --epochs are given", "give one of them")
         if self.live and self.teacher != LIVE:
             raise ConfigError("--live is given without --teacher live", "give both, or a cache alone")
         if self.teacher == LIVE and self.cache:
             raise ConfigError("both --teacher live and --cache are given", "give one of them")
-        for name, share in (("mask.ratio", self.mask.ratio), ("mask.probability", self.mask.probability)):
-            if not 0 <= share <= 1:
-                raise ConfigError(f"'{name}' is {share}", "give a share from 0 to 1")
-        if not 0 <= self.whiten_power <= 1:
-            raise ConfigError(f"'whiten_power' is {self.whiten_power}", "give a power from 0 to 1")
-        if not 0 <= self.student_jitter < 1:
+        if self.objective == "qsd" and not any(vars(self.loss)[name] for name in _WEIGHTS):
             raise ConfigError(
-                f"'student_jitter' is {self.student_jitter}", "give a strength from 0 to below 1"
+                f"every weight of the loss is 0: {', '.join(_WEIGHTS)}", "nothing would be learned"
             )
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"'ema' is {self.ema}", "give a decay from 0 to below 1")
-        if not 0 < self.optim.layer_decay <= 1:
-            raise ConfigError(f"'optim.layer_decay' is {self.optim.layer_decay}", "give a factor up to 1")
         self.each()
 
     def each(self) -> list[Stage1Config]:

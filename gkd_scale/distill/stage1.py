@@ -254,10 +254,9 @@ def _introduce(
             )
     for line in teaching.about:
         console.out.print(line, markup=False)
-    console.out.print(
-        f"{steps} steps of {plan.global_batch} images (micro batch {plan.micro_batch}, "
-        f"accumulation {plan.accumulation}, ZeRO {plan.stage}); {cfg.out}"
-    )
+    console.out.print(f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.out}")
+    for note in plan.notes:
+        console.out.print(f"{plan.path.name}: {note}", markup=False)
 
 
 def _conclude(cfg: Stage1Config, jobs: list[Job], seconds: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gkd_scale import ranges
 from gkd_scale.config import option
-from gkd_scale.errors import ConfigError
 from gkd_scale.segment.config import named_domains
 
 
@@ -21,15 +21,16 @@ class ReportConfig:
         [], "a domain to show images of, repeatable; it is scored anew", metavar="NAME=ADAPTER:PATH"
     )
     out: Path = option(Path("report.html"), "the page: one file, no network needed", metavar="FILE")
-    scenes: int = option(3, "images of each domain that are shown as best, and as worst", metavar="N")
+    scenes: int = option(
+        3, "images of each domain that are shown as best, and as worst", metavar="N", within=ranges.NUMBER
+    )
     images: int = option(
-        200, "images of each domain that are looked at, evenly spaced; 0 for all", metavar="N"
+        200,
+        "images of each domain that are looked at, evenly spaced; 0 for all",
+        metavar="N",
+        within=ranges.NUMBER,
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
-
-    def __post_init__(self) -> None:
-        if self.scenes < 0 or self.images < 0:
-            raise ConfigError("'scenes' and 'images' are numbers of images", "give 0 or more")
 
     def domains(self) -> dict[str, str]:
         """Domain names to ``ADAPTER:PATH``; ConfigError for a malformed or repeated one."""

@@ -9,9 +9,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gkd_scale import ranges
 from gkd_scale.cache.config import TEACHER_DTYPES, TEACHER_NORMS, parse_size
 from gkd_scale.config import option, section
 from gkd_scale.errors import ConfigError
+from gkd_scale.ranges import Range
+from gkd_scale.segment.arguments import HEADS, check_head, check_method
+from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 if TYPE_CHECKING:
     from gkd_scale.types import Size
@@ -35,12 +39,17 @@ class HeadOptimConfig:
         "peak learning rate (default: 5e-3 linear, 1e-4 mask2former, 3e-3 other heads; at most 1e-3 where "
         "--adapt trains the backbone too)",
         flag="--lr",
+        within=ranges.PEAK_RATE,
     )
-    weight_decay: float = option(0.05, "decoupled weight decay")
-    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas")
-    power: float = option(0.9, "exponent of the polynomial decay")
-    warmup: float = option(0.05, "share of the steps that the learning rate rises")
-    warmup_lr: float = option(1e-6, "learning rate of the first step")
+    weight_decay: float = option(0.05, "decoupled weight decay", within=ranges.WEIGHT_DECAY)
+    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas", within=ranges.DECAY)
+    power: float = option(
+        0.9,
+        "exponent of the polynomial decay",
+        within=Range(gt=0, le=10, hint="an exponent, for example 0.9"),
+    )
+    warmup: float = option(0.05, "share of the steps that the learning rate rises", within=ranges.WARMUP)
+    warmup_lr: float = option(1e-6, "learning rate of the first step", within=ranges.RATE)
 
 
 @dataclass
@@ -48,22 +57,22 @@ class AugmentConfig:
     """augmentation: the same for image and label"""
 
     scale: tuple[float, float] = option(
-        (0.5, 2.0), "random scale; at 1 the image just covers the training size"
+        (0.5, 2.0), "random scale; at 1 the image just covers the training size", within=ranges.SCALE
     )
-    flip: float = option(0.5, "probability of a horizontal flip")
-    cat_max_ratio: float = option(0.75, "draw another crop while one class fills more than this share")
-    photometric: float = option(1.0, "strength of brightness, contrast, saturation and hue (0 = off)")
+    flip: float = option(0.5, "probability of a horizontal flip", within=ranges.SHARE)
+    cat_max_ratio: float = option(
+        0.75, "draw another crop while one class fills more than this share", within=ranges.SOME
+    )
+    photometric: float = option(
+        1.0,
+        "strength of brightness, contrast, saturation and hue (0 = off)",
+        within=Range(ge=0, le=2, hint="a strength from 0 to 2"),
+    )
 
     def __post_init__(self) -> None:
         low, high = self.scale
-        if not 0 < low <= high:
-            raise ValueError(f"scale {low} {high} is not a range of positive numbers, smallest first")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip {self.flip} is not a probability")
-        if not 0 < self.cat_max_ratio <= 1:
-            raise ValueError(f"cat_max_ratio {self.cat_max_ratio} is not in (0, 1]")
-        if not 0 <= self.photometric <= 2:
-            raise ValueError(f"photometric {self.photometric} is not in [0, 2]")
+        if low > high:
+            raise ValueError(f"'augment.scale' is {low:g} {high:g}: the smallest comes first")
 
 
 METHODS = {
@@ -95,25 +104,32 @@ class MethodConfig:
     teacher_weights: Path | None = option(
         None, "its weights (default: timm's)", flag="--teacher-weights", metavar="FILE"
     )
-    teacher_args: dict[str, Any] = option({}, "arguments of its timm model", flag="--teacher-args")
+    teacher_args: dict[str, Any] = option(
+        {}, "arguments of its timm model", flag="--teacher-args", keys=TIMM_ARGUMENTS
+    )
     teacher_layer: tuple[int, ...] | None = option(
         None,
         "its feature level; several are concatenated (default: the last, after the final norm)",
         flag="--teacher-layer",
         metavar="I",
+        within=ranges.LEVEL,
     )
     teacher_patch: int | None = option(
-        None, "resample its patch embedding to this size", flag="--teacher-patch"
+        None, "resample its patch embedding to this size", flag="--teacher-patch", within=ranges.PIXELS
     )
     teacher_resize: str = option(
         "pi", "how, as --patch-resize of cache-teacher", flag="--teacher-resize", choices=("pi", "bicubic")
     )
     teacher_dtype: str = option("float32", "its arithmetic", flag="--teacher-dtype", choices=TEACHER_DTYPES)
     teacher_mean: tuple[float, float, float] | None = option(
-        None, "of its pixels in 0..1 (default: what timm says)", flag="--teacher-mean", metavar=_RGB
+        None,
+        "of its pixels in 0..1 (default: what timm says)",
+        flag="--teacher-mean",
+        metavar=_RGB,
+        within=ranges.MEAN,
     )
     teacher_std: tuple[float, float, float] | None = option(
-        None, "likewise", flag="--teacher-std", metavar=_RGB
+        None, "likewise", flag="--teacher-std", metavar=_RGB, within=ranges.DEVIATION
     )
     teacher_norm: str = option(
         "none",
@@ -121,7 +137,9 @@ class MethodConfig:
         flag="--teacher-norm",
         choices=TEACHER_NORMS,
     )
-    whiten_power: float = option(0.5, "as stage 1 has it", flag="--whiten-power", metavar="P")
+    whiten_power: float = option(
+        0.5, "as stage 1 has it", flag="--whiten-power", metavar="P", within=ranges.POWER
+    )
     teacher_head: Path | None = option(
         None,
         "stage-2 run on the frozen teacher: gives the logits that g2sd needs, and cwd and af-dcd can use",
@@ -140,6 +158,8 @@ class MethodConfig:
                 "a teacher or arguments of a method are given, but no method that uses them",
                 f"give --method, one of {', '.join(list(METHODS)[1:])}",
             )
+        if self.name is not None and self.distils:
+            check_method(self.name, self.args)
 
 
 @dataclass
@@ -193,11 +213,14 @@ class Stage2Config:
         metavar="RUN|FILE",
     )
     student: str | None = option(None, "timm name; needed where --backbone is a weights file or from scratch")
-    student_args: dict[str, Any] = option({}, "arguments of the timm model")
+    student_args: dict[str, Any] = option({}, "arguments of the timm model", keys=TIMM_ARGUMENTS)
     mean: tuple[float, float, float] | None = option(
-        None, "of pixels in 0..1, where a weights file was trained with another than timm says", metavar=_RGB
+        None,
+        "of pixels in 0..1, where a weights file was trained with another than timm says",
+        metavar=_RGB,
+        within=ranges.MEAN,
     )
-    std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB)
+    std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB, within=ranges.DEVIATION)
     adapt: str = option(
         "frozen",
         "train only the head (frozen), the backbone's last K blocks too (last4), or all (full, as every "
@@ -208,7 +231,10 @@ class Stage2Config:
         [], f"source-domain dataset, repeatable (default {DEFAULT_TRAIN})", metavar="ADAPTER:PATH"
     )
     train_weights: tuple[float, ...] | None = option(
-        None, "proportions in which several --train are mixed (default: all images alike)", metavar="X"
+        None,
+        "proportions in which several --train are mixed (default: all images alike)",
+        metavar="X",
+        within=ranges.PROPORTION,
     )
     label_fraction: str = option("1", "share of each --train that is used, for example 1/16; subsets nest")
     sampling: str = option(
@@ -216,40 +242,49 @@ class Stage2Config:
         "every image once an epoch, or images of rare classes more often",
         choices=("uniform", "rare-class"),
     )
-    sampling_temperature: float = option(0.01, "of rare-class sampling: the lower, the rarer")
+    sampling_temperature: float = option(
+        0.01,
+        "of rare-class sampling: the lower, the rarer",
+        within=Range(gt=0, le=1e6, hint="for example 0.01"),
+    )
     val: list[str] = option(
         [],
         f"in-domain validation, repeatable: the mean of their mIoU decides (default {DEFAULT_VAL})",
         metavar="ADAPTER:PATH",
     )
     check: bool = option(True, "read every training and validation sample once before training")
-    head: str = option("linear", "segmentation head: linear, fpn or mask2former")
+    head: str = option("linear", "segmentation head", choices=tuple(HEADS))
     head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
     image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
-    steps: int = option(400, "optimizer steps")
-    global_batch: int | None = option(None, "images an optimizer step, over all ranks (default 16)")
+    steps: int = option(400, "optimizer steps", within=ranges.COUNT)
+    global_batch: int | None = option(
+        None, "images an optimizer step, over all ranks (default 16)", within=ranges.SIZE
+    )
     optim: HeadOptimConfig = section(HeadOptimConfig)
     augment: AugmentConfig = section(AugmentConfig)
     method: MethodConfig = section(MethodConfig)
     inference: InferenceConfig = section(InferenceConfig)
     out: Path = option(Path("runs/stage2"), "run folder; the same command again resumes")
-    save_every: int = option(200, "steps between checkpoints")
-    keep: int = option(2, "newest checkpoints kept")
-    keep_every: int | None = option(None, "keep each N-th step's checkpoint too", metavar="N")
-    val_every: int = option(100, "steps between validations; the best one is what the run exports")
-    workers: int = option(2, "threads that read and augment, a rank")
-    seed: int = option(0, "decides head, order and augmentation")
+    save_every: int = option(200, "steps between checkpoints", within=ranges.COUNT)
+    keep: int = option(2, "newest checkpoints kept", within=ranges.COUNT)
+    keep_every: int | None = option(
+        None, "keep each N-th step's checkpoint too", metavar="N", within=ranges.COUNT
+    )
+    val_every: int = option(
+        100, "steps between validations; the best one is what the run exports", within=ranges.COUNT
+    )
+    workers: int = option(2, "threads that read and augment, a rank", within=ranges.THREADS)
+    seed: int = option(0, "decides head, order and augmentation", within=ranges.SEED)
 
     def __post_init__(self) -> None:
         self.inference.windows(self.size())
+        check_head(self.head, self.head_args)
         if self.method.name is not None:
             if self.adapt not in ("frozen", "full"):
                 raise ValueError(f"adapt {self.adapt} and --method: a method trains the whole encoder")
             self.adapt = "full"
         if self.adapt not in ("frozen", "full") and not _LAST.fullmatch(self.adapt):
             raise ValueError(f"adapt is '{self.adapt}': it is frozen, full, or last4 for the last 4 blocks")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std {self.std} is not above 0")
         if bool(self.train) != bool(self.val):
             missing, given = ("--val", "--train") if self.train else ("--train", "--val")
             raise ConfigError(
@@ -257,14 +292,8 @@ class Stage2Config:
             )
         self.label_share()
         weights, sources = self.train_weights, len(self.train_sets())
-        if weights is not None and (len(weights) != sources or min(weights) <= 0):
+        if weights is not None and len(weights) != sources:
             raise ValueError(f"train_weights {weights}: give a positive number for each of {sources} --train")
-        if self.sampling_temperature <= 0:
-            raise ValueError(f"sampling_temperature {self.sampling_temperature} is not above 0")
-        for name in ("steps", "save_every", "keep", "keep_every", "val_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
 
     def size(self) -> tuple[int, int]:
         """Height and width of the training images."""
@@ -315,12 +344,14 @@ class TeacherProbeConfig:
 
     teacher: str = option("demo_teacher", "timm name", metavar="NAME")
     teacher_weights: Path | None = option(None, "its weights (default: timm's)", metavar="FILE")
-    teacher_args: dict[str, Any] = option({}, "arguments of timm.create_model")
-    patch_size: int | None = option(None, "resample its patch embedding to this size", metavar="N")
-    mean: tuple[float, float, float] | None = option(
-        None, "of pixels in 0..1 (default: what timm says)", metavar=_RGB
+    teacher_args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
+    patch_size: int | None = option(
+        None, "resample its patch embedding to this size", metavar="N", within=ranges.PIXELS
     )
-    std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB)
+    mean: tuple[float, float, float] | None = option(
+        None, "of pixels in 0..1 (default: what timm says)", metavar=_RGB, within=ranges.MEAN
+    )
+    std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB, within=ranges.DEVIATION)
     train: list[str] = option(
         [DEFAULT_TRAIN], "labelled source images to fit on, repeatable", metavar="ADAPTER:PATH"
     )
@@ -328,15 +359,12 @@ class TeacherProbeConfig:
         [DEFAULT_VAL], "labelled images of the source's own domain to score on", metavar="ADAPTER:PATH"
     )
     image_size: str = option("96x128", "image size in pixels, as the cache will have it", metavar="N|HxW")
-    images: int = option(300, "most images of each that are used, evenly spread")
-    batch_size: int = option(8, "images that go through the teacher together")
+    images: int = option(300, "most images of each that are used, evenly spread", within=ranges.COUNT)
+    batch_size: int = option(8, "images that go through the teacher together", within=ranges.SIZE)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     out: Path = option(Path("runs/probe"), "folder for probe.json and probe.png")
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"'{name}' is {getattr(self, name)}", f"give --{name.replace('_', '-')} N")
         for ref in (*self.train, *self.val):
             if any(part.startswith("unseen") for part in Path(ref.partition(":")[2].partition("@")[0]).parts):
                 raise ConfigError(
@@ -352,18 +380,21 @@ class LookConfig:
     run: Path = option(help="folder of a finished stage-2 run", positional=True)
     inference: InferenceConfig = section(InferenceConfig)
     tta_scales: tuple[float, ...] = option(
-        (1.0,), "average predictions over these sizes of the image; 1 is the training size", metavar="X"
+        (1.0,),
+        "average predictions over these sizes of the image; 1 is the training size",
+        metavar="X",
+        within=Range(gt=0, le=16, hint="sizes of the image; 1 is the training size"),
     )
     tta_flip: bool = option(False, "average predictions over the image and its mirror image")
-    batch_size: int = option(8, "images or windows of one size that go through the model together")
-    workers: int = option(2, "threads that read and resize")
+    batch_size: int = option(
+        8, "images or windows of one size that go through the model together", within=ranges.SIZE
+    )
+    workers: int = option(2, "threads that read and resize", within=ranges.THREADS)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
 
     def __post_init__(self) -> None:
-        if not self.tta_scales or min(self.tta_scales) <= 0:
-            raise ValueError(f"tta_scales {self.tta_scales} are not sizes above 0")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
+        if not self.tta_scales:
+            raise ValueError("'tta_scales' is empty: give 1 for the training size alone")
 
 
 @dataclass(kw_only=True)

@@ -167,8 +167,8 @@ def _introduction(
         f"{config.method.name or config.adapt}: "
         f"{trained:,} of {all_of_it:,} parameters are trained\n"
         f"{len(train)} images to train on, {len(val)} to validate on, {len(train.classes)} classes; "
-        f"{config.steps} steps of {plan.global_batch} images (micro batch {plan.micro_batch}, "
-        f"accumulation {plan.accumulation}, ZeRO {plan.stage}); {config.out}"
+        f"{config.steps} steps of {plan.global_batch} images ({plan.summary()}); {config.out}"
+        + "".join(f"\n{plan.path.name}: {note}" for note in plan.notes)
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import subprocess
 import sys
 from fractions import Fraction
@@ -11,7 +13,10 @@ import pytest
 
 from gkd_scale import config as configs
 from gkd_scale.errors import ConfigError
+from gkd_scale.segment import arguments
 from gkd_scale.segment.config import EvaluateConfig, Stage2Config
+from gkd_scale.segment.heads import registry as heads
+from gkd_scale.segment.methods import registry as methods
 
 
 def stage2(*argv: str) -> Stage2Config:
@@ -51,7 +56,7 @@ def test_flags() -> None:
             "--lr",
             "0.01",
         ),
-        *("--augment.scale", "0.8", "1.25", "--head-args", "width=64"),
+        *("--augment.scale", "0.8", "1.25", "--head", "fpn", "--head-args", "width=64"),
     )
     assert config.train_sets() == ["camvid:a", "camvid:b"]
     assert config.size() == (144, 192) and config.optim.lr == 0.01
@@ -147,3 +152,37 @@ def test_malformed_or_repeated_domains_are_refused(data: list[str]) -> None:
 def test_importing_the_options_does_not_import_torch() -> None:
     code = "import sys, gkd_scale.segment.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_arguments_of_heads_and_methods_are_those_of_their_classes() -> None:
+    for known, registry, ours in (
+        (arguments.HEADS, heads.HEADS, ("channels", "classes")),
+        (arguments.METHODS, methods.METHODS, ("backbone", "guide")),
+    ):
+        assert set(known) == set(registry)
+        for name, path in registry.items():
+            module, _, attribute = path.partition(":")
+            parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+            assert set(known[name]) == {key for key in parameters if key not in ours}, name
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--head", "fpn", "--head-args", "widht=64"),
+        ("--head", "fpn", "--head-args", "width=-1"),
+        ("--head", "fpn", "--head-args", "width=0.5"),
+        ("--head", "fpn", "--head-args", "width=wide"),
+        ("--head", "fpn", "--head-args", "dropout=1"),
+        ("--head", "mask2former", "--head-args", "queries=nan"),
+        ("--method", "cwd", "--teacher", "demo_teacher", "--method-args", "temperature=0"),
+        ("--method", "g2sd", "--teacher", "demo_teacher", "--method-args", "weight=2"),
+        ("--student-args", "depth=2.5"),
+        ("--student-args", "drop_path_rate=1.5"),
+        ("--student-args", "qkv_bias=no"),
+        ("--student-args", "depth=4", "depth=6"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_written(argv: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError):
+        stage2(*argv)

@@ -91,3 +91,36 @@ def test_defaults_are_those_inside_the_space(tmp_path: Path) -> None:
         "optim.lr": pytest.approx(32e-5),
         "qsd.scale": "published",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("drop_path: uniform(0, 2)", "'drop_path' is 2"),
+        ("drop_path: uniform(0, .nan)", "no range"),
+        ("drop_path: uniform(0, .inf)", "'drop_path' is inf"),
+        ("optim.warmup: uniform(0, 5)", "not their number"),
+        ("optim.lr: loguniform(1e-4, 100)", "'optim.lr' is 100"),
+        ("student_args.depth: uniform(2, 4)", "randint(2, 4)"),
+        ("student_args.drop_path_rate: choice(0.1, 1.5)", "'student_args.drop_path_rate' is 1.5"),
+        ("views: uniform(1, 3)", "write randint(1, 3)"),
+        ("global_batch: loguniform(16, 64)", "write lograndint(16, 64)"),
+        ("grad_checkpointing: uniform(0, 1)", "'grad_checkpointing'"),
+        ("optim.betas: choice([0.9, 1.5], [0.9, 0.95])", "'optim.betas' is 1.5"),
+        ("optim.lr: tune.loguniform(1e-4, 1e-2)", "write loguniform(1e-4, 1e-2), without 'tune.'"),
+        ("views: ray.tune.randint(1, 4)", "both included, without 'ray.tune.'"),
+        ("optim.lr: trial.suggest_float(lr, 1e-4, 1e-2)", "loguniform"),
+        ("optim.lr: quniform(1e-4, 1e-2)", "did you mean 'uniform'"),
+        ("optim.lr: {min: 1e-4, max: 1e-2}", "loguniform"),
+        ("optim.lr: [1e-4, 1e-2]\nviews: choice(1, 2)", "loguniform"),
+        ("global_batch: choice([16, 32])", "without brackets"),
+        ("optim.lr: loguniform(1e-4, 1e-2)\noptim:\n  lr: choice(1e-3, 1e-4)", "'optim.lr' is there twice"),
+        ("views: choice(1, 2)\nviews: choice(1, 3)", "'views' is there twice, in lines 1 and 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_search(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        spaces.read(path, BASE)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gkd_scale import ranges
 from gkd_scale.config import option
 
 
@@ -24,7 +25,7 @@ class CheckConfig:
         help="the dataset's folder; @PART for one part alone", positional=True, metavar="PATH[@PART]"
     )
     decode: bool = option(False, "decode the images too, not only their headers")
-    workers: int = option(2, "threads that read")
+    workers: int = option(2, "threads that read", within=ranges.THREADS)
     json: bool = option(False, "print JSON")
 
 
@@ -38,4 +39,4 @@ class ConvertConfig:
     )
     out: Path = option(help="new folder; the same command again goes on", positional=True, metavar="DST")
     copy: bool = option(False, "copy images where they would be linked")
-    workers: int = option(2, "threads that convert")
+    workers: int = option(2, "threads that convert", within=ranges.THREADS)

@@ -1,13 +1,12 @@
 """Heads by name.
 
 To add one: write ``gkd_scale/segment/heads/NAME.py`` with a :class:`~.base.SegHead`, name it in
-:data:`HEADS`, and test its shapes and gradient.
+:data:`HEADS` and its arguments in ``segment/arguments.py``, and test its shapes and gradient.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from gkd_scale.errors import ConfigError, nearest
 from gkd_scale.randomness import seed_of
+from gkd_scale.segment.arguments import check_head
 from gkd_scale.segment.heads.base import SegHead
 
 HEADS = {
@@ -38,11 +38,7 @@ def build_head(
         )
     module, _, attribute = HEADS[name].partition(":")
     cls = getattr(importlib.import_module(module), attribute)
-    known = [key for key in inspect.signature(cls).parameters if key not in ("channels", "classes")]
-    for key in args or {}:
-        if key not in known:
-            hint = nearest(key, known) or (f"it takes {', '.join(known)}" if known else "it takes none")
-            raise ConfigError(f"head '{name}' has no argument '{key}'", hint)
+    check_head(name, args or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("stage2", "head", seed))
         try:

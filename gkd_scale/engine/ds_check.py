@@ -1,0 +1,498 @@
+"""What a DeepSpeed JSON may say, level by level: nothing in it is passed over in silence.
+
+DeepSpeed checks one level of its JSON and leaves the rest to the step that first needs it; ``"auto"``,
+which is for Hugging Face's Trainer to fill, it takes for its default or for a value. Here each key is known
+and does what it says, or is refused with the flag that does it, or is named in a note. Sections are built as
+DeepSpeed's own models, and then the whole as its ``DeepSpeedConfig``; what they refuse becomes one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.ranges import Range
+
+MICRO = "train_micro_batch_size_per_gpu"
+ACCUMULATION = "gradient_accumulation_steps"
+CLIPPING = 1.0
+"""What ``"gradient_clipping": "auto"`` is: as in the bundled configs."""
+
+_OURS = {
+    "optimizer": "the optim section (--lr, --optim.weight-decay)",
+    "scheduler": "the optim section (--lr, --optim.warmup)",
+    "train_batch_size": "--global-batch",
+    **dict.fromkeys(
+        ("tensorboard", "wandb", "csv_monitor", "comet", "monitor_config"),
+        "the run folder, which always holds TensorBoard logs and metrics.jsonl",
+    ),
+}
+"""What gkd-scale's config says in another place."""
+
+_NO_SPLIT = "models are not cut into parts here: ZeRO 3 shards their parameters"
+_NO_LOG = "OUT/metrics.jsonl and TensorBoard have times, rates and memory"
+_NO_SUCH = "DeepSpeed has removed it"
+_REFUSED = {
+    "activation_checkpointing": "stage 1 has --grad-checkpointing",
+    "autotuning": "tuning/search.py searches; DeepSpeed's autotuner starts another program",
+    "checkpoint": "gkd-scale writes checkpoints of its own (--save-every, --keep)",
+    "compile": "stage 1 has --compile",
+    "data_efficiency": "batches come from gkd-scale's loader",
+    "dataloader_drop_last": "batches come from gkd-scale's loader",
+    "datastates": "gkd-scale writes checkpoints of its own (--save-every, --keep)",
+    "gradient_allreduce_op": "gradients are means over the global batch",
+    "hybrid_engine": "it is for generating text",
+    "managed_gradient_accumulation": "gkd-scale counts micro batches itself",
+    "seq_parallel_communication_data_type": _NO_SPLIT,
+    "weight_quantization": "it is for inference",
+    **dict.fromkeys(
+        ("pipeline", "tensor_parallel", "expert_parallel", "sequence_parallel_size", "vocabulary_size"),
+        _NO_SPLIT,
+    ),
+    **dict.fromkeys(("use_data_before_expert_parallelism", "disable_allgather"), _NO_SPLIT),
+    **dict.fromkeys(
+        ("comms_logger", "dump_state", "log_level", "memory_breakdown", "timers", "wall_clock_breakdown"),
+        _NO_LOG,
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "amp",
+                "compression_training",
+                "curriculum_learning",
+                "eigenvalue",
+                "elasticity",
+                "graph_harvesting",
+            ),
+            *(
+                "nebula",
+                "progressive_layer_drop",
+                "quantize_training",
+                "sparse_attention",
+                "sparse_gradients",
+            ),
+        ),
+        _NO_SUCH,
+    ),
+}
+"""What would do nothing here, or something that gkd-scale does not go along with, and why."""
+
+_NUMBERS = {
+    "gradient_clipping": Range(
+        ge=0, le=1e9, hint="the largest norm of a gradient, for example 1.0; 0 is off"
+    ),
+    "gradient_predivide_factor": Range(gt=0, le=1e9, hint="for example 1.0"),
+}
+_SWITCHES = (
+    *("prescale_gradients", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
+    "disable_python_gc",
+)
+_DTYPES = ("fp32", "fp16", "bf16")
+_WITHOUT_EFFECT = {"steps_per_print": "gkd-scale shows its own progress"}
+
+_ZERO = "zero_optimization"
+_SECTION_REFUSED = {
+    **dict.fromkeys(
+        ("bf16_master_weights_and_grads", "fp16_master_weights_and_grads", "bf16_optimizer_states"),
+        "master weights and moments are float32 here",
+    ),
+    "zenflow": "gkd-scale's checkpoints do not hold its state",
+    "leaf_module": "no model here has modules of that kind",
+    "legacy_stage1": "DeepSpeed has removed it",
+    "super_offload": "it needs DeepSpeed's own Adam, and the optimizer here is PyTorch's",
+    "ratio": "it needs DeepSpeed's own Adam, and the optimizer here is PyTorch's",
+    "compute_grad_norm": "gkd-scale logs the norm of the gradients",
+    "zero_quantized_nontrainable_weights": "frozen weights stay as they are, bit for bit",
+}
+_ZERO_CHECKPOINTS = (
+    *("load_from_fp32_weights", "elastic_checkpoint", "pipeline_loading_checkpoint"),
+    *("gather_16bit_weights_on_model_save", "save_muon_momentum_buffer_in_memory"),
+)
+_NVME = (
+    "nvme_path",
+    "buffer_count",
+    "buffer_size",
+    "max_in_cpu",
+    "pipeline_read",
+    "pipeline_write",
+    "fast_init",
+)
+_ZERO3 = ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients")
+_ZERO_DECIDES = ("stage", "device", "enabled")
+"""Keys that decide how a run trains: "auto" is not filled with a default."""
+
+
+@dataclass
+class Checked:
+    """``config`` without "auto" and without what says nothing; ``notes`` are for the user to see."""
+
+    path: Path
+    config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    undecided: list[str] = field(default_factory=list)
+
+    def refuse(self, key: str, value: Any, hint: str) -> typing.NoReturn:
+        """Raise ConfigError for the value of a key."""
+        raise ConfigError(f"{self.path}: '{key}' is {_short(value)}", hint)
+
+
+def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Checked:
+    """What ``config`` says, completed but for batch sizes; ConfigError for what it cannot say here."""
+    _refuse_overlap(path, config)
+    checked = Checked(path, {})
+    for key, value in config.items():
+        if key in _REFUSED or key in _OURS:
+            if not (_is_off(value) or (key in _OURS and value == "auto")):
+                raise ConfigError(f"{path}: '{key}' does nothing here", f"remove it: {_REFUSED[key]}")
+        elif key in _WITHOUT_EFFECT:
+            checked.notes.append(f"{key} has no effect: {_WITHOUT_EFFECT[key]}")
+        elif (filled := _known()[key](checked, key, value)) is not None:
+            checked.config[key] = filled
+    if checked.undecided:
+        keys = " and ".join(f"'{key}'" for key in checked.undecided)
+        raise ConfigError(
+            f'{path}: nothing decides what "auto" is for {keys}',
+            "write a value: for 'enabled' true or false (one of bf16 and fp16, or neither for float32)",
+        )
+    _refuse_contradictions(checked, device)
+    return checked
+
+
+def built(path: Path, config: dict[str, Any]) -> None:
+    """Build DeepSpeed's own config of it; ConfigError with the first line of what DeepSpeed says."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.utils import logger
+
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        DeepSpeedConfig(dict(config))
+    except Exception as error:  # whatever it is, DeepSpeed does not take this JSON
+        said = _first_line(error)
+        raise ConfigError(f"{path}: DeepSpeed refuses it: {said}", "mend the file") from None
+    finally:
+        logger.setLevel(level)
+
+
+# --------------------------------------------------------------------------------------- top level
+
+
+def _refuse_overlap(path: Path, config: Mapping[str, Any]) -> None:
+    known = [*_known(), *_REFUSED, *_OURS, *_WITHOUT_EFFECT]
+    for key, value in config.items():
+        if key in _OURS and value != "auto" and not _is_off(value):
+            raise ConfigError(
+                f"both {path} ('{key}') and gkd-scale's config ({_OURS[key]}) set the same thing",
+                f"remove '{key}' from {path}: gkd-scale's config owns it",
+            )
+        if key not in known:
+            raise ConfigError(
+                f"{path}: unknown key '{key}'", nearest(key, known) or "see DeepSpeed's documentation"
+            )
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a section or switch says that it is off, which is no wish."""
+    return value in (False, None, {}) or (isinstance(value, Mapping) and value.get("enabled") is False)
+
+
+Check = Callable[[Checked, str, Any], Any]
+
+
+def _known() -> dict[str, Check]:
+    """How each key that works is checked; a check returns the value for DeepSpeed, None to leave it out."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    return {
+        MICRO: _count,
+        ACCUMULATION: _count,
+        **dict.fromkeys(_NUMBERS, _number),
+        **dict.fromkeys(_SWITCHES, _switch),
+        "communication_data_type": _dtype,
+        _ZERO: lambda checked, key, value: _section(checked, key, value, DeepSpeedZeroConfig),
+        "bf16": lambda checked, key, value: _section(checked, key, value, DeepSpeedBF16Config),
+        "fp16": lambda checked, key, value: _section(checked, key, value, DeepSpeedFP16Config),
+        "torch_autocast": _autocast,
+        "data_types": _data_types,
+        "flops_profiler": _flops_profiler,
+    }
+
+
+def _count(checked: Checked, key: str, value: Any) -> Any:
+    if value == "auto":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
+        checked.refuse(key, value, 'give a whole number of at least 1, or "auto"')
+    return value
+
+
+def _number(checked: Checked, key: str, value: Any) -> Any:
+    if value == "auto":
+        filled = CLIPPING if key == "gradient_clipping" else 1.0
+        checked.notes.append(f'{key} "auto" is {filled}')
+        return filled
+    bounds = _NUMBERS[key]
+    if not isinstance(value, (int, float)) or bounds.wrong(value):
+        checked.refuse(key, value, bounds.hint)
+    return value
+
+
+def _switch(checked: Checked, key: str, value: Any) -> Any:
+    if value == "auto":
+        checked.notes.append(f'{key} "auto" is DeepSpeed\'s default')
+        return None
+    if not isinstance(value, bool):
+        checked.refuse(key, value, "write true or false")
+    return value
+
+
+def _dtype(checked: Checked, key: str, value: Any) -> Any:
+    if value in (None, "auto"):
+        return None
+    if value not in _DTYPES:
+        checked.refuse(key, value, f"write {', '.join(_DTYPES)}")
+    return value
+
+
+# --------------------------------------------------------------------------------------- sections
+
+
+def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, Any]:
+    """A section as DeepSpeed's pydantic ``model`` has it, "auto" taken out."""
+    import pydantic
+
+    if not isinstance(value, Mapping):
+        checked.refuse(
+            key, value, 'write {"stage": 0}, 1, 2 or 3' if key == _ZERO else 'write {"enabled": true}'
+        )
+    fields: dict[str, Any] = model.model_fields
+    names = {each.alias or name: name for name, each in fields.items()} | {name: name for name in fields}
+    given: dict[str, str] = {}
+    filled: dict[str, Any] = {}
+    for inner, each in value.items():
+        dotted = f"{key}.{inner}"
+        if inner not in names:
+            _unknown(checked, dotted, names)
+        name = names[inner]
+        if name in given:
+            raise ConfigError(
+                f"{checked.path}: '{key}' says the same thing twice: {given[name]} and {inner}", "keep one"
+            )
+        given[name] = inner
+        if name in _SECTION_REFUSED and each not in (fields[name].default, {}, "auto"):
+            raise ConfigError(
+                f"{checked.path}: '{dotted}' does not work here", f"remove it: {_SECTION_REFUSED[name]}"
+            )
+        if name in _ZERO_CHECKPOINTS:
+            checked.notes.append(f"{dotted} has no effect: gkd-scale writes checkpoints of its own")
+        if name in _NVME:
+            checked.notes.append(f"{dotted} has no effect: it is for NVMe")
+        extra = fields[name].json_schema_extra
+        if isinstance(extra, dict) and extra.get("deprecated"):
+            raise ConfigError(f"{checked.path}: '{dotted}' is an old name", f"write '{extra['new_param']}'")
+        kept = _value(checked, dotted, name, each, fields[name])
+        if kept is not _LEFT_OUT:
+            filled[inner] = kept
+    try:
+        model(**filled)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([key, *map(str, first["loc"])])
+        said = f" is {_short(first['input'])}" if first["loc"] else ""
+        raise ConfigError(
+            f"{checked.path}: '{where}'{said}: {_plain(first['msg'])}", "mend that key"
+        ) from None
+    return filled
+
+
+_LEFT_OUT = object()
+_MOST_ELEMENTS = 10**11
+"""Buckets are allocated."""
+
+
+def _value(checked: Checked, key: str, name: str, value: Any, known: Any) -> Any:
+    """The value of a section's key; ``_LEFT_OUT`` where DeepSpeed's default is meant."""
+    kinds = set(_kinds(known.annotation))
+    if value == "auto":
+        if name in _ZERO_DECIDES:
+            checked.undecided.append(key)
+        else:
+            default = known.get_default(call_default_factory=True)
+            checked.notes.append(f'{key} "auto" is DeepSpeed\'s default, {default!r}')
+        return _LEFT_OUT
+    nested = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    if nested and isinstance(value, Mapping):
+        return _section(checked, key, value, nested)
+    if value is None and type(None) not in kinds:
+        checked.refuse(key, value, "remove it, or give a value")
+    if bool in kinds and not isinstance(value, (bool, type(None))):
+        checked.refuse(key, value, "write true or false")
+    if bool not in kinds and isinstance(value, bool):
+        checked.refuse(key, value, "it is no switch: see DeepSpeed's documentation")
+    if kinds & {int, float}:
+        if isinstance(value, str):
+            checked.refuse(key, value, "write a number, without quotes")
+        if wrong := Range(ge=0, le=_MOST_ELEMENTS if name.endswith("bucket_size") else None).wrong(value):
+            raise ConfigError(f"{checked.path}: '{key}' is {wrong}", "see DeepSpeed's documentation")
+    return value
+
+
+def _kinds(annotation: Any) -> Iterable[Any]:
+    """The types that an annotation names, unions taken apart."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            yield from _kinds(part)
+    else:
+        yield annotation
+
+
+def _autocast(checked: Checked, key: str, value: Any) -> Any:
+    keys = ("enabled", "dtype", "lower_precision_safe_modules")
+    _plain_section(checked, key, value, keys)
+    dtype = value.get("dtype")
+    if dtype in ("float16", "fp16", "half"):
+        checked.refuse(
+            f"{key}.dtype", dtype, "write bfloat16: DeepSpeed leaves its loss scale in the gradients"
+        )
+    if value.get("enabled") and dtype not in ("bfloat16", "bf16"):
+        checked.refuse(f"{key}.dtype", dtype, "write bfloat16")
+    modules = value.get("lower_precision_safe_modules")
+    if modules is not None and not (isinstance(modules, list) and all(isinstance(m, str) for m in modules)):
+        checked.refuse(f"{key}.lower_precision_safe_modules", modules, "give a list of class names")
+    return dict(value)
+
+
+def _data_types(checked: Checked, key: str, value: Any) -> Any:
+    keys = ("grad_accum_dtype",)
+    _plain_section(checked, key, value, keys)
+    dtype = value.get("grad_accum_dtype")
+    if dtype not in (None, "auto", *_DTYPES):
+        checked.refuse(f"{key}.grad_accum_dtype", dtype, f"write {', '.join(_DTYPES)}")
+    return {} if dtype in (None, "auto") else dict(value)
+
+
+_PROFILER = {
+    "enabled": bool,
+    "recompute_fwd_factor": float,
+    "profile_step": int,
+    "module_depth": int,
+    "top_modules": int,
+    "detailed": bool,
+    "output_file": str,
+}
+
+
+def _flops_profiler(checked: Checked, key: str, value: Any) -> Any:
+    _plain_section(checked, key, value, _PROFILER)
+    for inner, each in value.items():
+        wanted = _PROFILER[inner]
+        fits = isinstance(each, (int, float) if wanted is float else wanted) and isinstance(each, bool) == (
+            wanted is bool
+        )
+        if not fits and not (each is None and wanted is str):
+            checked.refuse(f"{key}.{inner}", each, f"give a {wanted.__name__}")
+        if isinstance(each, float) and not math.isfinite(each):
+            checked.refuse(f"{key}.{inner}", each, "give a finite number")
+    return dict(value)
+
+
+def _plain_section(checked: Checked, key: str, value: Any, known: Iterable[str]) -> None:
+    """Keys and ``enabled`` of a section that DeepSpeed has no model of."""
+    if not isinstance(value, Mapping):
+        checked.refuse(key, value, 'write {"enabled": true}')
+    for inner in value:
+        if inner not in known:
+            _unknown(checked, f"{key}.{inner}", known)
+    enabled = value.get("enabled", False)
+    if enabled == "auto":
+        checked.undecided.append(f"{key}.enabled")
+    elif not isinstance(enabled, bool):
+        checked.refuse(f"{key}.enabled", enabled, "write true or false")
+
+
+def _unknown(checked: Checked, dotted: str, known: Iterable[str]) -> typing.NoReturn:
+    names = list(known)
+    raise ConfigError(
+        f"{checked.path}: unknown key '{dotted}'",
+        nearest(dotted.rpartition(".")[2], names) or f"known: {', '.join(names)}",
+    )
+
+
+# ---------------------------------------------------------------------------------- contradictions
+
+
+def enabled(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a section is on."""
+    return bool(config.get(key, {}).get("enabled", False))
+
+
+def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
+    path, config = checked.path, checked.config
+    zero = config.get(_ZERO, {})
+    stage = zero.get("stage", 0)
+    on = [key for key in ("bf16", "fp16", "torch_autocast") if enabled(config, key)]
+    if len(on) > 1:
+        raise ConfigError(f"{path} enables both {' and '.join(on)}", "enable one")
+    if "fp16" in on and device.type == "cpu":
+        raise ConfigError(
+            f"{path} enables fp16, which DeepSpeed refuses on a CPU", "use bf16, or no half precision"
+        )
+    if stage == 0 and ("fp16" in on or "bf16" in on):  # Adam's moments are then where no checkpoint looks
+        raise ConfigError(f"{path} enables {on[0]} without ZeRO", 'add "zero_optimization": {"stage": 1}')
+    for key, usual in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
+        if stage and config.get(key, usual) != usual:
+            raise ConfigError(f"{path}: '{key}' does not go with ZeRO {stage}", "remove it, or use ZeRO 0")
+    for part, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        target = (zero.get(part) or {}).get("device", "none")
+        if target == "none":
+            continue
+        where = f"'{_ZERO}.{part}'"
+        if stage < least:
+            raise ConfigError(
+                f"{path}: {where} does nothing with ZeRO {stage}",
+                f"use ZeRO stage {least} or more, or remove it",
+            )
+        if target == "nvme":
+            raise ConfigError(
+                f"{path}: {where} goes to NVMe, which gkd-scale's checkpoints do not read",
+                'write "device": "cpu"',
+            )
+        if part == "offload_optimizer" and config.get("zero_force_ds_cpu_optimizer"):
+            raise ConfigError(
+                f"{path}: 'zero_force_ds_cpu_optimizer' is true, but the optimizer here is PyTorch's AdamW",
+                "remove it",
+            )
+    if zero.get("zero_quantized_weights") and device.type == "cpu":
+        raise ConfigError(f"{path}: '{_ZERO}.zero_quantized_weights' needs a GPU", "remove it")
+    idle = [key for key in zero if (key.startswith("stage3_") or key in _ZERO3) and stage < 3]
+    if stage == 0:
+        idle = [key for key in zero if key != "stage"]
+    if idle:
+        checked.notes.append(f"{', '.join(idle)} of {_ZERO}: no effect with ZeRO {stage}")
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
