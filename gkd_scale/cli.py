@@ -451,7 +451,8 @@ COMMANDS = {
   gkd-scale evaluate runs/stage2 --data day=camvid:camvid/val_day --data dusk=camvid:camvid/unseen_dusk
   gkd-scale evaluate runs/stage2 --data city=folder:my/city --json city.json --inference slide \
       --window 512 --stride 341
-  deepspeed launchers/evaluate.py runs/stage2 --data city=folder:my/city   # on all GPUs
+on all GPUs:
+  deepspeed launchers/evaluate.py runs/stage2 --data city=folder:my/city
 """,
     ),
     "datasets": Command(

@@ -59,6 +59,7 @@ def search(cfg: SearchConfig) -> None:
 
 def _settings(cfg: SearchConfig, space: spaces.Space) -> dict[str, Any]:
     """What the search is; RunError where the folder holds another one, or something else."""
+    from gkd_scale.cache.spec import SPEC
     from gkd_scale.engine.run import CONFIG, refuse_changed
 
     record = cfg.out / RECORD
@@ -71,7 +72,7 @@ def _settings(cfg: SearchConfig, space: spaces.Space) -> dict[str, Any]:
         except DamageError as error:
             raise RunError(error.message, "give another --out: what was searched is not known") from None
         refuse_changed(cfg.out, before, now)
-    elif other := next((name for name in (CONFIG, "spec.json") if (cfg.out / name).exists()), None):
+    elif other := next((name for name in (CONFIG, SPEC) if (cfg.out / name).exists()), None):
         raise RunError(f"{cfg.out} holds something else than a search ({other})", "give another --out")
     elif cfg.resume:
         raise RunError(
@@ -169,8 +170,8 @@ def _start_ray(cfg: SearchConfig, plan: Any) -> None:
     there = {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())
     console.out.print(
-        f"[bold]search[/] {plan.space.path.name}: {', '.join(plan.space.searched)}; "
-        f"{nodes} node(s), {there['CPU']:g} CPU, {there['GPU']:g} GPU; {cfg.out}"
+        f"[bold]search[/] {console.escape(plan.space.path.name)}: {', '.join(plan.space.searched)}; "
+        f"{nodes} node(s), {there['CPU']:g} CPU, {there['GPU']:g} GPU; {console.escape(str(cfg.out))}"
     )
     for kind, each in (("CPU", plan.cpu), ("GPU", plan.gpu)):
         if each * plan.workers > there[kind]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -42,7 +41,7 @@ def benchmark(cfg: BenchmarkConfig) -> None:
     console.out.print(budget(recipe))
     if cfg.dry_run:
         for work in works:
-            console.out.print(shlex.join(work.step.command), markup=False)
+            console.paste("", *work.step.command)
         return
     out.mkdir(parents=True, exist_ok=True)
     with files.shared(out / files.LOCK, _digest(plan.works(cells(recipe, []))), partial(_same, out)):
@@ -129,7 +128,8 @@ def _set_aside(work: Work, out: Path) -> None:
     place = out / "old" / f"{work.name}-{number}"
     place.parent.mkdir(exist_ok=True)
     work.folder.rename(place)
-    console.out.print(f"{work.name} is run again: its command, or what it needs, changed; before: {place}")
+    text = f"{work.name} is run again: its command, or what it needs, changed; before: {place}"
+    console.out.print(text, markup=False)
 
 
 def _eta(works: Sequence[Work], first: int, seconds: dict[str, float]) -> str:
@@ -164,4 +164,4 @@ def report(recipe: Recipe, out: Path) -> None:
     drawn = table.bars(rows, out / "bars.png")
     console.out.print(table.shown(recipe, rows, without))
     written = ["results.json", "table.md", *(["bars.png"] if drawn else [])]
-    console.out.print(f"written to {out}: {', '.join(written)}")
+    console.out.print(f"written to {out}: {', '.join(written)}", markup=False)

@@ -36,7 +36,9 @@ def demo(cfg: DemoConfig) -> int:
         files.write_json(cfg.out / "results.json", results)
     console.out.print(table(results))
     minutes = (time.monotonic() - began) / 60
-    console.out.print(f"[green]done[/] in {minutes:.1f} minutes; everything is in {cfg.out}:")
+    console.out.print(
+        f"[green]done[/] in {minutes:.1f} minutes; everything is in {console.escape(str(cfg.out))}:"
+    )
     console.out.print(
         "  data/ the scenes, caches/ the teacher's features, gkd/backbone.safetensors the student,\n"
         "  gkd-head/ the segmentation model, results.json every number, logs/ what each command said"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import __version__, config, files
+from gkd_scale.cache.spec import SPEC
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import ConfigError, RunError
 
@@ -22,7 +23,7 @@ RECORD = "run.json"
 BEGUN = "begun.json"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
-OTHERS = {"spec.json": "a teacher cache", "search.json": "a search", "data.json": "the embedded scenes"}
+OTHERS = {SPEC: "a teacher cache", "search.json": "a search", "data.json": "the embedded scenes"}
 """What else our commands write folders of, by a file that lies in each."""
 VOLATILE = (
     "out",

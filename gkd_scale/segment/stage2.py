@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale import console, files
+from gkd_scale.commands import shell
 from gkd_scale.engine import ds_config, loop, schedule
 from gkd_scale.engine import run as runs
 from gkd_scale.engine.ds_config import DeepSpeedPlan
@@ -310,7 +311,7 @@ def _backbone(config: Stage2Config) -> Backbone:
     if ref is not None and str(ref) != "pretrained" and not ref.exists():
         raise RunError(
             f"there is no backbone {ref}",
-            "train it first (deepspeed launchers/stage1.py --ds-config zero2.json), or give --backbone",
+            f"train it first ({_stage1(config, ref)}), or give --backbone",
         )
     if ref is not None and ref.resolve() == config.out.resolve():
         raise ConfigError(f"--backbone and --out are both {ref}", "give --out a folder of its own")
@@ -319,6 +320,10 @@ def _backbone(config: Stage2Config) -> Backbone:
         backbone = load_backbone(ref, config.student_name(), config.student_args)
     spec = backbone.spec
     return Backbone(backbone.net, replace(spec, mean=config.mean or spec.mean, std=config.std or spec.std))
+
+
+def _stage1(config: Stage2Config, out: Path) -> str:
+    return shell("deepspeed", "launchers/stage1.py", "--ds-config", config.ds_config, "--out", out)
 
 
 def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, Concatenated]:
