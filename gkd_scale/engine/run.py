@@ -129,14 +129,24 @@ def require_same(out: Path, now: dict[str, Any]) -> None:
 
 def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """RunError that names each setting that differs."""
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    then, asked = _leaves(before), _leaves(now)
+    changed = [key for key in sorted({*then, *asked}) if then.get(key) != asked.get(key)]
     if changed:
-        shown = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        shown = "; ".join(f"{key}: {then.get(key)!r} then, {asked.get(key)!r} now" for key in changed)
         anew = "" if has_checkpoint(out) else f", or remove {out}: it has no checkpoint yet"
         raise RunError(
             f"{out} holds a run with other settings ({shown})",
             f"give another --out, or the same settings to go on{anew}",
         )
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 def finish(out: Path, kind: str, identity: dict[str, Any], **facts: Any) -> None:

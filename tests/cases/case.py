@@ -69,6 +69,10 @@ class Bench:
 
         return self._ran(lambda: console.run(command))
 
+    def call(self, command: Callable[[], int]) -> Ran:
+        """Any other command of ours: a function that returns the exit status."""
+        return self._ran(command)
+
     def _ran(self, command: Callable[[], int]) -> Ran:
         out, err = io.StringIO(), io.StringIO()
         before = console.out.file, console.err.file
@@ -95,6 +99,7 @@ _RUNTIME: list[Runtime] = []
 def _world_of_one() -> Iterator[Runtime]:
     """One process group for all cases; the environment is put back."""
     before = dict(os.environ)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     try:
         if not _RUNTIME:
             _RUNTIME.append(Runtime.start())
