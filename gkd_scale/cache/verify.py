@@ -71,7 +71,7 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
             damages += len(lines)
             bar.advance(task)
     if not quiet:
-        console.out.print(_summary(path, len(shards), damages), markup=False)
+        console.out.print(_summary(path, len(shards), damages), markup=False, soft_wrap=True)
     return damages
 
 
