@@ -36,6 +36,10 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.cache.build import build
     from gkd_scale.distill.recipe import teacher_for
 
+    if cfg.ray is not None:
+        from gkd_scale.cache.cluster import refuse_silent
+
+        refuse_silent(cfg.ray)
     first = "cpu" if cfg.ray is not None else cfg.devices[0]
     load = partial(teacher_for, cfg)
     outbox = _outbox(cfg)
@@ -471,7 +475,8 @@ COMMANDS = {
   gkd-scale evaluate runs/stage2 --data day=camvid:camvid/val_day --data dusk=camvid:camvid/unseen_dusk
   gkd-scale evaluate runs/stage2 --data city=folder:my/city --json city.json --inference slide \
       --window 512 --stride 341
-  deepspeed launchers/evaluate.py runs/stage2 --data city=folder:my/city   # on all GPUs
+on all GPUs:
+  deepspeed launchers/evaluate.py runs/stage2 --data city=folder:my/city
 """,
     ),
     "predict": Command(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.markup import escape as escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,10 +18,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from gkd_scale.commands import shell
 from gkd_scale.errors import GkdError, disk_full
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+
+
+def paste(lead: str, *command: object) -> None:
+    """A command to be pasted, after ``lead``: quoted, never wrapped, nothing in it taken for markup."""
+    out.out(f"{lead}{shell(*command)}", highlight=False)
 
 
 def run(command: Callable[[], int | None]) -> int:
@@ -46,15 +53,9 @@ def run(command: Callable[[], int | None]) -> int:
 
 def report(error: GkdError) -> None:
     """One error, in red, on stderr."""
-    err.print(f"[bold red]error:[/] {_escape(error.message)}")
+    err.print(f"[bold red]error:[/] {escape(error.message)}")
     if error.hint:
-        err.print(f"  → {_escape(error.hint)}")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        err.print(f"  → {escape(error.hint)}")
 
 
 def progress(*columns: str, disable: bool = False) -> Progress:

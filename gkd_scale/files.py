@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from gkd_scale.errors import DamageError, RunError, UserError
 
 TEMPORARY = ".part"
 """Suffix of files that are being written; never read, removed when a command starts again."""
@@ -38,19 +42,160 @@ def atomic(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+# ------------------------------------------------------------------------------------------ locks
+
+LOCK = ".lock"
+"""In a folder that a command writes, or wrote: the kernel's lock on it says whether one does now."""
+_TAKEN = (errno.EAGAIN, errno.EACCES)
+_UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems say that know no locks: some network mounts."""
+_held: set[int] = set()
+
+
 @contextmanager
-def locked(path: Path, busy: Callable[[], object]) -> Iterator[None]:
+def claimed(
+    folder: Path, error: type[UserError] = RunError, wait: Callable[[], object] | None = None
+) -> Iterator[None]:
+    """Hold ``folder``, made where it is missing, for what this process writes there.
+
+    Where another process holds it: an ``error`` that names both, or ``wait()`` and then its turn. At the end
+    the lock goes, and a folder that was made for this and is empty. It holds between nodes where the file
+    system shares locks (NFS, Lustre with ``flock``); where that knows none, nothing is refused.
+    """
+
+    def busy(holder: str) -> None:
+        if wait is not None:
+            wait()
+            return
+        raise error(f"another process is writing {folder}: {holder}", "wait for it, or choose another --out")
+
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise error(f"{folder} is not a folder", "choose another --out") from None
+    except OSError as failed:
+        raise _unwritable(folder, failed, error) from None
+    try:
+        with locked(folder / LOCK, busy, error):
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)  # held still: who waits for it opens a new one
+    finally:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[str], object], error: type[UserError] = RunError) -> Iterator[None]:
     """Hold the file ``path`` for this process; the kernel lets go of it however the process ends.
 
-    ``busy()`` is called where another process holds it: it may raise, else this one waits.
+    ``busy(holder)`` is called where another process holds it: it may raise, else this one waits. Processes
+    that are forked off do not hold it.
     """
-    with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = _acquire(path, busy, error)
+    try:
         yield
+    finally:
+        _release(descriptor)
+
+
+@contextmanager
+def shared(path: Path, text: str, check: Callable[[str, str, str], object]) -> Iterator[None]:
+    """Hold ``path`` together with other processes, unless ``check(holder, theirs, text)`` raises.
+
+    ``text`` is one line that says what the processes must have in common, ``theirs`` is the first one's.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(descriptor)
+    try:
+        if _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _sign(descriptor, text)
+            _flock(descriptor, fcntl.LOCK_SH)
+        else:
+            _flock(descriptor, fcntl.LOCK_SH)
+            holder, _, first = _said(descriptor).partition("\n")
+            check(holder, first, text)
+        yield
+    finally:
+        _release(descriptor)
+
+
+def _acquire(path: Path, busy: Callable[[str], object], error: type[UserError]) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as failed:
+            raise _unwritable(path, failed, error) from None
+        _held.add(descriptor)
+        try:
+            if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                busy(_said(descriptor).partition("\n")[0])
+                _flock(descriptor, fcntl.LOCK_EX)
+            if _is_still(path, descriptor):
+                _sign(descriptor)
+                return descriptor
+        except BaseException:
+            _release(descriptor)
+            raise
+        _release(descriptor)
+
+
+def _unwritable(path: Path, failed: OSError, error: type[UserError]) -> Exception:
+    if failed.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return error(f"{path} cannot be written: {failed.strerror}", "choose another --out")
+    return failed
+
+
+def _flock(descriptor: int, how: int) -> bool:
+    """Whether the lock was got, or the file system knows none; False where another process has it."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        if error.errno not in _UNKNOWN:
+            raise
+    return True
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether ``path`` is the file that was opened: its last holder may have removed it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int, text: str = "") -> None:
+    """Write who holds the lock; for people."""
+    program = Path(sys.argv[0] or "python").name
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({program})\n{text}".encode(), 0)
+
+
+def _said(descriptor: int) -> str:
+    return os.pread(descriptor, 1 << 16, 0).decode(errors="replace") or "one that has not said its name"
+
+
+def _release(descriptor: int) -> None:
+    if descriptor in _held:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _let_go() -> None:
+    """In a forked child: its copies would keep the locks after its parent's end."""
+    for descriptor in tuple(_held):
+        _release(descriptor)
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+# ------------------------------------------------------------------------------------------ files
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -70,10 +215,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of ours; empty where there is no such file."""
+    """The mapping in a JSON file of ours; empty where there is no such file. DamageError where it is none."""
     if not path.is_file():
         return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamageError(f"{path} is damaged: {error}", "remove it, then run the same command") from None
+    if not isinstance(values, dict):
+        raise DamageError(f"{path} holds no mapping", "remove it, then run the same command")
     return values
 
 

@@ -42,10 +42,10 @@ def run_step(step: Step, place: str, log: Path) -> float:
     ``place`` is shown before the title, for example ``3/12``.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    console.out.print(f"[bold]{place} {step.title}[/]")
-    console.out.print(f"  $ {shlex.join(step.command)}", markup=False)
+    console.out.print(f"[bold]{place} {console.escape(step.title)}[/]")
+    console.paste("  $ ", *step.command)
     began = time.monotonic()
-    with open(log, "wb") as file, console.out.status(f"{step.title}; output in {log}"):
+    with open(log, "wb") as file, console.out.status(console.escape(f"{step.title}; output in {log}")):
         status = subprocess.run(
             _arguments(step.command), stdout=file, stderr=subprocess.STDOUT, env=_environment()
         )

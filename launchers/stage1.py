@@ -15,8 +15,9 @@ EXAMPLES = """\
       --out runs/1a --epochs 100 --global-batch 512
   deepspeed launchers/stage1.py --ds-config zero2.json --cache caches/source --student-weights runs/1a \\
       --student vit_small_patch16_224 --out runs/1b --epochs 300 --global-batch 128
+two students from the same batches:
   deepspeed launchers/stage1.py --cache caches/proxy --student vit_tiny_patch16_224 \\
-      --student vit_small_patch16_224 --out runs/both        two students from the same batches
+      --student vit_small_patch16_224 --out runs/both
   deepspeed launchers/stage1.py --teacher live --live images=imagenet/train image_size=224 \\
       teacher=vit_base_patch14_dinov2.lvd142m --student vit_tiny_patch16_224 --out runs/live
 """

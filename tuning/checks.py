@@ -16,6 +16,7 @@ import space as spaces
 import torch
 from options import SearchConfig
 
+from gkd_scale.cache.cluster import refuse_silent
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.reader import Caches, open_caches
 from gkd_scale.demo import defaults
@@ -68,6 +69,8 @@ class Plan:
 
 def check(cfg: SearchConfig) -> Plan:
     """The plan of a search; raises ConfigError, CacheError, DataError or ModelError."""
+    if cfg.address is not None:
+        refuse_silent(cfg.address, "--address")
     base = _base(cfg)
     space = spaces.read(cfg.space, base)
     _check_space(cfg, space)
@@ -273,6 +276,10 @@ def _resources(cfg: SearchConfig) -> tuple[float, float]:
     """CPU cores and GPUs of a rank; ConfigError where this machine can never give them."""
     asked = cfg.resource_map()
     cpu, gpu = asked.get("cpu", 1.0), asked.get("gpu", float(min(1, _gpus(cfg))))
+    if not cpu and not gpu:
+        raise ConfigError(
+            f"--resources {cfg.resources} gives a rank nothing to run on", "give it cpu=1, or gpu=1"
+        )
     if gpu > 1:
         raise ConfigError(
             f"--resources gives a rank {gpu:g} GPUs", "a rank uses one: raise --workers-per-trial"

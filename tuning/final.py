@@ -6,7 +6,6 @@ Three commands, each shown, each in a process of its own; a step that is complet
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -31,9 +30,10 @@ def run(cfg: SearchConfig, plan: Plan) -> None:
     test = plan.test or (TEST if not cfg.train else {})
     for title, command, marker in commands(cfg, plan, out, test):
         if marker.exists():
-            console.out.print(f"[green]done before[/] {title}: {marker}")
+            console.out.print(f"[green]done before[/] {title}: {console.escape(str(marker))}")
             continue
-        console.out.print(f"[bold]{title}[/]\n[dim]$ {shlex.join(command)}[/]")
+        console.out.print(f"[bold]{title}[/]")
+        console.paste("$ ", *command)
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         status = subprocess.run(_with_port(command), env=environment, check=False).returncode
         if status or not marker.exists():  # the launcher's exit status alone proves nothing

@@ -134,10 +134,15 @@ class SearchConfig:
                 raise ConfigError(
                     f"--resources names '{name}'", nearest(name, ("cpu", "gpu")) or "write gpu=1,cpu=8"
                 )
+            if name in found:
+                raise ConfigError(f"--resources names '{name}' twice", "write gpu=1,cpu=8")
             try:
                 found[name] = float(text)
             except ValueError:
                 raise ConfigError(f"--resources '{part}' is no number", "write gpu=1,cpu=8") from None
-            if not 0 <= found[name] < float("inf"):
-                raise ConfigError(f"--resources '{part}' is no amount", "write gpu=1,cpu=8")
+            amount = found[name]
+            if not (amount == 0 or 1e-4 <= amount < float("inf")):
+                raise ConfigError(
+                    f"--resources '{part}' is no amount", "write gpu=1,cpu=8, or a share of at least 0.0001"
+                )
         return found

@@ -19,7 +19,7 @@ import space as spaces
 from options import SearchConfig
 
 from gkd_scale import config, console, files
-from gkd_scale.errors import RunError
+from gkd_scale.errors import DamageError, RunError
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = """\
@@ -42,41 +42,49 @@ def search(cfg: SearchConfig) -> None:
     from checks import check
 
     plan = check(cfg)
-    _begin(cfg, plan.space)
-    if (cfg.out / COMPLETE).exists():
-        console.out.print(f"{cfg.out} is already complete", markup=False)
-    else:
-        _tune(cfg, plan)
-    import summary
+    with files.claimed(cfg.out):
+        settings = _settings(cfg, plan.space)
+        if (cfg.out / COMPLETE).exists():
+            console.out.print(f"{cfg.out} is already complete", markup=False)
+        else:
+            _tune(cfg, plan, settings)
+        import summary
 
-    summary.conclude(cfg, plan)
-    if cfg.final:
-        import final
+        summary.conclude(cfg, plan)
+        if cfg.final:
+            import final
 
-        final.run(cfg, plan)
+            final.run(cfg, plan)
 
 
-def _begin(cfg: SearchConfig, space: spaces.Space) -> None:
-    """Write what the search is; RunError where the folder holds another one."""
-    from gkd_scale.engine.run import refuse_changed
+def _settings(cfg: SearchConfig, space: spaces.Space) -> dict[str, Any]:
+    """What the search is; RunError where the folder holds another one, or something else."""
+    from gkd_scale.cache.spec import SPEC
+    from gkd_scale.engine.run import CONFIG, refuse_changed
 
     record = cfg.out / RECORD
     asked = {key: value for key, value in config.to_dict(cfg).items() if key not in VOLATILE}
     searched = {key: dimension.text() for key, dimension in space.searched.items()}
-    now = json.loads(json.dumps({**asked, "space": {**space.fixed, **searched}}))
+    now: dict[str, Any] = json.loads(json.dumps({**asked, "space": {**space.fixed, **searched}}))
     if record.exists():
-        refuse_changed(cfg.out, json.loads(record.read_text()), now)
+        try:
+            before = files.read_json(record)
+        except DamageError as error:
+            raise RunError(error.message, "give another --out: what was searched is not known") from None
+        refuse_changed(cfg.out, before, now)
+    elif other := next((name for name in (CONFIG, SPEC) if (cfg.out / name).exists()), None):
+        raise RunError(f"{cfg.out} holds something else than a search ({other})", "give another --out")
     elif cfg.resume:
         raise RunError(
             f"{cfg.out} holds no search to go on with", "leave --resume out, or give another --out"
         )
-    files.write_json(record, now)
+    return now
 
 
 # ------------------------------------------------------------------------------------------- Tune
 
 
-def _tune(cfg: SearchConfig, plan: Any) -> None:
+def _tune(cfg: SearchConfig, plan: Any, settings: dict[str, Any]) -> None:
     """Run all trials to their end. Ctrl-C leaves everything as a kill would, to go on from."""
     _environment()
     import ray
@@ -85,6 +93,7 @@ def _tune(cfg: SearchConfig, plan: Any) -> None:
     from ray import tune
 
     _start_ray(cfg, plan)
+    files.write_json(cfg.out / RECORD, settings)
     rank = {name: amount for name, amount in (("CPU", plan.cpu), ("GPU", plan.gpu)) if amount}
 
     def stage1(drawn: dict[str, Any]) -> None:
@@ -97,8 +106,8 @@ def _tune(cfg: SearchConfig, plan: Any) -> None:
             console.out.print(f"going on with {cfg.out}", markup=False)
             tuner = tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True)
         else:
-            parameters, settings = _algorithms(cfg, plan)
-            count = settings.pop("count")
+            parameters, algorithms = _algorithms(cfg, plan)
+            count = algorithms.pop("count")
             run_config = tune.RunConfig(
                 name=STATE,
                 storage_path=str(cfg.out.resolve()),
@@ -109,7 +118,7 @@ def _tune(cfg: SearchConfig, plan: Any) -> None:
             tuner = tune.Tuner(
                 trainable,
                 param_space=parameters,
-                tune_config=tune.TuneConfig(**settings, max_concurrent_trials=cfg.max_concurrent),
+                tune_config=tune.TuneConfig(**algorithms, max_concurrent_trials=cfg.max_concurrent),
                 run_config=run_config,
             )
         tuner.fit()
@@ -140,6 +149,8 @@ def _start_ray(cfg: SearchConfig, plan: Any) -> None:
     """A Ray of this machine, or the cluster at ``--address``. Workers import what this process imports."""
     import ray
 
+    from gkd_scale.cache.cluster import join
+
     path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH"))))
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": {"PYTHONPATH": path}},
@@ -150,16 +161,17 @@ def _start_ray(cfg: SearchConfig, plan: Any) -> None:
         from checks import cores
 
         options |= {"address": "local", "num_cpus": cores(cfg), "include_dashboard": cfg.dashboard}
-    else:
-        options["address"] = cfg.address
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table names failures and causes
     warnings.filterwarnings("ignore", module="optuna")
-    ray.init(**options)
+    if cfg.address is None:
+        ray.init(**options)
+    else:
+        join(cfg.address, "--address", **options)
     there = {kind: ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())
     console.out.print(
-        f"[bold]search[/] {plan.space.path.name}: {', '.join(plan.space.searched)}; "
-        f"{nodes} node(s), {there['CPU']:g} CPU, {there['GPU']:g} GPU; {cfg.out}"
+        f"[bold]search[/] {console.escape(plan.space.path.name)}: {', '.join(plan.space.searched)}; "
+        f"{nodes} node(s), {there['CPU']:g} CPU, {there['GPU']:g} GPU; {console.escape(str(cfg.out))}"
     )
     for kind, each in (("CPU", plan.cpu), ("GPU", plan.gpu)):
         if each * plan.workers > there[kind]:

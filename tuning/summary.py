@@ -12,12 +12,12 @@ from typing import Any
 
 import plots
 import results
-from checks import Plan
+from checks import LAUNCHERS, Plan
 from options import SearchConfig
 from results import Trial
 from table import table
 
-from gkd_scale import config, console, files
+from gkd_scale import commands, config, console, files
 from gkd_scale.errors import RunError
 
 BEST = "best.yaml"
@@ -46,8 +46,14 @@ def conclude(cfg: SearchConfig, plan: Plan) -> None:
         + "importance: "
         + ", ".join(f"{key} {value:.2f}" for key, value in importances.items())
     )
-    console.out.print(f"[green]done[/]: {cfg.out / BEST}, {cfg.out / PAGE}, {cfg.out / results.FILE}")
-    console.out.print(f"next: deepspeed launchers/stage1.py --config {cfg.out / BEST}", markup=False)
+    written = f"{cfg.out / BEST}, {cfg.out / PAGE}, {cfg.out / results.FILE}"
+    console.out.print(f"[green]done[/]: {console.escape(written)}")
+    console.paste("next: ", *_command(cfg))
+
+
+def _command(cfg: SearchConfig) -> list[object]:
+    """Stage 1 with the best configuration."""
+    return ["deepspeed", commands.script(LAUNCHERS, "stage1.py"), "--config", cfg.out / BEST]
 
 
 def best_yaml(best: Trial, plan: Plan, cfg: SearchConfig) -> str:
@@ -57,7 +63,7 @@ def best_yaml(best: Trial, plan: Plan, cfg: SearchConfig) -> str:
     said = (
         f"# Trial {best.number} ({best.name}): mIoU {best.score:.2f} after {best.steps} steps, "
         f"{cfg.probe} probe on {', '.join(plan.val)}.\n"
-        f"# deepspeed launchers/stage1.py --config {cfg.out / BEST}\n"
+        f"# {commands.shell(*_command(cfg))}\n"
     )
     return said + config.to_yaml(chosen)
 

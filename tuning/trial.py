@@ -11,7 +11,6 @@ that holds a ``miou``. A trial that is started again, on this or another node, g
 from __future__ import annotations
 
 import copy
-import fcntl
 import functools
 import os
 import socket
@@ -55,7 +54,8 @@ def train(drawn: dict[str, Any], plan: Plan) -> None:
     """
     name = tune.get_context().get_trial_id()
     out = plan.out / "trials" / name
-    with _locked(out / "lock"):
+    out.mkdir(parents=True, exist_ok=True)
+    with files.locked(out / "lock", lambda _: None):  # an actor that is being killed may linger
         drawn = {key: value for key, value in drawn.items() if key in plan.space.searched}
         forked = _fork(plan, name, drawn)
         last = last_report(out)
@@ -148,15 +148,6 @@ def _logged(path: Path) -> Iterator[None]:
         except BaseException:
             traceback.print_exc(file=sys.stderr)
             raise
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait for, then hold, a lock that dies with its process: an actor that is being killed may linger."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _free_port() -> int:

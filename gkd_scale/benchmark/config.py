@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,4 +152,21 @@ def read_recipe(path: Path, data: Path, out: Path) -> Recipe:
             return {key: placed(item) for key, item in value.items()}
         return value
 
-    return config.build(Recipe, placed(config.read_yaml(path)), str(path))
+    def line(text: Any) -> Any:
+        """A line as a shell would take it: places may hold spaces and quotes."""
+        try:
+            return shlex.join(map(placed, shlex.split(text))) if isinstance(text, str) else text
+        except ValueError as error:
+            raise ConfigError(f"{path}: {text!r} is no command line: {error}", "close the quote") from None
+
+    values = config.read_yaml(path)
+    lines: dict[str, Any] = {}
+    if isinstance(prepare := values.pop("prepare", None), list):
+        lines["prepare"] = [line(each) for each in prepare]
+    elif prepare is not None:
+        lines["prepare"] = line(prepare)
+    if isinstance(flags := values.pop("flags", None), dict):
+        lines["flags"] = {key: line(each) for key, each in flags.items()}
+    elif flags is not None:
+        lines["flags"] = flags
+    return config.build(Recipe, {**placed(values), **lines}, str(path))

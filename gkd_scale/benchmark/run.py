@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import shlex
+import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from gkd_scale import console, files
 from gkd_scale.benchmark import table
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe, read_recipe
 from gkd_scale.benchmark.plan import Plan, Work, cells, steps_of
-from gkd_scale.errors import ConfigError, GkdError
+from gkd_scale.errors import ConfigError, GkdError, RunError
 from gkd_scale.steps import run_step
 
 
@@ -35,14 +36,31 @@ def benchmark(cfg: BenchmarkConfig) -> None:
             raise ConfigError(
                 f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
             )
-    works = Plan(cfg, recipe, out).works(cells(recipe, cfg.only))
+    plan = Plan(cfg, recipe, out)
+    works = plan.works(cells(recipe, cfg.only))
     console.out.print(budget(recipe))
     if cfg.dry_run:
         for work in works:
-            console.out.print(shlex.join(work.step.command), markup=False)
+            console.paste("", *work.step.command)
         return
-    run(works, out)
-    report(recipe, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with files.shared(out / files.LOCK, _digest(plan.works(cells(recipe, []))), partial(_same, out)):
+        run(works, out)
+        report(recipe, out)
+
+
+def _digest(works: Sequence[Work]) -> str:
+    """What calls that share a folder have in common: every command of the table."""
+    commands = json.dumps([work.step.command for work in works])
+    return hashlib.sha256(commands.encode()).hexdigest()
+
+
+def _same(out: Path, holder: str, theirs: str, ours: str) -> None:
+    if theirs != ours:
+        raise RunError(
+            f"another benchmark with other settings is writing {out}: {holder}",
+            "wait for it, or choose another --out",
+        )
 
 
 def budget(recipe: Recipe) -> Table:
@@ -98,7 +116,7 @@ def _run(work: Work, place: str, out: Path, asked: dict[str, Any]) -> float:
     return spent
 
 
-def _waiting(work: Work) -> None:
+def _waiting(work: Work, _holder: str) -> None:
     console.out.print(f"another call runs '{work.step.title}': waiting for it", markup=False)
 
 
@@ -110,7 +128,8 @@ def _set_aside(work: Work, out: Path) -> None:
     place = out / "old" / f"{work.name}-{number}"
     place.parent.mkdir(exist_ok=True)
     work.folder.rename(place)
-    console.out.print(f"{work.name} is run again: its command, or what it needs, changed; before: {place}")
+    text = f"{work.name} is run again: its command, or what it needs, changed; before: {place}"
+    console.out.print(text, markup=False)
 
 
 def _eta(works: Sequence[Work], first: int, seconds: dict[str, float]) -> str:
@@ -145,4 +164,4 @@ def report(recipe: Recipe, out: Path) -> None:
     drawn = table.bars(rows, out / "bars.png")
     console.out.print(table.shown(recipe, rows, without))
     written = ["results.json", "table.md", *(["bars.png"] if drawn else [])]
-    console.out.print(f"written to {out}: {', '.join(written)}")
+    console.out.print(f"written to {out}: {', '.join(written)}", markup=False)

@@ -66,7 +66,7 @@ from gkd_scale.cache.views import (
     view_label,
 )
 from gkd_scale.errors import CacheError, DamageError, DataError, ModelError, disk_full
-from gkd_scale.files import TEMPORARY, locked, sha256_file, write_bytes
+from gkd_scale.files import LOCK, TEMPORARY, claimed, sha256_file, write_bytes
 from gkd_scale.images import UnreadableImage, open_image
 from gkd_scale.moments import Moments
 from gkd_scale.prefetch import Behind, prefetch
@@ -74,7 +74,6 @@ from gkd_scale.types import Features, Teacher, UInt8Array
 
 T = TypeVar("T")
 
-LOCK = ".lock"
 _SHOWN_ERRORS = 5
 _COUNTING = threading.Lock()
 
@@ -160,7 +159,7 @@ def build(
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
     spec = make_spec(cfg, teacher, plan)
     try:
-        with _locked(cfg.out):
+        with claimed(cfg.out, CacheError):
             _refuse_foreign(cfg.out)
             codec = _codec(cfg, teacher, plan)
             spec = replace(spec, codec_state=state_hash(state_bytes(codec)))
@@ -222,21 +221,6 @@ class _Task(NamedTuple):
 
     view: int
     shard: int
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; CacheError where another one does."""
-
-    def busy() -> None:
-        raise CacheError(f"another process is writing {folder}", "wait for it, or choose another --out")
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise CacheError(f"{folder} is not a folder", "choose another --out") from None
-    with locked(folder / LOCK, busy):
-        yield
 
 
 def _explained(error: OSError, out: Path) -> Exception:

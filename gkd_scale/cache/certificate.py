@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gkd_scale.cache.shard import json_bytes
+from gkd_scale.commands import shell
 from gkd_scale.errors import DamageError
 from gkd_scale.files import write_json
 
@@ -74,10 +75,14 @@ def read_certificate(path: Path, spec: str) -> Certificate:
         if certificate_path(path.parent, certificate.codec) != path:
             raise ValueError(f"it is of codec {certificate.codec}")
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise DamageError(f"{path} is damaged: {error}", "measure again with gkd-scale certify") from None
+        raise DamageError(f"{path} is damaged: {error}", _again(path)) from None
     if certificate.spec != spec:
-        raise DamageError(f"{path} was measured on another cache", "measure again with gkd-scale certify")
+        raise DamageError(f"{path} was measured on another cache", _again(path))
     return certificate
+
+
+def _again(path: Path) -> str:
+    return f"remove it, then measure again: {shell('gkd-scale', 'certify', path.parent)}, as before"
 
 
 def certificate_damage(path: Path, spec: str) -> str:

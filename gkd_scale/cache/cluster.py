@@ -10,6 +10,7 @@ indexes on disk. All nodes see the images and ``--out`` under the same paths (a 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections import Counter, deque
@@ -153,18 +154,46 @@ class _Pool:
         return worker.options(**options).remote(self._make, self._load, "cuda" if gpu else "cpu")
 
 
-def _refuse_silent(address: str) -> None:
-    """ConfigError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    if not host or not port.isdigit():
+def refuse_silent(address: str, flag: str = "--ray") -> None:
+    """ConfigError where ``address`` is none, or nobody listens there; Ray itself would try for minutes."""
+    if address == "auto":  # what Ray then takes
+        address = os.environ.get("RAY_ADDRESS", address)
+    if address in ("auto", "local"):
         return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
+    scheme, _, place = address.rpartition("://")
+    if scheme not in ("", "ray"):
         raise ConfigError(
-            f"there is no Ray cluster at '{address}' ({error.strerror or error})",
-            "start one with: ray start --head, or give --ray auto",
-        ) from None
+            f"{flag} '{address}' is no address of Ray", "give auto, HOST:PORT or ray://HOST:PORT"
+        )
+    found = re.fullmatch(r"(\[[^]]+\]|[^:\[\]/?#\s]+)(?::([0-9]{1,5}))?", place)
+    if found is None or (found[2] is None and not scheme) or not 0 < int(found[2] or 10001) < 2**16:
+        raise ConfigError(
+            f"{flag} '{address}' is no address of Ray", "give auto, HOST:PORT or ray://HOST:PORT"
+        )
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2] or 10001)), timeout=10).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _no_cluster(address, flag, reason) from None
+
+
+def _no_cluster(address: str, flag: str, reason: object) -> ConfigError:
+    """``reason`` on one line, not its whole story."""
+    return ConfigError(
+        f"there is no Ray cluster at '{address}' ({' '.join(str(reason).split())[:160]})",
+        f"start one with: ray start --head, then give {flag} auto on the same machine",
+    )
+
+
+def join(address: str, flag: str, **options: Any) -> None:
+    """Connect ``ray`` to the cluster at ``address``; ConfigError where there is none."""
+    import ray
+
+    refuse_silent(address, flag)
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:  # Ray's, gRPC's, of other versions: whatever keeps us out
+        raise _no_cluster(address, flag, error) from None
 
 
 @contextmanager
@@ -176,20 +205,13 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _refuse_silent(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        try:
-            ray.init(address=address, **options)
-        except ConnectionError:
-            if address != "auto":
-                raise
-            ray.init(include_dashboard=False, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"there is no Ray cluster at '{address}' ({' '.join(str(error).split())[:160]})",
-            "start one with: ray start --head, or give --ray auto",
-        ) from None
+        join(address, "--ray", **options)
+    except ConfigError:
+        if address != "auto" or "RAY_ADDRESS" in os.environ:
+            raise
+        ray.init(include_dashboard=False, **options)  # a Ray of this machine alone
     try:
         yield ray
     finally:

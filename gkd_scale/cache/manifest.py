@@ -28,6 +28,7 @@ from gkd_scale.cache.shard import (
     tar_path,
 )
 from gkd_scale.cache.spec import SPEC, Spec
+from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError, DataError
 from gkd_scale.files import sha256_file, write_bytes, write_text
 
@@ -83,7 +84,9 @@ def read_manifest_info(folder: Path) -> ManifestInfo:
     """The metadata of a whole manifest; FileNotFoundError if unfinished, DamageError if damaged."""
     data = (folder / MANIFEST).read_bytes()
     if not _checksum_is(folder, hashlib.sha256(data).hexdigest()):
-        raise DamageError(f"{folder / MANIFEST} does not match {CHECKSUM}", f"see: gkd-scale verify {folder}")
+        raise DamageError(
+            f"{folder / MANIFEST} does not match {CHECKSUM}", f"see: {shell('gkd-scale', 'verify', folder)}"
+        )
     return ManifestInfo(**metadata_of(pq.read_schema(pa.BufferReader(data))))
 
 

@@ -39,6 +39,7 @@ from gkd_scale.cache.shard import (
     tar_path,
 )
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
+from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.types import Grid, Size
 
@@ -340,7 +341,8 @@ def _unfinished(path: Path, spec: Spec) -> CacheError:
 def _damage(path: Path, what: str, why: str) -> DamageError:
     return DamageError(
         f"{path}/{what}: {why}",
-        f"mend it with: gkd-scale repair {path} --images FOLDER; list all with: gkd-scale verify {path}",
+        f"list all with: {shell('gkd-scale', 'verify', path)}; then mend it with: "
+        + shell("gkd-scale", "repair", path, "--images", "FOLDER"),
     )
 
 

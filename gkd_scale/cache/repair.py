@@ -20,6 +20,8 @@ from gkd_scale.cache.source import Source
 from gkd_scale.cache.spec import Spec
 from gkd_scale.cache.verify import damaged_shards
 from gkd_scale.config import build as build_config
+from gkd_scale.errors import CacheError
+from gkd_scale.files import claimed
 from gkd_scale.types import Teacher
 
 
@@ -40,11 +42,12 @@ def repair(
     """
     recipe = recipe_of(spec, cfg)
     refuse_other_source(recipe, spec, teacher, source)
-    for (view, shard), lines in damaged_shards(cfg.cache, quiet=quiet).items():
-        for line in lines:
-            report(line)
-        index_path(cfg.cache, view, shard).unlink(missing_ok=True)
-        tar_path(cfg.cache, view, shard).unlink(missing_ok=True)
+    with claimed(cfg.cache, CacheError):
+        for (view, shard), lines in damaged_shards(cfg.cache, quiet=quiet).items():
+            for line in lines:
+                report(line)
+            index_path(cfg.cache, view, shard).unlink(missing_ok=True)
+            tar_path(cfg.cache, view, shard).unlink(missing_ok=True)
     return build(recipe, teacher, source=source, quiet=quiet)
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.files import write_json
 
@@ -101,7 +102,7 @@ def read_spec(folder: Path) -> Spec:
             return Spec(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamageError(
-            f"{path} is damaged: {error}", f"see what is whole with: gkd-scale verify {folder}"
+            f"{path} is damaged: {error}", f"see what is whole with: {shell('gkd-scale', 'verify', folder)}"
         ) from None
     raise CacheError(
         f"{path} has format {version}; this version reads format {FORMAT}",

@@ -32,6 +32,7 @@ from gkd_scale.cache.shard import (
     tar_path,
 )
 from gkd_scale.cache.spec import SPEC, Spec, read_spec
+from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, GkdError
 from gkd_scale.prefetch import prefetch
 
@@ -70,7 +71,7 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
             damages += len(lines)
             bar.advance(task)
     if not quiet:
-        console.out.print(_summary(path, len(shards), damages), markup=False)
+        console.out.print(_summary(path, len(shards), damages), markup=False, soft_wrap=True)
     return damages
 
 
@@ -95,7 +96,8 @@ def _summary(path: Path, shards: int, damages: int) -> str:
     size = sum(tar.stat().st_size for tar in path.glob("v*/*.tar"))
     checked = f"{shards} shards, {size / 1e6:.1f} MB checked"
     if damages:
-        mend = f"mend it with: gkd-scale repair {path} --images FOLDER (and the teacher's --teacher-weights)"
+        repair = shell("gkd-scale", "repair", path, "--images", "FOLDER")
+        mend = f"mend it with: {repair} (and the teacher's --teacher-weights)"
         return f"{path} is damaged: {damages} lines above, {checked}\n  → {mend}"
     return f"{path} is whole: {checked}"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gkd_scale import console
+from gkd_scale import console, files
 from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig, parse_size
 from gkd_scale.demo.config import MakeDataConfig
 from gkd_scale.distill.recipe import teacher_for
+from gkd_scale.errors import DataError
 
 DATA = Path("runs/demo-data")
 PROXY_CACHE = Path("runs/demo-cache/proxy")
@@ -19,7 +21,7 @@ def make_data(cfg: MakeDataConfig) -> None:
     """``gkd-scale make-data``: write what is missing of the embedded scenes, with progress."""
     from gkd_scale.segment.datasets.make_data import write_data
 
-    with console.progress() as bar:
+    with files.claimed(cfg.out, DataError, partial(_waiting, cfg.out)), console.progress() as bar:
         task = bar.add_task("make-data", total=None)
         made = write_data(
             cfg.out,
@@ -33,6 +35,10 @@ def make_data(cfg: MakeDataConfig) -> None:
         )
     counts = ", ".join(f"{count} {name}" for name, count in made["counts"].items())
     console.out.print(f"{cfg.out}: {counts}", markup=False)
+
+
+def _waiting(out: Path) -> None:
+    console.out.print(f"another process is writing {out}: waiting for it", markup=False)
 
 
 def data() -> Path:

@@ -30,12 +30,15 @@ def demo(cfg: DemoConfig) -> int:
                 f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
             )
     began = time.monotonic()
-    run_all(plan(cfg), cfg.out / "logs")
-    results = {row: json.loads(path.read_text()) for row, path in _results(cfg).items()}
-    files.write_json(cfg.out / "results.json", results)
+    with files.claimed(cfg.out):
+        run_all(plan(cfg), cfg.out / "logs")
+        results = {row: json.loads(path.read_text()) for row, path in _results(cfg).items()}
+        files.write_json(cfg.out / "results.json", results)
     console.out.print(table(results))
     minutes = (time.monotonic() - began) / 60
-    console.out.print(f"[green]done[/] in {minutes:.1f} minutes; everything is in {cfg.out}:")
+    console.out.print(
+        f"[green]done[/] in {minutes:.1f} minutes; everything is in {console.escape(str(cfg.out))}:"
+    )
     console.out.print(
         "  data/ the scenes, caches/ the teacher's features, gkd/backbone.safetensors the student,\n"
         "  gkd-head/ the segmentation model, results.json every number, logs/ what each command said"

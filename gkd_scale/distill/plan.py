@@ -231,7 +231,7 @@ def show(found: Estimate, cfg: PlanConfig) -> None:
     )
     console.out.print(_codec_table(found))
     if found.disk_free is not None:
-        console.out.print(f"free at {_existing(cfg.out)}: {_size(found.disk_free)}")
+        console.out.print(f"free at {_existing(cfg.out)}: {_size(found.disk_free)}", markup=False)
     console.out.print(_student_table(found, cfg))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gkd_scale import console
+from gkd_scale import commands, console
 from gkd_scale.cache.ledger import FOLDER as LEDGER
 from gkd_scale.cache.ledger import recorded
 from gkd_scale.distill import heads
@@ -54,7 +54,6 @@ def train(
     Generic), not
     yet sharded.
     """
-    began = time.monotonic()
     plan = ds_config.resolve(
         cfg.ds_config,
         bundled,
@@ -63,12 +62,31 @@ def train(
         device=runtime.device,
         default=DEFAULT_GLOBAL_BATCH,
     )
-    teaching = open_teaching(cfg, runtime, plan)
-    steps = _steps(cfg, teaching, plan)
-    made = [_job(each, runtime, plan, teaching, steps) for each in cfg.each()]
-    jobs = [job for job in made if job is not None]
-    if not jobs:
-        return
+    alone = cfg.each()
+    # The ledger is of the whole pass, and lies in OUT itself.
+    with run.claimed(runtime, [each.out for each in alone] + [cfg.out] * cfg.ledger):
+        teaching = open_teaching(cfg, runtime, plan)
+        steps = _steps(cfg, teaching, plan)
+        made = [_job(each, runtime, plan, teaching, steps) for each in alone]
+        begun = [(each, found) for each, found in zip(alone, made, strict=True) if found is not None]
+        for each, (job, conditioning) in begun:
+            runtime.on_main(partial(_begin, each, job, teaching, conditioning))
+        jobs = [job for _, (job, _) in begun]
+        if jobs:
+            _train(cfg, jobs, runtime, plan, teaching, steps, prepare, bundled)
+
+
+def _train(
+    cfg: Stage1Config,
+    jobs: list[Job],
+    runtime: Runtime,
+    plan: DeepSpeedPlan,
+    teaching: Teaching,
+    steps: int,
+    prepare: Callable[[Job], None],
+    bundled: Path,
+) -> None:
+    began = time.monotonic()
     if runtime.main:
         _introduce(cfg, plan, teaching, jobs, steps)
     for job in jobs:
@@ -87,7 +105,7 @@ def train(
         runtime.on_main(partial(_finish, job, state, teaching, steps, began))
     _tell_skipped(teaching, runtime)
     if runtime.main:
-        _conclude(cfg, jobs, time.monotonic() - began)
+        _conclude(cfg, jobs, teaching, time.monotonic() - began, bundled)
 
 
 def default_lr(global_batch: int) -> float:
@@ -117,9 +135,12 @@ def _batches(
 
 def _job(
     cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teaching: Teaching, steps: int
-) -> Job | None:
-    """The training of the one student of ``cfg``; None where its run is already done."""
-    done = runtime.on_main(lambda: run.begin(cfg.out, cfg, KIND))
+) -> tuple[Job, Conditioning] | None:
+    """The training of the one student of ``cfg``, and its conditioning; None where its run is already done.
+
+    Writes nothing.
+    """
+    done = runtime.on_main(lambda: run.is_done(cfg.out, KIND))
     conditioning = runtime.on_main(lambda: _conditioning(cfg, teaching))
     distiller = _distiller(cfg, teaching, conditioning)
     net = distiller.student.net
@@ -135,15 +156,17 @@ def _job(
     if done:
         run.require_same(cfg.out, identity)
         if runtime.main:
-            console.out.print(f"{cfg.out} is already complete: {cfg.out / backbone.WEIGHTS_FILE}")
+            console.out.print(
+                f"{cfg.out} is already complete: {cfg.out / backbone.WEIGHTS_FILE}", markup=False
+            )
         return None
     if continued and runtime.main:
-        console.out.print(f"{cfg.out}: the QSD heads go on from {cfg.student_weights}")
+        console.out.print(f"{cfg.out}: the QSD heads go on from {cfg.student_weights}", markup=False)
     optim = cfg.optim
     base = optim.lr if optim.lr is not None else default_lr(plan.global_batch)
     warmup = round(optim.warmup * steps)
     prefix = "student.net."
-    return Job(
+    job = Job(
         title=distiller.student.spec.name,
         module=distiller,
         lr=lambda step: cosine(
@@ -157,14 +180,25 @@ def _job(
         no_decay=frozenset(prefix + name for name in layers.no_decay(net)),
         identity=identity,
     )
+    return job, conditioning
+
+
+def _begin(cfg: Stage1Config, job: Job, teaching: Teaching, conditioning: Conditioning) -> None:
+    """Write what the run is; all that could be refused has been. Rank 0."""
+    run.begin(job.out, cfg, KIND, job.identity)
+    conditioning.save(job.out, _conditioned_by(cfg, teaching))
+
+
+def _conditioned_by(cfg: Stage1Config, teaching: Teaching) -> str:
+    """The digest of what decides the conditioning."""
+    return conditionings.key({"norm": cfg.teacher_norm, "power": cfg.whiten_power, **teaching.identity})
 
 
 def _conditioning(cfg: Stage1Config, teaching: Teaching) -> Conditioning:
-    """The conditioning of the teacher's tokens, from their moments; written to the run's folder. Rank 0."""
-    of = {"norm": cfg.teacher_norm, "power": cfg.whiten_power, **teaching.identity}
+    """The conditioning of the teacher's tokens, from their moments; or what the run began with. Rank 0."""
     return conditionings.kept(
         cfg.out,
-        of,
+        _conditioned_by(cfg, teaching),
         lambda: conditionings.fit(
             teaching.source.spread(conditionings.SAMPLES), cfg.teacher_norm, cfg.whiten_power
         ),
@@ -228,7 +262,7 @@ def _tell_skipped(teaching: Teaching, runtime: Runtime) -> None:
     total = int(runtime.sum(torch.tensor([len(teaching.skipped)])))
     if total and runtime.main:
         example = next(iter(teaching.skipped.values()), "on another rank")
-        console.out.print(f"[yellow]{total} damaged samples were skipped[/]: {example}")
+        console.out.print(f"[yellow]{total} damaged samples were skipped[/]: {console.escape(example)}")
 
 
 def _introduce(
@@ -244,7 +278,8 @@ def _introduce(
         millions = sum(p.numel() for p in student.net.parameters()) / 1e6
         console.out.print(
             f"→ student {student.spec.name} "
-            f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim}); {job.out}"
+            f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim}); {job.out}",
+            markup=False,
         )
         if student.grid[0] < rows:
             stride = round(teaching.source.image_size[0] / rows)
@@ -254,16 +289,30 @@ def _introduce(
             )
     for line in teaching.about:
         console.out.print(line, markup=False)
-    console.out.print(f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.out}")
+    console.out.print(
+        f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.out}", markup=False
+    )
     for note in plan.notes:
         console.out.print(f"{plan.path.name}: {note}", markup=False)
 
 
-def _conclude(cfg: Stage1Config, jobs: list[Job], seconds: float) -> None:
+def _conclude(cfg: Stage1Config, jobs: list[Job], teaching: Teaching, seconds: float, bundled: Path) -> None:
     made = ", ".join(str(job.out / backbone.WEIGHTS_FILE) for job in jobs)
-    console.out.print(f"[green]done[/] in {seconds:.0f} s: {made}")
-    first = jobs[0]
-    console.out.print(
-        f"next: deepspeed launchers/stage2.py --ds-config {cfg.ds_config} --backbone {first.out} "
-        f"--student {first.title} --train ADAPTER:PATH --val ADAPTER:PATH --out runs/stage2"
-    )
+    console.out.print(f"[green]done[/] in {seconds:.0f} s: {console.escape(made)}")
+    lead = "next: "
+    for job in jobs:
+        console.paste(lead, *_stage2(cfg, job, teaching, bundled))
+        lead = "      "
+    console.out.print("      on the embedded scenes; on yours with --train ADAPTER:PATH --val ADAPTER:PATH")
+
+
+def _stage2(cfg: Stage1Config, job: Job, teaching: Teaching, bundled: Path) -> list[object]:
+    """The command of stage 2 on what a job exported, which says its own name and arguments."""
+    student = _distiller_of(job).student
+    stride = backbone.Backbone(student.net, student.spec).stride
+    size = "x".join(str(max(1, round(side / stride)) * stride) for side in teaching.source.image_size)
+    out = job.out.with_name(f"{job.out.name}-stage2") if job.out.name else job.out / "stage2"
+    return [
+        *("deepspeed", commands.script(bundled, "stage2.py"), "--ds-config", cfg.ds_config),
+        *("--backbone", job.out, "--image-size", size, "--out", out),
+    ]

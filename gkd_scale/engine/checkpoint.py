@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gkd_scale import files
 from gkd_scale.engine import weights
 from gkd_scale.engine.ema import Ema
-from gkd_scale.engine.run import refuse_changed
+from gkd_scale.engine.run import begin_again, refuse_changed
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import DamageError, nearest
 
@@ -108,6 +108,7 @@ def fork(source: Path, folder: Path, changes: dict[str, Any]) -> None:
         meta = json.loads(reader.metadata()["gkd_scale"])
         tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
     meta["identity"] |= changes
+    begin_again(folder.parent, meta["identity"])
     for old in steps(folder):
         path(folder, old).unlink()
     files.write_bytes(path(folder, int(meta["step"])), to_bytes(tensors, {"gkd_scale": json.dumps(meta)}))

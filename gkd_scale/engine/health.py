@@ -36,8 +36,8 @@ class Vitals:
         if bad:
             raise UserError(
                 f"{', '.join(bad)} is not finite at step {step}",
-                "lower --lr, lengthen the warmup, or set gradient_clipping in the DeepSpeed config; "
-                "the last checkpoint is kept",
+                "set gradient_clipping in the DeepSpeed config and go on from the last checkpoint, or start "
+                "anew in another --out with a lower --lr or a longer warmup",
             )
         variance = means.get(TOKEN_VARIANCE, 1.0)
         self._dead = self._dead + 1 if variance < DEAD else 0

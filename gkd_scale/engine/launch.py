@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,11 +12,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from gkd_scale import config, console
+from gkd_scale.engine import world
 from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import GkdError, disk_full
 from gkd_scale.memory import keep_freed
 
 C = TypeVar("C")
+
+LOST = re.compile(
+    "Connection closed by peer|Connection reset by peer|Broken pipe|Connection refused|remote process exited"
+    "|NCCL communicator was aborted|ncclRemoteError"
+)
+"""What a collective says where another rank's process has ended."""
 
 
 def main(
@@ -34,10 +42,10 @@ def main(
     printed by rank 0 alone; an error of one rank names the rank. A run that stopped because it was asked
     to ends with status 0.
     """
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    runtime = None
+    rank = _rank()
     try:
         parsed = config.parse(cls, argv, prog=prog, description=description, examples=examples)
+        world.place(os.environ)  # before anything is loaded
         _quiet()
         keep_freed()
         from gkd_scale.engine.runtime import Runtime
@@ -45,6 +53,7 @@ def main(
         runtime = Runtime.start()
         run(parsed, runtime, bundled)
         runtime.barrier()
+        runtime.stop()
     except Stopped as stopped:
         if rank == 0:
             console.out.print(
@@ -58,14 +67,24 @@ def main(
         if full is None:
             raise
         return _report(full, rank)
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        console.err.print(f"[bold red]error:[/] rank {rank} lost the others: one of them ended")
+        return 1
     except KeyboardInterrupt:
         if rank == 0:
             console.err.print("[yellow]stopped[/]; the same command goes on from the last checkpoint")
         return 130
-    finally:
-        if runtime is not None and sys.exc_info()[0] is None:
-            runtime.stop()
     return 0
+
+
+def _rank() -> int:
+    """This process's rank; 0, which speaks for all, where the environment gives it none."""
+    try:
+        return world.place(os.environ).rank
+    except GkdError:
+        return 0
 
 
 def leave(status: int) -> NoReturn:

@@ -29,6 +29,7 @@ from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.ema import Ema
 from gkd_scale.engine.feed import feed
 from gkd_scale.engine.health import Vitals, Waits
+from gkd_scale.engine.run import CHECKPOINTS
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import GkdError
@@ -100,7 +101,7 @@ class Training:
         self.ema = Ema(self.module, job.ema) if job.ema else None
         self.runtime = runtime
         self.norms = batch_norms(self.module)
-        self.folder = job.out / "checkpoints"
+        self.folder = job.out / CHECKPOINTS
         self.vitals = Vitals()
         self.sums: dict[str, Tensor] = {}
         self.norm: float | None = None

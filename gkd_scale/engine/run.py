@@ -1,19 +1,30 @@
-"""A run folder: what was asked (``config.yaml``), and whether it is done (``run.json``, written last).
+"""A run folder: what was asked (``config.yaml``), what must not change (``begun.json``), and whether it is
+done (``run.json``, written last).
 
-The exit status of ``deepspeed`` is not proof that its ranks ended well; ``run.json`` is.
+The exit status of ``deepspeed`` is not proof that its ranks ended well; ``run.json`` is. While a launch
+trains into a folder, its rank 0 holds the folder's lock.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from gkd_scale import __version__, config, files
-from gkd_scale.errors import RunError
+from gkd_scale.cache.spec import SPEC
+from gkd_scale.engine.runtime import Runtime
+from gkd_scale.errors import ConfigError, RunError
 
 RECORD = "run.json"
+BEGUN = "begun.json"
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+OTHERS = {SPEC: "a teacher cache", "search.json": "a search", "data.json": "the embedded scenes"}
+"""What else our commands write folders of, by a file that lies in each."""
 VOLATILE = (
     "out",
     "save_every",
@@ -39,15 +50,75 @@ def identity(options: Any, **resolved: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**kept, **resolved}))
 
 
-def begin(out: Path, options: Any, kind: str) -> bool:
-    """Write ``config.yaml``; True if the run is already done. RunError if ``out`` holds another kind."""
+@contextmanager
+def claimed(runtime: Runtime, folders: Sequence[Path]) -> Iterator[None]:
+    """Hold run folders for this launch, by rank 0; RunError on all ranks where another process holds one.
+
+    Runs that are done are only read: they are not held.
+    """
+    with ExitStack() as held:
+
+        def claim() -> None:
+            for folder in sorted(set(folders)):
+                if read(folder) is None:
+                    held.enter_context(files.claimed(folder))
+
+        runtime.on_main(claim)
+        yield
+
+
+def is_done(out: Path, kind: str) -> bool:
+    """Whether the run in ``out`` is done; RunError where the folder holds something else. Writes nothing."""
     record = read(out)
-    if record and record["kind"] != kind:
-        raise RunError(f"{out} holds a finished {record['kind']} run", "give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    if record is None:
-        files.write_text(out / "config.yaml", config.to_yaml(options))
+    found = record or files.read_json(out / BEGUN)
+    if found and found.get("kind") != kind:
+        state = "finished" if record else "begun"
+        raise RunError(f"{out} holds a {state} {found.get('kind')} run", "give another --out")
+    for name, what in OTHERS.items():
+        if (out / name).exists():
+            raise RunError(f"{out} holds {what} ({name})", "give another --out")
     return record is not None
+
+
+def begin(out: Path, options: Any, kind: str, now: dict[str, Any]) -> None:
+    """Write ``config.yaml`` and ``begun.json``, with what must not change: ``now``.
+
+    RunError where the folder holds a run of other settings, also one without a checkpoint yet; nothing is
+    written then.
+    """
+    begun = files.read_json(out / BEGUN)
+    if begun:
+        refuse_changed(out, begun["identity"], now)
+    elif not has_checkpoint(out):  # else the checkpoint says it
+        _refuse_other_config(out, options)
+    files.write_text(out / CONFIG, config.to_yaml(options))
+    files.write_json(out / BEGUN, {"kind": kind, "identity": now})
+
+
+def begin_again(out: Path, now: dict[str, Any]) -> None:
+    """Change what must not change in a begun run: its checkpoint was made another's."""
+    begun = files.read_json(out / BEGUN)
+    if begun:
+        files.write_json(out / BEGUN, {**begun, "identity": now})
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether there is a whole checkpoint."""
+    return any((out / CHECKPOINTS).glob("step-*.safetensors"))
+
+
+def _refuse_other_config(out: Path, options: Any) -> None:
+    """RunError where a ``config.yaml`` (all that older versions write at the start) says other settings."""
+    path = out / CONFIG
+    if not path.exists():
+        return
+    try:
+        before = config.build(type(options), config.read_yaml(path), str(path))
+    except ConfigError as error:
+        raise RunError(
+            f"{path} is not of such a run: {error.message}", "give another --out, or remove it"
+        ) from None
+    refuse_changed(out, identity(before), identity(options))
 
 
 def require_same(out: Path, now: dict[str, Any]) -> None:
@@ -58,13 +129,24 @@ def require_same(out: Path, now: dict[str, Any]) -> None:
 
 def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """RunError that names each setting that differs."""
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    then, asked = _leaves(before), _leaves(now)
+    changed = [key for key in sorted({*then, *asked}) if then.get(key) != asked.get(key)]
     if changed:
-        shown = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        shown = "; ".join(f"{key}: {then.get(key)!r} then, {asked.get(key)!r} now" for key in changed)
+        anew = "" if has_checkpoint(out) else f", or remove {out}: it has no checkpoint yet"
         raise RunError(
             f"{out} holds a run with other settings ({shown})",
-            "give another --out, or the same settings to go on",
+            f"give another --out, or the same settings to go on{anew}",
         )
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 def finish(out: Path, kind: str, identity: dict[str, Any], **facts: Any) -> None:

@@ -58,7 +58,7 @@ class RunLog:
             if not self._live and (step % self._print_every == 0 or step == self.steps):
                 left = (time.monotonic() - self._began) / max(1, step - self.start) * (self.steps - step)
                 who = f"{title}: " if len(rows) > 1 else ""
-                console.out.print(f"{who}step {step}/{self.steps}  {text}  ETA {left:.0f}s")
+                console.out.print(f"{who}step {step}/{self.steps}  {text}  ETA {left:.0f}s", markup=False)
 
     def note(self, text: str) -> None:
         """A line for people, above the live display."""

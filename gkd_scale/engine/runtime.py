@@ -1,9 +1,6 @@
-"""Rank, world and device, however the script was started.
+"""Rank, world and device, however the script was started (:mod:`.world`).
 
-``deepspeed`` and ``torchrun`` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; under Slurm
-they follow from its own variables (rank 0 is taken to be on the node that ``srun`` was started on, and
-the port follows from the job's number); started alone, a script becomes a world of one. On a CPU the
-backend is gloo, on GPUs NCCL.
+On a CPU the backend is gloo, on GPUs NCCL.
 """
 
 from __future__ import annotations
@@ -11,7 +8,6 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +16,19 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
 
-from gkd_scale.errors import GkdError
+from gkd_scale import console
+from gkd_scale.engine import world as worlds
+from gkd_scale.engine.world import free_port as free_port
+from gkd_scale.errors import ConfigError, GkdError
 
 T = TypeVar("T")
+
+JOIN = datetime.timedelta(minutes=10)
+"""How long ranks that have all been seen may take to connect to each other."""
+WAIT = datetime.timedelta(hours=12)
+"""How long a rank waits for the others in training: rank 0 may be building a cache."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +47,34 @@ class Runtime:
     @classmethod
     def start(cls) -> Runtime:
         """Join the process group that the launcher's environment names."""
-        environment()
+        at = worlds.place(os.environ)
+        wait = worlds.patience(os.environ)
+        if idle := worlds.unused_tasks(os.environ):
+            _remark(f"one process: the other {idle} tasks of this Slurm job are idle, start it with srun")
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", _gpu(at)) if cuda else torch.device("cpu")
+        os.environ.update(at.variables())
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if agent else None
+        store = worlds.gather(at, attempt, wait, _remark)
         import deepspeed
 
         # DeepSpeed's CPU kernel for shared-memory collectives takes two minutes to compile and leaks
         # 66 MiB of /dev/shm a rank; gloo alone gives the same results.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        cuda = torch.cuda.is_available()
-        local = int(os.environ["LOCAL_RANK"])
         if cuda:
-            torch.cuda.set_device(local)
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            _join(at, store, device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             deepspeed.init_distributed(
-                dist_backend="nccl" if cuda else "gloo",
-                auto_mpi_discovery=False,
-                timeout=datetime.timedelta(hours=12),
-                verbose=False,
+                dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, timeout=WAIT, verbose=False
             )
         if not cuda:
             _share_cores()
-        device = torch.device("cuda", local) if cuda else torch.device("cpu")
-        return cls(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+        return cls(at.rank, at.world, device)
 
     def stop(self) -> None:
         """Leave the process group."""
@@ -107,24 +117,39 @@ class Runtime:
         return result
 
 
-def environment() -> None:
-    """Fill what a launcher would have set, so that a script started alone is a world of one."""
-    if (
-        "RANK" not in os.environ
-        and "SLURM_PROCID" in os.environ
-        and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    ):
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
-        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-        os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000))
-    for key in ("RANK", "LOCAL_RANK"):
-        os.environ.setdefault(key, "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())
+def _remark(text: str) -> None:
+    console.err.print(f"[yellow]{console.escape(text)}[/]")
+
+
+def _gpu(at: worlds.Place) -> int:
+    """The number of this rank's GPU; ConfigError where there is none for it."""
+    there = torch.cuda.device_count()
+    if at.local < there:
+        return at.local
+    if there == 1 and "SLURM_LOCALID" in os.environ:  # Slurm shows each task its own GPU alone
+        return 0
+    raise worlds.own(
+        ConfigError(
+            f"rank {at.rank} is number {at.local} on its machine, which shows {there} GPU(s)",
+            "start as many ranks as there are GPUs (deepspeed --num_gpus N), or see CUDA_VISIBLE_DEVICES",
+        )
+    )
+
+
+def _join(at: worlds.Place, store: Store, device: torch.device) -> None:
+    """Connect to the other ranks, all of which are there."""
+    cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=PrefixStore("gkd-scale/group", store),
+        rank=at.rank,
+        world_size=at.world,
+        timeout=JOIN,
+        device_id=device if cuda and at.world > 1 else None,
+    )
+    store.set_timeout(WAIT)
+    set_timeout: Any = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+    set_timeout(WAIT)
 
 
 def _share_cores() -> None:
@@ -134,10 +159,3 @@ def _share_cores() -> None:
             os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
         )
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

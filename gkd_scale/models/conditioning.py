@@ -140,17 +140,18 @@ def load(folder: Path, of: str | None = None) -> Conditioning | None:
     return Conditioning(norm, *parts)
 
 
-def kept(folder: Path, of: Mapping[str, Any], make: Callable[[], Conditioning]) -> Conditioning:
-    """The conditioning that a run in ``folder`` began with, or what ``make`` gives, written there.
+def key(of: Mapping[str, Any]) -> str:
+    """The digest of what a conditioning was fitted to: ``of``, JSON types."""
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
 
-    ``of`` (JSON types) decides it. A resumed run so has the very numbers that it started with.
+
+def kept(folder: Path, of: str, make: Callable[[], Conditioning]) -> Conditioning:
+    """The conditioning that a run in ``folder`` began with, if it is ``of`` that, or what ``make`` gives.
+
+    A resumed run so has the very numbers that it started with, once they are saved there.
     """
-    key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-    found = load(folder, key)
-    if found is None:
-        found = make()
-        found.save(folder, key)
-    return found
+    found = load(folder, of)
+    return make() if found is None else found
 
 
 def fit(batches: Iterable[Features], norm: str, power: float = 0.5) -> Conditioning:

@@ -62,7 +62,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     runtime.on_main(lambda: files.write_json(path, results))
     if runtime.main:
         console.out.print(table(results, card.classes))
-        console.out.print(f"written to {path}")
+        console.out.print(f"written to {path}", markup=False)
     return results
 
 
@@ -126,7 +126,8 @@ def _score(
         seconds = time.perf_counter() - started
         ranks = f" on {runtime.world} ranks" if runtime.world > 1 else ""
         console.out.print(
-            f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s"
+            f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s",
+            markup=False,
         )
     return _result(name, total, dataset, how, card.absent)
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from gkd_scale import files
+from gkd_scale.commands import shell
 from gkd_scale.errors import RunError
 from gkd_scale.models import backbone as backbones
 from gkd_scale.models.backbone import load_backbone
@@ -80,7 +81,8 @@ def load_card(run: Path) -> Card:
     if not path.is_file():
         what = "holds no finished stage-2 run" if run.is_dir() else "does not exist"
         raise RunError(
-            f"{run} {what} (no {CARD_FILE})", "train it with 'deepspeed launchers/stage2.py --out RUN'"
+            f"{run} {what} (no {CARD_FILE})",
+            f"train it with: {shell('deepspeed', 'launchers/stage2.py', '--out', run)}",
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale import console, files
+from gkd_scale.commands import shell
 from gkd_scale.engine import ds_config, loop, schedule
 from gkd_scale.engine import run as runs
 from gkd_scale.engine.ds_config import DeepSpeedPlan
@@ -44,9 +45,10 @@ from gkd_scale.models.weights import fingerprint
 from gkd_scale.randomness import seed_of
 from gkd_scale.segment import export, probe
 from gkd_scale.segment.augment import TrainStream
-from gkd_scale.segment.config import Stage2Config
+from gkd_scale.segment.config import DEFAULT_VAL, Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
+from gkd_scale.segment.datasets.scenes import UNSEEN
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.inference import Inference, Windows, confusion, require_bounded
 from gkd_scale.segment.methods.base import Guide
@@ -69,7 +71,6 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
 
     ``bundled`` is the folder with the DeepSpeed configs.
     """
-    began = time.monotonic()
     plan = ds_config.resolve(
         config.ds_config,
         bundled,
@@ -78,7 +79,14 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
         device=runtime.device,
         default=DEFAULT_GLOBAL_BATCH,
     )
-    done = runtime.on_main(lambda: runs.begin(config.out, config, KIND))
+    with runs.claimed(runtime, [config.out]):
+        _run(config, runtime, plan)
+
+
+def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
+    """The run, its folder held. Nothing is written before all that can be refused is."""
+    began = time.monotonic()
+    done = runtime.on_main(lambda: runs.is_done(config.out, KIND))
     train, val = _datasets(config, runtime, check=config.check and not done)
     domains = dict(zip(config.val_sets(), val.parts, strict=True))
     segmenter = build_segmenter(config, len(train.classes))
@@ -88,9 +96,9 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
         identity["taught_by"] = pupil.guide.identity()
     if done:
         runs.require_same(config.out, identity)
-        _say(runtime, f"{config.out} is already complete: {config.out / export.CARD_FILE}")
+        _say(runtime, f"{_name(config.out)} is already complete: {_name(config.out / export.CARD_FILE)}")
         return
-    runtime.on_main(lambda: _forget_stale_best(config.out))
+    runtime.on_main(lambda: _begin(config, identity, pupil))
     validator = Validator(segmenter, domains, config, runtime, train.absent)
     _say(runtime, _introduction(config, plan, segmenter, train, val))
     job = _job(config, pupil, validator, identity)
@@ -101,9 +109,28 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     _say(
         runtime,
         f"[green]done[/] in {seconds:.0f} s: best in-domain mIoU [bold]{best['miou']:.2f}[/] at step "
-        f"{best['step']}; {config.out / export.CARD_FILE}\n"
-        f"next: gkd-scale evaluate {config.out} --data NAME=ADAPTER:PATH",
+        f"{best['step']}; {_name(config.out / export.CARD_FILE)}",
     )
+    if runtime.main:
+        evaluate = [part for ref in _unseen(config) for part in ("--data", ref)]
+        console.paste("next: ", "gkd-scale", "evaluate", config.out, *evaluate)
+        console.out.print("      with a --data NAME=ADAPTER:PATH for each domain that it has never seen")
+
+
+def _unseen(config: Stage2Config) -> list[str]:
+    """Domains to evaluate on, NAME=ADAPTER:PATH: the embedded ones, or what the run was validated on."""
+    if config.val:
+        return [f"val{number or ''}={ref}" for number, ref in enumerate(config.val)]
+    root = Path(DEFAULT_VAL.partition(":")[2]).parents[1]
+    return [f"{name}=embedded:{root / name}" for name in UNSEEN]
+
+
+def _begin(config: Stage2Config, identity: dict[str, Any], pupil: nn.Module) -> None:
+    """Write what the run is; all that could be refused has been. Rank 0."""
+    runs.begin(config.out, config, KIND, identity)
+    if isinstance(pupil, Pupil) and config.method.teacher is not None:
+        pupil.guide.conditioning.save(config.out, _conditioned_by(config, pupil.guide.teacher))
+    _forget_stale_best(config.out)
 
 
 def _job(config: Stage2Config, pupil: nn.Module, validator: Validator, identity: dict[str, Any]) -> loop.Job:
@@ -167,9 +194,14 @@ def _introduction(
         f"{config.method.name or config.adapt}: "
         f"{trained:,} of {all_of_it:,} parameters are trained\n"
         f"{len(train)} images to train on, {len(val)} to validate on, {len(train.classes)} classes; "
-        f"{config.steps} steps of {plan.global_batch} images ({plan.summary()}); {config.out}"
+        f"{config.steps} steps of {plan.global_batch} images ({plan.summary()}); {_name(config.out)}"
         + "".join(f"\n{plan.path.name}: {note}" for note in plan.notes)
     )
+
+
+def _name(path: Path) -> str:
+    """A path for a text with markup."""
+    return console.escape(str(path))
 
 
 def _say(runtime: Runtime, text: str) -> None:
@@ -244,15 +276,24 @@ def _with_method(
     )
 
 
-def _conditioning(config: Stage2Config, teacher: TimmTeacher, train: SegDataset) -> Conditioning:
-    """The conditioning of the teacher's tokens, from whole training images at the training size. Rank 0."""
+def _conditioned_by(config: Stage2Config, teacher: TimmTeacher) -> str:
+    """The digest of what decides the conditioning."""
     method = config.method
-    of = {
-        "norm": method.teacher_norm,
-        "power": method.whiten_power,
-        "teacher": teacher.fingerprint(),
-        "train": config.train_sets(),
-    }
+    return conditionings.key(
+        {
+            "norm": method.teacher_norm,
+            "power": method.whiten_power,
+            "teacher": teacher.fingerprint(),
+            "train": config.train_sets(),
+        }
+    )
+
+
+def _conditioning(config: Stage2Config, teacher: TimmTeacher, train: SegDataset) -> Conditioning:
+    """The conditioning of the teacher's tokens, from whole training images at the training size, or what
+    the run began with. Rank 0.
+    """
+    method = config.method
 
     def features() -> Iterator[Features]:
         pixels = probe.load(train, config.size(), most=conditionings.SAMPLES, workers=config.workers).pixels
@@ -260,7 +301,9 @@ def _conditioning(config: Stage2Config, teacher: TimmTeacher, train: SegDataset)
             yield teacher(batch)
 
     return conditionings.kept(
-        config.out, of, lambda: conditionings.fit(features(), method.teacher_norm, method.whiten_power)
+        config.out,
+        _conditioned_by(config, teacher),
+        lambda: conditionings.fit(features(), method.teacher_norm, method.whiten_power),
     )
 
 
@@ -269,7 +312,7 @@ def _backbone(config: Stage2Config) -> Backbone:
     if ref is not None and str(ref) != "pretrained" and not ref.exists():
         raise RunError(
             f"there is no backbone {ref}",
-            "train it first (deepspeed launchers/stage1.py --ds-config zero2.json), or give --backbone",
+            f"train it first ({_stage1(config, ref)}), or give --backbone",
         )
     if ref is not None and ref.resolve() == config.out.resolve():
         raise ConfigError(f"--backbone and --out are both {ref}", "give --out a folder of its own")
@@ -278,6 +321,10 @@ def _backbone(config: Stage2Config) -> Backbone:
         backbone = load_backbone(ref, config.student_name(), config.student_args)
     spec = backbone.spec
     return Backbone(backbone.net, replace(spec, mean=config.mean or spec.mean, std=config.std or spec.std))
+
+
+def _stage1(config: Stage2Config, out: Path) -> str:
+    return shell("deepspeed", "launchers/stage1.py", "--ds-config", config.ds_config, "--out", out)
 
 
 def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, Concatenated]:
@@ -412,7 +459,7 @@ def read_best(out: Path) -> dict[str, Any] | None:
 
 def _forget_stale_best(out: Path) -> None:
     """Drop a best step left by a run that ended before its first checkpoint: training starts anew."""
-    if not any((out / "checkpoints").glob("*")):
+    if not any((out / runs.CHECKPOINTS).glob("*")):
         (out / BEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(out / BEST_FOLDER, ignore_errors=True)
 

@@ -8,6 +8,7 @@ class (arXiv 2410.01680, section 3), which is what ``--teacher-norm`` is for.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,8 +117,11 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     best = choose(found)
     flags = advice(best)
     console.out.print(_table(found, best, cfg))
+    cache = cfg.out / "cache"
+    console.paste("next: ", *_cache_command(cfg, best, cache))
+    norm = flags[flags.index("--teacher-norm") :]
+    console.paste("then: ", "deepspeed", "launchers/stage1.py", "--cache", cache, *norm)
     console.out.print(
-        f"use: {' '.join(flags)}\n"
         f"{100 * best.miou:.1f} mIoU on the validation images is what a linear classifier reads from the "
         "frozen teacher there: a student that copies it can hope for about as much",
         markup=False,
@@ -179,6 +183,20 @@ def advice(best: Level) -> list[str]:
     layer = [] if best.layer is None else ["--teacher-layer", str(best.layer)]
     enough = best.tokens >= TOKENS_A_CHANNEL * best.dim
     return [*layer, "--teacher-norm", "whiten" if enough else "standard"]
+
+
+def _cache_command(cfg: TeacherProbeConfig, best: Level, out: Path) -> list[object]:
+    """The command that caches the probed teacher's ``best`` level for the first of the training images."""
+    command: list[object] = ["gkd-scale", "cache-teacher", "--images", cfg.train[0], "--teacher", cfg.teacher]
+    for flag, value in (("--teacher-weights", cfg.teacher_weights), ("--patch-size", cfg.patch_size)):
+        command += [] if value is None else [flag, value]
+    if cfg.teacher_args:
+        pairs = (f"{key}={json.dumps(value)}" for key, value in cfg.teacher_args.items())
+        command += ["--teacher-args", *pairs]
+    for flag, triple in (("--mean", cfg.mean), ("--std", cfg.std)):
+        command += [] if triple is None else [flag, *triple]
+    command += [] if best.layer is None else ["--teacher-layer", best.layer]
+    return [*command, "--image-size", cfg.image_size, "--out", out]
 
 
 def _table(levels: Sequence[Level], best: Level, cfg: TeacherProbeConfig) -> Table:

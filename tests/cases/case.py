@@ -18,10 +18,11 @@ from tests.conftest import ROOT
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that ended: its exit status and what it printed, on one line."""
+    """A command that ended: its exit status, what it printed on one line, and as it was printed (``raw``)."""
 
     code: int
     text: str
+    raw: str = ""
 
     def __str__(self) -> str:
         """``exit 2: MESSAGE → HINT`` for an error, ``ok`` for a success."""
@@ -69,6 +70,10 @@ class Bench:
 
         return self._ran(lambda: console.run(command))
 
+    def call(self, command: Callable[[], int]) -> Ran:
+        """Any other command of ours: a function that returns the exit status."""
+        return self._ran(command)
+
     def _ran(self, command: Callable[[], int]) -> Ran:
         out, err = io.StringIO(), io.StringIO()
         before = console.out.file, console.err.file
@@ -80,7 +85,8 @@ class Bench:
             code = stopped.code if isinstance(stopped.code, int) else 1
         finally:
             console.out.file, console.err.file = before
-        return Ran(code, self._plain(out.getvalue() + err.getvalue()))
+        raw = out.getvalue() + err.getvalue()
+        return Ran(code, self._plain(raw), raw)
 
     def _plain(self, text: str) -> str:
         """The text on one line, without this folder's path and colours."""

@@ -11,7 +11,7 @@ from tests.cases.case import CASES, Case
 from tests.conftest import ROOT
 
 TABLE = ROOT / "docs" / "cases.md"
-_NO_KINDS = ("case", "table", "test_cases", "__main__")
+_NO_KINDS = ("case", "table", "test_cases", "tiny", "__main__")
 
 
 def all_cases() -> list[Case]:

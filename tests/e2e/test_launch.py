@@ -27,6 +27,7 @@ def flags(cache: Path, out: Path) -> list[str]:
 def slurm(rank: int, port: int) -> dict[str, str]:
     """The variables that ``srun --ntasks 2`` gives to a task, and the address that our example exports."""
     task = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NTASKS": 2, "MASTER_PORT": port}
+    task |= {"SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2}
     return {**environment(), "MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in task.items()}}
 
 

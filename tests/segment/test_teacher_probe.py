@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,11 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.main(["probe", *flags, *data]) == 0
     said = capsys.readouterr().out
     written = json.loads((tmp_path / "out/probe.json").read_text())
-    assert f"use: {' '.join(written['flags'])}" in said
+    (command,) = [line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: ")]
+    assert shlex.split(command)[:2] == ["gkd-scale", "cache-teacher"]
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert (tmp_path / "out/cache/manifest.parquet").is_file()
+    assert f"--cache {tmp_path / 'out/cache'} --teacher-norm {written['flags'][-1]}" in said
     assert sum(level["chosen"] for level in written["levels"]) == 1
     assert (tmp_path / "out/probe.png").is_file()
 

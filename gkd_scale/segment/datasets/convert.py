@@ -61,13 +61,14 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
             nearest(config.name, known) or f"choose one of: {', '.join(known)}",
         )
     settings = {"converter": config.name, "source": str(Path(config.source).expanduser().resolve())}
-    _claim(config.out, settings)
-    kept = _run(jobs, config)
-    for dataset, out in parts:
-        _write_classes(dataset, out)
-    record = {**settings, **facts}
-    files.write_json(config.out / RECORD, record)
-    (config.out / _UNFINISHED).unlink(missing_ok=True)
+    with files.claimed(config.out, DataError):
+        _claim(config.out, settings)
+        kept = _run(jobs, config)
+        for dataset, out in parts:
+            _write_classes(dataset, out)
+        record = {**settings, **facts}
+        files.write_json(config.out / RECORD, record)
+        (config.out / _UNFINISHED).unlink(missing_ok=True)
     return {**record, "kept": kept}
 
 
@@ -102,7 +103,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
                     "name another folder",
                 )
             return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if any(path.name != files.LOCK for path in out.iterdir()):
         raise DataError(f"{out} holds files that convert did not write", "name an empty or a new folder")
     files.write_json(out / _UNFINISHED, settings)
 

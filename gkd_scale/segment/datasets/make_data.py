@@ -105,7 +105,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if (out / name).is_file():
             _require_same(out / name, settings)
             return
-    if out.is_dir() and any(not path.name.endswith(files.TEMPORARY) for path in out.iterdir()):
+    if out.is_dir() and any(not path.name.endswith((files.TEMPORARY, files.LOCK)) for path in out.iterdir()):
         raise DataError(
             f"{out} holds files that make-data did not write", "name an empty or a new folder for the data"
         )

@@ -42,12 +42,12 @@ class Guide:
     ) -> None:
         self._teacher = teacher
         self._head = head.requires_grad_(False).eval() if head is not None else None
-        self._conditioning = conditioning or Conditioning()
+        self.conditioning = conditioning or Conditioning()
 
     def identity(self) -> list[str]:
         """Fingerprints of the weights that teach, and of the conditioning."""
         nets = (self._teacher.net if self._teacher is not None else None, self._head)
-        return [*(fingerprint(net) for net in nets if net is not None), self._conditioning.digest()]
+        return [*(fingerprint(net) for net in nets if net is not None), self.conditioning.digest()]
 
     @property
     def has_head(self) -> bool:
@@ -66,7 +66,7 @@ class Guide:
 
     def features(self, pixels: Tensor) -> Features:
         """CLS (B, Ct) and patches (B, N, Ct) of ``pixels`` (B, 3, H, W), float32."""
-        return self._conditioning.to(pixels.device)(self.teacher.features(pixels))
+        return self.conditioning.to(pixels.device)(self.teacher.features(pixels))
 
     def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) of the teacher's levels ``indices``, float32."""

@@ -1,0 +1,333 @@
+"""Which rank this process is and how the ranks find each other, from the environment that a launcher set.
+
+``deepspeed`` and ``torchrun`` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; a task of
+``srun`` has Slurm's own variables of its step (rank 0 is taken to be on the node that ``srun`` was started
+on, and the port follows from the job's and step's numbers); started alone, a script is a world of one. In
+a batch script outside ``srun`` Slurm's variables speak of the job, not of this process: a world of one.
+
+All of it is checked before anything else is done. Then the ranks call a roll: after a minute the first one
+that is there says who is missing, after ten (:data:`PATIENCE`) all give up.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gkd_scale.errors import ConfigError, GkdError, UserError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+PATIENCE = "GKD_SCALE_JOIN_SECONDS"
+"""Environment variable: how long ranks wait for each other at the start; 600 s without it."""
+REMARK_AFTER = 60.0
+"""Seconds until the first remark on who is missing."""
+UNKNOWN_NAME_AFTER = 15.0
+"""Seconds that a name of MASTER_ADDR may take to be known: a node's may be new."""
+LOOK_EVERY = 0.1
+DEFAULT_PORT = 29500
+_LAUNCHED = ("RANK", "WORLD_SIZE")
+_START = "start it with deepspeed or torchrun, or unset RANK and WORLD_SIZE for one process"
+_SLURM_START = "start it with srun, or unset Slurm's variables"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank's place: ``rank`` of ``world``, ``local`` on its machine, where rank 0 listens."""
+
+    rank: int
+    world: int
+    local: int
+    host: str
+    port: int
+
+    def variables(self) -> dict[str, str]:
+        """As launchers put it into the environment."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world),
+            "LOCAL_RANK": str(self.local),
+            "MASTER_ADDR": self.host,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+def place(environment: Mapping[str, str]) -> Place:
+    """The place that ``environment`` gives this process; its own ConfigError where they cannot be."""
+    try:
+        return _place(environment)
+    except ConfigError as error:
+        raise own(error) from None
+
+
+def _place(environment: Mapping[str, str]) -> Place:
+    if not any(name in environment for name in _LAUNCHED) and _is_step(environment):
+        return _slurm(environment)
+    given = [name for name in _LAUNCHED if name in environment]
+    if len(given) == 1:
+        (missing,) = set(_LAUNCHED) - set(given)
+        raise ConfigError(f"{given[0]} is set and {missing} is not", _START)
+    rank, world = (_number(environment, name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    _check_rank(environment, "RANK", rank, "WORLD_SIZE", world, _START)
+    if world > 1 and "LOCAL_RANK" not in environment:
+        raise ConfigError(
+            f"RANK={rank} and WORLD_SIZE={world} are set and LOCAL_RANK is not",
+            "start it with deepspeed or torchrun, or export LOCAL_RANK: 0, 1, ... on each machine",
+        )
+    local = _number(environment, "LOCAL_RANK", 0)
+    here = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environment), None)
+    most = world if here is None else _number(environment, here, 1)
+    _check_rank(environment, "LOCAL_RANK", local, here or "WORLD_SIZE", most, _START)
+    return Place(rank, world, local, environment.get("MASTER_ADDR", "127.0.0.1"), _port(environment, world))
+
+
+def unused_tasks(environment: Mapping[str, str]) -> int:
+    """How many tasks of a Slurm job a script leaves idle that was started in it without ``srun``."""
+    if any(name in environment for name in _LAUNCHED) or "SLURM_PROCID" not in environment:
+        return 0
+    text = environment.get("SLURM_NTASKS", "1")
+    tasks = int(text) if text.isdecimal() else 1
+    return 0 if _is_step(environment) else tasks - 1
+
+
+def _is_step(environment: Mapping[str, str]) -> bool:
+    """Whether this process is a task of ``srun`` beside others: only a step has these variables."""
+    if "SLURM_STEP_NUM_TASKS" not in environment and not {"SLURM_STEP_ID", "SLURM_STEPID"} & set(environment):
+        return False
+    name = _step_size(environment)
+    return name in environment and _number(environment, name, 1, _SLURM_START) != 1
+
+
+def _step_size(environment: Mapping[str, str]) -> str:
+    return "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+
+
+def _slurm(environment: Mapping[str, str]) -> Place:
+    size = _step_size(environment)
+    for name in ("SLURM_PROCID", "SLURM_LOCALID"):
+        if name not in environment:
+            raise ConfigError(f"{size}={environment[size]} is set and {name} is not", _SLURM_START)
+    world, rank, local = (
+        _number(environment, name, 0, _SLURM_START) for name in (size, "SLURM_PROCID", "SLURM_LOCALID")
+    )
+    _check_rank(environment, "SLURM_PROCID", rank, size, world, _SLURM_START)
+    _check_rank(environment, "SLURM_LOCALID", local, size, world, _SLURM_START)
+    host = environment.get("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    if "MASTER_PORT" in environment:
+        return Place(rank, world, local, host, _port(environment, world))
+    numbers = [environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    port = 20000 + sum(int(text) for text in numbers if text.isdecimal()) % 20000
+    return Place(rank, world, local, host, port)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int, hint: str = _START) -> int:
+    text = environment.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}, no whole number", hint) from None
+
+
+def _check_rank(
+    environment: Mapping[str, str], name: str, rank: int, size: str, world: int, hint: str
+) -> None:
+    if world < 1:
+        raise ConfigError(f"{size} is {world}, not at least 1", hint)
+    if not 0 <= rank < world:
+        said = f"{size}={world}" if size in environment else "a world of one"
+        raise ConfigError(f"{name}={rank} is none of the ranks 0 to {world - 1} of {said}", hint)
+
+
+def _port(environment: Mapping[str, str], world: int) -> int:
+    if world == 1:
+        return free_port()
+    port = _number(environment, "MASTER_PORT", DEFAULT_PORT)
+    if not 0 < port < 2**16:
+        raise ConfigError(f"MASTER_PORT is {port}, no port", "give 1 to 65535, such as 29500")
+    return port
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ------------------------------------------------------------------------------------------ the roll
+
+
+def patience(environment: Mapping[str, str]) -> float:
+    """Seconds that ranks wait for each other; ConfigError for no such number."""
+    text = environment.get(PATIENCE, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise own(ConfigError(f"{PATIENCE} is {text!r}, no number of seconds", "leave it out for 600"))
+    return seconds
+
+
+def gather(at: Place, agent: str | None, wait: float, say: Callable[[str], object]) -> Store:
+    """The store through which all ranks of a world find each other, once all of them are there.
+
+    ``agent`` is the number of torchrun's attempt, whose agent serves the store; without one rank 0 does.
+    ``say`` prints a remark. Raises ConfigError for an address or a port that cannot be used, UserError where
+    ranks are missing after ``wait`` seconds; as this rank's own where rank 0 cannot say it.
+    """
+    if at.world == 1:
+        from torch._C._distributed_c10d import HashStore
+
+        return HashStore()
+    began = time.monotonic()
+    _resolve(at)
+    serves = at.rank == 0 and agent is None
+    if not serves:
+        _await_rank_0(at, began, wait, say)
+    store = _store(at, serves)
+    names = [f"gkd-scale/{agent or 0}/rank/{rank}" for rank in range(at.world)]
+    try:
+        if store.add(f"{names[at.rank]}/count", 1) > 1:
+            raise ConfigError(
+                f"rank {at.rank} of {at.world} is there twice at {at.host}:{at.port}",
+                "another launch uses this port: give this one a port of its own (deepspeed --master_port N)",
+            )
+        store.set(names[at.rank], str(at.world))
+        _roll_call(at, store, names, began, wait, say)
+    except ConfigError as error:
+        raise own(error) from None
+    except RuntimeError:  # of the store: rank 0 gave up, and has said why
+        raise UserError("rank 0 left while the ranks were joining", "see what it said") from None
+    return store
+
+
+def _roll_call(
+    at: Place,
+    store: Store,
+    names: list[str],
+    began: float,
+    wait: float,
+    say: Callable[[str], object],
+) -> None:
+    told = False
+    missing = list(range(at.world))
+    while missing := [rank for rank in missing if not _is_there(at, store, rank, names[rank])]:
+        waited = time.monotonic() - began
+        first = next(rank for rank in range(at.world) if rank not in missing)
+        text = f"{_ranks(missing)} of {at.world} {'is' if len(missing) == 1 else 'are'} missing"
+        if waited > REMARK_AFTER and not told and at.rank == first:
+            told = True
+            say(f"waiting: after {waited:.0f} s {text} at {at.host}:{at.port}")
+        if waited > wait + (at.rank != first):
+            error = UserError(
+                f"{text} after {waited:.0f} s at {at.host}:{at.port}",
+                "look at what they said, and start all at once; they must reach this address "
+                f"({PATIENCE} sets how long they are waited for)",
+            )
+            raise own(error) if at.rank == first else error
+        time.sleep(LOOK_EVERY)
+
+
+def _is_there(at: Place, store: Store, rank: int, name: str) -> bool:
+    """Whether ``rank`` has joined; ConfigError where it speaks of another world."""
+    if not store.check([name]):
+        return False
+    world = int(store.get(name))
+    if world != at.world:
+        raise ConfigError(
+            f"rank {at.rank} has WORLD_SIZE={at.world}, rank {rank} at {at.host}:{at.port} has {world}",
+            "give all ranks the same, or this launch a port of its own (deepspeed --master_port N)",
+        )
+    return True
+
+
+def _ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def own(error: GkdError) -> GkdError:
+    """``error`` as one that this rank alone has, and must say itself."""
+    error.local = True  # type: ignore[attr-defined]
+    return error
+
+
+def _resolve(at: Place) -> None:
+    """ConfigError where the name of MASTER_ADDR stays unknown."""
+    deadline = time.monotonic() + UNKNOWN_NAME_AFTER
+    while True:
+        try:
+            socket.getaddrinfo(at.host, at.port, type=socket.SOCK_STREAM)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > deadline:
+                reason = getattr(error, "strerror", None) or error
+                raise own(
+                    ConfigError(
+                        f"MASTER_ADDR is '{at.host}', which is no known machine ({reason})",
+                        "give the name or the address of the machine of rank 0",
+                    )
+                ) from None
+        time.sleep(0.5)
+
+
+def _await_rank_0(at: Place, began: float, wait: float, say: Callable[[str], object]) -> None:
+    """Return once somebody listens where rank 0 should; UserError after ``wait`` seconds."""
+    told = False
+    while True:
+        try:
+            socket.create_connection((at.host, at.port), timeout=5).close()
+            return
+        except OSError as error:
+            waited = time.monotonic() - began
+            reason = error.strerror or str(error)
+        text = f"rank 0 does not answer at {at.host}:{at.port} ({reason})"
+        if waited > REMARK_AFTER and not told and at.local == 0:
+            told = True
+            say(f"waiting: after {waited:.0f} s {text}")
+        if waited > wait:
+            raise own(
+                UserError(
+                    f"after {waited:.0f} s {text}",
+                    "see whether it was started, and whether MASTER_ADDR and MASTER_PORT are its own "
+                    f"({PATIENCE} sets how long it is waited for)",
+                )
+            )
+        time.sleep(max(LOOK_EVERY, min(1.0, waited / 10)))
+
+
+def _store(at: Place, serves: bool) -> Store:
+    from torch._C._distributed_c10d import TCPStore
+
+    timeout = datetime.timedelta(seconds=30)
+    try:
+        return TCPStore(
+            "127.0.0.1" if serves else at.host,
+            at.port,
+            at.world,
+            serves,
+            timeout,
+            wait_for_workers=False,
+            multi_tenant=serves,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        if serves:
+            taken = "EADDRINUSE" in reason
+            raise own(
+                ConfigError(
+                    f"port {at.port} of this machine {'is taken' if taken else 'cannot be used'}: rank 0 "
+                    f"cannot listen there{'' if taken else f' ({reason})'}",
+                    "give this launch a port of its own: deepspeed --master_port N, torchrun "
+                    "--master-port N, or MASTER_PORT=N",
+                )
+            ) from None
+        raise own(
+            UserError(f"rank 0 at {at.host}:{at.port} does not answer as one ({reason})", "check MASTER_PORT")
+        ) from None

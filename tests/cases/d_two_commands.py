@@ -1,0 +1,189 @@
+"""Kind D: two commands in one folder, at once or one after the other."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from gkd_scale import files
+from tests.cases import tiny
+from tests.cases.case import Bench, Ran, case
+from tests.conftest import ROOT, cache_flags
+
+KIND = "D. Two commands in one folder"
+
+
+def masked(ran: Ran) -> str:
+    """The outcome without the process's number, machine and program."""
+    text, found = re.subn(r"process \d+ on \S+ \([^)]*\)", "process PID on HOST (PROGRAM)", str(ran))
+    assert found == 1, text
+    return text
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def begun(bench: Bench, out: Path) -> None:
+    """A stage-1 run in ``out`` that was killed before its first checkpoint."""
+    assert bench.stage1(*tiny.stage1(out, "--lr", "1e-3")).code == 0
+    shutil.rmtree(out / "checkpoints")
+    (out / "run.json").unlink()
+
+
+@case(KIND, "a second stage1.py with another --lr and --seed in the --out of one that trains")
+def second_stage1(bench: Bench) -> object:
+    out = bench.folder / "run"
+    hold = "import sys; from pathlib import Path; from gkd_scale import files; "
+    hold += f"claim = files.claimed(Path({str(out)!r})); claim.__enter__(); "
+    first = subprocess.Popen(
+        [sys.executable, "-c", f"{hold}print('held', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert first.stdout is not None and first.stdout.readline() == b"held\n"
+        refused = bench.stage1(*tiny.stage1(out, "--lr", "1e-3", "--seed", 1))
+        assert f"process {first.pid} on " in refused.text
+        assert set(listing(out)) == {".lock"}
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    assert bench.stage1(*tiny.stage1(out)).code == 0  # the lock went with its process
+    return masked(refused)
+
+
+@case(KIND, "a second stage2.py in the --out of one that trains")
+def second_stage2(bench: Bench) -> object:
+    with files.claimed(bench.folder / "run"):
+        return masked(bench.stage2(*tiny.stage2(bench.folder / "run")))
+
+
+@case(KIND, "several students into OUT, of which one trains there already")
+def several_students(bench: Bench) -> object:
+    out = bench.folder / "both"
+    with files.claimed(out / "vit_tiny_patch16_224"):
+        ran = bench.stage1(*tiny.stage1(out, "--student", "vit_small_patch16_224"))
+        assert {path.name for path in out.iterdir()} == {"vit_tiny_patch16_224"}
+    return masked(ran)
+
+
+@case(KIND, "a second tuning/search.py in one --out")
+def second_search(bench: Bench) -> object:
+    with files.claimed(bench.folder / "tune"):
+        return masked(search(bench))
+
+
+@case(KIND, "a second cache-teacher in one --out")
+def second_cache(bench: Bench) -> object:
+    out = bench.folder / "cache"
+    with files.claimed(out):
+        return masked(bench.cli("cache-teacher", *cache_flags(tiny.images(), tiny.teacher(), out)))
+
+
+@case(KIND, "repair of a cache that is being built")
+def repair_while_building(bench: Bench) -> object:
+    out = bench.folder / "cache"
+    shutil.copytree(tiny.cache(), out)
+    (out / "v00/shard-000000.tar").write_bytes(b"damaged")
+    with files.claimed(out):
+        weights = ("--teacher-weights", tiny.teacher())
+        ran = bench.cli("repair", out, "--images", tiny.images(), *weights)
+        assert (out / "v00/shard-000000.tar").read_bytes() == b"damaged"
+    return masked(ran)
+
+
+@case(KIND, "a second demo with another --seed in one --out")
+def second_demo(bench: Bench) -> object:
+    with files.claimed(bench.folder / "demo"):
+        return masked(bench.cli("demo", "--out", bench.folder / "demo", "--launchers", ROOT / "launchers"))
+
+
+@case(KIND, "a second benchmark with other --passes in one --out")
+def second_benchmark(bench: Bench) -> object:
+    out = bench.folder / "bench"
+    out.mkdir()
+    with files.shared(out / files.LOCK, "another recipe", lambda *_: None):
+        recipe = ROOT / "benchmarks/recipes/embedded.yaml"
+        given = ["--passes", 4000, "--out", out, "--launchers", ROOT / "launchers"]
+        return masked(bench.cli("benchmark", recipe, *given))
+
+
+@case(KIND, "another --lr where the first run was killed before its first checkpoint")
+def other_settings(bench: Bench) -> object:
+    out = bench.folder / "run"
+    begun(bench, out)
+    before = listing(out)
+    refused = bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
+    assert listing(out) == before  # config.yaml too is the first one's
+    assert bench.stage1(*tiny.stage1(out, "--lr", "1e-3")).code == 0
+    return refused
+
+
+@case(KIND, "the same, begun by an older version (a config.yaml alone)")
+def older_settings(bench: Bench) -> object:
+    out = bench.folder / "run"
+    begun(bench, out)
+    (out / "begun.json").unlink()
+    return bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
+
+
+@case(KIND, "stage2.py in the --out of a begun stage 1")
+def other_kind(bench: Bench) -> object:
+    out = bench.folder / "run"
+    begun(bench, out)
+    return bench.stage2(*tiny.stage2(out))
+
+
+@case(KIND, "stage1.py with a teacher cache as --out")
+def into_a_cache(bench: Bench) -> object:
+    out = bench.folder / "cache"
+    shutil.copytree(tiny.cache(), out)
+    before = listing(out)
+    ran = bench.stage1(*tiny.stage1(out))
+    assert listing(out) == before
+    return ran
+
+
+@case(KIND, "phase 2 from a run that another process holds, and evaluate while a run trains")
+def readers(bench: Bench) -> object:
+    first, head = bench.folder / "1a", bench.folder / "head"
+    assert bench.stage1(*tiny.stage1(first)).code == 0
+    assert bench.stage2(*tiny.stage2(head)).code == 0
+    with files.claimed(first), files.claimed(head):
+        after = bench.stage1(*tiny.stage1(bench.folder / "1b", "--student-weights", first))
+        scored = bench.cli("evaluate", head, "--data", f"val=folder:{tiny.scenes() / 'val'}")
+    assert (head / "evaluation.json").is_file()
+    assert after.code == 0, after.text
+    return scored
+
+
+@case(KIND, "a command that is refused (no such weights), then the mended one in the same --out")
+def mended(bench: Bench) -> object:
+    out = bench.folder / "run"
+    refused = bench.stage1(*tiny.stage1(out, "--student-weights", bench.folder / "nowhere.safetensors"))
+    assert refused.code == 2 and not out.exists(), refused.text
+    refused = bench.stage2(*tiny.stage2(out, "--image-size", "30x48"))
+    assert refused.code == 2 and not out.exists(), refused.text
+    return bench.stage1(*tiny.stage1(out))
+
+
+def search(bench: Bench, *more: object) -> Ran:
+    """``tuning/search.py`` into ``tune``, as far as it comes before Ray."""
+    if str(ROOT / "tuning") not in sys.path:
+        sys.path.insert(0, str(ROOT / "tuning"))
+    import search as door
+
+    space = bench.folder / "space.yaml"
+    space.write_text("optim.lr: choice(1e-3, 3e-3)\nglobal_batch: 4\n")
+    data = ["--train", f"folder:{tiny.scenes() / 'fit'}", "--val", f"folder:{tiny.scenes() / 'val'}"]
+    given = ["--space", space, "--cache", tiny.cache(), *tiny.STUDENT, "--ds-config", "zero0.json", *data]
+    given += ["--steps", 4, "--num-trials", 1, "--out", bench.folder / "tune", *more]
+    return bench.call(lambda: door.main([str(each) for each in given]))
