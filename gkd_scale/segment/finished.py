@@ -23,7 +23,7 @@ from gkd_scale.errors import DataError
 from gkd_scale.images import UnreadableImage, open_image, to_rgb
 from gkd_scale.segment import export
 from gkd_scale.segment.evaluate import pick_device
-from gkd_scale.segment.inference import Inference, by_size, predict, prepare
+from gkd_scale.segment.inference import Inference, by_size, predict, prepare, require_bounded
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Size, UInt8Array
 
@@ -32,6 +32,7 @@ class _Prepared:
     """An image at each scale, and its own size."""
 
     def __init__(self, pixels: UInt8Array, size: Size, how: Inference) -> None:
+        require_bounded("an image", pixels, size, how)
         self.views = [prepare(pixels, size, scale) for scale in how.scales]
         self.size = (pixels.shape[0], pixels.shape[1])
 

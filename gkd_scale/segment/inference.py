@@ -110,9 +110,17 @@ def prepare(image: UInt8Array, size: Size, scale: float = 1.0) -> Tensor:
     return T.resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), working, antialias=True)
 
 
-def require_bounded(sample: SegSample, dataset: str, size: Size, how: Inference) -> None:
-    """DataError for an image whose shape would make inference at training size ``size`` endless."""
-    height, width = sample.image.shape[:2]
+def require_bounded_sample(sample: SegSample, dataset: str, size: Size, how: Inference) -> None:
+    """:func:`require_bounded` of a sample of a dataset."""
+    require_bounded(f"the image {sample.name} of {dataset}", sample.image, size, how)
+
+
+def require_bounded(what: str, image: UInt8Array, size: Size, how: Inference) -> None:
+    """DataError for an image (H, W, 3) whose shape would make inference at training size ``size`` endless.
+
+    ``what`` names it.
+    """
+    height, width = image.shape[:2]
     factor = cover_scale((height, width), size)
     pixels = height * width * factor**2
     if pixels <= max(MOST_TIMES * size[0] * size[1], MOST_WHOLE):
@@ -120,7 +128,7 @@ def require_bounded(sample: SegSample, dataset: str, size: Size, how: Inference)
     if how.windows is None or pixels * max(how.scales) ** 2 > MOST_PIXELS:
         least = "x".join(str(max(1, round(side * factor))) for side in (height, width))
         raise DataError(
-            f"the image {sample.name} of {dataset} is {height}x{width} (HxW): to cover the training size of "
+            f"{what} is {height}x{width} (HxW): to cover the training size of "
             f"{size[0]}x{size[1]} it would become {least}",
             "cut it into shorter images, or leave it out"
             + (", or add --inference slide" if pixels * max(how.scales) ** 2 <= MOST_PIXELS else ""),
@@ -263,7 +271,7 @@ def confusion(
 
     def load(index: int) -> Prepared:
         sample = dataset[index]
-        require_bounded(sample, dataset.name, size, how)
+        require_bounded_sample(sample, dataset.name, size, how)
         views = [prepare(sample.image, size, scale) for scale in how.scales]
         return Prepared(views, torch.from_numpy(np.array(sample.label)))
 

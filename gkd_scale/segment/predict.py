@@ -6,7 +6,7 @@
     OUT/overlays/PATH.jpg     with --overlay: the image under them
     OUT/logits/PATH.npz       with --save-logits: ``logits`` (K, H, W) float16
     OUT/contact-sheet.jpg     a few images and their masks
-    OUT/unreadable.txt        names of the images that could not be read, and why
+    OUT/not-predicted.txt     names of the images that could not be used, and why
     OUT/predict.json          classes, colours, and what predicted
 
 PATH mirrors the folders of ``--images``. An image whose files are all there is not predicted again. Under a
@@ -38,6 +38,7 @@ from gkd_scale import console, files
 from gkd_scale.cache.location import EXTENSIONS, is_url
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.source import Source, open_source
+from gkd_scale.engine.run import claimed
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import DataError, RunError
 from gkd_scale.images import UnreadableImage, open_bytes
@@ -45,13 +46,14 @@ from gkd_scale.prefetch import prefetch
 from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.evaluate import how_to_look, on_device
-from gkd_scale.segment.inference import Inference, by_size, prepare, scores
+from gkd_scale.segment.inference import Inference, by_size, prepare, require_bounded, scores
 from gkd_scale.segment.inference import predict as classes_of
+from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Size, UInt8Array
 
 CARD_FILE = "predict.json"
 SHEET_FILE = "contact-sheet.jpg"
-UNREAD_FILE = "unreadable.txt"
+UNUSED_FILE = "not-predicted.txt"
 _SHEET_IMAGES = 12
 _SHOWN = 5
 _WRITING = 16
@@ -95,45 +97,142 @@ class Outputs:
 
 
 def predict(config: PredictConfig, source: Source | None = None, runtime: Runtime | None = None) -> int:
-    """Predict all images that have no prediction yet; how many images could not be read. Collective.
+    """Predict all images that have no prediction yet; how many images could not be used. Collective.
 
     ``source`` is what ``config.images`` names, if the caller has opened it. Raises DataError if no image can
-    be read, and RunError if OUT holds what another run, or this one otherwise, has predicted.
+    be used, and RunError if OUT holds what another run, or this one otherwise, has predicted.
     """
+    began = time.perf_counter()
     runtime = on_device(runtime, config.device)
     source = source or _matching(config.images)
     segmenter, card = export.load_segmenter(config.run)
-    how = how_to_look(config, card)
-    names, read = runtime.on_main(lambda: _listed(config, source)), _reader(config, source)
-    stems = output_stems(names)
-    wanted = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in stems]
-    runtime.on_main(lambda: _begin(config, card, how))
+    names = runtime.on_main(lambda: _listed(config, source))
+    wanted = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in output_stems(names)]
+    task = _Task(config, card, how_to_look(config, card), _reader(config, source), names, wanted)
     segmenter.to(runtime.device)
-    mine = [place for place in range(runtime.rank, len(names), runtime.world) if not wanted[place].done()]
-    began = time.perf_counter()
+    with claimed(runtime, [config.out]):
+        runtime.on_main(task.begin)
+        task.run(segmenter, runtime)
+        runtime.barrier()
+        return runtime.on_main(lambda: task.conclude(began))
 
-    def load(place: int) -> Loaded | None:
+
+@dataclass(frozen=True)
+class _Task:
+    """All images of a command: their ``names``, how one is read, and where its files go."""
+
+    config: PredictConfig
+    card: export.Card
+    how: Inference
+    read: Callable[[str], Image.Image]
+    names: Sequence[str]
+    wanted: Sequence[Outputs]
+
+    def begin(self) -> None:
+        """Write ``predict.json``, or find that what is there is of the same run and settings. Rank 0."""
+        out = self.config.out
+        asked: dict[str, Any] = {
+            "run": export.fingerprint(self.config.run),
+            "inference": self.how.facts(),
+            "classes": self.card.classes,
+            "palette": [list(colour) for colour in self.card.palette],
+        }
+        before = files.read_json(out / CARD_FILE)
+        changed = [key for key in asked if before and before.get(key) != asked[key]]
+        if changed:
+            raise RunError(
+                f"{out} holds predictions of another {' and '.join(changed)}",
+                "give another --out, or remove that folder",
+            )
+        if not before and any(path.name != files.LOCK for path in out.iterdir()):
+            raise RunError(f"{out} holds other files", "give --out a folder of its own")
+        files.write_json(out / CARD_FILE, asked)
+
+    def run(self, segmenter: Segmenter, runtime: Runtime) -> None:
+        """Predict this rank's images that have no prediction yet."""
+        every = range(runtime.rank, len(self.names), runtime.world)
+        mine = [place for place in every if not self.wanted[place].done()]
+        config = self.config
+        with _progress(len(mine), runtime.main) as advance, _Writer(config.workers) as writer:
+            loaded = prefetch(self._load, mine, config.workers, depth=2 * config.batch_size)
+            for group in by_size(_usable(loaded, advance), self.how, config.batch_size):
+                each_scale = zip(*(item.views for item in group), strict=True)
+                views = [torch.stack(each).to(runtime.device) for each in each_scale]
+                look = scores if config.save_logits else classes_of
+                found = look(segmenter, views, [item.size for item in group], self.how, config.batch_size)
+                for item, result in zip(group, found, strict=True):
+                    job = _Files(self.wanted[item.place], item.image, self.card.palette, result.cpu())
+                    writer.submit(partial(job.write, advance))
+
+    def _load(self, place: int) -> Loaded | None:
         try:
-            image = read(names[place])
-        except (OSError, UnreadableImage):
+            image = self._image(self.names[place])
+        except (OSError, UnreadableImage, DataError):
             return None
-        pixels = np.asarray(image)
-        views = [prepare(pixels, card.image_size, scale) for scale in how.scales]
+        views = [prepare(np.asarray(image), self.card.image_size, scale) for scale in self.how.scales]
         return Loaded(place, views, (image.height, image.width), image)
 
-    with _progress(len(mine), runtime.main) as advance, _Writer(config.workers) as writer:
-        loaded = prefetch(load, mine, config.workers, depth=2 * config.batch_size)
-        for group in by_size(_readable(loaded, advance), how, config.batch_size):
-            views = [
-                torch.stack(each).to(runtime.device) for each in zip(*(i.views for i in group), strict=True)
-            ]
-            look = scores if config.save_logits else classes_of
-            found = look(segmenter, views, [item.size for item in group], how, config.batch_size)
-            for item, result in zip(group, found, strict=True):
-                job = _Files(wanted[item.place], item.image, card.palette, result.cpu())
-                writer.submit(partial(job.write, advance))
-    runtime.barrier()
-    return runtime.on_main(lambda: _conclude(config, card, names, wanted, read, began))
+    def _image(self, name: str) -> Image.Image:
+        """The image of this name; OSError, UnreadableImage or DataError where it cannot be predicted."""
+        image = self.read(name)
+        require_bounded("it", np.asarray(image), self.card.image_size, self.how)
+        return image
+
+    def _reason(self, name: str) -> str:
+        """Why there is no prediction of this image."""
+        try:
+            self._image(name)
+        except DataError as error:
+            return error.message
+        except (OSError, UnreadableImage) as error:
+            return " ".join(str(error).split())
+        return "no prediction was written"
+
+    def conclude(self, began: float) -> int:
+        """Write the contact sheet and say what was done; how many images could not be used. Rank 0."""
+        there = [place for place, outputs in enumerate(self.wanted) if outputs.done()]
+        missing = sorted(set(range(len(self.names))) - set(there))
+        reasons = [(self.names[place], self._reason(self.names[place])) for place in missing]
+        if not there:
+            name, reason = reasons[0]
+            raise DataError(
+                f"none of the {len(self.names)} images can be used; {name!r}: {reason}", "check --images"
+            )
+        out = self.config.out
+        shown = there[:: max(1, len(there) // _SHEET_IMAGES)][:_SHEET_IMAGES]
+        files.write_bytes(out / SHEET_FILE, self._sheet(shown))
+        seconds = time.perf_counter() - began
+        console.out.print(
+            f"{len(there)} of {len(self.names)} images predicted in {out}, in {seconds:.1f} s; "
+            f"{out / SHEET_FILE} shows {len(shown)}",
+            markup=False,
+        )
+        _tell_unused(out / UNUSED_FILE, reasons)
+        return len(reasons)
+
+    def _sheet(self, places: Sequence[int]) -> bytes:
+        """Images beside themselves under their masks, as a JPEG."""
+        pairs = []
+        for place in places:
+            image = self.read(self.names[place])
+            with Image.open(self.wanted[place].mask) as mask:
+                pairs.append((image, pictures.overlay(image, np.asarray(mask), self.card.palette)))
+        buffer = io.BytesIO()
+        pictures.contact_sheet(pairs).save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+
+
+def _tell_unused(path: Path, reasons: Sequence[tuple[str, str]]) -> None:
+    """Name the first images that could not be used, and write all of them to ``path``."""
+    path.unlink(missing_ok=True)
+    if not reasons:
+        return
+    files.write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in reasons))
+    for name, reason in reasons[:_SHOWN]:
+        console.err.print(f"not predicted: {name!r}: {reason}", markup=False, style="yellow")
+    if len(reasons) > _SHOWN:
+        more = len(reasons) - _SHOWN
+        console.err.print(f"not predicted: {more} more, in {path}", markup=False, style="yellow")
 
 
 def output_stems(names: Sequence[str]) -> list[str]:
@@ -196,27 +295,6 @@ def _reader(config: PredictConfig, source: Source | None) -> Callable[[str], Ima
     if opened is None:
         return lambda name: open_bytes((Path(config.images) / name).read_bytes()).image
     return lambda name: open_bytes(opened.read(name)).image
-
-
-def _begin(config: PredictConfig, card: export.Card, how: Inference) -> None:
-    """Write ``predict.json``, or find that what is there is of the same run and settings."""
-    asked: dict[str, Any] = {
-        "run": export.fingerprint(config.run),
-        "inference": how.facts(),
-        "classes": card.classes,
-        "palette": [list(colour) for colour in card.palette],
-    }
-    path = config.out / CARD_FILE
-    before = files.read_json(path)
-    changed = [key for key in asked if before and before.get(key) != asked[key]]
-    if changed:
-        raise RunError(
-            f"{config.out} holds predictions of another {' and '.join(changed)}",
-            "give another --out, or remove that folder",
-        )
-    if not before and config.out.is_dir() and any(config.out.iterdir()):
-        raise RunError(f"{config.out} holds other files", "give --out a folder of its own")
-    files.write_json(path, asked)
 
 
 @dataclass(frozen=True)
@@ -282,61 +360,10 @@ def _progress(images: int, shown: bool) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def _readable(loaded: Iterable[Loaded | None], advance: Callable[[], None]) -> Iterator[Loaded]:
-    """The images that could be read; the others are counted as done."""
+def _usable(loaded: Iterable[Loaded | None], advance: Callable[[], None]) -> Iterator[Loaded]:
+    """The images that can be predicted; the others are counted as done."""
     for item in loaded:
         if item is None:
             advance()
         else:
             yield item
-
-
-def _conclude(
-    config: PredictConfig,
-    card: export.Card,
-    names: Sequence[str],
-    wanted: Sequence[Outputs],
-    read: Callable[[str], Image.Image],
-    began: float,
-) -> int:
-    """Write the contact sheet, tell what was done and what could not be read; how many could not. Rank 0."""
-    there = [place for place, outputs in enumerate(wanted) if outputs.done()]
-    missing = [names[place] for place in sorted(set(range(len(names))) - set(there))]
-    reasons = [(name, _reason(read, name)) for name in missing]
-    if not there:
-        name, reason = reasons[0]
-        raise DataError(f"none of the {len(names)} images can be read; {name!r}: {reason}", "check --images")
-    step = max(1, len(there) // _SHEET_IMAGES)
-    pairs = []
-    for place in there[::step][:_SHEET_IMAGES]:
-        image = read(names[place])
-        with Image.open(wanted[place].mask) as mask:
-            shown = pictures.overlay(image, np.asarray(mask), card.palette)
-        pairs.append((image, shown))
-    buffer = io.BytesIO()
-    pictures.contact_sheet(pairs).save(buffer, "JPEG", quality=90)
-    files.write_bytes(config.out / SHEET_FILE, buffer.getvalue())
-    seconds = time.perf_counter() - began
-    console.out.print(
-        f"{len(there)} of {len(names)} images predicted in {config.out}, in {seconds:.1f} s; "
-        f"{config.out / SHEET_FILE} shows {len(pairs)}",
-        markup=False,
-    )
-    for name, reason in reasons[:_SHOWN]:
-        console.err.print(f"not read: {name!r}: {reason}", markup=False, style="yellow")
-    if len(reasons) > _SHOWN:
-        console.err.print(
-            f"not read: {len(reasons) - _SHOWN} more, in {config.out / UNREAD_FILE}", style="yellow"
-        )
-    lines = "".join(f"{name}\t{reason}\n" for name, reason in reasons)
-    if lines:
-        files.write_text(config.out / UNREAD_FILE, lines)
-    return len(reasons)
-
-
-def _reason(read: Callable[[str], Image.Image], name: str) -> str:
-    try:
-        read(name)
-    except (OSError, UnreadableImage) as error:
-        return " ".join(str(error).split())
-    return "no prediction was written"

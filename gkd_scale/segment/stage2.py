@@ -50,7 +50,7 @@ from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.datasets.scenes import UNSEEN
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import Inference, Windows, confusion, require_bounded
+from gkd_scale.segment.inference import Inference, Windows, confusion, require_bounded_sample
 from gkd_scale.segment.methods.base import Guide
 from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
 from gkd_scale.segment.methods.registry import build_method
@@ -345,7 +345,7 @@ def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None
         task = progress.add_task("checking images and labels", total=len(train) + len(val))
         registry.check(train, config.workers, lambda: progress.advance(task))
         for each in val.parts:
-            bounded = partial(require_bounded, dataset=each.name, size=config.size(), how=how)
+            bounded = partial(require_bounded_sample, dataset=each.name, size=config.size(), how=how)
             registry.check(each, config.workers, lambda: progress.advance(task), bounded)
 
 

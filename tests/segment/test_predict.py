@@ -79,11 +79,14 @@ def test_images_that_cannot_be_read_are_listed(
 ) -> None:
     images, out = write_images(tmp_path / "images", 2), tmp_path / "out"
     (images / "broken.jpg").write_bytes(b"no image")
+    Image.new("RGB", (9000, 1)).save(images / "line.png")
     assert predict(finished, images, out) == 0
     captured = capsys.readouterr()
-    assert "2 of 3 images predicted" in captured.out
+    assert "2 of 4 images predicted" in captured.out
     assert "'broken.jpg'" in captured.err
-    assert (out / "unreadable.txt").read_text().startswith("broken.jpg\t")
+    broken, line = (out / "not-predicted.txt").read_text().splitlines()
+    assert broken.startswith("broken.jpg\t")
+    assert line.startswith("line.png\tit is 1x9000")
 
 
 def test_patterns_single_files_lists_and_datasets(finished: Path, tmp_path: Path) -> None:
