@@ -7,15 +7,15 @@ distillation and student with GKD, on the source domain and on domains none of t
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.table import Table
 
 from gkd_scale import console, files
 from gkd_scale.demo.config import DemoConfig
 from gkd_scale.errors import ConfigError
+from gkd_scale.segment import export
 from gkd_scale.steps import Step, run_all
 
 UNSEEN = ("unseen_night", "unseen_fog", "unseen_rain", "unseen_snow", "unseen_city")
@@ -32,7 +32,7 @@ def demo(cfg: DemoConfig) -> int:
     began = time.monotonic()
     with files.claimed(cfg.out):
         run_all(plan(cfg), cfg.out / "logs")
-        results = {row: json.loads(path.read_text()) for row, path in _results(cfg).items()}
+        results = {row: _result(cfg, name) for row, name in ROWS.items()}
         files.write_json(cfg.out / "results.json", results)
     console.out.print(table(results))
     minutes = (time.monotonic() - began) / 60
@@ -41,17 +41,20 @@ def demo(cfg: DemoConfig) -> int:
     )
     console.out.print(
         "  data/ the scenes, caches/ the teacher's features, gkd/backbone.safetensors the student,\n"
-        "  gkd-head/ the segmentation model, results.json every number, logs/ what each command said"
+        "  gkd-head/ the segmentation model, results.json every number, logs/ what each command said,\n"
+        "  report.html all of it as a page: open it in a browser"
     )
     return 0
 
 
-ROWS = ("teacher", "student without distillation", "student with GKD")
+ROWS = {"teacher": "teacher", "student without distillation": "scratch", "student with GKD": "gkd"}
+"""Rows of the table, and what their folders begin with."""
 
 
-def _results(cfg: DemoConfig) -> dict[str, Path]:
-    names = ("teacher", "scratch", "gkd")
-    return {row: cfg.out / f"{name}.json" for row, name in zip(ROWS, names, strict=True)}
+def _result(cfg: DemoConfig, name: str) -> dict[str, dict[str, float]]:
+    """mIoU in validation on the source domain, which chose the step, and on the unseen domains."""
+    run = cfg.out / f"{name}-head"
+    return {"source": {"miou": export.load_card(run).miou}, **files.read_json(run / "evaluation.json")}
 
 
 def plan(cfg: DemoConfig) -> list[Step]:
@@ -83,9 +86,8 @@ def plan(cfg: DemoConfig) -> list[Step]:
     ]
     for name, title, flags in _heads(cfg):
         steps.append(Step(f"stage 2: {title}", _stage2(cfg, name) + flags))
-    for row, name in zip(ROWS, ("teacher", "scratch", "gkd"), strict=True):
-        steps.append(Step(f"evaluate: {row}", _evaluate(cfg, name)))
-    return steps
+    steps += [Step(f"evaluate: {row}", _evaluate(cfg, name)) for row, name in ROWS.items()]
+    return [*steps, Step("show all of it on a page", _report(cfg))]
 
 
 def _heads(cfg: DemoConfig) -> list[tuple[str, str, list[str]]]:
@@ -118,17 +120,18 @@ def _stage2(cfg: DemoConfig, name: str) -> list[str]:
 
 
 def _evaluate(cfg: DemoConfig, name: str) -> list[str]:
+    return ["gkd-scale", "evaluate", str(cfg.out / f"{name}-head"), *_domains(cfg, UNSEEN)]
+
+
+def _report(cfg: DemoConfig) -> list[str]:
+    runs = [str(cfg.out / f"{name}-head") for name in ROWS.values()]
+    flags = [*_domains(cfg, ("unseen_night", "unseen_fog")), "--images", "24", "--scenes", "2"]
+    return ["gkd-scale", "report", *runs, *flags, "--out", str(cfg.out / "report.html")]
+
+
+def _domains(cfg: DemoConfig, names: Sequence[str]) -> list[str]:
     data = cfg.out / "data"
-    domains = {"source": data / "source/val", **{domain: data / domain for domain in UNSEEN}}
-    flags = [part for key, path in domains.items() for part in ("--data", f"{key}=embedded:{path}")]
-    return [
-        "gkd-scale",
-        "evaluate",
-        str(cfg.out / f"{name}-head"),
-        *flags,
-        "--json",
-        str(cfg.out / f"{name}.json"),
-    ]
+    return [part for name in names for part in ("--data", f"{name}=embedded:{data / name}")]
 
 
 def _launch(cfg: DemoConfig, script: str) -> list[str]:
