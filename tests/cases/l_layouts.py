@@ -29,7 +29,7 @@ def _data(bench: Bench) -> Path:
 
 
 def _asked(bench: Bench, adapter: str, path: str, part: str = "") -> Ran:
-    ran = bench.cli("datasets", "check", adapter, f"{bench.folder / 'data' / path}{part}")
+    ran = bench.cli("datasets", "check", adapter, f"{_data(bench) / path}{part}")
     assert ran.code == 2, ran.text
     return ran
 
@@ -38,7 +38,7 @@ def _mended(bench: Bench, adapter: str, path: str, part: str = "") -> Ran:
     """Run the command of the hint, and open what it says to use."""
     ran = _asked(bench, adapter, path, part)
     with pytest.raises(DataError) as caught:  # its hint has whole paths
-        open_dataset(f"{adapter}:{bench.folder / 'data' / path}{part}")
+        open_dataset(f"{adapter}:{_data(bench) / path}{part}")
     found = re.search(r"(?:run|own:) (.*)(?: and|; then) use (.*)$", caught.value.hint)
     assert found, caught.value.hint
     subprocess.run(found[1], shell=True, check=True)

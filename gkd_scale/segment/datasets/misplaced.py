@@ -116,7 +116,8 @@ def _apart(
         for place in places
         if place != root
     ]
-    first = f"{_command('mv', '-n')} {shlex.quote(str(moves[0][0]))}/* {shlex.quote(str(moves[0][1]))}/"
+    source, target = (shlex.quote(str(path)) for path in moves[0])
+    first = f"mkdir -p {target} && mv -n {source}/* {target}/"
     return DataError(
         f"images lie in {_some(with_images, of_images)} and labels in {_some(with_labels, of_labels)}: "
         "all must lie in one folder",
