@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from gkd_scale.cache.source import EXTENSIONS, Source, open_source
 from gkd_scale.errors import DataError
 from gkd_scale.files import write_bytes
+from gkd_scale.text import spelled
 
 PLAN = "plan.parquet"
 
@@ -80,7 +81,9 @@ def make_plan(
     images = Path(images)
     if not images.is_dir():
         what = "is not a folder" if images.exists() else "does not exist"
-        raise DataError(f"the image folder {images} {what}", "check --images")
+        if (twin := spelled(images)) != images:
+            what = f"does not exist in this Unicode form, but there is {str(twin)!a}"
+        raise DataError(f"the image folder {images} {what}", "check --images, or let the shell complete it")
     paths = sorted(_walk(images, skip))
     if not paths:
         raise DataError(

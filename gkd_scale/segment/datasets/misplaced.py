@@ -116,8 +116,8 @@ def _apart(
         for place in places
         if place != root
     ]
-    source, target = (shlex.quote(str(path)) for path in moves[0])
-    first = f"mkdir -p {target} && mv -n {source}/* {target}/"
+    old, new = (shlex.quote(str(path)) for path in moves[0])
+    first = f"mkdir -p {new} && mv -n {old}/* {new}/"
     return DataError(
         f"images lie in {_some(with_images, of_images)} and labels in {_some(with_labels, of_labels)}: "
         "all must lie in one folder",
