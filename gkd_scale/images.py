@@ -221,27 +221,25 @@ def _raw_sixteen(image: Image.Image) -> str | None:
 
 
 def _require_bright_channels(image: Image.Image, raw: str, data: bytes) -> None:
-    """The same for several channels, of which ``image`` has the high bytes."""
+    """The same for several channels, of which ``image`` has the high bytes; inks have no brightness."""
+    if image.mode == "CMYK":
+        return
     colours = image.getbands()[:-1] if image.mode in ("RGBA", "LA", "RGBa", "La") else image.getbands()
     high = max(int(np.asarray(image.getchannel(band)).max()) for band in colours)
-    if high == 0:
-        _require_bright(_greatest_low_byte(data, raw))
-    elif image.mode != "CMYK":
-        _require_bright((high << 8) + 255)
+    _require_bright((high << 8) + 255 if high else _greatest_low_byte(data, raw))
 
 
 def _greatest_low_byte(data: bytes, raw: str) -> int:
     """The greatest low byte of 16-bit channels: with the other byte order, Pillow takes the low ones."""
     swapped = {"B": "L", "L": "B"}.get(raw[-1])
-    if swapped is None:
-        return 0
+    if swapped is None or not raw.startswith("RGB"):
+        return 255  # not to be known: Pillow reads these in one byte order only
     with Image.open(io.BytesIO(data)) as image:
         args = image.tile[0].args
         named = raw[:-1] + swapped
         args = (named, *args[1:]) if isinstance(args, tuple) else named
         image.tile = [image.tile[0]._replace(args=args)]
-        bands = 1 if image.mode in ("LA", "La") else 3
-        return int(np.asarray(image)[..., :bands].max())
+        return int(np.asarray(image)[..., :3].max())
 
 
 # ---------------------------------------------------------------------------------------- files

@@ -41,6 +41,14 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def spelled(path: Path) -> Path:
+    """``path``, or the same path in another Unicode form where only that exists."""
+    if str(path).isascii() or path.exists():
+        return path
+    others = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((other for other in others if other.exists()), path)
+
+
 def shown(name: str, other: str = "") -> str:
     """``name`` in quotes; in ASCII where it would look like ``other``, or hides a character."""
     plain = repr(name)

@@ -19,6 +19,7 @@ from PIL import Image, TiffImagePlugin
 
 from gkd_scale import images
 from gkd_scale.images import UnreadableImage, open_bytes, open_image, upright_size
+from tests.cache.bad_input import png
 from tests.segment.datasets.miniature import write_png16
 
 
@@ -274,3 +275,14 @@ def test_the_header_of_a_deep_image_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImage, match="not an image"):
         upright_size(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(("grey", "said"), [(40_000, None), (4000, "12-bit"), (40, "8-bit")])
+def test_sixteen_bits_of_grey_with_alpha(grey: int, said: str | None) -> None:
+    data = png(2, 1, 16, 4, b"\0" + struct.pack(">4H", grey, 65535, grey // 2, 0))
+    if said is None:
+        found = np.asarray(open_bytes(data).image)[0, :, 0]
+        assert found.tolist() == [grey >> 8, 0]
+        return
+    with pytest.raises(UnreadableImage, match=said):
+        open_bytes(data)

@@ -22,6 +22,7 @@ from gkd_scale.cache.source import Source, open_source
 from gkd_scale.cache.tars import Tars
 from gkd_scale.errors import DataError
 from gkd_scale.files import write_bytes
+from gkd_scale.text import spelled
 
 PLAN = "plan.parquet"
 
@@ -85,6 +86,8 @@ def make_plan(
     images = Path(images)
     if not images.is_dir():
         what = "is not a folder" if images.exists() else "does not exist"
+        if (twin := spelled(images)) != images:
+            what = f"does not exist in this Unicode form, but there is {str(twin)!a}"
         raise DataError(f"the image folder {images} {what}", f"check --images: {ACCEPTED}")
     tars: list[str] = []
     paths = sorted(_walk(images, skip, tars))

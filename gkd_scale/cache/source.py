@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import unicodedata
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,8 +98,9 @@ class PathList:
 
     def read(self, name: str) -> bytes:
         path = self._path(name)
-        if not path.is_file():
-            raise OSError(2, "no such file" if not path.exists() else "not a regular file")
+        status = _status(path)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            raise OSError(2, "not a regular file" if status else "no such file")
         return path.read_bytes()
 
     def _names(self) -> list[str]:
@@ -119,14 +121,22 @@ class PathList:
     def _path(self, name: str) -> Path:
         """The file that is called so, in whichever Unicode form its name is written there."""
         path = self._file.parent / name
-        if name.isascii() or path.exists():
+        if name.isascii() or _status(path):
             return path
         others = (self._file.parent / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
-        return next((other for other in others if other.exists()), path)
+        return next((other for other in others if _status(other)), path)
 
     def _size(self, name: str) -> int:
-        path = self._path(name)
-        return path.stat().st_size if path.is_file() else 0
+        status = _status(self._path(name))
+        return status.st_size if status and stat.S_ISREG(status.st_mode) else 0
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What is there; None where nothing is, or for a name that is none, such as one of 5000 letters."""
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
 
 
 def _column(file: Path) -> list[str]:

@@ -105,3 +105,14 @@ def test_live_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no")
     with pytest.raises(DataError, match="none of the 1 images"):
         live(tmp_path)
+
+
+def test_a_live_run_names_the_images_that_it_leaves_out(images: Path, tmp_path: Path) -> None:
+    reasons = live(images).errors
+    assert reasons == {
+        "b/text.jpg": "not an image, or a format that Pillow does not know",
+        "b/truncated.png": "image file is truncated",
+    }
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"could be read; empty.jpg: the file is empty"):
+        live(tmp_path)

@@ -21,7 +21,7 @@ from gkd_scale.cache.location import expand, is_url, url_of
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.remote import Mirror, Outbox, push
-from gkd_scale.cache.source import open_source
+from gkd_scale.cache.source import PathList, open_source
 from gkd_scale.errors import CacheError, DataError
 
 from .support import TinyTeacher, config, tree, write_images
@@ -250,3 +250,17 @@ def test_a_shard_that_was_not_sent_is_sent_by_the_next_run(
     monkeypatch.undo()
     build_to(url, images, tmp_path, TinyTeacher())
     assert remote_tree(url) == {name: digest for name, digest in tree(whole[0]).items() if name != ".lock"}
+
+
+def test_a_list_with_a_line_that_is_no_path(tmp_path: Path) -> None:
+    write_images(tmp_path, 1)
+    name = next(path for path in tmp_path.rglob("*") if path.is_file()).relative_to(tmp_path)
+    file = tmp_path / "list.txt"
+    file.write_text(f"{name}\n{'x' * 5000}\n{'é' * 5000}\n")
+    source = PathList(file)
+    assert [size > 0 for _, size in source.entries()] == [True, False, False]
+    with pytest.raises(OSError, match="no such file"):
+        source.read("x" * 5000)
+    file.write_text("x" * 5000)
+    with pytest.raises(DataError, match="none of which exists"):
+        source.entries()

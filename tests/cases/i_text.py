@@ -172,6 +172,19 @@ def pairs_nfd(bench: Bench) -> object:
     return ran
 
 
+@case(KIND, "a dataset's folder named in NFC on the command line, in NFD on the disk")
+def folder_nfd(bench: Bench) -> object:
+    folder(bench.folder / unicodedata.normalize("NFD", "été"), PNG)
+    run, typed = finished_run(bench), bench.folder / unicodedata.normalize("NFC", "été")
+    return bench.cli("evaluate", run, "--data", f"day=folder:{typed}")
+
+
+@case(KIND, "a folder of images named in NFC on the command line, in NFD on the disk")
+def images_nfd(bench: Bench) -> object:
+    write_images(bench.folder / unicodedata.normalize("NFD", "été"), 1)
+    return cached(bench, bench.folder / unicodedata.normalize("NFC", "été"), bench.folder / "cache")
+
+
 @case(KIND, "two images of one name, in NFC and in NFD")
 def twins_nfd(bench: Bench) -> object:
     root = folder(bench.folder / "day", PNG)

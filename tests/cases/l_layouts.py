@@ -22,8 +22,14 @@ def _city(images: Path, labels: Path, split: str = "val", kind: str = "labelIds"
     write_values(labels / f"gtFine/{split}/ulm/ulm_1_gtFine_{kind}.png", [7])
 
 
+def _data(bench: Bench) -> Path:
+    """A folder with nothing beside it, where partners would be looked for."""
+    (bench.folder / "data").mkdir(exist_ok=True)
+    return bench.folder / "data"
+
+
 def _asked(bench: Bench, adapter: str, path: str, part: str = "") -> Ran:
-    ran = bench.cli("datasets", "check", adapter, f"{bench.folder / path}{part}")
+    ran = bench.cli("datasets", "check", adapter, f"{_data(bench) / path}{part}")
     assert ran.code == 2, ran.text
     return ran
 
@@ -32,7 +38,7 @@ def _mended(bench: Bench, adapter: str, path: str, part: str = "") -> Ran:
     """Run the command of the hint, and open what it says to use."""
     ran = _asked(bench, adapter, path, part)
     with pytest.raises(DataError) as caught:  # its hint has whole paths
-        open_dataset(f"{adapter}:{bench.folder / path}{part}")
+        open_dataset(f"{adapter}:{_data(bench) / path}{part}")
     found = re.search(r"(?:run|own:) (.*)(?: and|; then) use (.*)$", caught.value.hint)
     assert found, caught.value.hint
     subprocess.run(found[1], shell=True, check=True)
@@ -42,94 +48,94 @@ def _mended(bench: Bench, adapter: str, path: str, part: str = "") -> Ran:
 
 @case(KIND, "Cityscapes: both archives unpacked, each in a folder of its own")
 def two_zips(bench: Bench) -> object:
-    _city(bench.folder / "leftImg8bit_trainvaltest", bench.folder / "gtFine_trainvaltest")
+    _city(_data(bench) / "leftImg8bit_trainvaltest", _data(bench) / "gtFine_trainvaltest")
     return _mended(bench, "cityscapes", "", "@val")
 
 
 @case(KIND, "Cityscapes: the same, and the folder of the images is named")
 def two_zips_images(bench: Bench) -> object:
-    _city(bench.folder / "data/leftImg8bit_trainvaltest", bench.folder / "data/gtFine_trainvaltest")
-    return _mended(bench, "cityscapes", "data/leftImg8bit_trainvaltest", "@val")
+    _city(_data(bench) / "all/leftImg8bit_trainvaltest", _data(bench) / "all/gtFine_trainvaltest")
+    return _mended(bench, "cityscapes", "all/leftImg8bit_trainvaltest", "@val")
 
 
 @case(KIND, "Cityscapes: leftImg8bit/leftImg8bit and gtFine/gtFine")
 def nested_twice(bench: Bench) -> object:
-    _city(bench.folder / "leftImg8bit", bench.folder / "gtFine")
+    _city(_data(bench) / "leftImg8bit", _data(bench) / "gtFine")
     return _mended(bench, "cityscapes", "", "@val")
 
 
 @case(KIND, "Cityscapes: the path ends in leftImg8bit")
 def too_deep(bench: Bench) -> object:
-    _city(bench.folder / "cities", bench.folder / "cities")
+    _city(_data(bench) / "cities", _data(bench) / "cities")
     return _asked(bench, "cityscapes", "cities/leftImg8bit", "@val")
 
 
 @case(KIND, "Cityscapes: only the archive of the images is unpacked")
 def one_zip(bench: Bench) -> object:
-    write_image(bench.folder / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png")
-    (bench.folder / "gtFine_trainvaltest.zip").write_bytes(b"PK")
+    write_image(_data(bench) / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png")
+    (_data(bench) / "gtFine_trainvaltest.zip").write_bytes(b"PK")
     return _asked(bench, "cityscapes", "", "@val")
 
 
 @case(KIND, "Cityscapes: the path is the zip itself")
 def the_zip(bench: Bench) -> object:
-    (bench.folder / "leftImg8bit_trainvaltest.zip").write_bytes(b"PK")
+    (_data(bench) / "leftImg8bit_trainvaltest.zip").write_bytes(b"PK")
     return _asked(bench, "cityscapes", "leftImg8bit_trainvaltest.zip", "@val")
 
 
 @case(KIND, "Cityscapes: labels are colours and instances alone")
 def no_ids(bench: Bench) -> object:
-    _city(bench.folder, bench.folder, kind="color")
+    _city(_data(bench), _data(bench), kind="color")
     return _asked(bench, "cityscapes", "", "@val")
 
 
 @case(KIND, "ACDC: both archives unpacked, each in a folder of its own")
 def acdc(bench: Bench) -> object:
-    write_image(bench.folder / "rgb_anon_trainvaltest/rgb_anon/night/val/a/1_rgb_anon.png")
-    write_values(bench.folder / "gt_trainval/gt/night/val/a/1_gt_labelTrainIds.png", [7])
+    write_image(_data(bench) / "rgb_anon_trainvaltest/rgb_anon/night/val/a/1_rgb_anon.png")
+    write_values(_data(bench) / "gt_trainval/gt/night/val/a/1_gt_labelTrainIds.png", [7])
     return _mended(bench, "acdc", "", "@night/val")
 
 
 @case(KIND, "BDD100K: images and labels unpacked in two folders with spaces in their names")
 def bdd100k(bench: Bench) -> object:
-    write_image(bench.folder / "bdd images/bdd100k/images/10k/val/1.jpg")
-    write_values(bench.folder / "bdd labels/bdd100k/labels/sem_seg/masks/val/1.png", [7])
+    write_image(_data(bench) / "bdd images/bdd100k/images/10k/val/1.jpg")
+    write_values(_data(bench) / "bdd labels/bdd100k/labels/sem_seg/masks/val/1.png", [7])
     return _mended(bench, "bdd100k", "", "@val")
 
 
 @case(KIND, "BDD100K: the 100k images, whose labels are boxes")
 def bdd100k_boxes(bench: Bench) -> object:
-    write_image(bench.folder / "images/100k/val/1.jpg")
-    write_values(bench.folder / "labels/sem_seg/masks/val/1.png", [7])
+    write_image(_data(bench) / "images/100k/val/1.jpg")
+    write_values(_data(bench) / "labels/sem_seg/masks/val/1.png", [7])
     return _asked(bench, "bdd100k", "", "@val")
 
 
 @case(KIND, "GTAV: ten archives unpacked in ten folders")
 def gtav(bench: Bench) -> object:
     for index in (1, 2):
-        write_image(bench.folder / f"0{index}_images/images/0000{index}.png")
-        write_values(bench.folder / f"0{index}_labels/labels/0000{index}.png", [7])
+        write_image(_data(bench) / f"0{index}_images/images/0000{index}.png")
+        write_values(_data(bench) / f"0{index}_labels/labels/0000{index}.png", [7])
     return _asked(bench, "gtav", "")
 
 
 @case(KIND, "Mapillary: labels of version 2.0 alone")
 def mapillary(bench: Bench) -> object:
-    write_image(bench.folder / "validation/images/1.jpg")
-    write_values(bench.folder / "validation/v2.0/labels/1.png", [7])
+    write_image(_data(bench) / "validation/images/1.jpg")
+    write_values(_data(bench) / "validation/v2.0/labels/1.png", [7])
     return _asked(bench, "mapillary", "", "@val")
 
 
 @case(KIND, "folder: splits below images and labels, as detectors want them")
 def folder_splits(bench: Bench) -> object:
     for split in ("train", "val"):
-        write_image(bench.folder / f"images/{split}/1.png")
-        write_values(bench.folder / f"labels/{split}/1.png", [0])
+        write_image(_data(bench) / f"images/{split}/1.png")
+        write_values(_data(bench) / f"labels/{split}/1.png", [0])
     return _mended(bench, "folder", "")
 
 
 @case(KIND, "folder: train/images, train/labels, val/images and val/labels")
 def folder_of_splits(bench: Bench) -> object:
     for split in ("train", "val"):
-        write_image(bench.folder / f"{split}/images/1.png")
-        write_values(bench.folder / f"{split}/labels/1.png", [0])
+        write_image(_data(bench) / f"{split}/images/1.png")
+        write_values(_data(bench) / f"{split}/labels/1.png", [0])
     return _asked(bench, "folder", "")

@@ -122,6 +122,11 @@ def any_file(root: Path, pattern: str, suffixes: frozenset[str]) -> bool:
     return any(True for _ in _walk(root, pattern, suffixes))
 
 
+def keys(root: Path, pattern: str, suffixes: frozenset[str]) -> set[Key]:
+    """What the stars of ``pattern`` match below ``root``."""
+    return {key for key, _ in _walk(root, pattern, suffixes)}
+
+
 def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path]:
     found: dict[Key, Path] = {}
     for key, path in _walk(root, pattern, suffixes):

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from gkd_scale.errors import DataError
-from gkd_scale.segment.datasets.layout import IMAGE_SUFFIXES, LABEL_SUFFIXES, Layout, any_file
+from gkd_scale.segment.datasets.layout import IMAGE_SUFFIXES, LABEL_SUFFIXES, Layout, any_file, keys
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 _MOST = 2000
@@ -35,15 +35,9 @@ def explain(name: str, root: Path, part: str, folder: str, layouts: Sequence[Lay
         both = [place for place in with_images if place in with_labels]
         if both:
             return _elsewhere(name, root, at, (images, labels), both)
-        if bool(with_images) != bool(with_labels):  # the other half may lie beside
-            beside = [place for place in _beside(root, (images, labels)) if place not in places]
-            others = [
-                (any_file(place, images, IMAGE_SUFFIXES), any_file(place, labels, LABEL_SUFFIXES))
-                for place in beside
-            ]
-            wanted = (not with_images, not with_labels)
-            found = [place for place, has in zip(beside, others, strict=True) if has == wanted]
-            with_images, with_labels = with_images or found, with_labels or found
+        if bool(with_images) != bool(with_labels):
+            beside = _partners(root, (images, labels), places, (with_images, with_labels))
+            with_images, with_labels = with_images or beside, with_labels or beside
         if with_images and with_labels:
             return _apart(name, root, at, (images, labels), with_images, with_labels)
         if splits := _splits(root, (images, labels)):
@@ -122,7 +116,8 @@ def _apart(
         for place in places
         if place != root
     ]
-    first = f"{_command('mv', '-n')} {shlex.quote(str(moves[0][0]))}/* {shlex.quote(str(moves[0][1]))}/"
+    old, new = (shlex.quote(str(path)) for path in moves[0])
+    first = f"mkdir -p {new} && mv -n {old}/* {new}/"
     return DataError(
         f"images lie in {_some(with_images, of_images)} and labels in {_some(with_labels, of_labels)}: "
         "all must lie in one folder",
@@ -165,6 +160,29 @@ def _places(root: Path, patterns: tuple[str, str]) -> list[Path]:
         if root.parts[-length:] == literal[:length]
     ]
     return list(dict.fromkeys([root, *above, *islice(_below(root, _DEPTH), _MOST)]))
+
+
+def _partners(
+    root: Path, patterns: tuple[str, str], places: list[Path], found: tuple[list[Path], list[Path]]
+) -> list[Path]:
+    """Folders beside ``root`` with labels of the images that were found, or with images of the labels.
+
+    None where the half that is missing has begun here, or where those folders have both halves.
+    """
+    missing = 1 if found[0] else 0
+    suffixes = (IMAGE_SUFFIXES, LABEL_SUFFIXES)
+    have, want = patterns[1 - missing], patterns[missing]
+    own = _literal(want)[:1] != _literal(have)[:1]  # a first folder of the missing half alone
+    if own and any(place.joinpath(*_literal(want)[:1]).is_dir() for place in places):
+        return []
+    known = keys(found[1 - missing][0], have, suffixes[1 - missing])
+    return [
+        place
+        for place in _beside(root, patterns)
+        if place not in places
+        and not any_file(place, have, suffixes[1 - missing])
+        and known & keys(place, want, suffixes[missing])
+    ]
 
 
 def _beside(root: Path, patterns: tuple[str, str]) -> Iterator[Path]:

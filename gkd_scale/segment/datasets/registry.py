@@ -106,7 +106,7 @@ def split(adapter: Adapter, place: str) -> Ref:
     path, at, part = place.rpartition("@")
     if not at or len(adapter.parts) == 1:
         path, part = place, ""
-    return Ref(adapter.name, Path(path).expanduser(), part)
+    return Ref(adapter.name, text.spelled(Path(path).expanduser()), part)
 
 
 def open_dataset(ref: str) -> SegDataset:

@@ -102,28 +102,34 @@ def test_a_folder_too_high_or_too_low(name: str, tmp_path: Path) -> None:
 
 
 def test_ten_archives_in_ten_folders(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
     for index in (1, 2):
-        write_image(tmp_path / f"0{index}_images/images/0000{index}.png")
-        write_values(tmp_path / f"0{index}_labels/labels/0000{index}.png", [7])
-    error = refused(f"gtav:{tmp_path}")
+        write_image(root / f"0{index}_images/images/0000{index}.png")
+        write_values(root / f"0{index}_labels/labels/0000{index}.png", [7])
+    error = refused(f"gtav:{root}")
     assert "02_images/images" in error.message and "01_labels/labels" in error.message
     assert "unpack all archives into" in error.hint
 
 
 def test_splits_of_a_folder_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
     for split in ("train", "val"):
-        games(tmp_path / split, tmp_path / split)
-    error = refused(f"folder:{tmp_path}")
-    assert f"folder:{tmp_path}/train, folder:{tmp_path}/val" in error.hint
+        games(root / split, root / split)
+    error = refused(f"folder:{root}")
+    assert f"folder:{root}/train, folder:{root}/val" in error.hint
 
 
 def test_archives_that_nobody_unpacked(tmp_path: Path) -> None:
-    archive = tmp_path / "gtFine_trainvaltest.zip"
+    root = tmp_path / "data"
+    root.mkdir()
+    archive = root / "gtFine_trainvaltest.zip"
     archive.write_bytes(b"PK")
-    assert "unzip -q" in refused(f"cityscapes:{tmp_path}@val").hint
+    assert "unzip -q" in refused(f"cityscapes:{root}@val").hint
     assert "is an archive" in refused(f"cityscapes:{archive}@val").message
-    archive.rename(tmp_path / "gtFine.tar.gz")
-    assert "tar xf" in refused(f"cityscapes:{tmp_path}@val").hint
+    archive.rename(root / "gtFine.tar.gz")
+    assert "tar xf" in refused(f"cityscapes:{root}@val").hint
 
 
 def test_a_complete_dataset_beside_is_not_mixed_in(tmp_path: Path) -> None:
@@ -134,20 +140,33 @@ def test_a_complete_dataset_beside_is_not_mixed_in(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_shown(tmp_path: Path) -> None:
-    write_image(tmp_path / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png")
-    write_values(tmp_path / "gtFine/val/ulm/ulm_1_gtFine_color.png", [7])
-    error = refused(f"cityscapes:{tmp_path}@val")
+    root = tmp_path / "data"
+    root.mkdir()
+    write_image(root / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png")
+    write_values(root / "gtFine/val/ulm/ulm_1_gtFine_color.png", [7])
+    error = refused(f"cityscapes:{root}@val")
     assert "labelIds" in error.message and "ulm_1_gtFine_color.png" in error.hint
 
 
 def test_all_layouts_are_named_where_labels_are_of_another_version(tmp_path: Path) -> None:
-    write_image(tmp_path / "validation/images/1.jpg")
-    write_values(tmp_path / "validation/v2.0/labels/1.png", [7])
-    error = refused(f"mapillary:{tmp_path}@val")
+    root = tmp_path / "data"
+    root.mkdir()
+    write_image(root / "validation/images/1.jpg")
+    write_values(root / "validation/v2.0/labels/1.png", [7])
+    error = refused(f"mapillary:{root}@val")
     assert "no folder labels/" in error.message
     assert "validation/v1.2/labels/*.png" in error.hint and "images, v2.0" in error.hint
 
 
 def test_the_layout_that_was_begun_is_spoken_of(tmp_path: Path) -> None:
-    write_image(tmp_path / "seg/images/val/1.jpg")
-    assert "no folder labels/" in refused(f"bdd100k:{tmp_path}@val").message
+    root = tmp_path / "data"
+    root.mkdir()
+    write_image(root / "seg/images/val/1.jpg")
+    assert "no folder labels/" in refused(f"bdd100k:{root}@val").message
+
+
+def test_labels_of_other_images_beside_are_no_partners(tmp_path: Path) -> None:
+    write_image(tmp_path / "mine/images/1.png")
+    write_values(tmp_path / "foreign/labels/2.png", [7])
+    error = refused(f"gtav:{tmp_path / 'mine'}")
+    assert "no folder labels/" in error.message and "foreign" not in str(error)
