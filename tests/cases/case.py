@@ -95,6 +95,7 @@ _RUNTIME: list[Runtime] = []
 def _world_of_one() -> Iterator[Runtime]:
     """One process group for all cases; the environment is put back."""
     before = dict(os.environ)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     try:
         if not _RUNTIME:
             _RUNTIME.append(Runtime.start())
