@@ -27,7 +27,7 @@ from gkd_scale.segment.datasets.labels import (
     read_stored,
 )
 from gkd_scale.segment.datasets.layout import Found, Layout, Pair
-from gkd_scale.segment.datasets.plausible import Evidence
+from gkd_scale.segment.datasets.plausible import Evidence, Facts, facts_of
 from gkd_scale.types import IGNORE
 
 ABSENT_FILE = "absent.txt"
@@ -118,13 +118,16 @@ def _greatest_value(pairs: Sequence[Pair], void: Sequence[int]) -> int:
     """The greatest value of all labels but ``void``; DataError where the values are no class ids."""
     seen = Evidence(_ANY, ())
 
-    def look(path: Path) -> None:
+    def look(path: Path) -> Facts:
         stored = read_stored(path)
-        if not seen.look(stored, path, whole=True):
-            _ANY.decode(stored, path)
+        facts = facts_of(stored, path, whole=True)
+        if facts is None:
+            raise _ANY.refusal(stored, path) or DataError(f"{path} holds no label", "restore the file")
+        return facts
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(look, [label for _, label in pairs]))
+        for facts in pool.map(look, [label for _, label in pairs]):
+            seen.add(facts)
     seen.ignore(void)
     greatest = max(seen.values, default=-1)
     if greatest < 0:

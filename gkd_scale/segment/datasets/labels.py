@@ -70,11 +70,21 @@ class Encoding:
         """(H, W) uint8 train ids; DataError for a value that is not listed. ``path`` is for the message."""
         if stored.ndim == 3 and self.channel is not None:
             stored = stored[..., self.channel]
-        if stored.ndim == 2:
-            return self._decode_ids(stored, path)
-        if self.colours and stored.shape[2] >= 3:
+        if stored.ndim == 3 and self.colours and stored.shape[2] >= 3:
             return self._decode_colours(stored[..., :3], path)
-        raise _no_ids(stored, path)
+        if refusal := self.refusal(stored, path):
+            raise refusal
+        return self._decode_ids(stored, path)
+
+    def refusal(self, stored: Stored, path: Path) -> DataError | None:
+        """Why values cannot be those of one channel of ids at all; None where they can."""
+        if stored.ndim != 2:
+            return _no_ids(stored, path)
+        if stored.dtype.kind == "f":
+            return DataError(f"{path} holds floats", "store class ids as 8-bit integers")
+        if stored.dtype not in (np.bool_, np.uint8) and (stored.min() < 0 or stored.max() > 255):
+            return _too_wide(stored, path)
+        return None
 
     @cached_property
     def _table(self) -> UInt8Array:
@@ -92,10 +102,6 @@ class Encoding:
         return np.array(keys, np.uint32), np.array(trains, np.uint8)
 
     def _decode_ids(self, stored: Stored, path: Path) -> UInt8Array:
-        if stored.dtype.kind == "f":
-            raise DataError(f"{path} holds floats", "store class ids as 8-bit integers")
-        if stored.dtype not in (np.bool_, np.uint8) and (stored.min() < 0 or stored.max() > 255):
-            raise _too_wide(stored, path)
         label: UInt8Array = self._table[stored.astype(np.uint8, copy=False)]
         unknown = label == _UNKNOWN
         if unknown.any():

@@ -19,7 +19,7 @@ import numpy as np
 
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.labels import Colour, Encoding, Stored, ranges, read_palette
-from gkd_scale.segment.datasets.values import MANY, explain, no_ids
+from gkd_scale.segment.datasets.values import MANY, explain
 from gkd_scale.types import IGNORE, Int64Array
 
 _ROWS = 128
@@ -107,16 +107,15 @@ class Evidence:
                 self.pixels[IGNORE] += self.pixels[value]
                 self.pixels[value] = 0
 
-    def look(self, stored: Stored, path: Path, *, whole: bool = False) -> bool:
-        """Add what a label file holds, from any thread; False where that is nothing that a label may hold."""
-        facts = facts_of(stored, path, self.encoding.channel, whole=whole)
-        if facts is None:
-            return False
-        with self._lock:
-            self._add(facts)
-        return True
+    def look(self, stored: Stored, path: Path) -> None:
+        """Add what a label file holds, from any thread; nothing where that is none of one channel's ids."""
+        facts = facts_of(stored, path, self.encoding.channel)
+        if facts is not None:
+            with self._lock:
+                self.add(facts)
 
-    def _add(self, facts: Facts) -> None:
+    def add(self, facts: Facts) -> None:
+        """Add the facts of one label; from one thread at a time."""
         self.where = self.where or str(facts.path.parent)
         self.labels += 1
         self.pixels += facts.pixels
@@ -274,7 +273,8 @@ def _train_ids(seen: Evidence) -> Iterator[Finding]:
             f"the labels hold train ids (values {ranges(values)}), not the dataset's own ids "
             f"({seen.encoding.text}): read as those, {100 * void // labelled} % of their "
             "pixels would be void and the others of another class",
-            "restore the original files; labels of train ids can be read with folder:PATH",
+            "restore the original files, or call them what they are (Cityscapes: *_labelTrainIds.png), or "
+            "read them with folder:PATH, from images/ and labels/",
         )
 
 
@@ -282,11 +282,12 @@ def _values(seen: Evidence) -> Iterator[Finding]:
     """Where the values found are all that says which classes there are: values that are no class ids."""
     values = seen.values
     classes = max(values) + 1
-    if explained := explain(values, seen.pixels):
-        what, hint = explained
+    if found := explain(values, seen.pixels):
         listed = f"{len(values)} values ({_first(values)}), from which {classes} classes would follow"
         yield Finding(
-            no_ids(values), f"the labels hold {listed}: {what}", f"{hint}; or name the classes in classes.txt"
+            found.sure,
+            f"the labels hold {listed}: {found.what}",
+            f"{found.hint}; or name the classes in classes.txt",
         )
 
 
@@ -306,7 +307,7 @@ def _doubts(seen: Evidence) -> Iterator[Finding]:
             f"{100 * seen.pixels[IGNORE] // total} % of the labels' pixels are 255, ignored",
             "check them",
         )
-    rough = seen.changes > 0.04 * seen.pairs and seen.specks > 0.5 * seen.changes
+    rough = seen.changes > 0.04 * seen.pairs and seen.specks > 0.45 * seen.changes
     if seen.pairs >= _LEAST_PIXELS and len(values) > 3 and rough:
         yield Finding(
             False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from gkd_scale.types import IGNORE, Int64Array
 
@@ -29,41 +30,43 @@ def unknown_values(pixels: Int64Array, classes: int, text: str) -> tuple[str, st
         )
     if text.startswith("train ids") and values[-1] < _LABEL_IDS:
         return "the values look like label ids", "give the files of train ids (*_labelTrainIds.png)"
-    return explain(values, pixels) if no_ids(values) else None
+    found = explain(values, pixels)
+    return (found.what, found.hint) if found is not None and found.sure else None
 
 
-def no_ids(values: Sequence[int]) -> bool:
-    """Whether ``values``, sorted and without 255, are so many or so far apart that they are no class ids."""
-    return len(values) >= MANY or (values[-1] >= _FAR and 4 * len(values) <= values[-1])
+class Explained(NamedTuple):
+    """What values are, what to do, and whether they are surely no class ids."""
+
+    what: str
+    hint: str
+    sure: bool = True
 
 
-def explain(values: Sequence[int], pixels: Int64Array) -> tuple[str, str] | None:
+def explain(values: Sequence[int], pixels: Int64Array) -> Explained | None:
     """What values far apart are, as far as they say, and what to do; None for values that could be ids.
 
     ``values`` are sorted and without 255; ``pixels`` (256,) counts each.
     """
     classes = max(values) + 1
+    step = math.gcd(*values)
+    far = values[-1] >= _FAR and 4 * len(values) <= values[-1]
     top = (0, IGNORE) if pixels[IGNORE] else (0, classes - 1)
-    if len(values) > 10 and pixels[list(top)].sum() > 0.8 * pixels.sum() and len(values) > classes // 2:
-        return (
+    if len(values) > 10 and classes >= MANY and pixels[list(top)].sum() > 0.8 * pixels.sum():
+        return Explained(
             f"nearly all pixels are {top[0]} or {top[1]}, the others lie between: a mask with soft edges",
             "cut it at a threshold and store 0 and 1",
         )
     if len(values) >= MANY:
-        return "more than segmentation labels have", "store class ids, one small number a class"
-    if 2 * len(values) >= classes:
-        step = math.gcd(*values)
-        return _scaled(step) if step > 1 and len(values) > 3 else None
-    if values[0] >= 128:
-        return "they count down from 255: ids that were stored as 255 - id", "invert the labels"
-    step = math.gcd(*values)
-    if step > 1:
-        return _scaled(step)
-    return (
-        "far apart, as the greys are that colours turn to",
-        "convert colour-coded labels by their colours, each to its class id",
-    )
-
-
-def _scaled(step: int) -> tuple[str, str]:
-    return f"multiples of {step}: ids that were scaled to be seen", f"divide the values by {step}"
+        return Explained("more than segmentation labels have", "store class ids, one small number a class")
+    if values[0] >= IGNORE // 2 and 2 * len(values) < classes:
+        return Explained("they count down from 255: ids that were stored as 255 - id", "invert the labels")
+    if step > 1 and (len(values) > 3 or 2 * len(values) < classes):
+        what = f"multiples of {step}: ids that were scaled to be seen"
+        return Explained(what, f"divide the values by {step}", far)
+    if 2 * len(values) < classes:
+        return Explained(
+            "far apart, as the greys are that colours turn to",
+            "convert colour-coded labels by their colours, each to its class id",
+            far,
+        )
+    return None

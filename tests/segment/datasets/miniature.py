@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,15 @@ def write_png16(path: Path, samples: npt.NDArray[np.uint16]) -> Path:
             before[0] = 0
         data += bytes([kind]) + ((row - before) % 256).astype(np.uint8).tobytes()
     return write_png(path, (height, width), 16, {3: 2, 4: 6}[channels], data)
+
+
+def write_grey(path: Path, values: npt.NDArray[Any], bits: int) -> Path:
+    """A greyscale PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+    per_byte = 8 // bits
+    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % per_byte)))
+    shifts = bits * np.arange(per_byte)[::-1]
+    packed = (padded.reshape(len(values), -1, per_byte) << shifts).sum(2).astype(np.uint8)
+    return write_png(path, values.shape, bits, 0, b"".join(b"\0" + row.tobytes() for row in packed))
 
 
 def write_png(path: Path, size: tuple[int, ...], bits: int, kind: int, data: bytes) -> Path:

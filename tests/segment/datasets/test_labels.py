@@ -15,7 +15,7 @@ from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.labels import Encoding, identity, ranges, read_stored
 from gkd_scale.types import IGNORE
 
-from .miniature import write_array, write_png, write_png16
+from .miniature import write_array, write_grey, write_png16
 
 HERE = Path("x.png")
 IDS = Encoding({7: 0, 8: 1, 0: IGNORE})
@@ -72,15 +72,6 @@ def test_ranges_say_exactly_the_values(values: set[int]) -> None:
 
 
 # ----------------------------------------------------------------------- files that are no labels
-
-
-def write_grey(path: Path, values: np.ndarray, bits: int) -> Path:
-    """A greyscale PNG of 1, 2 or 4 bits, which Pillow cannot write."""
-    per_byte = 8 // bits
-    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % per_byte)))
-    shifts = bits * np.arange(per_byte)[::-1]
-    packed = (padded.reshape(len(values), -1, per_byte) << shifts).sum(2).astype(np.uint8)
-    return write_png(path, values.shape, bits, 0, b"".join(b"\0" + row.tobytes() for row in packed))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

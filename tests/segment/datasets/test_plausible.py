@@ -46,7 +46,7 @@ def found(
         if f"p{number}" in palettes:
             image.putpalette(palettes[f"p{number}"])
         image.save(path)
-        assert evidence.look(each, path)
+        evidence.look(each, path)
     return [(finding.error, finding.text) for finding in findings(evidence)]
 
 

@@ -1,0 +1,317 @@
+"""Kind E: labels that cannot be what they seem, in ``datasets check`` and before stage 2 alike."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from gkd_scale.types import UInt8Array
+from tests.cases.case import Bench, Ran, case
+from tests.segment.datasets.miniature import write_grey
+from tests.segment.support import blocks, picture, tiny_backbone
+
+KIND = "E. Labels that cannot be what they seem"
+SIZE = (64, 96)
+NAMES = "red\ngreen\nblue\ngrey\n"
+
+Change = Callable[[UInt8Array, Path], object]
+"""Writes a label (H, W) of the classes 0 to 3 in another way."""
+
+
+@functools.cache
+def backbone() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    tiny_backbone().save(folder)
+    return folder
+
+
+def folder(bench: Bench, change: Change, classes: str | None = None, name: str = "town") -> Path:
+    """Four pictures of their labels; ``change`` writes the labels."""
+    root = bench.folder / name
+    for index in range(4):
+        label = blocks(SIZE, index)
+        for kind in ("images", "labels"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(label)).save(root / f"images/{index}.png")
+        change(label, root / f"labels/{index}.png")
+    if classes is not None:
+        (root / "classes.txt").write_text(classes)
+    return root
+
+
+def table(*values: int) -> Change:
+    """Other stored values for the classes 0, 1, 2, 3."""
+    return lambda label, path: Image.fromarray(np.array(values, np.uint8)[label]).save(path)
+
+
+def stage2(bench: Bench, ref: object, name: str = "run") -> Ran:
+    return bench.stage2(
+        *("--train", ref, "--val", ref, "--backbone", backbone(), "--image-size", "32x48", "--steps", 4),
+        *("--global-batch", 4, "--val-every", 4, "--out", bench.folder / name, "--workers", 0),
+    )
+
+
+def refused(bench: Bench, root: Path, adapter: str = "folder") -> Ran:
+    """Stage 2 refuses the labels, and ``datasets check`` for the same reason."""
+    path, at, part = str(root).partition("@")
+    trained = stage2(bench, f"{adapter}:{path}{at}{part}")
+    assert trained.code == 2, trained.text
+    checked = bench.cli("datasets", "check", adapter, f"{path}{at}{part}")
+    reason = str(trained).partition(": ")[2].partition(" → ")[0]
+    assert checked.code in (1, 2) and reason.partition(": ")[2] in checked.text, (reason, checked.text)
+    return trained
+
+
+def warned(bench: Bench, root: Path) -> str:
+    """Stage 2 trains on the labels, and both commands say what is odd."""
+    trained = stage2(bench, f"folder:{root}")
+    assert trained.code == 0, trained.text
+    found = re.search(r"warning: (.*?\)) (?=warning: |checking )", trained.text)
+    assert found is not None, trained.text
+    warning = found[1]
+    checked = bench.cli("datasets", "check", "folder", root)
+    assert checked.code == 0 and warning.partition(": ")[2] in checked.text, (warning, checked.text)
+    return f"ok, with a warning: {warning}"
+
+
+def score(bench: Bench, name: str) -> float:
+    return float(json.loads((bench.folder / name / "best.json").read_text())["miou"])
+
+
+def as_usual(bench: Bench, root: Path) -> str:
+    """Stage 2 scores as it does with the same labels in a usual form."""
+    plain = folder(bench, table(0, 1, 2, 3), name="plain")
+    for ref, name in ((plain, "usual"), (root, "odd")):
+        ran = stage2(bench, f"folder:{ref}", name)
+        assert ran.code == 0 and "warning" not in ran.text, ran.text
+    assert score(bench, "usual") == score(bench, "odd") > 0
+    assert bench.cli("datasets", "check", "folder", root).code == 0
+    return "ok"
+
+
+# ------------------------------------------------------------------------------------- values
+
+
+@case(KIND, "masks of 0 and 255, where 255 is ignored")
+def bin0(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(0, 255, 0, 255)))
+
+
+@case(KIND, "the same with two names in classes.txt")
+def bin0_named(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(0, 255, 0, 255), "ground\nhouse\n"))
+
+
+@case(KIND, "one name in classes.txt, for masks of 0 and 1")
+def one_name(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(0, 1, 0, 1), "house\n"))
+
+
+@case(KIND, "all labels are 0: an export that failed")
+def empty(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(0, 0, 0, 0)))
+
+
+@case(KIND, "labels as PNGs of 4 bits: the score of 8 bits")
+def four_bits(bench: Bench) -> object:
+    return as_usual(bench, folder(bench, lambda label, path: write_grey(path, label, 4)))
+
+
+@case(KIND, "labels as PNGs of 2 bits: the score of 8 bits")
+def two_bits(bench: Bench) -> object:
+    return as_usual(bench, folder(bench, lambda label, path: write_grey(path, label, 2)))
+
+
+@case(KIND, "masks as PNGs of 1 bit")
+def one_bit(bench: Bench) -> object:
+    root = folder(bench, lambda label, path: write_grey(path, label % 2, 1))
+    assert stage2(bench, f"folder:{root}").code == 0
+    checked = bench.cli("datasets", "check", "folder", root)
+    assert checked.code == 0 and "0 faults" in checked.text
+    return "ok"
+
+
+@case(KIND, "4-bit labels that another tool saved in 8 bits: 0, 17, 34, 51")
+def scaled(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(0, 17, 34, 51)))
+
+
+@case(KIND, "three classes as 0, 127, 255, with their names in classes.txt")
+def trimap(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(0, 127, 255, 0), "ground\nedge\nhouse\n"))
+
+
+@case(KIND, "colour labels turned to grey by luminance")
+def luminance(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        Image.fromarray(picture(label)).convert("L").save(path)
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "masks with soft edges")
+def soft(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        mask = Image.fromarray((255 * (label > 1)).astype(np.uint8))
+        mask.filter(ImageFilter.GaussianBlur(1)).save(path)
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "labels stored as 255 - id")
+def inverted(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(255, 254, 253, 252)))
+
+
+@case(KIND, "values 1 to 4 for the four names of classes.txt")
+def from_one(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(1, 2, 3, 4), NAMES))
+
+
+@case(KIND, "values 1 to 4 and no classes.txt")
+def from_one_unnamed(bench: Bench) -> object:
+    return warned(bench, folder(bench, table(1, 2, 3, 4)))
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+@case(KIND, "JPEG bytes in labels/*.png")
+def jpeg(bench: Bench) -> object:
+    return refused(bench, folder(bench, lambda label, path: Image.fromarray(label).save(path, "JPEG")))
+
+
+@case(KIND, "labels that were JPEG once and are PNG now")
+def once_jpeg(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        random = np.random.default_rng(int(path.stem))
+        smeared = np.where(random.random(SIZE) < 0.15, random.integers(0, 4, SIZE), label)
+        Image.fromarray(smeared.astype(np.uint8)).save(path)
+
+    return warned(bench, folder(bench, save, NAMES))
+
+
+@case(KIND, "colour labels quantised file by file: palettes that differ")
+def palettes(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        order = np.random.default_rng(int(path.stem)).permutation(4)
+        image = Image.fromarray(np.argsort(order)[label].astype(np.uint8))
+        image.putpalette(picture(order.astype(np.uint8)[None]).tobytes())
+        image.save(path)
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "palettes that are only for show: the same indices in other colours")
+def shown_otherwise(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        image = Image.fromarray(label)
+        image.putpalette(bytes([int(path.stem)]) + bytes(range(50, 61)))
+        image.save(path)
+
+    return warned(bench, folder(bench, save, NAMES))
+
+
+@case(KIND, "16-bit instance ids (class x 1000 + number)")
+def instances(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        Image.fromarray(label.astype(np.uint16) * 1000 + 1000).save(path)
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "the class ids in the alpha channel of RGBA files")
+def alpha(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        Image.fromarray(np.dstack([np.zeros((*SIZE, 3), np.uint8), label])).save(path)
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "class ids as RGB of three equal channels")
+def three_channels(bench: Bench) -> object:
+    return refused(
+        bench, folder(bench, lambda label, path: Image.fromarray(np.dstack([label] * 3)).save(path))
+    )
+
+
+def photo(index: int) -> UInt8Array:
+    """A grey picture with noise, as photographs have it."""
+    rng = np.random.default_rng(index)
+    ramp = np.linspace(20, 220, SIZE[1])[None] + 12 * rng.standard_normal(SIZE)
+    return ramp.clip(0, 252).astype(np.uint8)
+
+
+@case(KIND, "images/ and labels/ swapped, grey photographs")
+def swapped(bench: Bench) -> object:
+    return refused(bench, folder(bench, lambda _, path: Image.fromarray(photo(int(path.stem))).save(path)))
+
+
+@case(KIND, "images/ and labels/ swapped, colour photographs")
+def swapped_colours(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        noise = np.random.default_rng(label.sum()).integers(0, 50, (*SIZE, 3))
+        Image.fromarray((picture(label) // 2 + noise).astype(np.uint8)).save(path)
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "`x_mask.png` beside `x.png`")
+def mask_names(bench: Bench) -> object:
+    root = folder(bench, table(0, 1, 2, 3))
+    for path in sorted((root / "labels").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    return refused(bench, root)
+
+
+# ------------------------------------------------------------------------------------- datasets
+
+
+def cityscapes(bench: Bench, values: Sequence[int], kind: str) -> Path:
+    """A miniature of Cityscapes whose labels ``*_{kind}.png`` hold ``values``."""
+    root = bench.folder / "city"
+    stored = np.resize(np.array(values, np.uint8).repeat(8), SIZE)
+    for part in ("train", "val"):
+        for index in range(2):
+            image = root / f"leftImg8bit/{part}/ulm/ulm_{index}_leftImg8bit.png"
+            label = root / f"gtFine/{part}/ulm/ulm_{index}_gtFine_{kind}.png"
+            for path, pixels in ((image, np.dstack([stored] * 3)), (label, stored)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return root
+
+
+@case(KIND, "Cityscapes' train ids in `*_labelIds.png`")
+def train_ids(bench: Bench) -> object:
+    root = cityscapes(bench, [0, 1, 2, 8, 10, 13, 255], "labelIds")
+    return refused(bench, Path(f"{root}@train"), "cityscapes")
+
+
+@case(KIND, "Cityscapes' label ids in `*_labelTrainIds.png`")
+def label_ids(bench: Bench) -> object:
+    root = cityscapes(bench, [7, 8, 11, 21, 23, 26], "labelTrainIds")
+    return refused(bench, Path(f"{root}@train"), "cityscapes")
+
+
+@case(KIND, "`evaluate` on a domain whose labels hold train ids")
+def evaluated(bench: Bench) -> object:
+    good = cityscapes(bench, [7, 8, 11, 21, 23, 26], "labelIds").rename(bench.folder / "good")
+    assert stage2(bench, f"cityscapes:{good}@train").code == 0
+    bad = cityscapes(bench, [0, 1, 2, 8, 10, 13, 255], "labelIds")
+    ran = bench.cli("evaluate", bench.folder / "run", "--data", f"town=cityscapes:{bad}@val")
+    assert ran.code == 2 and not (bench.folder / "run/evaluation.json").exists()
+    return ran
+
+
+@case(KIND, "`cache-teacher --images folder:` with masks of 0 and 255")
+def cached(bench: Bench) -> object:
+    from tests.cases.g_tars import cache, nothing_written
+
+    return nothing_written(bench, cache(bench, f"folder:{folder(bench, table(0, 255, 0, 255))}"))
