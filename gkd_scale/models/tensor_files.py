@@ -135,7 +135,7 @@ def _safetensors(path: Path) -> StateDict:
     try:
         return dict(load_file(path))
     except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        short = "incomplete metadata" in str(error) or "header too large" in str(error)
+        short = any(said in str(error) for said in ("incomplete metadata", "header length", "too small"))
         reason = "it is cut short" if short else " ".join(str(error).split())[:200]
         raise ModelError(f"{path} cannot be read as safetensors: {reason}", _AGAIN) from None
 
@@ -171,7 +171,8 @@ def _pytorch(path: Path) -> StateDict:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS_CLASSES)):
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by its path, torch would go by its suffix
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
@@ -210,7 +211,7 @@ def _refusal(path: Path, error: Exception) -> ModelError:
 
 
 def _foreign_globals(path: Path) -> list[str]:
-    """What a pickle would import, but for torch's own and the plain containers; nothing is run."""
+    """What a pickle would import, but for tensors and plain containers; nothing is run."""
     found: set[str] = set()
     try:
         if zipfile.is_zipfile(path):
@@ -224,7 +225,10 @@ def _foreign_globals(path: Path) -> list[str]:
                     found.update(_globals(stream))
     except Exception:  # the rest is no pickle
         pass
-    known = ("torch.", "torch ", "collections OrderedDict", "argparse Namespace")
+    known = (
+        *("torch ", "torch._", "torch.storage", "torch.serialization", "torch.nn.parameter ", "_codecs "),
+        *("collections OrderedDict", "argparse Namespace", "builtins set", "__builtin__ set"),
+    )
     return sorted(name.replace(" ", ".") for name in found if not name.startswith(known))
 
 
