@@ -83,7 +83,7 @@ class Found:
 
     ``copies`` are prefixes of other networks of this kind in the file, ``equals`` those among them that fit
     as well and differ, ``rivals`` those that no order of preference tells from this one; ``outside`` are
-    names that lie elsewhere.
+    names that lie elsewhere. ``failure`` is why ``state`` is still ``raw``, which did not convert.
     """
 
     prefix: str
@@ -93,12 +93,13 @@ class Found:
     equals: tuple[str, ...]
     rivals: tuple[str, ...]
     outside: tuple[str, ...]
+    failure: Exception | None = None
 
 
 def find(wanted: StateDict, flat: StateDict, convert: Callable[[StateDict], StateDict]) -> Found:
     """The network in ``flat`` that fits a model's tensors best; ``convert`` is :func:`timm_filter` or more.
 
-    Raises ModelError where two tensors get one name, and what ``convert`` raises where all names are there.
+    Raises ModelError where two tensors get one name.
     """
     names = rename(flat, wanted)
     candidates = _by_suffix(names, wanted)
@@ -112,12 +113,11 @@ def find(wanted: StateDict, flat: StateDict, convert: Callable[[StateDict], Stat
     fitting = sorted((prefix for prefix, fit in fits.items() if fit == best), key=_preference)
     prefix = fitting[0] if any(best) else ""
     raw = _under(names, prefix)
+    failure = None
     try:
         state = convert(raw)
-    except Exception:
-        if best[0] == full:
-            raise
-        state = raw
+    except Exception as error:
+        state, failure = raw, error
     copies = [
         other
         for other, fit in fits.items()
@@ -130,7 +130,7 @@ def find(wanted: StateDict, flat: StateDict, convert: Callable[[StateDict], Stat
     ]
     rivals = [other for other in equals if _preference(other)[0] == _preference(prefix)[0]]
     outside = [name for name in names if not name.startswith(prefix)]
-    return Found(prefix, raw, state, tuple(copies), tuple(equals), tuple(rivals), tuple(outside))
+    return Found(prefix, raw, state, tuple(copies), tuple(equals), tuple(rivals), tuple(outside), failure)
 
 
 def timm_filter(model: nn.Module, state: StateDict) -> StateDict:

@@ -24,7 +24,8 @@ _KNOWN = tuple(
         (r"vit-mae-huge.*", "vit_huge_patch14_224.mae"),
         (rf"vit-mae-{_SIZE}", "vit_{size}_patch16_224.mae"),
         (rf"siglip-{_SIZE}-patch(?P<patch>\d+)-(?P<image>\d+)", "vit_{size}_patch{patch}_siglip_{image}"),
-        (rf"clip-vit-{_SIZE}-patch(?P<patch>\d+)(?:-.*)?", "vit_{size}_patch{patch}_clip_224.openai"),
+        (rf"clip-vit-{_SIZE}-patch(?P<p>\d+)(?:-(?P<image>\d+))?.*", "vit_{size}_patch{p}_clip_{image}"),
+        (rf"c-radiov(?P<version>\d)-(?:vit-)?{_SIZE}(?:-.*)?", "vit_{size}_patch16_radio_v{version}"),
         (
             rf"swinv2-{_SIZE}-patch4-window(?P<window>\d+)-(?P<image>\d+)",
             "swinv2_{size}_window{window}_{image}",
@@ -35,9 +36,7 @@ _KNOWN = tuple(
     )
 )
 
-ACCEPTED = (
-    "a model's name is timm's, such as vit_small_patch14_dinov2.lvd142m (gkd-scale students lists some)"
-)
+ACCEPTED = "names are timm's, such as vit_small_patch14_dinov2.lvd142m; 'gkd-scale students' lists some"
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -135,7 +135,8 @@ def create(
                     "give a local file (--teacher-weights or --student-weights), or check the network",
                 ) from None
             raise ModelError(
-                f"timm cannot build {spec.name} with {kwargs}: {error}", "mend the arguments"
+                f"timm cannot build {spec.name} with {kwargs}: {str(error) or type(error).__name__}",
+                "mend the arguments",
             ) from None
 
 

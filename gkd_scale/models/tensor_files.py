@@ -88,7 +88,7 @@ def _read(path: Path, *, part: bool = False) -> StateDict:
         return _safetensors(path)
     if head.lstrip()[:1] in (b"{", b"[") and not part:
         return _indexed(path)
-    if zipfile.is_zipfile(path) or head[:1] == b"\x80":
+    if head[:1] == b"\x80" or _is_zip(path):
         return _pytorch(path)
     if head.startswith(b"PK"):
         raise ModelError(f"{path} is cut short: the end of its zip archive is missing", _AGAIN)
@@ -129,13 +129,14 @@ def _named(head: bytes, path: Path) -> tuple[str, str]:
 
 
 def _safetensors(path: Path) -> StateDict:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return dict(load_file(path))
-    except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        short = "incomplete metadata" in str(error) or "header too large" in str(error)
+    except OSError:
+        raise
+    except Exception as error:
+        short = any(said in str(error) for said in ("incomplete metadata", "header length", "too small"))
         reason = "it is cut short" if short else " ".join(str(error).split())[:200]
         raise ModelError(f"{path} cannot be read as safetensors: {reason}", _AGAIN) from None
 
@@ -144,7 +145,7 @@ def _indexed(path: Path) -> StateDict:
     """The tensors of all files that an index.json names."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         index = None
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
@@ -171,7 +172,8 @@ def _pytorch(path: Path) -> StateDict:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS_CLASSES)):
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by its path, torch would go by its suffix
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
@@ -185,9 +187,8 @@ def _pytorch(path: Path) -> StateDict:
 
 def _refusal(path: Path, error: Exception) -> ModelError:
     """Why torch does not load a file that begins as one of its own."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+    names = _members(path)
+    if names:
         if any(name.endswith("/constants.pkl") for name in names):
             return ModelError(
                 f"{path} is a TorchScript program, which holds code",
@@ -209,11 +210,28 @@ def _refusal(path: Path, error: Exception) -> ModelError:
     return ModelError(f"{path} cannot be read: it is damaged, or no PyTorch file", _AGAIN)
 
 
+def _is_zip(path: Path) -> bool:
+    """Whether a file ends as a zip archive does, whole or damaged."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
+def _members(path: Path) -> list[str]:
+    """The names in a zip archive; none where it is no such archive, or a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return []
+
+
 def _foreign_globals(path: Path) -> list[str]:
-    """What a pickle would import, but for torch's own and the plain containers; nothing is run."""
+    """What a pickle would import, but for tensors and plain containers; nothing is run."""
     found: set[str] = set()
     try:
-        if zipfile.is_zipfile(path):
+        if _members(path):
             with zipfile.ZipFile(path) as archive:
                 inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
                 with archive.open(inside) as stream:
@@ -224,7 +242,10 @@ def _foreign_globals(path: Path) -> list[str]:
                     found.update(_globals(stream))
     except Exception:  # the rest is no pickle
         pass
-    known = ("torch.", "torch ", "collections OrderedDict", "argparse Namespace")
+    known = (
+        *("torch ", "torch._", "torch.storage", "torch.serialization", "torch.nn.parameter ", "_codecs "),
+        *("collections OrderedDict", "argparse Namespace", "builtins set", "__builtin__ set"),
+    )
     return sorted(name.replace(" ", ".") for name in found if not name.startswith(known))
 
 

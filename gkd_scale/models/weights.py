@@ -60,6 +60,8 @@ def load_into(
     try:
         found = layouts.find(own, state, lambda part: _convert(model, own, part, resize))
         belonging.require(model, own, found, source)
+        if found.failure is not None:
+            raise found.failure
         model.load_state_dict(found.state, strict=False)
     except ModelError as error:
         known = str(source) in error.message

@@ -1,0 +1,153 @@
+"""Kind B: weights that do not belong are dropped without a word."""
+
+from __future__ import annotations
+
+import torch
+
+from gkd_scale.models.tensor_files import StateDict
+from tests.cases.case import Bench, case
+from tests.cases.weights import cached, right, saved, state, taught_by
+from tests.conftest import cache_flags, tiny_args, write_images
+
+KIND = "B. Weights that do not belong"
+
+
+def _matrices(tensors: StateDict) -> list[str]:
+    return [name for name, value in tensors.items() if name.startswith("blocks") and value.ndim == 2]
+
+
+@case(KIND, "weights with LayerScale (DINOv2's) into a ViT without")
+def layer_scale(bench: Bench) -> object:
+    return cached(bench, saved(bench, state(init_values=1e-5)))
+
+
+@case(KIND, "weights with LayerScale, and --teacher-args init_values=1e-5")
+def layer_scale_asked(bench: Bench) -> object:
+    return right(bench, state(init_values=1e-5), "init_values=1e-5", init_values=1e-5)
+
+
+@case(KIND, "4 blocks into a network of 2")
+def more_blocks(bench: Bench) -> object:
+    return cached(bench, saved(bench, state(depth=4)))
+
+
+@case(KIND, "2 blocks into a network of 4")
+def fewer_blocks(bench: Bench) -> object:
+    return cached(bench, saved(bench, state()), "depth=4")
+
+
+@case(KIND, "int8 weights with scales beside them")
+def int8(bench: Bench) -> object:
+    tensors = state()
+    for name in _matrices(tensors):
+        scale = tensors[name].abs().amax() / 127
+        tensors[name + "_scale"], tensors[name] = scale, (tensors[name] / scale).round().to(torch.int8)
+    return cached(bench, saved(bench, tensors))
+
+
+@case(KIND, "int8 weights without scales")
+def int8_alone(bench: Bench) -> object:
+    tensors = state()
+    tensors |= {name: (tensors[name] * 100).to(torch.int8) for name in _matrices(tensors)}
+    return cached(bench, saved(bench, tensors))
+
+
+@case(KIND, "float8 weights with inverse scales")
+def float8(bench: Bench) -> object:
+    tensors = state()
+    for name in _matrices(tensors):
+        tensors[name + "_scale_inv"] = torch.ones(())
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    return cached(bench, saved(bench, tensors))
+
+
+@case(KIND, "float8 weights without scales")
+def float8_alone(bench: Bench) -> object:
+    tensors = state()
+    tensors |= {name: tensors[name].to(torch.float8_e4m3fn) for name in _matrices(tensors)}
+    return cached(bench, saved(bench, tensors))
+
+
+@case(KIND, "float weights to be scaled by another dict of the file")
+def scales_elsewhere(bench: Bench) -> object:
+    tensors = state()
+    scales = {name: torch.ones(()) for name in _matrices(tensors)}
+    return cached(bench, saved(bench, {"model": tensors, "scales": scales}))
+
+
+@case(KIND, "complex weights")
+def complex_weights(bench: Bench) -> object:
+    tensors = state()
+    tensors["norm.weight"] = tensors["norm.weight"].to(torch.complex64)
+    return cached(bench, saved(bench, tensors))
+
+
+@case(KIND, "weights with norms of queries and keys into a ViT without")
+def query_norms(bench: Bench) -> object:
+    return cached(bench, saved(bench, state(qk_norm=True)))
+
+
+@case(KIND, "weights with registers into a ViT without")
+def registers(bench: Bench) -> object:
+    return cached(bench, saved(bench, state(reg_tokens=4, no_embed_class=False)))
+
+
+@case(KIND, "weights with biases into a ViT without (qkv_bias=false)")
+def biases(bench: Bench) -> object:
+    return cached(bench, saved(bench, state()), "qkv_bias=false")
+
+
+@case(KIND, "weights with a class token into a ViT without")
+def class_token(bench: Bench) -> object:
+    return cached(bench, saved(bench, state()), "class_token=false", "global_pool=avg", "fc_norm=false")
+
+
+@case(KIND, "LoRA adapters beside the weights")
+def adapters(bench: Bench) -> object:
+    lora = {"blocks.0.attn.qkv.lora_A.default.weight": torch.ones(4, 48)}
+    return cached(bench, saved(bench, {**state(), **lora}))
+
+
+@case(KIND, "a classifier, a decoder, a mask token and a queue beside the weights")
+def heads(bench: Bench) -> object:
+    beside = {
+        "head.weight": torch.ones(10, 48),
+        "fc_norm.weight": torch.ones(48),
+        "decoder_blocks.0.norm1.weight": torch.ones(32),
+        "decoder_pos_embed": torch.ones(1, 5, 32),
+        "mask_token": torch.ones(1, 1, 48),
+        "queue": torch.ones(8, 3),
+        "dino_head.last_layer.weight": torch.ones(4, 48),
+    }
+    return right(bench, {**state(), **beside})
+
+
+@case(KIND, "half precision and double precision in one file")
+def precisions(bench: Bench) -> object:
+    tensors = {name: value.half().float() for name, value in state().items()}
+    changed = {1: torch.float64, 2: torch.float16}
+    mixed = {name: value.to(changed.get(value.ndim, value.dtype)) for name, value in tensors.items()}
+    ran = cached(bench, saved(bench, mixed))
+    assert ran.code == 0, ran.text
+    again = cached(bench, saved(bench, tensors, "single.pth"), out="single")
+    assert taught_by(bench, "cache") == taught_by(bench, "single")
+    return again
+
+
+@case(KIND, "the same as --student-weights of stage 1")
+def of_a_student(bench: Bench) -> object:
+    images = write_images(bench.folder / "images", 4)
+    teacher = saved(bench, state(), "teacher.pth")
+    made = bench.cli(*cache_command(images, teacher, bench))
+    assert made.code == 0, made.text
+    weights = saved(bench, state(init_values=1e-5))
+    return bench.stage1(
+        *("--cache", bench.folder / "cache", "--out", bench.folder / "run", "--steps", 1),
+        *("--student", "vit_tiny_patch16_224", "--student-args", *tiny_args()),
+        *("--student-weights", weights, "--global-batch", 2, "--ds-config", "zero2.json"),
+    )
+
+
+def cache_command(images: object, weights: object, bench: Bench) -> list[object]:
+    """``cache-teacher`` with the tiny teacher, without threads."""
+    return ["cache-teacher", *cache_flags(images, weights, bench.folder / "cache"), "--workers", 0]  # type: ignore[arg-type]

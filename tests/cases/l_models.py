@@ -1,0 +1,66 @@
+"""Kind L, of models: names that are not timm's, and networks without dense features."""
+
+from __future__ import annotations
+
+import re
+
+import timm
+
+from tests.cases.case import Bench, case
+from tests.cases.weights import saved
+from tests.conftest import write_images
+
+KIND = "L. Wrong cause or no next step"
+
+
+def _teacher(bench: Bench, name: str, *more: object, size: str = "32x48") -> str:
+    images = write_images(bench.folder / "images", 1)
+    flags = ["--teacher", name, *more, "--image-size", size, "--device", "cpu"]
+    ran = bench.cli("cache-teacher", "--images", images, *flags, "--out", bench.folder / "cache")
+    assert not (bench.folder / "cache").exists()
+    return re.sub(r"timm [\d.]+ has", "timm has", str(ran))
+
+
+@case(KIND, "`--teacher facebook/dinov2-small`")
+def hub_name(bench: Bench) -> object:
+    return _teacher(bench, "facebook/dinov2-small")
+
+
+@case(KIND, "`--teacher google/vit-base-patch16-224-in21k`")
+def hub_vit(bench: Bench) -> object:
+    return _teacher(bench, "google/vit-base-patch16-224-in21k")
+
+
+@case(KIND, "`--teacher timm/vit_small_patch14_dinov2.lvd142m`")
+def hub_timm(bench: Bench) -> object:
+    return _teacher(bench, "timm/vit_small_patch14_dinov2.lvd142m")
+
+
+@case(KIND, "`--teacher some/thing-small`")
+def unknown(bench: Bench) -> object:
+    return _teacher(bench, "some/thing-small")
+
+
+@case(KIND, "`--teacher model.safetensors`")
+def file_as_name(bench: Bench) -> object:
+    return _teacher(bench, "model.safetensors")
+
+
+@case(KIND, "a NaFlex network (RADIO) as the teacher")
+def naflex(bench: Bench) -> object:
+    args = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    net = timm.create_model("naflexvit_base_patch16_radio_v3", num_classes=0, **args)
+    given = [f"{key}={value}" for key, value in args.items()]
+    weights = saved(bench, net.state_dict())
+    return _teacher(
+        bench, "naflexvit_base_patch16_radio_v3", "--teacher-weights", weights, "--teacher-args", *given
+    )
+
+
+@case(KIND, "a teacher whose tokens are of no grid that its patch size says (a hybrid)")
+def hybrid(bench: Bench) -> object:
+    args = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    net = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0, **args)
+    given = [f"{key}={value}" for key, value in args.items()]
+    flags = ["--teacher-weights", saved(bench, net.state_dict()), "--teacher-args", *given]
+    return _teacher(bench, "vit_tiny_r_s16_p8_224", *flags, size="128x128")
