@@ -6,13 +6,14 @@ import contextlib
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gkd_scale import config, console
 from gkd_scale.cli import main
-from gkd_scale.engine.runtime import Runtime
+from gkd_scale.engine.runtime import Runtime, environment
 from tests.conftest import ROOT
 
 
@@ -69,6 +70,14 @@ class Bench:
 
         return self._ran(lambda: console.run(command))
 
+    def tune(self, *flags: object) -> Ran:
+        """``tuning/search.py FLAGS``, for what is refused before Ray starts."""
+        if str(ROOT / "tuning") not in sys.path:
+            sys.path.insert(0, str(ROOT / "tuning"))
+        import search
+
+        return self._ran(lambda: search.main([str(flag) for flag in flags]))
+
     def _ran(self, command: Callable[[], int]) -> Ran:
         out, err = io.StringIO(), io.StringIO()
         before = console.out.file, console.err.file
@@ -96,6 +105,7 @@ def _world_of_one() -> Iterator[Runtime]:
     """One process group for all cases; the environment is put back."""
     before = dict(os.environ)
     try:
+        environment()
         if not _RUNTIME:
             _RUNTIME.append(Runtime.start())
         yield _RUNTIME[0]

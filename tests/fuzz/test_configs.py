@@ -48,9 +48,7 @@ ODD = st.one_of(
     ),
     st.dictionaries(st.sampled_from(["enabled", "stage", "device", "x"]), st.integers(0, 2), max_size=2),
 )
-FEW = settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
 def mutated(draw: st.DrawFn, values: Any, keys: list[str]) -> Any:
