@@ -160,3 +160,32 @@ def test_one_value_where_a_list_is_expected_is_a_list_of_one() -> None:
     assert config.build(Lists, {"names": "c"}).names == ["c"]
     assert config.build(Lists, {"names": ["c", "d"]}).names == ["c", "d"]
     assert config.build(Lists, {}).names == ["a", "b"]
+
+
+def test_an_error_names_who_gave_the_value(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("path: p\ncount: 4\n")
+    with pytest.raises(ConfigError, match=r"^test: 'count' is 'four'"):
+        parse("--config", str(file), "--count", "four")
+    file.write_text("path: p\ncount: four\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: 'count' is 'four'"):
+        parse("--config", str(file), "--loud")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--args", "x=nan"], "'args.x' is the text 'nan'"),
+        (["--args", "x=.inf"], "'args.x' is inf"),
+        (["--args", "x=off"], "write true or false"),
+        (["--args", "x={y: [no]}"], "'args.x.y' is the text 'no'"),
+        (["--args", "x=None"], "write null"),
+        (["--args", "x=1", "--args", "x=2"], "gives 'x' twice"),
+        (["--args", "x=[1"], "for example depth=4"),
+        (["--rate", "nan"], "'inner.rate' is nan: it must be a number, and finite"),
+    ],
+)
+def test_arguments_and_numbers_that_mean_nothing(argv: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("--path", "p", *argv)
+    assert said in str(caught.value)

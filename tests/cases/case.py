@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gkd_scale import config, console
 from gkd_scale.cli import main
-from gkd_scale.engine.runtime import Runtime, environment
+from gkd_scale.engine.runtime import Runtime
 from tests.conftest import ROOT
 
 
@@ -104,8 +104,8 @@ _RUNTIME: list[Runtime] = []
 def _world_of_one() -> Iterator[Runtime]:
     """One process group for all cases; the environment is put back."""
     before = dict(os.environ)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     try:
-        environment()
         if not _RUNTIME:
             _RUNTIME.append(Runtime.start())
         yield _RUNTIME[0]
