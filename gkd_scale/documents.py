@@ -129,10 +129,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         loaded = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
     except _EqualKeys as error:
-        lines = _lines(text, error.key)
-        raise ConfigError(
-            f"{path}: the key '{error.key}' is there twice{lines}", "keep one of them"
-        ) from None
+        raise ConfigError(f"{path}: {_equal_keys(text, error.key)}", "keep one of them") from None
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path} is not JSON, line {error.lineno}: {error.msg}", _json_hint(text, error)
@@ -196,7 +193,7 @@ def _refuse_equal_keys(root: yaml.Node) -> None:
                 todo.append((value, f"{name}."))
 
 
-class _EqualKeys(ValueError):
+class _EqualKeys(Exception):
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key
@@ -222,17 +219,16 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"it says {text}, which is no number")
 
 
-def _lines(text: str, key: str) -> str:
-    """Where a JSON text has ``key`` twice; empty where it cannot be told."""
+def _equal_keys(text: str, key: str) -> str:
+    """That a JSON text has ``key`` twice; where, if it can be read as YAML too."""
     try:
         root = yaml.compose(text.replace("\t", " "), Loader=_Loader)
         _refuse_equal_keys(root or yaml.ScalarNode("", ""))
     except ConfigError as error:
-        found = re.search(r", (in lines? .*)", error.message)
-        return f", {found[1]}" if found and f"{key}'" in error.message else ""
+        return error.message
     except (yaml.YAMLError, RecursionError):
         pass
-    return ""
+    return f"the key '{key}' is there twice"
 
 
 def _json_hint(text: str, error: json.JSONDecodeError) -> str:

@@ -48,10 +48,12 @@ class Range:
         """
         if isinstance(value, (list, tuple)):
             return next(filter(None, map(self.wrong, value)), "")
-        number = math.nan if isinstance(value, bool) else _number(value)
+        if isinstance(value, bool):
+            return f"{str(value).lower()}: it must be a number, {self.text()}"
+        number = _number(value)
         if number is None or number in self:
             return ""
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        shown = str(value)
         shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
         return f"{shown}: it must be {self.text()}{'' if math.isfinite(number) else ', and finite'}"
 

@@ -173,3 +173,32 @@ def test_one_value_where_any_number_is_expected_is_one_of_them() -> None:
     assert config.build(Levels, {"layers": 9}).layers == (9,)
     assert config.build(Levels, {"layers": [7, 9]}).layers == parsed("--layers", "7", "9").layers == (7, 9)
     assert config.build(Levels, {"layers": None}).layers is None is parsed().layers
+
+
+def test_an_error_names_who_gave_the_value(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("path: p\ncount: 4\n")
+    with pytest.raises(ConfigError, match=r"^test: 'count' is 'four'"):
+        parse("--config", str(file), "--count", "four")
+    file.write_text("path: p\ncount: four\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: 'count' is 'four'"):
+        parse("--config", str(file), "--loud")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--args", "x=nan"], "'args.x' is the text 'nan'"),
+        (["--args", "x=.inf"], "'args.x' is inf"),
+        (["--args", "x=off"], "write true or false"),
+        (["--args", "x={y: [no]}"], "'args.x.y' is the text 'no'"),
+        (["--args", "x=None"], "write null"),
+        (["--args", "x=1", "--args", "x=2"], "gives 'x' twice"),
+        (["--args", "x=[1"], "for example depth=4"),
+        (["--rate", "nan"], "'inner.rate' is nan: it must be a number, and finite"),
+    ],
+)
+def test_arguments_and_numbers_that_mean_nothing(argv: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("--path", "p", *argv)
+    assert said in str(caught.value)

@@ -80,8 +80,6 @@ def read(name: str | Path, base: Mapping[str, Any]) -> Space:
             space.fixed[key] = value
         else:
             space.searched[key] = dimension
-    if not space.searched:
-        raise ConfigError(f"{path} searches nothing", "give an option a range, e.g. loguniform(1e-4, 5e-3)")
     return _checked(space, base)
 
 
@@ -163,6 +161,10 @@ def _checked(space: Space, base: Mapping[str, Any]) -> Space:
         space.configure(base, {})
     except ConfigError as error:
         raise ConfigError(_placed(space, error), f"{error.hint}; or {ACCEPTED}") from None
+    if not space.searched:
+        raise ConfigError(
+            f"{space.path} searches nothing", "give an option a range, e.g. loguniform(1e-4, 5e-3)"
+        )
 
     def accepted(key: str, value: Any) -> Any:
         try:

@@ -18,6 +18,7 @@ from gkd_scale.cache.codec import Float32
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.shard import index_path, tar_path
 from gkd_scale.cache.views import decode
+from gkd_scale.errors import ConfigError
 from gkd_scale.files import atomic
 from gkd_scale.types import UInt8Array
 
@@ -57,6 +58,11 @@ def describe(cache: Cache) -> list[str]:
 
 def contact_sheet(cache: Cache, path: Path, samples: int = 12, view: int = 0) -> None:
     """Write a PNG of ``samples`` views, spread over the cache, each beside the map of its tokens."""
+    if view >= cache.spec.views:
+        raise ConfigError(
+            f"'view' is {view}, but {cache.path} has views 0 to {cache.spec.views - 1}",
+            "give --view one of them",
+        )
     count = min(samples, cache.num_samples)
     chosen = [cache.read(view, at * cache.num_samples // count) for at in range(count)]
     maps = rgb_maps([sample.patches.astype(np.float32) for sample in chosen], cache.grid)

@@ -91,6 +91,15 @@ class OptimConfig:
     )
     final_lr: float = option(1e-5, "learning rate of the last step", within=ranges.RATE)
 
+    def __post_init__(self) -> None:
+        for name in ("warmup_lr", "final_lr"):
+            rate, usual = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if self.lr is not None and rate > self.lr and rate != usual:
+                raise ConfigError(
+                    f"'optim.{name}' is {rate:g}, above the peak learning rate, {self.lr:g}",
+                    "give a smaller one",
+                )
+
 
 @dataclass
 class CertifyConfig:

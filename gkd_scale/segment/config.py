@@ -51,6 +51,13 @@ class HeadOptimConfig:
     warmup: float = option(0.05, "share of the steps that the learning rate rises", within=ranges.WARMUP)
     warmup_lr: float = option(1e-6, "learning rate of the first step", within=ranges.RATE)
 
+    def __post_init__(self) -> None:
+        if self.lr is not None and self.warmup_lr > self.lr and self.warmup_lr != 1e-6:
+            raise ConfigError(
+                f"'optim.warmup_lr' is {self.warmup_lr:g}, above the peak learning rate, {self.lr:g}",
+                "give a smaller one",
+            )
+
 
 @dataclass
 class AugmentConfig:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,14 @@ class Bench:
     def call(self, command: Callable[[], int]) -> Ran:
         """Any other command of ours: a function that returns the exit status."""
         return self._ran(command)
+
+    def tune(self, *flags: object) -> Ran:
+        """``tuning/search.py FLAGS``, for what is refused before Ray starts."""
+        if str(ROOT / "tuning") not in sys.path:
+            sys.path.insert(0, str(ROOT / "tuning"))
+        import search
+
+        return self._ran(lambda: search.main([str(flag) for flag in flags]))
 
     def _ran(self, command: Callable[[], int]) -> Ran:
         out, err = io.StringIO(), io.StringIO()

@@ -14,6 +14,7 @@ from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.verify import verify
 from gkd_scale.cli import main
+from gkd_scale.config import build
 from gkd_scale.distill.certify import certify, coded
 from gkd_scale.distill.config import CertifyConfig
 from gkd_scale.errors import CacheError, ConfigError, DamageError
@@ -100,4 +101,4 @@ def test_mistakes(cache: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'int8'"):
         certify(config(cache, "int7"), quiet=True)
     with pytest.raises(ConfigError, match="'steps' is 0"):
-        config(cache, "int8", steps=0)
+        build(CertifyConfig, {"cache": cache, "codec": "int8", "steps": 0})

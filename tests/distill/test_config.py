@@ -9,6 +9,7 @@ import pytest
 
 from gkd_scale.config import parse
 from gkd_scale.distill.config import Stage1Config
+from gkd_scale.errors import ConfigError
 from tests.conftest import ROOT
 
 
@@ -41,3 +42,10 @@ def test_the_example_of_several_students_says_more_of_each() -> None:
 @pytest.mark.parametrize("script", sorted((ROOT / "launchers/slurm").glob("*.sbatch")))
 def test_slurm_examples_are_shell(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.parametrize("flag", ["--optim.warmup-lr", "--optim.final-lr"])
+def test_the_peak_is_the_largest_learning_rate(flag: str) -> None:
+    with pytest.raises(ConfigError, match="above the peak"):
+        stage1("--lr", "1e-3", flag, "1e-2")
+    assert stage1("--lr", "1e-7").optim.lr == 1e-7

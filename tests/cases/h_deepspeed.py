@@ -1,0 +1,231 @@
+"""Kind H: DeepSpeed JSONs, as people bring them from Hugging Face and from DeepSpeed's documentation."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.cases.case import Bench, Ran, case
+from tests.conftest import TINY, cache_flags, tiny_args, write_images
+
+KIND = "H. The DeepSpeed JSON"
+ZERO2 = {"zero_optimization": {"stage": 2}}
+
+
+@functools.cache
+def tiny_cache() -> Path:
+    """A cache of 6 images, made once for all cases."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    folder = Path(tempfile.mkdtemp(prefix="gkd-cases-"))
+    torch.manual_seed(5)
+    save_file(
+        timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY).state_dict(),
+        folder / "t.safetensors",
+    )
+    images = write_images(folder / "images", 6)
+    assert (
+        Bench(folder)
+        .cli("cache-teacher", *cache_flags(images, folder / "t.safetensors", folder / "cache"))
+        .code
+        == 0
+    )
+    return folder / "cache"
+
+
+def train(bench: Bench, config: Any, out: str = "run") -> Ran:
+    """Two steps of stage 1 with a DeepSpeed JSON, a text or a value."""
+    path = bench.folder / f"{out}.json"
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    student = ("--student", "vit_tiny_patch16_224", "--student-args", *tiny_args())
+    sizes = ("--steps", 2, "--global-batch", 4, "--workers", 0, "--lr", "1e-2", "--optim.warmup", 0)
+    return bench.stage1(
+        "--ds-config", path, "--cache", tiny_cache(), *student, *sizes, "--out", bench.folder / out
+    )
+
+
+def losses(bench: Bench, out: str) -> list[float]:
+    rows = [json.loads(line) for line in (bench.folder / out / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    return [row["loss"] for row in rows]
+
+
+def _refused(what: str, config: Any, *said: str) -> None:
+    def run(bench: Bench) -> object:
+        ran = train(bench, config)
+        assert ran.code == 2 and all(each in ran.text for each in said), ran.text
+        assert len(ran.text) < 400 and "pydantic" not in ran.text, ran.text
+        assert not (bench.folder / "run").exists()
+        return ran
+
+    case(KIND, what)(run)
+
+
+def _trains(what: str, config: Any, same: Any, *said: str) -> None:
+    """``config`` trains exactly as ``same``, and the run's first lines say ``said``."""
+
+    def run(bench: Bench) -> object:
+        ran = train(bench, config)
+        assert ran.code == 0 and all(each in ran.text for each in said), ran.text
+        assert train(bench, same, "same").code == 0
+        assert losses(bench, "run") == losses(bench, "same")
+        return f"ok, and says: {'; '.join(said)}"
+
+    case(KIND, what)(run)
+
+
+_trains(
+    'ds/auto_clip.json: `"gradient_clipping": "auto"`',
+    {"gradient_clipping": "auto", **ZERO2},
+    {"gradient_clipping": 1.0, **ZERO2},
+    "ZeRO 2, float32, clipped at 1",
+    'gradient_clipping "auto" is 1.0',
+)
+_refused(
+    'ds/auto_bf16.json: `"bf16": {"enabled": "auto"}`',
+    {"bf16": {"enabled": "auto"}, **ZERO2},
+    "'bf16.enabled'",
+    "true or false",
+)
+_refused(
+    "ds/auto_all.json: a JSON for Hugging Face's Trainer",
+    {
+        "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000},
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {
+            "stage": 2,
+            "overlap_comm": True,
+            "reduce_bucket_size": "auto",
+            "contiguous_gradients": True,
+        },
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    },
+    "'fp16.enabled' and 'bf16.enabled'",
+)
+_trains(
+    "the same with `bf16` true and `fp16` false",
+    {
+        "fp16": {"enabled": False, "loss_scale": 0, "loss_scale_window": 1000},
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": "auto"},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "steps_per_print": 100,
+        "wall_clock_breakdown": False,
+    },
+    {
+        "bf16": {"enabled": True},
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": 2, "overlap_comm": True},
+    },
+    "ZeRO 2, bfloat16, clipped at 1",
+    'zero_optimization.reduce_bucket_size "auto" is DeepSpeed\'s default, 500,000,000',
+    "steps_per_print has no effect",
+)
+_refused(
+    "ds/typo_zero.json: `overlap_com`",
+    {"zero_optimization": {"stage": 2, "overlap_com": True}},
+    "'zero_optimization.overlap_com'",
+    "did you mean 'overlap_comm'?",
+)
+_refused(
+    "ds/bucket0.json: `reduce_bucket_size` 0",
+    {"zero_optimization": {"stage": 1, "reduce_bucket_size": 0}},
+    "'zero_optimization.reduce_bucket_size' is 0",
+)
+_refused(
+    "ds/dup_key.json", '{"zero_optimization":{"stage":2},"zero_optimization":{"stage":0}}', "is there twice"
+)
+_refused(
+    "an offload with a typo in `pin_memory`",
+    {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memmory": True}}},
+    "'zero_optimization.offload_param.pin_memmory'",
+    "did you mean 'pin_memory'?",
+)
+_refused("`bf16` with a typo in `enabled`", {"bf16": {"enable": True}, **ZERO2}, "'bf16.enable'", "'enabled'")
+_refused('`"bf16": true`', {"bf16": True, **ZERO2}, "'bf16' is True")
+_refused('`"overlap_comm": "true"`', {"zero_optimization": {"stage": 2, "overlap_comm": "true"}}, "'true'")
+_refused('`"gradient_clipping": "1.0"`', {"gradient_clipping": "1.0"}, "'gradient_clipping' is '1.0'")
+_refused('`"gradient_clipping": -1`', {"gradient_clipping": -1}, "'gradient_clipping' is -1")
+_refused('`"gradient_clipping": NaN`', '{"gradient_clipping": NaN}', "NaN")
+_refused("bf16 without ZeRO", {"bf16": {"enabled": True}}, "without ZeRO", '"stage": 1')
+_refused(
+    "autocast to float16",
+    {"torch_autocast": {"enabled": True, "dtype": "float16"}},
+    "'torch_autocast.dtype'",
+    "bfloat16",
+)
+_refused('`"compile": {"deepcompile": true}`', {"compile": {"deepcompile": True}}, "'compile'", "--compile")
+_refused(
+    "activation checkpointing",
+    {"activation_checkpointing": {"partition_activations": True}},
+    "--grad-checkpointing",
+)
+_refused("curriculum learning", {"curriculum_learning": {"enabled": True}}, "'curriculum_learning'")
+_refused("pipeline stages", {"pipeline": {"stages": 2}}, "'pipeline'")
+_refused("elasticity", {"elasticity": {"enabled": True, "max_train_batch_size": 64}}, "'elasticity'")
+_refused("an optimizer", {"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "'optimizer'", "--lr")
+_refused("a scheduler", {"scheduler": {"type": "WarmupLR"}}, "'scheduler'", "--optim.warmup")
+_refused(
+    "offloaded parameters with ZeRO 2",
+    {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+    "'zero_optimization.offload_param'",
+)
+_refused(
+    "an offload to NVMe",
+    {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}},
+    "NVMe",
+)
+_refused(
+    "an old name: `cpu_offload`",
+    {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+    "write 'offload_optimizer'",
+)
+_refused(
+    "one setting under two names",
+    {"zero_optimization": {"stage": 3, "prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 2}},
+    "twice",
+)
+_refused("comments in the JSON", '{\n  // ZeRO\n  "zero_optimization": {"stage": 2}\n}', "no comments")
+_refused("a comma too many", '{\n  "zero_optimization": {"stage": 2},\n}', "comma")
+_refused("an empty JSON", "", "empty")
+_trains(
+    "sections that say that they are off",
+    {
+        "compile": {},
+        "flops_profiler": {"enabled": False},
+        "autotuning": {"enabled": False},
+        "tensorboard": {"enabled": False},
+    },
+    {},
+    "ZeRO 0, float32, not clipped",
+)
+_trains(
+    "`stage3_` keys with ZeRO 2",
+    {"zero_optimization": {"stage": 2, "stage3_max_live_parameters": 1000}},
+    ZERO2,
+    "stage3_max_live_parameters of zero_optimization: no effect with ZeRO 2",
+)
+_trains(
+    "a JSON with a byte order mark",
+    "\ufeff" + json.dumps(ZERO2),
+    ZERO2,
+    "ZeRO 2, float32, not clipped",
+)
+
+
+@case(KIND, "the compile flag that the error names")
+def the_error_names_a_flag_that_is_there(bench: Bench) -> object:
+    ran = bench.stage1("--help")
+    assert ran.code == 0 and "--compile" in ran.text and "--grad-checkpointing" in ran.text
+    return ran
