@@ -33,6 +33,7 @@ OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every")
 """What the search decides itself."""
 SPACES = Path(__file__).parent / "spaces"
 
+_DOTTED = re.compile(r"\s*(?:[A-Za-z_]\w*\.)+([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
 
 
@@ -101,6 +102,7 @@ def parse(value: Any, where: str) -> Dimension | None:
     """A distribution from its text; None for a plain value. ConfigError for a malformed one."""
     match = _CALL.fullmatch(value) if isinstance(value, str) else None
     if match is None:
+        _refuse_python(value, where)
         return None
     kind, text = match.groups()
     if kind not in KINDS:
@@ -116,6 +118,16 @@ def parse(value: Any, where: str) -> Dimension | None:
     elif not values:
         raise ConfigError(f"{where} has no choice", "write choice(x, y)")
     return Dimension(kind, values)
+
+
+def _refuse_python(value: Any, where: str) -> None:
+    """ConfigError for ``tune.loguniform(...)`` and the like: a distribution by a name with dots."""
+    match = _DOTTED.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        name = max((kind for kind in KINDS if match[1].endswith(kind)), key=len, default="")
+        form = "x, y, ..." if name == "choice" else "low, high"
+        known = f"write {name}({form})" if name else f"known: {', '.join(KINDS)}"
+        raise ConfigError(f"{where} is '{value}', but a space holds no Python", known)
 
 
 def _check_range(kind: str, values: tuple[Any, ...], where: str) -> None:
