@@ -209,9 +209,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_json(path: Path, value: Any, *, unlocked: bool = False) -> None:
+    """Write ``value`` as indented JSON with sorted keys, whole or not at all.
+
+    ``unlocked``: other processes may be writing it too; the last one's stays.
+    """
+    with atomic(path, own_temporary(path) if unlocked else None) as file:
+        file.write((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from trial import METRIC
 
 from gkd_scale import files
+from gkd_scale.errors import DamageError
 
 FILE = "trials.parquet"
 RUNNING, DONE, STOPPED, FAILED, WAITING = "running", "done", "stopped early", "failed", "waiting"
@@ -61,9 +62,17 @@ class Results:
         self.path = out / FILE
         self.rows: dict[tuple[str, int], dict[str, Any]] = {}
         if self.path.exists():
+            import pyarrow as pa
             import pyarrow.parquet as pq
 
-            for row in pq.read_table(self.path).to_pylist():
+            try:
+                rows = pq.read_table(self.path).to_pylist()
+            except (OSError, pa.ArrowException) as error:
+                reason = " ".join(str(error).split())[:160]
+                raise DamageError(
+                    f"{self.path} is damaged: {reason}", "remove it: the search goes on without what it held"
+                ) from None
+            for row in rows:
                 self.rows[row["trial"], row["step"]] = {k: v for k, v in row.items() if v is not None}
 
     def add(self, trial: str, config: Mapping[str, Any], result: Mapping[str, Any]) -> None:

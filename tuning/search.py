@@ -104,7 +104,7 @@ def _tune(cfg: SearchConfig, plan: Any, settings: dict[str, Any]) -> None:
     try:
         if tune.Tuner.can_restore(str(state)):
             console.out.print(f"going on with {cfg.out}", markup=False)
-            tuner = tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True)
+            tuner = _restored(state, trainable)
         else:
             parameters, algorithms = _algorithms(cfg, plan)
             count = algorithms.pop("count")
@@ -126,6 +126,20 @@ def _tune(cfg: SearchConfig, plan: Any, settings: dict[str, Any]) -> None:
         if Board.current:
             Board.current.close()
         ray.shutdown()
+
+
+def _restored(state: Path, trainable: Any) -> Any:
+    """The search that Tune has kept; RunError where that cannot be read."""
+    from ray import tune
+
+    try:
+        return tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True)
+    except Exception as error:  # pickles of another version of Ray, a file cut short: whatever it is
+        reason = " ".join(str(error).split())[:160]
+        raise RunError(
+            f"{state} cannot be read: {type(error).__name__}: {reason}",
+            "use the version of Ray that wrote it, or give another --out",
+        ) from None
 
 
 def _environment() -> None:

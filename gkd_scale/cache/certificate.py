@@ -62,7 +62,8 @@ def certificate_path(folder: Path, codec: str) -> Path:
 def write_certificate(folder: Path, certificate: Certificate) -> None:
     """Store a certificate in the cache, in the place of an earlier one of the same codec."""
     content = asdict(certificate)
-    write_json(certificate_path(folder, certificate.codec), {**content, "checksum": _checksum(content)})
+    path = certificate_path(folder, certificate.codec)
+    write_json(path, {**content, "checksum": _checksum(content)}, unlocked=True)
 
 
 def read_certificate(path: Path, spec: str) -> Certificate:

@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
         for name, dataset in datasets.items()
     }
     path = config.json or config.run / "evaluation.json"
-    runtime.on_main(lambda: files.write_json(path, results))
+    runtime.on_main(lambda: files.write_json(path, results, unlocked=True))
     if runtime.main:
         console.out.print(table(results, card.classes))
         console.out.print(f"written to {path}", markup=False)

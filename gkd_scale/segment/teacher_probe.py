@@ -128,7 +128,7 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     )
     rows = [{**asdict(level), "chosen": level is best} for level in found]
     facts = {"teacher": cfg.teacher, "image_size": list(size), "train": cfg.train, "val": cfg.val}
-    files.write_json(cfg.out / "probe.json", {**facts, "levels": rows, "flags": flags})
+    files.write_json(cfg.out / "probe.json", {**facts, "levels": rows, "flags": flags}, unlocked=True)
     draw(found, best, cfg.out / "probe.png")
     console.out.print(f"written to {cfg.out}: probe.json, probe.png", markup=False)
     return found

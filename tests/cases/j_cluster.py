@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from unittest import mock
 
+from gkd_scale import console
 from gkd_scale.engine.runtime import free_port
 from tests.cases import tiny
 from tests.cases.case import Bench, Ran, case
@@ -164,3 +165,15 @@ def empty_record(bench: Bench) -> object:
     (bench.folder / "tune").mkdir()
     (bench.folder / "tune/search.json").touch()
     return search(bench)
+
+
+@case(KIND, "a trials.parquet cut short")
+def cut_table(bench: Bench) -> object:
+    import results as tables
+
+    (bench.folder / tables.FILE).write_bytes(b"PAR1")
+
+    def command() -> int:
+        return console.run(lambda: tables.Results(bench.folder) and None)
+
+    return re.sub(r"damaged: .* →", "damaged: REASON →", str(bench.call(command)))

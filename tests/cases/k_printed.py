@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -241,6 +242,28 @@ def best(bench: Bench) -> object:
     (cfg.out / "best.yaml").write_text(config.to_yaml(chosen))
     name, read = parse(shell(*summary._command(cfg)))
     assert name == "stage1.py" and isinstance(read, Stage1Config) and read.student_args == _args()
+    return "ok"
+
+
+@case(KIND, "the commands of the tuner's --final")
+def final_commands(bench: Bench) -> object:
+    cfg = search_config()(out=bench.folder / ODD / "tune")
+    import final
+
+    from gkd_scale.commands import shell
+
+    plan = SimpleNamespace(
+        workers=1,
+        base={"ds_config": "zero0.json"},
+        train={"fit": "folder:a b/fit"},
+        val={"val": "folder:a b/val"},
+        image_size=(32, 48),
+    )
+    found = final.commands(cfg, plan, cfg.out / "final", {"x": "folder:a b/val"})
+    cfg.out.mkdir(parents=True)
+    (cfg.out / "best.yaml").write_text(config.to_yaml(Stage1Config()))
+    names = [parse(shell(*command))[0] for _, command, _ in found]
+    assert names == ["stage1.py", "stage2.py", "evaluate"]
     return "ok"
 
 
