@@ -224,7 +224,9 @@ class Remote:
             if path.lower().endswith(EXTENSIONS) and "/." not in f"/{path[start:]}"
         ]
         if not images:
-            raise DataError(f"{self._url} holds no images", "check --images")
+            tars = any(is_tar(path) for path in found)
+            how = f"; its tars are read as '{self._url.rstrip('/')}/**/*.tar'" if tars else ""
+            raise DataError(f"{self._url} holds no images", f"check --images{how}")
         return images
 
     def read(self, name: str) -> bytes:

@@ -189,7 +189,7 @@ class PairDataset:
     @contextmanager
     def watched(self) -> Iterator[Evidence]:
         """Gather what the labels hold that are read meanwhile."""
-        self._seen = seen = Evidence(self._encoding, self.classes)
+        self._seen = seen = Evidence(self._encoding, self.classes, of=len(self))
         try:
             yield seen
         finally:

@@ -30,6 +30,8 @@ Stored = npt.NDArray[Any]
 
 MOST_CLASSES = 254
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
+_INDEXED = 3
+"""PNG's colour type of palettes."""
 _LOW_BITS = {"L;2": 85, "L;4": 17}
 _UNKNOWN = 254
 _MODES = {2: "LA", 3: "RGB", 4: "RGBA"}
@@ -231,12 +233,16 @@ def _upright(image: Image.Image) -> Stored:
 
 
 def read_palette(path: Path) -> bytes | None:
-    """The palette of a label file (red, green, blue of each index), from its header; None without one."""
+    """The palette of a PNG (red, green, blue of each index), from its header; None for any other file."""
     try:
-        with Image.open(path) as image:
-            palette = image.palette if image.mode == "P" else None
-            return bytes(palette.palette) if palette is not None and palette.mode == "RGB" else None
-    except Exception:  # as above; whoever reads the values says why
+        with path.open("rb") as file:
+            head = file.read(26)
+            if not head.startswith(b"\x89PNG") or head[-1] != _INDEXED:
+                return None
+            file.seek(0)
+            with Image.open(file, formats=("PNG",)) as image:
+                return bytes(image.palette.palette) if image.palette is not None else None
+    except Exception:  # whoever reads the values says why
         return None
 
 

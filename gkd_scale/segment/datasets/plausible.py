@@ -22,7 +22,7 @@ from gkd_scale.segment.datasets.labels import Colour, Encoding, Stored, ranges, 
 from gkd_scale.segment.datasets.values import MANY, explain
 from gkd_scale.types import IGNORE, Int64Array
 
-_ROWS = 128
+_ROWS = 64
 """Rows of a label that are looked at, evenly spread."""
 _VALUES = 256
 _LEAST_PIXELS = 4096
@@ -86,6 +86,7 @@ class Evidence:
 
     encoding: Encoding
     classes: Sequence[str]
+    of: int = 0
     partial: bool = False
     where: str = ""
     labels: int = 0

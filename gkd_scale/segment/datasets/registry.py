@@ -235,19 +235,19 @@ def check(
 def glance(dataset: SegDataset, *, quiet: bool = False) -> None:
     """Read some labels, evenly spread; DataError where they cannot be what they seem. Doubts are printed."""
     count = min(GLANCE, len(dataset))
-    with _plausible(dataset, quiet=quiet, partial=count < len(dataset)):
+    with _plausible(dataset, quiet=quiet, some=count < len(dataset)):
         for place in range(count):
             dataset.label(place * len(dataset) // count)
 
 
 @contextmanager
-def _plausible(dataset: SegDataset, *, quiet: bool = False, partial: bool = False) -> Iterator[None]:
-    """Judge the labels that are read meanwhile; ``partial`` says that they are not all."""
+def _plausible(dataset: SegDataset, *, quiet: bool = False, some: bool = False) -> Iterator[None]:
+    """Judge the labels that are read meanwhile, ``some`` of them or all."""
     with ExitStack() as stack:
         seen = [stack.enter_context(each.watched()) for each in _of_files(dataset)]
         yield
     for evidence in seen:
-        evidence.partial = partial
+        evidence.partial = some or evidence.labels < evidence.of
         for doubt in evidence.require():
             if not quiet:
                 console.out.print(f"warning: {doubt}", markup=False, style="yellow")

@@ -28,7 +28,7 @@ def unknown_values(pixels: Int64Array, classes: int, text: str) -> tuple[str, st
             f"its values count from 1 to {classes}",
             "subtract 1 from all, or name what 0 is in the first line of the class list (classes.txt)",
         )
-    if text.startswith("train ids") and values[-1] < _LABEL_IDS:
+    if text.startswith("train ids") and classes < values[-1] < _LABEL_IDS:
         return "the values look like label ids", "give the files of train ids (*_labelTrainIds.png)"
     found = explain(values, pixels)
     return (found.what, found.hint) if found is not None and found.sure else None
