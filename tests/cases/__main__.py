@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 from tests.cases.case import Bench
 from tests.cases.table import TABLE, all_cases, page
 
 
-def main() -> None:
-    outcomes = {}
+def main() -> int:
+    outcomes, failed = {}, []
     for each in all_cases():
         with tempfile.TemporaryDirectory() as folder:
-            outcomes[each] = str(each.run(Bench(Path(folder))))
+            try:
+                outcomes[each] = str(each.run(Bench(Path(folder))))
+            except Exception:
+                failed.append(f"{each.kind} | {each.what}\n{traceback.format_exc()}")
+                continue
         sys.stdout.write(f"{each.kind} | {each.what} | {outcomes[each]}\n")
+        sys.stdout.flush()
+    if failed:
+        sys.stderr.write("\n".join([*failed, f"{len(failed)} failed; {TABLE} is left as it is\n"]))
+        return 1
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(page(outcomes), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,7 +23,8 @@ from gkd_scale.cache.config import (
 from gkd_scale.demo.config import DemoConfig, MakeDataConfig
 from gkd_scale.distill.config import CertifyConfig, Stage1Config
 from gkd_scale.distill.students import StudentsConfig
-from gkd_scale.segment.config import EvaluateConfig, Stage2Config, TeacherProbeConfig
+from gkd_scale.report.config import ReportConfig
+from gkd_scale.segment.config import EvaluateConfig, PredictConfig, Stage2Config, TeacherProbeConfig
 from gkd_scale.segment.datasets.config import CheckConfig, ConvertConfig, DatasetsConfig
 from tests.cases import tiny
 from tests.cases.case import Bench, Ran, case
@@ -53,6 +54,9 @@ PARSED = {
     "stage2.py": Stage2Config,
     "evaluate": EvaluateConfig,
     "evaluate.py": EvaluateConfig,
+    "predict": PredictConfig,
+    "predict.py": PredictConfig,
+    "report": ReportConfig,
 }
 _PROGRAM = re.compile(r"(?:gkd-scale|deepspeed|torchrun|python) ")
 

@@ -129,7 +129,7 @@ def mapillary(bench: Bench) -> object:
 def folder_splits(bench: Bench) -> object:
     for split in ("train", "val"):
         write_image(_data(bench) / f"images/{split}/1.png")
-        write_values(_data(bench) / f"labels/{split}/1.png", [0])
+        write_values(_data(bench) / f"labels/{split}/1.png", [0, 1])
     return _mended(bench, "folder", "")
 
 
