@@ -79,6 +79,8 @@ def require(model: nn.Module, own: StateDict, found: Found, source: Path | str) 
         )
     _refuse_unplaced(model, own, found, source)
     _refuse_types(own, found.state, source)
+    if found.failure is None:
+        _refuse_shapes(model, own, found.state, source)
 
 
 def require_finite(own: StateDict, names: Iterable[str], source: Path | str) -> None:
@@ -224,6 +226,22 @@ def _refuse_types(own: StateDict, state: StateDict, source: Path | str) -> None:
         )
 
 
+def _refuse_shapes(model: nn.Module, own: StateDict, state: StateDict, source: Path | str) -> None:
+    wrong = [
+        name
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape and (value.ndim or state[name].numel() != 1)
+    ]
+    if wrong:
+        name = wrong[0]
+        others = f", and {len(wrong) - 1} others differ too" if len(wrong) > 1 else ""
+        raise ModelError(
+            f"{source} does not fit {type(model).__name__}: {name} is {shape(state[name])}, and the model's "
+            f"is {shape(own[name])}{others}",
+            CHECK_NAME,
+        )
+
+
 def _depth(names: Iterable[str]) -> int:
     """The number of blocks of a plain transformer that has tensors of these names; 0 for other networks."""
     found = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.(?!\d+\.)", name))]
@@ -238,6 +256,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def shown(names: Sequence[str]) -> str:
     """The first names, for a message."""
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+def shape(tensor: Tensor) -> str:
+    """A tensor's shape, for a message."""
+    return "x".join(map(str, tensor.shape)) or "one number"
 
 
 def place(prefix: str) -> str:

@@ -290,5 +290,5 @@ def _preference(prefix: str) -> tuple[int, str]:
 
 
 def _same(one: StateDict, other: StateDict) -> bool:
-    shared = one.keys() & other.keys()
-    return all(one[n].shape == other[n].shape and torch.equal(one[n], other[n]) for n in shared)
+    pairs = [(one[name], other[name]) for name in one.keys() & other.keys()]
+    return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
