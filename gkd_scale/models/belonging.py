@@ -34,7 +34,8 @@ _OTHER_PARTS = re.compile(
     r"|criterion|aux.*|text.*|lm_.*|transformer|ln_final|positional_embedding|norms|local_cls_norm|teacher.*"
     r"|student.*|optimizer.*|optim|scheduler.*|scaler|discriminator|n_averaged|dino_.*|ibot_.*|ema.*"
     r"|momentum_.*|(global_)?steps?|epochs?|iter(ation)?s?|best.*|seed|.*rng.*|args|config|cfg|meta|version"
-    r"|hyper_parameters|(pixel_)?(mean|std)|normali[sz].*",
+    r"|hyper_parameters|(pixel_)?(mean|std)|normali[sz].*|contrast.*|mlp|.*_(proj|mlp|fc|logits)|linear"
+    r"|pred.*|output.*|cls_(?!token).*|bbox.*|rpn.*|roi_.*|seg_.*|arcface.*|margin.*",
     re.IGNORECASE,
 )
 # Buffers that timm computes itself, anywhere in a name; those of rotary embeddings where the model has such.
