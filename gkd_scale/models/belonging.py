@@ -54,7 +54,11 @@ _SCALE = re.compile(
 _MERGE = "merge the adapters into the weights and save them anew"
 _FLOAT_WEIGHTS = "give the weights in float32, float16 or bfloat16, not quantised"
 _OTHER_MODEL = "name the model that they were made with, with its arguments"
-_ARGUMENT = f"give the argument {{}} (--teacher-args, --student-args), or {_OTHER_MODEL}"
+# A model's name brings the mean and std of its pixels along; an argument alone does not.
+_ARGUMENT = (
+    "name the model that they were made with, or give the argument {} (--teacher-args, --student-args) and "
+    "the mean and std that they were trained with"
+)
 # What tensors without a place are, and the next step.
 _KINDS = (
     (r"lora_|\.base_layer\.", "LoRA adapters", _MERGE),
