@@ -34,7 +34,8 @@ _OTHER_PARTS = re.compile(
     r"|criterion|aux.*|text.*|lm_.*|transformer|ln_final|positional_embedding|norms|local_cls_norm|teacher.*"
     r"|student.*|optimizer.*|optim|scheduler.*|scaler|discriminator|n_averaged|dino_.*|ibot_.*|ema.*"
     r"|momentum_.*|(global_)?steps?|epochs?|iter(ation)?s?|best.*|seed|.*rng.*|args|config|cfg|meta|version"
-    r"|hyper_parameters|(pixel_)?(mean|std)|normali[sz].*",
+    r"|hyper_parameters|(pixel_)?(mean|std)|normali[sz].*|contrast.*|mlp|.*_(proj|mlp|fc|logits)|linear"
+    r"|pred.*|output.*|cls_(?!token).*|bbox.*|rpn.*|roi_.*|seg_.*|arcface.*|margin.*",
     re.IGNORECASE,
 )
 # Buffers that timm computes itself, anywhere in a name; those of rotary embeddings where the model has such.
@@ -53,7 +54,11 @@ _SCALE = re.compile(
 _MERGE = "merge the adapters into the weights and save them anew"
 _FLOAT_WEIGHTS = "give the weights in float32, float16 or bfloat16, not quantised"
 _OTHER_MODEL = "name the model that they were made with, with its arguments"
-_ARGUMENT = f"give the argument {{}} (--teacher-args, --student-args), or {_OTHER_MODEL}"
+# A model's name brings the mean and std of its pixels along; an argument alone does not.
+_ARGUMENT = (
+    "name the model that they were made with, or give the argument {} (--teacher-args, --student-args) and "
+    "the mean and std that they were trained with"
+)
 # What tensors without a place are, and the next step.
 _KINDS = (
     (r"lora_|\.base_layer\.", "LoRA adapters", _MERGE),
@@ -79,6 +84,8 @@ def require(model: nn.Module, own: StateDict, found: Found, source: Path | str) 
         )
     _refuse_unplaced(model, own, found, source)
     _refuse_types(own, found.state, source)
+    if found.failure is None:
+        _refuse_shapes(model, own, found.state, source)
 
 
 def require_finite(own: StateDict, names: Iterable[str], source: Path | str) -> None:
@@ -224,6 +231,22 @@ def _refuse_types(own: StateDict, state: StateDict, source: Path | str) -> None:
         )
 
 
+def _refuse_shapes(model: nn.Module, own: StateDict, state: StateDict, source: Path | str) -> None:
+    wrong = [
+        name
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape and (value.ndim or state[name].numel() != 1)
+    ]
+    if wrong:
+        name = wrong[0]
+        others = f", and {len(wrong) - 1} others differ too" if len(wrong) > 1 else ""
+        raise ModelError(
+            f"{source} does not fit {type(model).__name__}: {name} is {shape(state[name])}, and the model's "
+            f"is {shape(own[name])}{others}",
+            CHECK_NAME,
+        )
+
+
 def _depth(names: Iterable[str]) -> int:
     """The number of blocks of a plain transformer that has tensors of these names; 0 for other networks."""
     found = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.(?!\d+\.)", name))]
@@ -238,6 +261,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def shown(names: Sequence[str]) -> str:
     """The first names, for a message."""
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+def shape(tensor: Tensor) -> str:
+    """A tensor's shape, for a message."""
+    return "x".join(map(str, tensor.shape)) or "one number"
 
 
 def place(prefix: str) -> str:

@@ -3,8 +3,9 @@
 Checkpoints hold a network under prefixes (``teacher.backbone.``, ``module.``, ``base_model.model.``), more
 than one network (a student, its teacher, their averages), and names of other libraries. The prefix is found
 by what is in the file: it is the one under which most of the network's own tensors lie, with their shapes.
-Where two networks fit equally well and differ, an average over training goes first (``ema``), then a
-``teacher``, then what has no such name, then a ``student``, last a ``momentum`` or ``target`` encoder.
+Where two networks fit equally well and differ, one without further blocks goes before a larger one; then an
+average over training goes first (``ema``), then a ``teacher``, then what has no such name, then a
+``student``, last a ``momentum`` or ``target`` encoder.
 """
 
 from __future__ import annotations
@@ -110,7 +111,11 @@ def find(wanted: StateDict, flat: StateDict, convert: Callable[[StateDict], Stat
         for prefix in dict.fromkeys([*candidates, *_trunks(names, full)]):
             fits[prefix] = max(_converted_fit(names, prefix, wanted, convert), fits.get(prefix, (0, 0)))
     best = max(fits.values(), default=(0, 0))
-    fitting = sorted((prefix for prefix, fit in fits.items() if fit == best), key=_preference)
+
+    def order(prefix: str) -> tuple[bool, int, str]:
+        return _is_larger(_under(names, prefix), wanted), *_preference(prefix)
+
+    fitting = sorted((prefix for prefix, fit in fits.items() if fit == best), key=order)
     prefix = fitting[0] if any(best) else ""
     raw = _under(names, prefix)
     failure = None
@@ -128,7 +133,7 @@ def find(wanted: StateDict, flat: StateDict, convert: Callable[[StateDict], Stat
         for other in fitting
         if other in copies and best[0] == full and not _same(raw, _under(names, other))
     ]
-    rivals = [other for other in equals if _preference(other)[0] == _preference(prefix)[0]]
+    rivals = [other for other in equals if order(other)[:2] == order(prefix)[:2]]
     outside = [name for name in names if not name.startswith(prefix)]
     return Found(prefix, raw, state, tuple(copies), tuple(equals), tuple(rivals), tuple(outside), failure)
 
@@ -279,6 +284,12 @@ def _resampled(name: str) -> bool:
     return name == KERNEL or "pos_embed" in name or "relative_position" in name or "rel_pos" in name
 
 
+def _is_larger(state: StateDict, wanted: StateDict) -> bool:
+    """Whether ``state`` holds more of the model's parts than the model has: a deeper network's tensors."""
+    parts = {name.partition(".")[0] for name in wanted if "." in name}
+    return any(name not in wanted and name.partition(".")[0] in parts for name in state)
+
+
 def _words(prefix: str) -> set[str]:
     return set(re.split(r"[._]", prefix.lower()))
 
@@ -290,5 +301,5 @@ def _preference(prefix: str) -> tuple[int, str]:
 
 
 def _same(one: StateDict, other: StateDict) -> bool:
-    shared = one.keys() & other.keys()
-    return all(one[n].shape == other[n].shape and torch.equal(one[n], other[n]) for n in shared)
+    pairs = [(one[name], other[name]) for name in one.keys() & other.keys()]
+    return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in pairs)

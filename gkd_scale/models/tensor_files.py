@@ -181,7 +181,9 @@ def _pytorch(path: Path) -> StateDict:
     found: StateDict = {}
     _merge(found, _tensors(loaded, ()), path)
     if not found and not isinstance(loaded, Mapping | list | tuple | argparse.Namespace):
-        raise ModelError(f"{path} holds a {type(loaded).__name__}, not a state dict", "give a state dict")
+        raise ModelError(
+            f"{path} holds a value of type {type(loaded).__name__}, not a state dict", "give a state dict"
+        )
     return found
 
 

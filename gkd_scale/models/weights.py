@@ -83,17 +83,14 @@ def _convert(model: nn.Module, own: StateDict, part: StateDict, resize: str) -> 
         kernel = name == KERNEL and (part[name].ndim not in (2, 4) or len(part[name]) != len(own[name]))
         tokens = "pos_embed" in name and own[name].ndim == 3
         if kernel or (tokens and part[name].shape[-1:] != own[name].shape[-1:]):
-            raise ValueError(f"{name} is {_shape(part[name])}, and the model's is {_shape(own[name])}")
+            there, wanted = belonging.shape(part[name]), belonging.shape(own[name])
+            raise ValueError(f"{name} is {there}, and the model's is {wanted}")
     if "register_tokens" in part:
         part = {"mask_token": torch.zeros(()), **part}  # by which timm knows the names of DINOv2
     state = layouts.timm_filter(model, part)
     if resize == "bicubic" and KERNEL in own and KERNEL in part:
         state = {**state, KERNEL: _bicubic(part[KERNEL], model)}
     return state
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))
 
 
 def load_downloaded(model: nn.Module, spec: ModelSpec, resize: str) -> None:

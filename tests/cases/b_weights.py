@@ -8,6 +8,7 @@ from gkd_scale.models.tensor_files import StateDict
 from tests.cases.case import Bench, case
 from tests.cases.weights import cached, right, saved, state, taught_by
 from tests.conftest import cache_flags, tiny_args, write_images
+from tests.segment.support import Blocks, write_folder
 
 KIND = "B. Weights that do not belong"
 
@@ -132,6 +133,17 @@ def precisions(bench: Bench) -> object:
     again = cached(bench, saved(bench, tensors, "single.pth"), out="single")
     assert taught_by(bench, "cache") == taught_by(bench, "single")
     return again
+
+
+@case(KIND, "the same as --backbone of stage 2")
+def of_a_backbone(bench: Bench) -> object:
+    data = f"folder:{write_folder(bench.folder / 'data', Blocks(2))}"
+    weights = saved(bench, state(init_values=1e-5))
+    return bench.stage2(
+        *("--train", data, "--val", data, "--out", bench.folder / "run", "--steps", 1, "--head", "linear"),
+        *("--backbone", weights, "--student", "vit_tiny_patch16_224", "--student-args", *tiny_args()),
+        *("--image-size", "32x48", "--global-batch", 2, "--ds-config", "zero2.json"),
+    )
 
 
 @case(KIND, "the same as --student-weights of stage 1")

@@ -70,6 +70,8 @@ KEPT = {
 BESIDE = {
     "head.weight": True,
     "mask_token": True,
+    "bbox_head.fc.weight": True,
+    "contrastive_mlp.0.weight": True,
     "decoder.blocks.0.norm1.weight": True,
     "norm.num_batches_tracked": True,
     "blocks.2.norm1.weight": False,

@@ -98,6 +98,14 @@ def test_of_two_networks_one_is_taken_and_named(
     assert f"not '{passed.rstrip('.')}'" in capsys.readouterr().err
 
 
+def test_a_larger_network_beside_the_one_that_is_asked_for_is_not_taken() -> None:
+    source = tiny()
+    deeper = under("teacher.backbone.", tiny(depth=4).state_dict())
+    wider = under("ema.", tiny(embed_dim=96).state_dict())
+    state = {**deeper, **wider, **under("student.backbone.", source.state_dict())}
+    assert features_of(state) == weights.fingerprint(source)
+
+
 def test_two_networks_that_nothing_tells_apart_are_refused_unless_equal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

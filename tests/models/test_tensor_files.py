@@ -62,7 +62,7 @@ NOT_WEIGHTS = {
     "text": ("please ask for access — été".encode(), "a text file that begins with 'please ask"),
     "bytes": (bytes(range(1, 255)), "neither safetensors nor a PyTorch file"),
     "a tensorless pickle": (_pytorch({"epoch": 3}), "holds no tensors"),
-    "a number": (_pytorch(3), "holds a int, not a state dict"),
+    "a number": (_pytorch(3), "type int, not a state dict"),
     "a network": (_pytorch(torch.nn.Identity()), "could run code"),
     "TorchScript": (
         _archive(**{"a/data.pkl": b"", "a/constants.pkl": b"", "a/code/x.py": b""}),
