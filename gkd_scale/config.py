@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -219,7 +220,9 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str, exa
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(f"{self.prog}: {message}", "see --help")
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        near = nearest(choice[1], re.findall(r"[^', ]+", choice[2])) if choice else ""
+        raise ConfigError(f"{self.prog}: {message}", near or "see --help")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
