@@ -486,7 +486,7 @@ on all GPUs:
   gkd-scale predict runs/stage2 --images photos --out predictions --overlay
   gkd-scale predict runs/stage2 --images 'drive/*/frame-*.jpg' --out predictions --inference slide \
       --window 512 --stride 341
-  deepspeed launchers/predict.py runs/stage2 --images s3://bucket/photos --out predictions   # on all GPUs
+  deepspeed launchers/predict.py runs/stage2 --images s3://bucket/photos --out predictions
 """,
     ),
     "report": Command(
