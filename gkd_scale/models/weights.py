@@ -79,7 +79,7 @@ def load_into(
 
 def _convert(model: nn.Module, own: StateDict, part: StateDict, resize: str) -> StateDict:
     """``part`` with the model's names and sizes; ValueError for what would be reshaped into nonsense."""
-    for name in own.keys() & part.keys():
+    for name in (each for each in own if each in part):
         kernel = name == KERNEL and (part[name].ndim not in (2, 4) or len(part[name]) != len(own[name]))
         tokens = "pos_embed" in name and own[name].ndim == 3
         if kernel or (tokens and part[name].shape[-1:] != own[name].shape[-1:]):

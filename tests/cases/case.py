@@ -85,15 +85,11 @@ class Bench:
 
     def _ran(self, command: Callable[[], int]) -> Ran:
         out, err = io.StringIO(), io.StringIO()
-        before = console.out.file, console.err.file
-        console.out.file, console.err.file = out, err
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = command()
         except SystemExit as stopped:
             code = stopped.code if isinstance(stopped.code, int) else 1
-        finally:
-            console.out.file, console.err.file = before
         raw = out.getvalue() + err.getvalue()
         return Ran(code, self._plain(raw), raw)
 
