@@ -91,9 +91,9 @@ class Bench:
         except SystemExit as stopped:
             code = stopped.code if isinstance(stopped.code, int) else 1
         raw = out.getvalue() + err.getvalue()
-        return Ran(code, self._plain(raw), raw)
+        return Ran(code, self.plain(raw), raw)
 
-    def _plain(self, text: str) -> str:
+    def plain(self, text: str) -> str:
         """The text on one line, without this folder's path and colours."""
         text = re.sub(r"\x1b\[[0-9;]*m", "", text)
         return " ".join(text.replace(f"{self.folder}/", "").replace(str(self.folder), ".").split())
