@@ -87,9 +87,10 @@ def begin(out: Path, options: Any, kind: str, now: dict[str, Any]) -> None:
     written then.
     """
     begun = files.read_json(out / BEGUN)
-    if begun:
-        refuse_changed(out, begun["identity"], now)
-    elif not has_checkpoint(out):  # else the checkpoint says it
+    before = begun["identity"] if begun else _identity_of_checkpoint(out)
+    if before is not None:
+        refuse_changed(out, before, now)
+    elif not has_checkpoint(out):
         _refuse_other_config(out, options)
     files.write_text(out / CONFIG, config.to_yaml(options))
     files.write_json(out / BEGUN, {"kind": kind, "identity": now})
@@ -105,6 +106,21 @@ def begin_again(out: Path, now: dict[str, Any]) -> None:
 def has_checkpoint(out: Path) -> bool:
     """Whether there is a whole checkpoint."""
     return any((out / CHECKPOINTS).glob("step-*.safetensors"))
+
+
+def _identity_of_checkpoint(out: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint says must not change; None where there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    newest = max((out / CHECKPOINTS).glob("step-*.safetensors"), default=None)
+    if newest is None:
+        return None
+    try:
+        with safe_open(str(newest), framework="pt") as file:
+            found: dict[str, Any] = json.loads(file.metadata()["gkd_scale"])["identity"]
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        return None
+    return found
 
 
 def _refuse_other_config(out: Path, options: Any) -> None:

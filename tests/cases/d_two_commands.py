@@ -135,6 +135,19 @@ def older_settings(bench: Bench) -> object:
     return bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
 
 
+@case(KIND, "the same, where an older version left checkpoints: first other settings, then the right ones")
+def older_checkpoint(bench: Bench) -> object:
+    out = bench.folder / "run"
+    assert bench.stage1(*tiny.stage1(out, "--lr", "1e-3")).code == 0
+    for name in ("begun.json", "run.json"):
+        (out / name).unlink()
+    before = listing(out)
+    refused = bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
+    assert listing(out) == before
+    assert bench.stage1(*tiny.stage1(out, "--lr", "1e-3")).code == 0
+    return refused
+
+
 @case(KIND, "stage2.py in the --out of a begun stage 1")
 def other_kind(bench: Bench) -> object:
     out = bench.folder / "run"
