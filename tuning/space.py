@@ -217,17 +217,19 @@ def _leaf(cfg: Stage1Config, key: str) -> Any:
     return value
 
 
-def defaults(space: Space, base: Mapping[str, Any], default_lr: Callable[[int], float]) -> dict[str, Any]:
+def defaults(
+    space: Space, base: Mapping[str, Any], default_lr: Callable[[Stage1Config, int], float]
+) -> dict[str, Any]:
     """The searched options as stage 1 has them when nobody sets them, those inside the space.
 
-    ``default_lr(global_batch)`` is stage 1's rule for a learning rate that is not given.
+    ``default_lr(config, global_batch)`` is stage 1's rule for a learning rate that is not given.
     """
     cfg = space.configure(base, {})
     found = {}
     for key, dimension in space.searched.items():
         value = _leaf_or_none(cfg, key)
         if key == "optim.lr" and value is None:
-            value = default_lr(cfg.global_batch or 32)
+            value = default_lr(cfg, cfg.global_batch or 32)
         low_high = dimension.kind in RANGES and value is not None
         inside = (
             dimension.values[0] <= value <= dimension.values[1] if low_high else value in dimension.values

@@ -75,7 +75,7 @@ class OptimConfig:
 
     lr: float | None = option(
         None,
-        "peak learning rate (default: 5e-4 · global batch / 512, at least 2.5e-4)",
+        "peak learning rate (default: 5e-4 · global batch / 512, at least 2.5e-4, from scratch 1e-3)",
         flag="--lr",
         within=ranges.PEAK_RATE,
     )

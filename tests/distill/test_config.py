@@ -49,3 +49,11 @@ def test_the_peak_is_the_largest_learning_rate(flag: str) -> None:
     with pytest.raises(ConfigError, match="above the peak"):
         stage1("--lr", "1e-3", flag, "1e-2")
     assert stage1("--lr", "1e-7").optim.lr == 1e-7
+
+
+def test_a_student_from_scratch_has_a_higher_learning_rate_by_default() -> None:
+    from gkd_scale.distill.stage1 import default_lr
+
+    scratch, trained = Stage1Config(), Stage1Config(student_weights="pretrained")
+    assert [default_lr(scratch, batch) for batch in (8, 512, 4096)] == [1e-3, 1e-3, 4e-3]
+    assert [default_lr(trained, batch) for batch in (8, 512, 4096)] == [2.5e-4, 5e-4, 4e-3]

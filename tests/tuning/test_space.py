@@ -87,7 +87,7 @@ def test_defaults_are_those_inside_the_space(tmp_path: Path) -> None:
         "optim.lr: loguniform(1e-4, 1e-2)\nmask.ratio: uniform(0.6, 0.9)\nqsd.scale: choice(sqrt, published)"
     )
     space = spaces.read(write(tmp_path, text), BASE)
-    assert spaces.defaults(space, BASE, lambda batch: batch * 1e-5) == {
+    assert spaces.defaults(space, BASE, lambda _, batch: batch * 1e-5) == {
         "optim.lr": pytest.approx(32e-5),
         "qsd.scale": "published",
     }
