@@ -16,6 +16,7 @@ launcher (``launchers/predict.py``) each rank predicts every ``world``-th image.
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import os
 import threading
@@ -41,7 +42,7 @@ from gkd_scale.cache.source import Source, open_source
 from gkd_scale.engine.run import claimed
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import DataError, RunError
-from gkd_scale.images import UnreadableImage, open_bytes
+from gkd_scale.images import UnreadableImage, open_bytes, open_image
 from gkd_scale.prefetch import prefetch
 from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig
@@ -56,6 +57,8 @@ SHEET_FILE = "contact-sheet.jpg"
 UNUSED_FILE = "not-predicted.txt"
 _SHEET_IMAGES = 12
 _SHOWN = 5
+_LONGEST = 220
+"""Bytes of a name: file systems take 255, and a suffix and a temporary one are added."""
 _WRITING = 16
 """Images that may wait to be written; more would only take memory."""
 
@@ -104,9 +107,9 @@ def predict(config: PredictConfig, source: Source | None = None, runtime: Runtim
     """
     began = time.perf_counter()
     runtime = on_device(runtime, config.device)
-    source = source or _matching(config.images)
+    source = source or _matching(config.images) or open_source(config.images)
     segmenter, card = export.load_segmenter(config.run)
-    names = runtime.on_main(lambda: _listed(config, source))
+    names = _listed(config, source)  # on every rank: a source reads what it has listed
     wanted = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in output_stems(names)]
     task = _Task(config, card, how_to_look(config, card), _reader(config, source), names, wanted)
     segmenter.to(runtime.device)
@@ -241,9 +244,10 @@ def output_stems(names: Sequence[str]) -> list[str]:
     ``a/b.jpg`` becomes ``a/b``; of images that differ by their suffix alone each keeps it (``a/b.jpg``).
     """
     safe = [_inside(name) for name in names]
-    bare = [str(PurePosixPath(path).with_suffix("")) for path in safe]
-    counts = Counter(bare)
-    stems = [path if counts[stem] > 1 else stem for path, stem in zip(safe, bare, strict=True)]
+    stems = [str(PurePosixPath(path).with_suffix("")) for path in safe]
+    for _ in range(2):  # a name that is kept whole may be another's without its suffix
+        counts = Counter(stems)
+        stems = [path if counts[stem] > 1 else stem for path, stem in zip(safe, stems, strict=True)]
     twice = [stem for stem, count in Counter(stems).items() if count > 1]
     if twice:
         raise DataError(
@@ -255,7 +259,16 @@ def output_stems(names: Sequence[str]) -> list[str]:
 def _inside(name: str) -> str:
     """A name as a relative path: without a root, ``..`` spelled out."""
     parts = [part for part in PurePosixPath(name).parts if part not in ("/", "//", ".")]
-    return "/".join("_up" if part == ".." else part for part in parts)
+    return "/".join("_up" if part == ".." else _short(part) for part in parts)
+
+
+def _short(part: str) -> str:
+    """A file's or folder's name with room for another suffix; the end of a longer one becomes its hash."""
+    if len(os.fsencode(part)) <= _LONGEST:
+        return part
+    suffix = PurePosixPath(part).suffix if len(PurePosixPath(part).suffix) < 8 else ""
+    kept = os.fsencode(part)[: _LONGEST - 32].decode("utf-8", "ignore")
+    return f"{kept}-{hashlib.blake2b(os.fsencode(part), digest_size=8).hexdigest()}{suffix}"
 
 
 class Matching:
@@ -291,10 +304,9 @@ def _listed(config: PredictConfig, source: Source | None) -> list[str]:
 
 def _reader(config: PredictConfig, source: Source | None) -> Callable[[str], Image.Image]:
     """Reads one image by name; raises OSError or UnreadableImage."""
-    opened = source or open_source(config.images)
-    if opened is None:
-        return lambda name: open_bytes((Path(config.images) / name).read_bytes()).image
-    return lambda name: open_bytes(opened.read(name)).image
+    if source is None:
+        return lambda name: open_image(Path(config.images) / name).image
+    return lambda name: open_bytes(source.read(name)).image
 
 
 @dataclass(frozen=True)

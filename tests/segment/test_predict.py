@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -149,5 +151,20 @@ def test_stems_differ_and_stay_inside(names: list[str], suffixes: list[str]) -> 
     assert all(".." not in Path(stem).parts and not Path(stem).is_absolute() for stem in stems)
 
 
+def test_tars_pipes_and_long_names(finished: Path, tmp_path: Path) -> None:
+    images, out = write_images(tmp_path / "images", 2), tmp_path / "out"
+    (images / "000.png").rename(images / f"{'é' * 120}.png")
+    os.mkfifo(images / "pipe.png")
+    assert predict(finished, images, out) == 0
+    assert len(list((out / "masks").iterdir())) == 2
+    assert (out / "not-predicted.txt").read_text().startswith("pipe.png\t")
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(images / "001.png", "../x.png")
+    assert predict(finished, tmp_path / "some.tar", tmp_path / "from-tar") == 0
+    (mask,) = (tmp_path / "from-tar/masks").rglob("*.png")
+    assert mask.read_bytes() == (out / "masks/001.png").read_bytes()
+
+
 def test_images_that_differ_by_their_suffix_keep_it() -> None:
+    assert len(set(output_stems(["a.jpg", "a.png", "a.jpg.png"]))) == 3
     assert output_stems(["a/b.jpg", "a/b.png", "a/c.png"]) == ["a/b.jpg", "a/b.png", "a/c"]
