@@ -87,7 +87,10 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
         return TypeAdapter(cls).validate_python(_prepared(cls, values))
     except ValidationError as error:
         found: dict[str, str] = {}
+        meant = ""
         for item in error.errors():
+            if item["type"] in ("int_parsing", "float_parsing"):
+                meant = meant or _number_meant(str(item["input"]), whole=item["type"] == "int_parsing")
             key = ".".join(_path(cls, item["loc"]))
             if item["type"] in ("missing", "missing_argument"):
                 line = f"'{key}' is required ({_usage(cls, key)})"
@@ -98,8 +101,22 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
             found.setdefault(key, line)
         who = where(next(iter(found)))
         raise ConfigError(
-            f"{who}: " + "; ".join(found.values()), "see --help for what each option takes"
+            f"{who}: " + "; ".join(found.values()), meant or "see --help for what each option takes"
         ) from None
+
+
+def _number_meant(text: str, *, whole: bool) -> str:
+    """How to write a number that people write ``1e3``, ``0,001`` or ``10%``; else the empty string."""
+    value: float | None = None
+    if re.fullmatch(r"\d{1,3}(,\d{3})+" if whole else r"0,\d+|\d+,(\d\d?|\d{4,})", text):
+        value = float(text.replace(",", "" if whole else "."))
+    elif not whole and re.fullmatch(r"\d+(\.\d+)?%", text):
+        value = float(text[:-1]) / 100
+    elif whole and re.fullmatch(r"\d+(\.\d+)?[eE]\d", text) and float(text).is_integer():
+        value = float(text)
+    if value is None:
+        return ""
+    return f"write {int(value) if whole else format(value, '.12g')}"
 
 
 def _path(cls: Any, loc: Sequence[str | int]) -> Iterator[str]:

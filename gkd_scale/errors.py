@@ -70,7 +70,9 @@ class DamageError(GkdError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """'Did you mean …?' for ``name`` among ``known``; the empty string where nothing is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    found = [each for each in names if each.lower() == name.lower()]
+    found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{found[0]}'?" if found else ""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -71,6 +72,7 @@ _REFUSED = {
                 "curriculum_learning",
                 "eigenvalue",
                 "elasticity",
+                "fp32_allreduce",
                 "graph_harvesting",
             ),
             *(
@@ -97,7 +99,10 @@ _SWITCHES = (
     "disable_python_gc",
 )
 _DTYPES = ("fp32", "fp16", "bf16")
-_WITHOUT_EFFECT = {"steps_per_print": "gkd-scale shows its own progress"}
+_WITHOUT_EFFECT = {
+    "steps_per_print": "gkd-scale shows its own progress",
+    "aio": "it is for NVMe",
+}
 
 _ZERO = "zero_optimization"
 _SECTION_REFUSED = {
@@ -194,6 +199,8 @@ def _refuse_overlap(path: Path, config: Mapping[str, Any]) -> None:
                 f"both {path} ('{key}') and gkd-scale's config ({_OURS[key]}) set the same thing",
                 f"remove '{key}' from {path}: gkd-scale's config owns it",
             )
+        if key not in known and re.match(r"_|//|#|comment", key):
+            raise ConfigError(f"{path}: '{key}' is no key of DeepSpeed", "remove it: JSON has no comments")
         if key not in known:
             raise ConfigError(
                 f"{path}: unknown key '{key}'", nearest(key, known) or "see DeepSpeed's documentation"
@@ -201,8 +208,10 @@ def _refuse_overlap(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _is_off(value: Any) -> bool:
-    """Whether a section or switch says that it is off, which is no wish."""
-    return value in (False, None, {}) or (isinstance(value, Mapping) and value.get("enabled") is False)
+    """Whether a section or switch says that it is off, or says nothing but that: no wish."""
+    if isinstance(value, Mapping):
+        return value.get("enabled") is False or all(_is_off(each) for each in value.values())
+    return value is None or value is False
 
 
 Check = Callable[[Checked, str, Any], Any]
@@ -299,7 +308,11 @@ def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, An
             checked.notes.append(f"{dotted} has no effect: it is for NVMe")
         extra = fields[name].json_schema_extra
         if isinstance(extra, dict) and extra.get("deprecated"):
-            raise ConfigError(f"{checked.path}: '{dotted}' is an old name", f"write '{extra['new_param']}'")
+            if _is_off(each):
+                continue
+            new = extra["new_param"]
+            value_of = ': {"device": "cpu"}' if name in ("cpu_offload", "cpu_offload_param") else ""
+            raise ConfigError(f"{checked.path}: '{dotted}' is an old name", f"write '{new}'{value_of}")
         kept = _value(checked, dotted, name, each, fields[name])
         if kept is not _LEFT_OUT:
             filled[inner] = kept

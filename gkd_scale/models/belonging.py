@@ -26,7 +26,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHECK_NAME = "check the model's name and arguments against those the weights were made with"
 
 # Parts that no dense feature depends on, by the first segment of their names, whatever the model.
-_OUTPUTS = re.compile(r"head|heads|head_dist|head_drop|fc|fc_norm|classifier|mask_token|attn_pool|pre_logits")
+_OUTPUTS = re.compile(
+    r"head|heads|head_dist|head_drop|fc|fc_norm|classifier|mask_token|masked_embed|attn_pool|pre_logits"
+)
 # Likewise, but only where the model has nothing of that name.
 _OTHER_PARTS = re.compile(
     r".*(head|decoder|classifier|queue|predictor|projector|prototype|loss|mask_token|token_embedding)s?(_.*)?"
@@ -82,8 +84,8 @@ def require(model: nn.Module, own: StateDict, found: Found, source: Path | str) 
             f"{place(found.rivals[0])}",
             "save the one that is meant as a file of its own",
         )
-    _refuse_unplaced(model, own, found, source)
     _refuse_types(own, found.state, source)
+    _refuse_unplaced(model, own, found, source)
     if found.failure is None:
         _refuse_shapes(model, own, found.state, source)
 

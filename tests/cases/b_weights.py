@@ -163,3 +163,16 @@ def of_a_student(bench: Bench) -> object:
 def cache_command(images: object, weights: object, bench: Bench) -> list[object]:
     """``cache-teacher`` with the tiny teacher, without threads."""
     return ["cache-teacher", *cache_flags(images, weights, bench.folder / "cache"), "--workers", 0]  # type: ignore[arg-type]
+
+
+@case(KIND, "iBOT's masked_embed beside the weights")
+def masked_embed(bench: Bench) -> object:
+    return right(bench, {**state(), "masked_embed": torch.ones(1, 48)})
+
+
+@case(KIND, "a sparse tensor among the weights")
+def sparse(bench: Bench) -> object:
+    name = "blocks.0.attn.qkv.weight"
+    ran = cached(bench, saved(bench, {**state(), name: state()[name].to_sparse()}))
+    assert ran.code == 2 and name in ran.text, ran.text
+    return ran

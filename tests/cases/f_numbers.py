@@ -55,6 +55,10 @@ _stage1(
     "'mean' is 123.675",
     *("--teacher", "live", "--live", "images=photos", "image_size=32x48", "mean=[123.675,116.28,103.53]"),
 )
+_stage1("stage 1 `--steps 1e3`", "write 1000", "--steps", "1e3")
+_stage1("stage 1 `--steps 1,000`", "write 1000", "--steps", "1,000")
+_stage1("stage 1 `--lr 0,001`", "write 0.001", "--lr", "0,001")
+_stage1("stage 1 `--optim.warmup 10%`", "write 0.1", "--optim.warmup", "10%")
 _stage2("stage 2 `--std 58.395 57.12 57.375`", "'std'", "--std", "58.395", "57.12", "57.375")
 _stage2("stage 2 `--optim.power -1`", "'optim.power'", "--optim.power=-1")
 _stage2("stage 2 `--augment.flip 50`, as percent", "'augment.flip'", "--augment.flip", "50")

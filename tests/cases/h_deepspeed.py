@@ -189,7 +189,7 @@ _refused(
 _refused(
     "an old name: `cpu_offload`",
     {"zero_optimization": {"stage": 2, "cpu_offload": True}},
-    "write 'offload_optimizer'",
+    """write 'offload_optimizer': {"device": "cpu"}""",
 )
 _refused(
     "one setting under two names",
@@ -210,6 +210,29 @@ _trains(
     {},
     "ZeRO 0, float32, not clipped",
 )
+_trains(
+    "Lightning's and Megatron's JSONs: activation checkpointing of which all is off, `cpu_offload` false",
+    {
+        "activation_checkpointing": {
+            "partition_activations": False,
+            "cpu_checkpointing": False,
+            "contiguous_memory_optimization": False,
+            "number_checkpoints": None,
+        },
+        "fp32_allreduce": False,
+        "zero_optimization": {"stage": 2, "cpu_offload": False},
+    },
+    ZERO2,
+    "ZeRO 2, float32, not clipped",
+)
+_trains(
+    "`aio`, which DeepSpeed's tutorials add for NVMe",
+    {"aio": {"block_size": 262144, "queue_depth": 32}, **ZERO2},
+    ZERO2,
+    "aio has no effect: it is for NVMe",
+)
+_refused("a comment as a key", {"_comment": "ZeRO 2", **ZERO2}, "'_comment'", "no comments")
+_refused("`BF16`", {"BF16": {"enabled": True}, **ZERO2}, "did you mean 'bf16'?")
 _trains(
     "`stage3_` keys with ZeRO 2",
     {"zero_optimization": {"stage": 2, "stage3_max_live_parameters": 1000}},
