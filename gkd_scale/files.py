@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,13 +71,12 @@ def claimed(
 
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise error(f"{folder} is not a folder", "choose another --out") from None
-    except OSError as failed:
-        raise _unwritable(folder, failed, error) from None
-    try:
-        with locked(folder / LOCK, busy, error):
+        with ExitStack() as held:
+            while True:
+                _make(folder, error)
+                with suppress(FileNotFoundError):  # who held it has removed the folder since
+                    held.enter_context(locked(folder / LOCK, busy, error))
+                    break
             try:
                 yield
             finally:
@@ -86,6 +85,15 @@ def claimed(
         for each in made:
             with suppress(OSError):
                 each.rmdir()
+
+
+def _make(folder: Path, error: type[UserError]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise error(f"{folder} is not a folder", "choose another --out") from None
+    except OSError as failed:
+        raise _unwritable(folder, failed, error) from None
 
 
 @contextmanager

@@ -34,7 +34,9 @@ def more_blocks(bench: Bench) -> object:
 
 @case(KIND, "2 blocks into a network of 4")
 def fewer_blocks(bench: Bench) -> object:
-    return cached(bench, saved(bench, state()), "depth=4")
+    weights = saved(bench, state())
+    args = [each for each in tiny_args() if not each.startswith("depth=")]
+    return cached(bench, weights, "depth=4", args=args)
 
 
 @case(KIND, "int8 weights with scales beside them")

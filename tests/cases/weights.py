@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,14 +40,14 @@ def saved(bench: Bench, content: object, name: str = "weights.pth") -> Path:
     return path
 
 
-def cached(bench: Bench, weights: Path, *arguments: str, out: str = "cache") -> Ran:
+def cached(bench: Bench, weights: Path, *arguments: str, out: str = "cache", args: Sequence[str] = ()) -> Ran:
     """``cache-teacher`` with the tiny network as the teacher; a refusal must leave no folder."""
     images = bench.folder / "images"
     if not images.is_dir():
         write_images(images, 2)
     ran = bench.cli(
         *("cache-teacher", "--images", images, "--teacher", "vit_tiny_patch16_224"),
-        *("--teacher-weights", weights, "--teacher-args", *tiny_args(), *arguments),
+        *("--teacher-weights", weights, "--teacher-args", *(args or tiny_args()), *arguments),
         *("--image-size", "32x48", "--device", "cpu", "--workers", 0, "--out", bench.folder / out),
     )
     assert (bench.folder / out).exists() == (ran.code == 0)

@@ -146,7 +146,7 @@ def test_started_alone_the_script_is_a_world_of_one(
     [
         (["--global-batch", 7], "a global batch of 7"),
         (["--student", "vit_tinny_patch16_224"], "did you mean"),
-        (["--student-args", "patch_size=20"], "32x48"),
+        (["--student-args", "patch_size=20"], "gives 'patch_size' twice"),
         (["--teacher", "vit_giant_patch14_dinov2"], "was made by the teacher"),
         (["--cache", "nowhere"], "nowhere"),
         (["--stepss", 3], "did you mean '--steps'"),
