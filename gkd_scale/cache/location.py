@@ -103,6 +103,13 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def on_a_line(name: str) -> str:
+    """As :func:`printable`, with line breaks and other control characters escaped."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in printable(name)
+    )
+
+
 def is_tar(location: str) -> bool:
     """Whether a location is called .tar."""
     return path_of(location).lower().endswith(".tar")

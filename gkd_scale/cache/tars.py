@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from gkd_scale.cache.location import EXTENSIONS, is_url, open_location, packed_as, path_of, printable
+from gkd_scale.cache.location import EXTENSIONS, is_url, on_a_line, open_location, packed_as, path_of
 from gkd_scale.errors import DataError
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -172,7 +172,7 @@ def _look(label: str, tar: str, file: Any) -> _Scan:
             name = _new_name(f"{label}/{member.name}", scan)
             why = "not a regular file in the tar"
             if place is None and (member.islnk() or member.issym()):
-                why = f"a link to {printable(member.linkname)}, which is not in the tar"
+                why = f"a link to {on_a_line(member.linkname)}, which is not in the tar"
                 waiting.append((name, path))
             scan.images[name] = place or _Place(tar, 0, 0, (), why)
     for name, path in waiting:
@@ -276,7 +276,7 @@ def _after(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int |
 
 
 def _cut(tar: str, last: tarfile.TarInfo | None) -> DataError:
-    where = f" in or after its file {printable(last.name)}" if last is not None else ""
+    where = f" in or after its file {on_a_line(last.name)}" if last is not None else ""
     return DataError(f"the tar {tar} is cut short or damaged{where}: nobody knows what it lacks", _AGAIN)
 
 
@@ -294,7 +294,7 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
     if again:
         yield (
             f"images with the name of another in their tar: {len(again)}; all are kept, "
-            f"the first of them as {printable(again[0])}"
+            f"the first of them as {on_a_line(again[0])}"
         )
     joined = [label for label, scan in scans.items() if scan.archives]
     if joined:
@@ -306,12 +306,12 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
+    return ", ".join(on_a_line(name) for name in names[:_SHOWN]) + more
 
 
 def _kinds(others: Counter[str]) -> str:
     shown = others.most_common(_SHOWN)
     rest = others.total() - sum(count for _, count in shown)
-    return ", ".join(f"{count} {printable(kind)}" for kind, count in shown) + (
+    return ", ".join(f"{count} {on_a_line(kind)}" for kind, count in shown) + (
         f", {rest} others" if rest else ""
     )
