@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,9 @@ from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.labels import Colour, Encoding, Stored, ranges, read_palette
 from gkd_scale.segment.datasets.values import MANY, explain
 from gkd_scale.types import IGNORE, Int64Array
+
+_PALETTES = 8
+"""Palettes that are held against each other."""
 
 _ROWS = 64
 """Rows of a label that are looked at, evenly spread."""
@@ -96,9 +99,7 @@ class Evidence:
     specks: int = 0
     constant: int = 0
     alike: Counter[int] = field(default_factory=Counter)
-    palettes: list[tuple[Palette, Path]] = field(default_factory=list)
-    moved: str = ""
-    recoloured: str = ""
+    palettes: dict[Palette, tuple[Path, list[int]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ignore(self, values: Sequence[int]) -> None:
@@ -129,17 +130,23 @@ class Evidence:
             self._compare(facts.palette, facts)
 
     def _compare(self, palette: Palette, facts: Facts) -> None:
-        """Hold a palette against those of the files before it."""
-        if any(palette == other for other, _ in self.palettes):
-            return
-        here = _colours(palette)
-        used = [int(index) for index in np.flatnonzero(facts.pixels) if index < len(here)]
-        for other, path in self.palettes:
-            there = _colours(other)
-            self.moved = self.moved or _moved(used, here, there, facts.path, path)
-            self.recoloured = self.recoloured or _recoloured(used, here, there, facts.path, path)
-        if len(self.palettes) < 8:
-            self.palettes.append((palette, facts.path))
+        """Keep the palettes that are the first by their files' paths, in whichever order they are read."""
+        before = self.palettes.get(palette)
+        if before is None or facts.path < before[0]:
+            used = [int(index) for index in np.flatnonzero(facts.pixels) if 3 * index < len(palette)]
+            self.palettes[palette] = (facts.path, used)
+            if len(self.palettes) > _PALETTES:
+                del self.palettes[max(self.palettes, key=lambda each: self.palettes[each][0])]
+
+    def differing(self, how: Callable[..., str]) -> str:
+        """The first difference between two palettes, as ``how`` words it; the empty string for none."""
+        known = sorted((path, used, _colours(each)) for each, (path, used) in self.palettes.items())
+        for place, (path, used, here) in enumerate(known):
+            for other, theirs, there in known[:place]:
+                found = how(used, here, there, path, other) or how(theirs, there, here, other, path)
+                if found:
+                    return found
+        return ""
 
     @property
     def values(self) -> list[int]:
@@ -199,16 +206,16 @@ def findings(seen: Evidence) -> Iterator[Finding]:
     """What the labels give away, the gravest first."""
     if not seen.labels or not seen.pixels.any():
         return
-    if seen.moved:
+    if moved := seen.differing(_moved):
         yield Finding(
             True,
-            f"labels have palettes that differ from file to file: {seen.moved}; the index is the class id",
+            f"labels have palettes that differ from file to file: {moved}; the index is the class id",
             "store class ids with one palette for all files (a colour-coded label has to be converted by its "
             "colours, not by quantising each file)",
         )
-    elif seen.recoloured:
+    elif recoloured := seen.differing(_recoloured):
         yield Finding(
-            False, f"palettes differ from file to file: {seen.recoloured}", "check that indices are class ids"
+            False, f"palettes differ from file to file: {recoloured}", "check that indices are class ids"
         )
     yield from _one_class(seen)
     yield from _photographs(seen)
