@@ -36,7 +36,9 @@ def commands(cache: Path) -> dict[str, list[str]]:
             *("--image-size", "144x192", "--workers", "1"),
         ],
         "stage 1 start": ["launchers/stage1.py", "--cache", str(cache), *STUDENT, *one],
-        "stage 2 start": ["launchers/stage2.py", *scenes, *STUDENT, "--image-size", "144x192", *one],
+        "stage 2 start": [
+            *("launchers/stage2.py", *scenes, *STUDENT, "--adapt", "full", "--image-size", "144x192", *one),
+        ],
     }
 
 

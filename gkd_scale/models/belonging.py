@@ -91,10 +91,17 @@ def require(model: nn.Module, own: StateDict, found: Found, source: Path | str) 
 
 
 def require_finite(own: StateDict, names: Iterable[str], source: Path | str) -> None:
-    """ModelError for NaN or infinity in what was loaded into ``own``; one sum a tensor."""
+    """ModelError for NaN, infinity or zeros alone in what was loaded into ``own``; one sum a tensor."""
+    matrices, loud = [], False
     for name in names:
         value = own.get(name)
-        if value is None or not value.is_floating_point() or math.isfinite(float(value.sum())):
+        if value is None or not value.is_floating_point():
+            continue
+        total = float(value.sum())
+        if value.ndim > 1:
+            matrices.append(value)
+            loud = loud or total != 0
+        if math.isfinite(total):
             continue
         bad = value.numel() - int(torch.isfinite(value).sum())
         if bad:  # else the sum alone was too large
@@ -102,6 +109,11 @@ def require_finite(own: StateDict, names: Iterable[str], source: Path | str) -> 
                 f"{source} holds NaN or infinite values: {bad} of {value.numel()} in {name}",
                 "the weights are damaged, or their training diverged: give others",
             )
+    if matrices and not loud and not any(bool(value.any()) for value in matrices):
+        raise ModelError(
+            f"all weights in {source} are zero",
+            "it was saved before its weights were there (a shard, a meta device): give another file",
+        )
 
 
 def unplaced(model: nn.Module, own: StateDict, found: Found) -> list[str]:

@@ -178,3 +178,10 @@ def sparse(bench: Bench) -> object:
     ran = cached(bench, saved(bench, {**state(), name: state()[name].to_sparse()}))
     assert ran.code == 2 and name in ran.text, ran.text
     return ran
+
+
+@case(KIND, "weights that are all zero, as a save of empty shards leaves them")
+def zeros(bench: Bench) -> object:
+    ran = cached(bench, saved(bench, {name: torch.zeros_like(value) for name, value in state().items()}))
+    assert ran.code == 2, ran.text
+    return ran
