@@ -41,10 +41,10 @@ def prefetch(work: Callable[[A], R], items: Iterable[A], workers: int, depth: in
 
 
 class Behind:
-    """One thread that works behind its callers, at most ``depth`` jobs late. Errors come back."""
+    """Threads (or one) that work behind their callers, at most ``depth`` jobs late. Errors come back."""
 
-    def __init__(self, depth: int = 2) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="behind")
+    def __init__(self, depth: int = 2, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="behind")
         self._pending: deque[Future[Any]] = deque()
         self._depth = depth
         self._lock = threading.Lock()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gkd_scale import files
 from gkd_scale.cache.manifest import MANIFEST
-from gkd_scale.engine import runlog
+from gkd_scale.documents import read_yaml
+from gkd_scale.engine import run, runlog
 from gkd_scale.errors import RunError
 from gkd_scale.models import backbone
 from gkd_scale.segment import export
 
 EVALUATION = "evaluation.json"
-_CONFIG, _RECORD = "config.yaml", "run.json"
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,9 @@ def _run(name: str, folder: Path) -> Run:
     phases = list(_lineage(folder, ()))[::-1]
     if not phases:
         what = "holds no training" if folder.is_dir() else "does not exist"
-        raise RunError(f"{folder} {what} (no {_RECORD})", "give the --out folder of a finished stage 1 or 2")
+        raise RunError(
+            f"{folder} {what} (no {run.RECORD})", "give the --out folder of a finished stage 1 or 2"
+        )
     card = export.load_card(folder) if phases[-1].stage == 2 else None
     return Run(name, folder, phases, card, files.read_json(folder / EVALUATION))
 
@@ -92,14 +91,16 @@ def _lineage(folder: Path, seen: tuple[Path, ...]) -> Iterator[Phase]:
 
 
 def _phase(folder: Path) -> Phase | None:
-    if not (folder / _RECORD).is_file() or not (folder / _CONFIG).is_file():
+    record = run.read(folder)
+    if record is None or not (folder / run.CONFIG).is_file():
         return None
+    config = read_yaml(folder / run.CONFIG)
     try:
-        config = yaml.safe_load((folder / _CONFIG).read_text(encoding="utf-8"))
         rows = runlog.read(folder / runlog.METRICS) if (folder / runlog.METRICS).is_file() else []
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise RunError(f"{folder} cannot be read: {error}", "run that training's command again") from None
+    except ValueError as error:
+        raise RunError(
+            f"{folder / runlog.METRICS} cannot be read: {error}", "run that training's command again"
+        ) from None
     weights = folder / backbone.WEIGHTS_FILE
     made = f"{weights.name} {files.sha256_file(weights)[:12]}" if weights.is_file() else "not finished"
     stage = 2 if "backbone" in config else 1

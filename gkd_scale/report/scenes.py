@@ -73,7 +73,7 @@ def look(
     scores: list[float] = []
     for place in places:
         sample = dataset[place]
-        each = {name: _confusion(model, sample) for name, model in models.items()}
+        each = {name: _predicted(model, sample)[1] for name, model in models.items()}
         for name, found in each.items():
             total[name] += found
         scores.append(float(np.mean([found.miou() for found in each.values()])))
@@ -86,20 +86,20 @@ def look(
     return DomainLook(count, len(dataset), total, shown)
 
 
-def _confusion(model: FinishedSegmenter, sample: SegSample) -> Confusion:
+def _predicted(model: FinishedSegmenter, sample: SegSample) -> tuple[UInt8Array, Confusion]:
+    """The class ids of an image, and their confusion with its label."""
+    prediction = model.predict(sample.image)
+    assert isinstance(prediction, np.ndarray)
     found = Confusion(len(model.classes))
-    found.update(*(torch.from_numpy(np.array(each)) for each in (model.predict(sample.image), sample.label)))
-    return found
+    found.update(torch.from_numpy(prediction), torch.from_numpy(np.array(sample.label)))
+    return prediction, found
 
 
 def _scene(rank: str, sample: SegSample, models: Mapping[str, FinishedSegmenter]) -> Scene:
     palette = next(iter(models.values())).palette
     seen = []
     for name, model in models.items():
-        prediction = model.predict(sample.image)
-        assert isinstance(prediction, np.ndarray)
-        found = Confusion(len(model.classes))
-        found.update(torch.from_numpy(prediction), torch.from_numpy(np.array(sample.label)))
+        prediction, found = _predicted(model, sample)
         pictures = (
             _mask(prediction, palette),
             _errors(prediction, sample.label),

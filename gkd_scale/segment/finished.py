@@ -23,7 +23,7 @@ from gkd_scale.errors import DataError
 from gkd_scale.images import UnreadableImage, open_image, to_rgb
 from gkd_scale.segment import export
 from gkd_scale.segment.evaluate import pick_device
-from gkd_scale.segment.inference import Inference, by_size, predict, prepare, require_bounded
+from gkd_scale.segment.inference import Inference, by_size, predict, prepare, require_bounded, stacked
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Size, UInt8Array
 
@@ -77,9 +77,8 @@ class FinishedSegmenter:
         prepared = (_Prepared(_pixels(each), self.image_size, how) for each in images)
         found: list[UInt8Array] = []
         for group in by_size(prepared, how, batch_size):
-            each_scale = zip(*(item.views for item in group), strict=True)
-            views = [torch.stack(each).to(self.device) for each in each_scale]
-            maps = predict(self.module, views, [item.size for item in group], how, batch_size)
+            sizes = [item.size for item in group]
+            maps = predict(self.module, stacked(group, self.device), sizes, how, batch_size)
             found += [each.to(torch.uint8).cpu().numpy() for each in maps]
         return found
 

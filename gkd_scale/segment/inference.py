@@ -279,7 +279,7 @@ def confusion(
     wanted = range(len(dataset)) if indices is None else indices
     loaded = prefetch(load, wanted, workers, depth=2 * batch_size)
     for group in by_size(loaded, how, batch_size):
-        views = [torch.stack(each).to(device) for each in zip(*(item.views for item in group), strict=True)]
+        views = stacked(group, device)
         sizes = [(item.label.shape[0], item.label.shape[1]) for item in group]
         for found, item in zip(predict(model, views, sizes, how, batch_size), group, strict=True):
             total.update(found.cpu(), item.label)
@@ -309,6 +309,11 @@ def by_size(items: Iterable[V], how: Inference, batch_size: int) -> Iterator[lis
         group.append(item)
     if group:
         yield group
+
+
+def stacked(group: Sequence[HasViews], device: torch.device) -> list[Tensor]:
+    """Images of one size as (B, 3, H, W) at each scale, on ``device``."""
+    return [torch.stack(each).to(device) for each in zip(*(item.views for item in group), strict=True)]
 
 
 def _images_together(item: HasViews, how: Inference, batch_size: int) -> int:

@@ -23,7 +23,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,12 +41,12 @@ from gkd_scale.cache.source import Source, open_source
 from gkd_scale.engine.run import claimed
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import DataError, RunError
-from gkd_scale.images import UnreadableImage, open_bytes, open_image
-from gkd_scale.prefetch import prefetch
+from gkd_scale.images import UnreadableImage, one_line, open_bytes, open_image
+from gkd_scale.prefetch import Behind, prefetch
 from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.evaluate import how_to_look, on_device
-from gkd_scale.segment.inference import Inference, by_size, prepare, require_bounded, scores
+from gkd_scale.segment.inference import Inference, by_size, prepare, require_bounded, scores, stacked
 from gkd_scale.segment.inference import predict as classes_of
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Size, UInt8Array
@@ -156,13 +155,16 @@ class _Task:
         every = range(runtime.rank, len(self.names), runtime.world)
         mine = [place for place in every if not self.wanted[place].done()]
         config = self.config
-        with _progress(len(mine), runtime.main) as advance, _Writer(config.workers) as writer:
+        with (
+            _progress(len(mine), runtime.main) as advance,
+            Behind(_WRITING, max(1, config.workers)) as writer,
+        ):
             loaded = prefetch(self._load, mine, config.workers, depth=2 * config.batch_size)
             for group in by_size(_usable(loaded, advance), self.how, config.batch_size):
-                each_scale = zip(*(item.views for item in group), strict=True)
-                views = [torch.stack(each).to(runtime.device) for each in each_scale]
                 look = scores if config.save_logits else classes_of
-                found = look(segmenter, views, [item.size for item in group], self.how, config.batch_size)
+                sizes = [item.size for item in group]
+                views = stacked(group, runtime.device)
+                found = look(segmenter, views, sizes, self.how, config.batch_size)
                 for item, result in zip(group, found, strict=True):
                     job = _Files(self.wanted[item.place], item.image, self.card.palette, result.cpu())
                     writer.submit(partial(job.write, advance))
@@ -188,7 +190,7 @@ class _Task:
         except DataError as error:
             return error.message
         except (OSError, UnreadableImage) as error:
-            return " ".join(str(error).split())
+            return one_line(error)
         return "no prediction was written"
 
     def conclude(self, began: float) -> int:
@@ -331,28 +333,6 @@ class _Files:
                 pictures.palette_image(mask, self.palette).save(buffer, "PNG")
             files.write_bytes(path, buffer.getvalue())
         advance()
-
-
-class _Writer:
-    """A few threads that encode and write; ``submit`` waits while too much is queued. Errors come back."""
-
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="write")
-        self._pending: list[Future[None]] = []
-
-    def submit(self, job: Callable[[], None]) -> None:
-        while len(self._pending) >= _WRITING or (self._pending and self._pending[0].done()):
-            self._pending.pop(0).result()
-        self._pending.append(self._pool.submit(job))
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
-            for future in self._pending:
-                future.result()
 
 
 @contextmanager

@@ -7,14 +7,17 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from gkd_scale import config, console
 from gkd_scale.cli import main
 from gkd_scale.engine.runtime import Runtime
 from tests.conftest import ROOT
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,22 @@ class Bench:
         from gkd_scale.distill.config import Stage1Config
         from gkd_scale.distill.stage1 import train
 
-        def command() -> None:
-            given = [str(flag) for flag in flags]
-            cfg = config.parse(Stage1Config, given, prog="stage1.py", description="")
-            with _world_of_one() as runtime:
-                train(cfg, runtime, ROOT / "launchers")
-
-        return self._ran(lambda: console.run(command))
+        return self._launched(Stage1Config, train, "stage1.py", flags)
 
     def stage2(self, *flags: object) -> Ran:
         """``launchers/stage2.py FLAGS`` on a world of one."""
         from gkd_scale.segment.config import Stage2Config
         from gkd_scale.segment.stage2 import run
 
+        return self._launched(Stage2Config, run, "stage2.py", flags)
+
+    def _launched(
+        self, cls: type[C], train: Callable[[C, Runtime, Path], None], prog: str, flags: Sequence[object]
+    ) -> Ran:
         def command() -> None:
-            given = [str(flag) for flag in flags]
-            cfg = config.parse(Stage2Config, given, prog="stage2.py", description="")
+            cfg = config.parse(cls, [str(flag) for flag in flags], prog=prog, description="")
             with _world_of_one() as runtime:
-                run(cfg, runtime, ROOT / "launchers")
+                train(cfg, runtime, ROOT / "launchers")
 
         return self._ran(lambda: console.run(command))
 

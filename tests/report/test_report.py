@@ -57,7 +57,7 @@ def write_phase(folder: Path, config: dict[str, object], steps: int = 5) -> Path
     """Beside a run's weights what its training leaves."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(json.dumps(config))
-    (folder / "run.json").write_text(json.dumps({"seconds": 60.0}))
+    (folder / "run.json").write_text(json.dumps({"kind": "a training", "seconds": 60.0}))
     rows = [
         {"step": step, "loss": 1 / step, "lr": 1e-3, "images_per_s": 10.0} for step in range(1, steps + 1)
     ]
