@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from gkd_scale.cache.config import CacheTeacherConfig
     from gkd_scale.cache.remote import Outbox
-    from gkd_scale.cache.source import Source
     from gkd_scale.cache.spec import Spec
     from gkd_scale.models.teachers import TimmTeacher
 
@@ -35,6 +34,7 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale import console
     from gkd_scale.cache.build import build
     from gkd_scale.distill.recipe import teacher_for
+    from gkd_scale.segment.datasets.registry import labelled
 
     if cfg.ray is not None:
         from gkd_scale.cache.cluster import refuse_silent
@@ -43,7 +43,7 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
     first = "cpu" if cfg.ray is not None else cfg.devices[0]
     load = partial(teacher_for, cfg)
     outbox = _outbox(cfg)
-    report = build(cfg, load(first), load=load, source=_labelled(cfg.images), outbox=outbox)
+    report = build(cfg, load(first), load=load, source=labelled(cfg.images), outbox=outbox)
     for line in report.lines():
         console.out.print(line, markup=False)
     if outbox is not None:
@@ -64,19 +64,6 @@ def _outbox(cfg: CacheTeacherConfig) -> Outbox | None:
     return outbox
 
 
-def _labelled(images: str | Path) -> Source | None:
-    """The labelled dataset that ``--images ADAPTER:PATH`` names; None for anything else."""
-    from gkd_scale.segment.datasets.registry import ADAPTERS, glance, open_dataset
-
-    if str(images).partition(":")[0] not in ADAPTERS:
-        return None
-    from gkd_scale.cache.source import Labelled
-
-    dataset = open_dataset(str(images))
-    glance(dataset)
-    return Labelled(dataset)
-
-
 def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.cache.config import PlanConfig
     from gkd_scale.config import parse
@@ -86,8 +73,9 @@ def _plan(argv: Sequence[str], prog: str, command: Command) -> int:
 
     from gkd_scale.distill.plan import estimate, show
     from gkd_scale.distill.recipe import teacher_for
+    from gkd_scale.segment.datasets.registry import labelled
 
-    found = estimate(cfg, lambda: teacher_for(cfg, cfg.devices[0]), _labelled(cfg.images))
+    found = estimate(cfg, lambda: teacher_for(cfg, cfg.devices[0]), labelled(cfg.images))
     if cfg.json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
@@ -167,10 +155,11 @@ def _repair(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale import console
     from gkd_scale.cache.repair import repair
     from gkd_scale.cache.spec import read_spec
+    from gkd_scale.segment.datasets.registry import labelled
 
     spec = read_spec(cfg.cache)
     teacher = _teacher_of(spec, cfg.teacher_weights, cfg.device)
-    source = _labelled(cfg.images)
+    source = labelled(cfg.images)
     report = repair(cfg, spec, teacher, lambda line: console.out.print(line, markup=False), source=source)
     for line in report.lines():
         console.out.print(line, markup=False)
@@ -257,7 +246,7 @@ def _predict(argv: Sequence[str], prog: str, command: Command) -> int:
     cfg = parse(PredictConfig, argv, prog=prog, description=command.help, examples=command.examples)
     from gkd_scale.segment.predict import predict
 
-    predict(cfg, _labelled(cfg.images))
+    predict(cfg)
     return 0
 
 

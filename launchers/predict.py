@@ -19,7 +19,7 @@ EXAMPLES = """\
 
 def run(cfg: PredictConfig, runtime: Runtime, _bundled: Path) -> None:
     """Every rank predicts its share; rank 0 prints."""
-    predict(cfg, runtime=runtime)
+    predict(cfg, runtime)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from gkd_scale.images import UnreadableImage, one_line, open_bytes, open_image
 from gkd_scale.prefetch import Behind, prefetch
 from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig
+from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.evaluate import how_to_look, on_device
 from gkd_scale.segment.inference import Inference, by_size, prepare, require_bounded, scores, stacked
 from gkd_scale.segment.inference import predict as classes_of
@@ -98,14 +99,15 @@ class Outputs:
         return all(path.is_file() for path in self.paths())
 
 
-def predict(config: PredictConfig, source: Source | None = None, runtime: Runtime | None = None) -> int:
+def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     """Predict all images that have no prediction yet; how many images could not be used. Collective.
 
-    ``source`` is what ``config.images`` names, if the caller has opened it. Raises DataError if no image can
-    be used, and RunError if OUT holds what another run, or this one otherwise, has predicted.
+    Raises DataError if no image can be used, and RunError if OUT holds what another run, or this one
+    otherwise, has predicted.
     """
     began = time.perf_counter()
     runtime = on_device(runtime, config.device)
+    source: Source | None = registry.labelled(config.images, quiet=not runtime.main)
     source = source or _matching(config.images) or open_source(config.images)
     segmenter, card = export.load_segmenter(config.run)
     names = _listed(config, source)  # on every rank: a source reads what it has listed

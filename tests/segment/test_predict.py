@@ -13,16 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from gkd_scale import config
 from gkd_scale.cli import main
 from gkd_scale.errors import DataError
 from gkd_scale.models.backbone import load_backbone
 from gkd_scale.segment import export
+from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.inference import predict as classes_of
 from gkd_scale.segment.inference import prepare
 from gkd_scale.segment.predict import output_stems
+from gkd_scale.segment.predict import predict as run_prediction
 from tests.conftest import write_images
 
-from .support import CLASSES, COLOURS, write_run
+from .support import CLASSES, COLOURS, Blocks, write_folder, write_run
 
 SIZE = (32, 48)
 
@@ -149,6 +152,15 @@ def test_stems_differ_and_stay_inside(names: list[str], suffixes: list[str]) -> 
         return
     assert len(set(stems)) == len(full)
     assert all(".." not in Path(stem).parts and not Path(stem).is_absolute() for stem in stems)
+
+
+def test_a_labelled_dataset_needs_no_command_line(finished: Path, tmp_path: Path) -> None:
+    """As ``launchers/predict.py`` calls it."""
+    data = write_folder(tmp_path / "data", Blocks(2))
+    flags = (str(finished), "--images", f"folder:{data}", "--out", str(tmp_path / "out"))
+    cfg = config.parse(PredictConfig, flags, prog="predict.py", description="")
+    assert run_prediction(cfg) == 0
+    assert len(list((tmp_path / "out/masks").iterdir())) == 2
 
 
 def test_tars_pipes_and_long_names(finished: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gkd_scale import console, text
+from gkd_scale.cache.source import Labelled
 from gkd_scale.errors import ConfigError, DataError, nearest
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
@@ -230,6 +231,15 @@ def check(
     with _plausible(dataset):
         for _ in prefetch(lambda index: require(dataset[index]), range(len(dataset)), workers, 4 * workers):
             advance()
+
+
+def labelled(images: str | Path, *, quiet: bool = False) -> Labelled | None:
+    """The labelled dataset that ``--images ADAPTER:PATH`` names, glanced at; None for anything else."""
+    if str(images).partition(":")[0] not in ADAPTERS:
+        return None
+    dataset = open_dataset(str(images))
+    glance(dataset, quiet=quiet)
+    return Labelled(dataset)
 
 
 def glance(dataset: SegDataset, *, quiet: bool = False) -> None:
