@@ -22,6 +22,8 @@ settings.load_profile("gkd-scale")
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 BIN = Path(sys.executable).parent
+os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
+"""As in an activated environment: commands are printed by their names where these are found."""
 TINY = {"patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
 """Arguments that make timm's vit_tiny_patch16_224 tiny indeed."""
 
