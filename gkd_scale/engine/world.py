@@ -80,9 +80,10 @@ def _place(environment: Mapping[str, str]) -> Place:
             "start it with deepspeed or torchrun, or export LOCAL_RANK: 0, 1, ... on each machine",
         )
     local = _number(environment, "LOCAL_RANK", 0)
+    _check_rank(environment, "LOCAL_RANK", local, "WORLD_SIZE", world, _START)
     here = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environment), None)
-    most = world if here is None else _number(environment, here, 1)
-    _check_rank(environment, "LOCAL_RANK", local, here or "WORLD_SIZE", most, _START)
+    if here is not None:
+        _check_rank(environment, "LOCAL_RANK", local, here, _number(environment, here, 1), _START)
     return Place(rank, world, local, environment.get("MASTER_ADDR", "127.0.0.1"), _port(environment, world))
 
 

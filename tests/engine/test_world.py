@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gkd_scale.engine import world
@@ -26,6 +26,7 @@ values = st.sampled_from(["0", "1", "2", "3", "-1", "", "x", "1.5", "65536", "29
 
 
 @given(st.dictionaries(st.sampled_from(NAMES + SLURM), values))
+@example({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "65536"})
 def test_any_environment_is_a_place_or_one_error(environment: dict[str, str]) -> None:
     try:
         at = place(environment)
