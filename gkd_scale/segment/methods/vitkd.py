@@ -6,8 +6,8 @@ Shallow blocks are mimicked, the last one is rebuilt from half of its tokens:
     L = α · Σ_{i=0,1} Σ (W_i s_i - t_i)² / B  +  (β / r) · Σ_masked (G(mask(W s)) - t)² / B
 
 with α = 3e-5, β = 3e-6, r = 0.5 the share of tokens that a learned token replaces, G conv3-ReLU-conv3.
-Networks that are no plain transformers take part with their first two stages, the teacher's maps averaged
-to the student's size.
+Networks that are no plain transformers take part with their first two stages, compared on the coarser of the
+two grids: the finer map is averaged to it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ class VitKd(FeatureMethod):
     def _mimicked(self, scene: Scene) -> Tensor:
         targets = scene.guide.levels(scene.pixels, self.levels)
         layers = zip(self.mimic, scene.student.levels, targets, strict=True)
-        found = [(align(mine), theirs) for align, mine, theirs in layers]
-        return torch.stack([sum_mse(mine, average_to(theirs, mine)) for mine, theirs in found]).sum()
+        return torch.stack([_mimic(align, mine, theirs) for align, mine, theirs in layers]).sum()
 
     def _rebuilt(self, scene: Scene) -> Tensor:
         tokens = self.align(self.student_tokens(scene.student))
@@ -71,7 +70,13 @@ class VitKd(FeatureMethod):
         return sum_mse(rebuilt * masked, scene.teacher.patches * masked)
 
 
-def average_to(maps: Tensor, like: Tensor) -> Tensor:
-    """(B, C, h, w) averaged to the height and width of ``like``; the same tensor if equal."""
-    height, width = like.shape[-2:]
-    return maps if maps.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(maps, (height, width))
+def _mimic(align: nn.Module, mine: Tensor, theirs: Tensor) -> Tensor:
+    """The student's map (B, Cs, h, w), aligned, against the teacher's (B, Ct, h', w'), on the coarser grid."""
+    height, width = (min(sides) for sides in zip(mine.shape[-2:], theirs.shape[-2:], strict=True))
+    mine, theirs = (average_to(maps, (height, width)) for maps in (mine, theirs))
+    return sum_mse(align(mine), theirs)
+
+
+def average_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) averaged to ``size``; the same tensor if that is its size."""
+    return maps if maps.shape[-2:] == size else F.adaptive_avg_pool2d(maps, size)
