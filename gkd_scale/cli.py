@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from gkd_scale import __version__
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gkd_scale.cache.config import CacheTeacherConfig
     from gkd_scale.cache.remote import Outbox
-    from gkd_scale.cache.spec import Spec
-    from gkd_scale.models.teachers import TimmTeacher
 
 
 class Command(NamedTuple):
@@ -113,9 +109,10 @@ def _verify(argv: Sequence[str], prog: str, command: Command) -> int:
     damaged = verify(cfg.cache, say)
     if cfg.rerun_teacher and not damaged:
         from gkd_scale.cache.rerun import rerun
+        from gkd_scale.distill.recipe import teacher_of
 
         cache = Cache.open(cfg.cache)
-        teacher = _teacher_of(cache.spec, cfg.teacher_weights, cfg.device)
+        teacher = teacher_of(cache.spec, cfg.teacher_weights, cfg.device)
         lines = list(rerun(cache, teacher, cfg.rerun_teacher, cfg.tolerance))
         damaged += _tell(lines, f"{cfg.rerun_teacher} samples computed again: {len(lines)} differ")
     if cfg.ledger is not None and not damaged:
@@ -137,16 +134,6 @@ def _tell(lines: Sequence[str], summary: str) -> int:
     return len(lines)
 
 
-def _teacher_of(spec: Spec, weights: Path | None, device: str) -> TimmTeacher:
-    """The teacher that a cache's spec names."""
-    from gkd_scale.cache.repair import teacher_arguments
-    from gkd_scale.models.teachers import load_teacher
-
-    found = spec.teacher
-    given = teacher_arguments(found)
-    return load_teacher(found["model"], spec.image_size, weights=weights, device=device, **given)
-
-
 def _repair(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.cache.config import RepairConfig
     from gkd_scale.config import parse
@@ -155,10 +142,11 @@ def _repair(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale import console
     from gkd_scale.cache.repair import repair
     from gkd_scale.cache.spec import read_spec
+    from gkd_scale.distill.recipe import teacher_of
     from gkd_scale.segment.datasets.registry import labelled
 
     spec = read_spec(cfg.cache)
-    teacher = _teacher_of(spec, cfg.teacher_weights, cfg.device)
+    teacher = teacher_of(spec, cfg.teacher_weights, cfg.device)
     source = labelled(cfg.images)
     report = repair(cfg, spec, teacher, lambda line: console.out.print(line, markup=False), source=source)
     for line in report.lines():

@@ -293,7 +293,7 @@ def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any, prefix:
     if meta.get("positional"):
         kwargs.pop("dest")
         if origin is list:
-            kwargs["nargs"] = "+"
+            kwargs["nargs"] = "+" if default is _MISSING else "*"
         elif default is not _MISSING:
             kwargs["nargs"] = "?"
         parser.add_argument(dest, metavar=metavar or field.name.upper(), **kwargs)

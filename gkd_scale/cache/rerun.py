@@ -7,7 +7,8 @@ version moves the tokens by rounding; another teacher, another crop or a mix-up 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLER
 
     CacheError where the teacher is not the one that the cache was made with (versions aside).
     """
-    refuse_other_teacher(cache, teacher)
+    refuse_other_teacher(str(cache.path), cache.fingerprint, teacher)
     total = cache.views * cache.num_samples
     rng = generator("verify.rerun", cache.spec.hash(), samples)
     for place in sorted(rng.choice(total, min(samples, total), replace=False).tolist()):
@@ -54,17 +55,15 @@ def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLER
                 )
 
 
-def refuse_other_teacher(cache: Cache, teacher: Teacher) -> None:
-    """CacheError that names what differs between the teacher and the cache's fingerprint."""
-    now, stored = teacher.fingerprint(), cache.fingerprint
+def refuse_other_teacher(cache: str, stored: Mapping[str, Any], teacher: Teacher) -> None:
+    """CacheError that names what differs between a teacher and the fingerprint that ``cache`` has stored."""
+    now = teacher.fingerprint()
     changed = [
         key for key in sorted({*now, *stored}) if key not in _VERSIONS and now.get(key) != stored.get(key)
     ]
     if changed:
         shown = "; ".join(f"{key}: {stored.get(key)} in the cache, {now.get(key)} here" for key in changed)
-        raise CacheError(
-            f"{cache.path} was made by another teacher ({shown})", "give the same --teacher-weights"
-        )
+        raise CacheError(f"{cache} was made by another teacher ({shown})", "give the same --teacher-weights")
 
 
 def _distance(stored: np.ndarray[tuple[int, ...], np.dtype[np.float16]], now: Float32) -> float:

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from gkd_scale import files
+from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.models import backbone
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.conditioning import Affine, Conditioning
@@ -66,6 +67,25 @@ def resume(
         found[name] = found[name.replace(".proj_q.", ".proj_v.")]
     distiller.load_state_dict(found, strict=False)
     return True
+
+
+def feature_head(run: Path, *, scaled: bool = False) -> QsdHead | None:
+    """The head that takes a student's patch tokens to its teacher's space, of a finished stage-1 run.
+
+    None where the run has none: another objective. ``scaled`` as the run had it. Raises ModelError for a file
+    that cannot be read.
+    """
+    if not (run / HEADS_FILE).is_file():
+        return None
+    found = read_state_dict(run / HEADS_FILE)
+    prefix = "head_feature."
+    state = {name[len(prefix) :]: value for name, value in found.items() if name.startswith(prefix)}
+    if "proj_v.1.weight" not in state:
+        return None
+    teacher_dim, student_dim = state["proj_v.1.weight"].shape
+    head = QsdHead(student_dim, teacher_dim, scaled=scaled, attend="proj_q.1.weight" in state)
+    head.load_state_dict(state)
+    return head.eval().requires_grad_(False)
 
 
 def rebase(heads: StateDict, old: Conditioning, new: Conditioning) -> bool:

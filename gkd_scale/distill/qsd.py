@@ -52,3 +52,12 @@ class QsdHead(nn.Module):
             queries, teacher.to(queries.dtype), values, scale=self.scale
         )
         return out
+
+    def attention(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """softmax(φ(v_s) v_tᵀ), the weights by which :meth:`forward` gathers: (B, N, N), rows sum to 1.
+
+        Only where the head attends.
+        """
+        assert self.attend, "plain MSE gathers nothing"
+        queries: Tensor = self.proj_q(student)
+        return (self.scale * queries @ teacher.to(queries.dtype).mT).softmax(-1)

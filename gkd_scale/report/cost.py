@@ -1,14 +1,18 @@
-"""What a segmenter costs: parameters, arithmetic, bytes, and its speed on this machine."""
+"""What a segmenter and its teacher cost: parameters, arithmetic, bytes, and speed on this machine."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gkd_scale.models.teachers import TimmTeacher
 from gkd_scale.segment.finished import FinishedSegmenter
+from gkd_scale.types import Size
 
 _SECONDS = 1.0
 """How long a speed is measured, after a warm-up."""
@@ -16,7 +20,7 @@ _SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image at the training size; ``bytes`` of float32 parameters, ``latency`` in ms at batch 1."""
+    """Of one image; ``bytes`` of float32 parameters, ``latency`` in ms at batch 1, speed in ``batch``es."""
 
     parameters: int
     gflops: float
@@ -27,27 +31,39 @@ class Cost:
 
 
 @torch.no_grad()
-def measure(model: FinishedSegmenter, batch: int = 8) -> Cost:
-    """The cost of a segmenter on its device."""
-    stride = model.module.stride
-    height, width = (-(-side // stride) * stride for side in model.image_size)
+def measure(
+    module: nn.Module, forward: Callable[[Tensor], object], size: Size, device: torch.device, batch: int = 8
+) -> Cost:
+    """The cost of ``forward``, which runs ``module`` on pixels (B, 3, *size) uint8 on ``device``."""
 
-    def pixels(images: int) -> torch.Tensor:
-        return torch.zeros(images, 3, height, width, dtype=torch.uint8, device=model.device)
+    def pixels(images: int) -> Tensor:
+        return torch.zeros(images, 3, *size, dtype=torch.uint8, device=device)
 
     with FlopCounterMode(display=False) as counter:
-        model.module.logits(pixels(1))
-    parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    one, many = (_seconds(model, pixels(images)) for images in (1, batch))
+        forward(pixels(1))
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    one, many = (_seconds(forward, pixels(images)) for images in (1, batch))
     return Cost(parameters, counter.get_total_flops() / 1e9, 4 * parameters, 1e3 * one, batch / many, batch)
 
 
-def _seconds(model: FinishedSegmenter, pixels: torch.Tensor) -> float:
+def of_segmenter(model: FinishedSegmenter) -> Cost:
+    """The cost of a backbone and its head at the training size."""
+    stride = model.module.stride
+    height, width = (-(-side // stride) * stride for side in model.image_size)
+    return measure(model.module, model.module.logits, (height, width), model.device)
+
+
+def of_teacher(teacher: TimmTeacher) -> Cost:
+    """The cost of a teacher at the size that the cache has, in the arithmetic that it was made with."""
+    return measure(teacher.net, teacher.features, teacher.image_size, teacher.device)
+
+
+def _seconds(forward: Callable[[Tensor], object], pixels: Tensor) -> float:
     """The time of one pass."""
-    model.module.logits(pixels)
-    began, passes = _now(model.device), 0
-    while (spent := _now(model.device) - began) < _SECONDS or not passes:
-        model.module.logits(pixels)
+    forward(pixels)
+    began, passes = _now(pixels.device), 0
+    while (spent := _now(pixels.device) - began) < _SECONDS or not passes:
+        forward(pixels)
         passes += 1
     return spent / passes
 

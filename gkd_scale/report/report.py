@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gkd_scale import __version__, console, files
-from gkd_scale.errors import ConfigError
-from gkd_scale.report import charts, cost
+from gkd_scale import console, files
+from gkd_scale.errors import ConfigError, RunError
+from gkd_scale.report import charts, cost, page
 from gkd_scale.report.config import ReportConfig
 from gkd_scale.report.runs import Phase, Run, is_cache, read_runs
-from gkd_scale.report.scenes import DomainLook, look
+from gkd_scale.report.scenes import DomainLook, Subject, look
+from gkd_scale.report.teacher import taught_by
 from gkd_scale.segment.datasets import registry
-from gkd_scale.segment.finished import FinishedSegmenter, load_segmenter
+from gkd_scale.segment.finished import load_segmenter
 
 _CURVES = (
     ("loss", "loss", True),
@@ -29,23 +30,47 @@ _CURVES = (
 def report(config: ReportConfig) -> None:
     """Write the page. Raises RunError, ConfigError, ModelError or DataError before anything is written."""
     domains = config.domains()
-    runs = read_runs(config.runs)
-    segmenters = {run.name: load_segmenter(run.folder, config.device) for run in runs if run.card is not None}
-    looks = _looks(config, domains, runs, segmenters) if domains else {}
-    costs = {name: cost.measure(model) for name, model in segmenters.items()}
-    page = render(runs, looks, costs, [model.classes for model in segmenters.values()])
-    files.write_text(config.out, page)
+    runs = read_runs(config.folders())
+    subjects = _subjects(config, runs)
+    looks = _looks(config, domains, runs, subjects) if domains else {}
+    files.write_text(config.out, render(runs, looks, _costs(subjects), compare=config.compare is not None))
     size = config.out.stat().st_size / 1e6
     console.out.print(f"written to {config.out} ({size:.1f} MB): open it in a browser", markup=False)
+
+
+def _subjects(config: ReportConfig, runs: Sequence[Run]) -> dict[str, Subject]:
+    """The segmenters of the runs, with their teachers where these can be had."""
+    found = {}
+    for run in runs:
+        if run.card is None:
+            if config.compare:
+                raise RunError(f"{run.folder} is a stage-1 run", "--compare takes two stage-2 runs")
+            continue
+        model = load_segmenter(run.folder, config.device)
+        taught = taught_by(run, config.teacher_weights, config.device)
+        if isinstance(taught, str):
+            console.err.print(
+                f"{run.name} is shown without its teacher: {taught}", markup=False, style="yellow"
+            )
+            taught = None
+        found[run.name] = Subject(model, taught)
+    return found
+
+
+def _costs(subjects: Mapping[str, Subject]) -> dict[str, cost.Cost]:
+    """Costs of the runs, and of each of their teachers once."""
+    found = {name: cost.of_segmenter(subject.model) for name, subject in subjects.items()}
+    teachers = {each.taught.teacher.name: each.taught.teacher for each in subjects.values() if each.taught}
+    return {**found, **{f"teacher {name}": cost.of_teacher(each) for name, each in teachers.items()}}
 
 
 def _looks(
     config: ReportConfig,
     domains: Mapping[str, str],
     runs: Sequence[Run],
-    segmenters: Mapping[str, FinishedSegmenter],
+    subjects: Mapping[str, Subject],
 ) -> dict[str, DomainLook]:
-    if not segmenters:
+    if not subjects:
         raise ConfigError(
             "--data is given, but no run predicts classes", "give the --out folder of a stage 2"
         )
@@ -58,9 +83,13 @@ def _looks(
     with console.progress() as progress:
         for name, dataset in datasets.items():
             task = progress.add_task(name, total=min(config.images or len(dataset), len(dataset)))
-            advance = partial(progress.advance, task)
             found[name] = look(
-                segmenters, dataset, images=config.images, scenes=config.scenes, advance=advance
+                subjects,
+                dataset,
+                images=config.images,
+                scenes=config.scenes,
+                compare=config.compare is not None,
+                advance=partial(progress.advance, task),
             )
     return found
 
@@ -69,25 +98,21 @@ def render(
     runs: Sequence[Run],
     looks: Mapping[str, DomainLook],
     costs: Mapping[str, cost.Cost],
-    classes: Sequence[Sequence[str]] = (),
+    *,
+    compare: bool = False,
 ) -> str:
-    """The page as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    env = Environment(
-        loader=PackageLoader("gkd_scale.report", "."), autoescape=True, undefined=StrictUndefined
-    )
-    env.filters["number"] = charts.number
-    return env.get_template("page.html.j2").render(
+    """The page as HTML; with ``compare`` its tables end with the first run minus the second."""
+    classes = next((run.card.classes for run in runs if run.card is not None), ())
+    return page.render(
+        "report.html.j2",
         title="gkd-scale: " + ", ".join(run.name for run in runs),
-        version=__version__,
         runs=[{"name": run.name, "boxes": _boxes(run)} for run in runs],
-        scores=score_table(runs, looks),
+        scores=score_table(runs, looks, compare=compare),
         legend=_legend(runs),
-        classes=class_tables(runs),
+        classes=class_tables(runs, compare=compare),
         curves=[_curves(phase) for phase in _every_phase(runs)],
         looks=looks,
-        confusions={name: _confusions(each, classes[0]) for name, each in looks.items()},
+        confusions={name: _confusions(each, classes) for name, each in looks.items()},
         costs=costs,
     )
 
@@ -115,10 +140,13 @@ def _short(location: str) -> str:
     return f"{adapter}:{tail}" if colon else tail
 
 
-def score_table(runs: Sequence[Run], looks: Mapping[str, DomainLook]) -> dict[str, Any] | None:
+def score_table(
+    runs: Sequence[Run], looks: Mapping[str, DomainLook], *, compare: bool = False
+) -> dict[str, Any] | None:
     """mIoU by domain and run, the mean, and what is kept of home; None where nothing was scored.
 
-    From ``gkd-scale evaluate``; a domain that it did not score, from the images that were looked at.
+    From ``gkd-scale evaluate``; a domain that it did not score, from the images that were looked at. With
+    ``compare`` a last row is the first run minus the second.
     """
     rows = []
     for run in runs:
@@ -136,7 +164,23 @@ def score_table(runs: Sequence[Run], looks: Mapping[str, DomainLook]) -> dict[st
         kept = mean / home if mean is not None and home else None
         cells = [(values.get(domain), domain in partly) for domain in domains]
         found.append({"run": run.name, "home": home, "cells": cells, "mean": mean, "kept": kept})
+    if compare:
+        one, other = found
+        cells = [
+            (_minus(mine, theirs), partly or also)
+            for (mine, partly), (theirs, also) in zip(one["cells"], other["cells"], strict=True)
+        ]
+        rest = {key: _minus(one[key], other[key]) for key in ("home", "mean", "kept")}
+        found.append({"run": _difference(runs), "cells": cells, **rest})
     return {"domains": domains, "rows": found, "partly": any(partly for _, _, partly in rows)}
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _difference(runs: Sequence[Run]) -> str:
+    return f"{runs[0].name} minus {runs[1].name}"
 
 
 def _legend(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -148,18 +192,34 @@ def _legend(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return list(zip(card.classes, colours, strict=True))
 
 
-def class_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """IoU by class and domain, a table a run; None where a class does not occur."""
-    tables = []
-    for run in runs:
-        if run.scores and run.card is not None:
-            domains = list(run.scores)
-            rows = [
-                {"name": name, "values": [run.scores[domain]["iou"].get(name) for domain in domains]}
-                for name in run.card.classes
-            ]
-            tables.append({"run": run.name, "domains": domains, "rows": rows})
+def class_tables(runs: Sequence[Run], *, compare: bool = False) -> list[dict[str, Any]]:
+    """IoU by class and domain, a table a run; None where a class does not occur.
+
+    With ``compare`` a last table is the first run minus the second, of the domains that both were scored on.
+    """
+    tables = [
+        _class_table(run.name, run.card.classes, {name: each["iou"] for name, each in run.scores.items()})
+        for run in runs
+        if run.scores and run.card is not None
+    ]
+    if compare and len(tables) == 2 and runs[0].card is not None:
+        one, other = (run.scores for run in runs)
+        differences = {
+            domain: {
+                name: _minus(value, other[domain]["iou"].get(name)) for name, value in each["iou"].items()
+            }
+            for domain, each in one.items()
+            if domain in other
+        }
+        tables.append(_class_table(_difference(runs), runs[0].card.classes, differences))
     return tables
+
+
+def _class_table(
+    title: str, classes: Sequence[str], values: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, Any]:
+    rows = [{"name": name, "values": [each.get(name) for each in values.values()]} for name in classes]
+    return {"run": title, "domains": list(values), "rows": rows}
 
 
 def _curves(phase: Phase) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Images as the models see them: prediction, errors and tokens of a domain's best and worst."""
+"""Images as the models see them: prediction, errors, tokens and attention of a domain's best and worst."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,30 +13,48 @@ from PIL import Image
 from torch import Tensor
 
 from gkd_scale.models import families
+from gkd_scale.report.attention import AttentionMaps, attention_maps
+from gkd_scale.report.components import Components
+from gkd_scale.report.teacher import TaughtBy, whole
 from gkd_scale.segment.finished import FinishedSegmenter
-from gkd_scale.segment.inference import pad_to_stride, prepare
+from gkd_scale.segment.inference import prepare
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.pictures import palette_image
-from gkd_scale.types import IGNORE, SegDataset, SegSample, UInt8Array
+from gkd_scale.types import IGNORE, Grid, SegDataset, SegSample, UInt8Array
 
 _LONG_SIDE = 320
+_RANKS = ("worst", "best")
 _ERROR, _RIGHT, _IGNORED = (220, 50, 47), (235, 235, 235), (150, 150, 150)
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A segmenter that is looked at, and the teacher of its backbone where there is one."""
+
+    model: FinishedSegmenter
+    taught: TaughtBy | None = None
+
+
+@dataclass(frozen=True)
 class Seen:
-    """One image under one model: mIoU 0..100 of this image alone, and pictures as data URIs."""
+    """One image under one model: mIoU 0..100 of this image alone, and pictures as data URIs.
+
+    ``teacher`` are the teacher's tokens and ``tokens`` the student's, in one basis; without a teacher
+    ``teacher`` and ``attention`` are None and ``tokens`` have a basis of their own.
+    """
 
     run: str
     miou: float
     prediction: str
     errors: str
     tokens: str
+    teacher: str | None
+    attention: AttentionMaps | None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image of a domain: ``rank`` is best or worst, ``runs`` one :class:`Seen` a model."""
+    """One image of a domain: ``rank`` says why it is shown, ``runs`` one :class:`Seen` a model."""
 
     name: str
     rank: str
@@ -56,34 +74,52 @@ class DomainLook:
 
 
 def look(
-    models: Mapping[str, FinishedSegmenter],
+    subjects: Mapping[str, Subject],
     dataset: SegDataset,
     *,
     images: int,
     scenes: int,
+    compare: bool = False,
     advance: Callable[[], object] = lambda: None,
 ) -> DomainLook:
     """Run every model on ``images`` of a dataset, evenly spaced (0: all), and picture the extremes.
 
-    Images are ranked by their own mIoU, averaged over the models.
+    Images are ranked by their own mIoU, averaged over the models; with ``compare`` by how much the first of
+    two models is above the second.
     """
     count = min(images or len(dataset), len(dataset))
     places = [place * len(dataset) // count for place in range(count)]
-    total = {name: Confusion(len(dataset.classes)) for name in models}
+    total = {name: Confusion(len(dataset.classes)) for name in subjects}
     scores: list[float] = []
     for place in places:
         sample = dataset[place]
-        each = {name: _predicted(model, sample)[1] for name, model in models.items()}
+        each = {name: _predicted(subject.model, sample)[1] for name, subject in subjects.items()}
         for name, found in each.items():
             total[name] += found
-        scores.append(float(np.mean([found.miou() for found in each.values()])))
+        own = [found.miou() for found in each.values()]
+        scores.append(own[0] - own[1] if compare else float(np.mean(own)))
         advance()
-    order = [index for index in np.argsort(scores, kind="stable") if np.isfinite(scores[index])]
-    worst = order[:scenes]
-    best = [index for index in order[::-1][:scenes] if index not in worst]
-    chosen = [("worst", index) for index in worst] + [("best", index) for index in best]
-    shown = [_scene(rank, dataset[places[index]], models) for rank, index in chosen]
+    first, *others = subjects
+    ranks = (f"{others[0]} ahead of {first}", f"{first} ahead of {others[0]}") if compare else _RANKS
+    shown = [_scene(rank, dataset[places[at]], subjects) for rank, at in extremes(scores, scenes, ranks)]
     return DomainLook(count, len(dataset), total, shown)
+
+
+def extremes(scores: Sequence[float], most: int, ranks: tuple[str, str] = _RANKS) -> list[tuple[str, int]]:
+    """The places of the lowest and the highest scores, each once, with what they are called.
+
+    Images without a score (no labelled pixel) come last, where there are not enough others.
+    """
+    order = [int(at) for at in np.argsort(scores, kind="stable")]
+    scored = [at for at in order if np.isfinite(scores[at])]
+    low = scored[:most]
+    high = [at for at in scored[::-1][:most] if at not in low]
+    unscored = [at for at in order if not np.isfinite(scores[at])][: max(0, 2 * most - len(scored))]
+    return [
+        *((ranks[0], at) for at in low),
+        *((ranks[1], at) for at in high),
+        *(("no labelled pixel", at) for at in unscored),
+    ]
 
 
 def _predicted(model: FinishedSegmenter, sample: SegSample) -> tuple[UInt8Array, Confusion]:
@@ -95,19 +131,31 @@ def _predicted(model: FinishedSegmenter, sample: SegSample) -> tuple[UInt8Array,
     return prediction, found
 
 
-def _scene(rank: str, sample: SegSample, models: Mapping[str, FinishedSegmenter]) -> Scene:
-    palette = next(iter(models.values())).palette
-    seen = []
-    for name, model in models.items():
-        prediction, found = _predicted(model, sample)
-        pictures = (
-            _mask(prediction, palette),
-            _errors(prediction, sample.label),
-            token_colours(model, sample.image),
-        )
-        seen.append(Seen(name, 100 * found.miou(), *map(data_uri, pictures)))
+def _scene(rank: str, sample: SegSample, subjects: Mapping[str, Subject]) -> Scene:
+    palette = next(iter(subjects.values())).model.palette
+    seen = [_seen(name, subject, sample) for name, subject in subjects.items()]
     image, label = Image.fromarray(sample.image), _mask(sample.label, palette)
     return Scene(sample.name, rank, data_uri(image, photo=True), data_uri(label), seen)
+
+
+def _seen(name: str, subject: Subject, sample: SegSample) -> Seen:
+    prediction, found = _predicted(subject.model, sample)
+    pictures = (_mask(prediction, subject.model.palette), _errors(prediction, sample.label))
+    size = (sample.image.shape[1], sample.image.shape[0])
+    student, grid = student_tokens(subject.model, sample.image)
+    theirs, maps, taught = None, None, subject.taught
+    if taught is None:
+        mine = _coloured(Components.of(student), student, grid, size)
+    else:
+        teacher, student = taught.tokens(sample.image), taught.on_grid(student, grid)
+        grid, basis = taught.teacher.grid, Components.of(teacher)
+        mine = _coloured(basis, taught.estimate(student), grid, size)
+        theirs = _coloured(basis, teacher, grid, size)
+        kind = "QSD attention" if taught.attends else "similarity"
+        weights = taught.attention(student, teacher)
+        maps = attention_maps(weights, grid, kind=kind, total=taught.attends)
+    prediction_uri, errors_uri = map(data_uri, pictures)
+    return Seen(name, 100 * found.miou(), prediction_uri, errors_uri, mine, theirs, maps)
 
 
 def _mask(label: UInt8Array, palette: tuple[tuple[int, int, int], ...]) -> Image.Image:
@@ -124,31 +172,23 @@ def _errors(prediction: UInt8Array, label: UInt8Array) -> Image.Image:
 
 
 @torch.no_grad()
-def token_colours(model: FinishedSegmenter, image: UInt8Array) -> Image.Image:
-    """The backbone's patch tokens as colours: their first three principal components over this image."""
-    backbone = model.module.backbone
-    pixels = prepare(image, model.image_size)[None].to(model.device)
-    padded = pad_to_stride(pixels, model.module.stride, model.module.fill)
-    x = families.as_input(backbone.net, backbone.normalize(padded))
-    features, (rows, columns) = families.dense(backbone.net, x)
-    grid = principal_colours(features.patches[0].float().cpu()).reshape(rows, columns, 3)
-    return Image.fromarray(grid).resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)
+def student_tokens(model: FinishedSegmenter, image: UInt8Array) -> tuple[Tensor, Grid]:
+    """The backbone's patch tokens (n, Cs) of a whole image (H, W, 3), and their grid; on the CPU, float32.
+
+    The image has the size that it is predicted at, its sides rounded up to whole strides.
+    """
+    backbone, stride = model.module.backbone, model.module.stride
+    height, width = prepare(image, model.image_size).shape[-2:]
+    pixels = whole(image, (-(-height // stride) * stride, -(-width // stride) * stride))
+    x = families.as_input(backbone.net, backbone.normalize(pixels[None].to(model.device)))
+    features, grid = families.dense(backbone.net, x)
+    return features.patches[0].float().cpu(), grid
 
 
-def principal_colours(tokens: Tensor) -> UInt8Array:
-    """Tokens (N, C) to colours (N, 3) uint8: three principal components, each spread from 0 to 255."""
-    centred = (tokens - tokens.mean(0)).double()
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    directions = directions[:3]
-    # The sign of a component is arbitrary: its largest coordinate is made positive.
-    largest = directions.abs().argmax(1, keepdim=True)
-    directions = directions * directions.gather(1, largest).sign()
-    scores = centred @ directions.T
-    low, high = scores.quantile(0.02, 0), scores.quantile(0.98, 0)
-    spread = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    found = torch.zeros(len(tokens), 3, dtype=torch.uint8)
-    found[:, : spread.shape[1]] = (255 * spread).round().to(torch.uint8)
-    return found.numpy()
+def _coloured(basis: Components, tokens: Tensor, grid: Grid, size: tuple[int, int]) -> str:
+    """Tokens (N, C) on ``grid`` as a picture of ``size``, width and height."""
+    colours = Image.fromarray(basis.colours(tokens).reshape(*grid, 3))
+    return data_uri(colours.resize(size, Image.Resampling.NEAREST))
 
 
 def data_uri(image: Image.Image, *, photo: bool = False) -> str:

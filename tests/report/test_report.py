@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gkd_scale.cli import main
-from gkd_scale.report.scenes import principal_colours
+from gkd_scale.distill import heads
+from gkd_scale.distill.qsd import QsdHead
+from gkd_scale.segment.finished import load_segmenter
 from tests.segment.support import CLASSES, Blocks, write_folder, write_run
 
 VOID = ("meta", "img", "link", "br", "line", "polyline")
@@ -26,6 +29,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.images: list[dict[str, str | None]] = []
         self.words: list[str] = []
+        self.around: str | None = None
         self.feed(text)
         assert not self.open, self.open
 
@@ -33,9 +37,10 @@ class Page(HTMLParser):
         values = dict(attrs)
         assert not any((value or "").startswith(("http", "//")) for value in values.values()), values
         if tag == "img":
-            assert values["alt"]
+            assert values["alt"] or "attention" in (self.around or "")
             assert (values["src"] or "").startswith("data:image/")
             self.images.append(values)
+        self.around = values.get("class")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -92,6 +97,7 @@ def test_a_page_of_two_runs_with_images(runs: Path, tmp_path: Path) -> None:
     assert "red – 42.0" not in text and "red – 40.0" in text
     assert "5 of 6 images were looked at" in text
     assert len(page.images) == 4 * (2 + 2 * 3), "four scenes: image, label, and three pictures a run"
+    assert "data-maps" not in out.read_text(), "the cache of 1b is not here, so neither is its teacher"
     assert "mIoU over these images" in text and "Cost" in text
     assert all(name in text for name in CLASSES)
 
@@ -115,6 +121,60 @@ def test_a_stage_1_run_alone_shows_its_curves(runs: Path, tmp_path: Path) -> Non
     Page(text)
 
 
+def test_two_runs_compared_end_with_their_difference(runs: Path, tmp_path: Path) -> None:
+    data, out = write_folder(tmp_path / "data", Blocks(4)), tmp_path / "page.html"
+    flags = ["--data", f"rain=folder:{data}", "--out", str(out), "--scenes", "1"]
+    assert main(["report", "--compare", str(runs / "gkd"), str(runs / "none"), *flags]) == 0
+    text = Page(out.read_text()).text()
+    assert "gkd minus none 0.0 0.0* 10.0 10.0" in text, "home, rain (equal segmenters), night, fog"
+    assert "IoU by class: gkd minus none" in text and "green 10.0 10.0" in text and "red – 10.0" in text
+    assert "none ahead of gkd: 00" in text and "gkd ahead of none: 00" in text
+
+
+@pytest.mark.parametrize("form", ["qsd", "mse"])
+def test_the_teacher_stands_beside_the_student_in_one_basis(
+    form: str, tiny_cache: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    phase = write_phase(tmp_path / "1b", {"cache": [str(tiny_cache)], "teacher_norm": "layer"})
+    run = write_phase(tmp_path / "head", {"backbone": str(phase)})
+    width = load_segmenter(write_run(run), "cpu").module.backbone.channels[0]
+    head = QsdHead(width, 48, attend=form == "qsd")
+    heads.save(phase, {f"head_feature.{name}": value for name, value in head.state_dict().items()})
+    data, out = write_folder(tmp_path / "data", Blocks(1)), tmp_path / "page.html"
+    flags = ["--data", f"rain=folder:{data}", "--out", str(out)]
+    assert main(["report", str(run), *flags, "--teacher-weights", str(tiny_teacher)]) == 0
+    text = out.read_text()
+    page = Page(text)
+    assert "teacher's tokens" in page.text() and "teacher vit_tiny_patch16_224" in page.text(), "and its cost"
+    assert ("QSD attention" if form == "qsd" else "similarity of head") in text
+    maps = np.frombuffer(base64.b64decode(re.findall(r'data-maps="([^"]*)"', text)[0]), np.uint8)
+    assert 'data-rows="2" data-columns="3"' in text and maps.shape == (36,)
+    peaks = [float(each) for each in re.findall(r'data-peaks="([^"]*)"', text)[0].split()]
+    assert len(peaks) == 6 and all(0 <= peak <= 1 for peak in peaks)
+    if form == "qsd":
+        sums = maps.reshape(6, 6).sum(1) / 255 * np.array(peaks)
+        np.testing.assert_allclose(sums, 1, atol=0.02)
+
+
+def test_a_teacher_that_cannot_be_had_is_said_and_the_page_is_made(
+    tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phase = write_phase(tmp_path / "1b", {"cache": [str(tiny_cache)]})
+    run = write_run(write_phase(tmp_path / "head", {"backbone": str(phase)}))
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert "shown without its teacher" in capsys.readouterr().err
+
+
+def test_images_without_a_label_are_shown_and_have_no_score(runs: Path, tmp_path: Path) -> None:
+    blocks, out = Blocks(2), tmp_path / "page.html"
+    for sample in blocks.samples:
+        sample.label[:] = 255
+    data = write_folder(tmp_path / "data", blocks)
+    assert main(["report", str(runs / "gkd"), "--data", f"rain=folder:{data}", "--out", str(out)]) == 0
+    text = Page(out.read_text()).text()
+    assert "no labelled pixel: 000" in text and "gkd: mIoU –" in text and "nan" not in text
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -122,6 +182,9 @@ def test_a_stage_1_run_alone_shows_its_curves(runs: Path, tmp_path: Path) -> Non
         (["."], "holds no training"),
         (["1b", "--data", "night=folder:x"], "no run predicts classes"),
         (["gkd", "gkd"], "named twice"),
+        ([], "no run is named"),
+        (["gkd", "--compare", "gkd", "none"], "both alone and in --compare"),
+        (["--compare", "gkd", "1b"], "is a stage-1 run"),
         (["gkd", "--data", "night"], "is not NAME=ADAPTER:PATH"),
         (["gkd", "--data", "night=folder:nowhere"], "nowhere"),
     ],
@@ -129,20 +192,11 @@ def test_a_stage_1_run_alone_shows_its_curves(runs: Path, tmp_path: Path) -> Non
 def test_mistakes_write_no_page(
     given: list[str], said: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {"nowhere", ".", "1b", "gkd"}
+    names = {"nowhere", ".", "1b", "gkd", "none"}
     folders = [str(runs / each) if each in names else each for each in given]
     assert main(["report", *folders, "--out", str(tmp_path / "page.html")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
-
-
-def test_colours_of_tokens_follow_their_components_and_not_their_order() -> None:
-    tokens = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(8, 0, -1)
-    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
-    found = principal_colours(tokens)
-    assert found.shape == (50, 3) and found.min() == 0 and found.max() == 255
-    np.testing.assert_allclose(principal_colours(tokens[order]), found[order.numpy()], atol=1)
-    assert principal_colours(torch.ones(4, 2)).shape == (4, 3), "constant tokens, few channels"
 
 
 def test_masks_of_a_page_show_ignored_pixels_grey() -> None:

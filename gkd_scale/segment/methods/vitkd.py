@@ -71,7 +71,7 @@ class VitKd(FeatureMethod):
 
 
 def _mimic(align: nn.Module, mine: Tensor, theirs: Tensor) -> Tensor:
-    """The student's map (B, Cs, h, w), aligned, against the teacher's (B, Ct, h', w'), on the coarser grid."""
+    """The student's aligned map (B, Cs, h, w) against the teacher's (B, Ct, h', w'), on the coarser grid."""
     height, width = (min(sides) for sides in zip(mine.shape[-2:], theirs.shape[-2:], strict=True))
     mine, theirs = (average_to(maps, (height, width)) for maps in (mine, theirs))
     return sum_mse(align(mine), theirs)

@@ -1,0 +1,98 @@
+"""The teacher that a run's student learned from, and what stage 1 trained to compare the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as T
+
+from gkd_scale.cache.rerun import refuse_other_teacher
+from gkd_scale.cache.spec import read_spec
+from gkd_scale.distill import heads
+from gkd_scale.distill.qsd import QsdHead
+from gkd_scale.distill.recipe import teacher_of
+from gkd_scale.errors import GkdError, RunError
+from gkd_scale.models import conditioning as conditionings
+from gkd_scale.models.conditioning import Conditioning
+from gkd_scale.models.teachers import TimmTeacher
+from gkd_scale.models.tokens import resample_tokens
+from gkd_scale.report.runs import Phase, Run, is_cache
+from gkd_scale.types import Grid, Size, UInt8Array
+
+
+@dataclass(frozen=True)
+class TaughtBy:
+    """A teacher beside the head by which its student was compared with it.
+
+    Tokens are on the teacher's grid of N tokens and in its conditioned space of Ct channels.
+    """
+
+    teacher: TimmTeacher
+    conditioning: Conditioning
+    head: QsdHead
+
+    @property
+    def attends(self) -> bool:
+        """Whether stage 1 gathered by attention (QSD) or compared token by token (MSE)."""
+        return self.head.attend
+
+    def tokens(self, image: UInt8Array) -> Tensor:
+        """The teacher's patch tokens (N, Ct) of a whole image (H, W, 3) at the size that the cache had."""
+        features = self.teacher(whole(image, self.teacher.image_size)[None])
+        return self.conditioning(features).patches[0]
+
+    def on_grid(self, student: Tensor, grid: Grid) -> Tensor:
+        """The student's patch tokens (n, Cs) of its ``grid`` on the teacher's grid: (N, Cs)."""
+        return resample_tokens(student[None].float(), grid, self.teacher.grid)[0]
+
+    def estimate(self, student: Tensor) -> Tensor:
+        """ψ(v_s): the student's estimate (N, Ct) of the teacher's tokens, from its own (N, Cs)."""
+        found: Tensor = self.head.proj_v(student)
+        return found
+
+    def attention(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """How much each student token (rows) asks for each teacher token (columns): (N, N), 0 to 1.
+
+        QSD's attention weights; after plain MSE the cosine similarity of ψ(v_s) and v_t, negative ones as 0.
+        """
+        if self.attends:
+            return self.head.attention(student[None], teacher[None])[0]
+        mine, theirs = (F.normalize(each, dim=1) for each in (self.estimate(student), teacher))
+        return (mine @ theirs.T).clamp(0, 1)
+
+
+def taught_by(run: Run, weights: Path | None, device: str) -> TaughtBy | str | None:
+    """The teacher of a run's last stage 1; None where it had none, a reason where it cannot be had here."""
+    phase = next((each for each in reversed(run.phases) if each.stage == 1), None)
+    if phase is None:
+        return None
+    try:
+        return _load(phase, weights, device)
+    except (GkdError, OSError) as error:
+        return error.message if isinstance(error, GkdError) else str(error)
+
+
+def _load(phase: Phase, weights: Path | None, device: str) -> TaughtBy:
+    cache = next((Path(each) for each in phase.data() if is_cache(each)), None)
+    if cache is None:
+        raise RunError(f"the cache that {phase.folder} was trained from is not here", "keep caches in place")
+    scaled = (phase.config.get("qsd") or {}).get("scale") == "sqrt"
+    head = heads.feature_head(phase.folder, scaled=scaled)
+    if head is None:
+        raise RunError(f"{phase.folder} has no head that compares tokens", "its objective has none")
+    spec = read_spec(cache)
+    teacher = teacher_of(spec, weights, device)
+    refuse_other_teacher(str(cache), spec.teacher, teacher)
+    norm = str(phase.config.get("teacher_norm") or "none")
+    known = conditionings.load(phase.folder)
+    return TaughtBy(teacher, known or Conditioning(norm if norm == "layer" else "none"), head)
+
+
+def whole(image: UInt8Array, size: Size) -> Tensor:
+    """All of an image (H, W, 3) at exactly ``size``, whatever its aspect: (3, *size) uint8."""
+    return T.resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), list(size), antialias=True)
