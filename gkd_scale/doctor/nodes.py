@@ -34,7 +34,7 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:
     nodes = [_Node(host, slots, first, cfg.port) for host, slots in hosts.items()]
     try:
         for step in (_Node.look, _Node.listen, _Node.connect):
-            _together([partial(step, node) for node in nodes])
+            _together([partial(node.do, step) for node in nodes])
         for node in nodes:
             yield from node.found()
     finally:
@@ -82,6 +82,17 @@ class _Node:
         """End the program there."""
         if self._session is not None:
             self._session.close()
+
+    def do(self, step: Callable[[_Node], None]) -> None:
+        """One step; what it raises is a line that fails."""
+        try:
+            step(self)
+        except Exception as error:
+            self._looked = True
+            reason = f"{type(error).__name__}: {error}"
+            self._say(
+                self.host, "fail", reason[:200], "this check could not be made: see what its error says"
+            )
 
     def look(self) -> None:
         """Reach the node and ask what is there."""

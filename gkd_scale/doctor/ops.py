@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 USED = {"quantizer": "zero_quantized_weights and zero_quantized_gradients (ZeRO++)"}
 """Ops that a training may need, and for which settings: its optimizer and collectives are PyTorch's."""
 MEASURED = "cpu_adam"
-"""What ``--compile`` compiles: an op that needs no GPU, so that it says something of the compiler everywhere."""
+"""What ``--compile`` compiles: an op that needs no GPU, so that it tries the compiler everywhere."""
 
 
 def check(cfg: DoctorConfig) -> Iterator[Line]:
@@ -43,7 +43,7 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:
     if cfg.compile:
         yield _compiled(ds_ops.compile_seconds(MEASURED))
     else:
-        yield Line("compile time", "ok", f"not measured: --compile compiles {MEASURED}, a minute or so")
+        yield Line("compile time", "ok", f"not measured: --compile compiles {MEASURED}, a minute or two")
 
 
 _WOULD = "would be compiled at its first use"

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,10 @@ class Session:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # a question that was never read
+                    stream.close()
 
-    def ask(self, what: str, seconds: float = ANSWER_SECONDS, **given: Any) -> dict[str, Any]:
+    def ask(self, what: str, **given: Any) -> dict[str, Any]:
         """The answer to one question; :class:`Unreachable` where none comes."""
         assert self._process.stdin is not None
         try:
@@ -103,7 +105,7 @@ class Session:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             text = self._line(deadline).decode(errors="replace").strip()
             if text.startswith(MARK):

@@ -37,6 +37,7 @@ def ops() -> dict[str, Op]:
         return {
             name: Op(bool(installed_ops.get(name)), _compatible(builder), _compiled(name))
             for name, builder in ALL_OPS.items()
+            if name != "deepspeed_not_implemented"
         }
     finally:
         logging.disable(logging.NOTSET)
