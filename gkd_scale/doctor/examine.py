@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from gkd_scale import __version__, console
@@ -30,11 +32,12 @@ def doctor(cfg: DoctorConfig) -> int:
     wanted = [name for name in REGISTRY if name in (cfg.only or REGISTRY)]
     found: list[tuple[str, Line]] = []
     began = time.time()
-    for name in wanted:
-        for line in examine(REGISTRY[name], cfg):
-            found.append((name, line))
-            if not cfg.json:
-                _show(name, line)
+    with redirect_stdout(sys.stderr) if cfg.json else nullcontext():  # libraries may print what they like
+        for name in wanted:
+            for line in examine(REGISTRY[name], cfg):
+                found.append((name, line))
+                if not cfg.json:
+                    _show(name, line)
     if cfg.json:
         print(json.dumps(_report(found, began), indent=2))
     else:
@@ -94,7 +97,7 @@ def _refuse(cfg: DoctorConfig) -> None:
         from gkd_scale.cache.spec import read_spec
 
         try:
-            read_spec(type(cfg.out)(cfg.cache))
+            read_spec(Path(cfg.cache))
         except FileNotFoundError:
             raise CacheError(f"there is no cache {cfg.cache}", "check --cache") from None
 

@@ -76,7 +76,10 @@ class LoggerModule(Protocol):
     """The package that it imports."""
 
     def require(self) -> None:
-        """ConfigError where the user has to do something first, such as to log in. Must not wait or ask."""
+        """Import the package; ConfigError where the user has to do something first, such as to log in.
+
+        It must not wait or ask.
+        """
         ...
 
     def start(self, run: Tracked, start: int, say: Callable[[str], None]) -> Logger:
@@ -85,12 +88,15 @@ class LoggerModule(Protocol):
 
 
 def module(name: str) -> LoggerModule:
-    """The module of a logger. It imports the logger's package only when it is started."""
+    """The module of a logger. It imports the logger's package only when it is used."""
     return cast(LoggerModule, importlib.import_module(f"{__name__}.{name}"))
 
 
 def require(names: Sequence[str]) -> None:
-    """ConfigError for a logger whose package is missing, or that the user has to set up first."""
+    """ConfigError for a logger whose package is missing or broken, or that the user has to set up first.
+
+    Imports the packages: they should not be imported on several threads at once.
+    """
     for name in names:
         found = module(name)
         if importlib.util.find_spec(found.PACKAGE) is None:
@@ -98,7 +104,16 @@ def require(names: Sequence[str]) -> None:
                 f"--log {name} needs the package {found.PACKAGE}, which is not installed",
                 f"pip install 'gkd-scale[{name}]'",
             )
-        found.require()
+        try:
+            found.require()
+        except ConfigError:
+            raise
+        except Exception as error:  # of a package that is broken, or too old or too new for another
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ConfigError(
+                f"--log {name}: the package {found.PACKAGE} cannot be used: {reason}",
+                f"pip install --upgrade 'gkd-scale[{name}]'",
+            ) from None
 
 
 def chosen(log: Sequence[str]) -> list[str]:

@@ -14,6 +14,8 @@ RETRY = 30.0
 """Seconds until a logger that failed is tried again."""
 PATIENCE = {"finished": 120.0, "stopped": 10.0, "failed": 10.0}
 """Seconds that the end of a training waits for a logger. Launchers kill a stopped one after 30."""
+_STARTING = threading.Lock()
+"""Runs of one pass start one after the other: the first one makes the store, the others find it."""
 _End = tuple[Status, Mapping[str, float]]
 
 
@@ -75,7 +77,8 @@ class Follower:
         """Send what is pending, and the end; whether that worked."""
         try:
             if self._logger is None:
-                self._logger = self._start()
+                with _STARTING:
+                    self._logger = self._start()
             if self._last is None:
                 self._last = self._logger.last()
             rows = [row for row in self._pending if row[0] > self._last]

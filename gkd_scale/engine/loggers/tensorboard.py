@@ -16,7 +16,8 @@ EVENTS = "tensorboard"
 
 
 def require() -> None:
-    """Nothing: it writes files."""
+    """Import the package; it writes files and needs no more."""
+    import torch.utils.tensorboard  # noqa: F401
 
 
 def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001

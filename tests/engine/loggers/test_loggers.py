@@ -84,6 +84,19 @@ def test_all_three_have_the_numbers_of_metrics_jsonl_also_after_a_stop_and_a_cra
     assert board[6]["final/best_miou"] == 50.0
 
 
+def test_students_of_one_pass_are_runs_of_their_own(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    runs = [Tracked(name, tmp_path / name) for name in ("one", "two")]
+    with runlog.RunLog(runs, 0, 2, names=["mlflow"]) as log:
+        for step in (1, 2):
+            log.step(step, [{"loss": 1.0 * step}, {"loss": 10.0 * step}])
+    client = MlflowClient()
+    for run, loss in zip(runs, (2.0, 20.0), strict=True):
+        stored = client.get_run(run.memory("mlflow")["run"])
+        assert stored.info.run_name == run.title and stored.data.metrics["loss"] == loss
+
+
 def test_tensorboard_goes_on_without_doubled_steps(tmp_path: Path) -> None:
     """Also where a run was killed before its first checkpoint."""
     for start in (0, 0, 2):
@@ -158,6 +171,15 @@ def test_a_logger_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"--log mlflow needs the package mlflow.*\n.*gkd-scale\[mlflow\]"):
+        loggers.require(["mlflow"])
+
+
+def test_a_broken_package_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise AttributeError("no attribute 'x'")
+
+    monkeypatch.setattr("gkd_scale.engine.loggers.mlflow.require", broken)
+    with pytest.raises(ConfigError, match="the package mlflow cannot be used: no attribute"):
         loggers.require(["mlflow"])
 
 
