@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,18 +15,14 @@ from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import ConfigError
 from tests.engine.loggers import stores
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.usefixtures("offline"),
+]
 
 CONFIG = {"seed": 3, "optim": {"lr": 0.1, "betas": [0.9, 0.999]}, "cache": []}
 TAGS = {"kind": "stage1", "student": "tiny"}
 DOMAIN = "val_miou/folder:a@night"
-
-
-@pytest.fixture(autouse=True)
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    yield
 
 
 def write(
@@ -51,13 +47,15 @@ def expected(out: Path) -> stores.Numbers:
     }
 
 
-def test_all_three_have_the_numbers_of_metrics_jsonl_also_after_a_stop_and_a_crash(tmp_path: Path) -> None:
+def test_all_three_have_the_numbers_of_metrics_jsonl_also_after_a_stop_and_a_crash(
+    tmp_path: Path, store: str
+) -> None:
     """Steps 1 to 4, stopped; again from 2 to 5, crashed; again from 4 to the end. TensorBoard from step 5."""
     out = tmp_path / "run"
     write(out, ["wandb", "mlflow"], 0, 4, Stopped(4, 6))
-    assert stores.mlflow(f"sqlite:///{tmp_path}/mlflow.db")[1].info.status == "KILLED"
+    assert stores.mlflow(store)[1].info.status == "KILLED"
     write(out, ["wandb", "mlflow"], 2, 5, KeyError("a bug"))
-    assert stores.mlflow(f"sqlite:///{tmp_path}/mlflow.db")[1].info.status == "FAILED"
+    assert stores.mlflow(store)[1].info.status == "FAILED"
     write(out, ["wandb", "mlflow", "tensorboard"], 4, 6)
     rows = expected(out)
     assert list(rows) == [1, 2, 3, 4, 5, 6]
@@ -68,7 +66,7 @@ def test_all_three_have_the_numbers_of_metrics_jsonl_also_after_a_stop_and_a_cra
     assert {key: summary[key] for key in finals} == finals
     assert (config["seed"], config["optim"]["lr"], tags) == (3, 0.1, {"stage1", "tiny"})
 
-    numbers, run = stores.mlflow(f"sqlite:///{tmp_path}/mlflow.db")
+    numbers, run = stores.mlflow(store)
     assert {key: numbers[6][key] for key in finals} == finals
     assert {
         step: {key.replace("a_night", "a@night"): value for key, value in row.items() if "final/" not in key}
@@ -146,16 +144,16 @@ def wait_for(true: Callable[[], bool]) -> None:
 
 def test_what_a_logger_missed_is_sent_when_it_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower, "RETRY", 0.05)
-    store, said = Flaky(3), list[str]()
-    following = follower.Follower("store", lambda: store, [(1, {}), (2, {})], said.append)
+    flaky, said = Flaky(3), list[str]()
+    following = follower.Follower("store", lambda: flaky, [(1, {}), (2, {})], said.append)
     for step in (3, 4):
         following.put(step, {})
     wait_for(lambda: bool(said))
     following.put(5, {})
-    store.fails = 10**9
+    flaky.fails = 10**9
     wait_for(lambda: len(said) == 2)
     following.close("finished", {})
-    assert store.rows == [1, 2, 3, 4, 5] and store.ended == "finished"
+    assert flaky.rows == [1, 2, 3, 4, 5] and flaky.ended == "finished"
     assert said == ["store failed, training goes on without it: no network", "store works again"]
 
 

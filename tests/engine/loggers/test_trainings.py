@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -22,6 +21,7 @@ from tests.engine.loggers import stores
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.usefixtures("offline"),
 ]
 
 
@@ -37,17 +37,19 @@ def without_finals(numbers: stores.Numbers) -> stores.Numbers:
     }
 
 
-def environ(tmp_path: Path) -> dict[str, str]:
-    kept = {key: value for key, value in environment().items() if "WANDB" not in key}
-    return {**kept, "WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
 
 
-def test_a_killed_training_has_every_step_once_in_every_store(tmp_path: Path) -> None:
+def test_a_killed_training_has_every_step_once_in_every_store(
+    bench: Bench, tmp_path: Path, store: str
+) -> None:
     out = tmp_path / "run"
     flags = tiny.stage1(out, "--steps", 30, "--save-every", 4, "--log", "wandb", "--log", "mlflow")
     command = [sys.executable, str(ROOT / "launchers/stage1.py"), *map(str, flags)]
     with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environ(tmp_path), stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
         deadline = time.monotonic() + 120
         while not list((out / "checkpoints").glob("step-*.safetensors")):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
@@ -55,25 +57,19 @@ def test_a_killed_training_has_every_step_once_in_every_store(tmp_path: Path) ->
         os.kill(process.pid, signal.SIGKILL)
         process.wait(60)
     assert not (out / "run.json").exists()
-    done = subprocess.run(command, cwd=tmp_path, env=environ(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 0 and "going on from step" in done.stdout, done.stdout + done.stderr
+    ran = bench.stage1(*flags)
+    assert ran.code == 0 and "going on from step" in ran.raw, ran.raw
     wanted = rows(out)
     assert list(wanted) == list(range(1, 31))
     history, summary, config, tags = stores.wandb(out)
     assert history == wanted and summary["final/loss"] == wanted[30]["loss"]
     assert config["global_batch"] == 4 and "stage1" in tags
-    numbers, run = stores.mlflow(f"sqlite:///{tmp_path}/mlflow.db")
+    numbers, run = stores.mlflow(store)
     assert without_finals(numbers) == wanted and numbers[30]["final/loss"] == wanted[30]["loss"]
     assert run.data.params["global_batch"] == "4" and run.info.status == "FINISHED"
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Any:
-    with mock.patch.dict(os.environ, environ(tmp_path), clear=True):
-        yield Bench(tmp_path)
-
-
-def test_stage_2_and_another_log_after_a_stop(bench: Bench, tmp_path: Path) -> None:
+def test_stage_2_and_another_log_after_a_stop(bench: Bench, tmp_path: Path, store: str) -> None:
     """TensorBoard alone until it stops; then MLflow alone, which gets the steps before."""
     out = tmp_path / "run"
     flags = tiny.stage2(out, "--steps", 6, "--save-every", 2, "--val-every", 3)
@@ -88,7 +84,7 @@ def test_stage_2_and_another_log_after_a_stop(bench: Bench, tmp_path: Path) -> N
     ran = bench.stage2(*flags, "--log", "mlflow")
     assert ran.code == 0, ran.raw
     wanted = rows(out)
-    numbers, _ = stores.mlflow(f"sqlite:///{tmp_path}/mlflow.db")
+    numbers, _ = stores.mlflow(store)
     assert without_finals(numbers) == wanted and list(wanted) == list(range(1, 7))
     best = json.loads((out / "best.json").read_text())
     assert numbers[6]["final/best_miou"] == best["miou"]
