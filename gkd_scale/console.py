@@ -58,20 +58,20 @@ def run(command: Callable[[], int | None]) -> int:
 
 def explain_bugs() -> None:
     """After the traceback of an exception that ends this process, say how to report it."""
-    if sys.excepthook is _explained:
-        return
-    _before.append(sys.excepthook)
-    sys.excepthook = _explained
+    if not _before:
+        _before.append(sys.excepthook)
+        sys.excepthook = _explained
 
 
 _before: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []
+"""The hook that was there when ours was put in front of it, once a process."""
 
 
 def _explained(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    (_before or [sys.__excepthook__])[-1](kind, error, trace)
+    _before[0](kind, error, trace)
     if issubclass(kind, Exception):
         command = shell("gkd-scale", "doctor", "--json")
-        err.print(f"this is a bug: please report the lines above with what `{command}` prints", markup=False)
+        err.print(f"please report the lines above, with what this prints: {command}", markup=False)
 
 
 def report(error: GkdError) -> None:

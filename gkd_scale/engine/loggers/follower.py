@@ -91,10 +91,10 @@ class Follower:
         except Exception as error:  # whatever a logger does, training goes on
             self._last = None
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            if not self._failed:
+            if ended is not None:
+                self._say(f"{self.name} failed, it lacks the last {len(self._pending)} steps: {reason}")
+            elif not self._failed:
                 self._say(f"{self.name} failed, training goes on without it: {reason}")
-            elif ended is not None:
-                self._say(f"{self.name} lacks the last {len(self._pending)} steps: {reason}")
             self._failed = True
             return False
         if self._failed:
