@@ -249,6 +249,16 @@ def _report(argv: Sequence[str], prog: str, command: Command) -> int:
     return 0
 
 
+def _doctor(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.doctor.config import DoctorConfig
+
+    cfg = parse(DoctorConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.doctor.examine import doctor
+
+    return doctor(cfg)
+
+
 def _probe(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.config import parse
     from gkd_scale.segment.config import TeacherProbeConfig
@@ -472,6 +482,16 @@ on all GPUs:
         """\
   gkd-scale report runs/head --data night=folder:elsewhere/night --data fog=folder:elsewhere/fog
   gkd-scale report runs/head runs/none --data dusk=camvid:camvid/unseen_dusk --out compared.html
+""",
+    ),
+    "doctor": Command(
+        _doctor,
+        "Check this machine and the nodes of a hostfile: what is ok, what is not, and what to do.",
+        """\
+  gkd-scale doctor
+  gkd-scale doctor --cache caches/proxy --run runs/1a --out runs
+  gkd-scale doctor --hostfile launchers/hostfile.example --only network --only nodes
+  gkd-scale doctor --json
 """,
     ),
     "datasets": Command(

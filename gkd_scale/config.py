@@ -356,11 +356,12 @@ def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -
         if hint is not hints[key] and value in ("None", "null", "~"):
             raise ConfigError(f"{where}: '{dotted}' is '{value}'", "leave it out (in YAML, write null)")
         choices = meta.get("choices")
-        if choices and value is not None and value not in choices:
-            raise ConfigError(
-                f"{where}: '{dotted}' is {_short(value)}",
-                nearest(str(value), choices) or f"choose one of {', '.join(choices)}",
-            )
+        for each in value if isinstance(value, list) else [value]:
+            if choices and each is not None and each not in choices:
+                raise ConfigError(
+                    f"{where}: '{dotted}' is {_short(each)}",
+                    nearest(str(each), choices) or f"choose one of {', '.join(choices)}",
+                )
         if is_numeric(hint):
             _check_number(meta.get("within") or Range(), value, f"{where}: '{dotted}'")
         elif isinstance(value, Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape as escape
@@ -31,7 +32,11 @@ def paste(lead: str, *command: object) -> None:
 
 
 def run(command: Callable[[], int | None]) -> int:
-    """Run ``command`` and return its exit status: 0 done, 1 our fault or damage, 2 the user's mistake."""
+    """Run ``command`` and return its exit status: 0 done, 1 our fault or damage, 2 the user's mistake.
+
+    Any other exception is a bug: it is raised, and its traceback ends with how to report it.
+    """
+    explain_bugs()
     try:
         return command() or 0
     except GkdError as error:
@@ -49,6 +54,24 @@ def run(command: Callable[[], int | None]) -> int:
             raise
         report(full)
         return full.exit_code
+
+
+def explain_bugs() -> None:
+    """After the traceback of an exception that ends this process, say how to report it."""
+    if not _before:
+        _before.append(sys.excepthook)
+        sys.excepthook = _explained
+
+
+_before: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []
+"""The hook that was there when ours was put in front of it, once a process."""
+
+
+def _explained(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _before[0](kind, error, trace)
+    if issubclass(kind, Exception):
+        command = shell("gkd-scale", "doctor", "--json")
+        err.print(f"please report the lines above, with what this prints: {command}", markup=False)
 
 
 def report(error: GkdError) -> None:

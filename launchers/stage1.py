@@ -6,6 +6,7 @@ from pathlib import Path
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import LIVE, Stage1Config
+from gkd_scale.engine import loggers
 from gkd_scale.engine.launch import leave, main
 from gkd_scale.engine.runtime import Runtime
 
@@ -25,6 +26,7 @@ two students from the same batches:
 
 def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
     """Stage 1; on the embedded proxy images where nothing else is named."""
+    runtime.on_main(lambda: loggers.require(cfg.loggers()))  # before data is made
     if cfg.teacher == LIVE and not cfg.live:
         cfg.live = runtime.on_main(defaults.proxy_recipe)
     elif cfg.teacher != LIVE and not cfg.cache:

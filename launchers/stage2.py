@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from gkd_scale.demo import defaults
+from gkd_scale.engine import loggers
 from gkd_scale.engine.launch import leave, main
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.segment import stage2
@@ -23,6 +24,7 @@ EXAMPLES = """\
 
 def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     """Stage 2; on the embedded scenes where no dataset is named."""
+    runtime.on_main(lambda: loggers.require(cfg.loggers()))  # before data is made
     if not cfg.train:
         runtime.on_main(defaults.data)
     stage2.run(cfg, runtime, bundled)

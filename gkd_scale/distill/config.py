@@ -9,6 +9,7 @@ from typing import Any
 from gkd_scale import config, ranges
 from gkd_scale.cache.config import TEACHER_NORMS
 from gkd_scale.config import option, section
+from gkd_scale.engine import loggers
 from gkd_scale.errors import ConfigError
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
@@ -227,6 +228,7 @@ class Stage1Config:
         "stop", "a damaged sample: stop, or skip it (the next one stands in)", choices=("stop", "skip")
     )
     ledger: bool = option(False, "write which sample went into which step to OUT/ledger")
+    log: list[str] = option(list(loggers.DEFAULT), loggers.HELP, choices=loggers.CHOICES)
     window: int = option(4, "shards that samples are shuffled across at a time", within=ranges.SIZE)
     seed: int = option(0, "decides initialisation, order and masks", within=ranges.SEED)
     loss: LossConfig = section(LossConfig)
@@ -235,6 +237,7 @@ class Stage1Config:
     optim: OptimConfig = section(OptimConfig)
 
     def __post_init__(self) -> None:
+        self.loggers()
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("both --steps and --epochs are given", "give one of them")
         if self.live and self.teacher != LIVE:
@@ -246,6 +249,10 @@ class Stage1Config:
                 f"every weight of the loss is 0: {', '.join(_WEIGHTS)}", "nothing would be learned"
             )
         self.each()
+
+    def loggers(self) -> list[str]:
+        """The loggers of ``log``; ConfigError for none beside others."""
+        return loggers.chosen(self.log)
 
     def each(self) -> list[Stage1Config]:
         """A config for each student alone: itself for one by name, else with ``out`` a folder below OUT."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gkd_scale import commands, console
+from gkd_scale import __version__, commands, config, console
 from gkd_scale.cache.ledger import FOLDER as LEDGER
 from gkd_scale.cache.ledger import recorded
 from gkd_scale.distill import heads
@@ -25,7 +25,7 @@ from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.distill.g2sd import Generic
 from gkd_scale.distill.teaching import Teaching, open_teaching
-from gkd_scale.engine import ds_config, run
+from gkd_scale.engine import ds_config, loggers, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Course, Job, fit
 from gkd_scale.engine.runtime import Runtime
@@ -54,6 +54,7 @@ def train(
     Generic), not
     yet sharded.
     """
+    runtime.on_main(lambda: loggers.require(cfg.loggers()))
     plan = ds_config.resolve(
         cfg.ds_config,
         bundled,
@@ -99,6 +100,7 @@ def _train(
         keep=cfg.keep,
         keep_every=cfg.keep_every,
         why_wait=teaching.why_wait,
+        log=cfg.loggers(),
     )
     for job, trained in zip(jobs, fit(jobs, course, runtime, plan), strict=True):
         state = trained.state()
@@ -183,6 +185,13 @@ def _job(
         lr_scales={prefix + name: v for name, v in layers.lr_scales(net, optim.layer_decay).items()},
         no_decay=frozenset(prefix + name for name in layers.no_decay(net)),
         identity=identity,
+        config=config.to_dict(cfg),
+        tags={
+            "kind": KIND,
+            "student": distiller.student.spec.name,
+            "teacher": teaching.teacher["model"],
+            "gkd_scale": __version__,
+        },
     )
     return job, conditioning
 

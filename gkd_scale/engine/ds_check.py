@@ -34,13 +34,13 @@ _OURS = {
     "train_batch_size": "--global-batch",
     **dict.fromkeys(
         ("tensorboard", "wandb", "csv_monitor", "comet", "monitor_config"),
-        "the run folder, which always holds TensorBoard logs and metrics.jsonl",
+        "--log; OUT/metrics.jsonl is always there",
     ),
 }
 """What gkd-scale's config says in another place."""
 
 _NO_SPLIT = "models are not cut into parts here: ZeRO 3 shards their parameters"
-_NO_LOG = "OUT/metrics.jsonl and TensorBoard have times, rates and memory"
+_NO_LOG = "OUT/metrics.jsonl and --log have times and rates"
 _NO_SUCH = "DeepSpeed has removed it"
 _REFUSED = {
     "activation_checkpointing": "stage 1 has --grad-checkpointing",

@@ -43,6 +43,7 @@ def main(
     to ends with status 0.
     """
     rank = _rank()
+    console.explain_bugs()
     try:
         parsed = config.parse(cls, argv, prog=prog, description=description, examples=examples)
         world.place(os.environ)  # before anything is loaded

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gkd_scale.engine import checkpoint, stop, weights
+from gkd_scale.engine import checkpoint, loggers, stop, weights
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.ema import Ema
 from gkd_scale.engine.feed import feed
 from gkd_scale.engine.health import Vitals, Waits
+from gkd_scale.engine.loggers import Tracked
 from gkd_scale.engine.run import CHECKPOINTS
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
@@ -57,6 +58,7 @@ class Job:
     named in ``lr_scales`` learn at that multiple of it; those in ``no_decay`` have no weight decay, nor
     have norms, biases, tokens and positions. ``saved(step)`` is called on every rank once the checkpoint
     of ``step`` is whole. ``identity`` is what must not change when the run is resumed; JSON types.
+    Loggers get ``config`` (nested plain types), ``tags``, and at the end what ``final()`` returns on rank 0.
     """
 
     title: str
@@ -71,6 +73,9 @@ class Job:
     hooks: list[Hook] = field(default_factory=list)
     saved: Callable[[int], None] = lambda _: None
     identity: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    final: Callable[[], dict[str, float]] = dict
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class Course:
 
     ``batches(start, stop)`` yields this rank's micro batches of steps [start, stop), ``accumulation`` a
     step. Every ``save_every`` steps and at the end there is a checkpoint; the last ``keep`` stay, and
-    those of every ``keep_every``-th step. ``why_wait`` says why batches may be late.
+    those of every ``keep_every``-th step. ``why_wait`` says why batches may be late. ``log`` names the
+    loggers of every job.
     """
 
     batches: Callable[[int, int], Iterator[Any]]
@@ -89,6 +95,7 @@ class Course:
     keep: int = 2
     keep_every: int | None = None
     why_wait: Callable[[], str] = lambda: "the loader is slower than the model"
+    log: Sequence[str] = loggers.DEFAULT
 
 
 class Training:
@@ -161,13 +168,13 @@ class Training:
 def fit(jobs: Sequence[Job], course: Course, runtime: Runtime, plan: DeepSpeedPlan) -> list[Training]:
     """Train ``jobs`` in one pass to the last step, going on from the newest checkpoint that all have.
 
-    Writes ``metrics.jsonl``, ``tensorboard`` and ``checkpoints`` to each job's folder. Raises
+    Writes ``metrics.jsonl`` and ``checkpoints`` to each job's folder, and what its loggers keep there. Raises
     :class:`stop.Stopped`, with checkpoints written, where it is asked to stop before the last step.
     """
     trainings = [Training(job, runtime, plan) for job in jobs]
     start = _resume(trainings, runtime)
-    runs = [(job.title, job.out) for job in jobs]
-    with RunLog(runs, start, course.steps, runtime.main) as log, stop.requests() as asked:
+    runs = [Tracked(job.title, job.out, job.config, job.tags) for job in jobs]
+    with RunLog(runs, start, course.steps, runtime.main, course.log) as log, stop.requests() as asked:
         if start:
             log.note(f"going on from step {start} of {course.steps}")
         batches = feed(course.batches(start, course.steps), runtime.device)
@@ -195,6 +202,8 @@ def fit(jobs: Sequence[Job], course: Course, runtime: Runtime, plan: DeepSpeedPl
                 _save(trainings, course, runtime, done)
             if stopping and not last:
                 raise stop.Stopped(done, course.steps)
+        if runtime.main:
+            log.finish([job.final() for job in jobs])
     return trainings
 
 

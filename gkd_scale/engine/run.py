@@ -36,6 +36,7 @@ VOLATILE = (
     "mirror",
     "mirror_gb",
     "ledger",
+    "log",
     "ds_config",
     "steps",
     "epochs",

@@ -1,34 +1,45 @@
-"""What a run says: a live line for people, JSONL for scripts, TensorBoard for both. Rank 0 only."""
+"""What a run says: a live line for people, JSONL for scripts, loggers for both. Rank 0 only."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gkd_scale import console, files
+from gkd_scale.engine import loggers
+from gkd_scale.engine.loggers import Status, Tracked
+from gkd_scale.engine.loggers.follower import Follower
+from gkd_scale.engine.stop import Stopped
 
 METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """What the runs of a pass say, each a title and a folder: one live display, and files for each run.
+    """What the runs of a pass say: one live display, and for each run ``metrics.jsonl`` and its loggers.
 
-    ``metrics.jsonl`` has one object a step; TensorBoard's files are under ``tensorboard/``. A run that
-    goes on from ``start`` drops what an interrupted one wrote after it, so every step is there once.
-    A context manager; with ``enabled`` false (ranks other than 0) it does nothing.
+    ``metrics.jsonl`` has one object a step. A run that goes on from ``start`` drops what an interrupted one
+    wrote after it, so every step is there once. ``names`` are of :data:`loggers.LOGGERS`; what they fail at
+    is said once and ends nothing. A context manager; with ``enabled`` false (ranks other than 0) it does
+    nothing.
     """
 
     def __init__(
-        self, runs: Sequence[tuple[str, Path]], start: int, steps: int, enabled: bool = True
+        self,
+        runs: Sequence[Tracked],
+        start: int,
+        steps: int,
+        enabled: bool = True,
+        names: Sequence[str] = loggers.DEFAULT,
     ) -> None:
         self.start, self.steps, self.enabled = start, steps, enabled
-        self._titles = [title for title, _ in runs]
-        self._files = [_Files(out, start) for _, out in runs] if enabled else []
+        self._titles = [run.title for run in runs]
         self._progress = console.progress("{task.fields[text]}")
+        self._files = [_Files(run, start, names, self._say) for run in runs] if enabled else []
         self._tasks = [
             self._progress.add_task(title, total=steps, completed=start, text="") for title in self._titles
         ]
@@ -41,11 +52,19 @@ class RunLog:
             self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Flush and close everything."""
         self._progress.stop()
+        status: Status = "finished"
+        if kind is not None:
+            status = "stopped" if issubclass(kind, (Stopped, KeyboardInterrupt)) else "failed"
         for each in self._files:
-            each.close()
+            each.close(status)
+
+    def finish(self, finals: Sequence[Mapping[str, float]]) -> None:
+        """Each run's final numbers, for its loggers, beside those of its last step."""
+        for file, final in zip(self._files, finals, strict=True):
+            file.final = final
 
     def step(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
         """Record each run's metrics of optimizer step number ``step`` (from 1)."""
@@ -65,30 +84,42 @@ class RunLog:
         if self.enabled:
             console.out.print(text)
 
+    def _say(self, text: str) -> None:
+        self.note(console.escape(text))
+
 
 class _Files:
-    """``metrics.jsonl`` and TensorBoard of one run."""
+    """``metrics.jsonl`` and the loggers of one run."""
 
-    def __init__(self, out: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        out.mkdir(parents=True, exist_ok=True)
-        _truncate(out / METRICS, start)
-        self._file = open(out / METRICS, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
+    def __init__(self, run: Tracked, start: int, names: Sequence[str], say: Callable[[str], None]) -> None:
+        run.out.mkdir(parents=True, exist_ok=True)
+        past = _truncate(run.out / METRICS, start)
+        self.final: Mapping[str, float] = {}
+        self._latest = _numbers(past[-1]) if past else {}
+        self._file = open(run.out / METRICS, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+        rows = [(int(row["step"]), _numbers(row)) for row in past]
+        self._followers = [
+            Follower(name, partial(loggers.module(name).start, run, start, say), rows, say) for name in names
+        ]
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
+        self._latest = _numbers(metrics)
+        for each in self._followers:
+            each.put(step, self._latest)
 
-    def close(self) -> None:
+    def close(self, status: Status) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._board.close()
+        for each in self._followers:
+            each.close(status, {**self._latest, **self.final})
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """What of a row is a number, without the step."""
+    return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -97,10 +128,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def _truncate(path: Path, start: int) -> None:
-    if path.exists():
-        kept = [row for row in read(path) if row["step"] <= start]
-        files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+def _truncate(path: Path, start: int) -> list[dict[str, Any]]:
+    """Drop the rows after ``start``; those that stay."""
+    if not path.exists():
+        return []
+    kept = [row for row in read(path) if row["step"] <= start]
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept
 
 
 def _one_line(metrics: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gkd_scale import ranges
 from gkd_scale.cache.config import TEACHER_DTYPES, TEACHER_NORMS, parse_size
 from gkd_scale.config import option, section
+from gkd_scale.engine import loggers
 from gkd_scale.errors import ConfigError
 from gkd_scale.ranges import Range
 from gkd_scale.segment.arguments import HEADS, check_head, check_method
@@ -281,9 +282,11 @@ class Stage2Config:
         100, "steps between validations; the best one is what the run exports", within=ranges.COUNT
     )
     workers: int = option(2, "threads that read and augment, a rank", within=ranges.THREADS)
+    log: list[str] = option(list(loggers.DEFAULT), loggers.HELP, choices=loggers.CHOICES)
     seed: int = option(0, "decides head, order and augmentation", within=ranges.SEED)
 
     def __post_init__(self) -> None:
+        self.loggers()
         self.inference.windows(self.size())
         check_head(self.head, self.head_args)
         if self.method.name is not None:
@@ -301,6 +304,10 @@ class Stage2Config:
         weights, sources = self.train_weights, len(self.train_sets())
         if weights is not None and len(weights) != sources:
             raise ValueError(f"train_weights {weights}: give a positive number for each of {sources} --train")
+
+    def loggers(self) -> list[str]:
+        """The loggers of ``log``; ConfigError for none beside others."""
+        return loggers.chosen(self.log)
 
     def size(self) -> tuple[int, int]:
         """Height and width of the training images."""

@@ -29,9 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gkd_scale import console, files
+from gkd_scale import __version__, console, files
+from gkd_scale import config as configs
 from gkd_scale.commands import shell
-from gkd_scale.engine import ds_config, loop, schedule
+from gkd_scale.engine import ds_config, loggers, loop, schedule
 from gkd_scale.engine import run as runs
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
@@ -71,6 +72,7 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
 
     ``bundled`` is the folder with the DeepSpeed configs.
     """
+    runtime.on_main(lambda: loggers.require(config.loggers()))
     plan = ds_config.resolve(
         config.ds_config,
         bundled,
@@ -101,7 +103,7 @@ def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
     runtime.on_main(lambda: _begin(config, identity, pupil))
     validator = Validator(segmenter, domains, config, runtime, train.absent)
     _say(runtime, _introduction(config, plan, segmenter, train, val))
-    job = _job(config, pupil, validator, identity)
+    job = _job(config, pupil, validator, segmenter.backbone.name, identity)
     loop.fit([job], _course(config, runtime, plan, segmenter, train), runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))
     seconds = round(time.monotonic() - began, 1)
@@ -133,7 +135,9 @@ def _begin(config: Stage2Config, identity: dict[str, Any], pupil: nn.Module) -> 
     _forget_stale_best(config.out)
 
 
-def _job(config: Stage2Config, pupil: nn.Module, validator: Validator, identity: dict[str, Any]) -> loop.Job:
+def _job(
+    config: Stage2Config, pupil: nn.Module, validator: Validator, student: str, identity: dict[str, Any]
+) -> loop.Job:
     return loop.Job(
         title="stage 2",
         module=pupil,
@@ -143,7 +147,15 @@ def _job(config: Stage2Config, pupil: nn.Module, validator: Validator, identity:
         betas=config.optim.betas,
         hooks=[loop.Hook(config.val_every, lambda step, module: validator(step, segmenter_in(module)))],
         identity=identity,
+        config=configs.to_dict(config),
+        tags={"kind": KIND, "student": student, "head": config.head, "gkd_scale": __version__},
+        final=lambda: _best(config.out),
     )
+
+
+def _best(out: Path) -> dict[str, float]:
+    """The best step so far and its mIoU, for loggers."""
+    return {f"best_{name}": value for name, value in (read_best(out) or {}).items()}
 
 
 def _course(
@@ -164,6 +176,7 @@ def _course(
         keep=config.keep,
         keep_every=config.keep_every,
         why_wait=lambda: "reading and augmenting images; give --workers more, where cores are idle",
+        log=config.loggers(),
     )
 
 

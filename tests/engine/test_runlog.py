@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gkd_scale.engine import runlog
+from gkd_scale.engine.loggers import Tracked
 
 
 def steps(out: Path) -> list[int]:
@@ -12,7 +13,7 @@ def steps(out: Path) -> list[int]:
 
 
 def write(out: Path, start: int, *taken: int, loss: float = 1.0) -> None:
-    with runlog.RunLog([("test", out)], start, 9) as log:
+    with runlog.RunLog([Tracked("test", out)], start, 9) as log:
         for step in taken:
             log.step(step, [{"loss": loss / step, "lr": 0.1}])
 
@@ -33,16 +34,16 @@ def test_going_on_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_pass_have_files_of_their_own(tmp_path: Path) -> None:
-    runs = [("one", tmp_path / "one"), ("two", tmp_path / "two")]
+    runs = [Tracked("one", tmp_path / "one"), Tracked("two", tmp_path / "two")]
     with runlog.RunLog(runs, 0, 2) as log:
         for step in (1, 2):
             log.step(step, [{"loss": 1.0}, {"loss": 2.0}])
-    for (_, out), loss in zip(runs, (1.0, 2.0), strict=True):
-        assert [row["loss"] for row in runlog.read(out / "metrics.jsonl")] == [loss, loss]
+    for run, loss in zip(runs, (1.0, 2.0), strict=True):
+        assert [row["loss"] for row in runlog.read(run.out / "metrics.jsonl")] == [loss, loss]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    with runlog.RunLog([("test", tmp_path / "out")], 0, 2, enabled=False) as log:
+    with runlog.RunLog([Tracked("test", tmp_path / "out")], 0, 2, enabled=False) as log:
         log.step(1, [{"loss": 1.0}])
         log.note("nothing")
     assert not (tmp_path / "out").exists()

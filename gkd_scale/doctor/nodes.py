@@ -1,0 +1,219 @@
+"""The nodes of a hostfile: names, ssh, clocks, versions, folders, GPUs, and the way to rank 0's port."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from gkd_scale.doctor.config import DoctorConfig
+from gkd_scale.doctor.hostfile import read_hostfile
+from gkd_scale.doctor.line import Line, State
+from gkd_scale.doctor.session import Session, Unreachable
+from gkd_scale.doctor.versions import PACKAGE, installed, requirements
+
+SKEW_WARN, SKEW_FAIL = 1.0, 60.0
+"""Seconds between clocks: logs and file times of nodes no longer fit together; certificates are refused."""
+NODE_SECONDS = 60.0
+
+
+def check(cfg: DoctorConfig) -> Iterator[Line]:
+    """Lines for the hostfile, then for each node; nothing to check without ``cfg.hostfile``."""
+    if cfg.hostfile is None:
+        yield Line("hostfile", "ok", "not checked: give --hostfile FILE")
+        return
+    hosts = read_hostfile(cfg.hostfile)
+    yield Line("hostfile", "ok", f"{len(hosts)} nodes, {sum(hosts.values())} ranks")
+    yield _pdsh(len(hosts))
+    first = next(iter(hosts))
+    nodes = [_Node(host, slots, first, cfg.port) for host, slots in hosts.items()]
+    try:
+        for step in (_Node.look, _Node.listen, _Node.connect):
+            _together([partial(node.do, step) for node in nodes])
+        for node in nodes:
+            yield from node.found()
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def _pdsh(nodes: int) -> Line:
+    if nodes == 1 or shutil.which("pdsh"):
+        return Line("pdsh", "ok", "there" if shutil.which("pdsh") else "not needed for one node")
+    return Line(
+        "pdsh",
+        "fail",
+        "not on PATH",
+        "install pdsh: deepspeed --hostfile starts nodes with it; or use torchrun, srun or --no_ssh",
+    )
+
+
+def _together(works: list[Callable[[], None]]) -> None:
+    """Run all at once; those that do not end in time are left behind."""
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(NODE_SECONDS)
+
+
+class _Node:
+    """One node of the hostfile, and what was found there."""
+
+    def __init__(self, host: str, slots: int, first: str, port: int) -> None:
+        self.host, self.slots, self.first, self.port = host, slots, first, port
+        self._lines: list[Line] = []
+        self._session: Session | None = None
+        self._looked = False
+
+    def found(self) -> list[Line]:
+        """The lines so far; one that fails where the node has not answered in time."""
+        late = Line(
+            self.host, "fail", f"no answer within {NODE_SECONDS:.0f} s", "see whether it is up, and its ssh"
+        )
+        return list(self._lines) if self._looked else [*self._lines, late]
+
+    def close(self) -> None:
+        """End the program there."""
+        if self._session is not None:
+            self._session.close()
+
+    def do(self, step: Callable[[_Node], None]) -> None:
+        """One step; what it raises is a line that fails."""
+        try:
+            step(self)
+        except Exception as error:
+            self._looked = True
+            reason = f"{type(error).__name__}: {error}"
+            self._say(
+                self.host, "fail", reason[:200], "this check could not be made: see what its error says"
+            )
+
+    def look(self) -> None:
+        """Reach the node and ask what is there."""
+        try:
+            address, unknown = _address(self.host)
+            here = address is not None and _is_here(address)
+            session = Session(self.host, here=here)
+            try:
+                facts = session.ask("facts", packages=_packages(), folder=os.getcwd())  # noqa: PTH109
+                ahead, exact = session.skew()
+            except Unreachable:
+                session.close()
+                raise
+            self._session = session
+        except Unreachable as error:
+            todo = f"ssh {self.host} has to work without a password: see its name, its ssh and your key"
+            reason = f"{unknown}; ssh: {error}" if unknown else f"ssh: {error}"
+            if "No such file" in str(error) or "not found" in str(error):
+                reason, todo = f"there is no {sys.executable} there", "install gkd-scale at the same path"
+            self._say(self.host, "fail", reason, todo)
+        else:
+            how = "this machine" if here else f"{address or 'a name of ssh alone'}, by ssh"
+            self._say(self.host, "ok", how)
+            if unknown:
+                self._say(f"{self.host} name", "warn", unknown, "other nodes have to know it: see /etc/hosts")
+            self._clock(ahead, exact)
+            self._versions(facts)
+            self._slots(int(facts["gpus"]))
+            if not facts["folder"]:
+                where = os.getcwd()  # noqa: PTH109
+                todo = "DeepSpeed starts there: use a shared file system, or the same checkout on all nodes"
+                self._say(f"{self.host} folder", "fail", f"{where} is not there", todo)
+        self._looked = True
+
+    def listen(self) -> None:
+        """On the first node: take the port of rank 0."""
+        if self._session is None or self.host != self.first:
+            return
+        name = f"{self.host} port {self.port}"
+        answer = self._asked("listen", name, port=self.port)
+        if answer == "":
+            self._say(name, "ok", "free")
+        elif answer is not None:
+            self._say(name, "fail", answer, "choose another: --port here, --master_port of deepspeed")
+
+    def connect(self) -> None:
+        """On the other nodes: reach the port of rank 0."""
+        if self._session is None or self.host == self.first:
+            return
+        name = f"{self.host} to rank 0"
+        answer = self._asked("connect", name, host=self.first, port=self.port)
+        if answer == "":
+            self._say(name, "ok", f"reaches {self.first}:{self.port}")
+        elif answer is not None:
+            todo = f"open the firewall between nodes, and check what {self.first} means on {self.host}"
+            self._say(name, "fail", f"{self.first}:{self.port}: {answer}", todo)
+
+    def _asked(self, what: str, name: str, **given: Any) -> str | None:
+        """What went wrong, "" for nothing; None where the node no longer answers, which is said."""
+        assert self._session is not None
+        try:
+            return str(self._session.ask(what, **given).get("error", ""))
+        except Unreachable as error:
+            self._say(name, "fail", str(error), f"see whether {self.host} is up")
+            return None
+
+    def _clock(self, ahead: float, exact: float) -> None:
+        name, text = f"{self.host} clock", f"{ahead:+.3f} s ± {exact:.3f} s"
+        off, data = abs(ahead) - exact, {"ahead": ahead, "exact": exact}
+        if off > SKEW_WARN:
+            state: State = "fail" if off > SKEW_FAIL else "warn"
+            self._say(name, state, text, "let both follow one time server: chrony or ntpd", data)
+        else:
+            self._say(name, "ok", text, data=data)
+
+    def _versions(self, facts: dict[str, object]) -> None:
+        there = facts["versions"]
+        assert isinstance(there, dict)
+        mine = {name: installed(name) for name in there}
+        mine["python"], there["python"] = sys.version.split()[0], facts["python"]
+        other = [
+            f"{name} {there[name]} there, {mine[name]} here" for name in mine if mine[name] != there[name]
+        ]
+        name = f"{self.host} versions"
+        if other:
+            self._say(name, "fail", "; ".join(other), "install the same with: pip install -c constraints.txt")
+        else:
+            self._say(name, "ok", f"the same {len(mine)} packages")
+
+    def _slots(self, gpus: int) -> None:
+        name = f"{self.host} slots"
+        if gpus and self.slots > gpus:
+            text = f"{self.slots} slots, {gpus} GPUs"
+            self._say(name, "fail", text, f"write slots={gpus} in the hostfile")
+        else:
+            self._say(name, "ok", f"{self.slots} slots, {gpus or 'no'} GPU{'' if gpus == 1 else 's'}")
+
+    def _say(
+        self, name: str, state: State, value: str, todo: str = "", data: Mapping[str, float] | None = None
+    ) -> None:
+        self._lines.append(Line(name, state, value, todo, data or {}))
+
+
+def _packages() -> list[str]:
+    return [PACKAGE, *requirements()]
+
+
+def _address(host: str) -> tuple[str | None, str]:
+    """The address of a host; or None, and why there is none."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]), ""
+    except (OSError, UnicodeError) as error:
+        return None, f"the name is not known ({getattr(error, 'strerror', None) or error})"
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is one of this machine's: only then a socket can be bound to it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True

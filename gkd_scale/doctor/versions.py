@@ -1,0 +1,71 @@
+"""Versions of Python and of what gkd-scale needs, against what it asks for."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from gkd_scale import __version__
+from gkd_scale.doctor.config import DoctorConfig
+from gkd_scale.doctor.line import Line
+
+PACKAGE = "gkd-scale"
+
+
+def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
+    """A line for Python, gkd-scale and each package that it depends on."""
+    yield Line("python", "ok", f"{platform.python_version()}, {sys.executable}")
+    yield Line(PACKAGE, "ok", __version__)
+    wanted = requirements()
+    if not wanted:
+        yield Line(
+            "packages",
+            "warn",
+            f"{PACKAGE} is not installed, its versions are not compared",
+            "pip install -e . in the checkout",
+        )
+    for name, (specifier, version) in wanted.items():
+        if version is None:
+            yield Line(name, "fail", "not installed", f"pip install '{name}{specifier}'")
+        elif specifier and not _fits(version, specifier):
+            yield Line(
+                name,
+                "fail",
+                f"{version}, not {specifier}",
+                f"pip install '{name}{specifier}'",
+                {"version": version},
+            )
+        else:
+            yield Line(name, "ok", version, data={"version": version})
+
+
+def requirements() -> dict[str, tuple[str, str | None]]:
+    """What gkd-scale depends on without its extras: name to version specifier and installed version."""
+    from packaging.requirements import Requirement
+
+    try:
+        texts = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return {}
+    found = {}
+    for text in texts:
+        each = Requirement(text)
+        if each.marker is None or each.marker.evaluate({"extra": ""}):
+            found[each.name] = (str(each.specifier), installed(each.name))
+    return found
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a package; None where it is not there."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _fits(version: str, specifier: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifier).contains(version, prereleases=True)

@@ -1,0 +1,77 @@
+"""DeepSpeed's ops, as its own builders see them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+COMPILE_SECONDS = 900
+_COMPILE = """
+import sys
+from deepspeed.ops.op_builder.all_ops import ALL_OPS
+ALL_OPS[sys.argv[1]].load(verbose=False)
+"""
+
+
+class Op(NamedTuple):
+    """``installed`` with DeepSpeed, or ``compatible``: it can be compiled here; ``compiled`` is the file."""
+
+    installed: bool
+    compatible: bool
+    compiled: Path | None
+
+
+def ops() -> dict[str, Op]:
+    """All ops of DeepSpeed for this machine's accelerator, by name."""
+    logging.disable(logging.WARNING)  # importing DeepSpeed prints to stdout what it found
+    try:
+        from deepspeed.git_version_info import installed_ops
+        from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+        return {
+            name: Op(bool(installed_ops.get(name)), _compatible(builder), _compiled(name))
+            for name, builder in ALL_OPS.items()
+            if name != "deepspeed_not_implemented"
+        }
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _compatible(builder: object) -> bool:
+    try:
+        return bool(builder.is_compatible(verbose=False))  # type: ignore[attr-defined]
+    except Exception:  # builders raise what they like where CUDA is missing
+        return False
+
+
+def _compiled(name: str) -> Path | None:
+    """The library that PyTorch keeps of an op that was compiled before."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions"))
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    found = [*root.glob(f"{name}/{name}.so"), *root.glob(f"{python}_*/{name}/{name}.so")]
+    return next(iter(found), None)
+
+
+def compile_seconds(name: str) -> float | str:
+    """Seconds to compile an op in a folder of its own, which is removed; what went wrong where it cannot."""
+    with tempfile.TemporaryDirectory(prefix="gkd-scale-op-") as folder:
+        began = time.monotonic()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _COMPILE, name],
+                env={**os.environ, "TORCH_EXTENSIONS_DIR": folder},
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return f"not compiled within {COMPILE_SECONDS} s"
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+        return time.monotonic() - began

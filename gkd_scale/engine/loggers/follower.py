@@ -1,0 +1,103 @@
+"""A logger on a thread of its own: training neither waits for it nor ends with it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from gkd_scale.engine.loggers import Logger, Row, Status
+
+RETRY = 30.0
+"""Seconds until a logger that failed is tried again."""
+PATIENCE = {"finished": 120.0, "stopped": 10.0, "failed": 10.0}
+"""Seconds that the end of a training waits for a logger. Launchers kill a stopped one after 30."""
+_STARTING = threading.Lock()
+"""Runs of one pass start one after the other: the first one makes the store, the others find it."""
+_End = tuple[Status, Mapping[str, float]]
+
+
+class Follower:
+    """Sends rows to the logger that ``start()`` opens, from ``past`` on. ``say`` tells the user a line.
+
+    The first failure is one line; rows are kept and tried again, so that nothing is lost where the logger
+    comes back.
+    """
+
+    def __init__(
+        self, name: str, start: Callable[[], Logger], past: Sequence[Row], say: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self._start, self._say = start, say
+        self._pending: list[Row] = list(past)
+        self._queue: queue.SimpleQueue[Row | _End] = queue.SimpleQueue()
+        self._logger: Logger | None = None
+        self._last: int | None = None
+        self._failed = False
+        self._thread = threading.Thread(target=self._follow, name=f"log-{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Queue the numbers of a step."""
+        self._queue.put((step, numbers))
+
+    def close(self, status: Status, final: Mapping[str, float]) -> None:
+        """Send what is left and close the logger, for at most :data:`PATIENCE` seconds."""
+        self._queue.put((status, final))
+        self._thread.join(PATIENCE[status])
+        if self._thread.is_alive():
+            self._say(f"{self.name} does not answer: what it lacks is in metrics.jsonl")
+
+    def _follow(self) -> None:
+        again = time.monotonic()
+        ended: _End | None = None
+        while ended is None:
+            for item in self._wait(again):
+                if isinstance(item[0], int):
+                    self._pending.append((item[0], item[1]))
+                else:
+                    ended = (item[0], item[1])
+            if ended is not None or time.monotonic() >= again:
+                again = time.monotonic() + (0.0 if self._send(ended) else RETRY)
+
+    def _wait(self, again: float) -> list[Row | _End]:
+        """What was queued; waits for it, but not past ``again`` where something is to be sent."""
+        due = self._pending or self._logger is None
+        timeout = max(0.0, again - time.monotonic()) if due else None
+        found: list[Row | _End] = []
+        with suppress(queue.Empty):
+            found.append(self._queue.get(timeout=timeout))
+            while True:
+                found.append(self._queue.get_nowait())
+        return found
+
+    def _send(self, ended: _End | None) -> bool:
+        """Send what is pending, and the end; whether that worked."""
+        try:
+            if self._logger is None:
+                with _STARTING:
+                    self._logger = self._start()
+            if self._last is None:
+                self._last = self._logger.last()
+            rows = [row for row in self._pending if row[0] > self._last]
+            if rows:
+                self._logger.log(rows)
+                self._last = rows[-1][0]
+            self._pending.clear()
+            if ended is not None:
+                self._logger.end(*ended)
+        except Exception as error:  # whatever a logger does, training goes on
+            self._last = None
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if ended is not None:
+                self._say(f"{self.name} failed, it lacks the last {len(self._pending)} steps: {reason}")
+            elif not self._failed:
+                self._say(f"{self.name} failed, training goes on without it: {reason}")
+            self._failed = True
+            return False
+        if self._failed:
+            self._say(f"{self.name} works again")
+            self._failed = False
+        return True

@@ -1,0 +1,121 @@
+"""MLflow: a run in the tracking store of MLflow's own settings (``MLFLOW_TRACKING_URI`` and others).
+
+Without a setting that is ``mlflow.db`` in the working directory. The experiment is
+``MLFLOW_EXPERIMENT_NAME`` or ``gkd-scale``; the config becomes parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from gkd_scale.engine.loggers import Logger, Row, Status, Tracked, flat
+
+PACKAGE = "mlflow"
+EXPERIMENT = "gkd-scale"
+METRICS_A_CALL = 900
+"""MLflow takes at most 1000."""
+PARAMETERS_A_CALL = 100
+LONGEST = 500
+"""Characters of a parameter's value."""
+_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+def require() -> None:
+    """Import the package; a store that cannot be reached is reported while training goes on."""
+    import mlflow  # noqa: F401
+
+
+def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
+    """The run that ``run.out`` remembers, where the store knows it; else a new one."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # ours come on top
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # the tables of a new store are no news
+    client = mlflow.MlflowClient()
+    known = run.memory("mlflow").get("run")
+    there = known is not None and _is_there(client, known)
+    identity = str(known) if there else _create(client, run)
+    if there:
+        client.update_run(identity, status="RUNNING")
+    say(f"mlflow: run {identity} in {mlflow.get_tracking_uri()}")
+    return _MLflow(client, identity)
+
+
+def _is_there(client: Any, identity: str) -> bool:
+    """Whether the store has the run; other errors than that it has not are raised."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(identity).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _create(client: Any, run: Tracked) -> str:
+    from mlflow.entities import Param
+
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if experiment is None:
+        found = client.get_experiment_by_name(name)
+        experiment = client.create_experiment(name) if found is None else found.experiment_id
+    tags = {**run.tags, "folder": str(run.out.absolute())}
+    identity: str = client.create_run(experiment, run_name=run.out.name or run.title, tags=tags).info.run_id
+    run.remember("mlflow", run=identity)
+    parameters = [Param(_key(key), str(value)[:LONGEST]) for key, value in flat(run.config).items()]
+    for at in range(0, len(parameters), PARAMETERS_A_CALL):
+        client.log_batch(identity, params=parameters[at : at + PARAMETERS_A_CALL])
+    return identity
+
+
+class _MLflow:
+    def __init__(self, client: Any, identity: str) -> None:
+        self._client, self._run = client, identity
+
+    def last(self) -> int:
+        latest = self._client.get_run(self._run).data.metrics
+        names = [name for name in ("loss", *sorted(latest)) if name in latest][:1]
+        steps = [each.step for name in names for each in self._client.get_metric_history(self._run, name)]
+        return max(steps, default=0)
+
+    def log(self, rows: Sequence[Row]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for part in _parts(rows):
+            metrics = [
+                Metric(_key(name), float(value), now, step)
+                for step, row in part
+                for name, value in row.items()
+            ]
+            self._client.log_batch(self._run, metrics=metrics)
+
+    def end(self, status: Status, final: Mapping[str, float]) -> None:
+        if status == "finished":
+            self.log([(self.last(), {f"final/{name}": value for name, value in final.items()})])
+        self._client.set_terminated(self._run, _STATUS[status])
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows for one call each: whole steps."""
+    part: list[Row] = []
+    for row in rows:
+        if part and sum(len(numbers) for _, numbers in (*part, row)) > METRICS_A_CALL:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
+
+
+def _key(name: str) -> str:
+    """A name with the characters that MLflow allows, for example ``val_miou/folder:a_val``."""
+    parts = [re.sub(r"[^\w\-. :]", "_", part, flags=re.ASCII) for part in name.split("/")]
+    return "/".join(part.replace(".", "_") if set(part) <= {"."} else part for part in parts if part)
