@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: pages from the whole repository, the notebook, the lists of the reference.
+"""What MkDocs does not do by itself: pages from the whole repository, the notebook, generated lists.
 
 A page links to other files of the repository by their paths, as GitHub shows them. Here a link to a page of
 the site becomes a link to that page, and a file that is linked and is no page is copied to ``files/``.
@@ -13,7 +13,8 @@ import os
 import posixpath
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import nbformat
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tuning")]
 
 PAGES = {
     "README.md": "index.md",
@@ -48,6 +48,12 @@ LAUNCHERS = {
 
 _LINK = re.compile(r"(?P<text>!?\[[^\]]*\]\()(?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
 _ROLE = re.compile(r":(?:class|mod|func|data|meth|attr):<code>(?:[~.]+[\w.]*?)?([\w]+)</code>")
+
+
+def on_config(config: Any) -> Any:
+    """The package and the search are found where they are."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tuning")]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -101,7 +107,7 @@ def site_path(path: str) -> str:
 
 
 def in_repository(link: str, source: str) -> str | None:
-    """What a link of the page ``source`` points to, from the root of the repository; None if outside of it."""
+    """What a link of the page ``source`` points to, from the root of the repository; None if outside."""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
     return None if path.startswith(("../", "/")) else path
 
@@ -134,23 +140,32 @@ def notebook(path: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_PUBLIC = """
+::: {place}.{name}
+    options:
+      heading: gkd_scale.{name}
+      toc_label: {name}
+      heading_level: 2
+"""
+
+
 def public_names() -> str:
     """A section for each public name of the package, where it is defined."""
     import gkd_scale
 
-    sections = []
-    for name in sorted(gkd_scale.__all__, key=str.lower):
-        if (place := gkd_scale._PLACES.get(name)) is not None:
-            sections.append(f"## `gkd_scale.{name}`\n\n::: {place}.{name}\n")
-    return "\n".join(sections)
+    places = gkd_scale._PLACES
+    names = sorted(set(gkd_scale.__all__) & set(places), key=str.lower)
+    return "\n".join(_PUBLIC.format(place=places[name], name=name) for name in names)
 
 
 def command_help() -> str:
     """``--help`` of every command."""
     from gkd_scale.cli import COMMANDS, main
 
-    names = [[name] for name in COMMANDS] + [["datasets", "check"], ["datasets", "convert"]]
-    return "\n".join(section(f"gkd-scale {' '.join(name)}", help_of(lambda n=name: main([*n, "--help"]))) for name in names)
+    words = [*([name] for name in COMMANDS), ["datasets", "check"], ["datasets", "convert"]]
+    return "\n".join(
+        section(" ".join(["gkd-scale", *each]), help_of(partial(main, [*each, "--help"]))) for each in words
+    )
 
 
 def launcher_help() -> str:
@@ -161,7 +176,7 @@ def launcher_help() -> str:
     for script, place in LAUNCHERS.items():
         module, _, name = place.partition(":")
         cls = getattr(importlib.import_module(module), name)
-        run = lambda cls=cls, script=script: config.parse(cls, ["--help"], prog=script, description="")  # noqa: E731
+        run = partial(config.parse, cls, ["--help"], prog=script, description=(cls.__doc__ or "").strip())
         sections.append(section(script, help_of(run)))
     return "\n".join(sections)
 
@@ -170,7 +185,7 @@ def section(title: str, text: str) -> str:
     return f"## `{title}`\n\n```text\n{text.strip()}\n```\n"
 
 
-def help_of(run: Any) -> str:
+def help_of(run: Callable[[], object]) -> str:
     """What a parser prints and then leaves with."""
     out = io.StringIO()
     before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "100"
