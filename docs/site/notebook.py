@@ -1,4 +1,7 @@
-"""Run docs/quickstart.ipynb and keep what it printed: ``python docs/site/notebook.py [--out FILE]``."""
+"""Run docs/quickstart.ipynb and keep what it shows: ``python docs/site/notebook.py [--out FILE]``.
+
+Warnings and other lines of stderr are not kept: they name paths of the machine.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,11 @@ def main() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
     client.execute(cwd=str(args.out.resolve().parent))
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                output.get("data", {}).pop("image/jpeg", None)  # the same picture as the PNG
     notebook.metadata["language_info"] = {"name": "python"}  # without the version it happened to run on
     nbformat.write(notebook, args.out)
 
