@@ -64,6 +64,7 @@ def on_files(files: Files, config: Any) -> Files:
             files.append(File.generated(config, uri, content=notebook(path)))
         else:
             files.append(File.generated(config, uri, abs_src_path=str(path)))
+    files.append(File.generated(config, "extra.css", abs_src_path=str(ROOT / "docs/site/extra.css")))
     for page in list(files.documentation_pages()):
         for path in linked(page.content_string, source_of(page.src_uri)):
             uri = site_path(path)
@@ -188,7 +189,7 @@ def section(title: str, text: str) -> str:
 def help_of(run: Callable[[], object]) -> str:
     """What a parser prints and then leaves with."""
     out = io.StringIO()
-    before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "100"
+    before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "88"
     try:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             run()
