@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow docs lint install clean
 
 demo: $(READY)
 	$(BIN)/gkd-scale demo
@@ -15,6 +15,10 @@ test: $(READY) lint
 # Simulated Ray clusters, killed searches: many minutes on 2 cores.
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# The site, in build/docs. A warning is an error, as in the tests.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,87 @@
+"""Command lines in text: found, and read by the parsers of the programs that they name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from gkd_scale import config
+from gkd_scale.benchmark.config import BenchmarkConfig
+from gkd_scale.cache.config import (
+    CacheTeacherConfig,
+    InspectConfig,
+    PlanConfig,
+    PushConfig,
+    RepairConfig,
+    StatsConfig,
+    VerifyConfig,
+)
+from gkd_scale.demo.config import DemoConfig, MakeDataConfig
+from gkd_scale.distill.config import CertifyConfig, Stage1Config
+from gkd_scale.distill.students import StudentsConfig
+from gkd_scale.doctor.config import DoctorConfig
+from gkd_scale.report.config import ReportConfig
+from gkd_scale.segment.config import EvaluateConfig, PredictConfig, Stage2Config, TeacherProbeConfig
+from gkd_scale.segment.datasets.config import CheckConfig, ConvertConfig, DatasetsConfig
+from tests.conftest import ROOT
+
+PARSED = {
+    "cache-teacher": CacheTeacherConfig,
+    "plan": PlanConfig,
+    "students": StudentsConfig,
+    "verify": VerifyConfig,
+    "repair": RepairConfig,
+    "push": PushConfig,
+    "stats": StatsConfig,
+    "inspect": InspectConfig,
+    "certify": CertifyConfig,
+    "probe": TeacherProbeConfig,
+    "datasets": DatasetsConfig,
+    "datasets check": CheckConfig,
+    "datasets convert": ConvertConfig,
+    "make-data": MakeDataConfig,
+    "benchmark": BenchmarkConfig,
+    "demo": DemoConfig,
+    "stage1.py": Stage1Config,
+    "stage2.py": Stage2Config,
+    "evaluate": EvaluateConfig,
+    "evaluate.py": EvaluateConfig,
+    "predict": PredictConfig,
+    "predict.py": PredictConfig,
+    "report": ReportConfig,
+    "doctor": DoctorConfig,
+}
+_PROGRAM = re.compile(r"(?:gkd-scale|deepspeed|torchrun|python) ")
+
+
+def commands(text: str) -> list[str]:
+    """The commands in what was printed, each from its program to the end of its line."""
+    joined = text.replace("\\\n", " ")
+    return [line[found.start() :] for line in joined.splitlines() if (found := _PROGRAM.search(line))]
+
+
+def parse(command: str) -> tuple[str, object]:
+    """The program or subcommand, and its options as its own parser reads them."""
+    words = shlex.split(command)
+    if words[0] == "gkd-scale":
+        name, rest = words[1], words[2:]
+        if name == "datasets" and rest and not rest[0].startswith("-"):
+            name, rest = f"datasets {rest[0]}", rest[1:]
+    else:
+        at = next(index for index, word in enumerate(words) if word.endswith(".py"))
+        name, rest = Path(words[at]).name, words[at + 1 :]
+        script = Path(words[at])
+        assert (script if script.is_absolute() else ROOT / script).is_file(), command
+    cls = search_config() if name == "search.py" else PARSED[name]
+    return name, config.parse(cls, rest, prog=name, description="")
+
+
+def search_config() -> type:
+    """The options of the search; its scripts find each other beside themselves."""
+    if str(ROOT / "tuning") not in sys.path:
+        sys.path.insert(0, str(ROOT / "tuning"))
+    from options import SearchConfig
+
+    return SearchConfig
