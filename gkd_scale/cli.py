@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from gkd_scale import __version__
-
-if TYPE_CHECKING:
-    from gkd_scale.cache.config import CacheTeacherConfig
-    from gkd_scale.cache.remote import Outbox
 
 
 class Command(NamedTuple):
@@ -28,36 +23,14 @@ def _cache_teacher(argv: Sequence[str], prog: str, command: Command) -> int:
 
     cfg = parse(CacheTeacherConfig, argv, prog=prog, description=command.help, examples=command.examples)
     from gkd_scale import console
-    from gkd_scale.cache.build import build
-    from gkd_scale.distill.recipe import teacher_for
-    from gkd_scale.segment.datasets.registry import labelled
+    from gkd_scale.api import build_cache
 
-    if cfg.ray is not None:
-        from gkd_scale.cache.cluster import refuse_silent
-
-        refuse_silent(cfg.ray)
-    first = "cpu" if cfg.ray is not None else cfg.devices[0]
-    load = partial(teacher_for, cfg)
-    outbox = _outbox(cfg)
-    report = build(cfg, load(first), load=load, source=labelled(cfg.images), outbox=outbox)
+    report, outbox = build_cache(cfg)
     for line in report.lines():
         console.out.print(line, markup=False)
     if outbox is not None:
         console.out.print(f"{outbox.url} is complete", markup=False)
     return 0
-
-
-def _outbox(cfg: CacheTeacherConfig) -> Outbox | None:
-    """The way to ``--out`` where it is a URL; the cache is then built in its folder."""
-    from gkd_scale.cache.location import is_url
-
-    if not is_url(cfg.out):
-        return None
-    from gkd_scale.cache.remote import Outbox
-
-    outbox = Outbox(str(cfg.out), cfg.staging.expanduser())
-    cfg.out = outbox.folder
-    return outbox
 
 
 def _plan(argv: Sequence[str], prog: str, command: Command) -> int:

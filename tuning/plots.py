@@ -10,11 +10,10 @@ from results import Trial
 from space import Dimension, Space
 from table import written
 
+from gkd_scale.report import charts
+from gkd_scale.report import page as pages
+
 WIDTH, HEIGHT, LEFT, TOP = 960, 320, 60, 30
-STYLE = """body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1000px;color:#222}
-table{border-collapse:collapse;font-size:13px}
-td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #ddd}
-svg text{font:12px system-ui,sans-serif;fill:#444}path{fill:none}.best{font-weight:bold}"""
 
 
 def page(trials: list[Trial], best: Trial, importance: dict[str, float], space: Space, steps: int) -> str:
@@ -22,43 +21,30 @@ def page(trials: list[Trial], best: Trial, importance: dict[str, float], space: 
     scored = [trial for trial in trials if trial.curve]
     low = min(value for trial in scored for _, value in trial.curve)
     high = max(value for trial in scored for _, value in trial.curve)
-    body = [
-        f"<h1>Search of {html.escape(space.path.name)}</h1>",
-        f"<p>{len(trials)} trials; the best has mIoU {best.score:.2f} after {best.steps} steps (objective: "
-        "probe on frozen patch tokens, held-in domains). Colour is mIoU: yellow is best.</p>",
-        "<h2>Learning curves</h2>",
-        curves(scored, steps, low, high),
-        "<h2>Options</h2><p>Each line is a trial; the last axis is its newest mIoU.</p>",
-        coordinates(scored, space, low, high),
-        "<h2>Importance</h2><p>PED-ANOVA, trials compared at the last step that all reached.</p>",
-        bars(importance),
-        "<h2>Trials</h2>",
-        listing(trials, best, steps),
-    ]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Search</title><style>{STYLE}</style>"
-        + "\n".join(body)
-        + "</html>\n"
+    note = (
+        f"{len(trials)} trials; the best has mIoU {best.score:.2f} after {best.steps} steps (objective: "
+        "probe on frozen patch tokens, held-in domains). Colour is mIoU: yellow is best."
     )
+    by_step = "mIoU by step, a line a trial. The table below has trials that were measured only once."
+    by_option = "Each line is a trial; the last axis is its newest mIoU."
+    by_anova = "PED-ANOVA, trials compared at the last step that all reached."
+    parts = [
+        ("Learning curves", by_step, curves(scored, low, high)),
+        ("Options", by_option, coordinates(scored, space, low, high)),
+        ("Importance", by_anova, bars(importance)),
+        ("Trials", "", listing(trials, best, steps)),
+    ]
+    return pages.sections(f"Search of {space.path.name}", note, parts)
 
 
-def curves(trials: list[Trial], steps: int, low: float, high: float) -> str:
+def curves(trials: list[Trial], low: float, high: float) -> str:
     """mIoU over steps, a line a trial."""
-    parts = [_axis(0, low, high, "mIoU")]
-    for tick in range(5):
-        step = round(steps * tick / 4)
-        parts.append(_text(LEFT + (WIDTH - 2 * LEFT) * tick / 4, HEIGHT - 8, str(step)))
-    for trial in trials:
-        points = [
-            (LEFT + (WIDTH - 2 * LEFT) * step / steps, _y(_share(value, low, high)))
-            for step, value in trial.curve
-        ]
-        parts.append(_line(points, trial, low, high))
-        parts += [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{_colour(trial, low, high)}"/>'
-            for x, y in points
-        ]
-    return _svg(parts)
+    named = {f"trial {trial.number}, {trial.status}": trial for trial in trials}
+    return charts.line_chart(
+        "mIoU by step",
+        {name: [(float(step), value) for step, value in trial.curve] for name, trial in named.items()},
+        colours={name: _colour(trial, low, high) for name, trial in named.items()},
+    )
 
 
 def coordinates(trials: list[Trial], space: Space, low: float, high: float) -> str:
@@ -75,7 +61,7 @@ def coordinates(trials: list[Trial], space: Space, low: float, high: float) -> s
         ]
         points.append((LEFT + len(keys) * gap, _y(_share(trial.curve[-1][1], low, high))))
         parts.append(_line(points, trial, low, high))
-    return _svg(parts)
+    return _svg("options and mIoU of each trial", parts)
 
 
 def position(dimension: Dimension, value: Any) -> float:
@@ -99,29 +85,27 @@ def bars(importance: dict[str, float]) -> str:
     rows = []
     for index, (key, value) in enumerate(importance.items()):
         y = 10 + 24 * index
-        rows.append(f'<rect x="220" y="{y}" width="{600 * value:.1f}" height="16" fill="#4477aa"/>')
+        rows.append(f'<rect x="220" y="{y}" width="{600 * value:.1f}" height="16"/>')
         rows.append(
             _text(210, y + 13, key, "end") + _text(230 + 600 * value, y + 13, f"{value:.2f}", "start")
         )
-    return _svg(rows, 20 + 24 * len(importance))
+    return _svg("importance of each option", rows, 20 + 24 * len(importance))
 
 
 def listing(trials: list[Trial], best: Trial, steps: int) -> str:
     """The table of all trials, the best first."""
     keys = list(best.config)
-    head = "".join(f"<th>{html.escape(name)}" for name in ("trial", "status", "step", "mIoU", *keys))
+    names = ("trial", "status", "step", "mIoU", *keys)
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     rows = []
     for trial in sorted(trials, key=lambda each: (each.steps, each.score or 0.0), reverse=True):
-        cells = [
-            str(trial.number),
-            trial.cause or trial.status,
-            f"{trial.steps}/{steps}",
-            written(trial.score),
-        ]
+        cells = [trial.cause or trial.status, f"{trial.steps}/{steps}", written(trial.score)]
         cells += [written(trial.config.get(key)) for key in keys]
-        mark = " class=best" if trial is best else ""
-        rows.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}" for cell in cells))
-    return f"<table><tr>{head}{''.join(rows)}</table>"
+        mark = ' class="best"' if trial is best else ""
+        shown = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        rows.append(f'<tr{mark}><th scope="row">{trial.number}</th>{shown}</tr>')
+    body = "".join(rows)
+    return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _ends(dimension: Dimension) -> tuple[str, str]:
@@ -149,7 +133,7 @@ def _line(points: list[tuple[float, float]], trial: Trial, low: float, high: flo
 
 
 def _axis(x: float, low: Any, high: Any, name: str) -> str:
-    line = f'<path d="M{LEFT + x:.1f},{TOP} V{HEIGHT - TOP}" stroke="#999"/>'
+    line = f'<path d="M{LEFT + x:.1f},{TOP} V{HEIGHT - TOP}" class="axis"/>'
     labels = ((TOP - 4, high), (HEIGHT - TOP + 13, low), (TOP - 17, name))
     return line + "".join(
         _text(LEFT + x, y, each if isinstance(each, str) else f"{each:.1f}") for y, each in labels
@@ -160,5 +144,8 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
-def _svg(parts: list[str], height: int = HEIGHT) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" width="100%">{"".join(parts)}</svg>'
+def _svg(title: str, parts: list[str], height: int = HEIGHT) -> str:
+    return (
+        f'<svg class="drawing" role="img" aria-label="{html.escape(title)}" viewBox="0 0 {WIDTH} {height}">'
+        + ("".join(parts) + "</svg>")
+    )

@@ -16,16 +16,18 @@ from rich.table import Table
 from gkd_scale import console, files
 from gkd_scale.benchmark import table
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe, read_recipe
-from gkd_scale.benchmark.plan import Plan, Work, cells, steps_of
+from gkd_scale.benchmark.plan import Plan, Work, cells, evaluation, steps_of
 from gkd_scale.errors import ConfigError, GkdError, RunError
-from gkd_scale.steps import run_step
+from gkd_scale.steps import Step, run_step
+
+PAGE = "report.html"
 
 
 def benchmark(cfg: BenchmarkConfig) -> None:
     """Run the chosen cells and print the table; the same call goes on where it stopped.
 
-    Writes ``results.json``, ``table.md`` and ``bars.png`` under ``cfg.out``. Raises ConfigError for the
-    recipe, GkdError where a step fails.
+    Writes ``results.json``, ``table.md``, ``bars.png`` and ``report.html`` under ``cfg.out``. Raises
+    ConfigError for the recipe, GkdError where a step fails.
     """
     out = cfg.out or Path("runs") / cfg.recipe.stem
     recipe = read_recipe(cfg.recipe, cfg.data, out)
@@ -47,6 +49,24 @@ def benchmark(cfg: BenchmarkConfig) -> None:
     with files.shared(out / files.LOCK, _digest(plan.works(cells(recipe, []))), partial(_same, out)):
         run(works, out)
         report(recipe, out)
+    step = page(recipe, out)
+    if step is not None:
+        run_step(step, "last:", out / "logs" / "report.log")
+        console.out.print(f"written to {out / PAGE}: open it in a browser", markup=False)
+
+
+def page(recipe: Recipe, out: Path) -> Step | None:
+    """The command that shows what has been measured on a page, a seed a method; None for nothing yet."""
+    found: dict[str, str] = {}
+    for method, seed in cells(recipe, []):
+        if (path := evaluation(out, method, seed)).is_file():
+            found.setdefault(method, str(path.parent))
+    if not found:
+        return None
+    data = [part for name, ref in recipe.domains.items() for part in ("--data", f"{name}={ref}")]
+    weights = ["--teacher-weights", recipe.teacher.weights] if recipe.teacher.weights else []
+    command = ["gkd-scale", "report", *found.values(), *data, *weights, "--images", "12", "--scenes", "1"]
+    return Step("show the runs on a page", [*command, "--out", str(out / PAGE)])
 
 
 def _digest(works: Sequence[Work]) -> str:

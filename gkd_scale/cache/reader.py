@@ -14,12 +14,15 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codec import STATE, Codec, Float16, load_codec
@@ -39,6 +42,7 @@ from gkd_scale.cache.shard import (
     tar_path,
 )
 from gkd_scale.cache.spec import SPEC, Spec, differences, read_spec
+from gkd_scale.cache.views import decode
 from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.types import Grid, Size
@@ -67,6 +71,15 @@ class Sample(NamedTuple):
     jpeg: bytes
     cls: Float16
     patches: Float16
+
+
+class Item(NamedTuple):
+    """One stored sample: ``pixels`` (3, H, W) uint8, ``cls`` (C,) and ``patches`` (N, C) float16."""
+
+    sid: str
+    pixels: Tensor
+    cls: Tensor
+    patches: Tensor
 
 
 class _Index(NamedTuple):
@@ -100,8 +113,12 @@ class _File:
             os.close(self._descriptor)
 
 
-class Cache:
-    """A complete cache on disk. Sample ``index`` counts the readable images in plan order."""
+class Cache(Dataset[Item]):
+    """A complete cache on disk. Sample ``index`` counts the readable images in plan order.
+
+    Also a map-style torch dataset of all views one after the other, for any ``DataLoader``; :func:`train
+    <gkd_scale.distill.stage1.train>` reads faster, whole batches at a time.
+    """
 
     def __init__(
         self,
@@ -112,6 +129,7 @@ class Cache:
         mirror: Mirror | None = None,
     ) -> None:
         self._mirror = mirror
+        self._source, self._opened = str(path), dict[str, Any]()
         self.path, self.spec, self.shard_sizes = path, spec, tuple(shard_sizes)
         self.grid: Grid = spec.grid
         self.dim = spec.dim
@@ -130,7 +148,8 @@ class Cache:
         """A complete cache; one behind a URL through a mirror in ``home`` of ``limit`` bytes.
 
         CacheError for none or an unfinished one, DamageError for a damaged one."""
-        mirror = Mirror(str(path), home, limit) if is_url(path) else None
+        source = str(path)
+        mirror = Mirror(source, home, limit) if is_url(path) else None
         path = Path(path) if mirror is None else mirror.folder
         spec = read_spec(path)
         try:
@@ -141,7 +160,26 @@ class Cache:
             raise _damage(path, SPEC, "it does not match the manifest")
         if mirror is None and not holds(path / PLAN, info.files.get(PLAN)):
             raise _damage(path, PLAN, "it does not match the manifest")
-        return cls(path, spec, info.shard_sizes, info.files, mirror)
+        found = cls(path, spec, info.shard_sizes, info.files, mirror)
+        found._source, found._opened = source, {"home": home, "limit": limit}
+        return found
+
+    def __len__(self) -> int:
+        """Samples of all views."""
+        return self.views * self.num_samples
+
+    def __getitem__(self, place: int) -> Item:
+        """Sample ``place`` of all views, the first view's first; DamageError as :meth:`read`."""
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"sample {place} of {len(self)}")
+        view, index = divmod(place % len(self), self.num_samples)
+        sample = self.read(view, index)
+        pixels = torch.from_numpy(decode(sample.jpeg))
+        return Item(sample.sid, pixels, torch.from_numpy(sample.cls), torch.from_numpy(sample.patches))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the cache anew: a DataLoader's workers, however they are started."""
+        return partial(Cache.open, **self._opened), (self._source,)
 
     def read(self, view: int, index: int) -> Sample:
         """Sample ``index`` of view ``view`` modulo the cache's views; DamageError names what is damaged."""

@@ -61,3 +61,36 @@ class QsdHead(nn.Module):
         assert self.attend, "plain MSE gathers nothing"
         queries: Tensor = self.proj_q(student)
         return (self.scale * queries @ teacher.to(queries.dtype).mT).softmax(-1)
+
+
+class QsdLoss(nn.Module):
+    """mean (v' - v_t)² with v' of :class:`QsdHead`: the paper's L_feat in anybody's training loop.
+
+    Its parameters are the head's: give them to the optimizer beside the student's. ``student_dim`` Cs and
+    ``teacher_dim`` Ct are token widths; the other arguments are those of :class:`QsdHead`. Without
+    ``norm`` the teacher's tokens are compared as they are, as published; with it each is first brought to
+    mean 0 and variance 1 over its channels, which tokens of foundation models need.
+
+    ::
+
+        loss = gkd_scale.QsdLoss(192, 768, norm=True)
+        optimizer = torch.optim.AdamW([*student.parameters(), *loss.parameters()], lr=1e-3)
+        loss(student_tokens, teacher_tokens).backward()
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, *, norm: bool = False, **head: bool) -> None:
+        super().__init__()
+        self.head = QsdHead(student_dim, teacher_dim, **head)
+        self.norm = norm
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``student`` (B, N, Cs) and ``teacher`` (B, N, Ct) of the same places to a scalar, or ValueError."""
+        if student.shape[:2] != teacher.shape[:2]:
+            raise ValueError(
+                f"student tokens {tuple(student.shape)} and teacher tokens {tuple(teacher.shape)} are not of "
+                "the same images and places: resample one to the other's grid"
+            )
+        target = teacher.detach().float()
+        if self.norm:
+            target = F.layer_norm(target, target.shape[-1:])
+        return F.mse_loss(self.head(student, target).float(), target)

@@ -51,8 +51,7 @@ def train(
     """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs.
 
     ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Distiller (or G2SD's
-    Generic), not
-    yet sharded.
+    Generic), not yet sharded.
     """
     runtime.on_main(lambda: loggers.require(cfg.loggers()))
     plan = ds_config.resolve(

@@ -15,10 +15,13 @@ _MOST = 400
 """Points drawn of a curve: more would not be seen."""
 
 
-def line_chart(title: str, curves: Mapping[str, Points], *, log: bool = False) -> str:
+def line_chart(
+    title: str, curves: Mapping[str, Points], *, log: bool = False, colours: Mapping[str, str] | None = None
+) -> str:
     """Curves of (step, value) as an SVG; the empty string if no curve has two points.
 
-    Values beyond 1e100 and those that are not numbers are left out, with ``log`` those that are not positive.
+    ``colours`` by curve replace the page's own. Values beyond 1e100 and those that are not numbers are left
+    out, with ``log`` those that are not positive.
     """
     shown = {name: kept for name, points in curves.items() if len(kept := _kept(points, log)) > 1}
     if not shown:
@@ -51,8 +54,9 @@ def line_chart(title: str, curves: Mapping[str, Points], *, log: bool = False) -
         parts.append(f'<text x="{across}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{number(x)}</text>')
     for index, (name, points) in enumerate(shown.items()):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        colour = f' style="stroke: {escape(colours[name])}"' if colours else ""
         parts.append(
-            f'<polyline class="curve c{index % 6}" points="{path}"><title>{escape(name)}: '
+            f'<polyline class="curve c{index % 6}"{colour} points="{path}"><title>{escape(name)}: '
             f"{number(points[-1][1])} at step {number(points[-1][0])}</title></polyline>"
         )
     return "".join([*parts, "</svg>"])

@@ -157,7 +157,7 @@ def score_table(
     domains = list(dict.fromkeys(domain for _, values, _ in rows for domain in values))
     if not domains:
         return None
-    found = []
+    found: list[dict[str, Any]] = []
     for run, values, partly in rows:
         home = run.card.miou if run.card else 0.0
         mean = statistics.fmean(values.values()) if values else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from gkd_scale.benchmark.config import BenchmarkConfig
+from gkd_scale.benchmark.config import BenchmarkConfig, read_recipe
 from gkd_scale.benchmark.plan import Work
-from gkd_scale.benchmark.run import benchmark, run
+from gkd_scale.benchmark.run import benchmark, page, run
 from gkd_scale.benchmark.table import seconds
 from gkd_scale.errors import ConfigError, GkdError
+from gkd_scale.report.config import ReportConfig
 from gkd_scale.steps import Step
+from tests.commands import parse
 from tests.conftest import ROOT
 
 
@@ -139,3 +142,17 @@ def test_a_dry_run_prints_budget_and_commands_and_runs_nothing(
 def test_without_launchers_it_says_where_to_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run from a checkout"):
         benchmark(config(tmp_path, launchers=tmp_path))
+
+
+def test_the_page_shows_a_run_of_each_method_that_was_evaluated(tmp_path: Path) -> None:
+    recipe = read_recipe(ROOT / "benchmarks/recipes/camvid.yaml", tmp_path / "data", tmp_path)
+    assert page(recipe, tmp_path) is None
+    for cell in ("gkd/seed1", "gkd/seed2", "none/seed0"):
+        (tmp_path / cell / "head").mkdir(parents=True)
+        (tmp_path / cell / "head/evaluation.json").write_text("{}")
+    step = page(recipe, tmp_path)
+    assert step is not None
+    _, options = parse(shlex.join(step.command))
+    assert isinstance(options, ReportConfig)
+    assert options.runs == [tmp_path / "none/seed0/head", tmp_path / "gkd/seed1/head"]
+    assert list(options.domains()) == ["day", "dusk"] and options.teacher_weights is not None
