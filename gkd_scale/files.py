@@ -45,7 +45,7 @@ def atomic(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(out: Path, error: type[UserError] = RunError) -> Iterator[Path]:
-    """A folder that appears under ``out`` only when the block ends without an exception; yields where to write.
+    """A folder that appears under ``out`` only when the block ends without an exception; where to write it.
 
     Raises ``error`` where ``out`` is there already, but for an empty folder, or another process makes it.
     """

@@ -34,7 +34,7 @@ TRAINING = "training"
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of an export: which inputs it takes, its differences, on which images, what they cost."""
+    """What was found of an export: which inputs it takes, how it differs on ``images`` from ``source``."""
 
     shapes: Shapes
     differences: Sequence[Difference]
@@ -109,8 +109,8 @@ def page(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict[
         f"# {subject.run.resolve().name}: {what}",
         "",
         f"{parameters / 1e6:.2f} M parameters, {config.dtype}, distilled and exported with gkd-scale "
-        f"{__version__}. Takes {checked.shapes.value} ({subject.image_size[0]}x{subject.image_size[1]}, height "
-        "x width, in training).",
+        f"{__version__}. Takes {checked.shapes.value} (in training {subject.image_size[0]}x"
+        f"{subject.image_size[1]}, H x W).",
         *(f"\n{note}." for note in checked.notes),
         "",
         "## Use",

@@ -105,7 +105,7 @@ def _tell(config: ExportConfig, checked: Checked) -> None:
         f"checked against PyTorch on {checked.images} images of {checked.source}:",
         *(f"  {each.line()}" for each in checked.differences),
         *(f"  {each.line()}" for each in checked.costs),
-        f"{config.out} is complete: {config.format}, {config.dtype}; {config.out / card.CARD_FILE} says how to load it",
+        f"{config.out} is complete: {config.format}, {config.dtype}; see its {card.CARD_FILE}",
     ]
     for line in lines:
         console.out.print(line, markup=False)

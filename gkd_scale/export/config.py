@@ -53,7 +53,7 @@ class ExportConfig:
             return
         if self.with_head and not chosen.head:
             raise ConfigError(
-                f"--format {self.format} holds a backbone alone: {self.format} has no model class for our heads",
+                f"--format {self.format} holds a backbone alone: it has no class for our heads",
                 f"use --format {WITH_HEAD}, or leave --with-head out",
             )
         if self.dtype not in chosen.dtypes:

@@ -31,7 +31,7 @@ class Pixels(NamedTuple):
 
 
 def find(images: str | None, history: Run | None, size: Size, count: int) -> Pixels:
-    """``count`` images (fewer where there are fewer), cut to ``size``; DataError where ``images`` has none."""
+    """``count`` images or as many as there are, cut to ``size``; DataError where ``images`` has none."""
     if images is not None:
         return Pixels(_stack(_of_place(images, count), size), images)
     for place in _trained_on(history):

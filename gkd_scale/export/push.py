@@ -9,7 +9,7 @@ from gkd_scale.errors import ConfigError, UserError
 
 
 def require_access(repository: str) -> None:
-    """ConfigError or UserError where there is no such name, no token, or no way there; before any work is done."""
+    """ConfigError or UserError where there is no such name, no token, or no way there."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

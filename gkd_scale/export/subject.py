@@ -58,7 +58,7 @@ class How:
 
 
 class BackboneGraph(nn.Module):
-    """Pixels to ``patches`` (B, N, C), row-major, after the final norm, and ``cls`` (B, C) where there is one."""
+    """Pixels to ``patches`` (B, N, C), row-major, after the final norm, and ``cls`` (B, C) if it has one."""
 
     mean: Tensor
     std: Tensor
@@ -77,7 +77,7 @@ class BackboneGraph(nn.Module):
 
 
 class SegmenterGraph(nn.Module):
-    """Pixels to ``logits`` (B, K, H, W) at their size; the border that makes whole patches is added inside."""
+    """Pixels to ``logits`` (B, K, H, W) at their size; the border that makes whole patches is added here."""
 
     mean: Tensor
     std: Tensor
@@ -148,7 +148,7 @@ class Subject:
 
     @torch.no_grad()
     def reference(self, pixels: Tensor) -> dict[str, Tensor]:
-        """What the run itself gives in PyTorch for pixels (B, 3, H, W) uint8, by the code that evaluates it."""
+        """What the run itself gives in PyTorch for pixels (B, 3, H, W) uint8, as it is evaluated."""
         if self.head:
             from gkd_scale.segment.inference import logits
 
@@ -214,6 +214,6 @@ def _require_whole_patches(backbone: Backbone, size: Size) -> None:
     if any(side % backbone.stride for side in size):
         near = "x".join(str(max(1, round(side / backbone.stride)) * backbone.stride) for side in size)
         raise ConfigError(
-            f"{size[0]}x{size[1]} is not made of multiples of {backbone.stride}, the stride of {backbone.name}",
+            f"{size[0]}x{size[1]} is not made of multiples of {backbone.stride}, {backbone.name}'s stride",
             f"use --image-size {near}",
         )

@@ -1,8 +1,8 @@
 """``model.onnx`` by torch's dynamo exporter, checked in onnxruntime; float32, float16 or int8.
 
-fp16 has 16-bit weights and arithmetic, its input and outputs stay float32. int8 is onnxruntime's: transformers,
-most of whose weights are matrices, get int8 matrices and measure the range of activations as they run (dynamic);
-convolutional networks get int8 convolutions with ranges from real images (static).
+fp16 has 16-bit weights and arithmetic; its input and outputs stay float32. int8 is onnxruntime's: networks
+whose weights are mostly matrices get int8 matrices, and measure the range of activations as they run (dynamic);
+the others get int8 convolutions too, with ranges from real images (static).
 """
 
 from __future__ import annotations

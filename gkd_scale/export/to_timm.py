@@ -1,4 +1,4 @@
-"""A folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads: :mod:`gkd_scale.models.hub`."""
+"""A folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads; see ``models/hub.py``."""
 
 from __future__ import annotations
 

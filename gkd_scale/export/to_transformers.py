@@ -1,4 +1,4 @@
-"""A folder that ``AutoModel`` and ``AutoImageProcessor`` read: the timm folder, as transformers' TimmWrapper."""
+"""A folder that ``AutoModel`` and ``AutoImageProcessor`` read: timm's, as transformers' TimmWrapper."""
 
 from __future__ import annotations
 

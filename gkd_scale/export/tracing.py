@@ -14,6 +14,8 @@ from torch.export import Dim, ExportedProgram
 from gkd_scale.export.subject import INPUT, Shapes, Subject
 from gkd_scale.types import Size
 
+_LOGGERS = ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
+
 
 def trace(subject: Subject, shapes: Shapes) -> ExportedProgram:
     """The graph of what is exported; the input is called ``pixels``. Raises whatever torch raises."""
@@ -45,7 +47,7 @@ def names(graph_outputs: tuple[str, ...], found: tuple[Tensor, ...]) -> dict[str
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what torch's and onnxscript's exporters say of themselves; errors are raised all the same."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

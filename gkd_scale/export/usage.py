@@ -67,7 +67,7 @@ def usage(form: str, subject: Subject, shapes: Shapes) -> list[str]:
         outputs=names if form != "onnx" or "," in names else f"({names},)",
         then=then,
     )
-    sizes = "" if shapes is Shapes.ANY else f" Only {height}x{width} (H x W) is taken: {subject.why_fixed()}."
+    sizes = "" if shapes is Shapes.ANY else f" Only {height}x{width} (H x W) is taken."
     about = "Normalisation is inside the model: give float32 RGB (B, 3, H, W) in 0..1, not 0..255."
     inner = (
         "`logits` (B, K, H, W) are at the size of the input."

@@ -1,4 +1,4 @@
-"""An export against the run in PyTorch, on real pixels: the largest difference, and the share of equal classes."""
+"""An export against the run in PyTorch, on real pixels: the largest difference, equal classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gkd_scale.errors import GkdError
 from gkd_scale.export.subject import Loaded, Shapes, Subject
-from gkd_scale.segment.segmenter import Colour
+from gkd_scale.segment.augment import Colour
 from gkd_scale.types import Size
 
 TOLERANCE = 1e-4
@@ -26,7 +26,7 @@ class Differs(GkdError):
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one output over all images: ``largest`` absolute difference, ``value`` the run's largest absolute value.
+    """Of one output over all images: ``largest`` absolute difference, ``value`` the largest of the run.
 
     ``same`` is the share of pixels whose class is the same, 0..1; None where the output is no logits.
     """
@@ -70,7 +70,7 @@ def differences(
 
 
 def _batches(images: Tensor, shapes: Shapes, subject: Subject) -> Iterator[Tensor]:
-    """All images, one, and, where any size is taken, parts that are smaller; by themselves where one is taken."""
+    """All images, one, and, where any size is taken, parts of them; one by one where one is taken."""
     if shapes is Shapes.ONE:
         yield from images.split(1)
         return
