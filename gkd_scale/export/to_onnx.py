@@ -1,8 +1,8 @@
 """``model.onnx`` by torch's dynamo exporter, checked in onnxruntime; float32, float16 or int8.
 
 fp16 has 16-bit weights and arithmetic; its input and outputs stay float32. int8 is onnxruntime's: networks
-whose weights are mostly matrices get int8 matrices, and measure the range of activations as they run (dynamic);
-the others get int8 convolutions too, with ranges from real images (static).
+whose weights are mostly matrices get int8 matrices, and activations are measured as they run (dynamic); the
+others get int8 convolutions too, with the ranges of activations on real images (static).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers import float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor, nn
 
 from gkd_scale.export.subject import INPUT, How, Loaded, Shapes, Subject
@@ -45,8 +47,9 @@ def write(subject: Subject, folder: Path, how: How) -> None:
         plain = (folder if how.dtype == "fp32" else Path(scratch)) / FILE
         made.save(str(plain), external_data=_bytes(subject) > _LARGEST)
         if how.dtype == "fp16":
-            half = float16.convert_float_to_float16(onnx.load(str(plain)), keep_io_types=True)
-            onnx.save(half, str(folder / FILE))
+            half = OnnxModel(float16.convert_float_to_float16(onnx.load(str(plain)), keep_io_types=True))
+            half.topological_sort()  # the converter appends its casts
+            onnx.save(half.model, str(folder / FILE))
         elif how.dtype == "int8":
             _quantise(subject, plain, folder / FILE, how)
     onnx.checker.check_model(str(folder / FILE))
@@ -66,9 +69,11 @@ def quantisation(subject: Subject) -> str:
 
 
 def _quantise(subject: Subject, plain: Path, out: Path, how: How) -> None:
+    ready = plain.with_name("ready.onnx")
+    quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)  # folds BatchNorm into convolutions
     if quantisation(subject) == "dynamic":
         quantize_dynamic(
-            plain,
+            ready,
             out,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
@@ -77,7 +82,7 @@ def _quantise(subject: Subject, plain: Path, out: Path, how: How) -> None:
         )
         return
     quantize_static(
-        plain,
+        ready,
         out,
         _Calibration(how),
         quant_format=QuantFormat.QDQ,
