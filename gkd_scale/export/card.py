@@ -191,7 +191,7 @@ def _metrics(subject: Subject, checked: Checked) -> Iterator[str]:
 def _data(config: ExportConfig, subject: Subject) -> Iterator[str]:
     yield from ("## Data and licences", "", "| | | licence |", "|---|---|---|")
     yield f"| these weights | | {config.license or 'not stated'} |"
-    yield f"| architecture | {subject.backbone.spec.name} (timm) | see timm |"
+    yield f"| architecture | {subject.backbone.spec.name} | Apache-2.0, timm's code |"
     for name in _teachers(subject):
         yield f"| teacher | {name} | {hub.licence_of(name) or 'not known to timm'} |"
     for _, phase in _phases(subject):

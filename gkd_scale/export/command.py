@@ -24,6 +24,8 @@ CHECKED_ON = 4
 """Images that an export is compared on."""
 CALIBRATED_ON = 32
 """Images that static quantisation measures activations on."""
+_DOUBTFUL = 0.99
+"""Below this share of equal classes a smaller dtype is warned of."""
 
 
 def export(config: ExportConfig) -> None:
@@ -76,9 +78,14 @@ def _written(
                 why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
                 continue
             progress.update(task, completed=3, description="export")
-            notes = [f"It takes {shapes.value}: {why}"] if shapes is not Shapes.ANY else []
+            notes = [_limit(subject, shapes, why)] if shapes is not Shapes.ANY else []
             return loaded, Checked(shapes, differences, len(images), found.source, (), notes)
     raise AssertionError("no attempt")
+
+
+def _limit(subject: Subject, shapes: Shapes, why: str) -> str:
+    height, width = subject.image_size
+    return f"Only images of {height}x{width} (H x W) are taken, {shapes.value.partition(',')[0]}: {why}"
 
 
 def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdError:
@@ -100,6 +107,15 @@ def _cost(subject: Subject, loaded: Loaded, shapes: Shapes, name: str, dataset: 
 
 
 def _tell(config: ExportConfig, checked: Checked) -> None:
+    """Say what was written and how far it is from the run."""
+    least = min((each.same for each in checked.differences if each.same is not None), default=1.0)
+    if least < _DOUBTFUL:
+        console.out.print(
+            f"warning: {100 * (1 - least):.1f} % of pixels get another class as {config.dtype}; "
+            "--data NAME=ADAPTER:PATH measures what that costs",
+            markup=False,
+            style="yellow",
+        )
     lines = [
         *(f"note: {note}" for note in checked.notes),
         f"checked against PyTorch on {checked.images} images of {checked.source}:",

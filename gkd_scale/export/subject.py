@@ -43,9 +43,9 @@ _DEFAULT_SIZE = (224, 224)
 class Shapes(Enum):
     """Which inputs an export takes."""
 
-    ANY = "any batch and size"
-    BATCH = "any batch, one size"
-    ONE = "batches of one, one size"
+    ANY = "any batch, of any size"
+    BATCH = "any batch, of one size"
+    ONE = "one at a time, of one size"
 
 
 @dataclass(frozen=True)
