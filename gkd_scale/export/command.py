@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import console, files
-from gkd_scale.errors import GkdError, RunError
+from gkd_scale.errors import GkdError, ModelError, UserError
 from gkd_scale.export import card, measure, pixels, push, verify
 from gkd_scale.export.card import Checked
 from gkd_scale.export.config import ExportConfig
@@ -69,7 +69,7 @@ def _written(
                 progress.update(task, completed=2, description="comparing")
                 exact = config.dtype == "fp32"
                 differences = verify.differences(subject, loaded, images, shapes, exact=exact)
-            except OSError:
+            except (OSError, UserError):
                 raise
             except Exception as error:  # exporters raise anything
                 if shapes is attempts[-1]:
@@ -93,7 +93,7 @@ def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdErro
         return verify.Differs(
             f"{error.message}; nothing was written", "please report it with this run's backbone.yaml"
         )
-    return RunError(
+    return ModelError(
         f"{subject.backbone.name} cannot be written as {config.format}: "
         f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
         f"use another --format: {', '.join(name for name in FORMATS if name != config.format)}",

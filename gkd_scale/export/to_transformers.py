@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
+from transformers.utils import logging
 
 from gkd_scale.export.subject import How, Loaded, Shapes, Subject
 from gkd_scale.export.to_timm import outputs
@@ -32,8 +35,9 @@ def write(subject: Subject, folder: Path, how: How) -> None:  # noqa: ARG001
 
 def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG001
     """The model as transformers loads it, pixels normalised as its image processor says."""
-    model: Any = AutoModel.from_pretrained(folder).eval()
-    said: Any = AutoImageProcessor.from_pretrained(folder).data_config
+    with _quiet():
+        model: Any = AutoModel.from_pretrained(folder).eval()
+        said: Any = AutoImageProcessor.from_pretrained(folder).data_config
     normalize = Normalize(said["mean"], said["std"])
 
     @torch.no_grad()
@@ -42,3 +46,17 @@ def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG
         return outputs(model.timm_model, x, model(pixel_values=x).last_hidden_state)
 
     return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and remarks; errors are raised all the same."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
