@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -63,12 +65,12 @@ _AROUND = """
 import sys
 import numpy as np
 {torch}
-folder, images, out = sys.argv[1:]
-pixels = np.load(images)
+folder, *places = sys.argv[1:]
+for place in places:
+    pixels = np.load(place)
 {load}
-{after}
+    np.savez(place + ".npz", **outputs)
 assert not [name for name in sys.modules if name.partition(".")[0] == "gkd_scale"]
-np.savez(out, **outputs)
 """
 _FEATURES = """
 with torch.no_grad():
@@ -143,34 +145,31 @@ def code_of_card(folder: Path) -> str:
     return "\n".join(lines[start:]).strip()
 
 
-def plain(folder: Path, form: str, pixels: npt.NDArray[np.float32], scratch: Path) -> dict[str, Any]:
-    """The outputs of an export in its own library, in a process without gkd_scale."""
-    np.save(scratch / "pixels.npy", pixels)
-    after = ""
+def plain(
+    folder: Path, form: str, pixels: Sequence[npt.NDArray[np.float32]], scratch: Path
+) -> list[dict[str, Any]]:
+    """The outputs of an export for each batch, in its own library, in one process without gkd_scale."""
+    places = [scratch / f"pixels-{number}.npy" for number in range(len(pixels))]
+    for place, each in zip(places, pixels, strict=True):
+        np.save(place, each)
+    code = LOADERS[form]
     if form in ("timm", "transformers"):
-        after = _FEATURES.format(code="".join(f"    {line}\n" for line in code_of_card(folder).splitlines()))
-    text = _AROUND.format(load=LOADERS[form], after=after, torch="" if form == "onnx" else "import torch")
-    env = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
+        code += _FEATURES.format(code=indent(code_of_card(folder), "    "))
+    text = _AROUND.format(load=indent(code, "    "), torch="" if form == "onnx" else "import torch")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            text,
-            folder.resolve(),
-            scratch / "pixels.npy",
-            scratch / "out.npz",
-        ],
+        [sys.executable, "-W", "ignore", "-c", text, folder.resolve(), *places],
         cwd=scratch,
-        env=env,
+        env={key: value for key, value in environment().items() if key != "PYTHONPATH"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    with np.load(scratch / "out.npz") as found:
-        return {name: found[name] for name in found.files}
+    found = []
+    for place in places:
+        with np.load(f"{place}.npz") as outputs:
+            found.append({name: outputs[name] for name in outputs.files})
+    return found
 
 
 def reference(run: Path, pixels: npt.NDArray[np.uint8], head: bool) -> dict[str, Any]:
