@@ -5,7 +5,7 @@ Everything is made beside OUT and moved there at the end: OUT is whole or not th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def export(config: ExportConfig) -> None:
         found = pixels.find(config.images, subject.history, subject.image_size, count)
         loaded, checked = _written(config, implementation, subject, found, folder)
         costs = [_cost(subject, loaded, checked.shapes, *each) for each in datasets.items()]
-        checked = Checked(**{**checked.__dict__, "costs": costs})
+        checked = replace(checked, costs=costs)
         card.write(folder, config, subject, checked)
     _tell(config, checked)
     if config.push_to_hub is not None:
@@ -55,7 +55,7 @@ def _written(
     config: ExportConfig, implementation: Any, subject: Subject, found: Pixels, folder: Path
 ) -> tuple[Loaded, Checked]:
     """Write the model's files and check them; the next best inputs where a graph cannot take all."""
-    attempts: Sequence[Shapes] = subject.shapes() if implementation.FIXED else [Shapes.ANY]
+    attempts = subject.shapes() if implementation.FIXED else [Shapes.ANY, Shapes.BATCH]
     why = subject.why_fixed() if implementation.FIXED else ""
     images = found.images[:CHECKED_ON]
     with console.progress() as progress:
@@ -93,10 +93,11 @@ def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdErro
         return verify.Differs(
             f"{error.message}; nothing was written", "please report it with this run's backbone.yaml"
         )
+    others = [each.name for each in FORMATS.values() if each.head or not config.with_head]
     return ModelError(
         f"{subject.backbone.name} cannot be written as {config.format}: "
         f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-        f"use another --format: {', '.join(name for name in FORMATS if name != config.format)}",
+        f"use another --format: {', '.join(name for name in others if name != config.format)}",
     )
 
 

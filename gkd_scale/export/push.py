@@ -1,4 +1,7 @@
-"""``--push-to-hub ID``: an export as a Hugging Face repository."""
+"""``--push-to-hub ID``: an export as a Hugging Face repository.
+
+What the client raises is not one tree (its own errors, httpx's, urllib3's), so all of it is caught.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def require_access(repository: str) -> None:
         raise UserError("--push-to-hub: there is no Hugging Face token", "run hf auth login, or set HF_TOKEN")
     try:
         HfApi().whoami()
-    except Exception as error:  # the client's, or one of several network libraries'
+    except Exception as error:
         raise UserError(
             f"--push-to-hub: the Hugging Face Hub cannot be reached, or refuses the token: {_short(error)}",
             "check the network and HF_TOKEN, or leave --push-to-hub out",

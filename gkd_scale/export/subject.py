@@ -1,9 +1,10 @@
 """What is exported: a run's backbone, or its segmenter, as one module from pixels to named tensors.
 
-A format is a module with two functions::
+A format is a module with two functions and a constant::
 
-    write(subject, folder, how) -> None     its files, into ``folder``
-    load(folder, subject) -> Loaded         them, as the format's own library loads and runs them
+    write(subject, folder, how) -> None        its files, into ``folder``
+    load(folder, subject, shapes) -> Loaded    them, as the format's own library loads and runs them
+    FIXED                                      whether it is a graph, which may be tied to one size
 
 Pixels are float32 RGB (B, 3, H, W) in 0..1 everywhere; mean and standard deviation are inside the module.
 """

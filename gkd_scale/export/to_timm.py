@@ -13,7 +13,6 @@ from gkd_scale.models import families, hub
 from gkd_scale.models.teachers import Normalize
 
 FIXED = False
-"""The network is a module still: what it takes does not depend on how it was written."""
 
 
 def write(subject: Subject, folder: Path, how: How) -> None:  # noqa: ARG001

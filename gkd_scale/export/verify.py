@@ -64,7 +64,8 @@ def differences(
             each = _difference(name, value, given[name])
             found[name] = _larger(found[name], each) if name in found else each
     for each in found.values():
-        if exact and (each.largest > TOLERANCE * max(1.0, each.value) or (each.same or 1.0) < SAME):
+        other = each.same is not None and each.same < SAME
+        if exact and (other or each.largest > TOLERANCE * max(1.0, each.value)):
             raise Differs(f"the export differs from the run: {each.line()}")
     return list(found.values())
 

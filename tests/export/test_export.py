@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from gkd_scale import config, files
 from gkd_scale.cli import main
 from gkd_scale.export import verify
 from gkd_scale.export.config import ExportConfig
+from gkd_scale.export.subject import Shapes, open_subject
 from gkd_scale.segment.datasets import scenes
+from tests.cases import tiny
 from tests.conftest import write_images
 from tests.report.test_report import write_phase
 from tests.segment.support import Blocks, write_folder
@@ -149,6 +152,9 @@ def test_the_images_are_those_of_the_training(
     write_phase(run, {"backbone": None, "train": [f"folder:{data}"]})
     assert call(run, "--out", tmp_path / "out", "--format", "timm") == 0
     assert f"3 images of folder:{data}" in " ".join(capsys.readouterr().out.split())
+    write_phase(run, {"cache": [str(tiny.cache())]})
+    assert call(run, "--out", tmp_path / "other", "--format", "timm") == 0
+    assert f"4 images of {tiny.cache()}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_export_that_differs_is_not_kept(
@@ -158,6 +164,28 @@ def test_an_export_that_differs_is_not_kept(
     assert call(stage1, "--out", tmp_path / "deep/out", "--format", "timm") == 1
     assert "differs from the run" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_counts_as_different(stage2: Path) -> None:
+    subject = open_subject(stage2, head=True)
+    images = torch.from_numpy(pictures((64, 96)))
+
+    def given(change: Callable[[torch.Tensor], torch.Tensor]) -> list[verify.Difference]:
+        def loaded(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": change(subject.reference((255 * pixels).round().byte())["logits"])}
+
+        return verify.differences(subject, loaded, images, Shapes.ANY, exact=True)
+
+    (same,) = given(lambda logits: logits)
+    assert same.largest == 0 and same.same == 1
+    with pytest.raises(verify.Differs, match="the same class in 0.000 % of pixels"):
+        given(lambda logits: logits.roll(1, 1))
+    with pytest.raises(verify.Differs, match="largest difference 0.1"):
+        given(lambda logits: logits + 0.1)
+    with pytest.raises(verify.Differs, match="not finite"):
+        given(lambda logits: logits / 0)
+    with pytest.raises(verify.Differs, match="has the shape"):
+        given(lambda logits: logits[..., :-1])
 
 
 # ---------------------------------------------------------------------------------------- mistakes
