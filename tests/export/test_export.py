@@ -178,9 +178,9 @@ def test_what_counts_as_different(stage2: Path) -> None:
 
     (same,) = given(lambda logits: logits)
     assert same.largest == 0 and same.same == 1
-    with pytest.raises(verify.Differs, match="the same class in 0.000 % of pixels"):
+    with pytest.raises(verify.Differs, match=r"the same class in 0\.000 % of pixels"):
         given(lambda logits: logits.roll(1, 1))
-    with pytest.raises(verify.Differs, match="largest difference 0.1"):
+    with pytest.raises(verify.Differs, match=r"largest difference 0\.1"):
         given(lambda logits: logits + 0.1)
     with pytest.raises(verify.Differs, match="not finite"):
         given(lambda logits: logits / 0)
