@@ -232,6 +232,17 @@ def _doctor(argv: Sequence[str], prog: str, command: Command) -> int:
     return doctor(cfg)
 
 
+def _export(argv: Sequence[str], prog: str, command: Command) -> int:
+    from gkd_scale.config import parse
+    from gkd_scale.export.config import ExportConfig
+
+    cfg = parse(ExportConfig, argv, prog=prog, description=command.help, examples=command.examples)
+    from gkd_scale.export.command import export
+
+    export(cfg)
+    return 0
+
+
 def _probe(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.config import parse
     from gkd_scale.segment.config import TeacherProbeConfig
@@ -465,6 +476,18 @@ on all GPUs:
   gkd-scale doctor --cache caches/proxy --run runs/1a --out runs
   gkd-scale doctor --hostfile launchers/hostfile.example --only network --only nodes
   gkd-scale doctor --json
+""",
+    ),
+    "export": Command(
+        _export,
+        "Write a run as a timm or transformers folder, as ONNX or as a torch.export program, checked.",
+        """\
+  gkd-scale export runs/1b --format timm --out exports/timm
+  gkd-scale export runs/head --format transformers --out exports/transformers --push-to-hub user/student
+  gkd-scale export runs/head --format onnx --with-head --out exports/onnx
+  gkd-scale export runs/head --format onnx --with-head --dtype int8 --out exports/int8 \\
+      --data day=camvid:camvid/val_day
+  gkd-scale export runs/head --format torch-export --with-head --out exports/pt2
 """,
     ),
     "datasets": Command(

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,63 @@ def atomic(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(out: Path, error: type[UserError] = RunError) -> Iterator[Path]:
+    """A folder that appears under ``out`` only when the block ends without an exception; where to write it.
+
+    Raises ``error`` where ``out`` is there already, but for an empty folder, or another process makes it.
+    """
+
+    def refuse() -> None:
+        if out.is_dir() and not any(out.iterdir()):
+            return
+        if os.path.lexists(out):
+            raise error(f"{out} exists already", "give another --out, or remove it")
+
+    refuse()
+    made = [each for each in (out.parent, *out.parent.parents) if not each.exists()]
+    beside = out.with_name(f".{out.name}{TEMPORARY}")
+    try:
+        with claimed(beside, error):
+            folder = beside / "folder"
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+            try:
+                folder.mkdir()
+                yield folder
+                for path in folder.rglob("*"):
+                    _sync(path)
+                refuse()
+                folder.replace(out)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            beside.rmdir()
+    except BaseException:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+    sync_folder(out.parent)
+
+
+def empty(folder: Path) -> None:
+    """Remove everything in ``folder``."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, survive a power cut."""
+    if path.is_dir():
+        sync_folder(path)
+        return
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 # ------------------------------------------------------------------------------------------ locks

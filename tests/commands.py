@@ -22,6 +22,7 @@ from gkd_scale.demo.config import DemoConfig, MakeDataConfig
 from gkd_scale.distill.config import CertifyConfig, Stage1Config
 from gkd_scale.distill.students import StudentsConfig
 from gkd_scale.doctor.config import DoctorConfig
+from gkd_scale.export.config import ExportConfig
 from gkd_scale.report.config import ReportConfig
 from gkd_scale.segment.config import EvaluateConfig, PredictConfig, Stage2Config, TeacherProbeConfig
 from gkd_scale.segment.datasets.config import CheckConfig, ConvertConfig, DatasetsConfig
@@ -52,6 +53,7 @@ PARSED = {
     "predict.py": PredictConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,
+    "export": ExportConfig,
 }
 _PROGRAM = re.compile(r"(?:gkd-scale|deepspeed|torchrun|python) ")
 

@@ -161,3 +161,22 @@ def test_a_record_that_is_none_is_damage(tmp_path: Path, text: str) -> None:
     with pytest.raises(DamageError, match=r"x\.json"):
         files.read_json(tmp_path / "x.json")
     assert files.read_json(tmp_path / "nowhere.json") == {}
+
+
+def test_a_whole_folder_or_none(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(ZeroDivisionError), files.whole_folder(out) as folder:
+        (folder / "half").write_text("half")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    stale = out.with_name(".out.part") / "folder"
+    stale.mkdir(parents=True)
+    (stale / "of a killed process").write_text("")
+    with files.whole_folder(out) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner/file").write_text("whole")
+        assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "inner/file").read_text() == "whole" and len(list(out.iterdir())) == 1
+    with pytest.raises(RunError, match="exists already"), files.whole_folder(out):
+        pass

@@ -65,7 +65,11 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """``pixels`` (B, 3, H, W) 0..255, H and W multiples of ``stride``; four maps (B, C_i, h_i, w_i)."""
-        x = families.as_input(self.net, self.normalize(pixels))
+        return self.maps(self.normalize(pixels))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """As ``forward``, of pixels that are normalised."""
+        x = families.as_input(self.net, x)
         net: Any = self.net
         wanted = sorted(set(self.indices))
         norm = {"norm": True} if self.is_tokens else {}

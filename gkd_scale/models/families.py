@@ -75,11 +75,11 @@ def normalised_map(net: nn.Module, feature_map: Tensor) -> Tensor:
 
 def dense(net: nn.Module, x: Tensor) -> tuple[Features, Grid]:
     """Features after the final norm, and their grid, of normalised pixels ``x`` (B, 3, H, W)."""
-    return _finished(net, x, net.forward_features(x))  # type: ignore[operator]
+    return finished(net, x, net.forward_features(x))  # type: ignore[operator]
 
 
-def _finished(net: nn.Module, x: Tensor, out: Tensor) -> tuple[Features, Grid]:
-    """Features and grid of ``out``, which ``forward_features`` gives for ``x``."""
+def finished(net: nn.Module, x: Tensor, out: Tensor) -> tuple[Features, Grid]:
+    """As :func:`dense`, of ``out``, which ``forward_features`` gives for normalised pixels ``x``."""
     out = normalised(net, out)
     if not is_tokens(net):
         return flatten_map(net, out)
@@ -125,7 +125,7 @@ def every_level(net: nn.Module, x: Tensor) -> list[Tensor]:
     """Maps (B, C_i, h_i, w_i) of all of timm's feature levels, then of :func:`dense`'s features; one pass."""
     take: Any = net.forward_intermediates
     out, maps = take(x, output_fmt="NCHW")
-    features, grid = _finished(net, x, out)
+    features, grid = finished(net, x, out)
     return [*maps, to_map(features.patches, grid)]
 
 
@@ -153,7 +153,7 @@ def dense_and_levels(net: nn.Module, x: Tensor) -> tuple[Features, list[Tensor]]
     else:
         out, maps = take(x, indices=levels, norm=True)
         maps = [normalised_map(net, each) for each in maps]
-    return _finished(net, x, out)[0], maps
+    return finished(net, x, out)[0], maps
 
 
 def split_tokens(net: nn.Module, tokens: Tensor) -> Features:

@@ -1,0 +1,128 @@
+"""``gkd-scale export``: write, load again in the other library, compare, and only then say that it is done.
+
+Everything is made beside OUT and moved there at the end: OUT is whole or not there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gkd_scale import console, files
+from gkd_scale.errors import GkdError, ModelError, UserError
+from gkd_scale.export import card, measure, pixels, push, verify
+from gkd_scale.export.card import Checked
+from gkd_scale.export.config import ExportConfig
+from gkd_scale.export.formats import FORMATS
+from gkd_scale.export.pixels import Pixels
+from gkd_scale.export.subject import How, Loaded, Shapes, Subject, open_subject
+from gkd_scale.types import SegDataset
+
+CHECKED_ON = 4
+"""Images that an export is compared on."""
+CALIBRATED_ON = 32
+"""Images that static quantisation measures activations on."""
+_DOUBTFUL = 0.99
+"""Below this share of equal classes a smaller dtype is warned of."""
+
+
+def export(config: ExportConfig) -> None:
+    """Write the export. Raises RunError, ConfigError, ModelError or DataError before anything is written,
+    and GkdError where what was written does not compute what the run computes; nothing stays then.
+    """
+    implementation = FORMATS[config.format].implementation()
+    if config.push_to_hub is not None:
+        push.require_access(config.push_to_hub)
+    with files.whole_folder(config.out) as folder:
+        subject = open_subject(config.run, head=config.with_head, image_size=config.size())
+        datasets = measure.open_domains(subject, config.domains())
+        count = CALIBRATED_ON if config.dtype == "int8" else CHECKED_ON
+        found = pixels.find(config.images, subject.history, subject.image_size, count)
+        loaded, checked = _written(config, implementation, subject, found, folder)
+        costs = [_cost(subject, loaded, checked.shapes, *each) for each in datasets.items()]
+        checked = replace(checked, costs=costs)
+        card.write(folder, config, subject, checked)
+    _tell(config, checked)
+    if config.push_to_hub is not None:
+        with console.out.status("uploading"):
+            address = push.push(config.out, config.push_to_hub)
+        console.out.print(f"uploaded to {address}", markup=False)
+
+
+def _written(
+    config: ExportConfig, implementation: Any, subject: Subject, found: Pixels, folder: Path
+) -> tuple[Loaded, Checked]:
+    """Write the model's files and check them; the next best inputs where a graph cannot take all."""
+    attempts = subject.shapes() if implementation.FIXED else [Shapes.ANY, Shapes.BATCH]
+    why = subject.why_fixed() if implementation.FIXED else ""
+    images = found.images[:CHECKED_ON]
+    with console.progress() as progress:
+        task = progress.add_task("export", total=3)
+        for shapes in attempts:
+            progress.update(task, completed=0, description=f"writing {config.format}")
+            try:
+                implementation.write(subject, folder, How(shapes, config.dtype, found.images))
+                progress.update(task, completed=1, description="loading it")
+                loaded: Loaded = implementation.load(folder, subject, shapes)
+                progress.update(task, completed=2, description="comparing")
+                exact = config.dtype == "fp32"
+                differences = verify.differences(subject, loaded, images, shapes, exact=exact)
+            except (OSError, UserError):
+                raise
+            except Exception as error:  # exporters raise anything
+                if shapes is attempts[-1]:
+                    raise _failed(config, subject, error) from error
+                files.empty(folder)
+                why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+                continue
+            progress.update(task, completed=3, description="export")
+            notes = [_limit(subject, shapes, why)] if shapes is not Shapes.ANY else []
+            return loaded, Checked(shapes, differences, len(images), found.source, (), notes)
+    raise AssertionError("no attempt")
+
+
+def _limit(subject: Subject, shapes: Shapes, why: str) -> str:
+    height, width = subject.image_size
+    return f"Only images of {height}x{width} (H x W) are taken, {shapes.value.partition(',')[0]}: {why}"
+
+
+def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdError:
+    if isinstance(error, verify.Differs):
+        return verify.Differs(
+            f"{error.message}; nothing was written", "please report it with this run's backbone.yaml"
+        )
+    others = [each.name for each in FORMATS.values() if each.head or not config.with_head]
+    return ModelError(
+        f"{subject.backbone.name} cannot be written as {config.format}: "
+        f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        f"use another --format: {', '.join(name for name in others if name != config.format)}",
+    )
+
+
+def _cost(subject: Subject, loaded: Loaded, shapes: Shapes, name: str, dataset: SegDataset) -> measure.Cost:
+    with console.progress() as progress:
+        task = progress.add_task(f"mIoU on {name}", total=2 * len(dataset))
+        return measure.cost(subject, loaded, shapes, name, dataset, partial(progress.advance, task))
+
+
+def _tell(config: ExportConfig, checked: Checked) -> None:
+    """Say what was written and how far it is from the run."""
+    least = min((each.same for each in checked.differences if each.same is not None), default=1.0)
+    if least < _DOUBTFUL:
+        console.out.print(
+            f"warning: {100 * (1 - least):.1f} % of pixels get another class as {config.dtype}; "
+            "--data NAME=ADAPTER:PATH measures what that costs",
+            markup=False,
+            style="yellow",
+        )
+    lines = [
+        *(f"note: {note}" for note in checked.notes),
+        f"checked against PyTorch on {checked.images} images of {checked.source}:",
+        *(f"  {each.line()}" for each in checked.differences),
+        *(f"  {each.line()}" for each in checked.costs),
+        f"{config.out} is complete: {config.format}, {config.dtype}; see its {card.CARD_FILE}",
+    ]
+    for line in lines:
+        console.out.print(line, markup=False)
