@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import sys
@@ -66,7 +67,7 @@ def commands(text: str) -> list[str]:
 
 def parse(command: str) -> tuple[str, object]:
     """The program or subcommand, and its options as its own parser reads them."""
-    words = shlex.split(command)
+    words = list(itertools.takewhile(lambda word: word not in (">", "|", "&&"), shlex.split(command)))
     if words[0] == "gkd-scale":
         name, rest = words[1], words[2:]
         if name == "datasets" and rest and not rest[0].startswith("-"):
