@@ -22,8 +22,8 @@ from rich.progress import (
 from gkd_scale.commands import shell
 from gkd_scale.errors import GkdError, disk_full
 
-out = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+out = Console(force_jupyter=False, highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+err = Console(force_jupyter=False, stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def paste(lead: str, *command: object) -> None:
