@@ -416,7 +416,7 @@ class PredictConfig(LookConfig):
     """Predict the classes of any images with a stage-2 run."""
 
     images: str = option(
-        help="a folder, a pattern with *, a list (.txt, .parquet), tars, a URL, or ADAPTER:PATH",
+        help="a folder, a pattern with *, a list (.txt, .parquet), tars, a video, a URL, or ADAPTER:PATH",
         metavar="PATH|GLOB|URL|ADAPTER:PATH",
     )
     out: Path = option(help="folder of the predictions; the same command again goes on where it stopped")

@@ -50,6 +50,7 @@ from gkd_scale.segment.evaluate import how_to_look, on_device
 from gkd_scale.segment.inference import Inference, by_size, prepare, require_bounded, scores, stacked
 from gkd_scale.segment.inference import predict as classes_of
 from gkd_scale.segment.segmenter import Segmenter
+from gkd_scale.segment.video import Video, is_video
 from gkd_scale.types import Size, UInt8Array
 
 CARD_FILE = "predict.json"
@@ -108,7 +109,7 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     began = time.perf_counter()
     runtime = on_device(runtime, config.device)
     source: Source | None = registry.labelled(config.images, quiet=not runtime.main)
-    source = source or _matching(config.images) or open_source(config.images)
+    source = source or _of_files(config.images) or open_source(config.images)
     segmenter, card = export.load_segmenter(config.run)
     names = _listed(config, source)  # on every rank: a source reads what it has listed
     wanted = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in output_stems(names)]
@@ -294,9 +295,11 @@ class Matching:
         return (self._root / name).read_bytes()
 
 
-def _matching(images: str) -> Source | None:
-    """The source of a single file or of a pattern; None for anything else."""
+def _of_files(images: str) -> Source | None:
+    """The source of a video, of a single file, or of a pattern; None for anything else."""
     path = Path(images)
+    if is_video(images):
+        return Video(path)
     single = path.is_file() and path.suffix.lower() in EXTENSIONS
     pattern = glob.has_magic(images) and not path.is_dir() and not is_url(images) and "{" not in images
     return Matching(glob.escape(images) if single else images) if single or pattern else None
