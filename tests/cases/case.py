@@ -67,7 +67,7 @@ class Bench:
     ) -> Ran:
         def command() -> None:
             cfg = config.parse(cls, [str(flag) for flag in flags], prog=prog, description="")
-            with _world_of_one() as runtime:
+            with world_of_one() as runtime:
                 train(cfg, runtime, ROOT / "launchers")
 
         return self._ran(lambda: console.run(command))
@@ -104,7 +104,7 @@ _RUNTIME: list[Runtime] = []
 
 
 @contextlib.contextmanager
-def _world_of_one() -> Iterator[Runtime]:
+def world_of_one() -> Iterator[Runtime]:
     """One process group for all cases; the environment is put back."""
     before = dict(os.environ)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from gkd_scale.engine.loop import Hook, Job
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import CacheError, ConfigError, RunError, UserError
+from tests.cases.case import world_of_one
 from tests.conftest import ROOT, TINY
 
 SMALL = {"name": "vit_tiny_patch16_224", "folder": "small", "args": {**TINY, "depth": 1}}
@@ -27,12 +27,8 @@ SMALL = {"name": "vit_tiny_patch16_224", "folder": "small", "args": {**TINY, "de
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[Runtime]:
-    before = dict(os.environ)
-    runtime = Runtime.start()
-    yield runtime
-    runtime.stop()
-    os.environ.clear()
-    os.environ.update(before)
+    with world_of_one() as runtime:
+        yield runtime
 
 
 def config(cache: Path | None, out: Path, **changes: Any) -> Stage1Config:
