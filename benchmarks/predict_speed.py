@@ -22,7 +22,7 @@ from gkd_scale.models.backbone import load_backbone
 from gkd_scale.segment import export
 from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import prepare
+from gkd_scale.segment.inference import pad_to_stride, prepare
 from gkd_scale.segment.predict import predict
 from gkd_scale.segment.segmenter import Segmenter
 
@@ -60,6 +60,7 @@ def main() -> None:
         segmenter = write_run(root / "run", args.student, args.head)
         views = [prepare(np.asarray(open_image(path).image), SIZE) for path in paths]
         batches = [torch.stack(views[at : at + BATCH]) for at in range(0, len(views), BATCH)]
+        batches = [pad_to_stride(batch, segmenter.stride, segmenter.fill) for batch in batches]
         ratios = []
         for number in range(args.rounds + 1):
             began = time.perf_counter()
