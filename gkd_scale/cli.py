@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gkd_scale import __version__
 
@@ -211,38 +212,6 @@ def _predict(argv: Sequence[str], prog: str, command: Command) -> int:
     return 0
 
 
-def _report(argv: Sequence[str], prog: str, command: Command) -> int:
-    from gkd_scale.config import parse
-    from gkd_scale.report.config import ReportConfig
-
-    cfg = parse(ReportConfig, argv, prog=prog, description=command.help, examples=command.examples)
-    from gkd_scale.report.report import report
-
-    report(cfg)
-    return 0
-
-
-def _doctor(argv: Sequence[str], prog: str, command: Command) -> int:
-    from gkd_scale.config import parse
-    from gkd_scale.doctor.config import DoctorConfig
-
-    cfg = parse(DoctorConfig, argv, prog=prog, description=command.help, examples=command.examples)
-    from gkd_scale.doctor.examine import doctor
-
-    return doctor(cfg)
-
-
-def _export(argv: Sequence[str], prog: str, command: Command) -> int:
-    from gkd_scale.config import parse
-    from gkd_scale.export.config import ExportConfig
-
-    cfg = parse(ExportConfig, argv, prog=prog, description=command.help, examples=command.examples)
-    from gkd_scale.export.command import export
-
-    export(cfg)
-    return 0
-
-
 def _probe(argv: Sequence[str], prog: str, command: Command) -> int:
     from gkd_scale.config import parse
     from gkd_scale.segment.config import TeacherProbeConfig
@@ -342,25 +311,22 @@ def _make_data(argv: Sequence[str], prog: str, command: Command) -> int:
     return 0
 
 
-def _demo(argv: Sequence[str], prog: str, command: Command) -> int:
-    from gkd_scale.config import parse
-    from gkd_scale.demo.config import DemoConfig
+def _calls(options: str, function: str) -> Callable[[Sequence[str], str, Command], int | None]:
+    """A command that is ``function(options)``, each MODULE:NAME; its result is the exit status."""
 
-    cfg = parse(DemoConfig, argv, prog=prog, description=command.help, examples=command.examples)
-    from gkd_scale.demo.pipeline import demo
+    def run(argv: Sequence[str], prog: str, command: Command) -> int | None:
+        from gkd_scale.config import parse
 
-    return demo(cfg)
+        cfg = parse(_named(options), argv, prog=prog, description=command.help, examples=command.examples)
+        status: int | None = _named(function)(cfg)
+        return status
+
+    return run
 
 
-def _benchmark(argv: Sequence[str], prog: str, command: Command) -> int:
-    from gkd_scale.benchmark.config import BenchmarkConfig
-    from gkd_scale.config import parse
-
-    cfg = parse(BenchmarkConfig, argv, prog=prog, description=command.help, examples=command.examples)
-    from gkd_scale.benchmark.run import benchmark
-
-    benchmark(cfg)
-    return 0
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 COMMANDS = {
@@ -461,7 +427,7 @@ on all GPUs:
 """,
     ),
     "report": Command(
-        _report,
+        _calls("gkd_scale.report.config:ReportConfig", "gkd_scale.report.report:report"),
         "Show runs on one HTML page: training curves, mIoU by domain and class, images, cost.",
         """\
   gkd-scale report runs/head --data night=folder:elsewhere/night --data fog=folder:elsewhere/fog
@@ -469,7 +435,7 @@ on all GPUs:
 """,
     ),
     "doctor": Command(
-        _doctor,
+        _calls("gkd_scale.doctor.config:DoctorConfig", "gkd_scale.doctor.examine:doctor"),
         "Check this machine and the nodes of a hostfile: what is ok, what is not, and what to do.",
         """\
   gkd-scale doctor
@@ -479,7 +445,7 @@ on all GPUs:
 """,
     ),
     "export": Command(
-        _export,
+        _calls("gkd_scale.export.config:ExportConfig", "gkd_scale.export.command:export"),
         "Write a run as a timm or transformers folder, as ONNX or as a torch.export program, checked.",
         """\
   gkd-scale export runs/1b --format timm --out exports/timm
@@ -505,7 +471,7 @@ on all GPUs:
         "  gkd-scale make-data runs/demo-data\n",
     ),
     "benchmark": Command(
-        _benchmark,
+        _calls("gkd_scale.benchmark.config:BenchmarkConfig", "gkd_scale.benchmark.run:benchmark"),
         "Run methods x seeds of a recipe and write the paper's table of what they are worth.",
         """\
   gkd-scale benchmark benchmarks/recipes/gtav.yaml --data /datasets
@@ -514,7 +480,7 @@ on all GPUs:
 """,
     ),
     "demo": Command(
-        _demo,
+        _calls("gkd_scale.demo.config:DemoConfig", "gkd_scale.demo.pipeline:demo"),
         "Run the whole method on the embedded scenes and show what it is worth.",
         "  gkd-scale demo\n  gkd-scale demo --out runs/demo --seed 1\n",
     ),
