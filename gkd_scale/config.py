@@ -21,7 +21,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +40,7 @@ def option(
     *,
     flag: str | None = None,
     positional: bool = False,
-    choices: Sequence[str] | None = None,
+    choices: Collection[str] | None = None,
     metavar: str | tuple[str, ...] | None = None,
     within: Range | None = None,
     keys: Mapping[str, Range] | None = None,

@@ -11,7 +11,7 @@ from gkd_scale.config import option
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.errors import ConfigError, nearest
 from gkd_scale.ranges import Range
-from gkd_scale.segment.arguments import HEADS
+from gkd_scale.segment.heads.registry import HEADS
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
@@ -90,7 +90,7 @@ class SearchConfig:
         None, "steps of that retraining (default: --steps)", metavar="N", within=ranges.COUNT
     )
     head_steps: int = option(300, "steps of stage 2 with --final", within=ranges.COUNT)
-    head: str = option("linear", "segmentation head with --final", choices=tuple(HEADS))
+    head: str = option("linear", "segmentation head with --final", choices=HEADS)
     dashboard: bool = option(False, "Ray's dashboard")
     seed: int = option(0, "decides what is proposed, and every trial's training", within=ranges.SEED)
 

@@ -10,19 +10,49 @@ from typing import Any
 from gkd_scale import config, ranges
 from gkd_scale.config import option
 from gkd_scale.errors import ConfigError, nearest
-from gkd_scale.segment.arguments import HEADS, check_head
-from gkd_scale.segment.config import METHODS as SINGLE_STAGE
+from gkd_scale.segment.heads.registry import HEADS, check_head
+from gkd_scale.segment.methods.registry import METHODS as SINGLE_STAGE
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
-GKD = {"gkd": 1.0, "gkd-mse": 1.5, "gkd-qsd": 1.5}
-"""Forms of GKD, and how many student passes (forward and backward) their stage 1 takes for an image.
+PUBLISHED = ("--loss.mask-weight", "1", "--loss.cls-weight", "1", "--loss.ladder-weight", "0")
+"""The flags for stage 1's losses as the paper weighs them."""
 
-``gkd`` is what stage 1 does by default. ``gkd-qsd`` has the losses of the paper, and ``gkd-mse`` is the
-paper's ablation of it, plain MSE in place of QSD; half of a batch goes through both again, masked.
-"""
 
-METHODS = ("teacher", *SINGLE_STAGE, *GKD)
-"""Rows of the table."""
+@dataclass(frozen=True)
+class GkdForm:
+    """A form of GKD: its ``title`` in the table and its ``flags`` of stage 1.
+
+    ``passes``: how often an image goes through the student in stage 1, forward and backward.
+    """
+
+    title: str
+    passes: float
+    flags: tuple[str, ...] = ()
+
+
+GKD = {
+    "gkd": GkdForm("GKD", 1.0),
+    "gkd-mse": GkdForm("GKD as published, MSE", 1.5, (*PUBLISHED, "--qsd.form", "mse")),
+    "gkd-qsd": GkdForm("GKD as published, QSD", 1.5, (*PUBLISHED, "--qsd.form", "qsd")),
+}
+"""``gkd`` is what stage 1 does by default. ``gkd-qsd`` has the losses of the paper. ``gkd-mse`` is the
+paper's ablation of it, plain MSE in place of QSD. Half of a batch goes through both again, masked."""
+
+TEACHER = "teacher"
+"""The table's row of the frozen teacher with a head."""
+
+
+def methods() -> tuple[str, ...]:
+    """The rows that a table can have, in their order."""
+    return (TEACHER, *SINGLE_STAGE, *GKD)
+
+
+def title(method: str) -> str:
+    """A row's name in the table."""
+    if method == TEACHER:
+        return "teacher, frozen"
+    return GKD[method].title if method in GKD else SINGLE_STAGE[method].title
+
 
 Triple = tuple[float, float, float]
 
@@ -94,7 +124,7 @@ class Budget:
 
 @dataclass
 class Recipe:
-    """One benchmark. Paths may hold ``{data}`` and ``{out}``; ``flags`` are added to commands by the names
+    """One benchmark. Paths may hold ``{data}`` and ``{out}``; ``flags`` by these names join commands:
 
     ``cache``, ``stage1``, ``1a`` and ``1b`` (GKD's phases of it), ``stage2`` (every stage 2), ``single``
     (those with ``--method``), ``head`` (those on a frozen encoder), ``evaluate``, and the methods' own.
@@ -112,10 +142,10 @@ class Recipe:
     budget: Budget
     proxy_size: str | None = None
     views: int = option(4, within=ranges.SIZE)
-    head: str = option("mask2former", choices=tuple(HEADS))
+    head: str = option("mask2former", choices=HEADS)
     head_args: dict[str, Any] = field(default_factory=dict)
     teacher_head: bool = False
-    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    methods: list[str] = field(default_factory=lambda: list(methods()))
     seeds: list[int] = option([0, 1, 2], within=ranges.SEED)
     flags: dict[str, str] = field(default_factory=dict)
     prepare: list[str] = field(default_factory=list)
@@ -123,12 +153,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if name not in METHODS:
+            if name not in methods():
                 raise ConfigError(
                     f"the recipe names a method '{name}'",
-                    nearest(name, METHODS) or f"methods: {', '.join(METHODS)}",
+                    nearest(name, methods()) or f"methods: {', '.join(methods())}",
                 )
-        known = ("cache", "stage1", "1a", "1b", "stage2", "single", "head", "evaluate", *METHODS)
+        known = ("cache", "stage1", "1a", "1b", "stage2", "single", "head", "evaluate", *methods())
         for name in self.flags:
             if name not in known:
                 raise ConfigError(

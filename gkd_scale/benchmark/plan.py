@@ -1,9 +1,9 @@
 """A recipe as commands, and how many steps of each the budget pays for.
 
 The budget is counted in student passes: an image once through the student, forward and backward. The
-published GKD takes 1.5 passes an image in stage 1 (half of every batch goes through once more, masked),
-Proteus 2, the other methods 1; a frozen student under a head is only run forward, which counts as a third.
-What the teacher, a decoder or a head computes is not counted.
+published GKD takes 1.5 passes an image in stage 1: half of every batch goes through once more, masked. The
+row of a method says how many it takes. A frozen student under a head only runs forward, which counts as a
+third. What the teacher, a decoder or a head computes is not counted.
 """
 
 from __future__ import annotations
@@ -15,22 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gkd_scale.benchmark.config import GKD, BenchmarkConfig, Recipe
+from gkd_scale.benchmark.config import GKD, TEACHER, BenchmarkConfig, Recipe
 from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.errors import ConfigError
-from gkd_scale.segment.config import METHODS as SINGLE_STAGE
+from gkd_scale.segment.methods.registry import METHODS
 from gkd_scale.steps import Step
 
 FROZEN_PASSES = 1 / 3
-PUBLISHED = ["--loss.mask-weight", "1", "--loss.cls-weight", "1", "--loss.ladder-weight", "0"]
-"""Stage 1's losses as the paper weighs them."""
-FORMS = {
-    "gkd": [],
-    "gkd-mse": [*PUBLISHED, "--qsd.form", "mse"],
-    "gkd-qsd": [*PUBLISHED, "--qsd.form", "qsd"],
-}
-LOGITS = ("cwd", "af-dcd")
-"""Methods that can use the logits of a teacher's head; ``teacher_head`` in a recipe says whether they do."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +64,21 @@ def steps_of(method: str, recipe: Recipe) -> dict[str, int]:
         return max(1, round(share * budget.passes / (passes * batch)))
 
     head = {"head": steps(1 - budget.proxy - budget.source, FROZEN_PASSES, budget.batch)}
-    if method == "teacher":
+    if method == TEACHER:
         return head
     if method in GKD:
         one = {
-            phase: steps(share, GKD[method], budget.stage1_batch)
+            phase: steps(share, GKD[method].passes, budget.stage1_batch)
             for phase, share in (("1a", budget.proxy), ("1b", budget.source))
         }
         return {**one, **head}
-    if method == "g2sd":
+    row = METHODS[method]
+    if row.generic is not None:
         return {
             "generic": steps(budget.generic, 1, budget.stage1_batch),
-            "specific": steps(1 - budget.generic, SINGLE_STAGE[method], budget.batch),
+            "specific": steps(1 - budget.generic, row.passes, budget.batch),
         }
-    return {"single": steps(1, SINGLE_STAGE[method], budget.batch)}
+    return {"single": steps(1, row.passes, budget.batch)}
 
 
 def evaluation(out: Path, method: str, seed: int) -> Path:
@@ -116,40 +108,46 @@ class Plan:
         return list(found.values())
 
     def _cell(self, method: str, seed: int) -> Iterator[Work]:
-        steps, folder = steps_of(method, self._recipe), self._out / method / f"seed{seed}"
-        if method == "teacher":
+        if method == TEACHER:
             yield self._teacher_head(seed)
         elif method in GKD:
-            yield self._cache("proxy")
-            yield self._cache("source")
-            form = [*FORMS[method], "--teacher-norm", self._recipe.teacher.norm]
-            weights = self._recipe.student.weights
-            yield self._stage1(method, seed, "1a", "proxy", weights, steps["1a"], form)
-            weights = str(folder / "1a")
-            yield self._stage1(
-                method, seed, "1b", "source", weights, steps["1b"], form, f"{method}-{seed}-1a"
-            )
-            flags = ["--backbone", str(folder / "1b"), *self._student()]
-            yield self._stage2(method, seed, steps["head"], flags, f"{method}-{seed}-1b")
-        elif method == "g2sd":
-            yield self._teacher_head(seed)
-            yield self._cache("proxy")
-            yield self._stage1(
-                method, seed, "generic", "proxy", self._recipe.student.weights, steps["generic"],
-                ["--objective", "g2sd"],
-            )  # fmt: skip
-            flags = ["--backbone", str(folder / "generic"), *self._student(), *self._taught(method, seed)]
-            before = f"{method}-{seed}-generic", f"teacher-{seed}-head"
-            yield self._stage2(method, seed, steps["specific"], flags, *before)
+            yield from self._gkd(method, seed)
         else:
-            needs = (f"teacher-{seed}-head",) if self._recipe.teacher_head and method in LOGITS else ()
-            if needs:
-                yield self._teacher_head(seed)
-            weights = self._recipe.student.weights
-            flags = ["--backbone", weights] if weights else []
-            flags += [*self._student(), *self._taught(method, seed)]
-            yield self._stage2(method, seed, steps["single"], flags, *needs)
+            yield from self._single_stage(method, seed)
         yield self._evaluate(method, seed)
+
+    def _gkd(self, method: str, seed: int) -> Iterator[Work]:
+        steps, folder = steps_of(method, self._recipe), self._out / method / f"seed{seed}"
+        yield self._cache("proxy")
+        yield self._cache("source")
+        form = [*GKD[method].flags, "--teacher-norm", self._recipe.teacher.norm]
+        weights = self._recipe.student.weights
+        yield self._stage1(method, seed, "1a", "proxy", weights, steps["1a"], form)
+        weights = str(folder / "1a")
+        yield self._stage1(method, seed, "1b", "source", weights, steps["1b"], form, f"{method}-{seed}-1a")
+        flags = ["--backbone", str(folder / "1b"), *self._student()]
+        yield self._stage2(method, seed, steps["head"], flags, f"{method}-{seed}-1b")
+
+    def _single_stage(self, method: str, seed: int) -> Iterator[Work]:
+        """Stage 2 with a method's loss, after the steps whose results its row asks for."""
+        steps, weights = steps_of(method, self._recipe), self._recipe.student.weights
+        needs = []
+        if self._uses_logits(method):
+            yield self._teacher_head(seed)
+            needs.append(f"{TEACHER}-{seed}-head")
+        if generic := METHODS[method].generic:
+            yield self._cache("proxy")
+            form = ["--objective", generic]
+            yield self._stage1(method, seed, "generic", "proxy", weights, steps["generic"], form)
+            weights = str(self._out / method / f"seed{seed}" / "generic")
+            needs.insert(0, f"{method}-{seed}-generic")
+        flags = [*_named("--backbone", weights), *self._student(), *self._taught(method, seed)]
+        yield self._stage2(method, seed, steps["specific" if generic else "single"], flags, *needs)
+
+    def _uses_logits(self, method: str) -> bool:
+        """Whether the method gets a head of the teacher: it needs one, or can use the recipe's."""
+        logits = METHODS[method].logits
+        return logits == "needed" or (logits == "used" and self._recipe.teacher_head)
 
     def _cache(self, which: str) -> Work:
         recipe, teacher = self._recipe, self._recipe.teacher
@@ -204,14 +202,12 @@ class Plan:
         flags = ["--backbone", teacher.weights or "pretrained", "--student", teacher.name]
         flags += _pairs("--student-args", args)
         flags += [part for key in ("mean", "std") for part in _triple(f"--{key}", getattr(teacher, key))]
-        return self._stage2("teacher", seed, steps_of("teacher", self._recipe)["head"], flags)
+        return self._stage2(TEACHER, seed, steps_of(TEACHER, self._recipe)["head"], flags)
 
     def _taught(self, method: str, seed: int) -> list[str]:
         """The flags of a single-stage method and of the teacher it needs."""
         flags = ["--method", method]
-        if method == "none":
-            return flags
-        if method != "g2sd":
+        if METHODS[method].features:
             teacher = self._recipe.teacher
             flags += [
                 "--teacher",
@@ -219,8 +215,8 @@ class Plan:
                 *_teacher_flags(self._recipe, ("teacher-mean", "teacher-std")),
             ]
             flags += [*_named("--teacher-patch", teacher.patch), "--teacher-norm", teacher.norm]
-        if method == "g2sd" or (self._recipe.teacher_head and method in LOGITS):
-            flags += ["--teacher-head", str(self._out / "teacher" / f"seed{seed}" / "head")]
+        if self._uses_logits(method):
+            flags += ["--teacher-head", str(self._out / TEACHER / f"seed{seed}" / "head")]
         return flags
 
     def _evaluate(self, method: str, seed: int) -> Work:

@@ -16,7 +16,7 @@ import yaml
 from rich.table import Table
 
 from gkd_scale import files
-from gkd_scale.benchmark.config import Recipe
+from gkd_scale.benchmark.config import Recipe, title
 from gkd_scale.benchmark.plan import evaluation
 from gkd_scale.errors import ConfigError, nearest
 
@@ -24,19 +24,6 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 AVERAGE = "Avg"
 IN_DOMAIN = "in-domain"
 MINUTES = "minutes"
-NAMES = {
-    "teacher": "teacher, frozen",
-    "none": "student without distillation",
-    "vanilla-kd": "Vanilla KD",
-    "cwd": "CWD",
-    "af-dcd": "Af-DCD",
-    "vitkd": "ViTKD",
-    "proteus": "Proteus",
-    "g2sd": "G2SD",
-    "gkd": "GKD",
-    "gkd-mse": "GKD as published, MSE",
-    "gkd-qsd": "GKD as published, QSD",
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +137,7 @@ def _caption(recipe: Recipe, without: Sequence[str]) -> str:
 
 def _cells(recipe: Recipe, rows: Rows) -> list[Sequence[str]]:
     lines: list[Sequence[str]] = [("method", IN_DOMAIN, *recipe.domains, AVERAGE, MINUTES)]
-    lines += [(NAMES[method], *map(str, row.values())) for method, row in rows.items()]
+    lines += [(title(method), *map(str, row.values())) for method, row in rows.items()]
     return lines
 
 
@@ -193,7 +180,7 @@ def bars(rows: Rows, path: Path) -> bool:
     if marks:
         axes.plot(*zip(*marks, strict=True), "k|", markersize=14, label="published")
         axes.legend()
-    axes.set_yticks(places, [NAMES[method] for method in measured])
+    axes.set_yticks(places, [title(method) for method in measured])
     axes.invert_yaxis()
     axes.set_xlabel("mIoU in %, average of the domains")
     with files.atomic(path) as file:

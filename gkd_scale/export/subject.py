@@ -30,6 +30,7 @@ from gkd_scale.models import families
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.report.runs import Run, read_runs
 from gkd_scale.segment import export as segmenters
+from gkd_scale.segment.heads.registry import HEADS
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Size
 
@@ -37,7 +38,6 @@ Loaded = Callable[[Tensor], dict[str, Tensor]]
 """Pixels (B, 3, H, W) float32 0..1 to named outputs, float32 on the CPU."""
 
 INPUT = "pixels"
-_FIXED_HEADS = ("mask2former",)
 _DEFAULT_SIZE = (224, 224)
 
 
@@ -143,7 +143,7 @@ class Subject:
         net = self.backbone.net
         if hasattr(net, "patch_embed") and not families.is_tokens(net):
             return f"the windows of {self.backbone.name} are laid out for one size"
-        if self.head and self.card is not None and self.card.head in _FIXED_HEADS:
+        if self.head and self.card is not None and not HEADS[self.card.head].any_size:
             return f"the {self.card.head} head's positions are laid out for one size"
         return ""
 

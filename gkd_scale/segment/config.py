@@ -15,7 +15,8 @@ from gkd_scale.config import option, section
 from gkd_scale.engine import loggers
 from gkd_scale.errors import ConfigError
 from gkd_scale.ranges import Range
-from gkd_scale.segment.arguments import HEADS, check_head, check_method
+from gkd_scale.segment.heads.registry import HEADS, check_head
+from gkd_scale.segment.methods.registry import METHODS, check_method
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
 DEFAULT_VAL = "embedded:runs/demo-data/source/val"
 _RGB = ("R", "G", "B")
 _EXAMPLE = "for example night=embedded:runs/demo-data/unseen_night"
-_HEAD_LR = {"linear": 5e-3, "mask2former": 1e-4}
 _LAST = re.compile(r"last([1-9]\d*)")
 
 
@@ -83,18 +83,6 @@ class AugmentConfig:
             raise ValueError(f"'augment.scale' is {low:g} {high:g}: the smallest comes first")
 
 
-METHODS = {
-    "none": 1.0,
-    "vanilla-kd": 1.0,
-    "cwd": 1.0,
-    "af-dcd": 1.0,
-    "vitkd": 1.0,
-    "proteus": 2.0,
-    "g2sd": 1.0,
-}
-"""Single-stage methods, and how many student passes (forward and backward) they take for an image."""
-
-
 @dataclass
 class MethodConfig:
     """method: single-stage methods to compare with; encoder and head learn together"""
@@ -103,7 +91,7 @@ class MethodConfig:
         None,
         "train the encoder too, with this method's loss beside the task's; none: with the task's alone",
         flag="--method",
-        choices=tuple(METHODS),
+        choices=METHODS,
     )
     args: dict[str, Any] = option({}, "arguments of the method, for example weight=10", flag="--method-args")
     teacher: str | None = option(
@@ -158,13 +146,13 @@ class MethodConfig:
     @property
     def distils(self) -> bool:
         """Whether there is a loss beside the task's."""
-        return self.name not in (None, "none")
+        return self.name is not None and METHODS[self.name].make is not None
 
     def __post_init__(self) -> None:
         if not self.distils and (self.teacher is not None or self.teacher_head is not None or self.args):
             raise ConfigError(
                 "a teacher or arguments of a method are given, but no method that uses them",
-                f"give --method, one of {', '.join(list(METHODS)[1:])}",
+                f"give --method, one of {', '.join(name for name, row in METHODS.items() if row.make)}",
             )
         if self.name is not None and self.distils:
             check_method(self.name, self.args)
@@ -261,7 +249,7 @@ class Stage2Config:
         metavar="ADAPTER:PATH",
     )
     check: bool = option(True, "read every training and validation sample once before training")
-    head: str = option("linear", "segmentation head", choices=tuple(HEADS))
+    head: str = option("linear", "segmentation head", choices=HEADS)
     head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
     image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
     steps: int = option(400, "optimizer steps", within=ranges.COUNT)
@@ -332,7 +320,7 @@ class Stage2Config:
         """``optim.lr``, or what suits the head: the smaller it is, the more."""
         if self.optim.lr is not None:
             return self.optim.lr
-        head = _HEAD_LR.get(self.head, 3e-3)
+        head = HEADS[self.head].lr
         return head if self.adapt == "frozen" else min(head, 1e-3)
 
     def train_sets(self) -> list[str]:

@@ -52,9 +52,9 @@ from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.datasets.scenes import UNSEEN
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.inference import Inference, Windows, confusion, require_bounded_sample
-from gkd_scale.segment.methods.base import Guide
-from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
+from gkd_scale.segment.methods.base import MethodTeacher
 from gkd_scale.segment.methods.registry import build_method
+from gkd_scale.segment.methods.student import StudentWithMethod, segmenter_in
 from gkd_scale.segment.metrics import Confusion, mean_iou
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.training_set import count_pixels, open_training_set, order_of
@@ -92,18 +92,18 @@ def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
     train, val = _datasets(config, runtime, check=config.check and not done)
     domains = dict(zip(config.val_sets(), val.parts, strict=True))
     segmenter = build_segmenter(config, len(train.classes))
-    pupil = _with_method(config, segmenter, train, runtime)
+    module = _with_method(config, segmenter, train, runtime)
     identity = _identity(config, plan, segmenter, train, val)
-    if isinstance(pupil, Pupil):
-        identity["taught_by"] = pupil.guide.identity()
+    if isinstance(module, StudentWithMethod):
+        identity["taught_by"] = module.teacher.identity()
     if done:
         runs.require_same(config.out, identity)
         _say(runtime, f"{_name(config.out)} is already complete: {_name(config.out / export.CARD_FILE)}")
         return
-    runtime.on_main(lambda: _begin(config, identity, pupil))
+    runtime.on_main(lambda: _begin(config, identity, module))
     validator = Validator(segmenter, domains, config, runtime, train.absent)
     _say(runtime, _introduction(config, plan, segmenter, train, val))
-    job = _job(config, pupil, validator, segmenter.backbone.name, identity)
+    job = _job(config, module, validator, segmenter.backbone.name, identity)
     loop.fit([job], _course(config, runtime, plan, segmenter, train), runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))
     seconds = round(time.monotonic() - began, 1)
@@ -127,20 +127,20 @@ def _unseen(config: Stage2Config) -> list[str]:
     return [f"{name}=embedded:{root / name}" for name in UNSEEN]
 
 
-def _begin(config: Stage2Config, identity: dict[str, Any], pupil: nn.Module) -> None:
+def _begin(config: Stage2Config, identity: dict[str, Any], module: nn.Module) -> None:
     """Write what the run is; all that could be refused has been. Rank 0."""
     runs.begin(config.out, config, KIND, identity)
-    if isinstance(pupil, Pupil) and config.method.teacher is not None:
-        pupil.guide.conditioning.save(config.out, _conditioned_by(config, pupil.guide.teacher))
+    if isinstance(module, StudentWithMethod) and config.method.teacher is not None:
+        module.teacher.conditioning.save(config.out, _conditioned_by(config, module.teacher.model))
     _forget_stale_best(config.out)
 
 
 def _job(
-    config: Stage2Config, pupil: nn.Module, validator: Validator, student: str, identity: dict[str, Any]
+    config: Stage2Config, module: nn.Module, validator: Validator, student: str, identity: dict[str, Any]
 ) -> loop.Job:
     return loop.Job(
         title="stage 2",
-        module=pupil,
+        module=module,
         lr=lambda step: learning_rate(config, step),
         out=config.out,
         weight_decay=config.optim.weight_decay,
@@ -265,9 +265,9 @@ def _with_method(
                 f"--teacher-head {method.teacher_head} was trained on other classes than --train has",
                 "train the teacher's head on the same data",
             )
-    teacher = None
+    model = None
     if method.teacher is not None:
-        teacher = load_teacher(
+        model = load_teacher(
             method.teacher,
             config.size(),
             weights=method.teacher_weights,
@@ -280,12 +280,12 @@ def _with_method(
             dtype=method.teacher_dtype,
             device=str(runtime.device),
         )
-    conditioning = runtime.on_main(lambda: _conditioning(config, teacher, train)) if teacher else None
-    guide = Guide(teacher, head, conditioning)
-    return Pupil(
+    conditioning = runtime.on_main(lambda: _conditioning(config, model, train)) if model else None
+    teacher = MethodTeacher(model, head, conditioning)
+    return StudentWithMethod(
         segmenter,
-        build_method(method.name, segmenter.backbone, guide, method.args, seed=config.seed),
-        guide,
+        build_method(method.name, segmenter.backbone, teacher, method.args, seed=config.seed),
+        teacher,
     )
 
 

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkd_scale import config
-from gkd_scale.benchmark.config import GKD, METHODS, BenchmarkConfig, Budget, Recipe, read_recipe
+from gkd_scale.benchmark.config import GKD, BenchmarkConfig, Budget, Recipe, methods, read_recipe
 from gkd_scale.benchmark.plan import FROZEN_PASSES, Plan, Work, cells, steps_of
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.errors import ConfigError
-from gkd_scale.segment.config import METHODS as SINGLE_STAGE
 from gkd_scale.segment.config import EvaluateConfig, Stage2Config
 from gkd_scale.segment.datasets.registry import ADAPTERS, parse
+from gkd_scale.segment.methods.registry import METHODS
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "benchmarks/recipes").glob("*.yaml"))
@@ -82,9 +82,9 @@ def test_every_method_spends_the_same_passes(
     per_image = {
         "head": batch * FROZEN_PASSES, "generic": first, "specific": batch,
     }  # fmt: skip
-    for method in METHODS[1:]:
-        per_image["1a"] = per_image["1b"] = first * GKD.get(method, 1)
-        per_image["single"] = batch * SINGLE_STAGE.get(method, 1)
+    for method in methods()[1:]:
+        per_image["1a"] = per_image["1b"] = first * (GKD[method].passes if method in GKD else 1)
+        per_image["single"] = batch * (METHODS[method].passes if method in METHODS else 1)
         steps = steps_of(method, of)
         spent = sum(count * per_image[phase] for phase, count in steps.items())
         assert abs(spent - passes) <= sum(per_image[phase] for phase in steps)

@@ -9,16 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from gkd_scale.benchmark.config import BenchmarkConfig, read_recipe
 from gkd_scale.benchmark.plan import Work
 from gkd_scale.benchmark.run import benchmark, page, run
-from gkd_scale.benchmark.table import seconds
+from gkd_scale.benchmark.table import Score, markdown, seconds
 from gkd_scale.errors import ConfigError, GkdError
+from gkd_scale.models.backbone import Backbone
 from gkd_scale.report.config import ReportConfig
+from gkd_scale.segment.arguments import WEIGHT
+from gkd_scale.segment.config import Stage2Config
+from gkd_scale.segment.methods.base import Method, MethodInputs, MethodTeacher
+from gkd_scale.segment.methods.registry import METHODS, MethodRow, build_method
 from gkd_scale.steps import Step
 from tests.commands import parse
 from tests.conftest import ROOT
+from tests.segment.support import tiny_backbone
 
 
 def touch(name: str, out: Path, code: str = "") -> Work:
@@ -137,6 +144,42 @@ def test_a_dry_run_prints_budget_and_commands_and_runs_nothing(
     ]  # fmt: skip
     assert "--seed 1" in commands[2] and "some/data/proxy_imagenet" in commands[0]
     assert not (tmp_path / "out").exists()
+
+
+class Toy(Method):
+    """Takes an image three times and asks for the teacher's logits if there are any."""
+
+    def __init__(self, backbone: Backbone, teacher: MethodTeacher, *, weight: float = 1.0) -> None:  # noqa: ARG002
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        return {"loss_toy": self.weight * inputs.student.features.patches.square().mean()}
+
+
+def test_a_method_from_outside_needs_its_row_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = MethodRow("Toy of a test", f"{__name__}:Toy", {"weight": WEIGHT}, passes=3.0, logits="used")
+    monkeypatch.setitem(METHODS, "toy", row)
+    lines = (ROOT / "benchmarks/recipes/embedded.yaml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("methods:")]
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\n".join([*kept, "methods: [none, toy]", ""]))
+    benchmark(config(tmp_path / "out", recipe=path, dry_run=True, only=["toy/0"], passes=48_000))
+    shown = capsys.readouterr().out
+    commands = [line for line in shown.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
+    _, options = parse(commands[-2])
+    assert isinstance(options, Stage2Config) and options.method.name == "toy" and options.adapt == "full"
+    assert options.method.teacher == "demo_teacher" and options.method.teacher_head is not None
+    assert options.steps == round(48_000 / (3 * options.global_batch)) and f"single: {options.steps}" in shown
+    made = build_method("toy", tiny_backbone(), MethodTeacher(), {"weight": 2.0})
+    assert isinstance(made, Toy) and made.weight == 2.0
+    with pytest.raises(ConfigError, match="method 'toy' has no argument 'ratio'"):
+        parse(f"{commands[-2]} --method-args ratio=1")
+    recipe = read_recipe(path, tmp_path / "data", tmp_path)
+    table = markdown(recipe, {"toy": {"Avg": Score((1.0,))}})
+    assert "| Toy of a test | 1.0 |" in table
 
 
 def test_without_launchers_it_says_where_to_run(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from gkd_scale.models.backbone import Backbone
 from gkd_scale.segment.methods.base import (
     FeatureMethod,
-    Guide,
-    Scene,
+    MethodInputs,
+    MethodTeacher,
     generation,
     random_masks,
     sum_mse,
@@ -40,7 +40,7 @@ class AfDcd(FeatureMethod):
     def __init__(
         self,
         backbone: Backbone,
-        guide: Guide,
+        teacher: MethodTeacher,
         *,
         rebuild: float = 2e-6,
         contrast: float = 5e-3,
@@ -48,15 +48,15 @@ class AfDcd(FeatureMethod):
         ratio: float = 0.75,
         groups: int = 16,
     ) -> None:
-        super().__init__(backbone, guide)
+        super().__init__(backbone, teacher)
         self.rebuild, self.contrast, self.ratio = rebuild, contrast, ratio
-        self.logits = logits if guide.has_head else 0.0
+        self.logits = logits if teacher.has_head else 0.0
         self.groups = math.gcd(groups, self.teacher_dim)
         self.align = nn.Conv2d(self.student_dim, self.teacher_dim, 1)
         self.generate = generation(self.teacher_dim)
 
-    def forward(self, scene: Scene) -> dict[str, Tensor]:
-        student, teacher = self.align(self.student_map(scene.student)), self.teacher_map(scene)
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        student, teacher = self.align(self.student_map(inputs.student)), self.teacher_map(inputs)
         rows, columns = self.teacher_grid
         gone = random_masks(len(student), rows * columns, self.ratio, student.device)
         kept = (~gone).view(-1, 1, rows, columns).to(student.dtype)
@@ -65,7 +65,7 @@ class AfDcd(FeatureMethod):
             "loss_contrast": self.contrast * contrast(student, teacher, self.groups),
         }
         if self.logits:
-            terms["loss_logits"] = self.logits * pixel_divergence(*scene.logits)
+            terms["loss_logits"] = self.logits * pixel_divergence(*inputs.logits)
         return terms
 
 

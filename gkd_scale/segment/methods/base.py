@@ -1,8 +1,7 @@
-"""What a competing method is: a batch seen by student and teacher in, weighted loss terms out.
+"""What a competing method is: the outputs of student and teacher in, weighted loss terms out.
 
-A method's own parameters (alignment layers, mask tokens) are trained with the student and are not
-exported. What it draws at random comes from torch's global generator, which the training loop seeds by
-step and rank.
+The loop trains a method's own parameters (alignment layers, mask tokens) with the student and does not
+export them. Random numbers come from torch's global generator, which the loop seeds by step and rank.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.backbone import Backbone
 from gkd_scale.models.conditioning import Conditioning
-from gkd_scale.models.look import Look
+from gkd_scale.models.outputs import BackboneOutputs
 from gkd_scale.models.teachers import TimmTeacher
 from gkd_scale.models.tokens import resample_tokens, to_map
 from gkd_scale.models.weights import fingerprint
@@ -27,54 +26,54 @@ from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Features, Grid, Size
 
 
-class Guide:
-    """The frozen teacher of one run: its features (``teacher``), its trained head's logits (``head``).
+class MethodTeacher:
+    """The frozen teacher of one run: its features come from ``model``, its logits from its trained ``head``.
 
-    No module, so that nothing of it is trained, saved or sharded with the student. ``conditioning`` is of the
-    features; levels and logits are as the teacher gives them.
+    It is no nn.Module, so that the loop neither trains, saves nor shards it with the student. The
+    conditioning applies to the features; levels and logits are as the teacher computes them.
     """
 
     def __init__(
         self,
-        teacher: TimmTeacher | None = None,
+        model: TimmTeacher | None = None,
         head: Segmenter | None = None,
         conditioning: Conditioning | None = None,
     ) -> None:
-        self._teacher = teacher
+        self._model = model
         self._head = head.requires_grad_(False).eval() if head is not None else None
         self.conditioning = conditioning or Conditioning()
 
     def identity(self) -> list[str]:
-        """Fingerprints of the weights that teach, and of the conditioning."""
-        nets = (self._teacher.net if self._teacher is not None else None, self._head)
+        """Fingerprints of the teacher's weights, of its head's and of the conditioning."""
+        nets = (self._model.net if self._model is not None else None, self._head)
         return [*(fingerprint(net) for net in nets if net is not None), self.conditioning.digest()]
 
     @property
     def has_head(self) -> bool:
-        """Whether the teacher can give logits."""
+        """Whether the teacher can compute logits."""
         return self._head is not None
 
     @property
-    def teacher(self) -> TimmTeacher:
-        """The teacher of the features; ConfigError where none was named."""
-        if self._teacher is None:
+    def model(self) -> TimmTeacher:
+        """The teacher that computes the features; ConfigError if the run names none."""
+        if self._model is None:
             raise ConfigError(
                 "this method compares features and no teacher is named",
                 "give --teacher NAME, and --teacher-weights FILE where timm cannot download",
             )
-        return self._teacher
+        return self._model
 
     def features(self, pixels: Tensor) -> Features:
         """CLS (B, Ct) and patches (B, N, Ct) of ``pixels`` (B, 3, H, W), float32."""
-        return self.conditioning.to(pixels.device)(self.teacher.features(pixels))
+        return self.conditioning.to(pixels.device)(self.model.features(pixels))
 
     def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) of the teacher's levels ``indices``, float32."""
-        return self.teacher.levels(pixels, indices)
+        return self.model.levels(pixels, indices)
 
     def level_widths(self, indices: Sequence[int]) -> list[int]:
         """Their channels C_i."""
-        return widths(self.teacher.net, indices)
+        return widths(self.model.net, indices)
 
     @torch.no_grad()
     def logits(self, pixels: Tensor, size: Size) -> Tensor:
@@ -83,7 +82,7 @@ class Guide:
         return segmenter.head.class_logits(segmenter.features(pixels), size).float()
 
     def require_head(self) -> Segmenter:
-        """The teacher with its head; ConfigError where none was given."""
+        """The teacher with its head; ConfigError if the run has none."""
         if self._head is None:
             raise ConfigError(
                 "this method needs the teacher's logits, and no head of the teacher is given",
@@ -93,35 +92,36 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One batch as student and teacher see it; the teacher's part is computed when a method asks for it.
+class MethodInputs:
+    """One batch with what student and teacher make of it; the teacher runs if a method asks for its part.
 
-    ``pixels`` (B, 3, H, W) and ``labels`` (B, H, W) uint8. ``student``: its one pass. ``head(size)``: the
-    student's logits (B, K, *size). ``again(change)``: another pass of the student, with changed pixels.
+    ``pixels`` (B, 3, H, W) and ``labels`` (B, H, W) uint8. ``student``: the outputs of its one pass.
+    ``head(size)``: the student's logits (B, K, *size). ``again(change)``: another pass of the student, with
+    changed pixels.
     """
 
     pixels: Tensor
     labels: Tensor
-    student: Look
-    guide: Guide
+    student: BackboneOutputs
+    teacher: MethodTeacher
     head: Callable[[Size], Tensor]
-    again: Callable[[Callable[[Tensor], Tensor]], Look]
+    again: Callable[[Callable[[Tensor], Tensor]], BackboneOutputs]
 
     @cached_property
-    def teacher(self) -> Features:
+    def teacher_features(self) -> Features:
         """The teacher's features of the same pixels, float32, without a graph."""
-        return self.guide.features(self.pixels)
+        return self.teacher.features(self.pixels)
 
     @cached_property
     def logits(self) -> tuple[Tensor, Tensor]:
         """Logits (B, K, h, w) of student and teacher at the size of the head's finest map, float32."""
         finest = self.student.maps[0]
         size = (finest.shape[2], finest.shape[3])
-        return self.head(size).float(), self.guide.logits(self.pixels, size)
+        return self.head(size).float(), self.teacher.logits(self.pixels, size)
 
 
 class Method(nn.Module, ABC):
-    """Built with the student's ``backbone``, the ``guide``, and its own arguments.
+    """Built with the student's ``backbone``, the ``teacher``, and its own arguments.
 
     ``levels``: which of the student's early levels its pass must keep. ``task_weight``: the factor of the
     task's loss.
@@ -131,30 +131,30 @@ class Method(nn.Module, ABC):
     task_weight: float = 1.0
 
     @abstractmethod
-    def forward(self, scene: Scene) -> dict[str, Tensor]:
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
         """Scalar terms by name, each with its weight; their sum is added to the task's loss."""
 
 
 class FeatureMethod(Method, ABC):
     """A method that compares the last features on the teacher's grid; ``student_dim``, ``teacher_dim``."""
 
-    def __init__(self, backbone: Backbone, guide: Guide) -> None:
+    def __init__(self, backbone: Backbone, teacher: MethodTeacher) -> None:
         super().__init__()
         self.student_dim = int(backbone.channels[-1])
-        self.teacher_dim = guide.teacher.dim
-        self.teacher_grid: Grid = guide.teacher.grid
+        self.teacher_dim = teacher.model.dim
+        self.teacher_grid: Grid = teacher.model.grid
 
-    def student_tokens(self, look: Look) -> Tensor:
+    def student_tokens(self, student: BackboneOutputs) -> Tensor:
         """The student's last patches (B, N, Cs), resampled to the teacher's grid."""
-        return resample_tokens(look.features.patches, look.grid, self.teacher_grid)
+        return resample_tokens(student.features.patches, student.grid, self.teacher_grid)
 
-    def student_map(self, look: Look) -> Tensor:
+    def student_map(self, student: BackboneOutputs) -> Tensor:
         """The same as a map (B, Cs, h, w)."""
-        return to_map(self.student_tokens(look), self.teacher_grid)
+        return to_map(self.student_tokens(student), self.teacher_grid)
 
-    def teacher_map(self, scene: Scene) -> Tensor:
+    def teacher_map(self, inputs: MethodInputs) -> Tensor:
         """The teacher's last patches as a map (B, Ct, h, w)."""
-        return to_map(scene.teacher.patches, self.teacher_grid)
+        return to_map(inputs.teacher_features.patches, self.teacher_grid)
 
 
 def sum_mse(student: Tensor, teacher: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.models.backbone import Backbone
-from gkd_scale.segment.methods.base import FeatureMethod, Guide, Method, Scene
+from gkd_scale.segment.methods.base import FeatureMethod, Method, MethodInputs, MethodTeacher
 
 
 class CwdLogits(Method):
@@ -24,33 +24,35 @@ class CwdLogits(Method):
         super().__init__()
         self.weight, self.temperature = weight, temperature
 
-    def forward(self, scene: Scene) -> dict[str, Tensor]:
-        student, teacher = scene.logits
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        student, teacher = inputs.logits
         return {"loss_kd": self.weight * channel_divergence(student, teacher, self.temperature)}
 
 
 class CwdFeatures(FeatureMethod):
     """The form on features."""
 
-    def __init__(self, backbone: Backbone, guide: Guide, *, weight: float, temperature: float) -> None:
-        super().__init__(backbone, guide)
+    def __init__(
+        self, backbone: Backbone, teacher: MethodTeacher, *, weight: float, temperature: float
+    ) -> None:
+        super().__init__(backbone, teacher)
         self.weight, self.temperature = weight, temperature
         self.align = nn.Conv2d(self.student_dim, self.teacher_dim, 1)
 
-    def forward(self, scene: Scene) -> dict[str, Tensor]:
-        student = self.align(self.student_map(scene.student))
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        student = self.align(self.student_map(inputs.student))
         return {
-            "loss_kd": self.weight * channel_divergence(student, self.teacher_map(scene), self.temperature)
+            "loss_kd": self.weight * channel_divergence(student, self.teacher_map(inputs), self.temperature)
         }
 
 
 def cwd(
-    backbone: Backbone, guide: Guide, *, weight: float | None = None, temperature: float = 4.0
+    backbone: Backbone, teacher: MethodTeacher, *, weight: float | None = None, temperature: float = 4.0
 ) -> CwdLogits | CwdFeatures:
     """``weight`` λ (default: 3 on logits, 50 on features) and ``temperature`` T."""
-    if guide.has_head:
+    if teacher.has_head:
         return CwdLogits(weight=3.0 if weight is None else weight, temperature=temperature)
-    return CwdFeatures(backbone, guide, weight=50.0 if weight is None else weight, temperature=temperature)
+    return CwdFeatures(backbone, teacher, weight=50.0 if weight is None else weight, temperature=temperature)
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

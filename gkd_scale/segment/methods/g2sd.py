@@ -14,22 +14,22 @@ from torch.nn import functional as F
 
 from gkd_scale.models.backbone import Backbone
 from gkd_scale.segment.heads.base import cross_entropy
-from gkd_scale.segment.methods.base import Guide, Method, Scene
+from gkd_scale.segment.methods.base import Method, MethodInputs, MethodTeacher
 from gkd_scale.types import IGNORE
 
 
 class G2sd(Method):
     """``weight`` of the teacher's labels; the task's is 1 - ``weight``. Needs a teacher's head."""
 
-    def __init__(self, backbone: Backbone, guide: Guide, *, weight: float = 0.5) -> None:  # noqa: ARG002
+    def __init__(self, backbone: Backbone, teacher: MethodTeacher, *, weight: float = 0.5) -> None:  # noqa: ARG002
         super().__init__()
-        guide.require_head()
+        teacher.require_head()
         self.weight = weight
         self.task_weight = 1 - weight
 
-    def forward(self, scene: Scene) -> dict[str, Tensor]:
-        student, teacher = scene.logits
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        student, teacher = inputs.logits
         size = (student.shape[2], student.shape[3])
-        known = F.interpolate(scene.labels[:, None].float(), size=size, mode="nearest-exact")[:, 0] != IGNORE
+        known = F.interpolate(inputs.labels[:, None].float(), size=size, mode="nearest-exact")[:, 0] != IGNORE
         hard = torch.where(known, teacher.argmax(1), IGNORE)
         return {"loss_hard": self.weight * cross_entropy(student, hard)}

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.models.backbone import Backbone
-from gkd_scale.models.look import Look
 from gkd_scale.models.masking import MaskPixels, MaskToken
+from gkd_scale.models.outputs import BackboneOutputs
 from gkd_scale.models.tokens import resample_tokens
-from gkd_scale.segment.methods.base import FeatureMethod, Guide, Scene, random_masks
+from gkd_scale.segment.methods.base import FeatureMethod, MethodInputs, MethodTeacher, random_masks
 
 
 class Proteus(FeatureMethod):
     """``weight`` λ of all three terms; ``ratio`` of the patches that are masked."""
 
-    def __init__(self, backbone: Backbone, guide: Guide, *, weight: float = 1.0, ratio: float = 0.5) -> None:
-        super().__init__(backbone, guide)
+    def __init__(
+        self, backbone: Backbone, teacher: MethodTeacher, *, weight: float = 1.0, ratio: float = 0.5
+    ) -> None:
+        super().__init__(backbone, teacher)
         self.weight, self.ratio = weight, ratio
         self.head_cls, self.head_feature, self.head_patch = (
             nn.Sequential(nn.LayerNorm(self.student_dim), nn.Linear(self.student_dim, self.teacher_dim))
@@ -36,32 +38,32 @@ class Proteus(FeatureMethod):
             else MaskPixels()
         )
 
-    def forward(self, scene: Scene) -> dict[str, Tensor]:
-        look, (cls, patches) = scene.student, scene.teacher
-        every = torch.cat([look.features.cls[:, None], self.student_tokens(look)], 1)
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        student, (cls, patches) = inputs.student, inputs.teacher_features
+        every = torch.cat([student.features.cls[:, None], self.student_tokens(student)], 1)
         target = torch.cat([cls[:, None], patches], 1)
         terms = {
-            "loss_cls": F.mse_loss(self.head_cls(look.features.cls).float(), cls),
+            "loss_cls": F.mse_loss(self.head_cls(student.features.cls).float(), cls),
             "loss_feature": F.mse_loss(self.head_feature(every).float(), target),
-            "loss_patch": self._masked(scene),
+            "loss_patch": self._masked(inputs),
         }
         return {name: self.weight * term for name, term in terms.items()}
 
-    def _masked(self, scene: Scene) -> Tensor:
+    def _masked(self, inputs: MethodInputs) -> Tensor:
         """The error on masked places, of the mask resampled to the teacher's grid."""
-        images, grid = len(scene.pixels), scene.student.grid
-        masks = random_masks(images, grid[0] * grid[1], self.ratio, scene.pixels.device)
-        found = self.head_patch(self.student_tokens(self._second_pass(scene, masks))).float()
+        images, grid = len(inputs.pixels), inputs.student.grid
+        masks = random_masks(images, grid[0] * grid[1], self.ratio, inputs.pixels.device)
+        found = self.head_patch(self.student_tokens(self._second_pass(inputs, masks))).float()
         weight = resample_tokens(masks.float()[..., None], grid, self.teacher_grid)
-        error = (found - scene.teacher.patches).square().mean(2, keepdim=True)
+        error = (found - inputs.teacher_features.patches).square().mean(2, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
-    def _second_pass(self, scene: Scene, masks: Tensor) -> Look:
+    def _second_pass(self, inputs: MethodInputs, masks: Tensor) -> BackboneOutputs:
         if isinstance(self.mask, MaskPixels):
             colour = self.mask
-            return scene.again(lambda pixels: colour(pixels, masks, scene.student.grid))
+            return inputs.again(lambda pixels: colour(pixels, masks, inputs.student.grid))
         self.mask.set(masks)
         try:
-            return scene.again(lambda pixels: pixels)
+            return inputs.again(lambda pixels: pixels)
         finally:
             self.mask.set(None)

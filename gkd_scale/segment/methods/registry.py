@@ -1,46 +1,112 @@
-"""Competing methods by name.
+"""The single-stage methods that GKD is compared with, one row each. Light: nothing here imports torch.
 
-To add one: write ``gkd_scale/segment/methods/NAME.py`` with a :class:`~.base.Method`, its formula and
-source in the docstring, name it in :data:`METHODS` and its arguments in ``segment/arguments.py``, and test
-its loss against the formula.
+To add one: write ``gkd_scale/segment/methods/NAME.py`` with a :class:`~.base.Method`, its formula and source
+in the docstring; add its row to :data:`METHODS`; test its loss against the formula. Code outside of this
+package adds a row in the same way, before options are read. Flags, the benchmark's steps and its table
+take all that they know about a method from its row.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from gkd_scale.ranges import Range
+from gkd_scale.segment import arguments
+from gkd_scale.segment.arguments import COUNT, RATIO, TEMPERATURE, WEIGHT, Arguments
 
-from gkd_scale.models.backbone import Backbone
-from gkd_scale.randomness import seed_of
-from gkd_scale.segment.arguments import check_method
-from gkd_scale.segment.methods.base import Guide, Method
+if TYPE_CHECKING:
+    from gkd_scale.models.backbone import Backbone
+    from gkd_scale.segment.methods.base import Method, MethodTeacher
 
-METHODS = {
-    "vanilla-kd": "gkd_scale.segment.methods.vanilla_kd:VanillaKd",
-    "cwd": "gkd_scale.segment.methods.cwd:cwd",
-    "af-dcd": "gkd_scale.segment.methods.af_dcd:AfDcd",
-    "vitkd": "gkd_scale.segment.methods.vitkd:VitKd",
-    "proteus": "gkd_scale.segment.methods.proteus:Proteus",
-    "g2sd": "gkd_scale.segment.methods.g2sd:G2sd",
+
+@dataclass(frozen=True)
+class MethodRow:
+    """``title`` in tables; ``make`` is ``module:callable``, None for a method without a loss of its own.
+
+    ``make`` is called with the student's backbone, a MethodTeacher and ``arguments``. ``passes``: how often
+    an image goes through the student, forward and backward. ``features``: the method needs the teacher's
+    features (--teacher). ``logits``: it needs, or can use, those of a head that was trained on the teacher
+    (--teacher-head). ``generic``: the objective of stage 1 whose run is its --backbone.
+    """
+
+    title: str
+    make: str | None = None
+    arguments: Arguments = field(default_factory=dict)
+    passes: float = 1.0
+    features: bool = True
+    logits: Literal["needed", "used"] | None = None
+    generic: str | None = None
+
+
+METHODS: dict[str, MethodRow] = {
+    "none": MethodRow("student without distillation", features=False),
+    "vanilla-kd": MethodRow(
+        "Vanilla KD", "gkd_scale.segment.methods.vanilla_kd:VanillaKd", {"weight": WEIGHT}
+    ),
+    "cwd": MethodRow(
+        "CWD",
+        "gkd_scale.segment.methods.cwd:cwd",
+        {"weight": WEIGHT, "temperature": TEMPERATURE},
+        logits="used",
+    ),
+    "af-dcd": MethodRow(
+        "Af-DCD",
+        "gkd_scale.segment.methods.af_dcd:AfDcd",
+        {**dict.fromkeys(("rebuild", "contrast", "logits"), WEIGHT), "ratio": RATIO, "groups": COUNT},
+        logits="used",
+    ),
+    "vitkd": MethodRow(
+        "ViTKD",
+        "gkd_scale.segment.methods.vitkd:VitKd",
+        {"shallow": WEIGHT, "deep": WEIGHT, "ratio": RATIO},
+    ),
+    "proteus": MethodRow(
+        "Proteus",
+        "gkd_scale.segment.methods.proteus:Proteus",
+        {"weight": WEIGHT, "ratio": RATIO},
+        passes=2.0,
+    ),
+    "g2sd": MethodRow(
+        "G2SD",
+        "gkd_scale.segment.methods.g2sd:G2sd",
+        {"weight": Range(ge=0, le=1)},  # the rest is the task's weight
+        features=False,
+        logits="needed",
+        generic="g2sd",
+    ),
 }
-"""Method names to ``module:callable``, called with the student's backbone and the guide."""
+"""Rows by name, in the order of the benchmark's table."""
+
+
+def check_method(name: str, args: Mapping[str, Any]) -> None:
+    """ConfigError for an argument that the method does not have, or whose number is outside its range."""
+    arguments.check("method", name, args, METHODS[name].arguments)
 
 
 def build_method(
-    name: str, backbone: Backbone, guide: Guide, args: Mapping[str, Any] | None = None, *, seed: int = 0
+    name: str,
+    backbone: Backbone,
+    teacher: MethodTeacher,
+    args: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
 ) -> Method:
     """The method ``name`` for a student; its weights depend on ``seed`` alone.
 
-    Raises ConfigError for an argument that is unknown or out of range, and where the guide lacks what the
+    Raises ConfigError for an argument that is unknown or out of range, and if the teacher lacks what the
     method needs.
     """
-    module, _, attribute = METHODS[name].partition(":")
-    make = getattr(importlib.import_module(module), attribute)
+    import torch
+
+    from gkd_scale.randomness import seed_of
+
+    row = METHODS[name]
+    assert row.make is not None, f"'{name}' trains by the task's loss alone"
+    make = arguments.load(row.make)
     check_method(name, args or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("stage2", "method", seed))
-        method: Method = make(backbone, guide, **(args or {}))
+        method: Method = make(backbone, teacher, **(args or {}))
     return method

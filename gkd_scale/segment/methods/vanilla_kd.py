@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.models.backbone import Backbone
-from gkd_scale.segment.methods.base import FeatureMethod, Guide, Scene
+from gkd_scale.segment.methods.base import FeatureMethod, MethodInputs, MethodTeacher
 
 
 class VanillaKd(FeatureMethod):
     """``weight`` λ: 1 to 10 for tokens out of a LayerNorm."""
 
-    def __init__(self, backbone: Backbone, guide: Guide, *, weight: float = 1.0) -> None:
-        super().__init__(backbone, guide)
+    def __init__(self, backbone: Backbone, teacher: MethodTeacher, *, weight: float = 1.0) -> None:
+        super().__init__(backbone, teacher)
         self.weight = weight
         self.project = nn.Linear(self.student_dim, self.teacher_dim)
 
-    def forward(self, scene: Scene) -> dict[str, Tensor]:
-        found = self.project(self.student_tokens(scene.student))
-        return {"loss_kd": self.weight * F.mse_loss(found.float(), scene.teacher.patches)}
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
+        found = self.project(self.student_tokens(inputs.student))
+        return {"loss_kd": self.weight * F.mse_loss(found.float(), inputs.teacher_features.patches)}

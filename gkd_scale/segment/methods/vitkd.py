@@ -20,8 +20,8 @@ from gkd_scale.models.backbone import Backbone
 from gkd_scale.models.tokens import to_map, to_tokens
 from gkd_scale.segment.methods.base import (
     FeatureMethod,
-    Guide,
-    Scene,
+    MethodInputs,
+    MethodTeacher,
     generation,
     random_masks,
     sum_mse,
@@ -37,37 +37,37 @@ class VitKd(FeatureMethod):
     def __init__(
         self,
         backbone: Backbone,
-        guide: Guide,
+        teacher: MethodTeacher,
         *,
         shallow: float = 3e-5,
         deep: float = 3e-6,
         ratio: float = 0.5,
     ) -> None:
-        super().__init__(backbone, guide)
+        super().__init__(backbone, teacher)
         self.shallow, self.deep, self.ratio = shallow, deep, ratio
-        pairs = zip(widths(backbone.net, self.levels), guide.level_widths(self.levels), strict=True)
+        pairs = zip(widths(backbone.net, self.levels), teacher.level_widths(self.levels), strict=True)
         self.mimic = nn.ModuleList(nn.Conv2d(mine, theirs, 1) for mine, theirs in pairs)
         self.align = nn.Linear(self.student_dim, self.teacher_dim)
         self.mask_token = nn.Parameter(torch.zeros(self.teacher_dim))
         self.generate = generation(self.teacher_dim)
 
-    def forward(self, scene: Scene) -> dict[str, Tensor]:
+    def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
         return {
-            "loss_shallow": self.shallow * self._mimicked(scene),
-            "loss_deep": self.deep / self.ratio * self._rebuilt(scene),
+            "loss_shallow": self.shallow * self._mimicked(inputs),
+            "loss_deep": self.deep / self.ratio * self._rebuilt(inputs),
         }
 
-    def _mimicked(self, scene: Scene) -> Tensor:
-        targets = scene.guide.levels(scene.pixels, self.levels)
-        layers = zip(self.mimic, scene.student.levels, targets, strict=True)
+    def _mimicked(self, inputs: MethodInputs) -> Tensor:
+        targets = inputs.teacher.levels(inputs.pixels, self.levels)
+        layers = zip(self.mimic, inputs.student.levels, targets, strict=True)
         return torch.stack([_mimic(align, mine, theirs) for align, mine, theirs in layers]).sum()
 
-    def _rebuilt(self, scene: Scene) -> Tensor:
-        tokens = self.align(self.student_tokens(scene.student))
+    def _rebuilt(self, inputs: MethodInputs) -> Tensor:
+        tokens = self.align(self.student_tokens(inputs.student))
         masked = random_masks(len(tokens), tokens.shape[1], self.ratio, tokens.device)[..., None]
         visible = torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
         rebuilt = to_tokens(self.generate(to_map(visible, self.teacher_grid)))
-        return sum_mse(rebuilt * masked, scene.teacher.patches * masked)
+        return sum_mse(rebuilt * masked, inputs.teacher_features.patches * masked)
 
 
 def _mimic(align: nn.Module, mine: Tensor, theirs: Tensor) -> Tensor:

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.backbone import load_backbone
 from gkd_scale.models.conditioning import Conditioning
-from gkd_scale.models.look import look
+from gkd_scale.models.outputs import backbone_outputs
 from gkd_scale.models.teachers import TimmTeacher, load_teacher
 from gkd_scale.segment.augment import SegBatch
-from gkd_scale.segment.config import METHODS as CHOICES
+from gkd_scale.segment.config import MethodConfig
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.methods.af_dcd import contrast, pixel_divergence
-from gkd_scale.segment.methods.base import Guide, Method, Scene, random_masks
+from gkd_scale.segment.methods.base import Method, MethodInputs, MethodTeacher, random_masks
 from gkd_scale.segment.methods.cwd import channel_divergence
-from gkd_scale.segment.methods.pupil import Pupil, segmenter_in
 from gkd_scale.segment.methods.registry import METHODS, build_method
+from gkd_scale.segment.methods.student import StudentWithMethod, segmenter_in
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import IGNORE
 from tests.conftest import TINY
@@ -35,7 +35,7 @@ from ..support import Blocks, tiny_backbone, tiny_segmenter  # noqa: TID252
 
 Array = npt.NDArray[np.float64]
 SIZE = (32, 48)
-every_method = pytest.mark.parametrize("name", sorted(METHODS))
+every_method = pytest.mark.parametrize("name", sorted(METHODS.keys() - {"none"}))
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +44,21 @@ def teacher(tiny_teacher: Path) -> TimmTeacher:
 
 
 @pytest.fixture(scope="module")
-def guide(teacher: TimmTeacher) -> Guide:
+def guide(teacher: TimmTeacher) -> MethodTeacher:
     head = tiny_segmenter("fpn")
     nn.init.normal_(head.head.get_parameter("classifier.weight"))
-    return Guide(teacher, head)
+    return MethodTeacher(teacher, head)
 
 
 @pytest.fixture(scope="module")
-def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Guide:
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> MethodTeacher:
     import timm
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("cnn") / "net.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
-    return Guide(load_teacher("test_resnet", SIZE, weights=path), None, Conditioning("layer"))
+    return MethodTeacher(load_teacher("test_resnet", SIZE, weights=path), None, Conditioning("layer"))
 
 
 def batch(images: int = 2) -> SegBatch:
@@ -67,18 +67,18 @@ def batch(images: int = 2) -> SegBatch:
     return SegBatch(pixels, torch.stack([torch.from_numpy(each.label) for each in samples]))
 
 
-def pupil(name: str, guide: Guide, **args: object) -> Pupil:
+def student_with(name: str, guide: MethodTeacher, **args: object) -> StudentWithMethod:
     segmenter = tiny_segmenter(frozen=False)
-    return Pupil(segmenter, build_method(name, segmenter.backbone, guide, args), guide)
+    return StudentWithMethod(segmenter, build_method(name, segmenter.backbone, guide, args), guide)
 
 
-def scene(of: Pupil, images: SegBatch) -> Scene:
+def inputs_of(of: StudentWithMethod, images: SegBatch) -> MethodInputs:
     backbone = of.segmenter.backbone
-    seen = look(backbone, images.pixels, of.method.levels)
-    return Scene(
-        images.pixels, images.labels, seen, of.guide,
+    seen = backbone_outputs(backbone, images.pixels, of.method.levels)
+    return MethodInputs(
+        images.pixels, images.labels, seen, of.teacher,
         head=lambda size: of.segmenter.head(seen.maps, size),
-        again=lambda change: look(backbone, images.pixels, change=change),
+        again=lambda change: backbone_outputs(backbone, images.pixels, change=change),
     )  # fmt: skip
 
 
@@ -107,11 +107,11 @@ def layer_norm(x: Array) -> Array:
 # -------------------------------------------------------------------------------- the formulas
 
 
-def test_vanilla_kd_is_the_squared_error_of_projected_tokens(guide: Guide) -> None:
-    of = pupil("vanilla-kd", guide, weight=3.0)
-    seen = scene(of, batch())
+def test_vanilla_kd_is_the_squared_error_of_projected_tokens(guide: MethodTeacher) -> None:
+    of = student_with("vanilla-kd", guide, weight=3.0)
+    seen = inputs_of(of, batch())
     found = linear(of.method.project, numbers(of.method.student_tokens(seen.student)))
-    expected = 3 * ((found - numbers(seen.teacher.patches)) ** 2).mean()
+    expected = 3 * ((found - numbers(seen.teacher_features.patches)) ** 2).mean()
     assert scalar(of.method(seen)["loss_kd"]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -131,17 +131,17 @@ def test_channel_divergence_is_that_of_cwd(b: int, c: int, side: int, t: float, 
 
 
 def test_cwd_takes_logits_where_the_teacher_has_a_head_and_features_elsewhere(
-    guide: Guide, teacher: TimmTeacher
+    guide: MethodTeacher, teacher: TimmTeacher
 ) -> None:
-    of = pupil("cwd", guide)
-    student, theirs = scene(of, batch()).logits
+    of = student_with("cwd", guide)
+    student, theirs = inputs_of(of, batch()).logits
     assert student.shape == theirs.shape == (2, 4, 8, 12)
     expected = 3 * scalar(channel_divergence(student, theirs, 4.0).detach())
-    assert scalar(of.method(scene(of, batch()))["loss_kd"]) == pytest.approx(expected, rel=1e-4)
-    of = pupil("cwd", Guide(teacher))
-    seen = scene(of, batch())
+    assert scalar(of.method(inputs_of(of, batch()))["loss_kd"]) == pytest.approx(expected, rel=1e-4)
+    of = student_with("cwd", MethodTeacher(teacher))
+    seen = inputs_of(of, batch())
     student = of.method.align(of.method.student_map(seen.student))
-    theirs = seen.teacher.patches.transpose(1, 2).reshape(student.shape)
+    theirs = seen.teacher_features.patches.transpose(1, 2).reshape(student.shape)
     expected = 50 * scalar(channel_divergence(student, theirs, 4.0).detach())
     assert scalar(of.method(seen)["loss_kd"]) == pytest.approx(expected, rel=1e-4)
 
@@ -183,10 +183,10 @@ def test_pixel_divergence_is_the_mean_over_pixels() -> None:
     )
 
 
-def test_af_dcd_rebuilds_a_masked_quarter(guide: Guide) -> None:
-    of = pupil("af-dcd", guide, rebuild=1.0)
+def test_af_dcd_rebuilds_a_masked_quarter(guide: MethodTeacher) -> None:
+    of = student_with("af-dcd", guide, rebuild=1.0)
     torch.manual_seed(3)
-    seen = scene(of, batch())
+    seen = inputs_of(of, batch())
     torch.manual_seed(3)
     terms = of.method(seen)
     torch.manual_seed(3)
@@ -195,17 +195,19 @@ def test_af_dcd_rebuilds_a_masked_quarter(guide: Guide) -> None:
     aligned = linear(of.method.align, numbers(of.method.student_tokens(seen.student)))
     masked = torch.from_numpy(aligned * kept.numpy()[..., None]).float()
     rebuilt = of.method.generate(masked.transpose(1, 2).reshape(2, -1, 2, 3))
-    target = seen.teacher.patches.transpose(1, 2).reshape(rebuilt.shape)
+    target = seen.teacher_features.patches.transpose(1, 2).reshape(rebuilt.shape)
     assert scalar(terms["loss_rebuild"]) == pytest.approx(
         scalar(((rebuilt - target) ** 2).sum() / 2), rel=1e-4
     )
     assert set(terms) == {"loss_rebuild", "loss_contrast", "loss_logits"}
 
 
-def test_vitkd_mimics_two_blocks_and_rebuilds_masked_tokens(guide: Guide, teacher: TimmTeacher) -> None:
-    of = pupil("vitkd", guide, shallow=1.0, deep=1.0)
+def test_vitkd_mimics_two_blocks_and_rebuilds_masked_tokens(
+    guide: MethodTeacher, teacher: TimmTeacher
+) -> None:
+    of = student_with("vitkd", guide, shallow=1.0, deep=1.0)
     images = batch()
-    seen = scene(of, images)
+    seen = inputs_of(of, images)
     torch.manual_seed(3)
     terms = of.method(seen)
     expected = 0.0
@@ -222,17 +224,19 @@ def test_vitkd_mimics_two_blocks_and_rebuilds_masked_tokens(guide: Guide, teache
     tokens = linear(of.method.align, numbers(of.method.student_tokens(seen.student)))
     tokens[masked.numpy()] = numbers(of.method.mask_token)
     rebuilt = of.method.generate(torch.from_numpy(tokens).float().transpose(1, 2).reshape(2, -1, 2, 3))
-    error = (numbers(rebuilt).reshape(2, -1, 6).transpose(0, 2, 1) - numbers(seen.teacher.patches)) ** 2
+    error = (
+        numbers(rebuilt).reshape(2, -1, 6).transpose(0, 2, 1) - numbers(seen.teacher_features.patches)
+    ) ** 2
     assert scalar(terms["loss_deep"]) == pytest.approx(error[masked.numpy()].sum() / 2 / 0.5, rel=1e-4)
 
 
-def test_proteus_has_three_proxies(guide: Guide) -> None:
-    of = pupil("proteus", guide)
-    seen = scene(of, batch())
+def test_proteus_has_three_proxies(guide: MethodTeacher) -> None:
+    of = student_with("proteus", guide)
+    seen = inputs_of(of, batch())
     torch.manual_seed(3)
     terms = of.method(seen)
     cls, tokens = numbers(seen.student.features.cls), numbers(of.method.student_tokens(seen.student))
-    target = numbers(seen.teacher.cls), numbers(seen.teacher.patches)
+    target = numbers(seen.teacher_features.cls), numbers(seen.teacher_features.patches)
     error = (linear(of.method.head_cls[1], layer_norm(cls)) - target[0]) ** 2
     assert scalar(terms["loss_cls"]) == pytest.approx(error.mean(), rel=1e-4)
     both = np.concatenate([cls[:, None], tokens], 1)
@@ -244,7 +248,7 @@ def test_proteus_has_three_proxies(guide: Guide) -> None:
     torch.manual_seed(3)
     mask = random_masks(2, 24, 0.5, torch.device("cpu"))
     of.method.mask.set(mask)
-    second = look(of.segmenter.backbone, batch().pixels)
+    second = backbone_outputs(of.segmenter.backbone, batch().pixels)
     of.method.mask.set(None)
     error = (
         linear(of.method.head_patch[1], layer_norm(numbers(of.method.student_tokens(second)))) - target[1]
@@ -256,9 +260,9 @@ def test_proteus_has_three_proxies(guide: Guide) -> None:
     )
 
 
-def test_g2sd_learns_the_teachers_labels_at_half_weight(guide: Guide) -> None:
-    of = pupil("g2sd", guide)
-    seen = scene(of, batch())
+def test_g2sd_learns_the_teachers_labels_at_half_weight(guide: MethodTeacher) -> None:
+    of = student_with("g2sd", guide)
+    seen = inputs_of(of, batch())
     student, theirs = (numbers(each) for each in seen.logits)
     labels = seen.labels.numpy()[:, 2::4, 2::4]
     chosen = np.take_along_axis(np.log(softmax(student, 1)), theirs.argmax(1)[:, None], 1)[:, 0]
@@ -276,11 +280,11 @@ def test_g2sd_learns_the_teachers_labels_at_half_weight(guide: Guide) -> None:
 @every_method
 @pytest.mark.parametrize("kind", ["transformer", "convolutional"])
 def test_gradients_reach_the_student_and_never_the_teacher(
-    name: str, kind: str, guide: Guide, convolutional: Guide
+    name: str, kind: str, guide: MethodTeacher, convolutional: MethodTeacher
 ) -> None:
     if name == "g2sd" and kind == "convolutional":
         pytest.skip("needs a head")
-    of = pupil(name, guide if kind == "transformer" else convolutional)
+    of = student_with(name, guide if kind == "transformer" else convolutional)
     of.train()
     found = of(batch())
     terms = sum(value for key, value in found.items() if key not in ("loss", "loss_task"))
@@ -292,20 +296,24 @@ def test_gradients_reach_the_student_and_never_the_teacher(
     assert sum(reached) > len(reached) / 2
     untouched = [key for key, p in of.method.named_parameters() if p.grad is None]
     assert not untouched
-    net = of.guide.teacher.net
+    net = of.teacher.model.net
     assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
     assert not net.training
 
 
 @pytest.mark.parametrize("name", ["vanilla-kd", "cwd", "af-dcd", "proteus"])
 def test_a_convolutional_student_learns_and_its_statistics_are_those_of_whole_images(
-    name: str, convolutional: Guide
+    name: str, convolutional: MethodTeacher
 ) -> None:
     def trained(method: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)
         backbone = load_backbone(None, "test_resnet", {})
         segmenter = Segmenter(backbone, build_head("linear", backbone.channels, 4), frozen=False)
-        of = Pupil(segmenter, build_method(name, backbone, convolutional), convolutional) if method else None
+        of = (
+            StudentWithMethod(segmenter, build_method(name, backbone, convolutional), convolutional)
+            if method
+            else None
+        )
         (of or segmenter)(batch())["loss"].backward()
         assert all(p.grad is not None for p in backbone.parameters())
         return {key: each for key, each in backbone.state_dict().items() if "running" in key}
@@ -323,8 +331,8 @@ def test_mask2former_is_compared_by_its_shares_of_the_classes(name: str, teacher
         head = build_head("mask2former", backbone.channels, 4, small)
         return Segmenter(backbone, head, frozen=False)
 
-    guide, own = Guide(teacher, segmenter()), segmenter()
-    of = Pupil(own, build_method(name, own.backbone, guide), guide)
+    guide, own = MethodTeacher(teacher, segmenter()), segmenter()
+    of = StudentWithMethod(own, build_method(name, own.backbone, guide), guide)
     theirs = guide.logits(batch().pixels, (8, 12))
     with torch.no_grad():
         head = guide.require_head()
@@ -336,9 +344,9 @@ def test_mask2former_is_compared_by_its_shares_of_the_classes(name: str, teacher
 
 
 @every_method
-def test_a_step_is_a_function_of_the_seeds(name: str, guide: Guide) -> None:
+def test_a_step_is_a_function_of_the_seeds(name: str, guide: MethodTeacher) -> None:
     def loss(seed: int) -> float:
-        of = pupil(name, guide)
+        of = student_with(name, guide)
         torch.manual_seed(seed)
         return scalar(of(batch())["loss"].detach())
 
@@ -348,8 +356,8 @@ def test_a_step_is_a_function_of_the_seeds(name: str, guide: Guide) -> None:
 
 
 @every_method
-def test_what_is_trained_beside_the_student_stays_out_of_it(name: str, guide: Guide) -> None:
-    of = pupil(name, guide)
+def test_what_is_trained_beside_the_student_stays_out_of_it(name: str, guide: MethodTeacher) -> None:
+    of = student_with(name, guide)
     assert segmenter_in(of) is of.segmenter and segmenter_in(of.segmenter) is of.segmenter
     assert set(of.segmenter.state_dict()) == set(tiny_segmenter().state_dict())
     own = {key for key in of.state_dict() if not key.startswith("segmenter.")}
@@ -359,15 +367,15 @@ def test_what_is_trained_beside_the_student_stays_out_of_it(name: str, guide: Gu
 
 
 @every_method
-def test_arguments_and_needs_are_checked(name: str, guide: Guide) -> None:
+def test_arguments_and_needs_are_checked(name: str, guide: MethodTeacher) -> None:
     with pytest.raises(ConfigError, match="no argument 'wieght'"):
-        pupil(name, guide, wieght=1)
+        student_with(name, guide, wieght=1)
     with pytest.raises(ConfigError, match="--teacher"):
-        pupil(name, Guide())
+        student_with(name, MethodTeacher())
     key = "contrast" if name == "af-dcd" else "shallow" if name == "vitkd" else "weight"
     for value in ("abc", True, -1, float("nan")):
         with pytest.raises(ConfigError, match=f"--method-args {key}={value}: {key} of .* must be a num"):
-            pupil(name, guide, **{key: value})
+            student_with(name, guide, **{key: value})
 
 
 @pytest.mark.parametrize(
@@ -379,13 +387,14 @@ def test_arguments_and_needs_are_checked(name: str, guide: Guide) -> None:
         ("af-dcd", {"groups": 1.5}),
     ],
 )
-def test_arguments_out_of_range_are_refused(name: str, args: dict[str, object], guide: Guide) -> None:
+def test_arguments_out_of_range_are_refused(name: str, args: dict[str, object], guide: MethodTeacher) -> None:
     with pytest.raises(ConfigError, match="must be"):
-        pupil(name, guide, **args)
+        student_with(name, guide, **args)
 
 
 def test_the_choices_of_the_flag_are_the_registry() -> None:
-    assert set(CHOICES) == {"none", *METHODS}
+    choices = MethodConfig.__dataclass_fields__["name"].metadata["choices"]
+    assert choices is METHODS and [name for name, row in METHODS.items() if row.make is None] == ["none"]
 
 
 def test_random_masks_hide_the_share_asked_for() -> None:
@@ -394,8 +403,8 @@ def test_random_masks_hide_the_share_asked_for() -> None:
     assert random_masks(2, 3, 0.01, torch.device("cpu")).sum() == 2
 
 
-def test_training_beside_a_method_lowers_its_loss(guide: Guide) -> None:
-    def train(step: Callable[[], Tensor], module: Method | Pupil) -> list[float]:
+def test_training_beside_a_method_lowers_its_loss(guide: MethodTeacher) -> None:
+    def train(step: Callable[[], Tensor], module: Method | StudentWithMethod) -> list[float]:
         optimizer, history = torch.optim.AdamW(module.parameters(), 1e-3), []
         for _ in range(12):
             optimizer.zero_grad()
@@ -405,7 +414,7 @@ def test_training_beside_a_method_lowers_its_loss(guide: Guide) -> None:
             history.append(loss.item())
         return history
 
-    of = pupil("vanilla-kd", guide)
+    of = student_with("vanilla-kd", guide)
     images = batch()
     history = train(lambda: of(images)["loss"], of)
     assert history[-1] < 0.9 * history[0]

@@ -1,4 +1,4 @@
-"""A look at a backbone: the head's maps as Backbone.forward gives them, and the rest of the same pass."""
+"""The outputs of a backbone: the maps are those of Backbone.forward, the rest comes from the same pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.models.families import split_tokens
-from gkd_scale.models.look import look
+from gkd_scale.models.outputs import backbone_outputs
 from tests.conftest import TINY
 
 PIXELS = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -21,7 +21,7 @@ def backbone(name: str) -> Backbone:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_resnet"])
 def test_maps_are_those_of_the_backbone(name: str) -> None:
     net = backbone(name)
-    seen = look(net, PIXELS, (1, 0))
+    seen = backbone_outputs(net, PIXELS, (1, 0))
     for mine, theirs in zip(seen.maps, net(PIXELS), strict=True):
         assert torch.equal(mine, theirs)
     own = net.net.forward_intermediates(net.normalize(PIXELS), indices=[0, 1], intermediates_only=True)
@@ -31,7 +31,7 @@ def test_maps_are_those_of_the_backbone(name: str) -> None:
 
 def test_features_are_the_normalised_tokens_of_the_network() -> None:
     net = backbone("vit_tiny_patch16_224")
-    seen = look(net, PIXELS)
+    seen = backbone_outputs(net, PIXELS)
     expected = split_tokens(net.net, net.net.forward_features(net.normalize(PIXELS)))
     torch.testing.assert_close(seen.features.cls, expected.cls)
     torch.testing.assert_close(seen.features.patches, expected.patches)
@@ -40,5 +40,5 @@ def test_features_are_the_normalised_tokens_of_the_network() -> None:
 
 def test_changed_pixels_are_what_the_network_sees() -> None:
     net = backbone("test_resnet")
-    black = look(net, PIXELS, change=torch.zeros_like)
+    black = backbone_outputs(net, PIXELS, change=torch.zeros_like)
     torch.testing.assert_close(black.features.cls[0], black.features.cls[1])

@@ -1,4 +1,4 @@
-"""One forward pass of a backbone, seen from all sides: for a head, and for a comparison with a teacher."""
+"""One forward pass of a backbone: maps for a head, and features to compare with a teacher's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gkd_scale.types import Features, Grid
 
 
 @dataclass(frozen=True)
-class Look:
-    """A batch as a backbone sees it.
+class BackboneOutputs:
+    """What a backbone computes for a batch.
 
-    ``maps``: what ``Backbone.forward`` gives, the head's pyramid. ``features`` on ``grid``: the last level
-    that it gives, of a plain transformer after the final norm. ``levels``: maps (B, C_i, h_i, w_i) of the
-    levels asked for, as they leave their block or stage.
+    ``maps``: the head's pyramid, as ``Backbone.forward`` returns it. ``features`` on ``grid``: its last
+    level, of a plain transformer after the final norm. ``levels``: maps (B, C_i, h_i, w_i) of the requested
+    levels, as they leave their block or stage.
     """
 
     maps: list[Tensor]
@@ -29,12 +29,12 @@ class Look:
     levels: list[Tensor]
 
 
-def look(
+def backbone_outputs(
     backbone: Backbone,
     pixels: Tensor,
     levels: Sequence[int] = (),
     change: Callable[[Tensor], Tensor] = lambda pixels: pixels,
-) -> Look:
+) -> BackboneOutputs:
     """One pass over ``pixels`` (B, 3, H, W) 0..255; ``change`` alters the normalised pixels."""
     x = families.as_input(backbone.net, change(backbone.normalize(pixels)))
     wanted = sorted({*backbone.indices, *levels})
@@ -45,7 +45,7 @@ def look(
         )
         own = [found[index] for index in backbone.indices]
         features, grid = families.flatten_map(nn.Identity(), own[-1])
-        return Look(backbone.pyramid(own), features, grid, [found[index] for index in levels])
+        return BackboneOutputs(backbone.pyramid(own), features, grid, [found[index] for index in levels])
     rows, columns = families.patch_size(net)
     grid = (x.shape[2] // rows, x.shape[3] // columns)
     blocks = net.forward_intermediates(
@@ -60,4 +60,6 @@ def look(
     patches, prefix = pairs[backbone.indices[-1]]
     patches = norm(patches)
     cls = norm(prefix[:, 0]) if prefix is not None and families.has_cls(net) else patches.mean(1)
-    return Look(maps, Features(cls, patches), grid, [to_map(pairs[index][0], grid) for index in levels])
+    return BackboneOutputs(
+        maps, Features(cls, patches), grid, [to_map(pairs[index][0], grid) for index in levels]
+    )
