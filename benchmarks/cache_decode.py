@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gkd_scale.cache.build import view_of
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.plan import Entry, make_plan
+from gkd_scale.cache.views import view_of
 from gkd_scale.config import parse
 from gkd_scale.prefetch import prefetch
 

@@ -36,10 +36,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from gkd_scale.cache.build import build, run_teacher
+from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.verify import verify
 from gkd_scale.cache.views import decode
 from gkd_scale.memory import keep_freed

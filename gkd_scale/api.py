@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import config
-from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.location import is_url
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.distill.config import LIVE, Stage1Config

@@ -1,8 +1,8 @@
-"""Work ahead in threads, hand over in order; and work behind in one thread.
+"""Work in background threads: results ahead of time and in order, or jobs that nobody waits for.
 
 Reading, CRC, JPEG decoding and resizing all release the GIL, so threads keep a device busy without
-worker processes, shared memory or pickling. ``depth`` bounds how far ahead the work runs, so memory
-does not grow with the length of the run.
+worker processes, shared memory or pickling. ``depth`` bounds how much is under way, so memory does not
+grow with the length of the run.
 """
 
 from __future__ import annotations
@@ -40,31 +40,34 @@ def prefetch(work: Callable[[A], R], items: Iterable[A], workers: int, depth: in
                 future.cancel()
 
 
-class Behind:
-    """Threads (or one) that work behind their callers, at most ``depth`` jobs late. Errors come back."""
+class BackgroundJobs:
+    """Background threads, by default a single one; ``submit`` blocks while ``depth`` jobs are queued.
+
+    With a depth of 0 there is no thread: ``submit`` runs the job. Leaving the ``with`` block waits for all
+    jobs, and raises what the first failed one raised.
+    """
 
     def __init__(self, depth: int = 2, threads: int = 1) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="behind")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="background")
         self._pending: deque[Future[Any]] = deque()
         self._depth = depth
         self._lock = threading.Lock()
 
     def submit(self, job: Callable[[], Any]) -> None:
         """Queue ``job``; waits while the queue is full, and raises what an earlier job raised."""
+        if self._depth == 0:
+            job()
+            return
         with self._lock:
             while len(self._pending) >= self._depth or (self._pending and self._pending[0].done()):
                 self._pending.popleft().result()
             self._pending.append(self._pool.submit(job))
 
-    def drain(self) -> None:
-        """Wait until all that was queued has run or failed."""
-        self._pool.shutdown(wait=True)
-
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundJobs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.drain()
+        self._pool.shutdown(wait=True)
         if kind is None:
             for future in self._pending:
                 future.result()

@@ -1,4 +1,4 @@
-"""Prefetching keeps order, bounds work ahead, and raises where a result is due."""
+"""Prefetching keeps order, bounds work ahead, and raises where a result is due; so do background jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_scale.prefetch import prefetch
+from gkd_scale.prefetch import BackgroundJobs, prefetch
 
 
 @settings(max_examples=25, deadline=None)
@@ -51,3 +51,47 @@ def test_leaving_early_ends_the_threads() -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_submit_blocks_while_depth_jobs_are_queued(depth: int) -> None:
+    release, submitted = threading.Event(), threading.Semaphore(0)
+
+    def submit_all() -> None:
+        with BackgroundJobs(depth) as jobs:
+            for _ in range(depth + 1):
+                jobs.submit(release.wait)
+                submitted.release()
+
+    caller = threading.Thread(target=submit_all)
+    caller.start()
+    assert all(submitted.acquire(timeout=20) for _ in range(depth))
+    assert not submitted.acquire(timeout=0.1)
+    release.set()
+    caller.join(timeout=20)
+    assert submitted.acquire(timeout=20)
+
+
+def test_without_depth_a_job_runs_at_once_in_the_callers_thread() -> None:
+    seen: list[int] = []
+    with BackgroundJobs(depth=0) as jobs:
+        jobs.submit(lambda: seen.append(threading.get_ident()))
+        assert seen == [threading.get_ident()]
+
+
+def test_jobs_run_in_order_and_the_first_error_comes_back() -> None:
+    seen: list[int] = []
+    with BackgroundJobs(depth=3) as jobs:
+        for number in range(20):
+            jobs.submit(lambda number=number: seen.append(number))
+    assert seen == list(range(20))
+
+    def fail() -> None:
+        raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"), BackgroundJobs() as jobs:
+        jobs.submit(fail)
+        for _ in range(5):
+            jobs.submit(lambda: None)
+    with pytest.raises(ValueError, match="first"), BackgroundJobs() as jobs:
+        jobs.submit(fail)

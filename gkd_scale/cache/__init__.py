@@ -8,7 +8,12 @@ The story, in the order of the modules::
     views     image -> crop, resize, flip, colour -> JPEG bytes; the teacher sees the decoded bytes
     codec     teacher tokens -> arrays on disk
     shard     samples -> a tar of fixed bytes, then its Parquet index, the commit marker
-    build     the runner: views on threads, teacher batches, a writer behind; resumes after a kill
+    build     the whole build, in the order of its steps; goes on after a kill
+      folder    lock, refuse another spec, list the missing shards
+      fit       fit a codec to some images
+      devices   share the shards out: one device, several, or a Ray cluster (cluster)
+      runner    one device: views on threads, teacher batches, a writer in the background
+      progress  the bar and the report
     reader    random access by offset, every member checked
     order     which sample comes when: a pure function
     loader    a cache as a BatchSource

@@ -33,60 +33,64 @@ Load = Callable[[str], Teacher]
 """A teacher for a device ('cpu' or 'cuda'); runs in the worker."""
 
 
-class Slot(NamedTuple):
-    """A device of a node."""
+class NodeDevice(NamedTuple):
+    """A GPU of a node, by its number, or the CPU of one."""
 
     node: str
-    device: int
+    number: int
 
 
 @dataclass(frozen=True)
-class Done:
-    """What building one shard came to."""
+class ShardResult:
+    """Samples and bytes of a shard that was built."""
 
     samples: int
     bytes: int
 
 
-class Work:
-    """What an actor does: holds a teacher and builds shards. ``make`` is called once, in the actor."""
+MakeBuilder = Callable[[Teacher, str], Callable[[Any], ShardResult]]
+"""A teacher and its device to a function that builds a shard; runs in the worker."""
 
-    def __init__(self, make: Callable[[Teacher], Callable[[Any], Done]], load: Load, device: str) -> None:
+
+class ShardWorker:
+    """A Ray actor with a teacher, which builds shards. ``make`` is called once, in the actor."""
+
+    def __init__(self, make: MakeBuilder, load: Load, device: str) -> None:
         import torch
 
         keep_freed()
         if device == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
-        self._shard = make(load(device))
+        self._shard = make(load(device), device)
 
-    def shard(self, task: Any) -> Done:
+    def shard(self, task: Any) -> ShardResult:
         """Build one shard."""
         return self._shard(task)
 
 
 def distribute(
     todo: Sequence[Any],
-    make: Callable[[Teacher], Callable[[Any], Done]],
+    make: MakeBuilder,
     load: Load,
     address: str,
-    finished: Callable[[Any, Done], None],
+    finished: Callable[[Any, ShardResult], None],
 ) -> None:
     """Build the shards of ``todo`` on the cluster at ``address`` ('auto': the running one, or a new one).
 
-    ``make(teacher)`` gives the function that builds a shard. Errors of ours come back as they are;
-    GkdError where a shard took down ``TRIES`` workers.
+    ``make(teacher, device)`` gives the function that builds a shard. Errors of this project come back as they
+    are; GkdError if workers died of one shard ``TRIES`` times.
     """
     with _connected(address) as ray:
         _Pool(ray, ray.put(make), ray.put(load), finished).run(todo)
 
 
 class _Pool:
-    """The driver's loop over slots, queue and results."""
+    """The driver's loop over devices, queue and results."""
 
-    def __init__(self, ray: Any, make: Any, load: Any, finished: Callable[[Any, Done], None]) -> None:
+    def __init__(self, ray: Any, make: Any, load: Any, finished: Callable[[Any, ShardResult], None]) -> None:
         self._ray, self._make, self._load, self._finished = ray, make, load, finished
-        self._actors: dict[Slot, Any] = {}
-        self._running: dict[Any, tuple[Slot, Any]] = {}
+        self._actors: dict[NodeDevice, Any] = {}
+        self._running: dict[Any, tuple[NodeDevice, Any]] = {}
         self._deaths: Counter[Any] = Counter()
         self._looked = -LOOK_EVERY
 
@@ -96,11 +100,11 @@ class _Pool:
         try:
             while queue or self._running:
                 self._look()
-                busy = {slot for slot, _ in self._running.values()}
-                for slot in [slot for slot in self._actors if slot not in busy]:
+                busy = {device for device, _ in self._running.values()}
+                for device in [device for device in self._actors if device not in busy]:
                     if queue:
                         task = queue.popleft()
-                        self._running[self._actors[slot].shard.remote(task)] = (slot, task)
+                        self._running[self._actors[device].shard.remote(task)] = (device, task)
                 if not self._running:
                     time.sleep(0.2)
                     continue
@@ -113,14 +117,14 @@ class _Pool:
 
     def _collect(self, reference: Any, queue: deque[Any]) -> None:
         """Take one result; the shard of a dead worker goes back to the queue."""
-        slot, task = self._running.pop(reference)
+        device, task = self._running.pop(reference)
         errors = self._ray.exceptions
         try:
             self._finished(task, self._ray.get(reference))
         except errors.RayTaskError as error:
             raise error.cause from None
         except errors.RayError as error:  # worker, node or object lost
-            self._actors.pop(slot, None)
+            self._actors.pop(device, None)
             self._looked = -LOOK_EVERY
             self._deaths[task] += 1
             if self._deaths[task] >= TRIES:
@@ -140,16 +144,15 @@ class _Pool:
         gpus = any(node["Resources"].get("GPU") for node in alive)
         for node in alive:
             count = int(node["Resources"].get("GPU", 0)) if gpus else int("CPU" in node["Resources"])
-            for device in range(count):
-                slot = Slot(node["NodeID"], device)
-                if slot not in self._actors:
-                    self._actors[slot] = self._start(slot, gpus)
+            for device in (NodeDevice(node["NodeID"], number) for number in range(count)):
+                if device not in self._actors:
+                    self._actors[device] = self._start(device, gpus)
 
-    def _start(self, slot: Slot, gpu: bool) -> Any:
+    def _start(self, device: NodeDevice, gpu: bool) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        worker = self._ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(Work)
-        place = NodeAffinitySchedulingStrategy(slot.node, soft=False)
+        worker = self._ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(ShardWorker)
+        place = NodeAffinitySchedulingStrategy(device.node, soft=False)
         options = {"scheduling_strategy": place, "max_restarts": 0}
         return worker.options(**options).remote(self._make, self._load, "cuda" if gpu else "cpu")
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gkd_scale.cache.build import run_teacher
 from gkd_scale.cache.codec import get_codec, to_fp16
 from gkd_scale.cache.config import ViewConfig
 from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.loader import Schedule, Slot, make_batch, spread_slots
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
+from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import decode, make_view, open_from
 from gkd_scale.errors import DataError
 from gkd_scale.images import Opened, UnreadableImage, open_image

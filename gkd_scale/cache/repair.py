@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gkd_scale.cache.build import BuildReport, build, make_spec, refuse_changed
+from gkd_scale.cache.build import build, make_spec
 from gkd_scale.cache.config import CacheTeacherConfig, RepairConfig, ViewConfig
+from gkd_scale.cache.folder import refuse_changed
 from gkd_scale.cache.plan import make_plan
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.shard import index_path, tar_path
 from gkd_scale.cache.source import Source
 from gkd_scale.cache.spec import Spec

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gkd_scale.cache.build import run_teacher
 from gkd_scale.cache.codec import Float32
 from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, GkdError
 from gkd_scale.randomness import generator

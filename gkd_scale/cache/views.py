@@ -13,16 +13,18 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageEnhance
 
 from gkd_scale.cache import augment
-from gkd_scale.cache.config import ViewConfig
+from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
+from gkd_scale.cache.plan import Entry
 from gkd_scale.cache.source import Labelled, Source
-from gkd_scale.images import Opened, UnreadableImage, one_line, open_bytes
+from gkd_scale.images import Opened, UnreadableImage, one_line, open_bytes, open_image
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
 
@@ -146,6 +148,37 @@ def open_from(source: Source, name: str) -> Opened:
     if not data:
         raise UnreadableImage("the file is empty")
     return open_bytes(data)
+
+
+class MadeView(NamedTuple):
+    """A view of an image, on its way to the teacher.
+
+    ``source`` facts about the image's file, ``pixels`` (3, H, W) uint8, ``label`` a PNG of train ids.
+    """
+
+    entry: Entry
+    view: View
+    source: dict[str, Any]
+    pixels: UInt8Array
+    label: bytes | None
+
+    def facts(self) -> dict[str, Any]:
+        """The JSON that is stored beside the tokens."""
+        return {"sid": self.entry.sid, "path": self.entry.name, "source": self.source, **self.view.params}
+
+
+def view_of(cfg: CacheTeacherConfig, source: Source | None, entry: Entry, view: int) -> MadeView | str:
+    """View ``view`` of an image of ``source``, or of the folder ``cfg.images``; or why it cannot be read."""
+    try:
+        if source is None:
+            opened = open_image(Path(cfg.images) / entry.path)
+        else:
+            opened = open_from(source, entry.path)
+    except UnreadableImage as error:
+        return str(error)
+    made = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
+    label = None if opened.label is None else view_label(opened.label, made.params, cfg.size)
+    return MadeView(entry, made, opened.source, decode(made.jpeg), label)
 
 
 def _open_labelled(source: Labelled, name: str) -> Opened:

@@ -18,13 +18,14 @@ import numpy as np
 from rich.table import Table
 
 from gkd_scale import console
-from gkd_scale.cache.build import run_teacher, view_of
 from gkd_scale.cache.codec import CODECS, get_codec, is_fitted
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.plan import Plan, make_plan
 from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes, padded
 from gkd_scale.cache.source import Source
+from gkd_scale.cache.teacher import run_teacher
+from gkd_scale.cache.views import view_of
 from gkd_scale.engine.memory import zero_memory
 from gkd_scale.errors import DataError
 from gkd_scale.models.cost import Cost, cost
@@ -141,9 +142,8 @@ def probe(cfg: CacheTeacherConfig, plan: Plan, images: int | None = None) -> tup
         raise DataError(f"none of {len(made)} images of {cfg.images} could be read", "check --images")
     sizes = []
     for item in whole:
-        facts = {"sid": item.entry.sid, "path": item.entry.name, "source": item.source, **item.view.params}
         label = 0 if item.label is None else _in_tar(len(item.label))
-        sizes.append(_in_tar(len(item.view.jpeg)) + _in_tar(len(json_bytes(facts))) + label)
+        sizes.append(_in_tar(len(item.view.jpeg)) + _in_tar(len(json_bytes(item.facts()))) + label)
     return [item.pixels for item in whole], float(np.mean(sizes))
 
 

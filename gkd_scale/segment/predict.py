@@ -42,7 +42,7 @@ from gkd_scale.engine.run import claimed
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import DataError, RunError
 from gkd_scale.images import UnreadableImage, one_line, open_bytes, open_image
-from gkd_scale.prefetch import Behind, prefetch
+from gkd_scale.prefetch import BackgroundJobs, prefetch
 from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.datasets import registry
@@ -160,7 +160,7 @@ class _Task:
         config = self.config
         with (
             _progress(len(mine), runtime.main) as advance,
-            Behind(_WRITING, max(1, config.workers)) as writer,
+            BackgroundJobs(_WRITING, max(1, config.workers)) as writer,
         ):
             loaded = prefetch(self._load, mine, config.workers, depth=2 * config.batch_size)
             for group in by_size(_usable(loaded, advance), self.how, config.batch_size):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.build import build
+from gkd_scale.cache.progress import BuildReport
 
 from .support import TinyTeacher, config, write_images
 

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-import errno
-import fcntl
 import gc
 import json
 import os
@@ -18,26 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.build import build
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.views import decode
-from gkd_scale.errors import CacheError, ConfigError, DataError, DiskFullError, ModelError
+from gkd_scale.errors import CacheError, ConfigError, DataError, DiskFullError
 
 from .support import SIZE, TinyTeacher, config, tree, write_images
 
 Whole = tuple[Path, BuildReport]
-
-
-def test_report_says_what_was_built_and_what_could_not_be_read(whole: Whole) -> None:
-    out, report = whole
-    assert (report.images, report.views, report.shards, report.shards_built) == (12, 2, 6, 6)
-    assert report.samples_built == 20
-    assert set(report.errors) == {"b/text.jpg", "b/truncated.png"}
-    text = "\n".join(report.lines())
-    assert "2 of 12 images could not be read" in text and str(out / "manifest.parquet") in text
-    assert "b/text.jpg: not an image" in text
 
 
 def test_manifest_has_one_row_an_image(whole: Whole) -> None:
@@ -88,26 +75,6 @@ def test_two_views_differ(whole: Whole) -> None:
     cache = Cache.open(whole[0])
     assert all(cache.read(0, i).sid == cache.read(1, i).sid for i in range(cache.num_samples))
     assert all(cache.read(0, i).jpeg != cache.read(1, i).jpeg for i in range(cache.num_samples))
-
-
-@pytest.mark.parametrize("fail_at", [0, 1, 4, 7])
-def test_a_broken_build_goes_on_to_the_same_bytes(
-    whole: Whole, images: Path, tmp_path: Path, fail_at: int
-) -> None:
-    out = tmp_path / "cache"
-    with pytest.raises(RuntimeError, match="the teacher broke"):
-        build(config(images, out), TinyTeacher(fail_at=fail_at), quiet=True)
-    assert not (out / "manifest.parquet").exists()
-    assert not list(out.rglob("*.part"))
-    report = build(config(images, out), TinyTeacher(), quiet=True)
-    assert tree(out) == tree(whole[0])
-    assert report.errors == whole[1].errors
-    assert report.shards_built <= 6 - fail_at // 2
-
-
-def test_threads_and_inline_make_the_same_bytes(whole: Whole, images: Path, tmp_path: Path) -> None:
-    build(config(images, tmp_path / "cache", workers=0), TinyTeacher(), quiet=True)
-    assert tree(tmp_path / "cache") == tree(whole[0])
 
 
 def test_a_complete_cache_is_left_alone(whole: Whole, images: Path) -> None:
@@ -184,67 +151,6 @@ def test_sigkill_at_random_moments_ends_in_the_same_bytes(whole: Whole, images: 
     assert len(set(left)) > 1, "the kills fell into different shards"
 
 
-def test_what_a_kill_left_half_written_goes(images: Path, whole: Whole, copy: Any) -> None:
-    out = copy()
-    for name in ("cache.json.part", "manifest.parquet.part", "v01/shard-000002.tar.part"):
-        (out / name).write_bytes(b"half")
-    build(config(images, out), TinyTeacher(), quiet=True)
-    assert tree(out) == tree(whole[0])
-
-
-def test_another_spec_is_refused_with_both_values(images: Path, copy: Any) -> None:
-    out = copy()
-    before = tree(out)
-    with pytest.raises(CacheError) as refused:
-        build(config(images, out, seed=7, views=3), TinyTeacher(gain=2.0), quiet=True)
-    text = str(refused.value)
-    assert "seed: the cache has 0, asked for 7" in text
-    assert "views: the cache has 2, asked for 3" in text
-    assert "teacher.gain: the cache has 1.0, asked for 2.0" in text
-    assert tree(out) == before
-
-
-def test_a_changed_image_folder_is_refused_with_counts(tmp_path: Path) -> None:
-    images, out = tmp_path / "images", tmp_path / "cache"
-    write_images(images, 5)
-    build(config(images, out), TinyTeacher(), quiet=True)
-    Image.new("RGB", (9, 9)).save(images / "new.png")
-    (images / "b" / "001.PNG").unlink()
-    Image.new("RGB", (200, 200), "red").save(images / "b" / "002.webp")
-    with pytest.raises(CacheError) as refused:
-        build(config(images, out), TinyTeacher(), quiet=True)
-    for part in ("1 added (new.png)", "1 removed (b/001.PNG)", "1 resized (b/002.webp)"):
-        assert part in str(refused.value)
-
-
-def test_a_folder_with_other_things_is_refused(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(CacheError, match=r"not a teacher cache \(it holds thesis.tex\)"):
-        build(config(images, tmp_path), TinyTeacher(), quiet=True)
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.tex"]
-
-
-def test_out_may_be_neither_the_image_folder_nor_a_file(images: Path, tmp_path: Path) -> None:
-    write_images(tmp_path, 3)
-    with pytest.raises(CacheError, match="is not empty and not a teacher cache"):
-        build(config(tmp_path, tmp_path), TinyTeacher(), quiet=True)
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "cache"):
-        with pytest.raises(CacheError, match="is not a folder"):
-            build(config(images, out), TinyTeacher(), quiet=True)
-
-
-def test_a_folder_that_cannot_be_written_is_the_users_to_mend(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
-
-    monkeypatch.setattr("gkd_scale.cache.build.write_spec", refuse)
-    with pytest.raises(CacheError, match="cannot be written: Read-only file system"):
-        build(config(images, tmp_path), TinyTeacher(), quiet=True)
-
-
 def test_an_image_that_vanishes_between_two_views_is_noticed(tmp_path: Path) -> None:
     images, out, lost = tmp_path / "images", tmp_path / "cache", "b/001.PNG"
     write_images(images, 8)
@@ -263,20 +169,6 @@ def test_an_image_that_vanishes_between_two_views_is_noticed(tmp_path: Path) -> 
     assert build(config(images, out), TinyTeacher(), quiet=True).shards_built == 2
     build(config(images, tmp_path / "undisturbed"), TinyTeacher(), quiet=True)
     assert tree(out) == tree(tmp_path / "undisturbed")
-
-
-def test_progress_shows_rates(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build(config(images, tmp_path), TinyTeacher())
-    said = capsys.readouterr().out
-    assert all(word in said for word in ("24/24", "images/s", "MB/s", "read", "teacher", "write", "ETA"))
-
-
-def test_two_builders_do_not_fight(images: Path, tmp_path: Path) -> None:
-    with open(tmp_path / ".lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(CacheError, match="another process is writing"):
-            build(config(images, tmp_path), TinyTeacher(), quiet=True)
-    assert build(config(images, tmp_path), TinyTeacher(), quiet=True).shards_built == 6
 
 
 def test_no_readable_image_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -305,23 +197,6 @@ def test_a_full_disk_is_one_clear_error_and_the_build_goes_on(
     assert not list(out.rglob("*.part")) and not (out / "manifest.parquet").exists()
     build(config(images, out), TinyTeacher(), quiet=True)
     assert tree(out) == tree(whole[0])
-
-
-def test_tokens_beyond_fp16_name_the_image(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"a/deep/000.jpg \(sid [0-9a-f]{16}\).*beyond fp16"):
-        build(config(images, tmp_path), TinyTeacher(gain=1e6), quiet=True)
-    with pytest.raises(CacheError, match="not finite"):
-        build(config(images, tmp_path / "nan"), TinyTeacher(gain=float("nan")), quiet=True)
-
-
-def test_a_teacher_that_breaks_its_promise_is_refused(images: Path, tmp_path: Path) -> None:
-    teacher = TinyTeacher()
-    teacher.dim = 13
-    with pytest.raises(ModelError, match=r"gave CLS \(3, 12\)"):
-        build(config(images, tmp_path), teacher, quiet=True)
-    other_size = dataclasses.replace(config(images, tmp_path), image_size="64")
-    with pytest.raises(ModelError, match="images of 32x48, not 64x64"):
-        build(other_size, TinyTeacher(), quiet=True)
 
 
 def test_unknown_codec_names_the_nearest(images: Path, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.errors import CacheError, ConfigError
 from tests.conftest import ROOT
 

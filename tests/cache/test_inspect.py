@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from gkd_scale.cache.build import BuildReport
 from gkd_scale.cache.inspect import contact_sheet, describe, rgb_maps
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.stats import STATS, measure, write_stats
 

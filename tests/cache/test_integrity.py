@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.build import build
 from gkd_scale.cache.config import RepairConfig
 from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.repair import repair
 from gkd_scale.cache.rerun import rerun

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gkd_scale.cache.build import BuildReport
 from gkd_scale.cache.ledger import check_ledger, recorded
 from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.errors import RunError
 

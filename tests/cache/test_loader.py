@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gkd_scale.cache.build import BuildReport
 from gkd_scale.cache.config import ViewConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.errors import ConfigError, DataError
 from gkd_scale.types import Batch, BatchSource

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.build import build
 from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache, Caches, open_caches
 from gkd_scale.cache.shard import npy_view, parse_index
 from gkd_scale.errors import CacheError, DamageError, GkdError

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.build import build
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.location import expand, is_url, url_of
 from gkd_scale.cache.plan import make_plan
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.remote import Mirror, Outbox, push
 from gkd_scale.cache.source import PathList, open_source

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from gkd_scale.cache.build import BuildReport, build
+from gkd_scale.cache.build import build
+from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.shard import parse_index
 from gkd_scale.cache.verify import verify

@@ -1,0 +1,55 @@
+"""The codec of a build: one that needs no fit, the one that the cache was begun with, or a new fit."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from gkd_scale.cache.codec import STATE, Codec, fit_codec, get_codec, is_fitted, load_codec
+from gkd_scale.cache.config import CacheTeacherConfig
+from gkd_scale.cache.plan import Plan
+from gkd_scale.cache.spec import read_spec
+from gkd_scale.cache.teacher import run_teacher
+from gkd_scale.cache.views import MadeView, view_of
+from gkd_scale.errors import CacheError, DamageError, DataError
+from gkd_scale.moments import Moments
+from gkd_scale.prefetch import prefetch
+from gkd_scale.types import Teacher
+
+
+def codec_for(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
+    """The codec ``cfg.codec``. One that must be fitted comes from the folder ``cfg.out`` if that has it."""
+    if not is_fitted(cfg.codec):
+        return get_codec(cfg.codec)
+    with contextlib.suppress(OSError, CacheError, DamageError):
+        spec = read_spec(cfg.out)
+        if spec.codec == cfg.codec:
+            return load_codec(spec.codec, (cfg.out / STATE).read_bytes(), spec.codec_state)
+    return _fit(cfg, teacher, plan)
+
+
+def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
+    """The codec for the patch tokens of ``cfg.codec_fit`` images of the plan, evenly spaced, view 0.
+
+    A function of the images, the teacher and the batch size. DataError if no image can be read.
+    """
+    chosen = plan.entries[:: max(1, len(plan.entries) // cfg.codec_fit)][: cfg.codec_fit]
+    views = prefetch(
+        lambda entry: view_of(cfg, plan.source, entry, 0),
+        chosen,
+        cfg.threads,
+        cfg.batch_size + 2 * cfg.threads,
+    )
+    moments = Moments(teacher.dim)
+    batch: list[MadeView] = []
+    for place, view in enumerate(views):
+        if isinstance(view, MadeView):
+            batch.append(view)
+        if batch and (place == len(chosen) - 1 or len(batch) == cfg.batch_size):
+            tokens = run_teacher(teacher, np.stack([made.pixels for made in batch])).patches.numpy()
+            moments.update(tokens.reshape(-1, teacher.dim))
+            batch = []
+    if not moments.count:
+        raise DataError(f"none of {len(chosen)} images of {cfg.images} could be read", "check --images")
+    return fit_codec(cfg.codec, moments.mean, moments.covariance)

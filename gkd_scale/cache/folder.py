@@ -1,0 +1,169 @@
+"""The folder of a cache that is being built: what is in it, and which shards it lacks.
+
+One process writes it at a time. It holds one spec for ever: another spec is refused, and the error says
+what differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import gkd_scale
+from gkd_scale.cache.codec import STATE, Codec, state_bytes
+from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
+from gkd_scale.cache.plan import PLAN, Plan, read_plan_sizes, write_plan
+from gkd_scale.cache.remote import Outbox
+from gkd_scale.cache.shard import index_path, read_info, tar_path
+from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
+from gkd_scale.errors import CacheError, DamageError, disk_full
+from gkd_scale.files import LOCK, TEMPORARY, claimed, sha256_file, write_bytes
+
+
+class ShardTask(NamedTuple):
+    """One shard of one view: the unit of work and of resuming."""
+
+    view: int
+    shard: int
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a cache's folder, which is made if it does not exist.
+
+    CacheError if another process writes it, if it holds something else, or if it cannot be written;
+    DiskFullError.
+    """
+    try:
+        with claimed(folder, CacheError):
+            _refuse_foreign(folder)
+            yield
+    except OSError as error:
+        where = error.filename or folder
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise CacheError(f"{where} cannot be written: {error.strerror}", "choose another --out") from None
+        raise (disk_full(error, where) or error) from None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """CacheError if ``folder`` holds something that is not a cache, neither whole nor begun."""
+    ours = {LOCK, SPEC + TEMPORARY, STATE, STATE + TEMPORARY}
+    if (folder / MANIFEST).exists() or (folder / PLAN).exists():
+        return  # a cache that lost its spec
+    if not (folder / SPEC).exists() and (foreign := {path.name for path in folder.iterdir()} - ours):
+        raise CacheError(
+            f"{folder} is not empty and not a teacher cache (it holds {sorted(foreign)[0]})",
+            "choose another --out",
+        )
+
+
+def prepare(folder: Path, spec: Spec, plan: Plan, codec: Codec) -> None:
+    """Refuse another spec, clear what a kill left, and write the codec's state, the spec and the plan."""
+    if (folder / SPEC).exists():
+        try:
+            refuse_changed(folder, read_spec(folder), spec, plan)
+        except DamageError:
+            if not _shards_are_of(folder, spec):
+                raise
+            (folder / SPEC).unlink()
+    elif any(folder.glob("v*/shard-*.parquet")) and not _shards_are_of(folder, spec):
+        raise CacheError(
+            f"{folder} holds shards of another spec, and has lost its {SPEC}",
+            "choose another --out, or repeat the options that made this cache",
+        )
+    remove_temporary(folder)
+    if (state := state_bytes(codec)) is not None:
+        write_bytes(folder / STATE, state)
+    if not (folder / SPEC).exists():
+        versions = {"gkd-scale": gkd_scale.__version__}
+        versions |= {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow", "numpy")}
+        write_spec(spec, folder, versions)
+    write_plan(plan, folder / PLAN)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove the files that a process was writing when it died."""
+    for stale in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"v*/*{TEMPORARY}")]:
+        stale.unlink(missing_ok=True)
+
+
+def refuse_changed(folder: Path, old: Spec, new: Spec, plan: Plan) -> None:
+    """CacheError that says what differs if ``folder`` does not hold a cache of ``new`` over ``plan``."""
+    refuse_other(folder, old, new, "" if old.plan == new.plan else _changed_images(folder, plan))
+
+
+def _changed_images(folder: Path, plan: Plan) -> str:
+    """How the image folder differs from the plan on disk, in words."""
+    try:
+        old = read_plan_sizes(folder / PLAN)
+    except Exception:  # a damaged plan must not hide that the folder changed
+        return f"{PLAN} cannot be read to say how"
+    new = {entry.sid: (entry.name, entry.bytes) for entry in plan.entries}
+    groups = {
+        "added": [new[sid][0] for sid in new if sid not in old],
+        "removed": [old[sid][0] for sid in old if sid not in new],
+        "resized": [new[sid][0] for sid in new if sid in old and old[sid][1] != new[sid][1]],
+    }
+    return ", ".join(
+        f"{len(names)} {what} ({names[0]}{' …' * (len(names) > 1)})"
+        for what, names in groups.items()
+        if names
+    )
+
+
+def _shards_are_of(folder: Path, spec: Spec) -> bool:
+    """Whether a whole manifest or index in ``folder`` belongs to ``spec``."""
+    with contextlib.suppress(Exception):
+        return read_manifest_info(folder).spec == spec.hash()
+    for path in sorted(folder.glob("v*/shard-*.parquet")):
+        with contextlib.suppress(Exception):
+            return read_info(path).spec == spec.hash()
+    return False
+
+
+# ------------------------------------------------------------------------------------ what is missing
+
+
+def missing_shards(folder: Path, spec: Spec, outbox: Outbox | None) -> list[ShardTask]:
+    """The shards to build, in order. Their indexes are removed, and with them the manifest."""
+    try:
+        checksums = read_manifest_info(folder).files
+    except Exception:  # none yet, or damaged: the shards speak for themselves
+        checksums = {}
+    tasks = [ShardTask(view, shard) for view in range(spec.views) for shard in range(spec.shards)]
+    missing = [task for task in tasks if not _is_built(folder, spec, task, checksums, outbox)]
+    if missing:
+        for task in missing:
+            index_path(folder, *task).unlink(missing_ok=True)
+        for name in (MANIFEST, CHECKSUM):
+            (folder / name).unlink(missing_ok=True)
+    return missing
+
+
+def _is_built(
+    folder: Path, spec: Spec, task: ShardTask, checksums: Mapping[str, str], outbox: Outbox | None
+) -> bool:
+    """Whether a shard is complete: a whole index of this spec, and a whole tar, here or sent."""
+    path = index_path(folder, *task)
+    try:
+        checksum = checksums.get(path.relative_to(folder).as_posix())
+        info = read_info(path)
+        return (
+            (info.spec, info.view, info.shard) == (spec.hash(), *task)
+            and _tar_bytes(folder, task, outbox) == info.tar_bytes
+            and (checksum is None or sha256_file(path) == checksum)
+        )
+    except Exception:  # missing or damaged in whatever way: build it again
+        return False
+
+
+def _tar_bytes(folder: Path, task: ShardTask, outbox: Outbox | None) -> int | None:
+    """Bytes of a shard's tar, here or where it was sent."""
+    path = tar_path(folder, *task)
+    if outbox is not None and not path.exists():
+        return outbox.sent_bytes(*task)
+    return path.stat().st_size

@@ -1,0 +1,126 @@
+"""What a build tells its user: a progress bar meanwhile, and a report at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from gkd_scale import console
+from gkd_scale.cache.manifest import MANIFEST
+
+_SHOWN_ERRORS = 5
+_COUNTING = threading.Lock()
+
+
+@dataclass
+class Seconds:
+    """Seconds that builders waited for images, ran the teacher, and waited for the writer; and the total.
+
+    Several devices add up. On a GPU, the first two overlap.
+    """
+
+    read: float = 0.0
+    teacher: float = 0.0
+    write: float = 0.0
+    total: float = 0.0
+
+
+@dataclass
+class BuildReport:
+    """What a build did. ``images`` counts source images, ``errors`` maps an unreadable one to the reason.
+
+    ``notes`` name what else lies beside the images.
+    """
+
+    out: Path
+    images: int
+    views: int
+    shards: int
+    errors: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    shards_built: int = 0
+    samples_built: int = 0
+    bytes_written: int = 0
+    seconds: Seconds = field(default_factory=Seconds)
+
+    def count(self, *, shards: int = 0, samples: int = 0, size: int = 0) -> None:
+        """Add what was built; from any thread."""
+        with _COUNTING:
+            self.shards_built += shards
+            self.samples_built += samples
+            self.bytes_written += size
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Add the seconds of a block to ``seconds.KIND``; from any thread."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            with _COUNTING:
+                setattr(self.seconds, kind, getattr(self.seconds, kind) + time.monotonic() - started)
+
+    def lines(self) -> list[str]:
+        """The summary for the terminal."""
+        if self.shards_built == 0:
+            lines = [f"{self.out} is already complete: {self._content()}"]
+        else:
+            s = self.seconds
+            rate = self.samples_built / s.total if s.total else 0.0
+            lines = [
+                f"{self.out} is complete: {self._content()}",
+                f"{self.samples_built} samples, {self.bytes_written / 1e6:.1f} MB in {s.total:.1f} s "
+                f"({rate:.1f} images/s; waiting for images {s.read:.1f} s, teacher {s.teacher:.1f} s, "
+                f"waiting for the writer {s.write:.1f} s)",
+            ]
+        if self.errors:
+            lines.append(f"{len(self.errors)} of {self.images} images could not be read and are left out:")
+            lines += [f"  {name}: {reason}" for name, reason in list(self.errors.items())[:_SHOWN_ERRORS]]
+            lines.append(f"all are listed in {self.out / MANIFEST} (status 'error')")
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+    def _content(self) -> str:
+        return f"{self.images - len(self.errors)} images x {self.views} views in {self.shards} shards"
+
+
+class Display:
+    """The progress bar over ``total`` views, of which ``done`` are built; below it rates and seconds."""
+
+    def __init__(self, report: BuildReport, total: int, done: int, quiet: bool) -> None:
+        self._report, self._started = report, time.monotonic()
+        self._bar = console.progress()
+        self._task = self._bar.add_task("cache-teacher", total=total, completed=done)
+        self._live = None if quiet else Live(console=console.out, get_renderable=self._render)
+
+    def advance(self, samples: int) -> None:
+        """Count ``samples`` views as done."""
+        self._bar.advance(self._task, samples)
+
+    def _render(self) -> Group:
+        report, seconds = self._report, self._report.seconds
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate, speed = report.samples_built / elapsed, report.bytes_written / elapsed / 1e6
+        text = (
+            f"  {rate:.1f} images/s  {speed:.1f} MB/s"
+            f"  read {seconds.read:.0f} s  teacher {seconds.teacher:.0f} s  write {seconds.write:.0f} s"
+        )
+        return Group(self._bar, Text(text, style="dim"))
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+            if not console.out.is_interactive:
+                console.out.print()
