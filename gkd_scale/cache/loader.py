@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from gkd_scale.cache.effort import Effort
-from gkd_scale.cache.order import WINDOW, Order, check_batches, micro_positions
+from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.reader import Cache, Caches, Stored
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, DamageError
+from gkd_scale.order import check_batches, positions
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Features
 
@@ -39,24 +40,13 @@ class Schedule:
         self, order: Order, *, global_batch: int, micro_batch: int, accumulation: int, rank: int, world: int
     ) -> None:
         check_batches(world, micro_batch, accumulation, global_batch)
-        self._order = order
-        self._global_batch, self._micro_batch, self._accumulation = global_batch, micro_batch, accumulation
-        self._rank, self._world = rank, world
+        self._order, self._global_batch = order, global_batch
+        self._share = {"micro": micro_batch, "accumulation": accumulation, "rank": rank, "world": world}
 
     def micro_batches(self, start: int, stop: int) -> Iterator[list[Slot]]:
         """The micro batches of optimizer steps [start, stop), in order."""
-        for step in range(start, stop):
-            for micro in range(self._accumulation):
-                positions = micro_positions(
-                    step,
-                    micro,
-                    self._rank,
-                    self._world,
-                    self._micro_batch,
-                    self._accumulation,
-                    self._global_batch,
-                )
-                yield [Slot(p % self._global_batch, *self._order.position(p)) for p in positions]
+        for micro in positions(start, stop, **self._share):
+            yield [Slot(p % self._global_batch, *self._order.position(p)) for p in micro]
 
 
 class CachedSource:

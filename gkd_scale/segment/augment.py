@@ -1,10 +1,9 @@
 """Training images: which ones, in what order, and how each is changed.
 
-Everything is a pure function of the seed and of the position in an endless stream. An order says which
-image a position takes (see :mod:`gkd_scale.segment.sampling`); step ``t`` takes the positions
-``[t * global_batch, (t + 1) * global_batch)``, cut into slices that do not depend on the world
-size. Each image is changed by numbers drawn from a generator of its own name, so neither threads nor
-a resume can change what is trained on.
+Everything is a pure function of the seed and of the position in an endless stream
+(:mod:`gkd_scale.order`). An order says which image a position takes (:mod:`gkd_scale.segment.sampling`).
+Each image is changed by numbers from a generator of its own name, so neither threads nor a resume can
+change what is trained on.
 
 The geometry is one draw: a box in the *source* image, whose pixels alone are resized. At scale 1 the
 image just covers the training size, as it does in inference; above 1 the box shows a part of the
@@ -15,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from gkd_scale.order import positions
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
 from gkd_scale.segment.config import AugmentConfig
@@ -175,17 +176,6 @@ def augment(
 # -------------------------------------------------------------------------------------- the stream
 
 
-def micro_batch_positions(
-    start: int, stop: int, *, micro: int, accumulation: int, rank: int, world: int
-) -> Iterator[range]:
-    """This rank's micro batches as positions in the stream, for the steps [start, stop)."""
-    global_batch = micro * accumulation * world
-    for step in range(start, stop):
-        for index in range(accumulation):
-            first = step * global_batch + (index * world + rank) * micro
-            yield range(first, first + micro)
-
-
 @dataclass(frozen=True)
 class TrainStream:
     """A dataset as an endless, resumable stream of augmented micro batches.
@@ -201,10 +191,13 @@ class TrainStream:
     workers: int
     order: Order | None = None
 
+    @cached_property
+    def _order(self) -> Order:
+        return self.order or Epochs(self.seed, len(self.dataset))
+
     def sample(self, position: int) -> tuple[Tensor, Tensor]:
         """Image ``position`` of the stream, augmented."""
-        order = self.order or Epochs(self.seed, len(self.dataset))
-        epoch, image, wanted = order(position)
+        epoch, image, wanted = self._order(position)
         rng = generator("stage2", "augment", self.seed, epoch, image)
         return augment(self.dataset[image], self.size, self.config, rng, self.fill, wanted)
 
@@ -214,11 +207,10 @@ class TrainStream:
         """``(start, stop)`` to this rank's micro batches of those steps, read ahead by threads."""
 
         def between(start: int, stop: int) -> Iterator[SegBatch]:
-            slices = micro_batch_positions(
-                start, stop, micro=micro, accumulation=accumulation, rank=rank, world=world
+            parts = positions(start, stop, micro=micro, accumulation=accumulation, rank=rank, world=world)
+            ready = prefetch(
+                self.sample, chain.from_iterable(parts), self.workers, depth=max(2 * micro, 2 * self.workers)
             )
-            positions = (position for part in slices for position in part)
-            ready = prefetch(self.sample, positions, self.workers, depth=max(2 * micro, 2 * self.workers))
             while chunk := list(islice(ready, micro)):
                 pixels, labels = zip(*chunk, strict=True)
                 yield SegBatch(torch.stack(pixels), torch.stack(labels))

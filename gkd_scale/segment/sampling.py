@@ -1,8 +1,7 @@
 """Which image each position of the training stream takes: pure functions of (seed, position).
 
-Position ``p`` is image ``p mod global_batch`` of step ``p div global_batch``; nothing is remembered between
-positions, so a resume or another world size sees the same images. Orders compose: a mixture of sources asks
-one order a source.
+Nothing is remembered between positions (:mod:`gkd_scale.order`), so a resume or another world size sees the
+same images. Orders compose: a mixture of sources asks one order a source.
 
 - :class:`Epochs`: every image once an epoch, in a new permutation each.
 - :class:`Mixture`: sources in fixed proportions, each of them in an order of its own.
@@ -20,6 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gkd_scale import order
 from gkd_scale.randomness import generator
 from gkd_scale.types import Int64Array
 
@@ -50,7 +50,6 @@ class Order(Protocol):
 # ----------------------------------------------------------------------------------------- uniform
 
 
-@lru_cache(maxsize=8)
 def epoch_order(seed: int, epoch: int, images: int, *key: str | int) -> Int64Array:
     """The permutation of ``images`` indices in ``epoch``; ``key`` names one of several sources."""
     return generator("stage2", "order", seed, epoch, *key).permutation(images).astype(np.int64)
@@ -60,11 +59,10 @@ class Epochs:
     """Every image once an epoch. ``key`` keeps the permutations of several sources apart."""
 
     def __init__(self, seed: int, images: int, *key: str | int) -> None:
-        self._seed, self._images, self._key = seed, images, key
+        self._epochs = order.Epochs(images, lambda epoch: epoch_order(seed, epoch, images, *key))
 
     def __call__(self, position: int) -> Pick:
-        epoch, offset = divmod(position, self._images)
-        return Pick(epoch, int(epoch_order(self._seed, epoch, self._images, *self._key)[offset]))
+        return Pick(*self._epochs.position(position))
 
 
 # ----------------------------------------------------------------------------------------- mixture

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_scale.cache.order import Order, epoch_order, micro_positions
-from gkd_scale.errors import ConfigError
+from gkd_scale.cache.order import Order, epoch_order
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda values: sum(values) > 0)
 seeds = st.integers(0, 2**31)
@@ -47,31 +45,3 @@ def test_the_stream_uses_each_sample_once_an_epoch(shard_sizes: list[int], seed:
     for epoch in range(3):
         used = [sample for of_epoch, sample in stream if of_epoch == epoch]
         assert sorted(used) == list(range(order.samples))
-
-
-@given(
-    st.integers(0, 1000),
-    st.sampled_from(
-        [(1, 12, 1), (1, 3, 4), (2, 6, 1), (2, 3, 2), (3, 4, 1), (4, 3, 1), (6, 1, 2), (12, 1, 1)]
-    ),
-)
-def test_the_global_batch_does_not_depend_on_the_world(step: int, shape: tuple[int, int, int]) -> None:
-    world, micro, accumulation = shape
-    positions = [
-        p
-        for rank in range(world)
-        for a in range(accumulation)
-        for p in micro_positions(step, a, rank, world, micro, accumulation, 12)
-    ]
-    assert sorted(positions) == list(range(step * 12, step * 12 + 12))
-
-
-def test_a_global_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ConfigError, match="global batch 10 is not 3 ranks x micro batch 3 x accumulation 1"):
-        micro_positions(0, 0, 0, 3, 3, 1, 10)
-
-
-def test_ranks_take_turns_within_a_micro_step() -> None:
-    """Micro step by micro step, then rank by rank: the canonical order of a global batch."""
-    taken = [[micro_positions(5, a, rank, 2, 3, 2, 12) for rank in range(2)] for a in range(2)]
-    assert taken == [[range(60, 63), range(63, 66)], [range(66, 69), range(69, 72)]]

@@ -18,7 +18,6 @@ from gkd_scale.segment.augment import (
     crop_label,
     crop_pixels,
     draw_box,
-    micro_batch_positions,
     one_class_share,
     photometric,
 )
@@ -161,23 +160,6 @@ def test_augmentation_is_a_function_of_its_generator_name() -> None:
     other = augment(sample, (32, 32), config, generator("a", 0, 2))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
-
-
-@settings(deadline=None)
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 5), st.integers(1, 4))
-def test_ranks_share_each_step_without_overlap_or_gap(
-    micro: int, accumulation: int, world: int, start: int, steps: int
-) -> None:
-    taken = [
-        list(part)
-        for rank in range(world)
-        for part in micro_batch_positions(
-            start, start + steps, micro=micro, accumulation=accumulation, rank=rank, world=world
-        )
-    ]
-    assert all(len(part) == micro for part in taken)
-    batch = micro * accumulation * world
-    assert sorted(p for part in taken for p in part) == list(range(start * batch, (start + steps) * batch))
 
 
 @pytest.fixture
