@@ -26,21 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import config
-from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig
-from gkd_scale.cache.location import is_url
-from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
-from gkd_scale.cache.remote import Outbox
+from gkd_scale.cache_commands import build_cache
 from gkd_scale.distill.config import LIVE, Stage1Config
-from gkd_scale.distill.recipe import teacher_for
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import ConfigError, RunError
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.segment import evaluate as evaluation
 from gkd_scale.segment.config import EvaluateConfig, Stage2Config
-from gkd_scale.segment.datasets.registry import labelled
 from gkd_scale.segment.evaluate import DomainResult
 from gkd_scale.segment.finished import FinishedSegmenter, load_segmenter
 
@@ -63,21 +58,6 @@ def cache_teacher(images: str | Path, teacher: str, out: str | Path, **options: 
     values = {"images": str(images), "teacher": teacher, "out": str(out), **options}
     build_cache(config.build(CacheTeacherConfig, values, "cache_teacher"))
     return Cache.open(out)
-
-
-def build_cache(cfg: CacheTeacherConfig) -> tuple[BuildReport, Outbox | None]:
-    """What ``gkd-scale cache-teacher`` does; the second value is the way to ``out`` where that is a URL."""
-    if cfg.ray is not None:
-        from gkd_scale.cache.cluster import refuse_silent
-
-        refuse_silent(cfg.ray)
-    outbox = None
-    if is_url(cfg.out):
-        outbox = Outbox(str(cfg.out), cfg.staging.expanduser())
-        cfg.out = outbox.folder
-    load = partial(teacher_for, cfg)
-    first = load("cpu" if cfg.ray is not None else cfg.devices[0])
-    return build(cfg, first, load=load, source=labelled(cfg.images), outbox=outbox), outbox
 
 
 def distill(

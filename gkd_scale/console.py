@@ -26,6 +26,12 @@ out = Console(force_jupyter=False, highlight=False, emoji=False, soft_wrap=not s
 err = Console(force_jupyter=False, stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
+def say(*lines: str) -> None:
+    """Print lines as they are: nothing in them is markup."""
+    for line in lines:
+        out.print(line, markup=False)
+
+
 def paste(lead: str, *command: object) -> None:
     """A command to be pasted, after ``lead``: quoted, never wrapped, nothing in it taken for markup."""
     out.out(f"{lead}{shell(*command)}", highlight=False)

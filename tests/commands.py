@@ -19,6 +19,7 @@ from gkd_scale.cache.config import (
     StatsConfig,
     VerifyConfig,
 )
+from gkd_scale.completion import CompletionConfig
 from gkd_scale.demo.config import DemoConfig, MakeDataConfig
 from gkd_scale.distill.config import CertifyConfig, Stage1Config
 from gkd_scale.distill.students import StudentsConfig
@@ -43,6 +44,7 @@ PARSED = {
     "datasets": DatasetsConfig,
     "datasets check": CheckConfig,
     "datasets convert": ConvertConfig,
+    "completion": CompletionConfig,
     "make-data": MakeDataConfig,
     "benchmark": BenchmarkConfig,
     "demo": DemoConfig,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from gkd_scale import cli
 from gkd_scale.cli import COMMANDS, main
+from gkd_scale.command_table import Command
 from tests.conftest import cache_flags, write_images
 
 
@@ -17,7 +20,7 @@ def call(*arguments: object) -> int:
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stopped:
-            call(name, "--help")
+            call(*name.split(), "--help")
         assert stopped.value.code == 0
         assert f"gkd-scale {name}" in capsys.readouterr().out.split("examples:")[1]
 
@@ -27,6 +30,23 @@ def test_no_command_and_unknown_commands_exit_2(capsys: pytest.CaptureFixture[st
     assert call("cache-techer") == 2
     assert "did you mean 'cache-teacher'" in capsys.readouterr().err
     assert call("--version") == 0
+
+
+def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("datasets", "chek", "folder", "nowhere") == 2
+    assert "gkd-scale datasets has no 'chek'" in (said := capsys.readouterr().err)
+    assert "did you mean 'check'" in said
+    assert call("datasets check") == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
+def test_a_row_names_a_function_of_its_config(command: Command) -> None:
+    main, cls = cli._load(command.main), cli._load(command.config)
+    first, *others = inspect.signature(main, eval_str=True).parameters.values()
+    assert first.annotation is cls
+    assert all(each.default is not inspect.Parameter.empty for each in others)
+    result = inspect.signature(main, eval_str=True).return_annotation
+    assert result is int or not command.exit_status
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,8 @@ def command_help() -> str:
     """``--help`` of every command."""
     from gkd_scale.cli import COMMANDS, main
 
-    words = [*([name] for name in COMMANDS), ["datasets", "check"], ["datasets", "convert"]]
     return "\n".join(
-        section(" ".join(["gkd-scale", *each]), help_of(partial(main, [*each, "--help"]))) for each in words
+        section(f"gkd-scale {name}", help_of(partial(main, [*name.split(), "--help"]))) for name in COMMANDS
     )
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from gkd_scale import console
 from gkd_scale.cache.certificate import PATTERN, read_certificate
 from gkd_scale.cache.codec import Float32
+from gkd_scale.cache.config import InspectConfig
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.shard import index_path, tar_path
 from gkd_scale.cache.views import decode
@@ -26,6 +28,15 @@ COLUMNS = 4
 """Pairs of view and map in a row of the contact sheet."""
 
 _GAP = 4
+
+
+def main(cfg: InspectConfig) -> None:
+    """``gkd-scale inspect``: print what is in a cache, and write the contact sheet if one is asked for."""
+    cache = Cache.open(cfg.cache)
+    console.say(*describe(cache))
+    if cfg.sheet is not None:
+        contact_sheet(cache, cfg.sheet, cfg.samples, cfg.view)
+        console.say(f"  sheet    {cfg.sheet}")
 
 
 def describe(cache: Cache) -> list[str]:

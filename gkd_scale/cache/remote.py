@@ -16,7 +16,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from gkd_scale import console
 from gkd_scale.cache.codec import STATE
+from gkd_scale.cache.config import PushConfig
 from gkd_scale.cache.location import file_system, url_of
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
 from gkd_scale.cache.plan import PLAN
@@ -24,6 +26,12 @@ from gkd_scale.cache.shard import tar_path
 from gkd_scale.cache.spec import SPEC
 from gkd_scale.errors import CacheError
 from gkd_scale.files import own_temporary, write_bytes
+
+
+def main(cfg: PushConfig) -> None:
+    """``gkd-scale push``: upload a cache, with a line for each file."""
+    sent = push(cfg.cache, cfg.to, lambda name: console.say(f"  {name}"))
+    console.say(f"{sent} files sent; {cfg.to} is complete")
 
 
 def push(folder: Path, url: str, report: Callable[[str], None]) -> int:

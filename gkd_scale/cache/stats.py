@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gkd_scale import console
-from gkd_scale.cache.config import default_workers
+from gkd_scale.cache.config import StatsConfig, default_workers
 from gkd_scale.cache.reader import Cache, Sample
 from gkd_scale.files import write_bytes
 from gkd_scale.moments import Moments
@@ -45,6 +45,15 @@ class Stats:
                 f"variance in principal components: {needed}",
             ]
         return found
+
+
+def main(cfg: StatsConfig) -> None:
+    """``gkd-scale stats``: measure a cache, write the file and print the summary."""
+    cache = Cache.open(cfg.cache)
+    stats = measure(cache)
+    out = cfg.out or cfg.cache / STATS
+    write_stats(out, stats, cache.spec.hash())
+    console.say(*stats.lines(), f"written to {out}")
 
 
 def measure(cache: Cache, *, quiet: bool = False) -> Stats:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gkd_scale import console
-from gkd_scale.cache.certificate import Certificate, write_certificate
+from gkd_scale.cache.certificate import Certificate, certificate_path, write_certificate
 from gkd_scale.cache.codec import Codec, Float32, fit_codec, get_codec, is_fitted, state_bytes, state_hash
 from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache, refuse_unlike
@@ -35,6 +35,12 @@ Swap = Callable[[Batch], Batch]
 
 HELD_OUT = 4
 """Every fourth sample is kept from training and from fitting, up to ``--samples`` of them."""
+
+
+def main(cfg: CertifyConfig) -> None:
+    """``gkd-scale certify``: print the certificate and where it is."""
+    certificate = certify(cfg)
+    console.say(certificate.line(), f"stored in {certificate_path(cfg.cache, certificate.codec)}")
 
 
 def certify(cfg: CertifyConfig, *, quiet: bool = False) -> Certificate:

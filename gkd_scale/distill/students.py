@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -50,6 +51,15 @@ class StudentRow:
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
         return {**asdict(self.student), "zero_gb": self.zero}
+
+
+def main(cfg: StudentsConfig) -> None:
+    """``gkd-scale students``: print the students that fit, as a table or as JSON."""
+    rows = select(cfg)
+    if cfg.json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        show(rows, cfg)
 
 
 def select(cfg: StudentsConfig) -> list[StudentRow]:

@@ -240,9 +240,9 @@ def test_mistakes_end_with_2(flags: tuple[str, ...], said: str, capsys: pytest.C
 BUG = """
 import sys
 from gkd_scale import cli
-def broken(argv, prog, command):
+def broken(cfg):
     raise ValueError("not our day")
-cli.COMMANDS["demo"] = cli.Command(broken, "")
+cli.COMMANDS["demo"] = cli.COMMANDS["demo"]._replace(main="__main__:broken")
 sys.exit(cli.main(["demo"]))
 """
 LAUNCHED = """

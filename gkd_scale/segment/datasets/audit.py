@@ -6,6 +6,7 @@ which nothing is there is no fault (few need them all), but is listed too.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,17 @@ class PartReport:
             "notes": self.notes(),
             "faults": self.faults,
         }
+
+
+def main(cfg: CheckConfig) -> int:
+    """``gkd-scale datasets check``: print the reports; 1 if a file is wrong or has no partner, else 0."""
+    reports = check(cfg)
+    if cfg.json:
+        print(json.dumps([report.to_dict() for report in reports], indent=2))
+    else:
+        for report in reports:
+            show(report)
+    return int(any(report.faults for report in reports))
 
 
 def check(config: CheckConfig) -> list[PartReport]:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from rich.table import Table
 
+from gkd_scale import console
 from gkd_scale.segment.datasets.adapter import Adapter
+from gkd_scale.segment.datasets.config import DatasetsConfig
 from gkd_scale.segment.datasets.registry import ADAPTERS
+
+
+def main(cfg: DatasetsConfig) -> None:
+    """``gkd-scale datasets``: print the adapters, as a table or as JSON."""
+    if cfg.json:
+        print(json.dumps(entries(), indent=2))
+        return
+    console.out.print(table())
+    console.say(*places())
 
 
 def entries() -> list[dict[str, Any]]:

@@ -39,6 +39,15 @@ class Job(NamedTuple):
     run: Callable[[], None]
 
 
+def main(cfg: ConvertConfig) -> None:
+    """``gkd-scale datasets convert``: convert, and print what is missing and what was written."""
+    record = convert(cfg)
+    console.say(
+        *(f"not there: {name}" for name in record.get("missing", [])),
+        ", ".join(f"{key} {record[key]}" for key in ("tiles", "pairs", "kept") if key in record),
+    )
+
+
 def convert(config: ConvertConfig) -> dict[str, Any]:
     """Convert ``config.source`` into ``config.out``; what ``converted.json`` says.
 
