@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale.errors import ModelError
+from gkd_scale.models import dialects
 from gkd_scale.models.layouts import Found
 from gkd_scale.models.tensor_files import StateDict, index_of
 
@@ -132,7 +133,7 @@ def unplaced(model: nn.Module, own: StateDict, found: Found) -> list[str]:
         first = name.split(".")[0]
         if _OUTPUTS.fullmatch(first) or (first not in tops and _OTHER_PARTS.fullmatch(first)):
             return False
-        if _BUFFERS.search(name) or (rotary and _ROTARY.search(name)) or name.startswith(outputs + copies):
+        if is_buffer(name) or (rotary and _ROTARY.search(name)) or name.startswith(outputs + copies):
             return False
         zeros = name.endswith("bias") and tensor.dtype in FLOATS and not tensor.count_nonzero()
         return not zeros
@@ -149,6 +150,11 @@ def unplaced(model: nn.Module, own: StateDict, found: Found) -> list[str]:
         and stray(name, value)
     ]
     return sorted(names, key=_natural)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of this name is a buffer that the network computes itself."""
+    return _BUFFERS.search(name) is not None
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
@@ -182,13 +188,14 @@ def _refuse_incomplete(own: StateDict, found: Found, source: Path | str) -> None
         raise ModelError(
             f"{source} holds none of the model's {len(wanted)} tensors: it has "
             f"{shown([*found.raw, *found.outside])}; wanted are {shown(wanted)}",
-            CHECK_NAME,
+            dialects.elsewhere([*found.raw, *found.outside]) or CHECK_NAME,
         )
+    hint = dialects.elsewhere([*found.raw, *found.outside]) or CHECK_NAME
     others = [name for name in found.state if name not in own and not _OUTPUTS.match(name)]
     beside = f"; without a place are {shown(others)}" if others else ""
     raise ModelError(
         f"{source} lacks {len(missing)} of the model's {len(wanted)} tensors: {shown(missing)}{beside}",
-        CHECK_NAME,
+        hint,
     )
 
 

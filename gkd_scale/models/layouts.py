@@ -1,11 +1,11 @@
 """Where in a file a network lies, and under which names.
 
 Checkpoints hold a network under prefixes (``teacher.backbone.``, ``module.``, ``base_model.model.``), more
-than one network (a student, its teacher, their averages), and names of other libraries. The prefix is found
-by what is in the file: it is the one under which most of the network's own tensors lie, with their shapes.
-Where two networks fit equally well and differ, one without further blocks goes before a larger one; then an
-average over training goes first (``ema``), then a ``teacher``, then what has no such name, then a
-``student``, last a ``momentum`` or ``target`` encoder.
+than one network (a student, its teacher, their averages), and names of other projects (``dialects.py``).
+The prefix is found by what is in the file: it is the one under which most of the network's own tensors lie,
+with their shapes. Where two networks fit equally well and differ, one without further blocks goes before a
+larger one; then an average over training goes first (``ema``), then a ``teacher``, then one without such a
+name, then a ``student``, last a ``momentum`` or ``target`` encoder.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from gkd_scale.errors import ModelError
+from gkd_scale.models import dialects
 from gkd_scale.models.tensor_files import StateDict
 
 KERNEL = "patch_embed.proj.weight"
@@ -33,38 +34,6 @@ _TRANSPARENT = re.compile(
 )
 
 _CHUNKED = re.compile(r"(?P<before>(?:.*\.)?blocks)\.(?P<chunk>\d+)\.(?P<block>\d+)\.(?P<rest>.+)")
-
-# transformers' names of plain vision transformers (ViT, DeiT, MAE, DINOv2, DINOv3), as timm has them.
-_TRANSFORMERS = "embeddings.patch_embeddings."
-_RENAMED = tuple(
-    (re.compile(rf"(?<![^.]){old}"), new)
-    for old, new in (
-        (r"embeddings\.position_embeddings$", "pos_embed"),
-        (r"embeddings\.distillation_token$", "dist_token"),
-        (r"embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
-        (r"embeddings\.(?=(?:cls|mask|register)_tokens?$)", ""),
-        (r"(?:(?:encoder|model)\.)?layers?\.(?=\d+\.)", "blocks."),
-        (r"attention\.(?:attention\.)?(?:query|q_proj)\.", "attn.q."),
-        (r"attention\.(?:attention\.)?(?:key|k_proj)\.", "attn.k."),
-        (r"attention\.(?:attention\.)?(?:value|v_proj)\.", "attn.v."),
-        (r"attention\.(?:output\.dense|o_proj)\.", "attn.proj."),
-        (r"layer_scale([12])\.lambda1$", r"ls\1.gamma"),
-        (r"layernorm_before\.", "norm1."),
-        (r"layernorm_after\.", "norm2."),
-        (r"layernorm\.", "norm."),
-        (r"intermediate\.dense\.", "mlp.fc1."),
-        (r"output\.dense\.", "mlp.fc2."),
-        (r"mlp\.weights_in\.", "mlp.fc1."),
-        (r"mlp\.weights_out\.", "mlp.fc2."),
-    )
-)
-_GATED = (("mlp.gate_proj.", "mlp.fc1_g."), ("mlp.up_proj.", "mlp.fc1_x."), ("mlp.down_proj.", "mlp.fc2."))
-_PLAIN = (("mlp.up_proj.", "mlp.fc1."), ("mlp.down_proj.", "mlp.fc2."))
-# What timm has as one matrix: its name, those of its parts in their order.
-_JOINED = (
-    (re.compile(r"(?P<before>.*attn)\.(?P<part>[qkv])\.(?P<kind>weight|bias)"), "qkv", ("q", "k", "v")),
-    (re.compile(r"(?P<before>.*mlp)\.(?P<part>fc1_[gx])\.(?P<kind>weight|bias)"), "fc1", ("fc1_g", "fc1_x")),
-)
 
 # Copies of a network that are no weights: an optimiser's moments, gradients.
 _NO_WEIGHTS = {"optimizer", "optimizers", "optim", "exp", "grad", "grads", "gradients", "moments"}
@@ -148,12 +117,12 @@ def timm_filter(model: nn.Module, state: StateDict) -> StateDict:
 
 
 def rename(flat: StateDict, wanted: StateDict) -> StateDict:
-    """``flat`` with names as timm's models have them: without wrappers, chunks, and transformers' words."""
+    """``flat`` with names as timm's models have them: without wrappers, chunks, and words of others."""
     names = _renamed({name: _TRANSPARENT.sub("", name) for name in flat}, flat)
     if not any(_CHUNKED.fullmatch(name) for name in wanted):
         names = _unchunk(names)
-    if any(_TRANSFORMERS in name for name in names):
-        names = _from_transformers(names, wanted)
+    if other := dialects.renamed(names, wanted):
+        names = dialects.fitted(_renamed(other, names), wanted)
     if "blocks.0.ls1.gamma" in wanted:
         names = _renamed({name: re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name) for name in names}, names)
     return names
@@ -189,43 +158,6 @@ def _unchunk(names: StateDict) -> StateDict:
         for name, m in found.items()
     }
     return _renamed(new, names)
-
-
-def _from_transformers(names: StateDict, wanted: StateDict) -> StateDict:
-    gated = any("mlp.gate_proj." in name for name in names)
-    metas = "blocks.0.gamma_1" in wanted  # timm's code for DINOv3 knows Meta's names
-    new = {}
-    for name in names:
-        changed = name
-        for pattern, to in _RENAMED:
-            changed = pattern.sub(to, changed)
-        for old, to in _GATED if gated else _PLAIN:
-            changed = changed.replace(old, to)
-        new[name] = changed.replace("register_tokens", "storage_tokens") if metas else changed
-    return _join(_renamed(new, names), wanted)
-
-
-def _join(names: StateDict, wanted: StateDict) -> StateDict:
-    """Queries, keys and values, and gated layers, as one matrix where the model has one.
-
-    A bias that only the keys lack is 0.
-    """
-    there = {".".join(name.split(".")[-2:]) for name in wanted}
-    for pattern, whole, order in _JOINED:
-        parts: dict[str, StateDict] = {}
-        for name, value in names.items():
-            if match := pattern.fullmatch(name):
-                parts.setdefault(f"{match['before']}.{whole}.{match['kind']}", {})[match["part"]] = value
-        for name, found in parts.items():
-            if found.keys() == {"q", "v"} and name.endswith(".bias"):
-                found["k"] = torch.zeros_like(found["q"])
-            alike = len({(part.dtype, part.shape[1:], part.ndim > 0) for part in found.values()}) == 1
-            if len(found) < len(order) or not alike or f"{whole}.weight" not in there:
-                continue
-            for part in found:
-                names.pop(name.replace(f".{whole}.", f".{part}."), None)
-            names[name] = torch.cat([found[part] for part in order])
-    return names
 
 
 def _under(names: StateDict, prefix: str) -> StateDict:

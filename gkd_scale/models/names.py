@@ -6,6 +6,9 @@ import re
 
 from gkd_scale.errors import nearest
 
+HF = "hf:"
+"""How the name of a transformers model begins: ``hf:FOLDER`` or ``hf:OWNER/NAME``."""
+
 _SIZES = {"t": "tiny", "s": "small", "m": "medium", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 _SIZE = r"(?P<size>tiny|small|base|large|huge|giant|[tsmblhg])"
 

@@ -7,6 +7,7 @@ belongs to the model is decided by ``belonging.py``.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,8 +58,12 @@ def load_into(
         timm_reads: Any = model
         timm_reads.pretrained_model_args = {"img_size": image_size}
     own = dict(model.state_dict())
+
+    def ready(part: StateDict) -> StateDict:
+        return part if image_size is not None else _slots(model, own, part)
+
     try:
-        found = layouts.find(own, state, lambda part: _convert(model, own, part, resize))
+        found = layouts.find(own, state, lambda part: _convert(model, own, ready(part), resize))
         belonging.require(model, own, found, source)
         if found.failure is not None:
             raise found.failure
@@ -91,6 +96,31 @@ def _convert(model: nn.Module, own: StateDict, part: StateDict, resize: str) -> 
     if resize == "bicubic" and KERNEL in own and KERNEL in part:
         state = {**state, KERNEL: _bicubic(part[KERNEL], model)}
     return state
+
+
+def _slots(model: Any, own: StateDict, part: StateDict) -> StateDict:
+    """``part`` with as many position embeddings beside those of the patches as the model has.
+
+    A model that adds none to its class token gets that token with its embedding; one that does gets a zero.
+    How many a file has is known only if its patches make a square. DINOv2's registers are left to timm.
+    """
+    found, cls, slots = part.get("pos_embed"), part.get("cls_token"), getattr(model, "num_prefix_tokens", 0)
+    slots = 0 if getattr(model, "no_embed_class", False) else slots
+    if found is None or cls is None or found.ndim != 3 or "register_tokens" in part:
+        return part
+    count = found.shape[1]
+    fits = "pos_embed" not in own or count == own["pos_embed"].shape[1] or _is_square(count - slots)
+    if fits or cls.shape != (1, 1, found.shape[2]):
+        return part
+    if slots == 0 and _is_square(count - 1):
+        return {**part, "cls_token": cls + found[:, :1], "pos_embed": found[:, 1:]}
+    if slots == 1 and _is_square(count):
+        return {**part, "pos_embed": torch.cat([torch.zeros_like(found[:, :1]), found], 1)}
+    return part
+
+
+def _is_square(number: int) -> bool:
+    return number > 1 and math.isqrt(number) ** 2 == number
 
 
 def load_downloaded(model: nn.Module, spec: ModelSpec, resize: str) -> None:

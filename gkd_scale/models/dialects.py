@@ -1,0 +1,208 @@
+"""How other projects name the tensors of networks that timm has too, as tables.
+
+::
+
+    project                 networks                                   told by
+    transformers            ViT, DeiT, MAE, DINOv2, DINOv3             embeddings.patch_embeddings.
+    transformers            ConvNeXt, ConvNeXtV2, DINOv3 ConvNeXt      stages.0.layers.0.
+    transformers            Swin                                       layers.0.blocks.0.attention.
+    mmseg, mmpretrain       ViT, DINOv2                                layers.0.ln1.
+    mmseg, mmpretrain       ConvNeXt, ConvNeXtV2                       stages.0.0.depthwise_conv.
+
+Names become timm's, or those that timm's own code for the family knows. A word of a table stands at the
+beginning of a name or after a dot, so that any prefix may come before it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+_Table = tuple[tuple[str, str], ...]
+
+_ATTENTION: _Table = (
+    (r"attention\.(?:attention\.|self\.)?(?:query|q_proj)\.", "attn.q."),
+    (r"attention\.(?:attention\.|self\.)?(?:key|k_proj)\.", "attn.k."),
+    (r"attention\.(?:attention\.|self\.)?(?:value|v_proj)\.", "attn.v."),
+    (r"attention\.(?:self|relative_position_bias)\.(?=relative_position)", "attn."),
+    (r"attention\.(?:output\.dense|o_proj)\.", "attn.proj."),
+    (r"layernorm_before\.", "norm1."),
+    (r"layernorm_after\.", "norm2."),
+    (r"intermediate\.dense\.", "mlp.fc1."),
+    (r"output\.dense\.", "mlp.fc2."),
+)
+
+
+class Dialect(NamedTuple):
+    """``marker``: what only names of this dialect hold; ``table``: patterns, and what takes their place."""
+
+    marker: str
+    table: _Table
+
+
+SWIN = Dialect(
+    r"encoder\.layers\.0\.blocks\.0\.attention\.",
+    (
+        (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"embeddings\.norm\.", "patch_embed.norm."),
+        (r"encoder\.(?=layers\.)", ""),
+        *_ATTENTION,
+        (r"layernorm\.", "norm."),
+    ),
+)
+CONVNEXT = Dialect(
+    r"stages\.0\.layers\.0\.(dwconv|depthwise_conv)\.",
+    (
+        (r"embeddings\.patch_embeddings\.", "stem.0."),
+        (r"embeddings\.layernorm\.", "stem.1."),
+        (r"(?:encoder\.|model\.)?stages\.0\.downsample_layers\.", "stem."),
+        (r"(?:encoder\.|model\.)?(?=stages\.)", ""),
+        (r"(?:downsampling_layer|downsample_layers)\.", "downsample."),
+        (r"layers\.(?=\d+\.)", "blocks."),
+        (r"(?:dwconv|depthwise_conv)\.", "conv_dw."),
+        (r"(?:pwconv|pointwise_conv)([12])\.", r"mlp.fc\1."),
+        (r"layer_scale_parameter$", "gamma"),
+        (r"grn\.", "mlp.grn."),
+        (r"(?<=\d\.)layer_?norm\.", "norm."),
+        (r"layer_?norm\.", "head.norm."),
+    ),
+)
+MM_CONVNEXT = Dialect(
+    r"stages\.0\.0\.depthwise_conv\.",
+    (
+        (r"depthwise_conv\.", "dwconv."),
+        (r"pointwise_conv([12])\.", r"pwconv\1."),
+        (r"norm3\.", "norm."),
+        (r"norm([012])\.", r"norms.\1."),
+        (r"grn\.weight$", "grn.gamma"),
+        (r"grn\.bias$", "grn.beta"),
+    ),
+)
+MM_VIT = Dialect(
+    r"layers\.0\.ln1\.",
+    (
+        (r"patch_embed\.projection\.", "patch_embed.proj."),
+        (r"attn\.gamma1\.weight$", "ls1.gamma"),
+        (r"ffn\.gamma2\.weight$", "ls2.gamma"),
+        (r"attn\.attn\.in_proj_(weight|bias)$", r"attn.qkv.\1"),
+        (r"attn\.(?:attn\.)?out_proj\.", "attn.proj."),
+        (r"ffn\.(?:layers\.0\.0|w12)\.", "mlp.fc1."),
+        (r"ffn\.(?:layers\.1|w3)\.", "mlp.fc2."),
+        (r"(?<=\d\.)ln([12])\.", r"norm\1."),
+        (r"ln1\.", "norm."),
+        (r"ln2\.", "fc_norm."),
+        (r"ln_pre\.", "norm_pre."),
+        (r"layers\.(?=\d+\.)", "blocks."),
+    ),
+)
+VIT = Dialect(
+    r"embeddings\.patch_embeddings\.",
+    (
+        (r"embeddings\.position_embeddings$", "pos_embed"),
+        (r"embeddings\.distillation_token$", "dist_token"),
+        (r"embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
+        (r"embeddings\.(?=(?:cls|mask|register)_tokens?$)", ""),
+        (r"(?:(?:encoder|model)\.)?layers?\.(?=\d+\.)", "blocks."),
+        *_ATTENTION,
+        (r"layer_scale([12])\.lambda1$", r"ls\1.gamma"),
+        (r"layernorm\.", "norm."),
+        (r"mlp\.weights_in\.", "mlp.fc1."),
+        (r"mlp\.weights_out\.", "mlp.fc2."),
+    ),
+)
+DIALECTS = (SWIN, CONVNEXT, MM_CONVNEXT, MM_VIT, VIT)
+"""In the order in which they are tried."""
+
+_GATED: _Table = ((r"mlp\.gate_proj\.", "mlp.fc1_g."), (r"mlp\.up_proj\.", "mlp.fc1_x."))
+_PLAIN: _Table = ((r"mlp\.up_proj\.", "mlp.fc1."),)
+_DOWN: _Table = ((r"mlp\.down_proj\.", "mlp.fc2."),)
+
+JOINED = (
+    (re.compile(r"(?P<before>.*attn)\.(?P<part>[qkv])\.(?P<kind>weight|bias)"), "qkv", ("q", "k", "v")),
+    (re.compile(r"(?P<before>.*mlp)\.(?P<part>fc1_[gx])\.(?P<kind>weight|bias)"), "fc1", ("fc1_g", "fc1_x")),
+)
+"""What timm has as one matrix: a pattern of its parts' names, its name, its parts in their order."""
+
+_ELSEWHERE = (
+    (
+        re.compile(
+            r"(^|\.)(vision_model|vision_encoder)\.|embeddings\.(patch|class)_embedding\.?|\.lambda_1$"
+        ),
+        "these are names of transformers: give the folder that they lie in, --teacher hf:FOLDER",
+    ),
+    (
+        re.compile(r"\.w_msa\."),
+        "mmseg orders the channels of Swin's merged patches otherwise: give the weights that Microsoft "
+        "published, or --teacher hf:FOLDER",
+    ),
+)
+
+
+def dialect_of(names: StateDict) -> Dialect | None:
+    """The dialect of the names in a file; None for names of timm, and for unknown ones."""
+    for dialect in DIALECTS:
+        marker = re.compile(rf"(?<![^.]){dialect.marker}")
+        if any(marker.search(name) for name in names):
+            return dialect
+    return None
+
+
+def renamed(names: StateDict, wanted: StateDict) -> dict[str, str]:
+    """For each of ``names`` timm's name of the same tensor, or of the part of a matrix that timm joins."""
+    dialect = dialect_of(names)
+    if dialect is None:
+        return {}
+    gated = any("mlp.gate_proj." in name for name in names)
+    table = (*dialect.table, *(_GATED if gated else _PLAIN), *_DOWN) if dialect is VIT else dialect.table
+    patterns = [(re.compile(rf"(?<![^.]){old}"), new) for old, new in table]
+    metas = dialect is VIT and "blocks.0.gamma_1" in wanted  # timm's code for DINOv3 knows Meta's names
+    new = {}
+    for name in names:
+        changed = name
+        for pattern, to in patterns:
+            changed = pattern.sub(to, changed)
+        new[name] = changed.replace("register_tokens", "storage_tokens") if metas else changed
+    return new
+
+
+def fitted(names: StateDict, wanted: StateDict) -> StateDict:
+    """``names`` with parts joined as the model has them, and ConvNeXt's layers in the shapes it has."""
+    names = _join(names, wanted)
+    for name, value in names.items():
+        own = wanted.get(name[name.find("stages.") :]) if "stages." in name else None
+        if own is not None and own.shape != value.shape and own.squeeze().shape == value.squeeze().shape:
+            names[name] = value.reshape(own.shape)
+    return names
+
+
+def elsewhere(names: list[str]) -> str:
+    """The next step for tensors of a project whose networks do not become timm's; else the empty string."""
+    return next((hint for known, hint in _ELSEWHERE if any(known.search(name) for name in names)), "")
+
+
+def _join(names: StateDict, wanted: StateDict) -> StateDict:
+    """Queries, keys and values, and gated layers, as one matrix where the model has one.
+
+    A bias that only the keys lack is 0.
+    """
+    there = {".".join(name.split(".")[-2:]) for name in wanted}
+    for pattern, whole, order in JOINED:
+        parts: dict[str, StateDict] = {}
+        for name, value in names.items():
+            if match := pattern.fullmatch(name):
+                parts.setdefault(f"{match['before']}.{whole}.{match['kind']}", {})[match["part"]] = value
+        for name, found in parts.items():
+            if found.keys() == {"q", "v"} and name.endswith(".bias"):
+                found["k"] = torch.zeros_like(found["q"])
+            alike = len({(part.dtype, part.shape[1:], part.ndim > 0) for part in found.values()}) == 1
+            if len(found) < len(order) or not alike or f"{whole}.weight" not in there:
+                continue
+            for part in found:
+                names.pop(name.replace(f".{whole}.", f".{part}."), None)
+            names[name] = torch.cat([found[part] for part in order])
+    return names
