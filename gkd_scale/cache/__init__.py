@@ -6,7 +6,7 @@ The story, in the order of the modules::
     plan      list the images, name each (sid), fix which shard each belongs to
     spec      what the cache holds, and the refusal of anything else in the same folder
     views     image -> crop, resize, flip, colour -> JPEG bytes; the teacher sees the decoded bytes
-    codec     teacher tokens -> arrays on disk
+    codecs    teacher tokens -> arrays on disk, one file a codec
     shard     samples -> a tar of fixed bytes, then its Parquet index, the commit marker
     build     the whole build, in the order of its steps; goes on after a kill
       folder    lock, refuse another spec, list the missing shards

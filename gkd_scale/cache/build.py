@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from gkd_scale.cache.cluster import Load
-from gkd_scale.cache.codec import is_fitted, state_bytes, state_hash
+from gkd_scale.cache.codecs.base import state_bytes, state_hash
+from gkd_scale.cache.codecs.registry import is_fitted
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.devices import build_shards
 from gkd_scale.cache.fit import codec_for

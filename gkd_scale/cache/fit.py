@@ -6,7 +6,8 @@ import contextlib
 
 import numpy as np
 
-from gkd_scale.cache.codec import STATE, Codec, fit_codec, get_codec, is_fitted, load_codec
+from gkd_scale.cache.codecs.base import STATE, Codec
+from gkd_scale.cache.codecs.registry import fit_codec, get_codec, is_fitted, load_codec
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.plan import Plan
 from gkd_scale.cache.spec import read_spec

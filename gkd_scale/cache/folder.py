@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gkd_scale
-from gkd_scale.cache.codec import STATE, Codec, state_bytes
+from gkd_scale.cache.codecs.base import STATE, Codec, state_bytes
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
 from gkd_scale.cache.plan import PLAN, Plan, read_plan_sizes, write_plan
 from gkd_scale.cache.remote import Outbox

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gkd_scale import console
 from gkd_scale.cache.certificate import PATTERN, read_certificate
-from gkd_scale.cache.codec import Float32
+from gkd_scale.cache.codecs.base import Float32
 from gkd_scale.cache.config import InspectConfig
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.shard import index_path, tar_path

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gkd_scale.cache.codec import get_codec, to_fp16
+from gkd_scale.cache.codecs.arithmetic import to_fp16
+from gkd_scale.cache.codecs.registry import get_codec
 from gkd_scale.cache.config import ViewConfig
 from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.loader import Schedule, Slot, make_batch, spread_slots

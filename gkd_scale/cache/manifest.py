@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gkd_scale.cache.codec import STATE
+from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.plan import PLAN, Plan, table_bytes
 from gkd_scale.cache.shard import (
     METADATA,

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from zlib_ng import zlib_ng
 
-from gkd_scale.cache.codec import STATE, Codec, Float16, load_codec
+from gkd_scale.cache.codecs.base import STATE, Codec, Float16
+from gkd_scale.cache.codecs.registry import load_codec
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.manifest import holds, read_manifest_info
 from gkd_scale.cache.plan import PLAN

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gkd_scale import console
-from gkd_scale.cache.codec import STATE
+from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.config import PushConfig
 from gkd_scale.cache.location import file_system, url_of
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gkd_scale.cache.codec import Float32
+from gkd_scale.cache.codecs.base import Float32
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import decode

@@ -15,7 +15,8 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 
-from gkd_scale.cache.codec import Codec, Float32, to_fp16
+from gkd_scale.cache.codecs.arithmetic import to_fp16
+from gkd_scale.cache.codecs.base import Codec, Float32
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.folder import ShardTask
 from gkd_scale.cache.plan import Plan

@@ -19,7 +19,7 @@ from zlib_ng import zlib_ng
 
 from gkd_scale import console
 from gkd_scale.cache.certificate import PATTERN, certificate_damage
-from gkd_scale.cache.codec import STATE
+from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.config import default_workers
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, ManifestInfo, read_manifest_rows
 from gkd_scale.cache.plan import PLAN

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gkd_scale import console
 from gkd_scale.cache.certificate import Certificate, certificate_path, write_certificate
-from gkd_scale.cache.codec import Codec, Float32, fit_codec, get_codec, is_fitted, state_bytes, state_hash
+from gkd_scale.cache.codecs.base import Codec, Float32, state_bytes, state_hash
+from gkd_scale.cache.codecs.registry import fit_codec, get_codec, is_fitted
 from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache, refuse_unlike
 from gkd_scale.cache.shard import npy_bytes

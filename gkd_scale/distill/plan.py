@@ -18,7 +18,7 @@ import numpy as np
 from rich.table import Table
 
 from gkd_scale import console
-from gkd_scale.cache.codec import CODECS, get_codec, is_fitted
+from gkd_scale.cache.codecs.registry import CODECS, is_fitted, token_bytes
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.plan import Plan, make_plan
@@ -103,7 +103,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     free = None if is_url(cfg.out) else shutil.disk_usage(_existing(cfg.out)).free
     codecs = [
         _codec_plan(cfg, plan, work, rest, name, free)
-        for name in dict.fromkeys([*CODECS, f"pca{max(1, work.dim * 3 // 10)}", "tc2.1", cfg.codec])
+        for name in dict.fromkeys([*(codec.suggested(work.dim) for codec in CODECS), cfg.codec])
     ]
     seconds = _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * _peak(cfg) * 1e12)
     chosen = next(found for found in codecs if found.codec == cfg.codec)
@@ -147,16 +147,9 @@ def probe(cfg: CacheTeacherConfig, plan: Plan, images: int | None = None) -> tup
     return [item.pixels for item in whole], float(np.mean(sizes))
 
 
-def token_bytes(codec: str, tokens: int, dim: int) -> list[int]:
-    """Bytes of each patch member of a sample under ``codec``."""
-    if codec in CODECS:
-        return [
-            len(npy_bytes(a)) for a in get_codec(codec).encode(np.ones((tokens, dim), np.float32)).values()
-        ]
-    family = codec.rstrip("0123456789.")
-    amount = float(codec.removeprefix(family))
-    row = int(amount) if family == "pca" else -(-round(amount * dim) // 8)
-    return [len(npy_bytes(np.empty((tokens, row), np.int8))), len(npy_bytes(np.empty(tokens, np.uint8)))]
+def _member_bytes(codec: str, tokens: int, dim: int) -> list[int]:
+    """Bytes of each patch member of a sample under ``codec``, each a .npy file."""
+    return [len(npy_bytes(np.empty((tokens, size), np.uint8))) for size in token_bytes(codec, dim).values()]
 
 
 def _in_tar(size: int) -> int:
@@ -167,7 +160,7 @@ def _in_tar(size: int) -> int:
 def _codec_plan(
     cfg: PlanConfig, plan: Plan, work: Cost, rest: float, name: str, free: int | None
 ) -> CodecPlan:
-    members = token_bytes(name, work.grid[0] * work.grid[1], work.dim)
+    members = _member_bytes(name, work.grid[0] * work.grid[1], work.dim)
     cls = _in_tar(len(npy_bytes(np.empty(work.dim, np.float16))))
     view = round(len(plan.entries) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
     total = cfg.views * (view + plan.shards * 4096 + len(plan.entries) * 128)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gkd_scale.cache.certificate import certificate_path, codec_line, read_certificate
-from gkd_scale.cache.codec import get_codec
+from gkd_scale.cache.codecs.registry import get_codec
 from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.verify import verify
