@@ -24,14 +24,19 @@ from collections.abc import Iterable
 
 
 class GkdError(Exception):
-    """Base of all errors of this project. ``exit_code`` is the process's exit status."""
+    """Base of all errors of this project. ``exit_code`` is the process's exit status.
+
+    ``on_rank`` is the number of the rank that alone has the error, and so must print it; None for an error
+    that all ranks have, which rank 0 prints.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, on_rank: int | None = None) -> None:
         super().__init__(f"{message}\n  → {hint}" if hint else message)
         self.message = message
         self.hint = hint
+        self.on_rank = on_rank
 
 
 class UserError(GkdError):
@@ -57,7 +62,7 @@ class ModelError(UserError):
 
 
 class RunError(UserError):
-    """A run folder that holds something else than what was asked for."""
+    """A run folder that holds something else than this run."""
 
 
 class DiskFullError(UserError):
@@ -65,15 +70,15 @@ class DiskFullError(UserError):
 
 
 class DamageError(GkdError):
-    """Bytes on disk are not what was written there."""
+    """The bytes on disk differ from the bytes that were written."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'Did you mean …?' for ``name`` among ``known``; the empty string where nothing is near."""
+    """'Did you mean …?' for ``name`` among ``known``; the empty string if none of them is near."""
     names = list(known)
-    found = [each for each in names if each.lower() == name.lower()]
-    found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean '{found[0]}'?" if found else ""
+    same = [other for other in names if other.lower() == name.lower()]
+    best = same or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{best[0]}'?" if best else ""
 
 
 def disk_full(error: OSError, where: object) -> DiskFullError | None:

@@ -197,7 +197,7 @@ class Measure:
 
     def __call__(self, _step: int, module: Any) -> dict[str, Any]:
         """mIoU in percent, of each selection domain and their mean; training seconds; and where it ran."""
-        from gkd_scale.engine.weights import full_state
+        from gkd_scale.engine.zero import full_state
         from gkd_scale.segment.probe import probe
 
         state = full_state(module.student)

@@ -19,7 +19,7 @@ from gkd_scale.benchmark.config import GKD, TEACHER, BenchmarkConfig, Recipe
 from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.errors import ConfigError
 from gkd_scale.segment.methods.registry import METHODS
-from gkd_scale.steps import Step
+from gkd_scale.subprocesses import Step
 
 FROZEN_PASSES = 1 / 3
 

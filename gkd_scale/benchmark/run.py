@@ -18,7 +18,7 @@ from gkd_scale.benchmark import table
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe, read_recipe
 from gkd_scale.benchmark.plan import Plan, Work, cells, evaluation, steps_of
 from gkd_scale.errors import ConfigError, GkdError, RunError
-from gkd_scale.steps import Step, run_step
+from gkd_scale.subprocesses import Step, run_step
 
 PAGE = "report.html"
 

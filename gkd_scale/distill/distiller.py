@@ -26,8 +26,8 @@ from gkd_scale.distill.losses import DISTANCES
 from gkd_scale.distill.losses.contrast import contrast
 from gkd_scale.distill.losses.relations import relations
 from gkd_scale.distill.qsd import QsdHead
+from gkd_scale.engine.batch_norm import batch_norms, kept_statistics
 from gkd_scale.models.conditioning import Conditioning
-from gkd_scale.models.layers import batch_norms, kept_statistics
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student
 from gkd_scale.models.tokens import resample_tokens, to_tokens

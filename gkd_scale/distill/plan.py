@@ -26,7 +26,7 @@ from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes, padded
 from gkd_scale.cache.source import Source
 from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import view_of
-from gkd_scale.engine.memory import zero_memory
+from gkd_scale.engine.zero_memory import zero_memory
 from gkd_scale.errors import DataError
 from gkd_scale.models.cost import Cost, cost
 from gkd_scale.types import Teacher, UInt8Array

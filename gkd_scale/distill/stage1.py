@@ -27,7 +27,7 @@ from gkd_scale.distill.g2sd import Generic
 from gkd_scale.distill.teaching import Teaching, open_teaching
 from gkd_scale.engine import ds_config, loggers, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
-from gkd_scale.engine.loop import Course, Job, fit
+from gkd_scale.engine.loop import Job, TrainingPlan, fit
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.schedule import cosine
 from gkd_scale.models import backbone, layers, weights
@@ -91,7 +91,7 @@ def _train(
         _introduce(cfg, plan, teaching, jobs, steps)
     for job in jobs:
         prepare(job)
-    course = Course(
+    training = TrainingPlan(
         batches=_batches(cfg, runtime, plan, teaching),
         steps=steps,
         seed=cfg.seed,
@@ -101,7 +101,7 @@ def _train(
         why_wait=teaching.why_wait,
         log=cfg.loggers(),
     )
-    for job, trained in zip(jobs, fit(jobs, course, runtime, plan), strict=True):
+    for job, trained in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
         state = trained.state()
         runtime.on_main(partial(_finish, job, state, teaching, steps, began))
     _tell_skipped(teaching, runtime)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gkd_scale import console
 from gkd_scale.config import option
-from gkd_scale.engine.memory import zero_memory
+from gkd_scale.engine.zero_memory import zero_memory
 from gkd_scale.errors import ConfigError, nearest
 from gkd_scale.models.zoo import IMAGE_SIDE, NAMES, Row, read
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gkd_scale.engine import weights
+from gkd_scale.engine import zero
 
 
 class Ema:
@@ -21,7 +21,7 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.average = {name: weights.local(p).float().clone() for name, p in self.parameters.items()}
+        self.average = {name: zero.local(p).float().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -29,29 +29,29 @@ class Ema:
         keep = min(self.decay, (1 + step) / (10 + step))
         names = list(self.average)
         average = [self.average[name] for name in names]
-        current = [weights.local(self.parameters[name]).float() for name in names]
+        current = [zero.local(self.parameters[name]).float() for name in names]
         torch._foreach_lerp_(average, current, 1 - keep)
 
     def full(self) -> dict[str, Tensor]:
         """Whole averages by name. Collective under ZeRO-3."""
-        return {name: weights.gather(self.parameters[name], part) for name, part in self.average.items()}
+        return {name: zero.gather(self.parameters[name], part) for name, part in self.average.items()}
 
     @torch.no_grad()
     def load(self, whole: dict[str, Tensor]) -> None:
         """Take averages from whole tensors by name."""
         for name, part in self.average.items():
-            part.copy_(weights.scatter(self.parameters[name], whole[name]))
+            part.copy_(zero.scatter(self.parameters[name], whole[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The module with averaged parameters, while the block lasts."""
-        kept = {name: weights.local(p).clone() for name, p in self.parameters.items()}
+        kept = {name: zero.local(p).clone() for name, p in self.parameters.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                weights.local(parameter).copy_(self.average[name])
+                zero.local(parameter).copy_(self.average[name])
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
-                    weights.local(parameter).copy_(kept[name])
+                    zero.local(parameter).copy_(kept[name])

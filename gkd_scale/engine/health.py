@@ -24,7 +24,7 @@ WAITS = 0.5
 """Share of that time above which the user hears of it."""
 
 
-class Vitals:
+class HealthCheck:
     """The health of one model, from its metrics."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Vitals:
             )
 
 
-class Waits:
+class DataWaitMonitor:
     """The share of the last steps' time that was spent waiting for data."""
 
     def __init__(self, cause: Callable[[], str]) -> None:

@@ -1,4 +1,4 @@
-"""The frame of a launcher script: parse, join the ranks, run, and end with the right exit code."""
+"""What every launcher script does: parse, join the ranks, run, and end with the right exit status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOST = re.compile(
     "Connection closed by peer|Connection reset by peer|Broken pipe|Connection refused|remote process exited"
     "|NCCL communicator was aborted|ncclRemoteError"
 )
-"""What a collective says where another rank's process has ended."""
+"""In the message of a collective that failed because the process of another rank has ended."""
 
 
 def main(
@@ -36,17 +36,15 @@ def main(
     description: str,
     examples: str,
 ) -> int:
-    """``run(config, runtime, bundled)`` on every rank; the process's exit status.
+    """Call ``run(config, runtime, bundled)`` on every rank. Returns the process's exit status.
 
-    ``bundled`` is the folder with the DeepSpeed configs. An error that all ranks have in common is
-    printed by rank 0 alone; an error of one rank names the rank. A run that stopped because it was asked
-    to ends with status 0.
+    ``bundled`` is the folder with the DeepSpeed configs. Rank 0 prints an error that all ranks have; a rank
+    prints an error that it alone has, with its number. A run that stopped on request ends with status 0.
     """
-    rank = _rank()
     console.explain_bugs()
     try:
         parsed = config.parse(cls, argv, prog=prog, description=description, examples=examples)
-        world.place(os.environ)  # before anything is loaded
+        world.place(os.environ)  # an error of the environment comes before the slow imports
         _quiet()
         keep_freed()
         from gkd_scale.engine.runtime import Runtime
@@ -55,33 +53,39 @@ def main(
         run(parsed, runtime, bundled)
         runtime.barrier()
         runtime.stop()
-    except Stopped as stopped:
-        if rank == 0:
-            console.out.print(
-                f"[yellow]stopped[/] after step {stopped.step} of {stopped.steps}, with its checkpoint "
-                "written: resume with the same command"
-            )
-    except GkdError as error:
-        return _report(error, rank)
-    except OSError as error:
-        full = disk_full(error, error.filename or "output")
-        if full is None:
+    except (Stopped, GkdError, OSError, RuntimeError, KeyboardInterrupt) as error:
+        status = _status(error, _rank())
+        if status is None:
             raise
-        return _report(full, rank)
-    except RuntimeError as error:
-        if not LOST.search(str(error)):
-            raise
-        console.err.print(f"[bold red]error:[/] rank {rank} lost the others: one of them ended")
-        return 1
-    except KeyboardInterrupt:
-        if rank == 0:
-            console.err.print("[yellow]stopped[/]; the same command goes on from the last checkpoint")
-        return 130
+        return status
     return 0
 
 
+def _status(error: BaseException, rank: int) -> int | None:
+    """Print what ended a run, and return the exit status; None for a bug, which keeps its traceback."""
+    if isinstance(error, OSError):
+        error = disk_full(error, error.filename or "output") or error
+    if isinstance(error, GkdError):
+        return _report(error, rank)
+    if isinstance(error, Stopped):
+        if rank == 0:
+            console.out.print(
+                f"[yellow]stopped[/] after step {error.step} of {error.steps}, with its checkpoint "
+                "written: resume with the same command"
+            )
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        if rank == 0:
+            console.err.print("[yellow]stopped[/]; the same command goes on from the last checkpoint")
+        return 130
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        console.err.print(f"[bold red]error:[/] rank {rank} lost the others: one of them ended")
+        return 1
+    return None
+
+
 def _rank() -> int:
-    """This process's rank; 0, which speaks for all, where the environment gives it none."""
+    """This process's rank, or 0, which reports errors, if the environment gives it none."""
     try:
         return world.place(os.environ).rank
     except GkdError:
@@ -89,11 +93,11 @@ def _rank() -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process now, with everything it printed on its way.
+    """Flush the output and end this process at once.
 
-    Gloo's worker threads live until the process does. One that lets go of a tensor while the interpreter
-    is being torn down aborts the process ("terminate called without an active exception"), after the run
-    is whole on disk; so a launched rank skips the teardown.
+    Gloo's worker threads live as long as the process. If one frees a tensor while the interpreter shuts down,
+    it aborts the process ("terminate called without an active exception"), although the run is whole on
+    disk. So a launched rank does not shut the interpreter down.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -101,16 +105,15 @@ def leave(status: int) -> NoReturn:
 
 
 def _report(error: GkdError, rank: int) -> int:
-    if getattr(error, "local", False) and rank:
-        error.message = f"rank {rank}: {error.message}"
-    elif rank:
-        return error.exit_code
-    console.report(error)
+    if rank == (error.on_rank or 0):
+        if rank:
+            error.message = f"rank {rank}: {error.message}"
+        console.report(error)
     return error.exit_code
 
 
 def _quiet() -> None:
-    """Keep other libraries' remarks off the user's terminal; their errors stay."""
+    """Keep the remarks of other libraries off the terminal; show their errors."""
     warnings.filterwarnings("ignore")
     for name in ("torch", "DeepSpeed", "timm", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)

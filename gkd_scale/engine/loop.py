@@ -24,17 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gkd_scale.engine import checkpoint, loggers, stop, weights
+from gkd_scale.engine import checkpoint, loggers, stop, zero
+from gkd_scale.engine.batch_norm import batch_norms, kept_statistics, share_statistics
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.ema import Ema
 from gkd_scale.engine.feed import feed
-from gkd_scale.engine.health import Vitals, Waits
+from gkd_scale.engine.health import DataWaitMonitor, HealthCheck
 from gkd_scale.engine.loggers import Tracked
 from gkd_scale.engine.run import CHECKPOINTS
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import GkdError
-from gkd_scale.models.layers import batch_norms, kept_statistics, share_statistics
 from gkd_scale.randomness import seed_of
 
 
@@ -42,8 +42,8 @@ from gkd_scale.randomness import seed_of
 class Hook:
     """``call(step, module)`` on every rank after each ``every`` steps and after the last.
 
-    It sees the averaged weights where there is a moving average: what a run would export at that step.
-    What it returns is logged with the step.
+    If there is a moving average, the module has the averaged weights: what a run would export at that step.
+    The loop logs what the hook returns with the step.
     """
 
     every: int
@@ -52,13 +52,13 @@ class Hook:
 
 @dataclass
 class Job:
-    """One model to train. ``module(batch)`` returns losses by name; ``"loss"`` is minimised.
+    """One model to train. ``module(batch)`` returns losses by name; the loop minimises ``"loss"``.
 
     Metrics, logs and checkpoints go to ``out``. ``lr`` is a function of the step (from 0). Parameters
-    named in ``lr_scales`` learn at that multiple of it; those in ``no_decay`` have no weight decay, nor
-    have norms, biases, tokens and positions. ``saved(step)`` is called on every rank once the checkpoint
-    of ``step`` is whole. ``identity`` is what must not change when the run is resumed; JSON types.
-    Loggers get ``config`` (nested plain types), ``tags``, and at the end what ``final()`` returns on rank 0.
+    named in ``lr_scales`` learn at that multiple of it. Those in ``no_decay`` have no weight decay; nor
+    have norms, biases, tokens and positions. The loop calls ``saved(step)`` on every rank once the checkpoint
+    of ``step`` is whole. ``identity`` (JSON types) must be the same when the run is resumed. Loggers get
+    ``config`` (nested plain types), ``tags``, and at the end what ``final()`` returns on rank 0.
     """
 
     title: str
@@ -79,13 +79,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Course:
-    """What the jobs of a pass have in common.
+class TrainingPlan:
+    """What all jobs of a pass share: the batches, how many steps, when to save.
 
     ``batches(start, stop)`` yields this rank's micro batches of steps [start, stop), ``accumulation`` a
-    step. Every ``save_every`` steps and at the end there is a checkpoint; the last ``keep`` stay, and
-    those of every ``keep_every``-th step. ``why_wait`` says why batches may be late. ``log`` names the
-    loggers of every job.
+    step. The loop writes a checkpoint every ``save_every`` steps and after the last; it keeps the newest
+    ``keep`` and those of every ``keep_every``-th step. ``why_wait`` returns why batches may be late. ``log``
+    names the loggers of every job.
     """
 
     batches: Callable[[int, int], Iterator[Any]]
@@ -109,7 +109,7 @@ class Training:
         self.runtime = runtime
         self.norms = batch_norms(self.module)
         self.folder = job.out / CHECKPOINTS
-        self.vitals = Vitals()
+        self.health = HealthCheck()
         self.sums: dict[str, Tensor] = {}
         self.norm: float | None = None
 
@@ -134,125 +134,126 @@ class Training:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def end(self, done: int) -> dict[str, Any]:
-        """Average the weights of step number ``done`` (from 1); the learning rate and gradient norm.
+        """Average the weights after step number ``done`` (from 1). Returns learning rate and gradient norm.
 
-        Ranks average BatchNorm's running statistics too: all of them hold one model. Collective.
+        Ranks also average BatchNorm's running statistics, so that all of them hold one model. Collective.
         """
         if self.runtime.world > 1:
             share_statistics(self.norms, lambda mine: self.runtime.sum(mine) / self.runtime.world)
         if self.ema:
             self.ema.update(done)
-        known = self.engine.get_global_grad_norm()
-        norm = float(known) if known is not None else self.norm
-        return {"lr": self.job.lr(done - 1), "grad_norm": norm}
+        norm = self.engine.get_global_grad_norm()
+        return {"lr": self.job.lr(done - 1), "grad_norm": self.norm if norm is None else float(norm)}
 
     def run_hooks(self, done: int, *, last: bool) -> dict[str, float]:
-        """What the hooks that are due after step number ``done`` return."""
-        found: dict[str, float] = {}
+        """Call the hooks that are due after step number ``done``; all that they return."""
+        results: dict[str, float] = {}
         due = [hook for hook in self.job.hooks if last or done % hook.every == 0]
         with self.ema.applied() if self.ema and due else nullcontext():
             for hook in due:
-                found.update(hook.call(done, self.module))
-        return found
+                results.update(hook.call(done, self.module))
+        return results
 
     def state(self, module: nn.Module | None = None) -> dict[str, Tensor]:
-        """Whole tensors of ``module`` (a part of the trained one), averaged if there is an average.
+        """Whole tensors of ``module`` (default: the whole trained one), averaged if there is an average.
 
         Collective under ZeRO-3.
         """
         part = self.module if module is None else module
         with self.ema.applied() if self.ema else nullcontext():
-            return weights.full_state(part)
+            return zero.full_state(part)
 
 
-def fit(jobs: Sequence[Job], course: Course, runtime: Runtime, plan: DeepSpeedPlan) -> list[Training]:
-    """Train ``jobs`` in one pass to the last step, going on from the newest checkpoint that all have.
+def fit(
+    jobs: Sequence[Job], plan: TrainingPlan, runtime: Runtime, deepspeed: DeepSpeedPlan
+) -> list[Training]:
+    """Train ``jobs`` in one pass to the last step, from the newest checkpoint that all of them have.
 
-    Writes ``metrics.jsonl`` and ``checkpoints`` to each job's folder, and what its loggers keep there. Raises
-    :class:`stop.Stopped`, with checkpoints written, where it is asked to stop before the last step.
+    Writes ``metrics.jsonl``, ``checkpoints`` and the loggers' files to each job's folder. Raises
+    :class:`stop.Stopped`, with checkpoints written, if a signal asks it to stop before the last step.
     """
-    trainings = [Training(job, runtime, plan) for job in jobs]
+    trainings = [Training(job, runtime, deepspeed) for job in jobs]
     start = _resume(trainings, runtime)
     runs = [Tracked(job.title, job.out, job.config, job.tags) for job in jobs]
-    with RunLog(runs, start, course.steps, runtime.main, course.log) as log, stop.requests() as asked:
+    with RunLog(runs, start, plan.steps, runtime.main, plan.log) as log, stop.requests() as stop_requested:
         if start:
-            log.note(f"going on from step {start} of {course.steps}")
-        batches = feed(course.batches(start, course.steps), runtime.device)
-        waits = Waits(course.why_wait)
-        for step in range(start, course.steps):
+            log.note(f"going on from step {start} of {plan.steps}")
+        batches = feed(plan.batches(start, plan.steps), runtime.device)
+        monitor = DataWaitMonitor(plan.why_wait)
+        for step in range(start, plan.steps):
             began = time.perf_counter()
-            waited = _step(trainings, batches, course, runtime, plan, step)
+            waited = _step(trainings, batches, plan.seed, runtime, deepspeed, step)
             done = step + 1
-            last = done == course.steps
+            last = done == plan.steps
             facts = [training.end(done) for training in trainings]
-            means, stopping = _agree(trainings, asked(), runtime, plan)
+            means, stopping = _agree(trainings, stop_requested(), runtime, deepspeed)
             seconds = time.perf_counter() - began
             pace = {
-                "images_per_s": round(plan.global_batch / seconds, 2),
+                "images_per_s": round(deepspeed.global_batch / seconds, 2),
                 "data_wait": round(waited / seconds, 4),
             }
             rows = []
             for training, mean, fact in zip(trainings, means, facts, strict=True):
-                training.vitals.check(mean, done)
+                training.health.check(mean, done)
                 rows.append({**mean, **fact, **pace, **training.run_hooks(done, last=last)})
             log.step(done, rows)
-            if remark := waits.step(waited, seconds):
+            if remark := monitor.step(waited, seconds):
                 log.note(f"[yellow]{remark}[/]")
-            if last or stopping or done % course.save_every == 0:
-                _save(trainings, course, runtime, done)
+            if last or stopping or done % plan.save_every == 0:
+                _save(trainings, plan, runtime, done)
             if stopping and not last:
-                raise stop.Stopped(done, course.steps)
+                raise stop.Stopped(done, plan.steps)
         if runtime.main:
             log.finish([job.final() for job in jobs])
     return trainings
 
 
 def _resume(trainings: Sequence[Training], runtime: Runtime) -> int:
-    """Restore the newest step that every training has a checkpoint of; 0 where there is none."""
+    """Restore the newest step that every training has a checkpoint of. Returns it, or 0 for none."""
     start = runtime.on_main(lambda: checkpoint.newest([training.folder for training in trainings]))
     for training in trainings if start else ():
         checkpoint.load(training.folder, start, training.engine, training.ema, training.job.identity)
     return start
 
 
-def _save(trainings: Sequence[Training], course: Course, runtime: Runtime, done: int) -> None:
-    """Checkpoints of all trainings; only then are older ones removed, so that one step is whole in all."""
-    for each in trainings:
-        checkpoint.save(each.folder, done, each.engine, each.ema, runtime, each.job.identity)
-    for each in trainings:
-        runtime.on_main(partial(checkpoint.prune, each.folder, course.keep, course.keep_every))
-        each.job.saved(done)
+def _save(trainings: Sequence[Training], plan: TrainingPlan, runtime: Runtime, done: int) -> None:
+    """Write the checkpoints of all trainings, then remove older ones: one step is always whole in all."""
+    for training in trainings:
+        checkpoint.save(training.folder, done, training.engine, training.ema, runtime, training.job.identity)
+    for training in trainings:
+        runtime.on_main(partial(checkpoint.prune, training.folder, plan.keep, plan.keep_every))
+        training.job.saved(done)
 
 
 def _step(
     trainings: Sequence[Training],
     batches: Iterator[Any],
-    course: Course,
+    seed: int,
     runtime: Runtime,
-    plan: DeepSpeedPlan,
+    deepspeed: DeepSpeedPlan,
     step: int,
 ) -> float:
-    """One optimizer step of every training on the same batches; seconds spent waiting for data."""
+    """One optimizer step of every training on the same batches. Returns the seconds of waiting for data."""
     waited = 0.0
     for training in trainings:
         training.begin(step)
-    for micro in range(plan.accumulation):
-        asked = time.perf_counter()
-        batch = _next(batches)
-        waited += time.perf_counter() - asked
-        seed = seed_of("step", course.seed, step, micro, runtime.rank)
-        unknown_norm = plan.stage == 0 and micro == plan.accumulation - 1
+    for micro in range(deepspeed.accumulation):
+        began = time.perf_counter()
+        batch = _next(batches, runtime.rank)
+        waited += time.perf_counter() - began
+        micro_seed = seed_of("step", seed, step, micro, runtime.rank)
+        unknown_norm = deepspeed.stage == 0 and micro == deepspeed.accumulation - 1
         for training in trainings:
-            training.micro_step(batch, seed, gradient_norm=unknown_norm)
+            training.micro_step(batch, micro_seed, gradient_norm=unknown_norm)
     return waited
 
 
-def _next(batches: Iterator[Any]) -> Any:
-    """The next batch; an error of the loader is this rank's own, and says so."""
+def _next(batches: Iterator[Any], rank: int) -> Any:
+    """The next batch. An error of the loader is this rank's alone, and gets its number."""
     try:
         return next(batches)
     except GkdError as error:
-        error.local = True  # type: ignore[attr-defined]
+        error.on_rank = rank
         raise
 
 
@@ -263,20 +264,21 @@ def _gradient_norm(module: nn.Module) -> float:
 
 
 def _agree(
-    trainings: Sequence[Training], asked: bool, runtime: Runtime, plan: DeepSpeedPlan
+    trainings: Sequence[Training], stop_requested: bool, runtime: Runtime, deepspeed: DeepSpeedPlan
 ) -> tuple[list[dict[str, float]], bool]:
-    """Each training's means over the global batch, and whether any rank was asked to stop: one reduction.
+    """Each training's means over the global batch, and whether any rank has a request to stop.
 
-    All micro batches are of one size.
+    One reduction. All micro batches have one size.
     """
-    mine = [value for training in trainings for value in training.sums.values()]
-    *totals, requests = runtime.sum(torch.stack([*mine, torch.full_like(mine[0], asked)])).tolist()
+    sums = [value for training in trainings for value in training.sums.values()]
+    *totals, requests = runtime.sum(torch.stack([*sums, torch.full_like(sums[0], stop_requested)])).tolist()
     parts = iter(totals)
-    count = runtime.world * plan.accumulation
-    return [{name: next(parts) / count for name in each.sums} for each in trainings], requests > 0
+    count = runtime.world * deepspeed.accumulation
+    return [{name: next(parts) / count for name in training.sums} for training in trainings], requests > 0
 
 
 def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
+    """DeepSpeed's engine around the job's module, on this rank's device."""
     import deepspeed
 
     optimizer = torch.optim.AdamW(_groups(job), lr=job.lr(0), betas=job.betas)
@@ -292,9 +294,9 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
 
 
 def _groups(job: Job) -> list[dict[str, Any]]:
-    """Parameter groups: what decays and what does not, for each multiple of the learning rate."""
+    """Parameter groups: with and without weight decay, for each multiple of the learning rate."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    embeddings = {id(each.weight) for each in job.module.modules() if isinstance(each, nn.Embedding)}
+    embeddings = {id(layer.weight) for layer in job.module.modules() if isinstance(layer, nn.Embedding)}
     for name, parameter in job.module.named_parameters():
         if parameter.requires_grad:
             token = parameter.ndim <= 1 or name.endswith(("token", "pos_embed", "level_embed"))

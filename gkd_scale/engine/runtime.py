@@ -1,6 +1,6 @@
-"""Rank, world and device, however the script was started (:mod:`.world`).
+"""This process's rank, world and device (:mod:`.world` finds them), and its collectives.
 
-On a CPU the backend is gloo, on GPUs NCCL.
+The backend is gloo on a CPU and NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from gkd_scale import console
 from gkd_scale.engine import world as worlds
+from gkd_scale.engine import zero
 from gkd_scale.engine.world import free_port as free_port
 from gkd_scale.errors import ConfigError, GkdError
 
 T = TypeVar("T")
 
 JOIN = datetime.timedelta(minutes=10)
-"""How long ranks that have all been seen may take to connect to each other."""
+"""How long ranks that have all joined may take to connect to each other."""
 WAIT = datetime.timedelta(hours=12)
 """How long a rank waits for the others in training: rank 0 may be building a cache."""
 
@@ -41,14 +42,14 @@ class Runtime:
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, which writes files and talks to the user."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @classmethod
     def start(cls) -> Runtime:
         """Join the process group that the launcher's environment names."""
         at = worlds.place(os.environ)
-        wait = worlds.patience(os.environ)
+        wait = worlds.patience(os.environ, at.rank)
         if idle := worlds.unused_tasks(os.environ):
             _remark(f"one process: the other {idle} tasks of this Slurm job are idle, start it with srun")
         cuda = torch.cuda.is_available()
@@ -59,9 +60,7 @@ class Runtime:
         store = worlds.gather(at, attempt, wait, _remark)
         import deepspeed
 
-        # DeepSpeed's CPU kernel for shared-memory collectives takes two minutes to compile and leaks
-        # 66 MiB of /dev/shm a rank; gloo alone gives the same results.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        zero.without_shared_memory_kernel()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if cuda:
             torch.cuda.set_device(device)
@@ -87,12 +86,12 @@ class Runtime:
             dist.barrier()
 
     def share(self, value: T) -> T:
-        """Rank 0's value, on every rank. It must be picklable; it travels between our own processes only."""
+        """Rank 0's value, on every rank. It must be picklable; only our own processes exchange it."""
         if self.world == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over ranks; the input is left alone."""
@@ -104,7 +103,7 @@ class Runtime:
         return total
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """``work()`` on rank 0; its result, or its GkdError or OSError, reaches every rank."""
+        """Call ``work`` on rank 0. Every rank returns its result, or raises its GkdError or OSError."""
         outcome: tuple[Any, BaseException | None] = (None, None)
         if self.main:
             try:
@@ -122,22 +121,21 @@ def _remark(text: str) -> None:
 
 
 def _gpu(at: worlds.Place) -> int:
-    """The number of this rank's GPU; ConfigError where there is none for it."""
-    there = torch.cuda.device_count()
-    if at.local < there:
+    """The number of this rank's GPU; ConfigError if the machine has none for it."""
+    count = torch.cuda.device_count()
+    if at.local < count:
         return at.local
-    if there == 1 and "SLURM_LOCALID" in os.environ:  # Slurm shows each task its own GPU alone
+    if count == 1 and "SLURM_LOCALID" in os.environ:  # Slurm shows each task its own GPU alone
         return 0
-    raise worlds.own(
-        ConfigError(
-            f"rank {at.rank} is number {at.local} on its machine, which shows {there} GPU(s)",
-            "start as many ranks as there are GPUs (deepspeed --num_gpus N), or see CUDA_VISIBLE_DEVICES",
-        )
+    raise ConfigError(
+        f"rank {at.rank} is number {at.local} on its machine, which shows {count} GPU(s)",
+        "start as many ranks as there are GPUs (deepspeed --num_gpus N), or see CUDA_VISIBLE_DEVICES",
+        on_rank=at.rank,
     )
 
 
 def _join(at: worlds.Place, store: Store, device: torch.device) -> None:
-    """Connect to the other ranks, all of which are there."""
+    """Connect to the other ranks, all of which have joined."""
     cuda = device.type == "cuda"
     dist.init_process_group(
         "nccl" if cuda else "gloo",

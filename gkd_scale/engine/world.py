@@ -1,12 +1,12 @@
 """Which rank this process is and how the ranks find each other, from the environment that a launcher set.
 
-``deepspeed`` and ``torchrun`` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; a task of
-``srun`` has Slurm's own variables of its step (rank 0 is taken to be on the node that ``srun`` was started
-on, and the port follows from the job's and step's numbers); started alone, a script is a world of one. In
-a batch script outside ``srun`` Slurm's variables speak of the job, not of this process: a world of one.
+``deepspeed`` and ``torchrun`` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. A task of
+``srun`` has Slurm's variables of its step: rank 0 should run on the node where ``srun`` was started, and the
+port follows from the numbers of job and step. A script without any of them is a world of one. So is a batch
+script outside ``srun``: there Slurm's variables describe the job, not this process.
 
-All of it is checked before anything else is done. Then the ranks call a roll: after a minute the first one
-that is there says who is missing, after ten (:data:`PATIENCE`) all give up.
+All of it is checked first. Then the ranks call a roll: after a minute the first rank that has joined says
+who is missing; after ten minutes (:data:`PATIENCE`) all give up.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gkd_scale.errors import ConfigError, GkdError, UserError
+from gkd_scale.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 PATIENCE = "GKD_SCALE_JOIN_SECONDS"
-"""Environment variable: how long ranks wait for each other at the start; 600 s without it."""
+"""Environment variable: the seconds that ranks wait for each other at the start; default 600."""
 REMARK_AFTER = 60.0
-"""Seconds until the first remark on who is missing."""
+"""Seconds until the first rank says who is missing."""
 UNKNOWN_NAME_AFTER = 15.0
-"""Seconds that a name of MASTER_ADDR may take to be known: a node's may be new."""
+"""Seconds until an unknown name in MASTER_ADDR is an error: the name of a new node may take a while."""
 LOOK_EVERY = 0.1
 DEFAULT_PORT = 29500
 _LAUNCHED = ("RANK", "WORLD_SIZE")
@@ -38,7 +38,7 @@ _SLURM_START = "start it with srun, or unset Slurm's variables"
 
 @dataclass(frozen=True)
 class Place:
-    """A rank's place: ``rank`` of ``world``, ``local`` on its machine, where rank 0 listens."""
+    """``rank`` of ``world``, number ``local`` on its machine; rank 0 listens at ``host`` and ``port``."""
 
     rank: int
     world: int
@@ -47,7 +47,7 @@ class Place:
     port: int
 
     def variables(self) -> dict[str, str]:
-        """As launchers put it into the environment."""
+        """The environment variables of this place, as launchers set them."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world),
@@ -58,20 +58,24 @@ class Place:
 
 
 def place(environment: Mapping[str, str]) -> Place:
-    """The place that ``environment`` gives this process; its own ConfigError where they cannot be."""
+    """The place that ``environment`` gives this process.
+
+    Raises ConfigError if it gives none. Its rank is unknown then: every process reports as rank 0 does.
+    """
     try:
         return _place(environment)
     except ConfigError as error:
-        raise own(error) from None
+        error.on_rank = 0
+        raise
 
 
 def _place(environment: Mapping[str, str]) -> Place:
     if not any(name in environment for name in _LAUNCHED) and _is_step(environment):
         return _slurm(environment)
-    given = [name for name in _LAUNCHED if name in environment]
-    if len(given) == 1:
-        (missing,) = set(_LAUNCHED) - set(given)
-        raise ConfigError(f"{given[0]} is set and {missing} is not", _START)
+    present = [name for name in _LAUNCHED if name in environment]
+    if len(present) == 1:
+        (missing,) = set(_LAUNCHED) - set(present)
+        raise ConfigError(f"{present[0]} is set and {missing} is not", _START)
     rank, world = (_number(environment, name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     _check_rank(environment, "RANK", rank, "WORLD_SIZE", world, _START)
     if world > 1 and "LOCAL_RANK" not in environment:
@@ -88,7 +92,7 @@ def _place(environment: Mapping[str, str]) -> Place:
 
 
 def unused_tasks(environment: Mapping[str, str]) -> int:
-    """How many tasks of a Slurm job a script leaves idle that was started in it without ``srun``."""
+    """How many tasks of a Slurm job are idle because the script was started without ``srun``."""
     if any(name in environment for name in _LAUNCHED) or "SLURM_PROCID" not in environment:
         return 0
     text = environment.get("SLURM_NTASKS", "1")
@@ -97,7 +101,7 @@ def unused_tasks(environment: Mapping[str, str]) -> int:
 
 
 def _is_step(environment: Mapping[str, str]) -> bool:
-    """Whether this process is a task of ``srun`` beside others: only a step has these variables."""
+    """Whether this process is one of several tasks of ``srun``: only a step has these variables."""
     if "SLURM_STEP_NUM_TASKS" not in environment and not {"SLURM_STEP_ID", "SLURM_STEPID"} & set(environment):
         return False
     name = _step_size(environment)
@@ -140,8 +144,8 @@ def _check_rank(
     if world < 1:
         raise ConfigError(f"{size} is {world}, not at least 1", hint)
     if not 0 <= rank < world:
-        said = f"{size}={world}" if size in environment else "a world of one"
-        raise ConfigError(f"{name}={rank} is none of the ranks 0 to {world - 1} of {said}", hint)
+        whole = f"{size}={world}" if size in environment else "a world of one"
+        raise ConfigError(f"{name}={rank} is none of the ranks 0 to {world - 1} of {whole}", hint)
 
 
 def _port(environment: Mapping[str, str], world: int) -> int:
@@ -163,24 +167,26 @@ def free_port() -> int:
 # ------------------------------------------------------------------------------------------ the roll
 
 
-def patience(environment: Mapping[str, str]) -> float:
-    """Seconds that ranks wait for each other; ConfigError for no such number."""
+def patience(environment: Mapping[str, str], rank: int) -> float:
+    """Seconds that ranks wait for each other; ConfigError if :data:`PATIENCE` is not a positive number."""
     text = environment.get(PATIENCE, "600")
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise own(ConfigError(f"{PATIENCE} is {text!r}, no number of seconds", "leave it out for 600"))
+        raise ConfigError(
+            f"{PATIENCE} is {text!r}, no number of seconds", "leave it out for 600", on_rank=rank
+        )
     return seconds
 
 
 def gather(at: Place, agent: str | None, wait: float, say: Callable[[str], object]) -> Store:
-    """The store through which all ranks of a world find each other, once all of them are there.
+    """Wait until all ranks of a world have joined; the store through which they find each other.
 
     ``agent`` is the number of torchrun's attempt, whose agent serves the store; without one rank 0 does.
-    ``say`` prints a remark. Raises ConfigError for an address or a port that cannot be used, UserError where
-    ranks are missing after ``wait`` seconds; as this rank's own where rank 0 cannot say it.
+    ``say`` prints a remark. Raises ConfigError if the address or the port cannot be used, UserError if
+    ranks are missing after ``wait`` seconds. ``on_rank`` is this rank if rank 0 cannot report the error.
     """
     if at.world == 1:
         from torch._C._distributed_c10d import HashStore
@@ -202,7 +208,8 @@ def gather(at: Place, agent: str | None, wait: float, say: Callable[[str], objec
         store.set(names[at.rank], str(at.world))
         _roll_call(at, store, names, began, wait, say)
     except ConfigError as error:
-        raise own(error) from None
+        error.on_rank = at.rank
+        raise
     except RuntimeError:  # of the store: rank 0 gave up, and has said why
         raise UserError("rank 0 left while the ranks were joining", "see what it said") from None
     return store
@@ -216,27 +223,28 @@ def _roll_call(
     wait: float,
     say: Callable[[str], object],
 ) -> None:
-    told = False
+    """Return once all ranks have joined; UserError after ``wait`` seconds, ConfigError for another world."""
+    remarked = False
     missing = list(range(at.world))
-    while missing := [rank for rank in missing if not _is_there(at, store, rank, names[rank])]:
+    while missing := [rank for rank in missing if not _has_joined(at, store, rank, names[rank])]:
         waited = time.monotonic() - began
         first = next(rank for rank in range(at.world) if rank not in missing)
         text = f"{_ranks(missing)} of {at.world} {'is' if len(missing) == 1 else 'are'} missing"
-        if waited > REMARK_AFTER and not told and at.rank == first:
-            told = True
+        if waited > REMARK_AFTER and not remarked and at.rank == first:
+            remarked = True
             say(f"waiting: after {waited:.0f} s {text} at {at.host}:{at.port}")
         if waited > wait + (at.rank != first):
-            error = UserError(
+            raise UserError(
                 f"{text} after {waited:.0f} s at {at.host}:{at.port}",
-                "look at what they said, and start all at once; they must reach this address "
-                f"({PATIENCE} sets how long they are waited for)",
+                "look at their output, and start all at once; they must reach this address "
+                f"({PATIENCE} sets how many seconds the others wait for them)",
+                on_rank=first if at.rank == first else None,
             )
-            raise own(error) if at.rank == first else error
         time.sleep(LOOK_EVERY)
 
 
-def _is_there(at: Place, store: Store, rank: int, name: str) -> bool:
-    """Whether ``rank`` has joined; ConfigError where it speaks of another world."""
+def _has_joined(at: Place, store: Store, rank: int, name: str) -> bool:
+    """Whether ``rank`` has joined; ConfigError if it has another world size."""
     if not store.check([name]):
         return False
     world = int(store.get(name))
@@ -253,14 +261,8 @@ def _ranks(ranks: list[int]) -> str:
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
 
 
-def own(error: GkdError) -> GkdError:
-    """``error`` as one that this rank alone has, and must say itself."""
-    error.local = True  # type: ignore[attr-defined]
-    return error
-
-
 def _resolve(at: Place) -> None:
-    """ConfigError where the name of MASTER_ADDR stays unknown."""
+    """ConfigError if the name in MASTER_ADDR stays unknown."""
     deadline = time.monotonic() + UNKNOWN_NAME_AFTER
     while True:
         try:
@@ -269,18 +271,17 @@ def _resolve(at: Place) -> None:
         except (OSError, UnicodeError) as error:
             if time.monotonic() > deadline:
                 reason = getattr(error, "strerror", None) or error
-                raise own(
-                    ConfigError(
-                        f"MASTER_ADDR is '{at.host}', which is no known machine ({reason})",
-                        "give the name or the address of the machine of rank 0",
-                    )
+                raise ConfigError(
+                    f"MASTER_ADDR is '{at.host}', which is no known machine ({reason})",
+                    "give the name or the address of the machine of rank 0",
+                    on_rank=at.rank,
                 ) from None
         time.sleep(0.5)
 
 
 def _await_rank_0(at: Place, began: float, wait: float, say: Callable[[str], object]) -> None:
-    """Return once somebody listens where rank 0 should; UserError after ``wait`` seconds."""
-    told = False
+    """Return once a process listens at rank 0's address; UserError after ``wait`` seconds."""
+    remarked = False
     while True:
         try:
             socket.create_connection((at.host, at.port), timeout=5).close()
@@ -289,21 +290,21 @@ def _await_rank_0(at: Place, began: float, wait: float, say: Callable[[str], obj
             waited = time.monotonic() - began
             reason = error.strerror or str(error)
         text = f"rank 0 does not answer at {at.host}:{at.port} ({reason})"
-        if waited > REMARK_AFTER and not told and at.local == 0:
-            told = True
+        if waited > REMARK_AFTER and not remarked and at.local == 0:
+            remarked = True
             say(f"waiting: after {waited:.0f} s {text}")
         if waited > wait:
-            raise own(
-                UserError(
-                    f"after {waited:.0f} s {text}",
-                    "see whether it was started, and whether MASTER_ADDR and MASTER_PORT are its own "
-                    f"({PATIENCE} sets how long it is waited for)",
-                )
+            raise UserError(
+                f"after {waited:.0f} s {text}",
+                "see whether rank 0 was started, and whether MASTER_ADDR and MASTER_PORT are its address "
+                f"({PATIENCE} sets how many seconds the others wait for it)",
+                on_rank=at.rank,
             )
         time.sleep(max(LOOK_EVERY, min(1.0, waited / 10)))
 
 
 def _store(at: Place, serves: bool) -> Store:
+    """The store: this process serves it, or connects to it. ConfigError or UserError if it cannot."""
     from torch._C._distributed_c10d import TCPStore
 
     timeout = datetime.timedelta(seconds=30)
@@ -321,14 +322,15 @@ def _store(at: Place, serves: bool) -> Store:
         reason = " ".join(str(error).split())[:160]
         if serves:
             taken = "EADDRINUSE" in reason
-            raise own(
-                ConfigError(
-                    f"port {at.port} of this machine {'is taken' if taken else 'cannot be used'}: rank 0 "
-                    f"cannot listen there{'' if taken else f' ({reason})'}",
-                    "give this launch a port of its own: deepspeed --master_port N, torchrun "
-                    "--master-port N, or MASTER_PORT=N",
-                )
+            raise ConfigError(
+                f"port {at.port} of this machine {'is taken' if taken else 'cannot be used'}: rank 0 "
+                f"cannot listen there{'' if taken else f' ({reason})'}",
+                "give this launch a port of its own: deepspeed --master_port N, torchrun "
+                "--master-port N, or MASTER_PORT=N",
+                on_rank=at.rank,
             ) from None
-        raise own(
-            UserError(f"rank 0 at {at.host}:{at.port} does not answer as one ({reason})", "check MASTER_PORT")
+        raise UserError(
+            f"rank 0 at {at.host}:{at.port} does not answer as one ({reason})",
+            "check MASTER_PORT",
+            on_rank=at.rank,
         ) from None

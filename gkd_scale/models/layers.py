@@ -1,13 +1,11 @@
-"""What timm knows of a network's layers: their depth, what should not decay, checkpointed activations."""
+"""What timm knows of the layers of a network: depth, weight decay, checkpointed activations, compilation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gkd_scale.errors import ModelError
 
@@ -48,44 +46,3 @@ def compile_features(net: nn.Module) -> None:
     """Compile ``net.forward_features`` in place; parameters keep their names."""
     whole: Any = net
     whole.forward_features = torch.compile(whole.forward_features)
-
-
-def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The BatchNorm layers in ``module``, of any dimension."""
-    return [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
-
-
-@contextmanager
-def kept_statistics(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """``norms`` leave their running statistics alone while the block lasts; a pass has those of its batch."""
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-@torch.no_grad()
-def share_statistics(
-    norms: Sequence[nn.modules.batchnorm._BatchNorm], mean: Callable[[Tensor], Tensor]
-) -> None:
-    """Replace the running statistics of those ``norms`` that are in train mode by their ``mean`` over ranks.
-
-    The mean of the ranks' variances leaves out how their means differ: a micro batch a rank is not as good
-    as all of them together. Collective.
-    """
-    found = [
-        each
-        for norm in norms
-        if norm.training and norm.track_running_stats
-        for each in (norm.running_mean, norm.running_var)
-        if each is not None
-    ]
-    if not found:
-        return
-    shared = mean(torch.cat([each.float().flatten() for each in found]))
-    for each, part in zip(found, shared.split([each.numel() for each in found]), strict=True):
-        each.copy_(part.view_as(each))

@@ -119,7 +119,7 @@ def _score(
                 advance=advance,
             )
         except GkdError as error:
-            error.local = True  # type: ignore[attr-defined]  # this rank's own
+            error.on_rank = runtime.rank
             raise
     total = Confusion(counted.classes, runtime.sum(counted.counts))
     if runtime.main:

@@ -36,7 +36,7 @@ from gkd_scale.engine import ds_config, loggers, loop, schedule
 from gkd_scale.engine import run as runs
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
-from gkd_scale.engine.weights import full_state
+from gkd_scale.engine.zero import full_state
 from gkd_scale.errors import ConfigError, GkdError, RunError
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.backbone import Backbone, load_backbone
@@ -104,7 +104,7 @@ def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
     validator = Validator(segmenter, domains, config, runtime, train.absent)
     _say(runtime, _introduction(config, plan, segmenter, train, val))
     job = _job(config, module, validator, segmenter.backbone.name, identity)
-    loop.fit([job], _course(config, runtime, plan, segmenter, train), runtime, plan)
+    loop.fit([job], _training_plan(config, runtime, plan, segmenter, train), runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))
     seconds = round(time.monotonic() - began, 1)
     runtime.on_main(lambda: runs.finish(config.out, KIND, identity, seconds=seconds, best=best))
@@ -158,15 +158,15 @@ def _best(out: Path) -> dict[str, float]:
     return {f"best_{name}": value for name, value in (read_best(out) or {}).items()}
 
 
-def _course(
+def _training_plan(
     config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan, segmenter: Segmenter, train: Concatenated
-) -> loop.Course:
+) -> loop.TrainingPlan:
     runtime.on_main(lambda: count_pixels(config, train))
     order = order_of(config, train)
     stream = TrainStream(
         train, config.size(), config.augment, config.seed, segmenter.fill, config.workers, order
     )
-    return loop.Course(
+    return loop.TrainingPlan(
         batches=stream.batches(
             micro=plan.micro_batch, accumulation=plan.accumulation, rank=runtime.rank, world=runtime.world
         ),
@@ -415,7 +415,7 @@ class Validator:
                 device=runtime.device,
             )
         except GkdError as error:
-            error.local = True  # type: ignore[attr-defined]  # this rank's own, as in the loop
+            error.on_rank = runtime.rank
             raise
 
     def _take(self, state: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from gkd_scale.segment.arguments import WEIGHT
 from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.methods.base import Method, MethodInputs, MethodTeacher
 from gkd_scale.segment.methods.registry import METHODS, MethodRow, build_method
-from gkd_scale.steps import Step
+from gkd_scale.subprocesses import Step
 from tests.commands import parse
 from tests.conftest import ROOT
 from tests.segment.support import tiny_backbone

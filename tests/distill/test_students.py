@@ -8,7 +8,7 @@ import pytest
 import timm
 
 from gkd_scale.cli import main
-from gkd_scale.engine.memory import zero_memory
+from gkd_scale.engine.zero_memory import zero_memory
 from gkd_scale.models import zoo
 
 

@@ -26,9 +26,7 @@ class Nothing:
 def run(cfg, runtime, bundled):
     runtime.barrier()
     if runtime.rank == int(sys.argv[1]):
-        error = DataError("7.png is broken", "mend it")
-        error.local = True
-        raise error
+        raise DataError("7.png is broken", "mend it", on_rank=runtime.rank)
     runtime.barrier()
 
 leave(main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examples=""))

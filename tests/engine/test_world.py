@@ -31,7 +31,7 @@ def test_any_environment_is_a_place_or_one_error(environment: dict[str, str]) ->
     try:
         at = place(environment)
     except ConfigError as error:
-        assert error.hint and error.local  # type: ignore[attr-defined]
+        assert error.hint and error.on_rank is not None
         return
     assert 0 <= at.rank < at.world and 0 <= at.local < at.world and 0 < at.port < 2**16
     if at.world > 1:
@@ -64,8 +64,8 @@ def test_only_a_step_of_slurm_is_a_world() -> None:
 @pytest.mark.parametrize("text", ["", "x", "0", "-5", "nan", "inf"])
 def test_a_patience_that_is_none(text: str) -> None:
     with pytest.raises(ConfigError, match="GKD_SCALE_JOIN_SECONDS"):
-        world.patience({"GKD_SCALE_JOIN_SECONDS": text})
-    assert world.patience({}) == 600
+        world.patience({"GKD_SCALE_JOIN_SECONDS": text}, 0)
+    assert world.patience({}, 0) == 600
 
 
 class Ranks:
@@ -114,7 +114,7 @@ def test_the_first_that_is_there_says_who_is_missing_and_all_give_up(monkeypatch
     assert len(ranks.said) == 1 and "ranks 1, 3 of 4 are missing" in ranks.said[0]
     assert all("ranks 1, 3 of 4 are missing" in text or "rank 0 left" in text for text in ends.values())
     assert set(ends) == {"0", "2"}
-    assert [getattr(ranks.ends[name], "local", False) for name in ("0", "2")] == [True, False]
+    assert [ranks.ends[name].on_rank for name in ("0", "2")] == [0, None]
     assert all(isinstance(end, UserError) for end in ranks.ends.values())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from gkd_scale.models.layers import batch_norms, kept_statistics
+from gkd_scale.engine.batch_norm import batch_norms, kept_statistics
 from gkd_scale.models.outputs import BackboneOutputs, backbone_outputs
 from gkd_scale.segment.augment import SegBatch
 from gkd_scale.segment.methods.base import Method, MethodInputs, MethodTeacher

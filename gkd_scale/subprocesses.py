@@ -1,6 +1,7 @@
-"""Commands as a user would type them, run one after the other: what the demo and the benchmarks are made of.
+"""Run commands as a user would type them, one after the other: the demo and the benchmarks are such lists.
 
-Each is a process of its own; it is shown, its output goes to a log, and where it fails the log's end is.
+Each command runs in a process of its own. The terminal shows the command; its output goes to a log; if it
+fails, the terminal shows the end of the log.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from gkd_scale.errors import ConfigError, GkdError
 
 @dataclass(frozen=True)
 class Step:
-    """One command: what it is for, and its arguments."""
+    """One command: a title that says what it does, and its arguments."""
 
     title: str
     command: list[str]
 
 
 def run_all(steps: Sequence[Step], logs: Path) -> list[float]:
-    """Run the steps in order, each with a log of its own; the seconds that each took."""
+    """Run ``steps`` in order, each with a log of its own in ``logs``. Returns the seconds of each."""
     return [
         run_step(step, f"{number}/{len(steps)}", logs / f"{number:02d}-{_slug(step.title)}.log")
         for number, step in enumerate(steps, 1)
@@ -37,9 +38,9 @@ def run_all(steps: Sequence[Step], logs: Path) -> list[float]:
 
 
 def run_step(step: Step, place: str, log: Path) -> float:
-    """Run a command with its output in ``log``; its seconds. GkdError with the log's end if it fails.
+    """Run a command with its output in ``log``. Returns its seconds; raises GkdError if it fails.
 
-    ``place`` is shown before the title, for example ``3/12``.
+    ``place`` stands before the title on the terminal, for example ``3/12``.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     console.out.print(f"[bold]{place} {console.escape(step.title)}[/]")
@@ -47,7 +48,7 @@ def run_step(step: Step, place: str, log: Path) -> float:
     began = time.monotonic()
     with open(log, "wb") as file, console.out.status(console.escape(f"{step.title}; output in {log}")):
         status = subprocess.run(
-            _arguments(step.command), stdout=file, stderr=subprocess.STDOUT, env=_environment()
+            _executable(step.command), stdout=file, stderr=subprocess.STDOUT, env=_environment()
         )
     if status.returncode:
         tail = log.read_text(errors="replace").splitlines()[-15:]
@@ -62,16 +63,15 @@ def _slug(title: str) -> str:
     return title.split(":")[0].replace(" ", "-").replace(",", "")
 
 
-def _arguments(command: list[str]) -> list[str]:
-    """The command with this environment's own programs first, and a free port for a launcher."""
-    own = Path(sys.executable).parent / command[0]
-    program = str(own) if own.is_file() else shutil.which(command[0])
+def _executable(arguments: list[str]) -> list[str]:
+    """``arguments`` with the program's path (this environment's first) and a free port for a launcher."""
+    name, *rest = arguments
+    beside = Path(sys.executable).parent / name
+    program = str(beside) if beside.is_file() else shutil.which(name)
     if program is None:
-        raise ConfigError(
-            f"there is no program '{command[0]}'", f"install it, or correct: {shlex.join(command)}"
-        )
-    port = ["--master_port", str(free_port())] if command[0] == "deepspeed" else []
-    return [program, *port, *command[1:]]
+        raise ConfigError(f"there is no program '{name}'", f"install it, or correct: {shlex.join(arguments)}")
+    port = ["--master_port", str(free_port())] if name == "deepspeed" else []
+    return [program, *port, *rest]
 
 
 def _environment() -> dict[str, str]:

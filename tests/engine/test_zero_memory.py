@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gkd_scale.engine.memory import zero_memory
+from gkd_scale.engine.zero_memory import zero_memory
 
 
 def test_each_stage_shards_more_and_more_gpus_take_less() -> None:
