@@ -1,13 +1,12 @@
 """Checkpoints that are whole, safe, and independent of world size and ZeRO stage.
 
-DeepSpeed's own checkpoints are one pickle a rank, tied to a world size, and leave ``latest`` naming a
-half-written folder when killed. Ours is one safetensors file with whole tensors: parameters in fp32, both
-Adam moments, the moving average, and buffers. Rank 0 writes it under a temporary name, fsyncs and
-renames; older ones are removed only afterwards, so a kill at any moment leaves a whole one. Each rank
-reads back the part it holds, so a run goes on exactly where it was, also on another number of ranks or
-with another ZeRO stage.
+DeepSpeed's checkpoints are one pickle a rank for one world size, and after a kill ``latest`` may name a
+half-written folder. Ours is one safetensors file of whole tensors: parameters in fp32, both Adam moments,
+the moving average, and buffers. Rank 0 writes it under a temporary name, calls fsync and renames it. It
+removes older ones only afterwards, so a kill at any moment leaves a whole one. Each rank reads the part that
+it holds, so a run goes on exactly where it was, also with another number of ranks or another ZeRO stage.
 
-What is random in training is a function of (seed, step), so there is no generator state to keep.
+All randomness of training is a function of (seed, step), so a checkpoint holds no generator state.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ def path(folder: Path, step: int) -> Path:
 
 def steps(folder: Path) -> list[int]:
     """The steps that have a whole checkpoint, ascending."""
-    found = (_NAME.fullmatch(file.name) for file in folder.glob("step-*.safetensors"))
-    return sorted(int(match[1]) for match in found if match)
+    matches = (_NAME.fullmatch(file.name) for file in folder.glob("step-*.safetensors"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def newest(folders: Sequence[Path]) -> int:
-    """The newest step with a whole checkpoint in every folder, or 0. Removes what a killed save left."""
+    """The newest step with a whole checkpoint in every folder, or 0. Removes what a kill left torn."""
     for folder in folders:
         for torn in folder.glob(f"step-*{files.TEMPORARY}"):
             torn.unlink()
@@ -55,7 +54,7 @@ def save(
 ) -> None:
     """Write the checkpoint of ``step``. Collective.
 
-    A full disk raises on every rank, and leaves the older checkpoints as they were.
+    If the disk is full, every rank raises OSError, and the older checkpoints stay as they were.
     """
     tensors = _collect(engine, ema, runtime)
     meta = {"step": step, "optimizer_step": zero.optimizer_step(engine), "identity": identity}
@@ -71,7 +70,7 @@ def save(
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
-    """Remove all checkpoints but the newest ``keep`` and those of every ``keep_every``-th step."""
+    """Remove all checkpoints except the newest ``keep`` and those of every ``keep_every``-th step."""
     for old in steps(folder)[:-keep]:
         if keep_every is None or old % keep_every:
             path(folder, old).unlink()
@@ -80,7 +79,8 @@ def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
 def load(folder: Path, step: int, engine: Any, ema: Ema | None, identity: dict[str, Any]) -> None:
     """Restore the checkpoint of ``step``.
 
-    Raises RunError where it belongs to a run with another ``identity``, naming the keys.
+    Raises RunError, which names the keys, if it belongs to a run with another ``identity``, and DamageError
+    if the file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -98,8 +98,10 @@ def load(folder: Path, step: int, engine: Any, ema: Ema | None, identity: dict[s
 
 
 def fork(source: Path, folder: Path, changes: dict[str, Any]) -> None:
-    """Make a copy of the checkpoint file ``source`` the only one in ``folder``, for a run whose identity
-    differs by ``changes``: population-based training goes on from another run with other settings.
+    """Replace all checkpoints in ``folder`` by a copy of the file ``source``.
+
+    The identity in the copy has ``changes``: population-based training goes on from another run with other
+    settings.
     """
     from safetensors import safe_open
     from safetensors.torch import save as to_bytes
@@ -138,7 +140,7 @@ def _collect(engine: Any, ema: Ema | None, runtime: Runtime) -> dict[str, Tensor
             add(f"{key}/{name}", zero.moment(engine, parameter, key))
     for name, value in (ema.full() if ema else {}).items():
         add(f"ema/{name}", value)
-    for name, value in _buffers(engine.module).items():  # equal on all ranks, as the loop sees to
+    for name, value in _buffers(engine.module).items():  # the loop keeps them equal on all ranks
         add(f"buffer/{name}", value)
     return tensors
 

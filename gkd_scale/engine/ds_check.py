@@ -1,9 +1,9 @@
-"""What a DeepSpeed JSON may say, level by level: nothing in it is passed over in silence.
+"""Checks every key of a DeepSpeed JSON, level by level, and ignores none in silence.
 
-DeepSpeed checks one level of its JSON and leaves the rest to the step that first needs it; ``"auto"``,
-which is for Hugging Face's Trainer to fill, it takes for its default or for a value. Here each key is known
-and does what it says, or is refused with the flag that does it, or is named in a note. Sections are built as
-DeepSpeed's own models, and then the whole as its ``DeepSpeedConfig``; what they refuse becomes one line.
+DeepSpeed checks the first level; an error deeper down appears at the step that needs the value. It takes
+``"auto"``, which Hugging Face's Trainer would replace, for its default or for a value. Here each key does
+what it says, or is an error that names our flag for it, or gets a note. We build the sections as DeepSpeed's
+models and then the whole as its ``DeepSpeedConfig``; what these refuse becomes an error of one line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gkd_scale.ranges import Range
 MICRO = "train_micro_batch_size_per_gpu"
 ACCUMULATION = "gradient_accumulation_steps"
 CLIPPING = 1.0
-"""What ``"gradient_clipping": "auto"`` is: as in the bundled configs."""
+"""The value of ``"gradient_clipping": "auto"``, as in the bundled configs."""
 
 _OURS = {
     "optimizer": "the optim section (--lr, --optim.weight-decay)",
@@ -37,7 +37,7 @@ _OURS = {
         "--log; OUT/metrics.jsonl is always there",
     ),
 }
-"""What gkd-scale's config says in another place."""
+"""Keys that gkd-scale's config owns, and the flags that set them."""
 
 _NO_SPLIT = "models are not cut into parts here: ZeRO 3 shards their parameters"
 _NO_LOG = "OUT/metrics.jsonl and --log have times and rates"
@@ -86,7 +86,7 @@ _REFUSED = {
         _NO_SUCH,
     ),
 }
-"""What would do nothing here, or something that gkd-scale does not go along with, and why."""
+"""Keys that would do nothing here or would break gkd-scale, and the reason."""
 
 _NUMBERS = {
     "gradient_clipping": Range(
@@ -138,7 +138,10 @@ _ZERO_DECIDES = ("stage", "device", "enabled")
 
 @dataclass
 class Checked:
-    """``config`` without "auto" and without what says nothing; ``notes`` are for the user to see."""
+    """``config`` has no "auto" and no key without effect; the user sees ``notes``.
+
+    ``undecided`` are the keys whose "auto" has no default that we could take.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -151,7 +154,7 @@ class Checked:
 
 
 def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Checked:
-    """What ``config`` says, completed but for batch sizes; ConfigError for what it cannot say here."""
+    """Check ``config`` and complete it, except for batch sizes. Raises ConfigError."""
     _refuse_overlap(path, config)
     checked = Checked(path, {})
     for key, value in config.items():
@@ -173,7 +176,7 @@ def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Checke
 
 
 def built(path: Path, config: dict[str, Any]) -> None:
-    """Build DeepSpeed's own config of it; ConfigError with the first line of what DeepSpeed says."""
+    """Build DeepSpeed's config object; ConfigError with the first line of DeepSpeed's error."""
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.utils import logger
 
@@ -181,9 +184,8 @@ def built(path: Path, config: dict[str, Any]) -> None:
     logger.setLevel(logging.ERROR)
     try:
         DeepSpeedConfig(dict(config))
-    except Exception as error:  # whatever it is, DeepSpeed does not take this JSON
-        said = _first_line(error)
-        raise ConfigError(f"{path}: DeepSpeed refuses it: {said}", "mend the file") from None
+    except Exception as error:  # of any kind: DeepSpeed does not take this JSON
+        raise ConfigError(f"{path}: DeepSpeed refuses it: {_first_line(error)}", "mend the file") from None
     finally:
         logger.setLevel(level)
 
@@ -208,9 +210,9 @@ def _refuse_overlap(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _is_off(value: Any) -> bool:
-    """Whether a section or switch says that it is off, or says nothing but that: no wish."""
+    """Whether a section or switch is off, or holds only such values."""
     if isinstance(value, Mapping):
-        return value.get("enabled") is False or all(_is_off(each) for each in value.values())
+        return value.get("enabled") is False or all(map(_is_off, value.values()))
     return value is None or value is False
 
 
@@ -218,7 +220,7 @@ Check = Callable[[Checked, str, Any], Any]
 
 
 def _known() -> dict[str, Check]:
-    """How each key that works is checked; a check returns the value for DeepSpeed, None to leave it out."""
+    """The check of each key that works. A check returns the value for DeepSpeed; None leaves the key out."""
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -277,70 +279,86 @@ def _dtype(checked: Checked, key: str, value: Any) -> Any:
 
 
 def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, Any]:
-    """A section as DeepSpeed's pydantic ``model`` has it, "auto" taken out."""
-    import pydantic
-
+    """A section, checked against DeepSpeed's pydantic ``model``, without "auto"."""
     if not isinstance(value, Mapping):
         checked.refuse(
             key, value, 'write {"stage": 0}, 1, 2 or 3' if key == _ZERO else 'write {"enabled": true}'
         )
     fields: dict[str, Any] = model.model_fields
-    names = {each.alias or name: name for name, each in fields.items()} | {name: name for name in fields}
-    given: dict[str, str] = {}
+    names = {field.alias or name: name for name, field in fields.items()} | {name: name for name in fields}
+    written: dict[str, str] = {}
     filled: dict[str, Any] = {}
-    for inner, each in value.items():
+    for inner, item in value.items():
         dotted = f"{key}.{inner}"
         if inner not in names:
             _unknown(checked, dotted, names)
         name = names[inner]
-        if name in given:
+        if name in written:
             raise ConfigError(
-                f"{checked.path}: '{key}' says the same thing twice: {given[name]} and {inner}", "keep one"
+                f"{checked.path}: '{key}' says the same thing twice: {written[name]} and {inner}", "keep one"
             )
-        given[name] = inner
-        if name in _SECTION_REFUSED and each not in (fields[name].default, {}, "auto"):
-            raise ConfigError(
-                f"{checked.path}: '{dotted}' does not work here", f"remove it: {_SECTION_REFUSED[name]}"
-            )
-        if name in _ZERO_CHECKPOINTS:
-            checked.notes.append(f"{dotted} has no effect: gkd-scale writes checkpoints of its own")
-        if name in _NVME:
-            checked.notes.append(f"{dotted} has no effect: it is for NVMe")
-        extra = fields[name].json_schema_extra
-        if isinstance(extra, dict) and extra.get("deprecated"):
-            if _is_off(each):
-                continue
-            new = extra["new_param"]
-            value_of = ': {"device": "cpu"}' if name in ("cpu_offload", "cpu_offload_param") else ""
-            raise ConfigError(f"{checked.path}: '{dotted}' is an old name", f"write '{new}'{value_of}")
-        kept = _value(checked, dotted, name, each, fields[name])
-        if kept is not _LEFT_OUT:
-            filled[inner] = kept
+        written[name] = inner
+        _note_or_refuse(checked, dotted, name, item, fields[name])
+        if _is_old(checked, dotted, name, item, fields[name]):
+            continue
+        filled_item = _value(checked, dotted, name, item, fields[name])
+        if filled_item is not _LEFT_OUT:
+            filled[inner] = filled_item
+    _validate(checked, key, filled, model)
+    return filled
+
+
+def _note_or_refuse(checked: Checked, key: str, name: str, value: Any, field: Any) -> None:
+    """ConfigError for a key that does not work here; a note for a key without effect."""
+    if name in _SECTION_REFUSED and value not in (field.default, {}, "auto"):
+        raise ConfigError(
+            f"{checked.path}: '{key}' does not work here", f"remove it: {_SECTION_REFUSED[name]}"
+        )
+    if name in _ZERO_CHECKPOINTS:
+        checked.notes.append(f"{key} has no effect: gkd-scale writes checkpoints of its own")
+    if name in _NVME:
+        checked.notes.append(f"{key} has no effect: it is for NVMe")
+
+
+def _is_old(checked: Checked, key: str, name: str, value: Any, field: Any) -> bool:
+    """Whether DeepSpeed has renamed a key that is off; ConfigError with the new name if it is on."""
+    extra = field.json_schema_extra
+    if not (isinstance(extra, dict) and extra.get("deprecated")):
+        return False
+    if _is_off(value):
+        return True
+    device = ': {"device": "cpu"}' if name in ("cpu_offload", "cpu_offload_param") else ""
+    raise ConfigError(f"{checked.path}: '{key}' is an old name", f"write '{extra['new_param']}'{device}")
+
+
+def _validate(checked: Checked, key: str, values: dict[str, Any], model: Any) -> None:
+    """Build DeepSpeed's ``model`` of a section; ConfigError with its first complaint."""
+    import pydantic
+
     try:
-        model(**filled)
+        model(**values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join([key, *map(str, first["loc"])])
-        said = f" is {_short(first['input'])}" if first["loc"] else ""
+        dotted = ".".join([key, *map(str, first["loc"])])
+        value = f" is {_short(first['input'])}" if first["loc"] else ""
         raise ConfigError(
-            f"{checked.path}: '{where}'{said}: {_plain(first['msg'])}", "mend that key"
+            f"{checked.path}: '{dotted}'{value}: {_plain(first['msg'])}", "mend that key"
         ) from None
-    return filled
 
 
 _LEFT_OUT = object()
 _MOST_ELEMENTS = 10**11
-"""Buckets are allocated."""
+"""Of a bucket, which DeepSpeed allocates whole."""
 
 
-def _value(checked: Checked, key: str, name: str, value: Any, known: Any) -> Any:
-    """The value of a section's key; ``_LEFT_OUT`` where DeepSpeed's default is meant."""
-    kinds = set(_kinds(known.annotation))
+def _value(checked: Checked, key: str, name: str, value: Any, field: Any) -> Any:
+    """The value of a section's key, or ``_LEFT_OUT`` for DeepSpeed's default."""
+    kinds = set(_kinds(field.annotation))
     if value == "auto":
         if name in _ZERO_DECIDES:
             checked.undecided.append(key)
         else:
-            default = known.get_default(call_default_factory=True)
+            default = field.get_default(call_default_factory=True)
             checked.notes.append(f'{key} "auto" is DeepSpeed\'s default, {default!r}')
         return _LEFT_OUT
     nested = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
@@ -361,7 +379,7 @@ def _value(checked: Checked, key: str, name: str, value: Any, known: Any) -> Any
 
 
 def _kinds(annotation: Any) -> Iterable[Any]:
-    """The types that an annotation names, unions taken apart."""
+    """The types in an annotation; of a union, its parts."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         for part in typing.get_args(annotation):
             yield from _kinds(part)
@@ -407,25 +425,24 @@ _PROFILER = {
 
 def _flops_profiler(checked: Checked, key: str, value: Any) -> Any:
     _plain_section(checked, key, value, _PROFILER)
-    for inner, each in value.items():
-        wanted = _PROFILER[inner]
-        fits = isinstance(each, (int, float) if wanted is float else wanted) and isinstance(each, bool) == (
-            wanted is bool
-        )
-        if not fits and not (each is None and wanted is str):
-            checked.refuse(f"{key}.{inner}", each, f"give a {wanted.__name__}")
-        if isinstance(each, float) and not math.isfinite(each):
-            checked.refuse(f"{key}.{inner}", each, "give a finite number")
+    for inner, item in value.items():
+        kind = _PROFILER[inner]
+        fits = isinstance(item, (int, float) if kind is float else kind)
+        fits = fits and isinstance(item, bool) == (kind is bool)
+        if not fits and not (item is None and kind is str):
+            checked.refuse(f"{key}.{inner}", item, f"give a {kind.__name__}")
+        if isinstance(item, float) and not math.isfinite(item):
+            checked.refuse(f"{key}.{inner}", item, "give a finite number")
     return dict(value)
 
 
-def _plain_section(checked: Checked, key: str, value: Any, known: Iterable[str]) -> None:
-    """Keys and ``enabled`` of a section that DeepSpeed has no model of."""
+def _plain_section(checked: Checked, key: str, value: Any, names: Iterable[str]) -> None:
+    """Check keys and ``enabled`` of a section for which DeepSpeed has no model."""
     if not isinstance(value, Mapping):
         checked.refuse(key, value, 'write {"enabled": true}')
     for inner in value:
-        if inner not in known:
-            _unknown(checked, f"{key}.{inner}", known)
+        if inner not in names:
+            _unknown(checked, f"{key}.{inner}", names)
     enabled = value.get("enabled", False)
     if enabled == "auto":
         checked.undecided.append(f"{key}.enabled")
@@ -433,8 +450,8 @@ def _plain_section(checked: Checked, key: str, value: Any, known: Iterable[str])
         checked.refuse(f"{key}.enabled", enabled, "write true or false")
 
 
-def _unknown(checked: Checked, dotted: str, known: Iterable[str]) -> typing.NoReturn:
-    names = list(known)
+def _unknown(checked: Checked, dotted: str, names: Iterable[str]) -> typing.NoReturn:
+    names = list(names)
     raise ConfigError(
         f"{checked.path}: unknown key '{dotted}'",
         nearest(dotted.rpartition(".")[2], names) or f"known: {', '.join(names)}",
@@ -460,7 +477,7 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
         raise ConfigError(
             f"{path} enables fp16, which DeepSpeed refuses on a CPU", "use bf16, or no half precision"
         )
-    if stage == 0 and ("fp16" in on or "bf16" in on):  # Adam's moments are then where no checkpoint looks
+    if stage == 0 and ("fp16" in on or "bf16" in on):  # zero.py does not find Adam's moments then
         raise ConfigError(f"{path} enables {on[0]} without ZeRO", 'add "zero_optimization": {"stage": 1}')
     for key, usual in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
         if stage and config.get(key, usual) != usual:
@@ -469,15 +486,15 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
         target = (zero.get(part) or {}).get("device", "none")
         if target == "none":
             continue
-        where = f"'{_ZERO}.{part}'"
+        name = f"'{_ZERO}.{part}'"
         if stage < least:
             raise ConfigError(
-                f"{path}: {where} does nothing with ZeRO {stage}",
+                f"{path}: {name} does nothing with ZeRO {stage}",
                 f"use ZeRO stage {least} or more, or remove it",
             )
         if target == "nvme":
             raise ConfigError(
-                f"{path}: {where} goes to NVMe, which gkd-scale's checkpoints do not read",
+                f"{path}: {name} goes to NVMe, which gkd-scale's checkpoints do not read",
                 'write "device": "cpu"',
             )
         if part == "offload_optimizer" and config.get("zero_force_ds_cpu_optimizer"):

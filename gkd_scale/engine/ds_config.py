@@ -1,8 +1,8 @@
-"""The DeepSpeed JSON: found, checked, completed.
+"""Finds the DeepSpeed JSON, checks it and completes it.
 
-It owns ZeRO, precision, micro batch, accumulation and clipping; our config owns the rest (optimizer,
-schedule, global batch). What both say is an error that names both places. ``"auto"`` for the micro
-batch or the accumulation is filled so that micro · accumulation · world = global batch.
+The JSON owns ZeRO, precision, micro batch, accumulation and clipping. Our config owns the rest: optimizer,
+schedule, global batch. If both set the same thing, the error names both places. ``"auto"`` for the micro
+batch or the accumulation becomes the number for which micro · accumulation · world = global batch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gkd_scale.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class DeepSpeedPlan:
-    """A resolved DeepSpeed config. ``json`` is what the engine gets; sizes are in images.
+    """A DeepSpeed config without open values. The engine gets ``json``; sizes are in images.
 
-    ``notes`` are what the file said without saying it: how ``"auto"`` was filled, what has no effect.
+    ``notes`` tell the user what ``"auto"`` became and which keys have no effect.
     """
 
     path: Path
@@ -41,20 +41,20 @@ class DeepSpeedPlan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What parameters are held in for forward and backward."""
+        """The dtype of the parameters in forward and backward."""
         if self.json.get("bf16", {}).get("enabled", False):
             return torch.bfloat16
         return torch.float16 if self.json.get("fp16", {}).get("enabled", False) else torch.float32
 
     @property
     def precision(self) -> str:
-        """What a run computes in, in words."""
+        """The precision that a run computes in, in words."""
         if ds_check.enabled(self.json, "torch_autocast"):
             return f"float32 under autocast to {self.json['torch_autocast']['dtype']}"
         return str(self.dtype).removeprefix("torch.")
 
     def summary(self) -> str:
-        """For the line that a run starts with."""
+        """Batch sizes, ZeRO stage, precision and clipping in one line, for the start of a run."""
         clipping = self.json.get("gradient_clipping", 0)
         return (
             f"micro batch {self.micro_batch}, accumulation {self.accumulation}, ZeRO {self.stage}, "
@@ -63,7 +63,7 @@ class DeepSpeedPlan:
 
 
 def find(name: str, bundled: Path) -> Path:
-    """``name`` as a path if it exists, else the bundled config of that name; ConfigError otherwise."""
+    """The path ``name`` if it exists, else the bundled config of that name, else ConfigError."""
     path = Path(name)
     if path.is_file():
         return path
@@ -87,8 +87,8 @@ def resolve(
 ) -> DeepSpeedPlan:
     """Read, check and complete a DeepSpeed config.
 
-    ``global_batch`` is the user's, or None; ``default`` is used where neither it nor the JSON decides.
-    Raises ConfigError.
+    ``global_batch`` is the user's, or None. If neither it nor the JSON decides, the global batch is
+    ``default``. Raises ConfigError.
     """
     path = find(ds_config, bundled)
     checked = ds_check.check(path, documents.read_json(path), device)
@@ -113,17 +113,17 @@ def resolve(
 def _divide(
     path: Path, micro: int | None, accumulation: int | None, global_batch: int, world: int
 ) -> tuple[int, int]:
-    """Fill the missing one of micro and accumulation; ConfigError where no whole number does."""
-    known = (micro or 1) * (accumulation or 1) * world
-    if global_batch % known or (micro and accumulation and known != global_batch):
+    """Compute micro batch or accumulation if it is None; ConfigError if no whole number fits."""
+    unit = (micro or 1) * (accumulation or 1) * world
+    if global_batch % unit or (micro and accumulation and unit != global_batch):
         parts = [f"a world of {world}"]
         parts += [f"{MICRO} {micro} of {path}"] if micro else []
         parts += [f"{ACCUMULATION} {accumulation} of {path}"] if accumulation else []
         raise ConfigError(
             f"a global batch of {global_batch} is not made of {', '.join(parts)}",
-            f"use --global-batch {max(1, round(global_batch / known)) * known}, or another number of ranks",
+            f"use --global-batch {max(1, round(global_batch / unit)) * unit}, or another number of ranks",
         )
-    rest = global_batch // known
+    rest = global_batch // unit
     if micro is None:
         return rest, accumulation or 1
     return micro, accumulation or rest

@@ -1,4 +1,4 @@
-"""DeepSpeed's ops, as its own builders see them."""
+"""Which of DeepSpeed's ops are installed or can be compiled, by its own builders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALL_OPS[sys.argv[1]].load(verbose=False)
 
 
 class Op(NamedTuple):
-    """``installed`` with DeepSpeed, or ``compatible``: it can be compiled here; ``compiled`` is the file."""
+    """``installed`` with DeepSpeed; ``compatible`` if it compiles here; ``compiled`` is its library."""
 
     installed: bool
     compatible: bool
@@ -29,7 +29,7 @@ class Op(NamedTuple):
 
 def ops() -> dict[str, Op]:
     """All ops of DeepSpeed for this machine's accelerator, by name."""
-    logging.disable(logging.WARNING)  # importing DeepSpeed prints to stdout what it found
+    logging.disable(logging.WARNING)  # DeepSpeed prints to stdout when it is imported
     try:
         from deepspeed.git_version_info import installed_ops
         from deepspeed.ops.op_builder.all_ops import ALL_OPS
@@ -46,20 +46,20 @@ def ops() -> dict[str, Op]:
 def _compatible(builder: object) -> bool:
     try:
         return bool(builder.is_compatible(verbose=False))  # type: ignore[attr-defined]
-    except Exception:  # builders raise what they like where CUDA is missing
+    except Exception:  # builders raise all kinds of errors if CUDA is missing
         return False
 
 
 def _compiled(name: str) -> Path | None:
-    """The library that PyTorch keeps of an op that was compiled before."""
+    """The library of an op that PyTorch compiled before; None if there is none."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions"))
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    found = [*root.glob(f"{name}/{name}.so"), *root.glob(f"{python}_*/{name}/{name}.so")]
-    return next(iter(found), None)
+    libraries = [*root.glob(f"{name}/{name}.so"), *root.glob(f"{python}_*/{name}/{name}.so")]
+    return next(iter(libraries), None)
 
 
 def compile_seconds(name: str) -> float | str:
-    """Seconds to compile an op in a folder of its own, which is removed; what went wrong where it cannot."""
+    """Compile an op in a temporary folder. Returns the seconds, or the last line of the error."""
     with tempfile.TemporaryDirectory(prefix="gkd-scale-op-") as folder:
         began = time.monotonic()
         try:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the trained parameters, on whatever part of them a rank holds."""
+"""Exponential moving average of the trained parameters; each rank averages the part that it holds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gkd_scale.engine import zero
 class Ema:
     """average ← d·average + (1 - d)·parameter after each step, d = min(decay, (1 + step) / (10 + step)).
 
-    The ramp lets a short run's average forget its initialisation. The average is elementwise, so each
-    rank averages the part it holds and ZeRO-3 needs no gathering.
+    Because d starts small, the average of a short run forgets its initialisation. The average is elementwise,
+    so each rank averages the part that it holds, and ZeRO-3 gathers nothing. Averages are float32.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -25,7 +25,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after optimizer step number ``step`` (from 1)."""
+        """Add the parameters after optimizer step number ``step`` (from 1) to the average."""
         keep = min(self.decay, (1 + step) / (10 + step))
         names = list(self.average)
         average = [self.average[name] for name in names]
@@ -38,13 +38,13 @@ class Ema:
 
     @torch.no_grad()
     def load(self, whole: dict[str, Tensor]) -> None:
-        """Take averages from whole tensors by name."""
+        """Set the averages from whole tensors by name."""
         for name, part in self.average.items():
             part.copy_(zero.scatter(self.parameters[name], whole[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module with averaged parameters, while the block lasts."""
+        """Inside the block, the module's parameters are the averages."""
         kept = {name: zero.local(p).clone() for name, p in self.parameters.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():

@@ -1,8 +1,8 @@
-"""Batches on their way to the device: pinned, and copied one ahead of the step that uses them.
+"""Copies batches to the device, one ahead of the step that uses it.
 
-A thread takes the batch after the current one, pins it and starts its copy on a stream of its own, so
-that copies run beside kernels. No more than one batch waits on the device. On a CPU there is nothing to
-copy. (Written for CUDA; no GPU has run it yet.)
+A thread takes the batch after the current one, pins it and starts its copy on a separate stream, so that
+copies run beside kernels. At most one batch waits on the device. On a CPU there is nothing to copy.
+(Written for CUDA; no GPU has run it yet.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def feed(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with each tensor changed: in tuples, named tuples, lists, dicts and dataclasses."""
+    """``value`` with ``change`` applied to each tensor in tuples, named tuples, lists, dicts, dataclasses."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -32,7 +32,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(item, change) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {each.name: map_tensors(getattr(value, each.name), change) for each in fields(value)}
+        changed = {field.name: map_tensors(getattr(value, field.name), change) for field in fields(value)}
         return replace(value, **changed)
     return value
 

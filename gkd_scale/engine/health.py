@@ -1,4 +1,4 @@
-"""What is watched while a run trains: a loss that is no number, a dead model, a loop that waits for data."""
+"""Checks while a run trains: is the loss finite, is the model alive, does the loop wait for data?"""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable
 from gkd_scale.errors import UserError
 
 TOKEN_VARIANCE = "token_variance"
-"""The metric that says a model is alive: variance of its tokens over their mean square, 0 to 1."""
+"""The metric of a living model: variance of its tokens divided by their mean square, 0 to 1."""
 
 DEAD = 1e-6
-"""A token variance below this is a model that says the same everywhere."""
+"""Below this token variance, a model is dead: it gives the same token everywhere."""
 
 PATIENCE = 20
-"""Steps in a row that a model may be dead before its run stops."""
+"""A run stops if its model is dead for this many steps in a row."""
 
 WINDOW = 200
-"""Steps over which the time spent waiting for data is looked at."""
+"""Number of steps over which :class:`DataWaitMonitor` measures the share of waiting."""
 
 WAITS = 0.5
-"""Share of that time above which the user hears of it."""
+"""Share of waiting above which the user gets a remark."""
 
 
 class HealthCheck:
@@ -31,7 +31,7 @@ class HealthCheck:
         self._dead = 0
 
     def check(self, means: dict[str, float], step: int) -> None:
-        """UserError where a loss is not finite, or where the model has been dead for a while."""
+        """Raise UserError if a loss is not finite, or if the model is dead for :data:`PATIENCE` steps."""
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
             raise UserError(
@@ -51,20 +51,20 @@ class HealthCheck:
 
 
 class DataWaitMonitor:
-    """The share of the last steps' time that was spent waiting for data."""
+    """Measures which share of the last :data:`WINDOW` steps' time the loop waited for data."""
 
     def __init__(self, cause: Callable[[], str]) -> None:
         self._cause = cause
         self._steps: deque[tuple[float, float]] = deque(maxlen=WINDOW)
-        self._told = False
+        self._remarked = False
 
     def step(self, waited: float, seconds: float) -> str | None:
-        """Take in one step; a remark with the cause, once, where the last steps mostly waited."""
+        """Add one step. Returns a remark with the cause, once, if the loop mostly waited."""
         self._steps.append((waited, seconds))
-        if self._told or len(self._steps) < WINDOW:
+        if self._remarked or len(self._steps) < WINDOW:
             return None
         share = sum(waited for waited, _ in self._steps) / sum(seconds for _, seconds in self._steps)
         if share <= WAITS:
             return None
-        self._told = True
+        self._remarked = True
         return f"{share:.0%} of the last {WINDOW} steps went into waiting for data: {self._cause()}"

@@ -1,4 +1,4 @@
-"""What a run says: a live line for people, JSONL for scripts, loggers for both. Rank 0 only."""
+"""Reports a run's metrics: a live line for people, JSONL for scripts, loggers for both. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """What the runs of a pass say: one live display, and for each run ``metrics.jsonl`` and its loggers.
+    """One live display for a pass, and ``metrics.jsonl`` and loggers for each of its runs.
 
-    ``metrics.jsonl`` has one object a step. A run that goes on from ``start`` drops what an interrupted one
-    wrote after it, so every step is there once. ``names`` are of :data:`loggers.LOGGERS`; what they fail at
-    is said once and ends nothing. A context manager; with ``enabled`` false (ranks other than 0) it does
-    nothing.
+    ``metrics.jsonl`` has one object a step. A run that resumes from ``start`` removes later rows of the
+    interrupted one, so each step appears once. ``names`` are of :data:`loggers.LOGGERS`; a failure of a
+    logger is one remark and does not end the run. Use it as a context manager. With ``enabled`` false (on
+    ranks other than 0) it does nothing.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class RunLog:
         status: Status = "finished"
         if kind is not None:
             status = "stopped" if issubclass(kind, (Stopped, KeyboardInterrupt)) else "failed"
-        for each in self._files:
-            each.close(status)
+        for file in self._files:
+            file.close(status)
 
     def finish(self, finals: Sequence[Mapping[str, float]]) -> None:
-        """Each run's final numbers, for its loggers, beside those of its last step."""
+        """Set each run's final numbers; its loggers get them with those of the last step."""
         for file, final in zip(self._files, finals, strict=True):
             file.final = final
 
     def step(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Record each run's metrics of optimizer step number ``step`` (from 1)."""
+        """Record the metrics of every run after optimizer step number ``step`` (from 1)."""
         if not self.enabled:
             return
         for title, file, task, row in zip(self._titles, self._files, self._tasks, rows, strict=True):
@@ -80,7 +80,7 @@ class RunLog:
                 console.out.print(f"{who}step {step}/{self.steps}  {text}  ETA {left:.0f}s", markup=False)
 
     def note(self, text: str) -> None:
-        """A line for people, above the live display."""
+        """Print a line above the live display."""
         if self.enabled:
             console.out.print(text)
 
@@ -106,35 +106,35 @@ class _Files:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         self._latest = _numbers(metrics)
-        for each in self._followers:
-            each.put(step, self._latest)
+        for follower in self._followers:
+            follower.put(step, self._latest)
 
     def close(self, status: Status) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        for each in self._followers:
-            each.close(status, {**self._latest, **self.final})
+        for follower in self._followers:
+            follower.close(status, {**self._latest, **self.final})
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """What of a row is a number, without the step."""
+    """The numbers of a row, without the step."""
     return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """The rows of a ``metrics.jsonl``, without a last line that a kill cut short."""
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _truncate(path: Path, start: int) -> list[dict[str, Any]]:
-    """Drop the rows after ``start``; those that stay."""
+    """Remove the rows after step ``start`` from the file. Returns the other rows."""
     if not path.exists():
         return []
-    kept = [row for row in read(path) if row["step"] <= start]
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-    return kept
+    rows = [row for row in read(path) if row["step"] <= start]
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def _one_line(metrics: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step."""
+"""Learning-rate schedules: pure functions of the step."""
 
 from __future__ import annotations
 

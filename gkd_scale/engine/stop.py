@@ -1,7 +1,7 @@
-"""Stopping when asked: SIGTERM from a scheduler, or Ctrl-C.
+"""Requests to stop: SIGTERM from a scheduler, or Ctrl-C.
 
-The loop finishes its step, every rank learns of the request in the reduction of that step's losses, all
-write the checkpoint, and the process ends with status 0: the same command goes on from there.
+The loop finishes its step. The reduction of that step's losses carries the request to every rank. All write
+the checkpoint and end with status 0; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """Training was asked to stop after ``step`` of ``steps``; its checkpoint is whole."""
+    """Training stopped on request after ``step`` of ``steps``; its checkpoint is whole."""
 
     def __init__(self, step: int, steps: int) -> None:
         super().__init__(f"stopped after step {step} of {steps}")
@@ -26,22 +26,22 @@ class Stopped(Exception):
 
 @contextmanager
 def requests() -> Iterator[Callable[[], bool]]:
-    """While the block lasts, SIGTERM and Ctrl-C are requests; yields whether there was one.
+    """Inside the block, SIGTERM and Ctrl-C only record a request. Yields a function: was there one?
 
-    A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, signals are left as they are.
+    A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, the function changes no signal handler.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def ask(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
+    def record(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {each: signal.signal(each, ask) for each in SIGNALS}
+        before = {number: signal.signal(number, record) for number in SIGNALS}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
-        for each, handler in before.items():
-            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

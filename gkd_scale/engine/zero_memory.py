@@ -1,7 +1,7 @@
-"""Memory that a model's states take under each ZeRO stage, by DeepSpeed's own estimators.
+"""How much memory a model's states need under each ZeRO stage, by DeepSpeed's estimators.
 
-States are parameters, gradients and AdamW's moments in mixed precision; activations come on top and
-depend on the micro batch.
+States are parameters, gradients and AdamW's moments in mixed precision. Activations come on top and depend
+on the micro batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def zero_memory(parameters: int, largest_layer: int, gpus: int) -> dict[int, flo
     DeepSpeed estimates stages 2 and 3; 0 and 1 follow from the same 20 bytes a parameter: 2 of parameters,
     6 of gradients in both precisions, and 12 of master weights and moments, which stage 1 shards.
     """
-    logging.disable(logging.WARNING)  # importing DeepSpeed prints to stdout what it found
+    logging.disable(logging.WARNING)  # DeepSpeed prints to stdout when it is imported
     try:
         from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
         from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs

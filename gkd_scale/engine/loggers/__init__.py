@@ -1,8 +1,8 @@
-"""Where a run's numbers go besides ``metrics.jsonl``: one module a logger, behind one Protocol.
+"""Loggers: stores for a run's numbers besides ``metrics.jsonl``. One module a logger, behind one Protocol.
 
-A logger follows ``metrics.jsonl``. When a run goes on, it is asked for the last step that its store has: rows
-that the store lacks are sent from the file, and rows that it has are not sent again. So every step is there
-once, after a kill as well, and a logger that is added to a running training gets its past too.
+A logger follows ``metrics.jsonl``. When a run resumes, the logger returns the last step in its store and
+gets the later rows of the file. So its store has each step once, also after a kill, and a logger that is
+added to a running training gets the past too.
 
 To add one: a module here with :class:`LoggerModule`'s functions, its name in :data:`LOGGERS`, its package
 as an extra in ``pyproject.toml``. Light: nothing here imports torch or a logger's package.
@@ -32,12 +32,12 @@ FOLDER = "loggers"
 Row = tuple[int, Mapping[str, float]]
 """An optimizer step (from 1) and its numbers by name."""
 Status = Literal["finished", "stopped", "failed"]
-"""How a training ended: done, asked to stop (it can go on), or by an exception."""
+"""How a training ended: complete, stopped on request (it can go on), or by an exception."""
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run that is logged. ``config`` is nested plain types; ``tags`` are short texts by name."""
+    """A run for loggers. ``config`` is nested plain types; ``tags`` are short texts by name."""
 
     title: str
     out: Path
@@ -45,16 +45,16 @@ class Tracked:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def memory(self, logger: str) -> dict[str, Any]:
-        """What ``logger`` remembered in this run folder; empty where it has not been here."""
+        """The facts that ``logger`` stored in this run folder; empty before the first time."""
         return files.read_json(self.out / FOLDER / f"{logger}.json")
 
     def remember(self, logger: str, **facts: Any) -> None:
-        """Keep ``facts`` for the next time that this run goes on."""
+        """Store ``facts`` for the next time that this run resumes."""
         files.write_json(self.out / FOLDER / f"{logger}.json", facts)
 
 
 class Logger(Protocol):
-    """A run in one store. All calls come from one thread; an exception is reported and tried again later."""
+    """A run in one store. All calls come from one thread; after an exception, the call is repeated later."""
 
     def last(self) -> int:
         """The last step that the store has; 0 for none."""
@@ -70,15 +70,15 @@ class Logger(Protocol):
 
 
 class LoggerModule(Protocol):
-    """What a module of a logger has."""
+    """The interface of a logger's module."""
 
     PACKAGE: str
     """The package that it imports."""
 
     def require(self) -> None:
-        """Import the package; ConfigError where the user has to do something first, such as to log in.
+        """Import the package; ConfigError if the user has to do something first, such as to log in.
 
-        It must not wait or ask.
+        It must not wait or prompt.
         """
         ...
 
@@ -88,36 +88,36 @@ class LoggerModule(Protocol):
 
 
 def module(name: str) -> LoggerModule:
-    """The module of a logger. It imports the logger's package only when it is used."""
+    """The module of a logger. It imports the logger's package at the first call."""
     return cast(LoggerModule, importlib.import_module(f"{__name__}.{name}"))
 
 
 def require(names: Sequence[str]) -> None:
-    """ConfigError for a logger whose package is missing or broken, or that the user has to set up first.
+    """ConfigError if a logger's package is missing or broken, or if the user has to set it up first.
 
-    Imports the packages: they should not be imported on several threads at once.
+    Imports the packages here, because several threads should not import them at once.
     """
     for name in names:
-        found = module(name)
-        if importlib.util.find_spec(found.PACKAGE) is None:
+        logger = module(name)
+        if importlib.util.find_spec(logger.PACKAGE) is None:
             raise ConfigError(
-                f"--log {name} needs the package {found.PACKAGE}, which is not installed",
+                f"--log {name} needs the package {logger.PACKAGE}, which is not installed",
                 f"pip install 'gkd-scale[{name}]'",
             )
         try:
-            found.require()
+            logger.require()
         except ConfigError:
             raise
-        except Exception as error:  # of a package that is broken, or too old or too new for another
+        except Exception as error:  # the package is broken, or does not fit the version of another
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ConfigError(
-                f"--log {name}: the package {found.PACKAGE} cannot be used: {reason}",
+                f"--log {name}: the package {logger.PACKAGE} cannot be used: {reason}",
                 f"pip install --upgrade 'gkd-scale[{name}]'",
             ) from None
 
 
 def chosen(log: Sequence[str]) -> list[str]:
-    """The loggers that ``--log`` names, each once; ConfigError for none beside others."""
+    """The loggers that ``--log`` names, without repetition; ConfigError for ``none`` beside others."""
     if NONE in log and set(log) != {NONE}:
         raise ConfigError(f"--log {NONE} is given beside {', '.join(set(log) - {NONE})}", "give one of them")
     return [name for name in dict.fromkeys(log) if name != NONE]
@@ -125,8 +125,8 @@ def chosen(log: Sequence[str]) -> list[str]:
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return found
+        settings |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return settings

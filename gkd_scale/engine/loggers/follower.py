@@ -1,4 +1,4 @@
-"""A logger on a thread of its own: training neither waits for it nor ends with it."""
+"""Runs a logger on a separate thread: training does not wait for it, nor end if it fails."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from contextlib import suppress
 from gkd_scale.engine.loggers import Logger, Row, Status
 
 RETRY = 30.0
-"""Seconds until a logger that failed is tried again."""
+"""Seconds from a failure of a logger to the next try."""
 PATIENCE = {"finished": 120.0, "stopped": 10.0, "failed": 10.0}
-"""Seconds that the end of a training waits for a logger. Launchers kill a stopped one after 30."""
+"""Seconds that a training waits for a logger at its end. Launchers kill a stopped training after 30."""
 _STARTING = threading.Lock()
-"""Runs of one pass start one after the other: the first one makes the store, the others find it."""
+"""The runs of a pass open their stores one after the other: the first creates it, the others reuse it."""
 _End = tuple[Status, Mapping[str, float]]
 
 
 class Follower:
-    """Sends rows to the logger that ``start()`` opens, from ``past`` on. ``say`` tells the user a line.
+    """Sends rows to the logger that ``start()`` opens, from ``past`` on. ``say`` prints a line.
 
-    The first failure is one line; rows are kept and tried again, so that nothing is lost where the logger
-    comes back.
+    It prints one line at the first failure. It keeps the rows and tries again, so that nothing is lost if the
+    logger works again.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Follower:
         self._queue.put((step, numbers))
 
     def close(self, status: Status, final: Mapping[str, float]) -> None:
-        """Send what is left and close the logger, for at most :data:`PATIENCE` seconds."""
+        """Send the rest and close the logger; wait at most :data:`PATIENCE` seconds."""
         self._queue.put((status, final))
         self._thread.join(PATIENCE[status])
         if self._thread.is_alive():
@@ -63,18 +63,18 @@ class Follower:
                 again = time.monotonic() + (0.0 if self._send(ended) else RETRY)
 
     def _wait(self, again: float) -> list[Row | _End]:
-        """What was queued; waits for it, but not past ``again`` where something is to be sent."""
+        """Items of the queue. Waits for one, but not past ``again`` if there is something to send."""
         due = self._pending or self._logger is None
         timeout = max(0.0, again - time.monotonic()) if due else None
-        found: list[Row | _End] = []
+        items: list[Row | _End] = []
         with suppress(queue.Empty):
-            found.append(self._queue.get(timeout=timeout))
+            items.append(self._queue.get(timeout=timeout))
             while True:
-                found.append(self._queue.get_nowait())
-        return found
+                items.append(self._queue.get_nowait())
+        return items
 
     def _send(self, ended: _End | None) -> bool:
-        """Send what is pending, and the end; whether that worked."""
+        """Send pending rows, and the end. Returns whether that worked."""
         try:
             if self._logger is None:
                 with _STARTING:
@@ -88,7 +88,7 @@ class Follower:
             self._pending.clear()
             if ended is not None:
                 self._logger.end(*ended)
-        except Exception as error:  # whatever a logger does, training goes on
+        except Exception as error:  # of any kind: training goes on
             self._last = None
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             if ended is not None:

@@ -1,6 +1,6 @@
-"""MLflow: a run in the tracking store of MLflow's own settings (``MLFLOW_TRACKING_URI`` and others).
+"""MLflow: a run in the tracking store of MLflow's settings (``MLFLOW_TRACKING_URI`` and others).
 
-Without a setting that is ``mlflow.db`` in the working directory. The experiment is
+The default store is ``mlflow.db`` in the working directory. The experiment is
 ``MLFLOW_EXPERIMENT_NAME`` or ``gkd-scale``; the config becomes parameters.
 """
 
@@ -26,28 +26,28 @@ _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 def require() -> None:
-    """Import the package; a store that cannot be reached is reported while training goes on."""
+    """Import the package. If the store does not answer, the user gets a remark and training goes on."""
     import mlflow  # noqa: F401
 
 
 def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
-    """The run that ``run.out`` remembers, where the store knows it; else a new one."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # ours come on top
+    """The run whose id is stored in ``run.out`` if the store has it, else a new one."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # our own retries come on top
     import mlflow
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # the tables of a new store are no news
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table of a new store
     client = mlflow.MlflowClient()
-    known = run.memory("mlflow").get("run")
-    there = known is not None and _is_there(client, known)
-    identity = str(known) if there else _create(client, run)
-    if there:
+    before = run.memory("mlflow").get("run")
+    exists = before is not None and _exists(client, before)
+    identity = str(before) if exists else _create(client, run)
+    if exists:
         client.update_run(identity, status="RUNNING")
     say(f"mlflow: run {identity} in {mlflow.get_tracking_uri()}")
     return _MLflow(client, identity)
 
 
-def _is_there(client: Any, identity: str) -> bool:
-    """Whether the store has the run; other errors than that it has not are raised."""
+def _exists(client: Any, identity: str) -> bool:
+    """Whether the store has the run. Raises MlflowException if the store does not answer."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -64,8 +64,8 @@ def _create(client: Any, run: Tracked) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if experiment is None:
-        found = client.get_experiment_by_name(name)
-        experiment = client.create_experiment(name) if found is None else found.experiment_id
+        existing = client.get_experiment_by_name(name)
+        experiment = client.create_experiment(name) if existing is None else existing.experiment_id
     tags = {**run.tags, "folder": str(run.out.absolute())}
     identity: str = client.create_run(experiment, run_name=run.out.name or run.title, tags=tags).info.run_id
     run.remember("mlflow", run=identity)
@@ -82,7 +82,7 @@ class _MLflow:
     def last(self) -> int:
         latest = self._client.get_run(self._run).data.metrics
         names = [name for name in ("loss", *sorted(latest)) if name in latest][:1]
-        steps = [each.step for name in names for each in self._client.get_metric_history(self._run, name)]
+        steps = [metric.step for name in names for metric in self._client.get_metric_history(self._run, name)]
         return max(steps, default=0)
 
     def log(self, rows: Sequence[Row]) -> None:
@@ -104,7 +104,7 @@ class _MLflow:
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows for one call each: whole steps."""
+    """Rows in parts, one part a call; a step is never divided."""
     part: list[Row] = []
     for row in rows:
         if part and sum(len(numbers) for _, numbers in (*part, row)) > METRICS_A_CALL:
@@ -116,6 +116,6 @@ def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 
 def _key(name: str) -> str:
-    """A name with the characters that MLflow allows, for example ``val_miou/folder:a_val``."""
+    """``name`` with the characters that MLflow allows, for example ``val_miou/folder:a_val``."""
     parts = [re.sub(r"[^\w\-. :]", "_", part, flags=re.ASCII) for part in name.split("/")]
     return "/".join(part.replace(".", "_") if set(part) <= {"."} else part for part in parts if part)

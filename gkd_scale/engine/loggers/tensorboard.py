@@ -1,7 +1,7 @@
 """TensorBoard: event files under ``OUT/tensorboard``.
 
-The package is one of the project's own dependencies, not an extra: every run has had these files since the
-first version, and the reports of users rely on them.
+The package is a dependency of the project, not an extra: every run has written these files since the first
+version, and users rely on them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ EVENTS = "tensorboard"
 
 
 def require() -> None:
-    """Import the package; it writes files and needs no more."""
+    """Import the package; it writes files and needs no setup."""
     import torch.utils.tensorboard  # noqa: F401
 
 
 def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
-    """Event files that go on after step ``start``: readers drop what an interrupted run wrote after it."""
+    """Event files that go on after step ``start``: readers drop later steps of an interrupted run."""
     return _TensorBoard(run, start)
 
 

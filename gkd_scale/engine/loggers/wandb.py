@@ -1,7 +1,7 @@
 """Weights & Biases: a run of the project ``WANDB_PROJECT`` or ``gkd-scale``, its files under ``OUT/wandb``.
 
-``WANDB_MODE`` and wandb's other settings hold. Nobody is ever asked for a key: without one, and not offline,
-it is an error before the training begins. Where the server does not answer, the run is kept offline.
+``WANDB_MODE`` and wandb's other settings apply. It never prompts for a key: without one, and not offline,
+there is an error before the training begins. If the server does not answer, the run stays offline.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _EXIT = {"finished": 0, "stopped": 255, "failed": 1}
 
 
 def require() -> None:
-    """ConfigError where wandb would ask for a key."""
+    """ConfigError if wandb would prompt for a key."""
     import wandb
 
     if _mode() == "offline" or _mode() == "disabled":
         return
     hint = "run wandb login, set WANDB_API_KEY, or keep the run here with WANDB_MODE=offline"
     try:
-        known = wandb.login(prompt=False, verify=False)
+        has_key = wandb.login(prompt=False, verify=False)
     except wandb.Error as error:
         raise ConfigError(f"--log wandb: {' '.join(str(error).split())}", hint) from None
-    if not known:
+    if not has_key:
         raise ConfigError("--log wandb: wandb has no API key", hint)
 
 
@@ -51,20 +51,20 @@ def _mode() -> str:
 
 
 def _unreachable(url: str) -> str:
-    """Why a server does not answer; the empty string where it does, whatever it says."""
+    """Why a server does not answer; the empty string if it answers, also with an error."""
     try:
         urllib.request.urlopen(url, timeout=ANSWER).close()
     except urllib.error.HTTPError:
         return ""
     except OSError as error:
         reason = getattr(error, "reason", error)
-        # wandb has certificates of its own settings: it may trust what is not trusted here.
+        # wandb may trust certificates, by its settings, that Python does not.
         return "" if isinstance(reason, ssl.SSLError) else f"{url}: {reason}"
     return ""
 
 
 def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
-    """The run that ``run.out`` remembers, or a new one."""
+    """The run whose id is stored in ``run.out``, or a new one."""
     import wandb
 
     before = run.memory("wandb").get("run")
@@ -128,7 +128,7 @@ _BLOCK = 32768
 
 
 def _last_kept(out: Path, identity: str) -> int:
-    """The last step in the offline files of a run; 0 for none. A killed run's last seconds may be missing."""
+    """The last step in the offline files of a run, or 0. The last seconds before a kill may be missing."""
     root = Path(os.environ.get("WANDB_DIR", out))
     steps = [
         record.history.step.num
@@ -140,7 +140,7 @@ def _last_kept(out: Path, identity: str) -> int:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of an offline run's file, up to the first that is not whole.
+    """The records of an offline run's file before the first incomplete one.
 
     The file is a LevelDB log: blocks of 32 KiB of records with a checksum, a length and a type.
     """
@@ -148,7 +148,7 @@ def records(path: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()
-    at, parts = 7, b""  # after wandb's own header
+    at, parts = 7, b""  # after wandb's header
     with suppress(DecodeError):
         while at + 7 <= len(data):
             if _BLOCK - at % _BLOCK < 7:  # a block's end holds no record
