@@ -28,10 +28,10 @@ import torch
 torch.set_num_threads(1)
 from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig
-from gkd_scale.models.teachers import load_teacher
-teacher = load_teacher("demo_teacher", (96, 128), device="cpu")
+from gkd_scale.models.registry import load_teacher
 cfg = CacheTeacherConfig(images=sys.argv[1], image_size="96x128", out=Path(sys.argv[2]), samples_per_shard=4,
                          batch_size=4, workers=2)
+teacher = load_teacher(cfg.teacher, cfg.size, "cpu")
 build(cfg, teacher, quiet=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

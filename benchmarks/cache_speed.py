@@ -44,7 +44,8 @@ from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.verify import verify
 from gkd_scale.cache.views import decode
 from gkd_scale.memory import keep_freed
-from gkd_scale.models.teachers import load_teacher
+from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Features
 
@@ -166,7 +167,7 @@ def measure_building(name: str, size: str, images: Path, work: Path, repeats: in
 
         weights = work / f"{name}.safetensors"
         save_file(timm.create_model(name, num_classes=0).state_dict(), weights)
-    teacher = load_teacher(name, cfg.size, weights=weights, device="cpu")
+    teacher = load_teacher(TeacherConfig(name, weights=weights), cfg.size, "cpu")
     run_teacher(teacher, np.zeros((BATCH, 3, *cfg.size), np.uint8))  # kernels are compiled at the first batch
     build(cfg, teacher, quiet=True)
     cache = Cache.open(cfg.out)

@@ -27,8 +27,9 @@ from gkd_scale.distill.config import LossConfig, QsdConfig
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.engine.schedule import cosine
 from gkd_scale.models.conditioning import Conditioning
+from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.students import load_student
-from gkd_scale.models.teachers import load_teacher
 from gkd_scale.randomness import generator, seed_of
 from gkd_scale.types import Batch, Features
 
@@ -99,7 +100,10 @@ def main() -> int:
     weights = SHARED / "teacher/mobilenetv2_100_imagenet1k.safetensors"
     half = (0.5, 0.5, 0.5)
     teacher = load_teacher(
-        "mobilenetv2_100", SIZE, weights=weights, args={"pad_type": "same"}, layers=[3], mean=half, std=half
+        TeacherConfig(
+            "mobilenetv2_100", weights=weights, args={"pad_type": "same"}, layer=(3,), mean=half, std=half
+        ),
+        SIZE,
     )
     parts = [teacher(part) for part in pixels.split(32)]
     features = Features(*(torch.cat(each) for each in zip(*parts, strict=True)))

@@ -48,9 +48,10 @@ from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.engine import ds_config
 from gkd_scale.engine.loop import Job, Training
 from gkd_scale.engine.runtime import Runtime, free_port
+from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.masking import masked_positions, random_mask
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.students import load_student
-from gkd_scale.models.teachers import load_teacher
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, BatchSource, Features, Teacher
 
@@ -83,14 +84,14 @@ class Bench:
         torch.manual_seed(0)
         if name.startswith("mobilenetv2"):
             args = {"pad_type": "same"}
-            return load_teacher(name, (size, size), weights=self.args.mobilenet, args=args)
+            return load_teacher(TeacherConfig(name, weights=self.args.mobilenet, args=args), (size, size))
         import timm
         from safetensors.torch import save_file
 
         path = self.scratch / f"{name}.safetensors"
         if not path.exists():
             save_file(timm.create_model(name, num_classes=0).state_dict(), path)
-        return load_teacher(name, (size, size), weights=path)
+        return load_teacher(TeacherConfig(name, weights=path), (size, size))
 
     def images(self, count: int) -> Path:
         """A folder with links to ``count`` of the images."""
@@ -104,7 +105,7 @@ class Bench:
     def cached(self, teacher: Teacher, name: str, count: int = 32, size: int = 224) -> CachedSource:
         """Batches from a cache of ``count`` images, one loader thread."""
         out = self.scratch / f"cache-{name}-{count}-{size}"
-        cfg = CacheTeacherConfig(images=self.images(count), image_size=size, out=out, teacher=name)
+        cfg = CacheTeacherConfig(images=self.images(count), image_size=size, out=out)
         build(cfg, teacher, quiet=True)  # type: ignore[arg-type]
         return CachedSource(open_caches([out]), global_batch=BATCH, micro_batch=BATCH, workers=1)
 

@@ -1,7 +1,7 @@
 """The commands that need a cache and its teacher: cache-teacher, plan, verify and repair.
 
-A cache is of :mod:`gkd_scale.cache` and a teacher of :mod:`gkd_scale.models`, which do not import each other,
-and images may be a labelled dataset of :mod:`gkd_scale.segment`: the three meet here.
+A cache is of :mod:`gkd_scale.cache`, and images may be a labelled dataset of :mod:`gkd_scale.segment`, which
+is above it: the two meet here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from gkd_scale.cache.rerun import rerun
 from gkd_scale.cache.spec import read_spec
 from gkd_scale.cache.verify import verify as check_bytes
 from gkd_scale.distill.plan import estimate, show
-from gkd_scale.distill.recipe import teacher_for, teacher_of
+from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.segment.datasets.registry import labelled
 
 
@@ -47,14 +48,14 @@ def build_cache(cfg: CacheTeacherConfig) -> tuple[BuildReport, Outbox | None]:
     if is_url(cfg.out):
         outbox = Outbox(str(cfg.out), cfg.staging.expanduser())
         cfg.out = outbox.folder
-    load = partial(teacher_for, cfg)
+    load = partial(load_teacher, cfg.teacher, cfg.size)
     first = load("cpu" if cfg.ray is not None else cfg.devices[0])
     return build(cfg, first, load=load, source=labelled(cfg.images), outbox=outbox), outbox
 
 
 def plan(cfg: PlanConfig) -> None:
     """Print the cost of a cache."""
-    cost = estimate(cfg, lambda: teacher_for(cfg, cfg.devices[0]), labelled(cfg.images))
+    cost = estimate(cfg, lambda: load_teacher(cfg.teacher, cfg.size, cfg.devices[0]), labelled(cfg.images))
     if cfg.json:
         print(json.dumps(cost.to_dict(), indent=2))
     else:
@@ -66,7 +67,8 @@ def verify(cfg: VerifyConfig) -> int:
     damages = check_bytes(cfg.cache, console.say)
     if cfg.rerun_teacher and not damages:
         cache = Cache.open(cfg.cache)
-        teacher = teacher_of(cache.spec, cfg.teacher_weights, cfg.device)
+        known = TeacherConfig.of_fingerprint(cache.fingerprint, cfg.teacher_weights)
+        teacher = load_teacher(known, cache.spec.image_size, cfg.device)
         lines = list(rerun(cache, teacher, cfg.rerun_teacher, cfg.tolerance))
         console.say(*lines, f"{cfg.rerun_teacher} samples computed again: {len(lines)} differ")
         damages += len(lines)
@@ -82,6 +84,7 @@ def verify(cfg: VerifyConfig) -> int:
 def repair(cfg: RepairConfig) -> None:
     """Rebuild the damaged shards of a cache and print what was rebuilt."""
     spec = read_spec(cfg.cache)
-    teacher = teacher_of(spec, cfg.teacher_weights, cfg.device)
+    known = TeacherConfig.of_fingerprint(spec.teacher, cfg.teacher_weights)
+    teacher = load_teacher(known, spec.image_size, cfg.device)
     report = rebuild(cfg, spec, teacher, console.say, source=labelled(cfg.images))
     console.say(*report.lines())

@@ -6,9 +6,11 @@ A command declares its options once, as dataclass fields::
     class Stage1Config:
         student: str = option("demo", "timm name of the student")
         optim: OptimConfig = section(OptimConfig)
+        teacher: TeacherConfig = inline(TeacherConfig, name="teacher", weights="teacher_weights")
 
 From that come the flags (``--student``, ``--optim.lr``; a field may add a short alias such as
-``--lr``), the YAML keys, the help text, and the file ``config.yaml`` beside every run. Flags, YAML and
+``--lr``), the YAML keys, the help text, and the file ``config.yaml`` beside every run. The options of an
+:func:`inline` section have no prefix: its field ``weights`` is ``--teacher-weights`` here. Flags, YAML and
 the tuner go through one path, :func:`build`, which refuses unknown keys, wrong types and numbers outside
 their :class:`~gkd_scale.ranges.Range`, and says what was probably meant. Types are checked by pydantic.
 """
@@ -17,13 +19,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gkd_scale import documents
 from gkd_scale.documents import read_yaml as read_yaml
@@ -44,10 +47,12 @@ def option(
     metavar: str | tuple[str, ...] | None = None,
     within: Range | None = None,
     keys: Mapping[str, Range] | None = None,
+    volatile: bool = False,
 ) -> Any:
     """A dataclass field that is also a flag. ``flag`` adds an alias, e.g. ``--lr`` for ``--optim.lr``.
 
     Its number, or each of its numbers, is ``within`` a range; ``keys`` has ranges of numbers in a mapping.
+    A ``volatile`` option may change between a run and its resumption.
     """
     metadata = {
         "help": help,
@@ -57,6 +62,7 @@ def option(
         "metavar": metavar,
         "within": within,
         "keys": keys,
+        "volatile": volatile,
     }
     if isinstance(default, (list, dict)):
         value = default
@@ -68,6 +74,64 @@ def section(cls: type[T]) -> T:
     """A nested group of options; its flags carry the field's name as a prefix."""
     section_field: Any = dataclasses.field(default_factory=cls)
     return typing.cast(T, section_field)
+
+
+def inline(cls: type[T], /, *, short: bool = False, **keys: str | None) -> T:
+    """A nested group of options whose flags and YAML keys are at the level of the class that holds it.
+
+    ``keys`` maps a field to its key there (default: the field's name); None leaves the option out, and the
+    field has its default. ``short``: inside a section, its flags are also accepted without the prefix.
+    """
+    metadata = {"inline": keys, "short": short}
+    section_field: Any = dataclasses.field(default_factory=cls, metadata=metadata)
+    return typing.cast(T, section_field)
+
+
+class Option(NamedTuple):
+    """One option of a config class: a value, or a section.
+
+    ``path`` has the attributes that lead to it from an instance: two or more in an inline section, whose
+    class is ``group``. ``hint`` is its type without None.
+    """
+
+    path: tuple[str, ...]
+    field: dataclasses.Field[Any]
+    hint: Any
+    optional: bool
+    group: type | None = None
+    short: bool = False
+
+    def of(self, config: Any) -> Any:
+        """Its value in an instance."""
+        return functools.reduce(getattr, self.path, config)
+
+    @property
+    def is_section(self) -> bool:
+        """Whether it is a section, with options of its own."""
+        return dataclasses.is_dataclass(self.hint)
+
+
+def options(cls: type) -> Mapping[str, Option]:
+    """The options of a config class by their keys, those of inline sections among them."""
+    return _options(typing.cast(Any, cls))
+
+
+@functools.cache
+def _options(cls: Any) -> Mapping[str, Option]:
+    found: dict[str, Option] = {}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = _strip_optional(hints[field.name])
+        keys = field.metadata.get("inline")
+        if keys is None:
+            found[field.name] = Option((field.name,), field, hint, hint is not hints[field.name])
+            continue
+        for name, inner in options(hint).items():
+            if (key := keys.get(name, name)) is not None:
+                assert key not in found, f"{cls.__name__} has two options '{key}'"
+                path, short = (field.name, *inner.path), inner.short or field.metadata["short"]
+                found[key] = inner._replace(path=path, group=hint, short=short)
+    return found
 
 
 # ------------------------------------------------------------------------------------- building
@@ -91,7 +155,7 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
         for item in error.errors():
             if item["type"] in ("int_parsing", "float_parsing"):
                 meant = meant or _number_meant(str(item["input"]), whole=item["type"] == "int_parsing")
-            key = ".".join(_path(cls, item["loc"]))
+            key = _key(cls, item["loc"])
             if item["type"] in ("missing", "missing_argument"):
                 line = f"'{key}' is required ({_usage(cls, key)})"
             elif item["type"] in ("value_error", "assertion_error"):  # a __post_init__ says all that is wrong
@@ -119,13 +183,13 @@ def _number_meant(text: str, *, whole: bool) -> str:
     return f"write {int(value) if whole else format(value, '.12g')}"
 
 
-def _path(cls: Any, loc: Sequence[str | int]) -> Iterator[str]:
-    """The part of a location that are keys; after it pydantic names members of unions."""
-    for part in loc:
-        if not dataclasses.is_dataclass(cls) or part not in (hints := _types(typing.cast(type, cls))):
-            return
-        yield str(part)
-        cls = _strip_optional(hints[str(part)])
+def _key(cls: type, loc: tuple[str | int, ...]) -> str:
+    """The dotted key of a location, which has attributes; after them pydantic names members of unions."""
+    for key, option in options(cls).items():
+        if loc[: len(option.path)] == option.path:
+            below = _key(option.hint, loc[len(option.path) :]) if option.is_section else ""
+            return f"{key}.{below}" if below else key
+    return ""
 
 
 def _short(value: object) -> str:
@@ -148,8 +212,20 @@ def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
             return [prepared(inner, item) for item in items]
         return value
 
-    hints = {name: _strip_optional(hint) for name, hint in _types(cls).items()}
-    return {key: prepared(hints.get(key), value) for key, value in values.items()}
+    known = options(cls)
+    return _placed({known[key].path: prepared(known[key].hint, value) for key, value in values.items()}, cls)
+
+
+def _placed(values: Mapping[tuple[str, ...], Any], cls: type) -> dict[str, Any]:
+    """Values by path as mappings in mappings, with one for each inline section of ``cls``."""
+    nested: dict[str, Any] = {}
+    for option in options(cls).values():
+        node = nested
+        for name in option.path[:-1]:
+            node = node.setdefault(name, {})
+        if option.path in values:
+            node[option.path[-1]] = values[option.path]
+    return nested
 
 
 def _any_number(hint: Any) -> bool:
@@ -179,10 +255,27 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """The resolved config as plain YAML types."""
+def changed(config: T, **values: Any) -> T:
+    """A copy in which some options, by their keys, have other values."""
+    known = options(type(config))
+    return typing.cast(T, _copy(config, {known[key].path: value for key, value in values.items()}))
+
+
+def _copy(part: Any, values: Mapping[tuple[str, ...], Any]) -> Any:
+    """A copy of a config or section in which the attributes at some paths have other values."""
+    below: dict[str, dict[tuple[str, ...], Any]] = {}
+    for (name, *rest), value in values.items():
+        below.setdefault(name, {})[tuple(rest)] = value
+    new = {name: v[()] if () in v else _copy(getattr(part, name), v) for name, v in below.items()}
+    return dataclasses.replace(part, **new)
+
+
+def to_dict(config: Any, *, volatile: bool = True) -> dict[str, Any]:
+    """The resolved config as plain YAML types, by key; with or without what is ``volatile``."""
 
     def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return to_dict(value, volatile=volatile)
         if isinstance(value, Path):
             return str(value)
         if isinstance(value, dict):
@@ -191,7 +284,11 @@ def to_dict(config: Any) -> dict[str, Any]:
             return [plain(item) for item in value]
         return value
 
-    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+    return {
+        key: plain(option.of(config))
+        for key, option in options(type(config)).items()
+        if volatile or not option.field.metadata.get("volatile")
+    }
 
 
 def to_yaml(config: Any) -> str:
@@ -253,10 +350,6 @@ def _terminal_width() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _types(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def _strip_optional(hint: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         inner = [part for part in typing.get_args(hint) if part is not type(None)]
@@ -265,21 +358,22 @@ def _strip_optional(hint: Any) -> Any:
 
 
 def _add_arguments(parser: Any, cls: type, prefix: str) -> None:
-    hints = _types(cls)
-    for field in dataclasses.fields(cls):
-        hint = _strip_optional(hints[field.name])
-        if dataclasses.is_dataclass(hint):
-            title = (hint.__doc__ or field.name).strip().splitlines()[0]
-            _add_arguments(
-                parser.add_argument_group(title), typing.cast(type, hint), f"{prefix}{field.name}."
-            )
+    groups: dict[type | None, Any] = {None: parser}
+    for key, option in options(cls).items():
+        part: Any = option.hint if option.is_section else option.group
+        if part not in groups:
+            title = (part.__doc__ or part.__name__).strip().splitlines()[0]
+            # argparse shows no groups in groups: an inline section in a section is of the section's group.
+            groups[part] = parser if prefix else parser.add_argument_group(title)
+        if option.is_section:
+            _add_arguments(groups[part], option.hint, f"{prefix}{key}.")
         else:
-            _add_argument(parser, field, hint, prefix)
+            _add_argument(groups[part], key, option, prefix)
 
 
-def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any, prefix: str) -> None:
-    meta = field.metadata
-    dest = f"{prefix}{field.name}"
+def _add_argument(parser: Any, key: str, option: Option, prefix: str) -> None:
+    field, hint, meta = option.field, option.hint, option.field.metadata
+    dest = f"{prefix}{key}"
     help_text = meta.get("help", "").replace("%", "%%")
     default = field.default if field.default_factory is _MISSING else field.default_factory()
     if default not in (_MISSING, None, "", [], {}) and not meta.get("positional"):
@@ -296,9 +390,10 @@ def _add_argument(parser: Any, field: dataclasses.Field[Any], hint: Any, prefix:
             kwargs["nargs"] = "+" if default is _MISSING else "*"
         elif default is not _MISSING:
             kwargs["nargs"] = "?"
-        parser.add_argument(dest, metavar=metavar or field.name.upper(), **kwargs)
+        parser.add_argument(dest, metavar=metavar or key.upper(), **kwargs)
         return
-    flags = [f"--{dest.replace('_', '-')}"] + ([meta["flag"]] if meta.get("flag") else [])
+    flags = [f"--{name.replace('_', '-')}" for name in ([dest, key] if option.short else [dest])]
+    flags += [meta["flag"]] if meta.get("flag") else []
     if hint is bool:
         parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **kwargs)
     elif origin is list:
@@ -337,23 +432,22 @@ class _KeyValue(argparse.Action):
 
 def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
     """ConfigError for an unknown key, a value that is no choice, and a number outside its range."""
-    hints = _types(cls)
-    metadata = {field.name: field.metadata for field in dataclasses.fields(cls)}
+    known = options(cls)
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if key not in hints:
+        if key not in known:
             parent, dot, leaf = str(key).partition(".")
             raise ConfigError(
                 f"{where}: unknown key '{dotted}'",
                 f"write '{leaf}' below '{parent}:'"
-                if dot and parent in hints
-                else nearest(str(key), hints) or f"known: {', '.join(hints)}",
+                if dot and parent in known
+                else nearest(str(key), known) or f"known: {', '.join(known)}",
             )
-        hint, meta = _strip_optional(hints[key]), metadata[key]
-        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            _check(typing.cast(type, hint), value, where, f"{dotted}.")
+        hint, meta = known[key].hint, known[key].field.metadata
+        if known[key].is_section and isinstance(value, Mapping):
+            _check(hint, value, where, f"{dotted}.")
             continue
-        if hint is not hints[key] and value in ("None", "null", "~"):
+        if known[key].optional and value in ("None", "null", "~"):
             raise ConfigError(f"{where}: '{dotted}' is '{value}'", "leave it out (in YAML, write null)")
         choices = meta.get("choices")
         for each in value if isinstance(value, list) else [value]:
@@ -409,9 +503,7 @@ def _check_argument(bounds: Range | None, value: Any, what: str) -> None:
 
 
 def _usage(cls: type, key: str) -> str:
-    for field in dataclasses.fields(typing.cast(Any, cls)):
-        if field.name == key:
-            if field.metadata.get("positional"):
-                return f"give {key.upper()}"
-            return f"give --{key.replace('_', '-')}"
+    option = options(cls).get(key)
+    if option is not None and option.field.metadata.get("positional"):
+        return f"give {key.upper()}"
     return f"give --{key.replace('_', '-')}"

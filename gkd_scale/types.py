@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
@@ -73,18 +74,53 @@ class BatchSource(Protocol):
 
 
 class Teacher(Protocol):
-    """A frozen model that turns pixels into dense features."""
+    """A frozen model that turns pixels into dense features: what a cache and stage 1 need.
+
+    ``image_size`` of the pixels, (H, W); ``grid`` of the patch tokens; ``dim``, their channels Ct.
+    """
 
     dim: int
     grid: Grid
     image_size: Size
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the features, JSON-serialisable; equal fingerprints mean equal features."""
+        """What decides the features, JSON-serialisable; equal fingerprints mean equal features.
+
+        ``model`` is its name and ``weights_sha256`` the hash of its weights; the arguments it was loaded with
+        are under the names that :meth:`~gkd_scale.models.config.TeacherConfig.of_fingerprint` reads.
+        """
         ...
 
     def __call__(self, pixels: Tensor) -> Features:
         """``pixels`` (B, 3, H, W) uint8 to float32 features on the CPU."""
+        ...
+
+
+class LiveTeacher(Teacher, Protocol):
+    """A teacher that also runs beside a student: what stage 2's methods, ``probe`` and ``report`` need.
+
+    ``name`` as in ``--teacher``; ``device`` it runs on; ``parameters``: how many it has. It takes pixels
+    (B, 3, H, W) uint8 of any device. All results are float32 on its device, without a graph.
+    """
+
+    name: str
+    device: torch.device
+    parameters: int
+
+    def features(self, pixels: Tensor) -> Features:
+        """As ``__call__``, on the teacher's device."""
+        ...
+
+    def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Maps (B, C_i, h_i, w_i) of the levels ``indices``; 0 is the shallowest, -1 the deepest."""
+        ...
+
+    def level_widths(self, indices: Sequence[int]) -> list[int]:
+        """Channels C_i of those maps."""
+        ...
+
+    def every_level(self, pixels: Tensor) -> list[Tensor]:
+        """Maps of all levels, shallow to deep, then of the default features; one pass."""
         ...
 
 

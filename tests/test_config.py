@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkd_scale import config
-from gkd_scale.config import option, section
+from gkd_scale import config, ranges
+from gkd_scale.config import inline, option, section
 from gkd_scale.errors import ConfigError
 
 
@@ -202,3 +203,139 @@ def test_arguments_and_numbers_that_mean_nothing(argv: list[str], said: str) -> 
     with pytest.raises(ConfigError) as caught:
         parse("--path", "p", *argv)
     assert said in str(caught.value)
+
+
+# ------------------------------------------------------------------------------ inline sections
+
+
+@dataclass
+class Model:
+    """model: what runs"""
+
+    name: str = option("tiny", "its name")
+    depth: int | None = option(None, "its depth", within=ranges.COUNT)
+    mean: tuple[float, float] | None = option(None, "two numbers")
+    note: str = option("", "what may change", volatile=True)
+
+
+@dataclass
+class Named(Model):
+    """model: what runs"""
+
+    name: str = option(help="its name")
+
+
+@dataclass
+class Group:
+    """group: a section with a model inline"""
+
+    rate: float = option(0.1, "a rate", within=ranges.WEIGHT, volatile=True)
+    model: Model = inline(Model, short=True, name="net", depth="net_depth", mean="net_mean", note=None)
+
+
+@dataclass
+class Inlined:
+    """A command."""
+
+    out: Path = option(Path("out"), "a path", volatile=True)
+    model: Named = inline(Named, name="model", depth="model_depth")
+    group: Group = section(Group)
+
+
+def inlined(*argv: str) -> Inlined:
+    return config.parse(Inlined, argv, prog="test", description="")
+
+
+def test_an_inline_section_has_its_flags_and_keys_at_the_level_above(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model: big\nmean: [1, 2]\ngroup: {net: small, net_depth: 2}\n")
+    got = inlined("--config", str(file), "--model-depth", "3", "--group.rate", "2", "--net-mean", "0", "1")
+    small = Model("small", 2, (0.0, 1.0))
+    assert got == Inlined(Path("out"), Named("big", 3, (1.0, 2.0)), Group(2.0, small))
+    assert got == inlined(
+        "--config", str(file), *["--model-depth", "3", "--group.rate", "2", "--group.net-mean", "0", "1"]
+    )
+    assert list(config.to_dict(got)) == ["out", "model", "model_depth", "mean", "note", "group"]
+    assert list(config.to_dict(got)["group"]) == ["rate", "net", "net_depth", "net_mean"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "test: 'model' is required (give --model)"),
+        (["--model", "m", "--model-depht", "1"], "did you mean '--model-depth'?"),
+        (["--model", "m", "--model-depth", "x"], "test: 'model_depth' is 'x'"),
+        (["--model", "m", "--model-depth", "0"], "test: 'model_depth' is 0"),
+        (["--model", "m", "--net-depth", "0.5"], "test: 'group.net_depth' is 0.5"),
+        (["--model", "m", "--net-depth", "None"], "test: 'group.net_depth' is 'None'"),
+        (["--model", "m", "--name", "n"], "unknown flag '--name'"),
+        (["--model", "m", "--group.note", "n"], "unknown flag '--group.note'"),
+    ],
+)
+def test_mistakes_in_an_inline_section_name_the_option(argv: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        inlined(*argv)
+    assert said in str(caught.value)
+
+
+def test_help_has_a_group_for_an_inline_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        inlined("--help")
+    text = capsys.readouterr().out
+    head, _, model = text[text.index("\n\n") :].partition("model: what runs")
+    model, _, group = model.partition("group: a section")
+    assert "--out" in head and "--model-depth" not in head
+    assert "--model-depth" in model and "--net-depth" not in model
+    assert "--group.net-depth N, --net-depth N" in group
+
+
+MODELS = {
+    "depth": st.none() | st.integers(1, 9),
+    "mean": st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    "note": st.text("xyz"),
+}
+INLINED = st.builds(
+    Inlined,
+    out=st.text("abc/", min_size=1).map(Path),
+    model=st.builds(Named, name=st.text("xyz"), **MODELS),
+    group=st.builds(
+        Group,
+        rate=st.floats(0, 9),
+        model=st.builds(Model, name=st.text("xyz"), **{**MODELS, "note": st.just("")}),
+    ),
+)
+
+
+@given(INLINED)
+def test_inline_sections_are_written_and_read_back_the_same(options: Inlined) -> None:
+    import yaml
+
+    assert config.build(Inlined, yaml.safe_load(config.to_yaml(options))) == options
+
+
+@given(INLINED, INLINED)
+def test_each_option_can_be_changed_by_its_key(one: Inlined, other: Inlined) -> None:
+    values = {key: option.of(other) for key, option in config.options(Inlined).items()}
+    assert config.changed(one, **values) == other
+    assert config.changed(one, mean=None) == dataclasses.replace(
+        one, model=dataclasses.replace(one.model, mean=None)
+    )
+
+
+@given(INLINED)
+def test_what_may_change_is_left_out_of_what_must_not(options: Inlined) -> None:
+    kept = config.to_dict(options, volatile=False)
+    assert list(kept) == ["model", "model_depth", "mean", "group"]
+    assert list(kept["group"]) == ["net", "net_depth", "net_mean"]
+    whole = config.to_dict(options)
+    assert kept == {**{key: whole[key] for key in kept}, "group": kept["group"]}
+
+
+def test_two_options_of_one_key_are_a_mistake_of_ours() -> None:
+    @dataclass
+    class Twice:
+        name: str = option("a", "a name")
+        model: Model = inline(Model)
+
+    with pytest.raises(AssertionError, match="Twice has two options 'name'"):
+        config.options(Twice)

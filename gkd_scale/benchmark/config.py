@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import config, ranges
-from gkd_scale.config import option
+from gkd_scale.config import inline, option
 from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.models.config import TeacherConfig
 from gkd_scale.segment.heads.registry import HEADS, check_head
 from gkd_scale.segment.methods.registry import METHODS as SINGLE_STAGE
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
@@ -54,9 +55,6 @@ def title(method: str) -> str:
     return GKD[method].title if method in GKD else SINGLE_STAGE[method].title
 
 
-Triple = tuple[float, float, float]
-
-
 @dataclass
 class BenchmarkConfig:
     """Run a recipe: methods x seeds, tested on every domain, as one table."""
@@ -76,20 +74,17 @@ class BenchmarkConfig:
 
 
 @dataclass
+class RecipeTeacherConfig(TeacherConfig):
+    """The foundation model. A recipe has to name it."""
+
+    name: str = option()
+
+
+@dataclass
 class TeacherPart:
-    """The foundation model; ``weights`` None: timm's. ``layer``: one index or several.
+    """The foundation model, and how its features are conditioned. ``patch`` is for the source image size."""
 
-    ``patch``: patch size at the source image size. ``dtype``: its arithmetic, float32 by default.
-    """
-
-    name: str
-    weights: str | None = None
-    args: dict[str, Any] = option({}, keys=TIMM_ARGUMENTS)
-    layer: tuple[int, ...] | None = option(None, within=ranges.LEVEL)
-    patch: int | None = option(None, within=ranges.PIXELS)
-    dtype: str | None = None
-    mean: Triple | None = option(None, within=ranges.MEAN)
-    std: Triple | None = option(None, within=ranges.DEVIATION)
+    model: RecipeTeacherConfig = inline(RecipeTeacherConfig, patch_size="patch", patch_resize=None)
     norm: str = "whiten"
 
 

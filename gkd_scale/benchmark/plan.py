@@ -150,11 +150,11 @@ class Plan:
         return logits == "needed" or (logits == "used" and self._recipe.teacher_head)
 
     def _cache(self, which: str) -> Work:
-        recipe, teacher = self._recipe, self._recipe.teacher
+        recipe, teacher = self._recipe, self._recipe.teacher.model
         out = self._out / "caches" / which
         images, size, patch = {
             "proxy": (recipe.proxy_images, recipe.proxy_size or recipe.image_size, None),
-            "source": (recipe.source_images, recipe.image_size, teacher.patch),
+            "source": (recipe.source_images, recipe.image_size, teacher.patch_size),
         }[which]
         command = ["gkd-scale", "cache-teacher", "--images", images, *_named("--teacher", teacher.name)]
         command += _teacher_flags(recipe, ("mean", "std"))
@@ -197,10 +197,10 @@ class Plan:
         return Work(f"{method}-{seed}-head", step, out / "run.json", f"stage2 {method}", steps, needs, out)
 
     def _teacher_head(self, seed: int) -> Work:
-        teacher = self._recipe.teacher
-        args = {**teacher.args, **({"patch_size": teacher.patch} if teacher.patch is not None else {})}
-        flags = ["--backbone", teacher.weights or "pretrained", "--student", teacher.name]
-        flags += _pairs("--student-args", args)
+        teacher = self._recipe.teacher.model
+        patch = {} if teacher.patch_size is None else {"patch_size": teacher.patch_size}
+        flags = ["--backbone", str(teacher.weights or "pretrained"), "--student", teacher.name]
+        flags += _pairs("--student-args", {**teacher.args, **patch})
         flags += [part for key in ("mean", "std") for part in _triple(f"--{key}", getattr(teacher, key))]
         return self._stage2(TEACHER, seed, steps_of(TEACHER, self._recipe)["head"], flags)
 
@@ -209,12 +209,9 @@ class Plan:
         flags = ["--method", method]
         if METHODS[method].features:
             teacher = self._recipe.teacher
-            flags += [
-                "--teacher",
-                teacher.name,
-                *_teacher_flags(self._recipe, ("teacher-mean", "teacher-std")),
-            ]
-            flags += [*_named("--teacher-patch", teacher.patch), "--teacher-norm", teacher.norm]
+            flags += _named("--teacher", teacher.model.name)
+            flags += _teacher_flags(self._recipe, ("teacher-mean", "teacher-std"))
+            flags += [*_named("--teacher-patch", teacher.model.patch_size), "--teacher-norm", teacher.norm]
         if self._uses_logits(method):
             flags += ["--teacher-head", str(self._out / TEACHER / f"seed{seed}" / "head")]
         return flags
@@ -241,10 +238,10 @@ class Plan:
 
 
 def _teacher_flags(recipe: Recipe, statistics: tuple[str, str]) -> list[str]:
-    teacher = recipe.teacher
+    teacher = recipe.teacher.model
     flags = [*_named("--teacher-weights", teacher.weights), *_pairs("--teacher-args", teacher.args)]
     flags += ["--teacher-layer", *map(str, teacher.layer)] if teacher.layer else []
-    flags += _named("--teacher-dtype", teacher.dtype)
+    flags += _named("--teacher-dtype", None if teacher.dtype == "float32" else teacher.dtype)
     for flag, values in zip(statistics, (teacher.mean, teacher.std), strict=True):
         flags += _triple(f"--{flag}", values)
     return flags

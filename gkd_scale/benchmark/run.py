@@ -64,7 +64,8 @@ def page(recipe: Recipe, out: Path) -> Step | None:
     if not found:
         return None
     data = [part for name, ref in recipe.domains.items() for part in ("--data", f"{name}={ref}")]
-    weights = ["--teacher-weights", recipe.teacher.weights] if recipe.teacher.weights else []
+    file = recipe.teacher.model.weights
+    weights = ["--teacher-weights", str(file)] if file else []
     command = ["gkd-scale", "report", *found.values(), *data, *weights, "--images", "12", "--scenes", "1"]
     return Step("show the runs on a page", [*command, "--out", str(out / PAGE)])
 

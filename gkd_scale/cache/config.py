@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gkd_scale import ranges
-from gkd_scale.config import option, section
+from gkd_scale.config import inline, option, section
 from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.models.config import DemoTeacherConfig
 from gkd_scale.ranges import Range
-from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 TEACHER_NORMS = ("none", "layer", "standard", "whiten", "phi-s")
 """Conditionings of a teacher's tokens: see ``gkd_scale/models/conditioning.py``."""
-
-TEACHER_DTYPES = ("float32", "bfloat16", "float16")
-"""What a teacher may compute in; what it gives is stored by the codec."""
 
 MAX_SIDE = 16384
 """Longest side of a view in pixels."""
@@ -97,32 +94,13 @@ class CacheTeacherConfig:
     )
     image_size: str | int = option(help="size of a view in pixels", metavar="N|HxW")
     out: Path = option(help="folder or URL of the cache; the same command again goes on where it stopped")
-    teacher: str = option("demo_teacher", "the teacher: any timm model name", metavar="NAME")
-    teacher_weights: Path | None = option(None, "local weights, .safetensors or .pth", metavar="FILE")
-    teacher_args: dict[str, object] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
-    teacher_dtype: str = option(
-        "float32", "arithmetic of the teacher; part of its fingerprint", choices=TEACHER_DTYPES
-    )
-    teacher_layer: tuple[int, ...] | None = option(
-        None,
-        "timm feature index; several are concatenated (default: the last layer after the final norm)",
-        metavar="I",
-        within=ranges.LEVEL,
-    )
-    mean: tuple[float, float, float] | None = option(
-        None, "input mean, 0..1 (default: the model's own)", metavar=("R", "G", "B"), within=ranges.MEAN
-    )
-    std: tuple[float, float, float] | None = option(
-        None,
-        "input standard deviation (default: the model's own)",
-        metavar=("R", "G", "B"),
-        within=ranges.DEVIATION,
-    )
-    patch_size: int | None = option(
-        None, "resample the patch embedding to this size in pixels", metavar="P", within=ranges.PIXELS
-    )
-    patch_resize: str = option(
-        "pi", "how: pseudo-inverse, or as an image, as the reference does", choices=("pi", "bicubic")
+    teacher: DemoTeacherConfig = inline(
+        DemoTeacherConfig,
+        name="teacher",
+        weights="teacher_weights",
+        args="teacher_args",
+        layer="teacher_layer",
+        dtype="teacher_dtype",
     )
     views: int = option(
         1, "views of each image; epoch e trains on view e modulo K", metavar="K", within=ranges.SIZE

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from gkd_scale.cache.build import build, make_spec
 from gkd_scale.cache.config import CacheTeacherConfig, RepairConfig, ViewConfig
@@ -24,6 +23,7 @@ from gkd_scale.cache.verify import damaged_shards
 from gkd_scale.config import build as build_config
 from gkd_scale.errors import CacheError
 from gkd_scale.files import claimed
+from gkd_scale.models.config import DemoTeacherConfig
 from gkd_scale.types import Teacher
 
 
@@ -60,7 +60,7 @@ def recipe_of(spec: Spec, cfg: RepairConfig) -> CacheTeacherConfig:
         images=cfg.images,
         image_size=f"{spec.image_size[0]}x{spec.image_size[1]}",
         out=cfg.cache,
-        teacher=str(spec.teacher.get("model", "")),
+        teacher=DemoTeacherConfig.of_fingerprint(spec.teacher),
         views=spec.views,
         codec=spec.codec,
         codec_fit=cfg.codec_fit,
@@ -80,16 +80,3 @@ def refuse_other_source(
     plan = make_plan(recipe.images, recipe.samples_per_shard, skip=recipe.out, source=source)
     asked = replace(make_spec(recipe, teacher, plan), codec_state=spec.codec_state)
     refuse_changed(recipe.out, spec, asked, plan)
-
-
-def teacher_arguments(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``load_teacher`` that a cache's fingerprint holds."""
-    layers = fingerprint["layer"]
-    return {
-        "args": dict(fingerprint["args"]),
-        "layers": layers if isinstance(layers, list) else [layers] if layers is not None else [],
-        "mean": tuple(fingerprint["mean"]),
-        "std": tuple(fingerprint["std"]),
-        "dtype": fingerprint["dtype"],
-        "resize": fingerprint.get("patch_resize", "pi"),
-    }

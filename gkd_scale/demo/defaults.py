@@ -10,8 +10,8 @@ from gkd_scale import console, files
 from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig, parse_size
 from gkd_scale.demo.config import MakeDataConfig
-from gkd_scale.distill.recipe import teacher_for
 from gkd_scale.errors import DataError
+from gkd_scale.models.registry import load_teacher
 
 DATA = Path("runs/demo-data")
 PROXY_CACHE = Path("runs/demo-cache/proxy")
@@ -55,5 +55,5 @@ def proxy_recipe() -> dict[str, Any]:
 def proxy_cache() -> Path:
     """The demo teacher's cache of the embedded proxy images, built if it is not there."""
     cfg = CacheTeacherConfig(**proxy_recipe(), views=2, out=PROXY_CACHE)
-    build(cfg, teacher_for(cfg, "auto"))
+    build(cfg, load_teacher(cfg.teacher, cfg.size))
     return PROXY_CACHE

@@ -29,6 +29,7 @@ from gkd_scale.cache.views import view_of
 from gkd_scale.engine.zero_memory import zero_memory
 from gkd_scale.errors import DataError
 from gkd_scale.models.cost import Cost, cost
+from gkd_scale.models.registry import teacher_cost
 from gkd_scale.types import Teacher, UInt8Array
 
 UTILISATION = 0.4
@@ -98,7 +99,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     """
     is_fitted(cfg.codec)
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
-    work = cost(cfg.teacher, cfg.size, cfg.teacher_args, layers=cfg.teacher_layer or (), patch=cfg.patch_size)
+    work = teacher_cost(cfg.teacher, cfg.size)
     pixels, rest = probe(cfg, plan)
     free = None if is_url(cfg.out) else shutil.disk_usage(_existing(cfg.out)).free
     codecs = [
@@ -112,7 +113,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
         views=cfg.views,
         grid=work.grid,
         dim=work.dim,
-        teacher=cfg.teacher,
+        teacher=str(cfg.teacher.name),
         teacher_gflops=work.flops / 1e9,
         teacher_hours=seconds * len(plan.entries) * cfg.views / 3600,
         measured=bool(cfg.measure),
@@ -170,7 +171,7 @@ def _codec_plan(
 def _peak(cfg: PlanConfig) -> float:
     """TFLOP/s that the GPU's data sheet promises for the teacher's arithmetic."""
     float32, half, _ = GPUS[cfg.gpu]
-    return float32 if cfg.teacher_dtype == "float32" else half
+    return float32 if cfg.teacher.dtype == "float32" else half
 
 
 def _student_plan(cfg: PlanConfig, name: str, teacher_seconds: float, sample_bytes: float) -> StudentPlan:
@@ -214,7 +215,7 @@ def _existing(path: Path) -> Path:
 
 def show(found: Estimate, cfg: PlanConfig) -> None:
     """The plan as tables on the terminal."""
-    peak = f"{UTILISATION:.0%} of a {found.gpu}'s {cfg.teacher_dtype} peak"
+    peak = f"{UTILISATION:.0%} of a {found.gpu}'s {cfg.teacher.dtype} peak"
     how = "measured here" if found.measured else f"counted, {peak}"
     rows, columns = found.grid
     console.out.print(

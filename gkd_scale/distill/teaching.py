@@ -13,10 +13,10 @@ from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Caches, open_caches
 from gkd_scale.distill.config import LIVE, Stage1Config
-from gkd_scale.distill.recipe import teacher_for
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import CacheError, ConfigError
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.types import BatchSource
 
 
@@ -101,7 +101,7 @@ def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
 
 def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teaching:
     recipe = live_config(cfg)
-    teacher = teacher_for(recipe, str(runtime.device))
+    teacher = load_teacher(recipe.teacher, recipe.size, str(runtime.device))
     source = LiveSource(
         recipe.images,
         teacher,

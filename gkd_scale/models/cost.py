@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gkd_scale.models import spec as specs
+from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.families import dense, levels
 from gkd_scale.models.teachers import check_divisible, check_layers
 from gkd_scale.types import Grid, Size
@@ -24,6 +25,12 @@ class Cost:
     largest_layer: int
     dim: int
     grid: Grid
+
+
+def of_teacher(config: TeacherConfig, image_size: Size) -> Cost:
+    """The cost of a timm teacher on images of ``image_size``; raises ModelError as loading would."""
+    layers = config.layer or ()
+    return cost(str(config.name), image_size, config.args, layers=layers, patch=config.patch_size)
 
 
 def cost(

@@ -87,6 +87,11 @@ def finished(net: nn.Module, x: Tensor, out: Tensor) -> tuple[Features, Grid]:
     return split_tokens(net, out), (x.shape[2] // rows, x.shape[3] // columns)
 
 
+def widths(net: nn.Module, indices: Sequence[int]) -> list[int]:
+    """Channels of timm's feature levels ``indices``."""
+    return [int(net.feature_info[index]["num_chs"]) for index in indices]  # type: ignore[index]
+
+
 def levels(net: nn.Module, x: Tensor, indices: Sequence[int]) -> tuple[Features, Grid]:
     """As :func:`dense`, of timm's feature levels ``indices``, unnormalised, as timm gives them.
 

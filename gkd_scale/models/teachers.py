@@ -9,7 +9,6 @@ concatenated channel by channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from gkd_scale.errors import ModelError
 from gkd_scale.models import spec as specs
 from gkd_scale.models import weights as weight_files
+from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.families import (
     as_input,
     dense,
@@ -28,6 +28,7 @@ from gkd_scale.models.families import (
     levels,
     patch_size,
     require_dense,
+    widths,
 )
 from gkd_scale.models.spec import ModelSpec, Triple
 from gkd_scale.types import Features, Grid, Size
@@ -54,10 +55,7 @@ class Normalize(nn.Module):
 
 
 class TimmTeacher:
-    """A frozen timm model behind the Teacher protocol.
-
-    ``__call__`` takes pixels (B, 3, H, W) uint8 and returns float32 features on the CPU.
-    """
+    """A frozen timm model as a :class:`~gkd_scale.types.LiveTeacher`."""
 
     def __init__(
         self,
@@ -72,6 +70,7 @@ class TimmTeacher:
         resize: str = "pi",
     ) -> None:
         self.name = name
+        self.parameters = sum(parameter.numel() for parameter in net.parameters())
         self.net = net.eval().requires_grad_(False)
         self.spec = spec
         self.image_size = image_size
@@ -128,6 +127,10 @@ class TimmTeacher:
         features, _ = self._forward(pixels)
         return Features(*(tensor.float() for tensor in features))
 
+    def level_widths(self, indices: Sequence[int]) -> list[int]:
+        """Channels C_i of the maps that ``levels`` gives."""
+        return widths(self.net, indices)
+
     @torch.no_grad()
     def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) float32 of timm's feature levels ``indices``, on the teacher's device."""
@@ -156,31 +159,13 @@ class TimmTeacher:
             return levels(self.net, x, self.layers) if self.layers else dense(self.net, x)
 
 
-def load_teacher(
-    name: str,
-    image_size: Size,
-    *,
-    weights: Path | None = None,
-    args: dict[str, Any] | None = None,
-    layers: Sequence[int] = (),
-    mean: Triple | None = None,
-    std: Triple | None = None,
-    patch: int | None = None,
-    resize: str = "pi",
-    device: str = "auto",
-    dtype: str = "float32",
-) -> TimmTeacher:
-    """A frozen teacher from timm's or the user's weights; raises ModelError.
-
-    ``image_size`` (H, W) in pixels; ``patch`` resamples the patch embedding to another patch size, as
-    ``resize`` says (``weights.RESIZES``); ``layers`` are timm's feature indices (default: the last level,
-    after the final norm).
-    """
-    args = dict(args or {})
-    if patch is not None:
-        args["patch_size"] = patch
-    spec, shipped = specs.resolve(name, args, mean, std)
-    file = weights or shipped
+def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
+    """A frozen timm model with timm's weights or the user's, for images of (H, W) pixels; ModelError."""
+    name, args, layers = str(config.name), dict(config.args), config.layer or ()
+    if config.patch_size is not None:
+        args["patch_size"] = config.patch_size
+    spec, shipped = specs.resolve(name, args, config.mean, config.std)
+    file, resize = config.weights or shipped, config.patch_resize
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
     if file is not None:
         made_for = specs.resolve(name, {})[0].args.get("img_size") if file == shipped else None
@@ -188,12 +173,20 @@ def load_teacher(
         weight_files.load_into(net, state, file, resize=resize, image_size=made_for)
     elif resize != "pi":
         weight_files.load_downloaded(net, spec, resize)
-    if patch is not None and not is_tokens(net):
+    if config.patch_size is not None and not is_tokens(net):
         raise ModelError(f"{name} has no patch size to set", "leave --patch-size out")
     check_divisible(net, image_size, name)
     check_layers(net, layers, name)
-    device = choose_device(device)
-    return TimmTeacher(name, net, spec, image_size, layers=layers, dtype=dtype, device=device, resize=resize)
+    return TimmTeacher(
+        name,
+        net,
+        spec,
+        image_size,
+        layers=layers,
+        dtype=config.dtype,
+        device=choose_device(device),
+        resize=resize,
+    )
 
 
 def check_divisible(net: nn.Module, image_size: Size, name: str) -> None:

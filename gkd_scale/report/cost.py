@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gkd_scale.models.teachers import TimmTeacher
 from gkd_scale.segment.finished import FinishedSegmenter
-from gkd_scale.types import Size
+from gkd_scale.types import LiveTeacher, Size
 
 _SECONDS = 1.0
 """How long a speed is measured, after a warm-up."""
@@ -32,16 +31,15 @@ class Cost:
 
 @torch.no_grad()
 def measure(
-    module: nn.Module, forward: Callable[[Tensor], object], size: Size, device: torch.device, batch: int = 8
+    parameters: int, forward: Callable[[Tensor], object], size: Size, device: torch.device, batch: int = 8
 ) -> Cost:
-    """The cost of ``forward``, which runs ``module`` on pixels (B, 3, *size) uint8 on ``device``."""
+    """The cost of ``forward``, with so many ``parameters``, on pixels (B, 3, *size) uint8 on ``device``."""
 
     def pixels(images: int) -> Tensor:
         return torch.zeros(images, 3, *size, dtype=torch.uint8, device=device)
 
     with FlopCounterMode(display=False) as counter:
         forward(pixels(1))
-    parameters = sum(parameter.numel() for parameter in module.parameters())
     one, many = (_seconds(forward, pixels(images)) for images in (1, batch))
     return Cost(parameters, counter.get_total_flops() / 1e9, 4 * parameters, 1e3 * one, batch / many, batch)
 
@@ -50,12 +48,13 @@ def of_segmenter(model: FinishedSegmenter) -> Cost:
     """The cost of a backbone and its head at the training size."""
     stride = model.module.stride
     height, width = (-(-side // stride) * stride for side in model.image_size)
-    return measure(model.module, model.module.logits, (height, width), model.device)
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    return measure(parameters, model.module.logits, (height, width), model.device)
 
 
-def of_teacher(teacher: TimmTeacher) -> Cost:
+def of_teacher(teacher: LiveTeacher) -> Cost:
     """The cost of a teacher at the size that the cache has, in the arithmetic that it was made with."""
-    return measure(teacher.net, teacher.features, teacher.image_size, teacher.device)
+    return measure(teacher.parameters, teacher.features, teacher.image_size, teacher.device)
 
 
 def _seconds(forward: Callable[[Tensor], object], pixels: Tensor) -> float:

@@ -15,14 +15,14 @@ from gkd_scale.cache.rerun import refuse_other_teacher
 from gkd_scale.cache.spec import read_spec
 from gkd_scale.distill import heads
 from gkd_scale.distill.qsd import QsdHead
-from gkd_scale.distill.recipe import teacher_of
 from gkd_scale.errors import GkdError, RunError
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.conditioning import Conditioning
-from gkd_scale.models.teachers import TimmTeacher
+from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.tokens import resample_tokens
 from gkd_scale.report.runs import Phase, Run, is_cache
-from gkd_scale.types import Grid, Size, UInt8Array
+from gkd_scale.types import Grid, LiveTeacher, Size, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TaughtBy:
     Tokens are on the teacher's grid of N tokens and in its conditioned space of Ct channels.
     """
 
-    teacher: TimmTeacher
+    teacher: LiveTeacher
     conditioning: Conditioning
     head: QsdHead
 
@@ -86,7 +86,7 @@ def _load(phase: Phase, weights: Path | None, device: str) -> TaughtBy:
     if head is None:
         raise RunError(f"{phase.folder} has no head that compares tokens", "its objective has none")
     spec = read_spec(cache)
-    teacher = teacher_of(spec, weights, device)
+    teacher = load_teacher(TeacherConfig.of_fingerprint(spec.teacher, weights), spec.image_size, device)
     refuse_other_teacher(str(cache), spec.teacher, teacher)
     norm = str(phase.config.get("teacher_norm") or "none")
     known = conditionings.load(phase.folder)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_scale import ranges
-from gkd_scale.cache.config import TEACHER_DTYPES, TEACHER_NORMS, parse_size
-from gkd_scale.config import option, section
+from gkd_scale.cache.config import TEACHER_NORMS, parse_size
+from gkd_scale.config import inline, option, section
 from gkd_scale.engine import loggers
 from gkd_scale.errors import ConfigError
+from gkd_scale.models.config import DemoTeacherConfig, TeacherConfig
 from gkd_scale.ranges import Range
 from gkd_scale.segment.heads.registry import HEADS, check_head
 from gkd_scale.segment.methods.registry import METHODS, check_method
@@ -94,38 +95,18 @@ class MethodConfig:
         choices=METHODS,
     )
     args: dict[str, Any] = option({}, "arguments of the method, for example weight=10", flag="--method-args")
-    teacher: str | None = option(
-        None, "timm name of the frozen teacher, run on every batch", flag="--teacher", metavar="NAME"
-    )
-    teacher_weights: Path | None = option(
-        None, "its weights (default: timm's)", flag="--teacher-weights", metavar="FILE"
-    )
-    teacher_args: dict[str, Any] = option(
-        {}, "arguments of its timm model", flag="--teacher-args", keys=TIMM_ARGUMENTS
-    )
-    teacher_layer: tuple[int, ...] | None = option(
-        None,
-        "its feature level; several are concatenated (default: the last, after the final norm)",
-        flag="--teacher-layer",
-        metavar="I",
-        within=ranges.LEVEL,
-    )
-    teacher_patch: int | None = option(
-        None, "resample its patch embedding to this size", flag="--teacher-patch", within=ranges.PIXELS
-    )
-    teacher_resize: str = option(
-        "pi", "how, as --patch-resize of cache-teacher", flag="--teacher-resize", choices=("pi", "bicubic")
-    )
-    teacher_dtype: str = option("float32", "its arithmetic", flag="--teacher-dtype", choices=TEACHER_DTYPES)
-    teacher_mean: tuple[float, float, float] | None = option(
-        None,
-        "of its pixels in 0..1 (default: what timm says)",
-        flag="--teacher-mean",
-        metavar=_RGB,
-        within=ranges.MEAN,
-    )
-    teacher_std: tuple[float, float, float] | None = option(
-        None, "likewise", flag="--teacher-std", metavar=_RGB, within=ranges.DEVIATION
+    teacher: TeacherConfig = inline(
+        TeacherConfig,
+        short=True,
+        name="teacher",
+        weights="teacher_weights",
+        args="teacher_args",
+        layer="teacher_layer",
+        patch_size="teacher_patch",
+        patch_resize="teacher_resize",
+        dtype="teacher_dtype",
+        mean="teacher_mean",
+        std="teacher_std",
     )
     teacher_norm: str = option(
         "none",
@@ -149,7 +130,7 @@ class MethodConfig:
         return self.name is not None and METHODS[self.name].make is not None
 
     def __post_init__(self) -> None:
-        if not self.distils and (self.teacher is not None or self.teacher_head is not None or self.args):
+        if not self.distils and (self.teacher.name is not None or self.teacher_head is not None or self.args):
             raise ConfigError(
                 "a teacher or arguments of a method are given, but no method that uses them",
                 f"give --method, one of {', '.join(name for name, row in METHODS.items() if row.make)}",
@@ -344,16 +325,15 @@ class Stage2Config:
 class TeacherProbeConfig:
     """Know a teacher before it is cached: which layer, which conditioning, what a student can hope for."""
 
-    teacher: str = option("demo_teacher", "timm name", metavar="NAME")
-    teacher_weights: Path | None = option(None, "its weights (default: timm's)", metavar="FILE")
-    teacher_args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
-    patch_size: int | None = option(
-        None, "resample its patch embedding to this size", metavar="N", within=ranges.PIXELS
+    teacher: DemoTeacherConfig = inline(
+        DemoTeacherConfig,
+        name="teacher",
+        weights="teacher_weights",
+        args="teacher_args",
+        layer=None,
+        patch_resize=None,
+        dtype=None,
     )
-    mean: tuple[float, float, float] | None = option(
-        None, "of pixels in 0..1 (default: what timm says)", metavar=_RGB, within=ranges.MEAN
-    )
-    std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB, within=ranges.DEVIATION)
     train: list[str] = option(
         [DEFAULT_TRAIN], "labelled source images to fit on, repeatable", metavar="ADAPTER:PATH"
     )

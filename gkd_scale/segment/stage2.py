@@ -41,7 +41,7 @@ from gkd_scale.errors import ConfigError, GkdError, RunError
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.models.conditioning import Conditioning
-from gkd_scale.models.teachers import TimmTeacher, load_teacher
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.weights import fingerprint
 from gkd_scale.randomness import seed_of
 from gkd_scale.segment import export, probe
@@ -58,7 +58,7 @@ from gkd_scale.segment.methods.student import StudentWithMethod, segmenter_in
 from gkd_scale.segment.metrics import Confusion, mean_iou
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.training_set import count_pixels, open_training_set, order_of
-from gkd_scale.types import Features, SegDataset
+from gkd_scale.types import Features, LiveTeacher, SegDataset
 
 KIND = "stage2"
 BEST_FILE = "best.json"
@@ -130,7 +130,7 @@ def _unseen(config: Stage2Config) -> list[str]:
 def _begin(config: Stage2Config, identity: dict[str, Any], module: nn.Module) -> None:
     """Write what the run is; all that could be refused has been. Rank 0."""
     runs.begin(config.out, config, KIND, identity)
-    if isinstance(module, StudentWithMethod) and config.method.teacher is not None:
+    if isinstance(module, StudentWithMethod) and config.method.teacher.name is not None:
         module.teacher.conditioning.save(config.out, _conditioned_by(config, module.teacher.model))
     _forget_stale_best(config.out)
 
@@ -266,20 +266,8 @@ def _with_method(
                 "train the teacher's head on the same data",
             )
     model = None
-    if method.teacher is not None:
-        model = load_teacher(
-            method.teacher,
-            config.size(),
-            weights=method.teacher_weights,
-            args=method.teacher_args,
-            layers=method.teacher_layer or (),
-            mean=method.teacher_mean,
-            std=method.teacher_std,
-            patch=method.teacher_patch,
-            resize=method.teacher_resize,
-            dtype=method.teacher_dtype,
-            device=str(runtime.device),
-        )
+    if method.teacher.name is not None:
+        model = load_teacher(method.teacher, config.size(), str(runtime.device))
     conditioning = runtime.on_main(lambda: _conditioning(config, model, train)) if model else None
     teacher = MethodTeacher(model, head, conditioning)
     return StudentWithMethod(
@@ -289,7 +277,7 @@ def _with_method(
     )
 
 
-def _conditioned_by(config: Stage2Config, teacher: TimmTeacher) -> str:
+def _conditioned_by(config: Stage2Config, teacher: LiveTeacher) -> str:
     """The digest of what decides the conditioning."""
     method = config.method
     return conditionings.key(
@@ -302,7 +290,7 @@ def _conditioned_by(config: Stage2Config, teacher: TimmTeacher) -> str:
     )
 
 
-def _conditioning(config: Stage2Config, teacher: TimmTeacher, train: SegDataset) -> Conditioning:
+def _conditioning(config: Stage2Config, teacher: LiveTeacher, train: SegDataset) -> Conditioning:
     """The conditioning of the teacher's tokens, from whole training images at the training size, or what
     the run began with. Rank 0.
     """

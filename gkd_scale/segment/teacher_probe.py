@@ -21,13 +21,14 @@ from torch import Tensor
 
 from gkd_scale import console, files
 from gkd_scale.cache.config import parse_size
-from gkd_scale.models.teachers import TimmTeacher, load_teacher
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.tokens import to_map, to_tokens
 from gkd_scale.moments import Moments
 from gkd_scale.segment.config import TeacherProbeConfig
 from gkd_scale.segment.datasets.registry import glance, open_all
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.segment.probe import Labelled, Ridge, class_shares, load, tally
+from gkd_scale.types import LiveTeacher
 
 COMPONENTS = (1, 4, 16, 64)
 LOUD_CHANNEL = 5.0
@@ -103,16 +104,7 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     for dataset in opened:
         glance(dataset)
     train, val = (load(dataset, size, most=cfg.images) for dataset in opened)
-    teacher = load_teacher(
-        cfg.teacher,
-        size,
-        weights=cfg.teacher_weights,
-        args=cfg.teacher_args,
-        mean=cfg.mean,
-        std=cfg.std,
-        patch=cfg.patch_size,
-        device=cfg.device,
-    )
+    teacher = load_teacher(cfg.teacher, size, cfg.device)
     found = measure(teacher, train, val, cfg.batch_size)
     best = choose(found)
     flags = advice(best)
@@ -127,7 +119,7 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
         markup=False,
     )
     rows = [{**asdict(level), "chosen": level is best} for level in found]
-    facts = {"teacher": cfg.teacher, "image_size": list(size), "train": cfg.train, "val": cfg.val}
+    facts = {"teacher": cfg.teacher.name, "image_size": list(size), "train": cfg.train, "val": cfg.val}
     files.write_json(cfg.out / "probe.json", {**facts, "levels": rows, "flags": flags}, unlocked=True)
     draw(found, best, cfg.out / "probe.png")
     console.out.print(f"written to {cfg.out}: probe.json, probe.png", markup=False)
@@ -135,7 +127,7 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
 
 
 def measure(
-    teacher: TimmTeacher, train: Labelled, val: Labelled, batch: int, *, quiet: bool = False
+    teacher: LiveTeacher, train: Labelled, val: Labelled, batch: int, *, quiet: bool = False
 ) -> list[Level]:
     """All levels of ``teacher``, shallow to deep, then the default one; one pass over each dataset."""
     levels: list[_Measure] = []
@@ -166,7 +158,7 @@ def measure(
 
 
 def _batches(
-    teacher: TimmTeacher, data: Labelled, size: int
+    teacher: LiveTeacher, data: Labelled, size: int
 ) -> Iterator[tuple[list[Tensor], Sequence[Tensor]]]:
     for start in range(0, len(data.labels), size):
         part = slice(start, start + size)
@@ -187,20 +179,25 @@ def advice(best: Level) -> list[str]:
 
 def _cache_command(cfg: TeacherProbeConfig, best: Level, out: Path) -> list[object]:
     """The command that caches the probed teacher's ``best`` level for the first of the training images."""
-    command: list[object] = ["gkd-scale", "cache-teacher", "--images", cfg.train[0], "--teacher", cfg.teacher]
-    for flag, value in (("--teacher-weights", cfg.teacher_weights), ("--patch-size", cfg.patch_size)):
+    teacher = cfg.teacher
+    command: list[object] = ["gkd-scale", "cache-teacher", "--images", cfg.train[0]]
+    for flag, value in (
+        ("--teacher", teacher.name),
+        ("--teacher-weights", teacher.weights),
+        ("--patch-size", teacher.patch_size),
+    ):
         command += [] if value is None else [flag, value]
-    if cfg.teacher_args:
-        pairs = (f"{key}={json.dumps(value)}" for key, value in cfg.teacher_args.items())
+    if teacher.args:
+        pairs = (f"{key}={json.dumps(value)}" for key, value in teacher.args.items())
         command += ["--teacher-args", *pairs]
-    for flag, triple in (("--mean", cfg.mean), ("--std", cfg.std)):
+    for flag, triple in (("--mean", teacher.mean), ("--std", teacher.std)):
         command += [] if triple is None else [flag, *triple]
     command += [] if best.layer is None else ["--teacher-layer", best.layer]
     return [*command, "--image-size", cfg.image_size, "--out", out]
 
 
 def _table(levels: Sequence[Level], best: Level, cfg: TeacherProbeConfig) -> Table:
-    table = Table(title=f"{cfg.teacher} at {cfg.image_size}", title_justify="left", padding=(0, 0))
+    table = Table(title=f"{cfg.teacher.name} at {cfg.image_size}", title_justify="left", padding=(0, 0))
     names = (
         "layer",
         "tokens",

@@ -156,4 +156,6 @@ def test_mistakes_in_a_recipe(tmp_path: Path, change: str, said: str) -> None:
 def test_places_are_put_in() -> None:
     of = recipe()
     assert of.train == ["embedded:out/data/source/train"]
-    assert recipe("camvid").teacher.weights == "data/teacher/mobilenetv2_100_imagenet1k.safetensors"
+    assert recipe("camvid").teacher.model.weights == Path(
+        "data/teacher/mobilenetv2_100_imagenet1k.safetensors"
+    )

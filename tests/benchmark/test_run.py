@@ -171,7 +171,7 @@ def test_a_method_from_outside_needs_its_row_alone(
     commands = [line for line in shown.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
     _, options = parse(commands[-2])
     assert isinstance(options, Stage2Config) and options.method.name == "toy" and options.adapt == "full"
-    assert options.method.teacher == "demo_teacher" and options.method.teacher_head is not None
+    assert options.method.teacher.name == "demo_teacher" and options.method.teacher_head is not None
     assert options.steps == round(48_000 / (3 * options.global_batch)) and f"single: {options.steps}" in shown
     made = build_method("toy", tiny_backbone(), MethodTeacher(), {"weight": 2.0})
     assert isinstance(made, Toy) and made.weight == 2.0

@@ -151,7 +151,7 @@ def test_flags() -> None:
     text = "--images i --out o --image-size 8x9 --mean 0.1 0.2 0.3 --view.scale 0.5 0.9 --views 3"
     argv = text.split()
     cfg = parse(CacheTeacherConfig, argv, prog="gkd-scale cache-teacher", description="")
-    assert (cfg.size, cfg.mean, cfg.view.scale, cfg.views) == ((8, 9), (0.1, 0.2, 0.3), (0.5, 0.9), 3)
+    assert (cfg.size, cfg.teacher.mean, cfg.view.scale, cfg.views) == ((8, 9), (0.1, 0.2, 0.3), (0.5, 0.9), 3)
     assert cfg.codec == "fp16" and 1 <= cfg.threads <= 8
 
 

@@ -14,8 +14,9 @@ from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
 from gkd_scale.distill.distiller import Distiller
 from gkd_scale.models.conditioning import fit
+from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.students import load_student
-from gkd_scale.models.teachers import load_teacher
 from gkd_scale.types import BatchSource
 from tests.conftest import TINY, write_images
 
@@ -41,7 +42,9 @@ def test_a_cached_run_equals_a_live_run(tmp_path: Path, tiny_teacher: Path) -> N
         images=write_images(tmp_path / "images", 10), image_size="32x48", views=2, samples_per_shard=4,
         out=tmp_path / "cache", seed=3,
     )  # fmt: skip
-    teacher = load_teacher("vit_tiny_patch16_224", cfg.size, weights=tiny_teacher, args=dict(TINY))
+    teacher = load_teacher(
+        TeacherConfig("vit_tiny_patch16_224", weights=tiny_teacher, args=dict(TINY)), cfg.size
+    )
     build(cfg, teacher, quiet=True)
     order = {"global_batch": 4, "micro_batch": 4, "seed": 7}
     cached = CachedSource(open_caches([cfg.out]), **order)
@@ -57,7 +60,9 @@ def test_cached_and_live_teachers_are_conditioned_alike(
         images=write_images(tmp_path / "images", 10), image_size="32x48", views=2, samples_per_shard=4,
         out=tmp_path / "cache", seed=3,
     )  # fmt: skip
-    teacher = load_teacher("vit_tiny_patch16_224", cfg.size, weights=tiny_teacher, args=dict(TINY))
+    teacher = load_teacher(
+        TeacherConfig("vit_tiny_patch16_224", weights=tiny_teacher, args=dict(TINY)), cfg.size
+    )
     build(cfg, teacher, quiet=True)
     order = {"global_batch": 4, "micro_batch": 4, "seed": 7}
     cached = CachedSource(open_caches([cfg.out]), **order)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from gkd_scale.errors import ModelError
+from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.cost import cost
-from gkd_scale.models.teachers import load_teacher
+from gkd_scale.models.registry import load_teacher
 
 
 def test_vit_b_has_its_published_size() -> None:
@@ -40,7 +41,7 @@ def test_dim_and_grid_are_those_of_the_loaded_teacher(
         return create(*given, **{**more, "pretrained": False})
 
     monkeypatch.setattr(spec, "create", random_weights)
-    teacher = load_teacher(name, size, args=dict(args), layers=layers, device="cpu")
+    teacher = load_teacher(TeacherConfig(name, args=dict(args), layer=tuple(layers)), size, "cpu")
     found = cost(name, size, args, layers=layers)
     assert (found.dim, found.grid) == (teacher.dim, teacher.grid)
     assert found.parameters == sum(p.numel() for p in teacher.net.parameters())

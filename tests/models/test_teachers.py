@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gkd_scale.errors import ModelError
-from gkd_scale.models.teachers import load_teacher
+from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.types import Features
 from tests.conftest import TINY
 
@@ -25,6 +27,10 @@ def normalised(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
     return (x.float() / 255 - mean) / std
 
 
+def tiny(weights: Path, **more: Any) -> TeacherConfig:
+    return TeacherConfig(**{"name": "vit_tiny_patch16_224", "weights": weights, "args": dict(TINY), **more})
+
+
 def save(tmp_path: Path, net: torch.nn.Module) -> Path:
     path = tmp_path / "teacher.safetensors"
     save_file(net.state_dict(), path)
@@ -32,7 +38,7 @@ def save(tmp_path: Path, net: torch.nn.Module) -> Path:
 
 
 def test_a_transformer_gives_cls_and_patches_after_the_final_norm(tiny_teacher: Path) -> None:
-    teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY))
+    teacher = load_teacher(tiny(tiny_teacher), (32, 48))
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(32, 48), **TINY).eval()
     state = timm.models.vision_transformer.checkpoint_filter_fn(load_file(tiny_teacher), net)
     net.load_state_dict(state)
@@ -48,10 +54,7 @@ def test_a_transformer_gives_cls_and_patches_after_the_final_norm(tiny_teacher: 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_near_and_another_teacher(tiny_teacher: Path, dtype: str) -> None:
-    both = [
-        load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY), dtype=name)
-        for name in ("float32", dtype)
-    ]
+    both = [load_teacher(tiny(tiny_teacher, dtype=name), (32, 48)) for name in ("float32", dtype)]
     assert both[0].fingerprint() | {"dtype": dtype} == both[1].fingerprint()
     exact, near = (teacher(pixels(32, 48)).patches for teacher in both)
     assert near.dtype == torch.float32 and not torch.equal(near, exact)
@@ -60,7 +63,7 @@ def test_half_precision_is_near_and_another_teacher(tiny_teacher: Path, dtype: s
 
 def test_a_layer_is_timms_feature_of_that_index(tiny_teacher: Path) -> None:
     args = dict(TINY)
-    teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, layers=[0])
+    teacher = load_teacher(tiny(tiny_teacher, args=args, layer=(0,)), (32, 48))
     x = pixels(32, 48)
     with torch.no_grad():
         expected = teacher.net.forward_intermediates(
@@ -74,8 +77,7 @@ def test_several_layers_are_concatenated_in_the_order_given(tiny_teacher: Path) 
     x = pixels(32, 48)
 
     def features(*layers: int) -> Features:
-        name = "vit_tiny_patch16_224"
-        return load_teacher(name, (32, 48), weights=tiny_teacher, args=dict(TINY), layers=layers)(x)
+        return load_teacher(tiny(tiny_teacher, layer=layers), (32, 48))(x)
 
     both, first, last = features(-1, 0), features(0), features(1)
     torch.testing.assert_close(both.patches, torch.cat([last.patches, first.patches], -1))
@@ -85,22 +87,30 @@ def test_several_layers_are_concatenated_in_the_order_given(tiny_teacher: Path) 
 def test_layers_of_other_grids_and_layers_named_twice_are_refused(tmp_path: Path) -> None:
     file = save(tmp_path, timm.create_model("test_resnet"))
     with pytest.raises(ModelError, match=r"different grids cannot be joined \(2: 8x12, 3: 4x6"):
-        load_teacher("test_resnet", (64, 96), weights=file, layers=[2, 3])
+        load_teacher(
+            TeacherConfig("test_resnet", weights=file, layer=(2, 3)),
+            (64, 96),
+        )
     with pytest.raises(ModelError, match="names a level twice"):
-        load_teacher("test_resnet", (64, 96), weights=file, layers=[4, -1])
+        load_teacher(
+            TeacherConfig("test_resnet", weights=file, layer=(4, -1)),
+            (64, 96),
+        )
 
 
 def test_a_convolutional_teacher_gives_its_map_and_the_mean(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = timm.create_model("mobilenetv2_100", pad_type="same").eval()
     teacher = load_teacher(
-        "mobilenetv2_100",
+        TeacherConfig(
+            "mobilenetv2_100",
+            weights=save(tmp_path, net),
+            args={"pad_type": "same"},
+            layer=(3,),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
         (64, 96),
-        weights=save(tmp_path, net),
-        args={"pad_type": "same"},
-        layers=[3],
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
     )
     levels = timm.create_model(
         "mobilenetv2_100", pad_type="same", features_only=True, out_indices=(3,)
@@ -119,12 +129,10 @@ def test_the_real_teacher_classifies_real_images(shared: Path) -> None:
     """Its features are those of the network that the weights belong to: distinct, finite, not constant."""
     file = shared / "teacher/mobilenetv2_100_imagenet1k.safetensors"
     teacher = load_teacher(
-        "mobilenetv2_100",
+        TeacherConfig(
+            "mobilenetv2_100", weights=file, args={"pad_type": "same"}, mean=(0.5,) * 3, std=(0.5,) * 3
+        ),
         (224, 224),
-        weights=file,
-        args={"pad_type": "same"},
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
     )
     cls, patches = teacher(pixels(224, 224))
     assert patches.shape == (2, 49, 1280)
@@ -135,11 +143,12 @@ def test_the_real_teacher_classifies_real_images(shared: Path) -> None:
 
 def test_another_patch_size_resamples_the_patch_embedding(tiny_teacher: Path) -> None:
     args = {key: value for key, value in TINY.items() if key != "patch_size"}
-    teacher = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, patch=8)
+    teacher = load_teacher(tiny(tiny_teacher, args=args, patch_size=8), (32, 48))
     assert teacher.grid == (4, 6)
     assert teacher.fingerprint()["patch_size"] == [8, 8]
     other = load_teacher(
-        "vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=args, patch=8, resize="bicubic"
+        tiny(tiny_teacher, args=args, patch_size=8, patch_resize="bicubic"),
+        (32, 48),
     )
     kernel = load_file(tiny_teacher)["patch_embed.proj.weight"]
     expected = torch.nn.functional.interpolate(kernel, size=(8, 8), mode="bicubic")
@@ -152,33 +161,29 @@ def test_another_patch_size_resamples_the_patch_embedding(tiny_teacher: Path) ->
     [
         ({"name": "vit_tiny_patch16_225"}, "did you mean"),
         ({"image_size": (33, 48)}, "--image-size 32x48"),
-        ({"layers": [7]}, "feature levels 0 to 1"),
+        ({"layer": (7,)}, "feature levels 0 to 1"),
         ({"args": {"patch_size": 16, "no_such": 1}}, "no_such"),
         ({"device": "cuda:77"}, "cuda:77"),
     ],
 )
-def test_mistakes_are_named(tiny_teacher: Path, change: dict[str, object], said: str) -> None:
-    given = {
-        "name": "vit_tiny_patch16_224",
-        "image_size": (32, 48),
-        "weights": tiny_teacher,
-        "args": dict(TINY),
-    }
+def test_mistakes_are_named(tiny_teacher: Path, change: dict[str, Any], said: str) -> None:
+    size, device = change.pop("image_size", (32, 48)), change.pop("device", "auto")
     with pytest.raises(ModelError, match=said):
-        load_teacher(**{**given, **change})  # type: ignore[arg-type]
+        load_teacher(tiny(tiny_teacher, **change), size, device)
 
 
 def test_the_fingerprint_tells_teachers_apart(tiny_teacher: Path) -> None:
-    one = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY))
-    same = load_teacher("vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY))
+    one = load_teacher(tiny(tiny_teacher), (32, 48))
+    same = load_teacher(tiny(tiny_teacher), (32, 48))
     other = load_teacher(
-        "vit_tiny_patch16_224", (32, 48), weights=tiny_teacher, args=dict(TINY), mean=(0.4,) * 3
+        tiny(tiny_teacher, mean=(0.4,) * 3),
+        (32, 48),
     )
     assert one.fingerprint() == same.fingerprint() != other.fingerprint()
 
 
 def test_the_shipped_teacher_takes_images_of_another_size_and_shape() -> None:
     for size, grid in (((96, 128), (12, 16)), ((32, 48), (4, 6)), ((64, 64), (8, 8))):
-        teacher = load_teacher("demo_teacher", size, device="cpu")
+        teacher = load_teacher(TeacherConfig("demo_teacher"), size, "cpu")
         assert teacher.grid == grid
         assert teacher(pixels(*size)).patches.shape == (2, grid[0] * grid[1], teacher.dim)

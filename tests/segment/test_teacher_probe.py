@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from gkd_scale import cli
-from gkd_scale.models.teachers import load_teacher
+from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.segment import probe as probes
 from gkd_scale.segment.teacher_probe import advice, choose, draw, measure
 from gkd_scale.types import Features
@@ -69,7 +70,7 @@ def load_untrained(
         spec, _ = specs.resolve(name, args)
         net = specs.create(spec, image_size=size, pretrained=False)
         save_file({key: value.contiguous() for key, value in net.state_dict().items()}, file)
-    return load_teacher(name, size, weights=file, args=args, layers=layers, device="cpu")
+    return load_teacher(TeacherConfig(name, weights=file, args=args, layer=tuple(layers)), size, "cpu")
 
 
 def test_the_best_level_is_advised_and_few_tokens_are_not_whitened(tmp_path: Path) -> None:

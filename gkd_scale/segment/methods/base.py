@@ -19,11 +19,10 @@ from gkd_scale.errors import ConfigError
 from gkd_scale.models.backbone import Backbone
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.outputs import BackboneOutputs
-from gkd_scale.models.teachers import TimmTeacher
 from gkd_scale.models.tokens import resample_tokens, to_map
 from gkd_scale.models.weights import fingerprint
 from gkd_scale.segment.segmenter import Segmenter
-from gkd_scale.types import Features, Grid, Size
+from gkd_scale.types import Features, Grid, LiveTeacher, Size
 
 
 class MethodTeacher:
@@ -35,7 +34,7 @@ class MethodTeacher:
 
     def __init__(
         self,
-        model: TimmTeacher | None = None,
+        model: LiveTeacher | None = None,
         head: Segmenter | None = None,
         conditioning: Conditioning | None = None,
     ) -> None:
@@ -45,8 +44,9 @@ class MethodTeacher:
 
     def identity(self) -> list[str]:
         """Fingerprints of the teacher's weights, of its head's and of the conditioning."""
-        nets = (self._model.net if self._model is not None else None, self._head)
-        return [*(fingerprint(net) for net in nets if net is not None), self.conditioning.digest()]
+        model = [] if self._model is None else [str(self._model.fingerprint()["weights_sha256"])]
+        head = [] if self._head is None else [fingerprint(self._head)]
+        return [*model, *head, self.conditioning.digest()]
 
     @property
     def has_head(self) -> bool:
@@ -54,7 +54,7 @@ class MethodTeacher:
         return self._head is not None
 
     @property
-    def model(self) -> TimmTeacher:
+    def model(self) -> LiveTeacher:
         """The teacher that computes the features; ConfigError if the run names none."""
         if self._model is None:
             raise ConfigError(
@@ -73,7 +73,7 @@ class MethodTeacher:
 
     def level_widths(self, indices: Sequence[int]) -> list[int]:
         """Their channels C_i."""
-        return widths(self.model.net, indices)
+        return self.model.level_widths(indices)
 
     @torch.no_grad()
     def logits(self, pixels: Tensor, size: Size) -> Tensor:
@@ -173,8 +173,3 @@ def generation(width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
     )
-
-
-def widths(net: nn.Module, indices: Sequence[int]) -> list[int]:
-    """Channels of timm's feature levels ``indices``."""
-    return [int(net.feature_info[index]["num_chs"]) for index in indices]  # type: ignore[index]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.models.backbone import Backbone
+from gkd_scale.models.families import widths
 from gkd_scale.models.tokens import to_map, to_tokens
 from gkd_scale.segment.methods.base import (
     FeatureMethod,
@@ -25,7 +26,6 @@ from gkd_scale.segment.methods.base import (
     generation,
     random_masks,
     sum_mse,
-    widths,
 )
 
 

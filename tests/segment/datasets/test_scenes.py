@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from gkd_scale.errors import DataError
 from gkd_scale.files import sha256_file
+from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.spec import WEIGHTS
-from gkd_scale.models.teachers import load_teacher
 from gkd_scale.randomness import generator, seed_of
 from gkd_scale.segment.datasets import scenes
 from gkd_scale.types import Size, UInt8Array
@@ -187,7 +188,7 @@ def test_the_teacher_loads_strictly_through_plain_timm() -> None:
 
 def test_its_tokens_tell_classes_apart_on_unseen_domains() -> None:
     """Nearest class mean of source tokens: a mean recall of over twice chance, on every unseen domain."""
-    teacher = load_teacher("demo_teacher", scenes.SIZE, device="cpu")
+    teacher = load_teacher(TeacherConfig("demo_teacher"), scenes.SIZE, "cpu")
 
     def tokens(domain: str, indices: range) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit tokens (n, C) and classes (n,) of patches that hold one class alone."""

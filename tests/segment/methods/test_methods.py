@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.backbone import load_backbone
 from gkd_scale.models.conditioning import Conditioning
+from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.outputs import backbone_outputs
-from gkd_scale.models.teachers import TimmTeacher, load_teacher
+from gkd_scale.models.registry import load_teacher
 from gkd_scale.segment.augment import SegBatch
 from gkd_scale.segment.config import MethodConfig
 from gkd_scale.segment.heads.registry import build_head
@@ -28,7 +29,7 @@ from gkd_scale.segment.methods.cwd import channel_divergence
 from gkd_scale.segment.methods.registry import METHODS, build_method
 from gkd_scale.segment.methods.student import StudentWithMethod, segmenter_in
 from gkd_scale.segment.segmenter import Segmenter
-from gkd_scale.types import IGNORE
+from gkd_scale.types import IGNORE, LiveTeacher
 from tests.conftest import TINY
 
 from ..support import Blocks, tiny_backbone, tiny_segmenter  # noqa: TID252
@@ -39,12 +40,12 @@ every_method = pytest.mark.parametrize("name", sorted(METHODS.keys() - {"none"})
 
 
 @pytest.fixture(scope="module")
-def teacher(tiny_teacher: Path) -> TimmTeacher:
-    return load_teacher("vit_tiny_patch16_224", SIZE, weights=tiny_teacher, args=dict(TINY))
+def teacher(tiny_teacher: Path) -> LiveTeacher:
+    return load_teacher(TeacherConfig("vit_tiny_patch16_224", weights=tiny_teacher, args=dict(TINY)), SIZE)
 
 
 @pytest.fixture(scope="module")
-def guide(teacher: TimmTeacher) -> MethodTeacher:
+def guide(teacher: LiveTeacher) -> MethodTeacher:
     head = tiny_segmenter("fpn")
     nn.init.normal_(head.head.get_parameter("classifier.weight"))
     return MethodTeacher(teacher, head)
@@ -58,7 +59,9 @@ def convolutional(tmp_path_factory: pytest.TempPathFactory) -> MethodTeacher:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("cnn") / "net.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
-    return MethodTeacher(load_teacher("test_resnet", SIZE, weights=path), None, Conditioning("layer"))
+    return MethodTeacher(
+        load_teacher(TeacherConfig("test_resnet", weights=path), SIZE), None, Conditioning("layer")
+    )
 
 
 def batch(images: int = 2) -> SegBatch:
@@ -131,7 +134,7 @@ def test_channel_divergence_is_that_of_cwd(b: int, c: int, side: int, t: float, 
 
 
 def test_cwd_takes_logits_where_the_teacher_has_a_head_and_features_elsewhere(
-    guide: MethodTeacher, teacher: TimmTeacher
+    guide: MethodTeacher, teacher: LiveTeacher
 ) -> None:
     of = student_with("cwd", guide)
     student, theirs = inputs_of(of, batch()).logits
@@ -203,7 +206,7 @@ def test_af_dcd_rebuilds_a_masked_quarter(guide: MethodTeacher) -> None:
 
 
 def test_vitkd_mimics_two_blocks_and_rebuilds_masked_tokens(
-    guide: MethodTeacher, teacher: TimmTeacher
+    guide: MethodTeacher, teacher: LiveTeacher
 ) -> None:
     of = student_with("vitkd", guide, shallow=1.0, deep=1.0)
     images = batch()
@@ -324,7 +327,7 @@ def test_a_convolutional_student_learns_and_its_statistics_are_those_of_whole_im
 
 
 @pytest.mark.parametrize("name", ["cwd", "af-dcd", "g2sd"])
-def test_mask2former_is_compared_by_its_shares_of_the_classes(name: str, teacher: TimmTeacher) -> None:
+def test_mask2former_is_compared_by_its_shares_of_the_classes(name: str, teacher: LiveTeacher) -> None:
     def segmenter() -> Segmenter:
         backbone = tiny_backbone()
         small = {"size": "small", "width": 32, "queries": 8, "points": 64, "decoder_layers": 2}

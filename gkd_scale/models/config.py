@@ -1,0 +1,69 @@
+"""The options that say which teacher, for every command that runs one. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gkd_scale import ranges
+from gkd_scale.config import option
+from gkd_scale.timm_arguments import TIMM_ARGUMENTS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TEACHER_DTYPES = ("float32", "bfloat16", "float16")
+"""What a teacher may compute in. The codec decides how its features are stored."""
+
+_IN_FINGERPRINT = ("args", "layer", "patch_resize", "dtype", "mean", "std")
+_RGB = ("R", "G", "B")
+
+
+@dataclass
+class TeacherConfig:
+    """teacher: the frozen model that the student learns from"""
+
+    name: str | None = option(None, "the teacher: any timm model name", metavar="NAME")
+    weights: Path | None = option(
+        None, "its local weights, .safetensors or .pth (default: timm downloads them)", metavar="FILE"
+    )
+    args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
+    layer: tuple[int, ...] | None = option(
+        None,
+        "timm feature index; several are concatenated (default: the last layer after the final norm)",
+        metavar="I",
+        within=ranges.LEVEL,
+    )
+    patch_size: int | None = option(
+        None, "resample the patch embedding to this size in pixels", metavar="P", within=ranges.PIXELS
+    )
+    patch_resize: str = option(
+        "pi", "how: pseudo-inverse, or as an image, as the reference does", choices=("pi", "bicubic")
+    )
+    dtype: str = option(
+        "float32", "arithmetic of the teacher; part of its fingerprint", choices=TEACHER_DTYPES
+    )
+    mean: tuple[float, float, float] | None = option(
+        None, "input mean, 0..1 (default: the model's own)", metavar=_RGB, within=ranges.MEAN
+    )
+    std: tuple[float, float, float] | None = option(
+        None, "input standard deviation (default: the model's own)", metavar=_RGB, within=ranges.DEVIATION
+    )
+
+    @classmethod
+    def of_fingerprint(cls, fingerprint: Mapping[str, Any], weights: Path | None = None) -> Self:
+        """The teacher that a cache was made with. No cache says where the file of its ``weights`` is."""
+        stored = {key: fingerprint[key] for key in _IN_FINGERPRINT if fingerprint.get(key) is not None}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        if isinstance(values.get("layer"), int):
+            values["layer"] = (values["layer"],)
+        return cls(name=fingerprint.get("model"), weights=weights, **values)
+
+
+@dataclass
+class DemoTeacherConfig(TeacherConfig):
+    """teacher: the frozen model that the student learns from"""
+
+    name: str = option("demo_teacher", "the teacher: any timm model name", metavar="NAME")
