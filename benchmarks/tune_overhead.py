@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 LRS = [2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3]
@@ -37,18 +37,17 @@ def flags(out: Path, steps: int, lrs: list[float]) -> list[str]:
 
 def alone(out: Path, steps: int, lr: float) -> NoReturn:
     """One trial without Ray, in this process; prints the seconds that a trial does not spend (checking)."""
-    sys.path.insert(0, str(ROOT / "tuning"))
     from gkd_scale import config
+    from gkd_scale.engine.runtime import free_port
+    from gkd_scale.search import checks, trial
+    from gkd_scale.search.config import SearchConfig
 
-    trial: Any = __import__("trial")
-    cfg = config.parse(
-        __import__("options").SearchConfig, flags(out, steps, LRS), prog="alone", description=""
-    )
+    cfg = config.parse(SearchConfig, flags(out, steps, LRS), prog="alone", description="")
     began = time.monotonic()
-    plan = replace(__import__("checks").check(cfg), out=out / "alone")
+    plan = replace(checks.check(cfg), out=out / "alone")
     checking = time.monotonic() - began
     trial._report = trial._here = lambda *_: {}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(trial._free_port())}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     trial.rank_main(plan, {"optim.lr": lr}, f"lr-{lr}", 0, address)
     print(json.dumps({"checking": checking}), flush=True)
     os._exit(0)

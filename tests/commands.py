@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
 import shlex
-import sys
 from pathlib import Path
 
 from gkd_scale import config
@@ -26,6 +26,7 @@ from gkd_scale.distill.students import StudentsConfig
 from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.export.config import ExportConfig
 from gkd_scale.report.config import ReportConfig
+from gkd_scale.search.config import SearchConfig
 from gkd_scale.segment.config import EvaluateConfig, PredictConfig, Stage2Config, TeacherProbeConfig
 from gkd_scale.segment.datasets.config import CheckConfig, ConvertConfig, DatasetsConfig
 from tests.conftest import ROOT
@@ -54,6 +55,7 @@ PARSED = {
     "evaluate.py": EvaluateConfig,
     "predict": PredictConfig,
     "predict.py": PredictConfig,
+    "search.py": SearchConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,
     "export": ExportConfig,
@@ -79,14 +81,13 @@ def parse(command: str) -> tuple[str, object]:
         name, rest = Path(words[at]).name, words[at + 1 :]
         script = Path(words[at])
         assert (script if script.is_absolute() else ROOT / script).is_file(), command
-    cls = search_config() if name == "search.py" else PARSED[name]
-    return name, config.parse(cls, rest, prog=name, description="")
+    return name, config.parse(PARSED[name], rest, prog=name, description="")
 
 
-def search_config() -> type:
-    """The options of the search; its scripts find each other beside themselves."""
-    if str(ROOT / "tuning") not in sys.path:
-        sys.path.insert(0, str(ROOT / "tuning"))
-    from options import SearchConfig
-
-    return SearchConfig
+def search_main(argv: list[str]) -> int:
+    """The ``main`` of ``tuning/search.py``."""
+    spec = importlib.util.spec_from_file_location("tuning_search", ROOT / "tuning/search.py")
+    assert spec is not None and spec.loader is not None
+    door = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(door)
+    return int(door.main(argv))

@@ -18,16 +18,12 @@ import gkd_scale
 from gkd_scale import config
 from gkd_scale.errors import ConfigError
 from gkd_scale.ranges import Range
-from tests.conftest import ROOT
 
 
 def config_classes() -> Iterator[type]:
-    """Every dataclass of a module named ``config`` or ``options``: whatever a flag or a YAML key fills."""
-    import sys
-
-    sys.path.insert(0, str(ROOT / "tuning"))
+    """Every dataclass of a module named ``config``: whatever a flag or a YAML key fills."""
     names = [each.name for each in pkgutil.walk_packages(gkd_scale.__path__, "gkd_scale.")]
-    for name in [name for name in names if name.endswith(".config")] + ["options"]:
+    for name in [name for name in names if name.endswith(".config")]:
         for found in vars(importlib.import_module(name)).values():
             if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == name:
                 yield found

@@ -43,7 +43,7 @@ LAUNCHERS = {
     "launchers/stage2.py": "gkd_scale.segment.config:Stage2Config",
     "launchers/evaluate.py": "gkd_scale.segment.config:EvaluateConfig",
     "launchers/predict.py": "gkd_scale.segment.config:PredictConfig",
-    "tuning/search.py": "options:SearchConfig",
+    "tuning/search.py": "gkd_scale.search.config:SearchConfig",
 }
 
 _LINK = re.compile(r"(?P<text>!?\[[^\]]*\]\()(?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
@@ -51,8 +51,8 @@ _ROLE = re.compile(r":(?:class|mod|func|data|meth|attr):<code>(?:[~.]+[\w.]*?)?(
 
 
 def on_config(config: Any) -> Any:
-    """The package and the search are found where they are."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tuning")]
+    """The package is found where it is."""
+    sys.path.insert(0, str(ROOT))
     return config
 
 

@@ -160,7 +160,7 @@ def _port(environment: Mapping[str, str], world: int) -> int:
 def free_port() -> int:
     """A TCP port that nobody listens on right now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))  # on every address: ranks on other nodes come to it
         return int(probe.getsockname()[1])
 
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TypeVar
 from gkd_scale import config, console
 from gkd_scale.cli import main
 from gkd_scale.engine.runtime import Runtime
+from tests.commands import search_main
 from tests.conftest import ROOT
 
 C = TypeVar("C")
@@ -78,11 +78,7 @@ class Bench:
 
     def tune(self, *flags: object) -> Ran:
         """``tuning/search.py FLAGS``, for what is refused before Ray starts."""
-        if str(ROOT / "tuning") not in sys.path:
-            sys.path.insert(0, str(ROOT / "tuning"))
-        import search
-
-        return self._ran(lambda: search.main([str(flag) for flag in flags]))
+        return self._ran(lambda: search_main([str(flag) for flag in flags]))
 
     def _ran(self, command: Callable[[], int]) -> Ran:
         out, err = io.StringIO(), io.StringIO()

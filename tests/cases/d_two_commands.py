@@ -193,13 +193,9 @@ SPACE = "optim.lr: choice(1e-3, 3e-3)\nglobal_batch: 4\n"
 
 def search(bench: Bench, *more: object, space: str = SPACE) -> Ran:
     """``tuning/search.py`` into ``tune``, as far as it comes before Ray."""
-    if str(ROOT / "tuning") not in sys.path:
-        sys.path.insert(0, str(ROOT / "tuning"))
-    import search as door
-
     path = bench.folder / "space.yaml"
     path.write_text(space)
     data = ["--train", f"folder:{tiny.scenes() / 'fit'}", "--val", f"folder:{tiny.scenes() / 'val'}"]
     given = ["--space", path, "--cache", tiny.cache(), *tiny.STUDENT, "--ds-config", "zero0.json", *data]
     given += ["--steps", 4, "--num-trials", 1, "--out", bench.folder / "tune", *more]
-    return bench.call(lambda: door.main([str(each) for each in given]))
+    return bench.tune(*given)

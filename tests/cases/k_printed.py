@@ -12,10 +12,12 @@ import yaml
 from gkd_scale import config
 from gkd_scale.demo.config import DemoConfig
 from gkd_scale.distill.config import Stage1Config
+from gkd_scale.search import final, summary
+from gkd_scale.search.config import SearchConfig
 from gkd_scale.segment.config import Stage2Config
 from tests.cases import tiny
 from tests.cases.case import Bench, Ran, case
-from tests.commands import PARSED, commands, parse, search_config
+from tests.commands import PARSED, commands, parse
 from tests.conftest import ROOT, cache_flags
 
 KIND = "K. Commands that are printed"
@@ -165,9 +167,7 @@ def demo(bench: Bench) -> object:
 
 @case(KIND, "the tuner's best command, in the terminal and in best.yaml")
 def best(bench: Bench) -> object:
-    cfg = search_config()(out=odd(bench) / "tune")
-    import summary
-
+    cfg = SearchConfig(out=odd(bench) / "tune")
     from gkd_scale.commands import shell
 
     cfg.out.mkdir()
@@ -180,9 +180,7 @@ def best(bench: Bench) -> object:
 
 @case(KIND, "the commands of the tuner's --final")
 def final_commands(bench: Bench) -> object:
-    cfg = search_config()(out=bench.folder / ODD / "tune")
-    import final
-
+    cfg = SearchConfig(out=bench.folder / ODD / "tune")
     from gkd_scale.commands import shell
 
     plan = SimpleNamespace(
@@ -195,7 +193,7 @@ def final_commands(bench: Bench) -> object:
     found = final.commands(cfg, plan, cfg.out / "final", {"x": "folder:a b/val"})
     cfg.out.mkdir(parents=True)
     (cfg.out / "best.yaml").write_text(config.to_yaml(Stage1Config()))
-    names = [parse(shell(*command))[0] for _, command, _ in found]
+    names = [parse(shell(*step.command))[0] for step, _ in found]
     assert names == ["stage1.py", "stage2.py", "evaluate"]
     return "ok"
 
@@ -211,7 +209,7 @@ def examples(_bench: Bench) -> object:
     found = [re.split(r"  +[a-z]", command)[0] for text in texts for command in commands(text)]
     found = [command for command in found if not command.startswith("gkd-scale COMMAND")]
     names = {parse(command)[0] for command in found}
-    assert names >= {*PARSED, "search.py"} - {"datasets"}, {*PARSED} - names
+    assert names >= {*PARSED} - {"datasets"}, {*PARSED} - names
     return "ok"
 
 

@@ -13,7 +13,7 @@ import pytest
 from gkd_scale import config
 from gkd_scale.cli import COMMANDS
 from gkd_scale.distill.config import Stage1Config
-from tests.commands import PARSED, parse, search_config
+from tests.commands import PARSED, parse
 from tests.conftest import ROOT
 from tests.docs.pages import GENERATED, PAGES, command_lines, fences, prose
 
@@ -92,7 +92,7 @@ def test_commands_and_flags_in_the_text_exist(page: Path) -> None:
 def flags() -> set[str]:
     """The long flags of all our parsers, and of the launchers."""
     if not _FLAGS:
-        for cls in (*PARSED.values(), search_config()):
+        for cls in PARSED.values():
             parser = argparse.ArgumentParser()
             config._add_arguments(parser, cls, "")
             _FLAGS.update(flag.lstrip("-") for action in parser._actions for flag in action.option_strings)

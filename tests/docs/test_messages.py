@@ -65,7 +65,7 @@ def test_a_page_about_a_package_names_what_is_in_it(page: Path) -> None:
 
 
 def test_every_package_has_a_page() -> None:
-    packages = {path.parent.name for path in (ROOT / "gkd_scale").glob("*/__init__.py")} | {"tuning"}
+    packages = {path.parent.name for path in (ROOT / "gkd_scale").glob("*/__init__.py")}
     assert packages == {path.stem.removeprefix("inside-") for path in (ROOT / "docs").glob("inside-*.md")}
 
 

@@ -31,7 +31,7 @@ KINDS = (*RANGES, "choice")
 ACCEPTED = "write a value, or uniform, loguniform, randint or lograndint(low, high), or choice(x, y, ...)"
 OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every")
 """What the search decides itself."""
-SPACES = Path(__file__).parent / "spaces"
+SPACES = Path(__file__).resolve().parents[2] / "tuning/spaces"
 
 _CALL = re.compile(r"\s*((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
 _BETWEEN = (5**0.5 - 1) / 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import environment
-from tests.tuning.test_search import SCRIPT, flags, rows, wait_for
+from tests.search.test_search import SCRIPT, flags, rows, wait_for
 
 
 @pytest.mark.slow

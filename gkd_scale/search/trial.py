@@ -27,17 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from checks import LAUNCHERS, Plan
 from ray import tune
 
 from gkd_scale import files
 from gkd_scale.config import to_dict
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.engine import runlog
+from gkd_scale.engine.runtime import free_port
 from gkd_scale.errors import DiskFullError, GkdError
+from gkd_scale.search.checks import LAUNCHERS, SearchPlan
+from gkd_scale.search.results import METRIC
 
-METRIC = "miou"
-"""The objective: mean over the selection domains of the probe's mIoU, in percent."""
 ENDED = "ended.txt"
 """In a trial's folder once it is done or stopped; Tune's own snapshot may be older than that."""
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -46,7 +46,7 @@ GRACE = 20.0
 """Seconds that rank 0 may take to notice by itself that another rank died."""
 
 
-def train(drawn: dict[str, Any], plan: Plan) -> None:
+def train(drawn: dict[str, Any], plan: SearchPlan) -> None:
     """What Tune runs: train with ``drawn`` options and report after every ``plan.every`` steps.
 
     A failure that would come again (a loss that is not finite, no memory) is reported with its cause and
@@ -86,9 +86,9 @@ def _fail(out: Path, error: BaseException) -> None:
 # ------------------------------------------------------------------------------------------ ranks
 
 
-def _train_ranks(plan: Plan, drawn: dict[str, Any], name: str) -> None:
+def _train_ranks(plan: SearchPlan, drawn: dict[str, Any], name: str) -> None:
     """Rank 0 here, the others as actors; the first failure of any of them ends all."""
-    address = {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(_free_port())}
+    address = {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(free_port())}
     group = ray.util.get_current_placement_group()
     peers, done = [], []
     for rank in range(1, plan.workers):
@@ -119,11 +119,12 @@ def _watch(done: list[Any], out: Path) -> None:
 class Peer:
     """A rank other than 0."""
 
-    def train(self, plan: Plan, drawn: dict[str, Any], name: str, rank: int, address: dict[str, str]) -> None:
-        rank_main(plan, drawn, name, rank, address)
+    def train(self, *arguments: Any) -> None:
+        """:func:`rank_main`."""
+        rank_main(*arguments)
 
 
-def rank_main(plan: Plan, drawn: dict[str, Any], name: str, rank: int, address: dict[str, str]) -> None:
+def rank_main(plan: SearchPlan, drawn: dict[str, Any], name: str, rank: int, address: dict[str, str]) -> None:
     """Stage 1 on one rank; what it says goes to ``log-RANK.txt``. Each rank sees one GPU, its own."""
     out = plan.out / "trials" / name
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(plan.workers), **address}
@@ -150,16 +151,10 @@ def _logged(path: Path) -> Iterator[None]:
             raise
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
 # ---------------------------------------------------------------------------------- probe and report
 
 
-def _prepare(job: Any, *, plan: Plan, name: str, runtime: Any) -> None:
+def _prepare(job: Any, *, plan: SearchPlan, name: str, runtime: Any) -> None:
     """Let stage 1's loop probe the student every ``plan.every`` steps, and report what was saved."""
     from gkd_scale.engine.loop import Hook
 
@@ -179,7 +174,7 @@ def _prepare(job: Any, *, plan: Plan, name: str, runtime: Any) -> None:
 class Measure:
     """The hook: gathers the student on every rank, probes it on rank 0. Labels never enter training."""
 
-    def __init__(self, plan: Plan, student: Any, runtime: Any, seconds: float) -> None:
+    def __init__(self, plan: SearchPlan, student: Any, runtime: Any, seconds: float) -> None:
         from gkd_scale.segment import probe
         from gkd_scale.segment.datasets import registry
         from gkd_scale.types import SegDataset
@@ -228,7 +223,7 @@ def last_report(out: Path) -> dict[str, Any] | None:
     return next((row for row in reversed(rows) if METRIC in row and row["step"] <= whole[-1]), None)
 
 
-def _report(plan: Plan, name: str, row: dict[str, Any]) -> None:
+def _report(plan: SearchPlan, name: str, row: dict[str, Any]) -> None:
     """Hand a row of ``metrics.jsonl`` to Tune. For population-based training a checkpoint goes along: a
     tiny folder that says where the real one is."""
     row = {**row, "report": -(-row["step"] // plan.every)}
@@ -243,7 +238,7 @@ def _report(plan: Plan, name: str, row: dict[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------- PBT
 
 
-def _fork(plan: Plan, name: str, drawn: dict[str, Any]) -> bool:
+def _fork(plan: SearchPlan, name: str, drawn: dict[str, Any]) -> bool:
     """Where Tune handed another trial's checkpoint over, go on from it, with this trial's options."""
     import json
 

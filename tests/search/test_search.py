@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import search
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -22,6 +21,7 @@ from gkd_scale.distill.config import Stage1Config
 from gkd_scale.models.students import load_student
 from gkd_scale.segment import probe
 from gkd_scale.segment.datasets import registry
+from tests.commands import search_main
 from tests.conftest import ROOT, TINY, Done, environment, run, tiny_args
 
 SCRIPT = [sys.executable, str(ROOT / "tuning/search.py")]
@@ -87,7 +87,7 @@ def test_a_mistake_is_one_error_before_ray_starts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = flags(tiny_cache, domains, tmp_path, *(each.format(domains=domains) for each in more))
-    assert search.main(given) == 2
+    assert search_main(given) == 2
     printed = capsys.readouterr().err
     assert said in printed
     assert printed.count("error:") == 1
@@ -169,7 +169,7 @@ def test_the_same_command_on_a_finished_search_trains_nothing(finished: tuple[Pa
 def test_other_settings_in_the_same_folder_are_refused(
     finished: tuple[Path, Done, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert search.main([*finished[2], "--seed", "7"]) == 2
+    assert search_main([*finished[2], "--seed", "7"]) == 2
     assert "seed: 0 then, 7 now" in capsys.readouterr().err
 
 
@@ -200,7 +200,7 @@ def test_a_student_that_cannot_be_built_is_refused_before_ray_starts(
     space: str, said: str, tiny_cache: Path, domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """50 channels are no multiple of 3 heads."""
-    assert search.main(flags(tiny_cache, domains, tmp_path, space=f"{space}\nglobal_batch: 4\n")) == 2
+    assert search_main(flags(tiny_cache, domains, tmp_path, space=f"{space}\nglobal_batch: 4\n")) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

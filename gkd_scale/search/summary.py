@@ -10,21 +10,19 @@ import time
 import warnings
 from typing import Any
 
-import plots
-import results
-from checks import LAUNCHERS, Plan
-from options import SearchConfig
-from results import Trial
-from table import table
-
 from gkd_scale import commands, config, console, files
 from gkd_scale.errors import RunError
+from gkd_scale.search import plots, results
+from gkd_scale.search.checks import LAUNCHERS, SearchPlan
+from gkd_scale.search.config import SearchConfig
+from gkd_scale.search.results import Trial
+from gkd_scale.search.table import table
 
 BEST = "best.yaml"
 PAGE = "summary.html"
 
 
-def conclude(cfg: SearchConfig, plan: Plan) -> None:
+def conclude(cfg: SearchConfig, plan: SearchPlan) -> None:
     """Write and print the summary; RunError where no trial has a result."""
     trials = results.Results(cfg.out).trials()
     best = results.best(trials, cfg.steps)
@@ -56,7 +54,7 @@ def _command(cfg: SearchConfig) -> list[object]:
     return ["deepspeed", commands.script(LAUNCHERS, "stage1.py"), "--config", cfg.out / BEST]
 
 
-def best_yaml(best: Trial, plan: Plan, cfg: SearchConfig) -> str:
+def best_yaml(best: Trial, plan: SearchPlan, cfg: SearchConfig) -> str:
     """The best trial's configuration, readable by stage 1's ``--config``."""
     chosen = plan.stage1(best.config, cfg.out / "best")
     chosen.save_every = max(1, min(500, chosen.steps or 500))
@@ -86,7 +84,7 @@ def _numbers(
     }
 
 
-def importance(trials: list[Trial], plan: Plan) -> dict[str, float]:
+def importance(trials: list[Trial], plan: SearchPlan) -> dict[str, float]:
     """The share of each searched option in what separates good trials from others, by PED-ANOVA.
 
     Trials are compared at the last step that all of them reached: a later mIoU of those that went on would
@@ -100,7 +98,7 @@ def importance(trials: list[Trial], plan: Plan) -> dict[str, float]:
     return _ped_anova([(drawn, value) for drawn, value in at if value is not None], plan)
 
 
-def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: Plan) -> dict[str, float]:
+def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: SearchPlan) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import optuna

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from results import DONE, FAILED, STOPPED, Results, best
+
+from gkd_scale.search.results import DONE, FAILED, STOPPED, Results, best
 
 
 def filled(out: Path) -> Results:

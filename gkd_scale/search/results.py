@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trial import METRIC
-
 from gkd_scale import files
 from gkd_scale.errors import DamageError
 
+METRIC = "miou"
+"""The objective: mean over the selection domains of the probe's mIoU, in percent."""
 FILE = "trials.parquet"
 RUNNING, DONE, STOPPED, FAILED, WAITING = "running", "done", "stopped early", "failed", "waiting"
 _LEFT_OUT = (

@@ -6,12 +6,11 @@ import html
 import math
 from typing import Any
 
-from results import Trial
-from space import Dimension, Space
-from table import written
-
 from gkd_scale.report import charts
 from gkd_scale.report import page as pages
+from gkd_scale.search.results import Trial
+from gkd_scale.search.space import Dimension, Space
+from gkd_scale.search.table import written
 
 WIDTH, HEIGHT, LEFT, TOP = 960, 320, 60, 30
 

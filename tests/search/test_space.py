@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import space as spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from space import Dimension
 
 from gkd_scale.errors import ConfigError
+from gkd_scale.search import space as spaces
+from gkd_scale.search.space import Dimension
 
 BASE: dict[str, Any] = {"steps": 10}
 

@@ -18,6 +18,13 @@ DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
 DEFAULT_VAL = "embedded:runs/demo-data/source/val"
 
 
+VOLATILE = (
+    *("out", "resume", "final", "final_steps", "head", "head_steps", "test"),
+    *("dashboard", "address", "cpus", "max_concurrent", "mirror", "mirror_gb"),
+)
+"""Options that may change when a search goes on."""
+
+
 @dataclass
 class SearchConfig:
     """Search for the stage-1 options that make the best student."""

@@ -1,7 +1,7 @@
 """What can be refused is refused here, before Ray starts: one clear error instead of failed trials.
 
-:func:`check` turns the options into a :class:`Plan`, which is all that trials need: absolute paths and plain
-values, so that it means the same on every node.
+:func:`check` turns the options into a :class:`SearchPlan`, which is all that trials need: absolute paths and
+plain values, so that it means the same on every node.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import space as spaces
 import torch
-from options import SearchConfig
 
 from gkd_scale.cache.cluster import refuse_silent
 from gkd_scale.cache.location import is_url
@@ -26,15 +24,17 @@ from gkd_scale.engine import ds_config
 from gkd_scale.errors import ConfigError, ModelError
 from gkd_scale.models import backbone
 from gkd_scale.models import spec as models
+from gkd_scale.search import space as spaces
+from gkd_scale.search.config import SearchConfig
 from gkd_scale.segment.datasets import registry
 
-LAUNCHERS = Path(__file__).resolve().parents[1] / "launchers"
+LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 TEST_PREFIX = "unseen_"
 """Folders with this name are for testing only, in the embedded data and by convention."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """A checked search. ``base`` are stage-1 options of every trial; ``cpu`` and ``gpu`` are a rank's.
 
     ``train`` and ``val`` are ADAPTER:PATH by name; ``default`` is stage 1's own setting inside the space.
@@ -67,7 +67,7 @@ class Plan:
         return cfg
 
 
-def check(cfg: SearchConfig) -> Plan:
+def check(cfg: SearchConfig) -> SearchPlan:
     """The plan of a search; raises ConfigError, CacheError, DataError or ModelError."""
     if cfg.address is not None:
         refuse_silent(cfg.address, "--address")
@@ -78,7 +78,7 @@ def check(cfg: SearchConfig) -> Plan:
     cpu, gpu = _resources(cfg)
     _provide(cfg)
     caches = tuple(_absolute(each) for each in cfg.cache)
-    plan = Plan(
+    plan = SearchPlan(
         space=space,
         base=base,
         default=spaces.defaults(space, base, stage1.default_lr),
@@ -209,7 +209,7 @@ def _same(one: str, two: str) -> bool:
     return first.path.is_relative_to(second.path) or second.path.is_relative_to(first.path)
 
 
-def _check_datasets(plan: Plan) -> None:
+def _check_datasets(plan: SearchPlan) -> None:
     """All domains can be opened, have one class list and labels that can be what they seem."""
     first = next(iter(plan.train.values()))
     classes = registry.open_dataset(first).classes
@@ -231,7 +231,7 @@ def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches:
     return open_caches(caches, home=cfg.mirror.expanduser(), limit=round(cfg.mirror_gb * 1e9))
 
 
-def _check_student(plan: Plan) -> None:
+def _check_student(plan: SearchPlan) -> None:
     """The student's name is timm's or ours, and timm can build what the space can draw for it."""
     for drawn in [{}, *_drawn_of(plan.space, "student")]:
         for cfg in plan.stage1(drawn, plan.out).each():

@@ -1,16 +1,10 @@
-"""``tuning/`` is no package: its scripts find each other beside themselves, and so do these tests."""
-
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.segment.support import Blocks, write_folder
-
-sys.path.insert(0, str(ROOT / "tuning"))
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from live import Board
-from results import DONE, FAILED, RUNNING, STOPPED, Trial
 from rich.console import Console, RenderableType
-from table import table
+
+from gkd_scale.search.live import Board
+from gkd_scale.search.results import DONE, FAILED, RUNNING, STOPPED, Trial
+from gkd_scale.search.table import table
 
 
 def trial(number: int, status: str, *curve: tuple[int, float]) -> Trial:

@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-import results
 from ray import tune
 from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from table import STYLES, table, written
-from trial import ENDED
 
 from gkd_scale import console, files
+from gkd_scale.search import results
+from gkd_scale.search.table import STYLES, table, written
+from gkd_scale.search.trial import ENDED
 
 WRITE_EVERY = 1.0
 """Seconds between rewritings of the table, on disk and on the terminal."""
@@ -30,7 +30,7 @@ CAUSES = 3
 """Most failures below it: the newest."""
 
 
-class Board(tune.Callback):  # type: ignore[misc]
+class Board(tune.Callback):
     """Follows all trials. Tune pickles callbacks with its state; this one starts anew from the table."""
 
     current: ClassVar[Board | None] = None

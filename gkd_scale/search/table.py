@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import results
-from results import Trial
 from rich.table import Table
+
+from gkd_scale.search import results
+from gkd_scale.search.results import Trial
 
 STYLES = {
     results.RUNNING: "cyan",

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, HyperBandScheduler
-from results import Results
+
+from gkd_scale.search.results import Results
 
 
-class Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
+class Asha(AsyncHyperBandScheduler):
     """Asynchronous successive halving over ``step``; trials end by themselves after ``steps``."""
 
     def __init__(self, out: Path, steps: int, grace: int, reduction: int) -> None:
@@ -33,7 +34,7 @@ class Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
             self._trial_info[trial.trial_id].on_result(trial, step, self._metric_op * score)
 
 
-class HyperBand(HyperBandScheduler):  # type: ignore[misc]
+class HyperBand(HyperBandScheduler):
     """Brackets counted in ``reports``, so that few trials fill them; the last rung ends by itself."""
 
     def __init__(self, reports: int, reduction: int) -> None:
