@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from gkd_scale import config, console
 from gkd_scale.config import option
 from gkd_scale.distill.config import LossConfig, QsdConfig
-from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.engine.schedule import cosine
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.config import TeacherConfig
@@ -78,7 +78,8 @@ def train(
     for step in range(cfg.steps):
         optimizer.param_groups[0]["lr"] = cosine(step, base=cfg.lr, steps=cfg.steps, warmup=cfg.steps // 10)
         rows = generator("levers", cfg.seed, step).choice(len(seen), cfg.batch, replace=False)
-        loss = module(batch_of(pixels, features, seen[torch.from_numpy(rows)]))["loss"]
+        batch = batch_of(pixels, features, seen[torch.from_numpy(rows)])
+        loss = module(module.draws.add(batch))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

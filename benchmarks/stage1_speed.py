@@ -42,8 +42,8 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
-from gkd_scale.distill.distiller import Distiller
 from gkd_scale.distill.losses.mse import mse
+from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.engine import ds_config
 from gkd_scale.engine.loop import Job, Training
@@ -212,7 +212,9 @@ def two_passes(distiller: Distiller, batch: Batch, head: Callable[..., Tensor]) 
     target = Features(*(tensor.float() for tensor in batch.teacher))
     mask = torch.zeros(len(batch.sids), student.mask_tokens, dtype=torch.bool)
     for row in masked_positions(batch.positions, 0.5):
-        mask[row] = random_mask(batch.sids[row], batch.epochs[row], distiller.seed, student.mask_tokens, 0.5)
+        mask[row] = random_mask(
+            batch.sids[row], batch.epochs[row], distiller.draws.seed, student.mask_tokens, 0.5
+        )
     plain, masked = distiller.features(batch.pixels), distiller.features(batch.pixels, mask)
     wanted_cls = target.cls[:, None]
     soft_cls = head(distiller.head_cls, plain.cls[:, None], wanted_cls)
@@ -248,7 +250,7 @@ def masked(bench: Bench) -> dict[str, Any]:
     teacher = bench.teacher("vit_small_patch16_224")
     source = bench.cached(teacher, "vit_small_patch16_224")
     distiller = Distiller(load_student(STUDENT, (224, 224), source.grid), source.teacher_dim, source.grid)
-    batches = cycle(list(source.batches(0, 2)))
+    batches = cycle(list(source.batches(0, 2, distiller.draws)))
     apart: list[float] = []
 
     def shared() -> None:
@@ -259,7 +261,7 @@ def masked(bench: Bench) -> dict[str, Any]:
         distiller.zero_grad()
         two_passes(distiller, next(batches), lambda head, *tokens: head(*tokens)).backward()
 
-    for batch in source.batches(0, 2):
+    for batch in source.batches(0, 2, distiller.draws):
         with torch.no_grad():
             one = float(distiller(batch)["loss"])
             two = float(two_passes(distiller, batch, lambda head, *tokens: head(*tokens)))

@@ -6,7 +6,7 @@ C channels (Cs student, Ct teacher), H and W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -39,13 +39,31 @@ class Features(NamedTuple):
     patches: Tensor
 
 
+class Drawn(NamedTuple):
+    """The random numbers of a micro batch of stage 1.
+
+    ``masked`` (R,) int64: the rows of the images that are masked. ``masks``: their masks (R, N) bool over N
+    patches, True where masked, by N. ``jitter`` (B, 3) float32: factors of brightness, contrast and
+    saturation for the student's pixels; (B, 0) without jitter.
+    """
+
+    masked: Tensor
+    masks: dict[int, Tensor]
+    jitter: Tensor
+
+
+Draw = Callable[[Sequence[str], Sequence[int], Sequence[int]], Drawn]
+"""Names, epochs and places in the global batch of B samples to what is drawn for them; a pure function."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro batch of stage 1.
 
     ``pixels`` (B, 3, H, W) uint8; ``teacher`` features as stored (fp16);
     ``sids`` names of the samples; ``epochs`` (B,) the epoch each sample belongs to;
-    ``positions`` (B,) int64, the place of each sample in the global batch, whatever the world size.
+    ``positions`` (B,) int64, the place of each sample in the global batch, whatever the world size;
+    ``drawn``: masks and jitter factors, None unless the batches were asked for with a ``draw``.
     """
 
     pixels: Tensor
@@ -53,22 +71,23 @@ class Batch:
     sids: tuple[str, ...]
     epochs: tuple[int, ...]
     positions: tuple[int, ...]
+    drawn: Drawn | None = None
 
 
 class BatchSource(Protocol):
     """The seam of stage 1: a cached and a live teacher look the same to the loop.
 
-    ``batches(start, stop)`` yields this rank's micro batches for the optimizer steps
-    [start, stop), ``accumulation`` of them a step. It is a pure function of its arguments and of
-    the seed: to resume is to start at another step. ``spread(most)`` yields features of at most ``most``
-    samples, evenly spread over samples and views: the same on every rank.
+    ``batches(start, stop, draw)`` yields this rank's micro batches for the optimizer steps [start, stop),
+    ``accumulation`` of them a step, each with what ``draw`` draws for it. It is a pure function of its
+    arguments and of the seed: to resume is to start at another step. ``spread(most)`` yields features of at
+    most ``most`` samples, evenly spread over samples and views: the same on every rank.
     """
 
     grid: Grid
     image_size: Size
     teacher_dim: int
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]: ...
+    def batches(self, start: int, stop: int, draw: Draw | None = None) -> Iterator[Batch]: ...
 
     def spread(self, most: int) -> Iterator[Features]: ...
 

@@ -17,7 +17,7 @@ from gkd_scale.cache.codecs.arithmetic import to_fp16
 from gkd_scale.cache.codecs.registry import get_codec
 from gkd_scale.cache.config import ViewConfig
 from gkd_scale.cache.effort import Effort
-from gkd_scale.cache.loader import Schedule, Slot, make_batch, spread_slots
+from gkd_scale.cache.loader import Facts, Schedule, Slot, facts, spread_slots
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
 from gkd_scale.cache.teacher import run_teacher
@@ -25,7 +25,7 @@ from gkd_scale.cache.views import decode, make_view, open_from
 from gkd_scale.errors import DataError
 from gkd_scale.images import Opened, UnreadableImage, open_image
 from gkd_scale.prefetch import prefetch
-from gkd_scale.types import Batch, Features, Teacher, UInt8Array
+from gkd_scale.types import Batch, Draw, Features, Teacher, UInt8Array
 
 
 class LiveSource:
@@ -83,22 +83,23 @@ class LiveSource:
             world=world,
         )
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int, draw: Draw | None = None) -> Iterator[Batch]:
         """This rank's micro batches of steps [start, stop); the teacher runs in the calling thread."""
-        ahead = prefetch(
-            self._pixels, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
-        )
-        for slots, pixels in ahead:
+
+        def read(slots: list[Slot]) -> tuple[UInt8Array, Facts]:
+            sids = [self._entries[slot.sample].sid for slot in slots]
+            return self._pixels(slots), facts(sids, slots, draw)
+
+        ahead = self._schedule.micro_batches(start, stop)
+        for pixels, about in prefetch(read, ahead, self._workers, depth=self._workers + 1):
             with self.effort.spent("teacher"):
                 features = self._as_stored(run_teacher(self._teacher, pixels))
-            yield make_batch(
-                torch.from_numpy(pixels), features, [self._entries[slot.sample].sid for slot in slots], slots
-            )
+            yield Batch(torch.from_numpy(pixels), features, *about)
 
     def spread(self, most: int) -> Iterator[Features]:
         """Features of at most ``most`` images, evenly spread over all views, or over the first."""
         for slots in spread_slots(self.num_samples, self._views or 1, most):
-            yield self._as_stored(run_teacher(self._teacher, self._pixels(slots)[1]))
+            yield self._as_stored(run_teacher(self._teacher, self._pixels(slots)))
 
     def images_hash(self) -> str:
         """SHA-256 over the names and sizes of the images."""
@@ -117,10 +118,10 @@ class LiveSource:
             return str(error)
         return None
 
-    def _pixels(self, slots: list[Slot]) -> tuple[list[Slot], UInt8Array]:
+    def _pixels(self, slots: list[Slot]) -> UInt8Array:
         """Pixels (B, 3, H, W) of one micro batch. Runs on the reading threads."""
         with self.effort.reading():
-            return slots, np.stack([self._one(slot) for slot in slots])
+            return np.stack([self._one(slot) for slot in slots])
 
     def _one(self, slot: Slot) -> UInt8Array:
         entry = self._entries[slot.sample]

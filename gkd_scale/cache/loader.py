@@ -9,6 +9,7 @@ the same global batch for every world size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.order import check_batches, positions
 from gkd_scale.prefetch import prefetch
-from gkd_scale.types import Batch, Features
+from gkd_scale.types import Batch, Draw, Drawn, Features
 
 
 class Slot(NamedTuple):
@@ -93,25 +94,24 @@ class CachedSource:
             world=world,
         )
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int, draw: Draw | None = None) -> Iterator[Batch]:
         """This rank's micro batches of optimizer steps [start, stop); DamageError for damaged samples."""
-        return prefetch(
-            self.load, self._schedule.micro_batches(start, stop), self._workers, depth=self._workers + 1
-        )
+        slots = self._schedule.micro_batches(start, stop)
+        return prefetch(partial(self.load, draw=draw), slots, self._workers, depth=self._workers + 1)
 
     def spread(self, most: int) -> Iterator[Features]:
         """Features of at most ``most`` samples, evenly spread over all views; DamageError as ``batches``."""
         for slots in spread_slots(self.num_samples, self._views, most):
             yield self.read(slots)[0]
 
-    def load(self, slots: list[Slot]) -> Batch:
-        """Read, check and decode the micro batch of ``slots``. Runs on the reading threads."""
+    def load(self, slots: list[Slot], draw: Draw | None = None) -> Batch:
+        """Read, check and decode the micro batch of ``slots``, and ``draw`` for it, on a reading thread."""
         features, stored = self.read(slots)
         pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
         with self.effort.spent("decode"):
             for row, sample in enumerate(stored):
                 pixels[row] = torch.from_numpy(decode(sample.jpeg))
-        return make_batch(pixels, features, [sample.sid for sample in stored], slots)
+        return Batch(pixels, features, *facts([sample.sid for sample in stored], slots, draw))
 
     def read(self, slots: list[Slot]) -> tuple[Features, list[Stored]]:
         """Teacher features of the micro batch of ``slots``, checked; beside them names and JPEG bytes."""
@@ -160,12 +160,11 @@ def spread_slots(samples: int, views: int, most: int) -> Iterator[list[Slot]]:
         yield [Slot(0, view, sample) for view, sample in places[start : start + SPREAD_BATCH]]
 
 
-def make_batch(pixels: Tensor, teacher: Features, sids: list[str], slots: list[Slot]) -> Batch:
-    """A :class:`Batch` of what was read for ``slots``."""
-    return Batch(
-        pixels,
-        teacher,
-        tuple(sids),
-        tuple(slot.epoch for slot in slots),
-        tuple(slot.position for slot in slots),
-    )
+Facts = tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...], Drawn | None]
+
+
+def facts(sids: list[str], slots: list[Slot], draw: Draw | None) -> Facts:
+    """The fields of a :class:`Batch` beside pixels and features: names, epochs, positions, what is drawn."""
+    epochs, positions = (tuple(slot.epoch for slot in slots), tuple(slot.position for slot in slots))
+    drawn = draw(sids, epochs, positions) if draw is not None else None
+    return tuple(sids), epochs, positions, drawn

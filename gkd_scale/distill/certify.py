@@ -25,7 +25,7 @@ from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache, refuse_unlike
 from gkd_scale.cache.shard import npy_bytes
 from gkd_scale.distill.config import CertifyConfig, published
-from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.errors import CacheError, ConfigError
 from gkd_scale.models.students import load_student
 from gkd_scale.moments import Moments
@@ -145,7 +145,7 @@ def _train(
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=cfg.lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.steps)
     for batch in islice(batches, cfg.steps):
-        loss = distiller(swap(batch))["loss"]
+        loss = distiller(distiller.draws.add(swap(batch)))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -161,9 +161,8 @@ def _measure(plain: Distiller, other: Distiller, swap: Swap, batches: Sequence[B
     mean = torch.cat([batch.teacher.patches.float().flatten(0, 1) for batch in batches]).mean(0)
     for batch in batches:
         changed = swap(batch)
-        of_batch = [
-            float(model(b)["loss"]) for model, b in ((plain, batch), (plain, changed), (other, batch))
-        ]
+        pairs = ((plain, batch), (plain, changed), (other, batch))
+        of_batch = [float(model(model.draws.add(b))["loss"]) for model, b in pairs]
         losses.append(np.array(of_batch) * len(batch.sids))
         kls.append(_attention_kl(plain, batch, changed))
         target = batch.teacher.patches.float()

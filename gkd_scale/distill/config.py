@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gkd_scale import config, ranges
 from gkd_scale.cache.config import TEACHER_NORMS
 from gkd_scale.config import option, section
+from gkd_scale.distill.losses import DISTANCES
+from gkd_scale.distill.objectives.registry import OBJECTIVES
 from gkd_scale.engine import loggers
 from gkd_scale.errors import ConfigError
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
+
+
+def _term(path: str, help: str, *, projected: bool) -> Any:
+    """The weight of a term of the loss, which is the row of the function at ``module:function``.
+
+    The function takes patches (B, N, C) of student and teacher; ``projected``: the student's projected ones.
+    """
+    weight = option(0.0, f"weight of {help}", within=ranges.WEIGHT)
+    return field(default=0.0, metadata={**weight.metadata, "term": path, "projected": projected})
 
 
 @dataclass
@@ -22,19 +33,23 @@ class LossConfig:
     mask_weight: float = option(0.0, "weight of L_mask; 0 leaves the masked pass out", within=ranges.WEIGHT)
     cls_weight: float = option(0.1, "weight of L_cls", within=ranges.WEIGHT)
     distance: str = option(
-        "mse",
+        next(iter(DISTANCES)),
         "how projected tokens are compared: squared error, or half cosine and half smooth-L1",
-        choices=("mse", "cosine"),
+        choices=DISTANCES,
     )
     ladder_weight: float = option(
         1.0,
         "weight of L_ladder: the levels before the last that stage 2 reads, projected to the same target",
         within=ranges.WEIGHT,
     )
-    relation_weight: float = option(
-        0.0, "weight of the squared error of the patches' Gram matrices (DINOv3)", within=ranges.WEIGHT
+    relation_weight: float = _term(
+        "gkd_scale.distill.losses.relations:relations",
+        "the squared error of the patches' Gram matrices (DINOv3)",
+        projected=False,
     )
-    contrast_weight: float = option(0.0, "weight of InfoNCE over an image's patches", within=ranges.WEIGHT)
+    contrast_weight: float = _term(
+        "gkd_scale.distill.losses.contrast:contrast", "InfoNCE over an image's patches", projected=True
+    )
 
 
 @dataclass
@@ -134,8 +149,6 @@ class StudentConfig:
     drop_path: float | None = option(None, "stochastic depth", within=ranges.DROP_PATH)
 
 
-_WEIGHTS = tuple(field.name for field in fields(LossConfig) if field.name.endswith("_weight"))
-
 LIVE = "live"
 """The name of a teacher that is run, not read."""
 
@@ -177,7 +190,9 @@ class Stage1Config:
         within=ranges.POWER,
     )
     objective: str = option(
-        "qsd", "what is minimised: qsd, or g2sd, the generic stage of G2SD", choices=("qsd", "g2sd")
+        next(iter(OBJECTIVES)),
+        "what is minimised: " + "; ".join(f"{name}, {row.title}" for name, row in OBJECTIVES.items()),
+        choices=OBJECTIVES,
     )
     student: list[str | dict[str, Any]] = option(
         ["demo_student"],
@@ -244,10 +259,7 @@ class Stage1Config:
             raise ConfigError("--live is given without --teacher live", "give both, or a cache alone")
         if self.teacher == LIVE and self.cache:
             raise ConfigError("both --teacher live and --cache are given", "give one of them")
-        if self.objective == "qsd" and not any(vars(self.loss)[name] for name in _WEIGHTS):
-            raise ConfigError(
-                f"every weight of the loss is 0: {', '.join(_WEIGHTS)}", "nothing would be learned"
-            )
+        OBJECTIVES[self.objective].check(self)
         self.each()
 
     def loggers(self) -> list[str]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from gkd_scale import files
+from gkd_scale.distill.objectives.base import Objective
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.models import backbone
 from gkd_scale.models import conditioning as conditionings
@@ -23,17 +24,10 @@ from gkd_scale.models.conditioning import Affine, Conditioning
 from gkd_scale.models.weights import StateDict, read_state_dict
 
 HEADS_FILE = "heads.safetensors"
-_NET = "student.net."
-
-
-def split(state: StateDict) -> tuple[StateDict, StateDict]:
-    """A distiller's state dict as that of the bare backbone and that of everything else."""
-    net = {name[len(_NET) :]: value for name, value in state.items() if name.startswith(_NET)}
-    return net, {name: value for name, value in state.items() if not name.startswith(_NET)}
 
 
 def save(folder: Path, state: dict[str, Tensor]) -> None:
-    """Write the second half of :func:`split` to ``folder``."""
+    """Write what an objective trains beside the backbone to ``folder``."""
     from safetensors.torch import save as serialise
 
     tensors = {name: value.detach().cpu().float().contiguous().clone() for name, value in state.items()}
@@ -41,11 +35,11 @@ def save(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def resume(
-    distiller: nn.Module, run: str | Path | None, teacher: str, conditioning: Conditioning | None = None
+    objective: Objective, run: str | Path | None, teacher: str, conditioning: Conditioning | None = None
 ) -> bool:
-    """Load the heads of ``run`` into ``distiller``; whether there were any that fit.
+    """Load the heads of ``run`` into ``objective``; whether there were any that fit.
 
-    They fit where ``run`` is the folder of a run with the same ``teacher`` and every tensor has its
+    They fit if ``run`` is the folder of a run with the same ``teacher`` and every tensor has its
     counterpart; heads of an MSE phase give φ the values of ψ. Heads that were trained in another conditioning
     of the teacher's tokens are expressed in ``conditioning``, exactly (:func:`rebase`). Otherwise a phase
     starts with its own.
@@ -54,7 +48,7 @@ def resume(
         return False
     card = yaml.safe_load((Path(run) / backbone.CARD_FILE).read_text())
     found = read_state_dict(Path(run) / HEADS_FILE)
-    _, own = split(distiller.state_dict())
+    _, own = objective.exported(objective.state_dict())
     shapes = {name: tuple(value.shape) for name, value in own.items()}
     fits = all(shapes.get(name) == tuple(value.shape) for name, value in found.items())
     missing = own.keys() - found.keys()
@@ -65,7 +59,7 @@ def resume(
         return False
     for name in missing:
         found[name] = found[name.replace(".proj_q.", ".proj_v.")]
-    distiller.load_state_dict(found, strict=False)
+    objective.load_state_dict(found, strict=False)
     return True
 
 

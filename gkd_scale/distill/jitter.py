@@ -17,18 +17,24 @@ from gkd_scale.randomness import generator
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def jitter(pixels: Tensor, sids: Sequence[str], epochs: Sequence[int], strength: float, seed: int) -> Tensor:
-    """``pixels`` (B, 3, H, W) 0..255 to float32 of the same range, each image by factors of its own.
+def jitter_factors(sids: Sequence[str], epochs: Sequence[int], strength: float, seed: int) -> Tensor:
+    """(B, 3) float32: each image's factors of brightness, contrast and saturation.
 
-    Brightness scales the pixels, contrast their distance from the image's mean grey, saturation their
-    distance from their own grey; each factor is uniform in [1 - strength, 1 + strength], a pure function of
-    (seed, epoch, sid).
+    Each is uniform in [1 - strength, 1 + strength], a pure function of (seed, epoch, sid).
     """
     drawn = [
         generator("student.jitter", seed, epoch, sid).uniform(1 - strength, 1 + strength, 3)
         for sid, epoch in zip(sids, epochs, strict=True)
     ]
-    factors = torch.from_numpy(np.stack(drawn)).to(pixels.device, torch.float32)
+    return torch.from_numpy(np.stack(drawn)).float()
+
+
+def jitter(pixels: Tensor, factors: Tensor) -> Tensor:
+    """``pixels`` (B, 3, H, W) 0..255 to float32 of the same range, changed by ``factors`` (B, 3).
+
+    Brightness scales the pixels, contrast their distance from the image's mean grey, saturation their
+    distance from their own grey.
+    """
     brightness, contrast, saturation = (factors[:, i].view(-1, 1, 1, 1) for i in range(3))
     out = (pixels.float() * brightness).clamp(0, 255)
     luma = torch.tensor(_LUMA, device=pixels.device).view(1, 3, 1, 1)

@@ -22,9 +22,10 @@ from gkd_scale.cache.ledger import FOLDER as LEDGER
 from gkd_scale.cache.ledger import recorded
 from gkd_scale.distill import heads
 from gkd_scale.distill.config import Stage1Config
-from gkd_scale.distill.distiller import Distiller
-from gkd_scale.distill.g2sd import Generic
-from gkd_scale.distill.teaching import Teaching, open_teaching
+from gkd_scale.distill.draws import Draws, together
+from gkd_scale.distill.objectives.base import Objective
+from gkd_scale.distill.objectives.registry import build_objective
+from gkd_scale.distill.teacher_source import TeacherSource, open_source
 from gkd_scale.engine import ds_config, loggers, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Job, TrainingPlan, fit
@@ -50,8 +51,8 @@ def train(
 ) -> None:
     """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs.
 
-    ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Distiller (or G2SD's
-    Generic), not yet sharded.
+    ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Objective, not yet
+    sharded.
     """
     runtime.on_main(lambda: loggers.require(cfg.loggers()))
     plan = ds_config.resolve(
@@ -65,15 +66,15 @@ def train(
     alone = cfg.each()
     # The ledger is of the whole pass, and lies in OUT itself.
     with run.claimed(runtime, [each.out for each in alone] + [cfg.out] * cfg.ledger):
-        teaching = open_teaching(cfg, runtime, plan)
-        steps = _steps(cfg, teaching, plan)
-        made = [_job(each, runtime, plan, teaching, steps) for each in alone]
+        teacher = open_source(cfg, runtime, plan)
+        steps = _steps(cfg, teacher, plan)
+        made = [_job(each, runtime, plan, teacher, steps) for each in alone]
         begun = [(each, found) for each, found in zip(alone, made, strict=True) if found is not None]
         for each, (job, conditioning) in begun:
-            runtime.on_main(partial(_begin, each, job, teaching, conditioning))
+            runtime.on_main(partial(_begin, each, job, teacher, conditioning))
         jobs = [job for _, (job, _) in begun]
         if jobs:
-            _train(cfg, jobs, runtime, plan, teaching, steps, prepare, bundled)
+            _train(cfg, jobs, runtime, plan, teacher, steps, prepare, bundled)
 
 
 def _train(
@@ -81,32 +82,33 @@ def _train(
     jobs: list[Job],
     runtime: Runtime,
     plan: DeepSpeedPlan,
-    teaching: Teaching,
+    teacher: TeacherSource,
     steps: int,
     prepare: Callable[[Job], None],
     bundled: Path,
 ) -> None:
     began = time.monotonic()
     if runtime.main:
-        _introduce(cfg, plan, teaching, jobs, steps)
+        _introduce(cfg, plan, teacher, jobs, steps)
     for job in jobs:
         prepare(job)
+    draws = together(_objective(job).draws for job in jobs)
     training = TrainingPlan(
-        batches=_batches(cfg, runtime, plan, teaching),
+        batches=_batches(cfg, runtime, plan, teacher, draws),
         steps=steps,
         seed=cfg.seed,
         save_every=cfg.save_every,
         keep=cfg.keep,
         keep_every=cfg.keep_every,
-        why_wait=teaching.why_wait,
+        why_wait=teacher.why_wait,
         log=cfg.loggers(),
     )
     for job, trained in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
         state = trained.state()
-        runtime.on_main(partial(_finish, job, state, teaching, steps, began))
-    _tell_skipped(teaching, runtime)
+        runtime.on_main(partial(_finish, job, state, teacher, steps, began))
+    _tell_skipped(teacher, runtime)
     if runtime.main:
-        _conclude(cfg, jobs, teaching, time.monotonic() - began, bundled)
+        _conclude(cfg, jobs, teacher, time.monotonic() - began, bundled)
 
 
 def default_lr(cfg: Stage1Config, global_batch: int) -> float:
@@ -118,19 +120,19 @@ def default_lr(cfg: Stage1Config, global_batch: int) -> float:
     return max(5e-4 * global_batch / 512, 2.5e-4 if cfg.student_weights else 1e-3)
 
 
-def _steps(cfg: Stage1Config, teaching: Teaching, plan: DeepSpeedPlan) -> int:
+def _steps(cfg: Stage1Config, teacher: TeacherSource, plan: DeepSpeedPlan) -> int:
     if cfg.epochs is not None:
-        return max(1, round(cfg.epochs * teaching.images / plan.global_batch))
+        return max(1, round(cfg.epochs * teacher.images / plan.global_batch))
     return cfg.steps or DEFAULT_STEPS
 
 
 def _batches(
-    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teaching: Teaching
+    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teacher: TeacherSource, draws: Draws
 ) -> Callable[[int, int], Iterator[Batch]]:
-    """The source's batches; with ``--ledger``, written down as they pass."""
+    """The source's batches with what is drawn for them; ``--ledger`` writes down which samples pass."""
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
-        found = teaching.source.batches(start, stop)
+        found = teacher.source.batches(start, stop, draws)
         if not cfg.ledger:
             return found
         return recorded(found, cfg.out / LEDGER, runtime.rank, start, plan.accumulation)
@@ -139,41 +141,47 @@ def _batches(
 
 
 def _job(
-    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teaching: Teaching, steps: int
+    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teacher: TeacherSource, steps: int
 ) -> tuple[Job, Conditioning] | None:
-    """The training of the one student of ``cfg``, and its conditioning; None where its run is already done.
+    """The training of the one student of ``cfg``, and its conditioning; None if its run is already done.
 
     Writes nothing.
     """
     done = runtime.on_main(lambda: run.is_done(cfg.out, KIND))
-    conditioning = runtime.on_main(lambda: _conditioning(cfg, teaching))
-    distiller = _distiller(cfg, teaching, conditioning)
-    net = distiller.student.net
-    continued = heads.resume(distiller, cfg.student_weights, teaching.teacher["model"], conditioning)
+    conditioning = runtime.on_main(lambda: _conditioning(cfg, teacher))
+    objective = _build(cfg, teacher, conditioning)
+    continued = heads.resume(objective, cfg.student_weights, teacher.fingerprint["model"], conditioning)
     identity = run.identity(
         cfg,
-        initial_weights=weights.fingerprint(distiller if continued else net),
-        **teaching.identity,
+        initial_weights=weights.fingerprint(objective if continued else objective.student.net),
+        **teacher.identity,
         conditioning=conditioning.digest(),
         steps=steps,
         global_batch=plan.global_batch,
     )
     if done:
         run.require_same(cfg.out, identity)
-        if runtime.main:
-            console.out.print(
-                f"{cfg.out} is already complete: {cfg.out / backbone.WEIGHTS_FILE}", markup=False
-            )
-        return None
-    if continued and runtime.main:
-        console.out.print(f"{cfg.out}: the QSD heads go on from {cfg.student_weights}", markup=False)
-    optim = cfg.optim
-    base = optim.lr if optim.lr is not None else default_lr(cfg, plan.global_batch)
+    if runtime.main and (done or continued):
+        console.out.print(
+            f"{cfg.out} is already complete: {cfg.out / backbone.WEIGHTS_FILE}"
+            if done
+            else f"{cfg.out}: the QSD heads go on from {cfg.student_weights}",
+            markup=False,
+        )
+    return None if done else (_training(cfg, objective, teacher, identity), conditioning)
+
+
+def _training(
+    cfg: Stage1Config, objective: Objective, teacher: TeacherSource, identity: dict[str, Any]
+) -> Job:
+    """What the loop needs to train ``objective``; ``identity`` says the steps and the global batch."""
+    optim, steps, net = cfg.optim, identity["steps"], objective.student.net
+    base = optim.lr if optim.lr is not None else default_lr(cfg, identity["global_batch"])
     warmup = round(optim.warmup * steps)
-    prefix = "student.net."
-    job = Job(
-        title=distiller.student.spec.name,
-        module=distiller,
+    scales = layers.lr_scales(net, optim.layer_decay)
+    return Job(
+        title=objective.student.spec.name,
+        module=objective,
         lr=lambda step: cosine(
             step, base=base, steps=steps, warmup=warmup, warmup_lr=optim.warmup_lr, final=optim.final_lr
         ),
@@ -181,45 +189,44 @@ def _job(
         weight_decay=optim.weight_decay,
         betas=optim.betas,
         ema=cfg.ema,
-        lr_scales={prefix + name: v for name, v in layers.lr_scales(net, optim.layer_decay).items()},
-        no_decay=frozenset(prefix + name for name in layers.no_decay(net)),
+        lr_scales={objective.prefix + name: scale for name, scale in scales.items()},
+        no_decay=frozenset(objective.prefix + name for name in layers.no_decay(net)),
         identity=identity,
         config=config.to_dict(cfg),
         tags={
             "kind": KIND,
-            "student": distiller.student.spec.name,
-            "teacher": teaching.teacher["model"],
+            "student": objective.student.spec.name,
+            "teacher": teacher.fingerprint["model"],
             "gkd_scale": __version__,
         },
     )
-    return job, conditioning
 
 
-def _begin(cfg: Stage1Config, job: Job, teaching: Teaching, conditioning: Conditioning) -> None:
+def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, conditioning: Conditioning) -> None:
     """Write what the run is; all that could be refused has been. Rank 0."""
     run.begin(job.out, cfg, KIND, job.identity)
-    conditioning.save(job.out, _conditioned_by(cfg, teaching))
+    conditioning.save(job.out, _conditioned_by(cfg, teacher))
 
 
-def _conditioned_by(cfg: Stage1Config, teaching: Teaching) -> str:
+def _conditioned_by(cfg: Stage1Config, teacher: TeacherSource) -> str:
     """The digest of what decides the conditioning."""
-    return conditionings.key({"norm": cfg.teacher_norm, "power": cfg.whiten_power, **teaching.identity})
+    return conditionings.key({"norm": cfg.teacher_norm, "power": cfg.whiten_power, **teacher.identity})
 
 
-def _conditioning(cfg: Stage1Config, teaching: Teaching) -> Conditioning:
+def _conditioning(cfg: Stage1Config, teacher: TeacherSource) -> Conditioning:
     """The conditioning of the teacher's tokens, from their moments; or what the run began with. Rank 0."""
     return conditionings.kept(
         cfg.out,
-        _conditioned_by(cfg, teaching),
+        _conditioned_by(cfg, teacher),
         lambda: conditionings.fit(
-            teaching.source.spread(conditionings.SAMPLES), cfg.teacher_norm, cfg.whiten_power
+            teacher.source.spread(conditionings.SAMPLES), cfg.teacher_norm, cfg.whiten_power
         ),
     )
 
 
-def _distiller(cfg: Stage1Config, teaching: Teaching, conditioning: Conditioning) -> Distiller | Generic:
+def _build(cfg: Stage1Config, teacher: TeacherSource, conditioning: Conditioning) -> Objective:
     torch.manual_seed(seed_of("init", cfg.seed))
-    source = teaching.source
+    source = teacher.source
     (name,) = cfg.student
     student = load_student(
         str(name),
@@ -234,59 +241,52 @@ def _distiller(cfg: Stage1Config, teaching: Teaching, conditioning: Conditioning
         layers.checkpoint_activations(student.net, str(name))
     if cfg.compile:
         layers.compile_features(student.net)
-    if cfg.objective == "g2sd":
-        return Generic(student, source.teacher_dim, source.grid, seed=cfg.seed)
-    return Distiller(
-        student,
-        source.teacher_dim,
-        source.grid,
-        loss=cfg.loss,
-        qsd=cfg.qsd,
-        mask=cfg.mask,
-        jitter=cfg.student_jitter,
-        conditioning=conditioning,
-        seed=cfg.seed,
-    )
+    sections = {"loss": cfg.loss, "qsd": cfg.qsd, "mask": cfg.mask}
+    args = {**sections, "jitter": cfg.student_jitter, "conditioning": conditioning, "seed": cfg.seed}
+    return build_objective(cfg.objective, student, source, args)
 
 
-def _distiller_of(job: Job) -> Distiller | Generic:
-    assert isinstance(job.module, Distiller | Generic)
+def _objective(job: Job) -> Objective:
+    assert isinstance(job.module, Objective)
     return job.module
 
 
-def _finish(job: Job, state: dict[str, torch.Tensor], teaching: Teaching, steps: int, began: float) -> None:
+def _finish(
+    job: Job, state: dict[str, torch.Tensor], teacher: TeacherSource, steps: int, began: float
+) -> None:
     """Export a student and say that its run is done. Rank 0."""
     facts: dict[str, Any] = {
-        "image_size": list(teaching.source.image_size),
-        "teacher": teaching.teacher["model"],
-        "teacher_sha256": teaching.teacher["weights_sha256"],
+        "image_size": list(teacher.source.image_size),
+        "teacher": teacher.fingerprint["model"],
+        "teacher_sha256": teacher.fingerprint["weights_sha256"],
         "steps": steps,
     }
-    net, rest = heads.split(state)
+    objective = _objective(job)
+    net, rest = objective.exported(state)
     heads.save(job.out, rest)
-    backbone.export(job.out, _distiller_of(job).student.spec, net, **facts)
+    backbone.export(job.out, objective.student.spec, net, **facts)
     seconds = round(time.monotonic() - began, 1)
     run.finish(job.out, KIND, job.identity, seconds=seconds, steps=steps)
 
 
-def _tell_skipped(teaching: Teaching, runtime: Runtime) -> None:
+def _tell_skipped(teacher: TeacherSource, runtime: Runtime) -> None:
     """Count what ``--on-corrupt skip`` passed over, on all ranks."""
-    total = int(runtime.sum(torch.tensor([len(teaching.skipped)])))
+    total = int(runtime.sum(torch.tensor([len(teacher.skipped)])))
     if total and runtime.main:
-        example = next(iter(teaching.skipped.values()), "on another rank")
+        example = next(iter(teacher.skipped.values()), "on another rank")
         console.out.print(f"[yellow]{total} damaged samples were skipped[/]: {console.escape(example)}")
 
 
 def _introduce(
-    cfg: Stage1Config, plan: DeepSpeedPlan, teaching: Teaching, jobs: list[Job], steps: int
+    cfg: Stage1Config, plan: DeepSpeedPlan, teacher: TeacherSource, jobs: list[Job], steps: int
 ) -> None:
-    rows, columns = teaching.source.grid
+    rows, columns = teacher.source.grid
     console.out.print(
-        f"[bold]stage 1[/] teacher {teaching.teacher['model']} "
-        f"({rows}x{columns} tokens of {teaching.source.teacher_dim})"
+        f"[bold]stage 1[/] teacher {teacher.fingerprint['model']} "
+        f"({rows}x{columns} tokens of {teacher.source.teacher_dim})"
     )
     for job in jobs:
-        student = _distiller_of(job).student
+        student = _objective(job).student
         millions = sum(p.numel() for p in student.net.parameters()) / 1e6
         console.out.print(
             f"→ student {student.spec.name} "
@@ -294,12 +294,12 @@ def _introduce(
             markup=False,
         )
         if student.grid[0] < rows:
-            stride = round(teaching.source.image_size[0] / rows)
+            stride = round(teacher.source.image_size[0] / rows)
             console.out.print(
                 "  its tokens are coarser than the teacher's and are resampled: a smaller patch size, or "
                 f"--student-args output_stride={stride} where timm has it, learns finer detail"
             )
-    for line in teaching.about:
+    for line in teacher.about:
         console.out.print(line, markup=False)
     console.out.print(
         f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.out}", markup=False
@@ -308,21 +308,23 @@ def _introduce(
         console.out.print(f"{plan.path.name}: {note}", markup=False)
 
 
-def _conclude(cfg: Stage1Config, jobs: list[Job], teaching: Teaching, seconds: float, bundled: Path) -> None:
+def _conclude(
+    cfg: Stage1Config, jobs: list[Job], teacher: TeacherSource, seconds: float, bundled: Path
+) -> None:
     made = ", ".join(str(job.out / backbone.WEIGHTS_FILE) for job in jobs)
     console.out.print(f"[green]done[/] in {seconds:.0f} s: {console.escape(made)}")
     lead = "next: "
     for job in jobs:
-        console.paste(lead, *_stage2(cfg, job, teaching, bundled))
+        console.paste(lead, *_stage2(cfg, job, teacher, bundled))
         lead = "      "
     console.out.print("      on the embedded scenes; on yours with --train ADAPTER:PATH --val ADAPTER:PATH")
 
 
-def _stage2(cfg: Stage1Config, job: Job, teaching: Teaching, bundled: Path) -> list[object]:
+def _stage2(cfg: Stage1Config, job: Job, teacher: TeacherSource, bundled: Path) -> list[object]:
     """The command of stage 2 on what a job exported, which says its own name and arguments."""
-    student = _distiller_of(job).student
+    student = _objective(job).student
     stride = backbone.Backbone(student.net, student.spec).stride
-    size = "x".join(str(max(1, round(side / stride)) * stride) for side in teaching.source.image_size)
+    size = "x".join(str(max(1, round(side / stride)) * stride) for side in teacher.source.image_size)
     out = job.out.with_name(f"{job.out.name}-stage2") if job.out.name else job.out / "stage2"
     return [
         *("deepspeed", commands.script(bundled, "stage2.py"), "--ds-config", cfg.ds_config),

@@ -6,7 +6,7 @@ other image sizes, so that the exported weights load into plain ``timm.create_mo
 
 A student is deterministic but for ``drop_path`` and BatchNorm. With drop-path, the masked pass shares the
 draw of the unmasked half instead of making a second one; with BatchNorm, its statistics are those of the
-masked images alone (see ``distill/distiller.py``).
+masked images alone (see ``distill/objectives/qsd.py``).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 
 from gkd_scale.distill import heads
 from gkd_scale.distill.config import QsdConfig, published
-from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.models import backbone
 from gkd_scale.models.conditioning import Conditioning, fit
 from gkd_scale.models.students import load_student
@@ -28,7 +28,7 @@ def distiller(seed: int, dim: int = 20, **kwargs: object) -> Distiller:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     trained = distiller(1)
-    net, rest = heads.split(trained.state_dict())
+    net, rest = trained.exported(trained.state_dict())
     heads.save(tmp_path, rest)
     backbone.export(tmp_path, trained.student.spec, net, teacher="large")
     return tmp_path
@@ -36,10 +36,10 @@ def run(tmp_path: Path) -> Path:
 
 def test_heads_and_mask_token_come_back_and_the_backbone_is_left_alone(run: Path) -> None:
     first, second = distiller(1), distiller(2)
-    net, _ = heads.split({name: value.clone() for name, value in second.state_dict().items()})
+    net, _ = second.exported({name: value.clone() for name, value in second.state_dict().items()})
     assert heads.resume(second, run, "large")
-    net_after, rest_after = heads.split(second.state_dict())
-    _, rest_wanted = heads.split(first.state_dict())
+    net_after, rest_after = second.exported(second.state_dict())
+    _, rest_wanted = first.exported(first.state_dict())
     assert set(rest_after) == set(rest_wanted) and any("token" in name for name in rest_after)
     assert all(torch.equal(rest_after[name], value) for name, value in rest_wanted.items())
     assert all(torch.equal(net_after[name], value) for name, value in net.items())
@@ -53,7 +53,7 @@ def test_heads_of_another_teacher_width_or_form_are_not_taken(run: Path) -> None
 
 def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> None:
     trained, second = distiller(1, qsd=QsdConfig(form="mse")), distiller(2)
-    net, rest = heads.split(trained.state_dict())
+    net, rest = trained.exported(trained.state_dict())
     heads.save(tmp_path, rest)
     backbone.export(tmp_path, trained.student.spec, net, teacher="large")
     assert heads.resume(second, tmp_path, "large")
@@ -90,7 +90,7 @@ def test_heads_are_expressed_in_the_new_conditioning_exactly(tmp_path: Path, old
     before, after = conditioned(old, 1), conditioned(new, 2)
     trained = distiller(1, qsd=QsdConfig(form="qsd", scale="sqrt"), conditioning=before)
     second = distiller(2, qsd=QsdConfig(form="qsd", scale="sqrt"), conditioning=after)
-    net, rest = heads.split(trained.state_dict())
+    net, rest = trained.exported(trained.state_dict())
     heads.save(tmp_path, rest)
     before.save(tmp_path)
     backbone.export(tmp_path, trained.student.spec, net, teacher="large")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from gkd_scale.distill.jitter import jitter
+from gkd_scale.distill.jitter import jitter as apply
+from gkd_scale.distill.jitter import jitter_factors
 
 PIXELS = torch.randint(0, 256, (3, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 SIDS = ("a", "b", "c")
+
+
+def jitter(pixels: Tensor, sids: Sequence[str], epochs: Sequence[int], strength: float, seed: int) -> Tensor:
+    return apply(pixels, jitter_factors(sids, epochs, strength, seed))
 
 
 @given(st.floats(0, 0.99), st.integers(0, 2**31), st.integers(0, 5))

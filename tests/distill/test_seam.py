@@ -12,7 +12,7 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
-from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.models.conditioning import fit
 from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.registry import load_teacher
@@ -28,7 +28,7 @@ def train(source: BatchSource, steps: int = 8) -> list[float]:
     distiller = Distiller(student, source.teacher_dim, source.grid)
     optimizer = torch.optim.AdamW(distiller.parameters(), 1e-3)
     losses = []
-    for batch in source.batches(0, steps):
+    for batch in source.batches(0, steps, distiller.draws):
         loss = distiller(batch)["loss"]
         optimizer.zero_grad()
         loss.backward()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_scale.distill.config import published
-from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.errors import ModelError
 from gkd_scale.models import backbone, families
 from gkd_scale.models.backbone import load_backbone
@@ -54,7 +54,7 @@ def test_three_steps_then_plain_timm_gives_the_same_features(key: str, tmp_path:
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = distiller(batch(family))["loss"]
+        loss = distiller(distiller.draws.add(batch(family)))["loss"]
         loss.backward()
         unreached = [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
         assert not unreached, "what no gradient reaches is frozen"
@@ -107,7 +107,7 @@ def test_sharing_the_unmasked_half_equals_two_full_passes(key: str) -> None:
     mask = torch.zeros(len(one.sids), student.mask_tokens, dtype=torch.bool)
     for row in masked_positions(one.positions, 0.5):
         mask[row] = random_mask(one.sids[row], one.epochs[row], 0, student.mask_tokens, 0.5)
-    shared = distiller(one)["loss"]
+    shared = distiller(distiller.draws.add(one))["loss"]
     teacher = Features(*(each.float() for each in one.teacher))
     plain, masked = distiller.features(one.pixels), distiller.features(one.pixels, mask)
     full = distiller.losses(plain, masked.patches, teacher)["loss"]

@@ -1,20 +1,12 @@
-"""What stage 1 compares: one file a loss, with its formula and source.
+"""What stage 1 compares: one file a loss, with its formula and source. Light: nothing here imports torch.
 
 A *distance* compares the student's projected tokens with the teacher's conditioned ones, and is what L_feat,
-L_mask and L_cls are made of; :data:`DISTANCES` names them. A *term* is added with a weight of its own. To add
-one: a file here, a name in :data:`DISTANCES` or a weight in ``distill/config.py``, and its test.
+L_mask and L_cls are made of: its row is in :data:`DISTANCES`. A *term* is added with a weight of its own: its
+row is that weight, a field of ``LossConfig`` in ``distill/config.py``.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from torch import Tensor
-
-from gkd_scale.distill.losses.cosine import cosine
-from gkd_scale.distill.losses.mse import mse
-
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""(student, teacher), both (B, N, C), to a scalar in float32: the mean over tokens."""
-
-DISTANCES: dict[str, Distance] = {"mse": mse, "cosine": cosine}
+DISTANCES = {
+    "mse": "gkd_scale.distill.losses.mse:mse",
+    "cosine": "gkd_scale.distill.losses.cosine:cosine",
+}
+"""By name, the default first: (student, teacher), both (B, N, C), to a scalar, the mean over tokens."""

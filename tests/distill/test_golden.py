@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gkd_scale.distill.config import published
-from gkd_scale.distill.distiller import Distiller
+from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.models.students import load_student
 from gkd_scale.types import Features

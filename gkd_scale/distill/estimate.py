@@ -42,7 +42,7 @@ STUDENTS = ("vit_small_patch16_224", "vit_base_patch16_224")
 
 
 @dataclass(frozen=True)
-class CodecPlan:
+class CodecEstimate:
     """Bytes of a sample's patch members, of a view of all images, and of the cache."""
 
     codec: str
@@ -53,7 +53,7 @@ class CodecPlan:
 
 
 @dataclass(frozen=True)
-class StudentPlan:
+class StudentEstimate:
     """What training ``student`` asks of each GPU.
 
     ``images_per_s`` a GPU; ``gb_per_s`` to feed it at the chosen codec; ``pays_after`` epochs the cache has
@@ -70,7 +70,7 @@ class StudentPlan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The whole plan. Times are for one GPU of the kind named."""
+    """The whole estimate. Times are for one GPU of the kind ``gpu``."""
 
     images: int
     views: int
@@ -84,8 +84,8 @@ class Estimate:
     codec: str
     disk_free: int | None
     """None where the cache goes to a URL."""
-    codecs: list[CodecPlan]
-    students: list[StudentPlan]
+    codecs: list[CodecEstimate]
+    students: list[StudentEstimate]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -103,7 +103,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     pixels, rest = probe(cfg, plan)
     free = None if is_url(cfg.out) else shutil.disk_usage(_existing(cfg.out)).free
     codecs = [
-        _codec_plan(cfg, plan, work, rest, name, free)
+        _codec(cfg, plan, work, rest, name, free)
         for name in dict.fromkeys([*(codec.suggested(work.dim) for codec in CODECS), cfg.codec])
     ]
     seconds = _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * _peak(cfg) * 1e12)
@@ -122,8 +122,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
         disk_free=free,
         codecs=codecs,
         students=[
-            _student_plan(cfg, name, seconds, chosen.view / len(plan.entries))
-            for name in cfg.students or STUDENTS
+            _student(cfg, name, seconds, chosen.view / len(plan.entries)) for name in cfg.students or STUDENTS
         ],
     )
 
@@ -158,14 +157,14 @@ def _in_tar(size: int) -> int:
     return padded(BLOCK + size)
 
 
-def _codec_plan(
+def _codec(
     cfg: PlanConfig, plan: Plan, work: Cost, rest: float, name: str, free: int | None
-) -> CodecPlan:
+) -> CodecEstimate:
     members = _member_bytes(name, work.grid[0] * work.grid[1], work.dim)
     cls = _in_tar(len(npy_bytes(np.empty(work.dim, np.float16))))
     view = round(len(plan.entries) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
     total = cfg.views * (view + plan.shards * 4096 + len(plan.entries) * 128)
-    return CodecPlan(name, sum(members), view, total, free is None or total < free)
+    return CodecEstimate(name, sum(members), view, total, free is None or total < free)
 
 
 def _peak(cfg: PlanConfig) -> float:
@@ -174,12 +173,12 @@ def _peak(cfg: PlanConfig) -> float:
     return float32 if cfg.teacher.dtype == "float32" else half
 
 
-def _student_plan(cfg: PlanConfig, name: str, teacher_seconds: float, sample_bytes: float) -> StudentPlan:
+def _student(cfg: PlanConfig, name: str, teacher_seconds: float, sample_bytes: float) -> StudentEstimate:
     work = cost(name, cfg.size)
     step = STUDENT_PASSES * work.flops / (UTILISATION * GPUS[cfg.gpu][1] * 1e12)
     reading = sample_bytes / (cfg.disk_gbs * 1e9)
     saved = teacher_seconds + step - max(step, reading)
-    return StudentPlan(
+    return StudentEstimate(
         student=name,
         parameters=work.parameters,
         images_per_s=1 / step,

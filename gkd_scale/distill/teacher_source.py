@@ -1,4 +1,4 @@
-"""What students are taught from: tokens out of caches, or a teacher that runs live, behind one seam."""
+"""Where students get a teacher's tokens from: caches, or a teacher that runs live, behind one protocol."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from gkd_scale.types import BatchSource
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """A source of batches, and what is known of it.
+class TeacherSource:
+    """A source of batches with a teacher's tokens, and the facts about it.
 
-    ``images`` it has; ``teacher`` is the fingerprint; ``identity`` is what decides the batches, in JSON
-    types; ``about`` are lines for people; ``why_wait`` says why batches are late; ``skipped`` holds what
-    was left out as damaged.
+    ``images``: how many there are. ``fingerprint``: the teacher's. ``identity``: what decides the batches, in
+    JSON types. ``about``: lines for people. ``why_wait()`` says why batches are late. ``skipped``: damaged
+    samples, by view and number, and what is wrong with them.
     """
 
     source: BatchSource
     images: int
-    teacher: dict[str, Any]
+    fingerprint: dict[str, Any]
     identity: dict[str, Any]
     about: list[str]
     why_wait: Callable[[], str]
     skipped: Mapping[tuple[int, int], str]
 
 
-def open_teaching(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan) -> Teaching:
+def open_source(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan) -> TeacherSource:
     """The caches of ``cfg``, or its live teacher; this rank's share of each global batch."""
     share = {
         "global_batch": plan.global_batch,
@@ -53,7 +53,7 @@ def open_teaching(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan) -> T
     return _live(cfg, runtime, share) if cfg.teacher == LIVE else _cached(cfg, runtime, share)
 
 
-def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teaching:
+def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
     caches = _open(cfg)
     source = CachedSource(
         caches,
@@ -64,7 +64,7 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
     )
     lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in caches.caches]
     views = cfg.views or caches.views
-    return Teaching(
+    return TeacherSource(
         source,
         caches.num_samples,
         caches.fingerprint,
@@ -99,7 +99,7 @@ def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
     return replace(made, views=cfg.views or 1)
 
 
-def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teaching:
+def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
     recipe = live_config(cfg)
     teacher = load_teacher(recipe.teacher, recipe.size, str(runtime.device))
     source = LiveSource(
@@ -114,7 +114,7 @@ def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teachin
     )
     fingerprint = teacher.fingerprint()
     views = f"{cfg.views} views" if cfg.views else "new views each epoch"
-    return Teaching(
+    return TeacherSource(
         source,
         source.num_samples,
         fingerprint,

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gkd_scale.distill.draws import Draws
+from gkd_scale.distill.objectives.base import Objective, drawn
 from gkd_scale.models.families import is_tokens
-from gkd_scale.models.masking import VisibleOnly, random_mask
+from gkd_scale.models.masking import VisibleOnly
 from gkd_scale.models.students import Student
 from gkd_scale.models.tokens import resample_tokens
 from gkd_scale.types import Batch, Grid
@@ -32,16 +34,15 @@ _WIDEST = 192
 """Of the decoder: wider students are projected, as in masked autoencoders, or it costs more than they do."""
 
 
-class Generic(nn.Module):
-    """``forward(batch)`` returns the loss."""
+class G2sdGeneric(Objective):
+    """A student that sees a quarter of the patches, and the decoder that predicts the teacher's tokens."""
 
     def __init__(
         self, student: Student, teacher_dim: int, teacher_grid: Grid, *, depth: int = 2, seed: int = 0
     ) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self.teacher_grid = teacher_grid
-        self.seed = seed
+        self.draws = Draws(seed, frozenset([student.mask_tokens]), RATIO)
         width = min(student.dim, _WIDEST)
         self.embed = nn.Linear(student.dim, width) if width < student.dim else nn.Identity()
         self.pos_embed = nn.Parameter(torch.zeros(1, student.mask_tokens, width))
@@ -69,31 +70,30 @@ class Generic(nn.Module):
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of one micro batch; what is masked is a function of seed, epoch and sample."""
         device = self.pos_embed.device
-        masks = torch.stack([self._mask(*which) for which in zip(batch.sids, batch.epochs, strict=True)])
+        masks = drawn(batch).masks[self.student.mask_tokens].to(device, non_blocking=True)
         pixels = batch.pixels.to(device, non_blocking=True)
-        tokens = self._fill(pixels, masks) if self._visible else self._paint(pixels, masks.to(device))
+        tokens = self._fill(pixels, masks) if self._visible else self._paint(pixels, masks)
         tokens = self.decoder(tokens + self.pos_embed.to(tokens.dtype))
-        found = resample_tokens(tokens, self.student.mask_grid, self.teacher_grid).float()
+        predicted = resample_tokens(tokens, self.student.mask_grid, self.teacher_grid).float()
         target = batch.teacher.patches.to(device, non_blocking=True).float()
         target = F.layer_norm(target, target.shape[-1:])
-        return {"loss": F.smooth_l1_loss(found, target, beta=BETA)}
+        return {"loss": F.smooth_l1_loss(predicted, target, beta=BETA)}
 
     def _fill(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Tokens of the visible patches, and the mask token in every other place."""
         assert self._visible is not None
-        keep = (~masks).nonzero()[:, 1].view(len(masks), -1).to(pixels.device)
+        seen = masks.shape[1] - round(RATIO * masks.shape[1])
+        keep = masks.int().argsort(stable=True, dim=1)[
+            :, :seen
+        ]  # no nonzero(): that would wait for the device
         self._visible.set(keep)
-        seen = self.embed(self.student(pixels).patches)
+        tokens = self.embed(self.student(pixels).patches)
         self._visible.set(None)
-        tokens = self.mask_token.to(seen.dtype).expand(len(masks), self.student.mask_tokens, -1)
-        return tokens.scatter(1, keep[..., None].expand_as(seen), seen)
+        every = self.mask_token.to(tokens.dtype).expand(len(masks), self.student.mask_tokens, -1)
+        return every.scatter(1, keep[..., None].expand_as(tokens), tokens)
 
     def _paint(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Tokens of the image whose masked blocks are painted over."""
-        seen: Tensor = self.embed(self.student(pixels, masks).patches)
-        return resample_tokens(seen, self.student.grid, self.student.mask_grid)
-
-    def _mask(self, sid: str, epoch: int) -> Tensor:
-        return random_mask(sid, epoch, self.seed, self.student.mask_tokens, RATIO)
+        tokens: Tensor = self.embed(self.student(pixels, masks).patches)
+        return resample_tokens(tokens, self.student.grid, self.student.mask_grid)

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from gkd_scale.distill.g2sd import Generic
+from gkd_scale.distill.objectives.g2sd import G2sdGeneric
 from gkd_scale.errors import ModelError
 from gkd_scale.models.masking import VisibleOnly, random_mask
 from gkd_scale.models.students import load_student
 from tests.conftest import TINY
 
-from .test_distiller import batch, distiller
+from .test_qsd import batch, distiller, run
 
 
-def generic() -> Generic:
+def generic() -> G2sdGeneric:
     torch.manual_seed(1)
     args = {**TINY, "patch_size": 8}
-    return Generic(load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=args), 20, (2, 3))
+    return G2sdGeneric(load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=args), 20, (2, 3))
 
 
 def test_the_encoder_sees_the_patches_that_are_kept_and_no_others() -> None:
@@ -43,8 +43,8 @@ def test_the_loss_is_smooth_l1_to_the_normalised_teacher() -> None:
     module, b = generic(), batch()
     found: list[torch.Tensor] = []
     module.decoder.register_forward_hook(lambda *args: found.append(args[2]))
-    loss = module(b)["loss"]
-    assert module(b)["loss"] == loss
+    loss = run(module, b)["loss"]
+    assert run(module, b)["loss"] == loss
     out = found[0].detach().double().numpy().reshape(4, 2, 2, 3, 2, 20).mean((2, 4)).reshape(4, 6, 20)
     target = b.teacher.patches.double().numpy()
     target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, keepdims=True) + 1e-5)
@@ -57,23 +57,23 @@ def test_the_loss_is_smooth_l1_to_the_normalised_teacher() -> None:
 
 def test_everything_is_trained() -> None:
     module = generic()
-    module(batch())["loss"].backward()
+    run(module, batch())["loss"].backward()
     named = [(name, p.grad) for name, p in module.named_parameters() if name != "student.mask.token"]
     assert not [name for name, grad in named if grad is None or not grad.any()]
 
 
 def test_a_convolution_sees_the_image_with_the_masked_blocks_painted_over() -> None:
     torch.manual_seed(1)
-    module = Generic(load_student("test_resnet", (32, 48), (2, 3)), 20, (2, 3)).eval()
+    module = G2sdGeneric(load_student("test_resnet", (32, 48), (2, 3)), 20, (2, 3)).eval()
     b = batch()
-    loss = module(b)["loss"]
+    loss = run(module, b)["loss"]
     pixels = b.pixels.clone()
     for row, (sid, epoch) in enumerate(zip(b.sids, b.epochs, strict=True)):
         mask = random_mask(sid, epoch, 0, 6, 0.75).view(2, 3)
         mask = mask.repeat_interleave(16, 0).repeat_interleave(16, 1)
         pixels[row, :, mask] = 0
-    assert not torch.equal(pixels, b.pixels) and module(replace(b, pixels=pixels))["loss"] == loss
-    module.train()(b)["loss"].backward()
+    assert not torch.equal(pixels, b.pixels) and run(module, replace(b, pixels=pixels))["loss"] == loss
+    run(module.train(), b)["loss"].backward()
     named = dict(module.named_parameters())
     assert all(p.grad is not None for p in named.values())
     outside = [p for name, p in named.items() if not name.startswith("student.net.layer")]  # zero-initialised
@@ -82,9 +82,9 @@ def test_a_convolution_sees_the_image_with_the_masked_blocks_painted_over() -> N
 
 def test_the_decoder_of_a_wide_student_is_narrower() -> None:
     student = load_student("resnet10t", (32, 48), (2, 3))
-    module = Generic(student, 20, (2, 3))
+    module = G2sdGeneric(student, 20, (2, 3))
     assert student.dim == 512 and module.pos_embed.shape == (1, 6, 192)
-    assert module(batch())["loss"].isfinite()
+    assert run(module, batch())["loss"].isfinite()
 
 
 def test_a_convolution_cannot_leave_patches_out() -> None:
@@ -100,7 +100,7 @@ def test_without_attention_the_loss_is_plain_mse() -> None:
     d = distiller(
         qsd=QsdConfig(form="mse"), loss=LossConfig(mask_weight=0), conditioning=Conditioning("layer")
     )
-    losses = d(b)
+    losses = run(d, b)
     plain = d.features(b.pixels)
     target = [torch.nn.functional.layer_norm(t.float(), (20,)) for t in b.teacher]
     cls, patches = d.head_cls.proj_v(plain.cls), d.head_feature.proj_v(plain.patches)

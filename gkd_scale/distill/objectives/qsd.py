@@ -1,41 +1,46 @@
-"""The distiller: a student, three QSD heads, and a batch in; named losses out.
+"""Query-based soft distillation (arXiv 2603.02554) and the losses around it: three heads beside the student.
 
 L_QSD = a·L_feat + b·L_mask + c·L_cls, and with a weight r·L_relation + n·L_contrast on the patches
 (:mod:`gkd_scale.distill.losses`) and l·L_ladder on the student's earlier levels, those that stage 2's head
 reads: a projector each, the same distance and target (the ladder of projectors of UNIC, Sariyildiz et al.,
 ECCV 2024, arXiv 2408.05088). Keys and targets are the teacher's conditioned tokens, in float32
-(:mod:`gkd_scale.models.conditioning`). The masked pass runs only on the images that are masked: the others'
-tokens are those of the unmasked pass, so they are shared. Loss and gradients are those of two full passes
-wherever an image's features depend on that image alone. With drop-path the shared half sees one draw
-instead of two; with BatchNorm (ResNet, MobileNet, EfficientViT) the second pass has the statistics of the
-masked images instead of those of masked and unmasked ones together, and leaves the running statistics, which
-the exported student applies to whole images, to the first.
+(:mod:`gkd_scale.models.conditioning`).
+
+The masked pass runs on the masked images only: the tokens of the others are those of the first pass. Loss
+and gradients are those of two full passes if an image's features depend on that image alone. With drop-path
+the shared half sees one draw instead of two. With BatchNorm (ResNet, MobileNet, EfficientViT) the second
+pass has the statistics of the masked images instead of those of masked and unmasked ones together. It leaves
+the running statistics, which the exported student applies to whole images, to the first pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
+from gkd_scale.distill.draws import Draws
 from gkd_scale.distill.jitter import jitter
 from gkd_scale.distill.losses import DISTANCES
-from gkd_scale.distill.losses.contrast import contrast
-from gkd_scale.distill.losses.relations import relations
+from gkd_scale.distill.objectives.base import Objective, drawn
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.engine.batch_norm import batch_norms, kept_statistics
 from gkd_scale.models.conditioning import Conditioning
-from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import Student
 from gkd_scale.models.tokens import resample_tokens, to_tokens
 from gkd_scale.types import Batch, Features, Grid
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(student, teacher), both (B, N, C), to a scalar in float32: the mean over tokens."""
 
-class Distiller(nn.Module):
-    """``forward(batch)`` returns the losses by name; ``"loss"`` is their weighted sum."""
+
+class Distiller(Objective):
+    """A student, its QSD heads and its ladder; ``"loss"`` is the weighted sum of the named losses."""
 
     def __init__(
         self,
@@ -50,15 +55,15 @@ class Distiller(nn.Module):
         conditioning: Conditioning | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self.teacher_grid = teacher_grid
         self.weights = loss or LossConfig()
-        self.masking = mask or MaskConfig()
-        self.jitter = jitter
         self.conditioning = conditioning or Conditioning()
-        self.distance = DISTANCES[self.weights.distance]
-        self.seed = seed
+        self.distance: Loss = pkgutil.resolve_name(DISTANCES[self.weights.distance])
+        self.terms = terms(self.weights)
+        masking = mask or MaskConfig()
+        sizes = frozenset([student.mask_tokens] if self.weights.mask_weight else ())
+        self.draws = Draws(seed, sizes, masking.ratio, masking.probability, jitter)
         form = qsd or QsdConfig()
         heads = [
             QsdHead(
@@ -81,8 +86,8 @@ class Distiller(nn.Module):
         """Losses of one micro batch, each the mean over all its elements, and ``token_variance``."""
         device = next(self.head_feature.parameters()).device
         pixels = batch.pixels.to(device, non_blocking=True)
-        if self.jitter:
-            pixels = jitter(pixels, batch.sids, batch.epochs, self.jitter, self.seed)
+        if self.draws.jitter:
+            pixels = jitter(pixels, drawn(batch).jitter.to(device, non_blocking=True))
         teacher = self.conditioning(Features(*(t.to(device, non_blocking=True) for t in batch.teacher)))
         if self.ladder:
             found, levels = self.student.with_levels(pixels)
@@ -120,12 +125,9 @@ class Distiller(nn.Module):
         if masked is not None:
             losses["loss_mask"] = distance(self.head_mask(masked, teacher.patches), teacher.patches)
             total = total + weights.mask_weight * losses["loss_mask"]
-        if weights.relation_weight:
-            losses["loss_relation"] = relations(plain.patches, teacher.patches)
-            total = total + weights.relation_weight * losses["loss_relation"]
-        if weights.contrast_weight:
-            losses["loss_contrast"] = contrast(soft, teacher.patches)
-            total = total + weights.contrast_weight * losses["loss_contrast"]
+        for name, (weight, term, projected) in self.terms.items():
+            losses[name] = term(soft if projected else plain.patches, teacher.patches)
+            total = total + weight * losses[name]
         return {"loss": total, **losses}
 
     def features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
@@ -137,17 +139,26 @@ class Distiller(nn.Module):
 
     def _masked_patches(self, batch: Batch, pixels: Tensor, plain: Tensor) -> Tensor:
         """Patches (B, N, Cs) of the second pass: masked images through the student, the others shared."""
-        rows = masked_positions(batch.positions, self.masking.probability)
-        if not rows:
+        rows, masks, _ = drawn(batch)
+        if not len(rows):
             return plain
-        masks = torch.stack([self._mask(batch.sids[row], batch.epochs[row]) for row in rows])
-        index = torch.tensor(rows, device=pixels.device)
+        rows, mask = (
+            each.to(pixels.device, non_blocking=True) for each in (rows, masks[self.student.mask_tokens])
+        )
         with kept_statistics(batch_norms(self.student)):
-            masked = self.features(pixels[index], masks.to(pixels.device)).patches
-        return plain.index_copy(0, index, masked)
+            masked = self.features(pixels[rows], mask).patches
+        return plain.index_copy(0, rows, masked)
 
-    def _mask(self, sid: str, epoch: int) -> Tensor:
-        return random_mask(sid, epoch, self.seed, self.student.mask_tokens, self.masking.ratio)
+
+def terms(weights: LossConfig) -> dict[str, tuple[float, Loss, bool]]:
+    """The terms that have a weight: their weight, function, and whether it takes projected tokens."""
+    found = {}
+    for each in fields(weights):
+        weight = getattr(weights, each.name)
+        if "term" in each.metadata and weight:
+            term = pkgutil.resolve_name(each.metadata["term"])
+            found[f"loss_{each.name.removesuffix('_weight')}"] = (weight, term, each.metadata["projected"])
+    return found
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig, published
-from gkd_scale.distill.distiller import Distiller, token_variance
 from gkd_scale.distill.losses.mse import mse
+from gkd_scale.distill.objectives.base import Objective
+from gkd_scale.distill.objectives.qsd import Distiller, token_variance
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import load_student
 from gkd_scale.types import Batch, Features
@@ -37,13 +38,19 @@ def distiller(name: str = "vit_tiny_patch16_224", **kwargs: object) -> Distiller
     return Distiller(load_student(name, (32, 48), (2, 3), args=args), 20, (2, 3), **kwargs)  # type: ignore[arg-type]
 
 
+def run(module: Objective, of: Batch) -> dict[str, Tensor]:
+    """The losses of a batch, with the masks and factors that its loader would have drawn."""
+    found: dict[str, Tensor] = module(module.draws.add(of))
+    return found
+
+
 def two_full_passes(d: Distiller, b: Batch) -> Tensor:
     """The published form: a second pass over all images, half of them masked."""
     teacher = Features(*(t.float() for t in b.teacher))
     plain = d.student(b.pixels)
     mask = torch.zeros(len(b.sids), d.student.mask_tokens, dtype=torch.bool)
     for row in masked_positions(b.positions, 0.5):
-        mask[row] = random_mask(b.sids[row], b.epochs[row], d.seed, d.student.mask_tokens, 0.5)
+        mask[row] = random_mask(b.sids[row], b.epochs[row], d.draws.seed, d.student.mask_tokens, 0.5)
     masked = d.student(b.pixels, mask).patches
     soft_cls = d.head_cls(plain.cls[:, None], teacher.cls[:, None])
     soft = d.head_feature(plain.patches, teacher.patches)
@@ -57,7 +64,7 @@ def two_full_passes(d: Distiller, b: Batch) -> Tensor:
 
 def test_sharing_the_unmasked_half_changes_neither_loss_nor_gradients() -> None:
     d, b = distiller(), batch()
-    shared = d(b)["loss"]
+    shared = run(d, b)["loss"]
     shared.backward()
     gradients = {name: p.grad.clone() for name, p in d.named_parameters() if p.grad is not None}
     d.zero_grad()
@@ -70,13 +77,13 @@ def test_sharing_the_unmasked_half_changes_neither_loss_nor_gradients() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_the_named_ones() -> None:
     weights = LossConfig(feature_weight=2.0, mask_weight=0.5, cls_weight=3.0, ladder_weight=0.0)
-    losses = distiller(loss=weights)(batch())
+    losses = run(distiller(loss=weights), batch())
     total = 2.0 * losses["loss_feature"] + 0.5 * losses["loss_mask"] + 3.0 * losses["loss_cls"]
     torch.testing.assert_close(losses["loss"], total)
 
 
 def test_without_mask_weight_there_is_no_masked_pass() -> None:
-    losses = distiller(loss=LossConfig(mask_weight=0.0, ladder_weight=0.0))(batch())
+    losses = run(distiller(loss=LossConfig(mask_weight=0.0, ladder_weight=0.0)), batch())
     assert set(losses) == {"loss", "loss_feature", "loss_cls", "token_variance"}
 
 
@@ -84,7 +91,7 @@ def test_masking_nothing_leaves_the_plain_pass() -> None:
     d = distiller(mask=MaskConfig(probability=0.0))
     d.head_mask.load_state_dict(d.head_feature.state_dict())
     b = batch()
-    losses = d(b)
+    losses = run(d, b)
     soft = d.head_feature(d.student(b.pixels).patches, b.teacher.patches.float())
     torch.testing.assert_close(losses["loss_mask"], mse(soft, b.teacher.patches))
 
@@ -93,19 +100,19 @@ def test_masking_nothing_leaves_the_plain_pass() -> None:
 def test_a_few_steps_lower_the_loss(name: str) -> None:
     d, b = distiller(name), batch()
     optimizer = torch.optim.AdamW(d.parameters(), 2e-3)
-    first = float(d(b)["loss"].detach())
+    first = float(run(d, b)["loss"].detach())
     for _ in range(30):
         optimizer.zero_grad()
-        d(b)["loss"].backward()
+        run(d, b)["loss"].backward()
         optimizer.step()
-    assert float(d(b)["loss"].detach()) < 0.8 * first
+    assert float(run(d, b)["loss"].detach()) < 0.8 * first
 
 
 def test_a_student_of_another_grid_is_resampled_to_the_teachers() -> None:
     torch.manual_seed(0)
     student = load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args={**TINY, "patch_size": 8})
     assert student.grid == (4, 6)
-    losses = Distiller(student, 20, (2, 3))(batch())
+    losses = run(Distiller(student, 20, (2, 3)), batch())
     assert all(torch.isfinite(value) for value in losses.values())
 
 
@@ -117,14 +124,14 @@ def test_without_queries_the_loss_is_the_distance_of_the_projected_tokens() -> N
     wanted = mse(
         torch.cat([soft_cls[:, None], soft], 1), torch.cat([teacher.cls[:, None], teacher.patches], 1)
     )
-    assert torch.allclose(d(b)["loss_feature"], wanted, atol=1e-6)
+    assert torch.allclose(run(d, b)["loss_feature"], wanted, atol=1e-6)
     assert not any("proj_q" in name for name, _ in d.named_parameters())
 
 
 def test_jitter_moves_the_student_and_not_the_teacher() -> None:
     b = batch()
-    still, moved = distiller()(b), distiller(jitter=0.5)(b)
-    again = distiller(jitter=0.5)(b)
+    still, moved = run(distiller(), b), run(distiller(jitter=0.5), b)
+    again = run(distiller(jitter=0.5), b)
     assert not torch.isclose(still["loss"], moved["loss"])
     assert torch.equal(moved["loss"], again["loss"])
 
@@ -141,7 +148,7 @@ def test_the_masked_pass_leaves_batchnorms_running_statistics_to_the_whole_image
     found = []
     for weight in (0.0, 1.0):
         d = distiller("mobilenetv4_conv_small_035", loss=LossConfig(mask_weight=weight)).train()
-        d(batch())["loss"].backward()
+        run(d, batch())["loss"].backward()
         found.append({name: t for name, t in d.state_dict().items() if "running" in name})
     whole, both = found
     assert len(whole) > 10
@@ -154,7 +161,7 @@ def test_the_ladder_supervises_the_levels_that_stage_2_reads(name: str) -> None:
     """Its features are those of the plain pass, and every earlier level's projector gets a gradient."""
     d, b = distiller(name, loss=LossConfig(mask_weight=1.0, cls_weight=1.0, ladder_weight=2.0)), batch()
     plain = distiller(name).eval()
-    losses = d(b)
+    losses = run(d, b)
     parts = losses["loss_feature"] + losses["loss_mask"] + losses["loss_cls"]
     torch.testing.assert_close(losses["loss"], parts + 2.0 * losses["loss_ladder"])
     losses["loss"].backward()
@@ -167,7 +174,8 @@ def test_the_ladder_supervises_the_levels_that_stage_2_reads(name: str) -> None:
 
 
 def test_relations_and_contrast_are_added_with_their_weights() -> None:
-    losses = distiller(loss=LossConfig(relation_weight=5.0, contrast_weight=0.1, distance="cosine"))(batch())
+    weights = LossConfig(relation_weight=5.0, contrast_weight=0.1, distance="cosine")
+    losses = run(distiller(loss=weights), batch())
     parts = losses["loss_feature"] + 0.1 * losses["loss_cls"] + losses["loss_ladder"]
     wanted = parts + 5 * losses["loss_relation"] + 0.1 * losses["loss_contrast"]
     torch.testing.assert_close(losses["loss"], wanted)

@@ -1,0 +1,57 @@
+"""The random numbers of stage 1: pure functions of (seed, epoch, sample), drawn as a batch is loaded.
+
+An objective says what it needs as :class:`Draws`. The source of the batches calls it on its reading threads,
+so that the step itself is made of tensors alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gkd_scale.distill.jitter import jitter_factors
+from gkd_scale.models.masking import masked_positions, random_mask
+from gkd_scale.types import Batch, Drawn
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Masks over each number of patches in ``tokens``, one for each grid that students are masked on.
+
+    ``probability``: the share of a global batch's images that are masked; ``ratio``: the share of their
+    patches. ``jitter``: the strength of the student's colour jitter, 0 for none.
+    """
+
+    seed: int
+    tokens: frozenset[int] = frozenset()
+    ratio: float = 0.5
+    probability: float = 1.0
+    jitter: float = 0.0
+
+    def __call__(self, sids: Sequence[str], epochs: Sequence[int], positions: Sequence[int]) -> Drawn:
+        """What is drawn for the samples of a micro batch, given their places in the global batch."""
+        rows = masked_positions(positions, self.probability) if self.tokens else []
+        which = [(sids[row], epochs[row]) for row in rows]
+        masks = {tokens: self._masks(which, tokens) for tokens in sorted(self.tokens)}
+        strength = self.jitter
+        factors = jitter_factors(sids, epochs, strength, self.seed) if strength else torch.empty(len(sids), 0)
+        return Drawn(torch.tensor(rows, dtype=torch.int64), masks, factors)
+
+    def _masks(self, which: Sequence[tuple[str, int]], tokens: int) -> Tensor:
+        masks = [random_mask(sid, epoch, self.seed, tokens, self.ratio) for sid, epoch in which]
+        return torch.stack(masks) if masks else torch.empty(0, tokens, dtype=torch.bool)
+
+    def add(self, batch: Batch) -> Batch:
+        """``batch`` with what is drawn for it."""
+        return replace(batch, drawn=self(batch.sids, batch.epochs, batch.positions))
+
+
+def together(several: Iterable[Draws]) -> Draws:
+    """The draw of several students that learn from the same batches by the same options."""
+    first, *others = several
+    tokens = first.tokens.union(*(each.tokens for each in others))
+    assert all(replace(each, tokens=tokens) == replace(first, tokens=tokens) for each in others)
+    return replace(first, tokens=tokens)

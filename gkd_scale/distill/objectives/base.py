@@ -1,0 +1,47 @@
+"""What every objective of stage 1 is: a student and all that is trained beside it, a batch in, losses out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from gkd_scale.distill.draws import Draws
+from gkd_scale.models.students import Student
+from gkd_scale.models.weights import StateDict
+from gkd_scale.types import Batch, Drawn
+
+
+class Objective(nn.Module, ABC):
+    """``draws``: the random numbers that ``forward`` finds in a batch; the loader draws them."""
+
+    draws: Draws
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of one micro batch by name, each a mean over the batch; the loop minimises ``"loss"``."""
+
+    @cached_property
+    def prefix(self) -> str:
+        """What the names of this module's parameters put before those of the student's network."""
+        return next(f"{name}." for name, module in self.named_modules() if module is self.student.net)
+
+    def exported(self, state: StateDict) -> tuple[StateDict, StateDict]:
+        """The ``state`` dict of this module, parted into that of the student's network and the rest."""
+        net = {
+            name.removeprefix(self.prefix): value
+            for name, value in state.items()
+            if name.startswith(self.prefix)
+        }
+        return net, {name: value for name, value in state.items() if not name.startswith(self.prefix)}
+
+
+def drawn(batch: Batch) -> Drawn:
+    """What was drawn for ``batch`` when it was loaded."""
+    assert batch.drawn is not None, "batches(start, stop, objective.draws) draws masks, draws.add(batch) too"
+    return batch.drawn
