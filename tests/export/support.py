@@ -16,6 +16,7 @@ import torch
 from gkd_scale.export.subject import open_subject
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.segment import export
+from gkd_scale.segment.augment import SegBatch
 from gkd_scale.segment.datasets import scenes
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.segmenter import Segmenter
@@ -92,7 +93,8 @@ def make_run(folder: Path, family: str = "vit", head: str | None = None, size: S
         if head is None:
             return folder
         made = build_head(head, backbone.channels, len(CLASSES), HEAD_ARGS[head])
-        _sharpen(Segmenter(backbone, made).eval(), size or each.size)
+        segmenter = Segmenter(backbone, made, frozen=True)
+        (_learn if head == "mask2former" else _sharpen)(segmenter, size or each.size)
         export.save_head(folder, made)
     palette = [(int(r), int(g), int(b)) for r, g, b in COLOURS]
     card = export.Card(head, HEAD_ARGS[head], list(CLASSES), palette, size or each.size, "frozen", 1, 50.0)
@@ -107,23 +109,26 @@ def _unsettle(backbone: Backbone) -> None:
             value.add_(0.1 * torch.rand_like(value))
 
 
+@torch.enable_grad()
+def _learn(segmenter: Segmenter, size: Size) -> None:
+    """Train the head on two scenes: random queries would all give the same class."""
+    seen = [scenes.render("source", index, size) for index in range(2)]
+    pixels = torch.from_numpy(np.stack([image for image, _ in seen])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(np.stack([label for _, label in seen]) % len(CLASSES)).long()
+    optimizer = torch.optim.AdamW(segmenter.head.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        segmenter.train()(SegBatch(pixels, labels))["loss"].backward()
+        optimizer.step()
+
+
 def _sharpen(segmenter: Segmenter, size: Size) -> None:
     """Random classes that differ from pixel to pixel: logits of mean 0 and deviation 1 for every class."""
+    segmenter.eval()
     seen = torch.from_numpy(np.stack([scenes.render("source", index, size)[0] for index in range(2)]))
     for name, value in segmenter.head.named_parameters():
-        if value.ndim > 1 and name.startswith(("classifier", "decoder.class_predictor")):
+        if value.ndim > 1 and name.startswith("classifier"):
             value.normal_()
-        if "queries_" in name:  # queries that differ
-            value.normal_()
-    if hasattr(segmenter.head, "decoder"):  # masks that say yes here and no there
-        for name, axes in (("pixel_decoder.mask_projection", (0, 2, 3)), ("class_predictor", (0, 1))):
-            last = segmenter.head.get_submodule(f"decoder.{name}")
-            last.weight.mul_(30)
-            found: list[torch.Tensor] = []
-            hook = last.register_forward_hook(lambda _module, _input, output, to=found: to.append(output))
-            segmenter.logits(seen.permute(0, 3, 1, 2))
-            hook.remove()
-            last.bias.sub_(found[-1].mean(axes))
     bias = dict(segmenter.head.named_parameters()).get("classifier.bias")
     bias = (
         segmenter.head.get_parameter("classifiers.0.bias") if hasattr(segmenter.head, "classifiers") else bias
