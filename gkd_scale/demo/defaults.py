@@ -12,6 +12,7 @@ from gkd_scale.cache.config import CacheTeacherConfig, parse_size
 from gkd_scale.demo.config import MakeDataConfig
 from gkd_scale.errors import DataError
 from gkd_scale.models.registry import load_teacher
+from gkd_scale.scenes.make_data import write_data
 
 DATA = Path("runs/demo-data")
 PROXY_CACHE = Path("runs/demo-cache/proxy")
@@ -19,8 +20,6 @@ PROXY_CACHE = Path("runs/demo-cache/proxy")
 
 def make_data(cfg: MakeDataConfig) -> None:
     """``gkd-scale make-data``: write what is missing of the embedded scenes, with progress."""
-    from gkd_scale.segment.datasets.make_data import write_data
-
     with files.claimed(cfg.out, DataError, partial(_waiting, cfg.out)), console.progress() as bar:
         task = bar.add_task("make-data", total=None)
         made = write_data(

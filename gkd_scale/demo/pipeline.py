@@ -15,10 +15,10 @@ from rich.table import Table
 from gkd_scale import console, files
 from gkd_scale.demo.config import DemoConfig
 from gkd_scale.errors import ConfigError
+from gkd_scale.scenes import UNSEEN
 from gkd_scale.segment import export
 from gkd_scale.subprocesses import Step, run_all
 
-UNSEEN = ("unseen_night", "unseen_fog", "unseen_rain", "unseen_snow", "unseen_city")
 SIZE = "96x128"
 
 

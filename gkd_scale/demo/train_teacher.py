@@ -29,11 +29,10 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gkd_scale import files
+from gkd_scale import files, scenes
 from gkd_scale.models import spec as specs
 from gkd_scale.models.spec import ModelSpec
 from gkd_scale.randomness import generator, seed_of
-from gkd_scale.segment.datasets import scenes
 from gkd_scale.segment.metrics import Confusion
 
 TEACHER = ModelSpec(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gkd_scale import scenes
 from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
@@ -18,7 +19,7 @@ from gkd_scale.cache.views import decode
 from gkd_scale.errors import DataError, GkdError
 from gkd_scale.images import UnreadableImage, open_bytes, open_image
 from gkd_scale.report.runs import Run
-from gkd_scale.segment.datasets import registry, scenes
+from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.inference import prepare
 from gkd_scale.types import Size, UInt8Array
 

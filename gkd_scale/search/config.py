@@ -11,12 +11,9 @@ from gkd_scale.config import option
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.errors import ConfigError, nearest
 from gkd_scale.ranges import Range
+from gkd_scale.segment.config import DEFAULT_TRAIN, DEFAULT_VAL
 from gkd_scale.segment.heads.registry import HEADS
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
-
-DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
-DEFAULT_VAL = "embedded:runs/demo-data/source/val"
-
 
 VOLATILE = (
     *("out", "resume", "final", "final_steps", "head", "head_steps", "test"),

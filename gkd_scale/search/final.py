@@ -11,9 +11,9 @@ from gkd_scale import console
 from gkd_scale.demo import defaults
 from gkd_scale.engine.run import RECORD
 from gkd_scale.errors import GkdError
+from gkd_scale.scenes import UNSEEN
 from gkd_scale.search.checks import LAUNCHERS, SearchPlan
 from gkd_scale.search.config import SearchConfig
-from gkd_scale.segment.datasets.scenes import UNSEEN
 from gkd_scale.subprocesses import Step, run_step
 
 TEST = {name: f"embedded:{defaults.DATA / name}" for name in UNSEEN}

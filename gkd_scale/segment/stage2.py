@@ -44,12 +44,12 @@ from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.weights import fingerprint
 from gkd_scale.randomness import seed_of
+from gkd_scale.scenes import UNSEEN
 from gkd_scale.segment import export, probe
 from gkd_scale.segment.augment import TrainStream
 from gkd_scale.segment.config import DEFAULT_VAL, Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
-from gkd_scale.segment.datasets.scenes import UNSEEN
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.inference import Inference, Windows, confusion, require_bounded_sample
 from gkd_scale.segment.methods.base import MethodTeacher

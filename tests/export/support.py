@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gkd_scale import scenes
 from gkd_scale.export.subject import open_subject
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.segment import export
 from gkd_scale.segment.augment import SegBatch
-from gkd_scale.segment.datasets import scenes
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Size

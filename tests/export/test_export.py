@@ -14,12 +14,11 @@ import pytest
 import torch
 import yaml
 
-from gkd_scale import config, files
+from gkd_scale import config, files, scenes
 from gkd_scale.cli import main
 from gkd_scale.export import verify
 from gkd_scale.export.config import ExportConfig
 from gkd_scale.export.subject import Shapes, open_subject
-from gkd_scale.segment.datasets import scenes
 from tests.cases import tiny
 from tests.conftest import write_images
 from tests.report.test_report import write_phase

@@ -5,11 +5,11 @@ The layout is that of the ``folder`` adapter; names and colours of the classes a
 
 from __future__ import annotations
 
+from gkd_scale.scenes import CLASSES, PALETTE
 from gkd_scale.segment.datasets.adapter import Adapter
 from gkd_scale.segment.datasets.folder import IMAGES, LABELS
 from gkd_scale.segment.datasets.labels import LabelSet, identity
 from gkd_scale.segment.datasets.layout import Layout
-from gkd_scale.segment.datasets.scenes import CLASSES, PALETTE
 
 ADAPTER = Adapter(
     name="embedded",

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gkd_scale import scenes
 from gkd_scale.errors import ConfigError, DataError
-from gkd_scale.segment.datasets import scenes
-from gkd_scale.segment.datasets.make_data import write_data
+from gkd_scale.scenes.make_data import write_data
 from gkd_scale.segment.datasets.registry import open_dataset
 
 SMALL: dict[str, Any] = {"size": (32, 48), "proxy": 4, "train": 3, "val": 2, "test": 2, "seed": 5}

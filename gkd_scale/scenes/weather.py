@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gkd_scale.segment.datasets.scenes.geometry import Camera, Floats, Painted, Vec3
-from gkd_scale.segment.datasets.scenes.layout import pick, uniform
-from gkd_scale.segment.datasets.scenes.paint import Lamp
-from gkd_scale.segment.datasets.scenes.styles import Style
+from gkd_scale.scenes.geometry import Camera, Floats, Painted, Vec3
+from gkd_scale.scenes.layout import pick, uniform
+from gkd_scale.scenes.paint import Lamp
+from gkd_scale.scenes.styles import Style
 from gkd_scale.types import Size, UInt8Array
 
 _LUMA = np.array([0.30, 0.59, 0.11], dtype=np.float32)

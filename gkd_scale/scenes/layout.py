@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gkd_scale.segment.datasets.scenes.geometry import Camera, Vec3, mix, shade
-from gkd_scale.segment.datasets.scenes.styles import Colours, Range, Style
+from gkd_scale.scenes.geometry import Camera, Vec3, mix, shade
+from gkd_scale.scenes.styles import Colours, Range, Style
 from gkd_scale.types import Size
 
 REACH = 110.0

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gkd_scale.randomness import generator
-from gkd_scale.segment.datasets.scenes.geometry import Canvas, Material, Painted, Vec3, mix, shade
-from gkd_scale.segment.datasets.scenes.layout import (
+from gkd_scale.scenes.geometry import Canvas, Material, Painted, Vec3, mix, shade
+from gkd_scale.scenes.layout import (
     Building,
     Car,
     Ground,
@@ -298,9 +298,19 @@ def _paint_car(canvas: Canvas, car: Car, scene: Scene, lamps: list[Lamp]) -> Non
     half, wide = car.length / 2, car.width / 2
     waist = 0.56 * car.height
     shadow = [at(a, b, 0.0) for a, b in ((half, wide), (half, -wide), (-half, -wide), (-half, wide))]
-    canvas.shadow([(x, y, z) for x, y, z in shadow], 0.75)
+    canvas.shadow(shadow, 0.75)
+    _paint_body(canvas, car, scene, at, lamps)
+    bonnet = Material(CAR, shade(car.colour, 1.12), grain=0.03, upward=0.8)
+    deck = [(-half, -wide, waist), (-half, wide, waist), (half, wide, waist), (half, -wide, waist)]
+    canvas.polygon([at(*c) for c in deck], bonnet)
+    _paint_cabin(canvas, car, scene, at, bonnet)
+
+
+def _paint_body(canvas: Canvas, car: Car, scene: Scene, at: _Place, lamps: list[Lamp]) -> None:
+    """The sides below the waist, with wheels, lights and bumpers."""
+    half, wide = car.length / 2, car.width / 2
+    waist = 0.56 * car.height
     body = [_face(axis, sign, half, wide, 0.22, waist) for axis in (0, 1) for sign in (-1, 1)]
-    rear, front = -half + car.cabin[0] * car.length, -half + car.cabin[1] * car.length
     dark = Material(CAR, (0.05, 0.05, 0.06), grain=0.02)
     for corners, (along, across) in _facing(scene, at, body):
         tone = 0.82 + 0.2 * abs(along) + 0.12 * scene.sun * across
@@ -310,47 +320,32 @@ def _paint_car(canvas: Canvas, car: Car, scene: Scene, lamps: list[Lamp]) -> Non
         else:
             _paint_lights(canvas, car, at, along, wide, waist, lamps)
             canvas.polygon([at(a, b, 0.1 if u < 0.3 else 0.26) for a, b, u in corners], dark)
-    glass = Material(CAR, (0.16, 0.19, 0.23), grain=0.02)
-    low, high, inset = waist, car.height, 0.86 * wide
+
+
+def _paint_cabin(canvas: Canvas, car: Car, scene: Scene, at: _Place, roof: Material) -> None:
+    """Four sloping sides with a pane in each, and the roof."""
+    half, wide = car.length / 2, car.width / 2
+    rear, front = -half + car.cabin[0] * car.length, -half + car.cabin[1] * car.length
+    low, high, inset = 0.56 * car.height, car.height, 0.86 * wide
     slope = 0.16 * car.length * (0.5 if car.height > 1.8 else 1.0)
-    cabin = [
-        [
-            (rear, -wide, low),
-            (rear, wide, low),
-            (rear + slope / 2, inset, high),
-            (rear + slope / 2, -inset, high),
-        ],
-        [
-            (front, -wide, low),
-            (front, wide, low),
-            (front - slope, inset, high),
-            (front - slope, -inset, high),
-        ],
-        [
-            (rear, -wide, low),
-            (front, -wide, low),
-            (front - slope, -inset, high),
-            (rear + slope / 2, -inset, high),
-        ],
-        [
-            (rear, wide, low),
-            (front, wide, low),
-            (front - slope, inset, high),
-            (rear + slope / 2, inset, high),
-        ],
+    rear_left, rear_right = (rear, -wide, low), (rear, wide, low)
+    front_left, front_right = (front, -wide, low), (front, wide, low)
+    top_rear_left, top_rear_right = (rear + slope / 2, -inset, high), (rear + slope / 2, inset, high)
+    top_front_left, top_front_right = (front - slope, -inset, high), (front - slope, inset, high)
+    sides: list[_Side] = [
+        ([rear_left, rear_right, top_rear_right, top_rear_left], (-1, 0)),
+        ([front_left, front_right, top_front_right, top_front_left], (1, 0)),
+        ([rear_left, front_left, top_front_left, top_rear_left], (0, -1)),
+        ([rear_right, front_right, top_front_right, top_rear_right], (0, 1)),
     ]
-    sides = list(zip(cabin, ((-1, 0), (1, 0), (0, -1), (0, 1)), strict=True))
-    bonnet = Material(CAR, shade(car.colour, 1.12), grain=0.03, upward=0.8)
-    deck = [(-half, -wide, waist), (-half, wide, waist), (half, wide, waist), (half, -wide, waist)]
-    canvas.polygon([at(*c) for c in deck], bonnet)
+    glass = Material(CAR, (0.16, 0.19, 0.23), grain=0.02)
     for corners, _ in _facing(scene, at, sides):
         canvas.polygon([at(*c) for c in corners], Material(CAR, shade(car.colour, 0.95), grain=0.03))
         middle = [sum(c[i] for c in corners) / 4 for i in range(3)]
         pane = [tuple(m + 0.78 * (v - m) for v, m in zip(c, middle, strict=True)) for c in corners]
         canvas.polygon([at(*p) for p in pane], glass)
-    roof = [(rear + slope / 2, -inset, high), (rear + slope / 2, inset, high)]
-    roof += [(front - slope, inset, high), (front - slope, -inset, high)]
-    canvas.polygon([at(*c) for c in roof], bonnet)
+    top = [top_rear_left, top_rear_right, top_front_right, top_front_left]
+    canvas.polygon([at(*c) for c in top], roof)
 
 
 def _face(axis: int, sign: int, half: float, wide: float, low: float, high: float) -> _Side:

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from gkd_scale.randomness import generator
-from gkd_scale.segment.datasets.scenes.geometry import Floats
-from gkd_scale.segment.datasets.scenes.layout import furniture
-from gkd_scale.segment.datasets.scenes.paint import grain_noise, paint
-from gkd_scale.segment.datasets.scenes.styles import random_style
-from gkd_scale.segment.datasets.scenes.weather import draw_weather, photograph, smooth_noise
+from gkd_scale.scenes.geometry import Floats
+from gkd_scale.scenes.layout import furniture
+from gkd_scale.scenes.paint import grain_noise, paint
+from gkd_scale.scenes.styles import random_style
+from gkd_scale.scenes.weather import draw_weather, photograph, smooth_noise
 from gkd_scale.types import Size, UInt8Array
 
 

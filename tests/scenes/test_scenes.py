@@ -12,13 +12,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gkd_scale import scenes
 from gkd_scale.errors import DataError
 from gkd_scale.files import sha256_file
 from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.spec import WEIGHTS
 from gkd_scale.randomness import generator, seed_of
-from gkd_scale.segment.datasets import scenes
 from gkd_scale.types import Size, UInt8Array
 
 ROAD, SIDEWALK, BUILDING, VEGETATION, SKY, CAR, POLE, PEDESTRIAN = range(8)
@@ -48,6 +48,31 @@ def test_a_scene_is_a_pure_function_of_its_name(domain: str, index: int, size: S
     np.testing.assert_array_equal(label, label_again)
     for other in ((domain, index + 1, size, seed), (domain, index, size, seed + 1)):
         assert not np.array_equal(scenes.render(*other)[0], image)
+
+
+MEANS = {
+    "source": (115.85, 119.24, 116.67, 2.232),
+    "unseen_night": (55.71, 53.54, 58.85, 1.902),
+    "unseen_fog": (149.74, 151.99, 153.21, 1.958),
+    "unseen_rain": (77.64, 81.22, 84.24, 1.921),
+    "unseen_snow": (162.31, 164.09, 173.62, 2.237),
+    "unseen_city": (131.28, 121.02, 96.52, 2.170),
+}
+"""Mean red, green, blue and label of the first four scenes of a domain, from ``GENERATOR`` 1."""
+
+
+def test_the_pictures_are_those_of_this_generator() -> None:
+    """A change of the pictures raises ``GENERATOR``; what a processor rounds otherwise is no change."""
+    assert scenes.GENERATOR == 1
+    for domain, (*colour, label) in MEANS.items():
+        images, labels = sample(domain, 4)
+        assert images.mean((0, 1, 2)) == pytest.approx(colour, abs=0.05)
+        assert labels.mean() == pytest.approx(label, abs=0.005)
+    images, labels = zip(*map(scenes.render_random, range(8)), strict=True)
+    assert np.mean(images, (0, 1, 2)) == pytest.approx((96.79, 102.11, 107.97), abs=0.05)
+    assert np.mean(labels) == pytest.approx(2.037, abs=0.005)
+    proxies = [scenes.render_proxy(index) for index in range(8)]
+    assert np.mean(proxies, (0, 1, 2)) == pytest.approx((101.64, 87.03, 87.61), abs=0.05)
 
 
 def test_domains_differ_and_the_proxy_set_is_pure() -> None:

@@ -17,11 +17,11 @@ import numpy as np
 
 from gkd_scale.errors import DataError, nearest
 from gkd_scale.randomness import generator
-from gkd_scale.segment.datasets.scenes.layout import compose
-from gkd_scale.segment.datasets.scenes.paint import CLASSES, PALETTE, grain_noise, paint
-from gkd_scale.segment.datasets.scenes.proxy import render_proxy
-from gkd_scale.segment.datasets.scenes.styles import STYLES, Style, random_style
-from gkd_scale.segment.datasets.scenes.weather import draw_weather, photograph
+from gkd_scale.scenes.layout import compose
+from gkd_scale.scenes.paint import CLASSES, PALETTE, grain_noise, paint
+from gkd_scale.scenes.proxy import render_proxy
+from gkd_scale.scenes.styles import STYLES, Style, random_style
+from gkd_scale.scenes.weather import draw_weather, photograph
 from gkd_scale.types import Size, UInt8Array
 
 __all__ = [

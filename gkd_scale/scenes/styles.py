@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from gkd_scale.segment.datasets.scenes.geometry import Vec3, mix
+from gkd_scale.scenes.geometry import Vec3, mix
 
 Range = tuple[float, float]
 Colours = tuple[Vec3, ...]
@@ -173,7 +174,10 @@ STYLES: dict[str, Style] = {style.name: style for style in (SOURCE, NIGHT, FOG, 
 
 
 def random_style(rng: np.random.Generator) -> Style:
-    """One point of the style space: its own layout, palette, time of day and mix of weathers."""
+    """One point of the style space: its own layout, palette, time of day and mix of weathers.
+
+    The order of the draws decides the pictures: it may not change.
+    """
     low_rise = rng.random() < 0.6
     narrow = rng.random() < 0.4
     height = rng.uniform(1.1, 3.4)
@@ -182,57 +186,70 @@ def random_style(rng: np.random.Generator) -> Style:
     density = rng.uniform(0.2, 1.3, size=4)
     overcast = rng.random() < 0.45
     zenith, horizon = _sky(rng, overcast)
-    style = Style(
+    return Style(
         "random",
         camera_height=(height, height),
         pitch=(-0.05, 0.15),
         yaw=(-0.3, 0.3),
         focal=(focal, focal),
-        lanes=(1, 2) if narrow else (2, 5),
-        lane_width=(2.5, 3.7),
-        sidewalk=(1.1, 2.6) if narrow else (1.5, 5.0),
-        curve=(-0.012, 0.012),
-        setback=(0.0, float(rng.choice((0.4, 2.0, 6.0)))),
-        lot=(6.0, 13.0) if narrow else (9.0, 22.0),
         storeys=(1, 5) if low_rise else (3, tall),
-        built=rng.uniform(0.45, 0.98),
-        gable=rng.random(),
-        grass=rng.random(),
+        zenith=zenith,
+        horizon=horizon,
+        clouds=(0.0, 1.0),
+        **_street(rng, narrow),
         trees=0.8 * density[0],
         conifers=rng.random() * 0.6,
         hedges=rng.random() * 0.6,
         cars=0.7 * density[1],
         people=density[2],
         poles=0.7 * density[3],
-        facades=_colours(rng, 5, hue=(0.0, 1.0), saturation=(0.0, 0.65), value=(0.25, 0.97)),
-        facade_spread=0.15,
-        asphalt=_colours(rng, 2, hue=(0.0, 1.0), saturation=(0.0, 0.2), value=(0.2, 0.62)),
-        paving=_colours(rng, 2, hue=(0.0, 0.2), saturation=(0.0, 0.4), value=(0.3, 0.8)),
-        foliage=_colours(rng, 3, hue=(0.10, 0.42), saturation=(0.3, 0.8), value=(0.2, 0.6)),
-        bodywork=_colours(rng, 6, hue=(0.0, 1.0), saturation=(0.0, 0.9), value=(0.08, 0.95)),
-        zenith=zenith,
-        horizon=horizon,
-        clouds=(0.0, 1.0),
-        exposure=_spread(rng, 0.55, 1.35, 0.1),
-        contrast=_spread(rng, 0.7, 1.25, 0.05),
-        sun=(0.0, 0.15) if overcast else (0.3, 1.0),
-        tint=(rng.uniform(0.88, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.86, 1.14)),
-        saturation=_spread(rng, 0.4, 1.3, 0.1),
-        noise=_spread(rng, 0.0, 0.05, 0.01),
-        blur=(0.0, float(rng.choice((0.0, 0.0, 0.6)))),
-    )
-    weather = _weather(rng)
-    calm = (0.0, 0.0)
-    return replace(
-        style,
-        night=weather.get("night", calm),
-        fog=weather.get("fog", calm),
-        rain=weather.get("rain", calm),
-        snow=weather.get("snow", calm),
+        **_palette(rng),
+        **_light(rng, overcast),
+        **_weather(rng),
     )
 
 
-def _weather(rng: np.random.Generator) -> dict[str, Range]:
+def _street(rng: np.random.Generator, narrow: bool) -> dict[str, Any]:
+    """The road, its kerbs and what the lots beside it are like."""
+    return {
+        "lanes": (1, 2) if narrow else (2, 5),
+        "lane_width": (2.5, 3.7),
+        "sidewalk": (1.1, 2.6) if narrow else (1.5, 5.0),
+        "curve": (-0.012, 0.012),
+        "setback": (0.0, float(rng.choice((0.4, 2.0, 6.0)))),
+        "lot": (6.0, 13.0) if narrow else (9.0, 22.0),
+        "built": rng.uniform(0.45, 0.98),
+        "gable": rng.random(),
+        "grass": rng.random(),
+    }
+
+
+def _palette(rng: np.random.Generator) -> dict[str, Any]:
+    """The colours of things."""
+    return {
+        "facades": _colours(rng, 5, hue=(0.0, 1.0), saturation=(0.0, 0.65), value=(0.25, 0.97)),
+        "facade_spread": 0.15,
+        "asphalt": _colours(rng, 2, hue=(0.0, 1.0), saturation=(0.0, 0.2), value=(0.2, 0.62)),
+        "paving": _colours(rng, 2, hue=(0.0, 0.2), saturation=(0.0, 0.4), value=(0.3, 0.8)),
+        "foliage": _colours(rng, 3, hue=(0.10, 0.42), saturation=(0.3, 0.8), value=(0.2, 0.6)),
+        "bodywork": _colours(rng, 6, hue=(0.0, 1.0), saturation=(0.0, 0.9), value=(0.08, 0.95)),
+    }
+
+
+def _light(rng: np.random.Generator, overcast: bool) -> dict[str, Any]:
+    """The sun, and what the camera does to the light."""
+    return {
+        "exposure": _spread(rng, 0.55, 1.35, 0.1),
+        "contrast": _spread(rng, 0.7, 1.25, 0.05),
+        "sun": (0.0, 0.15) if overcast else (0.3, 1.0),
+        "tint": (rng.uniform(0.88, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.86, 1.14)),
+        "saturation": _spread(rng, 0.4, 1.3, 0.1),
+        "noise": _spread(rng, 0.0, 0.05, 0.01),
+        "blur": (0.0, float(rng.choice((0.0, 0.0, 0.6)))),
+    }
+
+
+def _weather(rng: np.random.Generator) -> dict[str, Any]:
     """None, one or two of night, fog, rain and snow, each anywhere from faint to full."""
     count = int(rng.choice((0, 1, 1, 1, 2)))
     if count == 0:

@@ -23,9 +23,8 @@ from typing import Any
 
 from PIL import Image
 
-from gkd_scale import files
+from gkd_scale import files, scenes
 from gkd_scale.errors import ConfigError, DataError
-from gkd_scale.segment.datasets import scenes
 from gkd_scale.types import Size, UInt8Array
 
 MANIFEST = "data.json"
