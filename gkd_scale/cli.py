@@ -60,8 +60,8 @@ def _find(arguments: Sequence[str]) -> tuple[Command, Sequence[str]]:
 
     name, *rest = arguments
     if name not in COMMANDS or " " in name:
-        known = [each for each in COMMANDS if " " not in each]
-        raise ConfigError(f"gkd-scale has no command '{name}'", nearest(name, known) or "see --help")
+        names = [each for each in COMMANDS if " " not in each]
+        raise ConfigError(f"gkd-scale has no command '{name}'", nearest(name, names) or "see --help")
     verbs = [verb for each in COMMANDS for first, _, verb in [each.partition(" ")] if verb and first == name]
     if not verbs or not rest or rest[0].startswith("-"):
         return COMMANDS[name], rest

@@ -1,4 +1,4 @@
-"""Commands as one line that a shell takes as it is printed: our own programs, paths with any characters."""
+"""Commands as one line to paste into a shell, whatever characters their paths have."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 
 def shell(*command: object) -> str:
-    """The line for a POSIX shell, quoted; a program of ours that the shell would not find, by its path."""
+    """The quoted line for a POSIX shell; a program of this environment that is not on PATH, by its path."""
     program, *arguments = map(str, command)
-    own = Path(sys.executable).parent / program
-    if shutil.which(program) is None and own.is_file():
-        program = str(own)
+    installed = Path(sys.executable).parent / program
+    if shutil.which(program) is None and installed.is_file():
+        program = str(installed)
     return shlex.join([program, *arguments])
 
 
 def script(folder: Path, name: str) -> Path:
-    """``folder/name`` as it is reached from the working directory."""
+    """``folder/name``, relative to the working directory if it is inside, else absolute."""
     path = (folder / name).absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""What the launchers use when nothing is named: the embedded data and a cache of it, under ``runs/``."""
+"""The data that the launchers use if none is named: the embedded scenes and a cache of them, in ``runs/``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_data(cfg: MakeDataConfig) -> None:
     """``gkd-scale make-data``: write what is missing of the embedded scenes, with progress."""
     with files.claimed(cfg.out, DataError, partial(_waiting, cfg.out)), console.progress() as bar:
         task = bar.add_task("make-data", total=None)
-        made = write_data(
+        manifest = write_data(
             cfg.out,
             size=parse_size(cfg.size),
             proxy=cfg.proxy,
@@ -32,7 +32,7 @@ def make_data(cfg: MakeDataConfig) -> None:
             seed=cfg.seed,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    counts = ", ".join(f"{count} {name}" for name, count in made["counts"].items())
+    counts = ", ".join(f"{count} {name}" for name, count in manifest["counts"].items())
     console.out.print(f"{cfg.out}: {counts}", markup=False)
 
 
@@ -41,18 +41,18 @@ def _waiting(out: Path) -> None:
 
 
 def data() -> Path:
-    """The embedded scenes, written if they are not there."""
+    """The folder of the embedded scenes; writes what is missing."""
     make_data(MakeDataConfig(DATA))
     return DATA
 
 
 def proxy_recipe() -> dict[str, Any]:
-    """The images of that cache and their size, for a teacher that runs live."""
+    """The proxy images and their size, for a cache or for a teacher that runs live."""
     return {"images": str(data() / "proxy"), "image_size": "96x128"}
 
 
 def proxy_cache() -> Path:
-    """The demo teacher's cache of the embedded proxy images, built if it is not there."""
+    """The demo teacher's cache of the embedded proxy images, built if it is missing."""
     cfg = CacheTeacherConfig(**proxy_recipe(), views=2, out=PROXY_CACHE)
     build(cfg, load_teacher(cfg.teacher, cfg.size))
     return PROXY_CACHE

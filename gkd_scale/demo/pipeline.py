@@ -1,7 +1,7 @@
 """``gkd-scale demo``: the whole method on the embedded scenes, as the commands a user would type.
 
-Each step is a real command in a process of its own; it is shown, its output goes to a log, and it goes
-on where it stopped when the demo is started again. At the end: mIoU of teacher, student without
+Each step is a real command in a process of its own: it is shown, and its output goes to a log. A demo that is
+started again goes on where it stopped. At the end: mIoU of teacher, student without
 distillation and student with GKD, on the source domain and on domains none of them was trained on.
 """
 
@@ -23,7 +23,7 @@ SIZE = "96x128"
 
 
 def demo(cfg: DemoConfig) -> int:
-    """Run every step, then print the table. Raises GkdError where a step fails."""
+    """Run every step, then print the table. Raises GkdError if a step fails."""
     for script in ("stage1.py", "stage2.py"):
         if not (cfg.launchers / script).is_file():
             raise ConfigError(
@@ -41,7 +41,7 @@ def demo(cfg: DemoConfig) -> int:
     )
     console.out.print(
         "  data/ the scenes, caches/ the teacher's features, gkd/backbone.safetensors the student,\n"
-        "  gkd-head/ the segmentation model, results.json every number, logs/ what each command said,\n"
+        "  gkd-head/ the segmentation model, results.json every number, logs/ what each command printed,\n"
         "  report.html all of it as a page: open it in a browser"
     )
     return 0

@@ -1,4 +1,4 @@
-"""Train the demo teacher: a small ViT that stands in for a foundation model where none can be had.
+"""Train the demo teacher: a small ViT that stands in for a foundation model without a download.
 
 ``python -m gkd_scale.demo.train_teacher --out gkd_scale/models/weights --minutes 22 --seed 0``
 
@@ -97,9 +97,11 @@ class Segmenter(nn.Module):
 
 def render_styles(count: int, seed: int) -> Labelled:
     """``count`` scenes, each in a random style."""
-    drawn = {seed_of("scenes", "random", seed, index) for index in range(count)}
-    named = {seed_of("scenes", name, seed, index) for name in scenes.DOMAINS for index in range(1000)}
-    assert "random" not in scenes.DOMAINS and not drawn & named, "a domain's scenes are not for training"
+    random_seeds = {seed_of("scenes", "random", seed, index) for index in range(count)}
+    domain_seeds = {seed_of("scenes", name, seed, index) for name in scenes.DOMAINS for index in range(1000)}
+    assert "random" not in scenes.DOMAINS and not random_seeds & domain_seeds, (
+        "a domain's scenes are not for training"
+    )
     return _stack(scenes.render_random(index, scenes.SIZE, seed) for index in range(count))
 
 
@@ -123,10 +125,10 @@ def augment(images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[T
     theta[:, 0, 0] = zoom * torch.from_numpy(rng.choice((-1.0, 1.0), count).astype(np.float32))
     theta[:, 1, 1] = zoom
     theta[:, :, 2] = shift
-    where = F.affine_grid(theta, [count, 1, *images.shape[2:]], align_corners=False)
-    pixels = F.grid_sample(images.float(), where, padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(theta, [count, 1, *images.shape[2:]], align_corners=False)
+    pixels = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
     targets = F.grid_sample(
-        labels[:, None].float(), where, mode="nearest", padding_mode="reflection", align_corners=False
+        labels[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False
     )
     gain = torch.from_numpy(rng.uniform(0.7, 1.35, (count, 1, 1, 1)).astype(np.float32))
     tint = torch.from_numpy(rng.uniform(0.9, 1.1, (count, 3, 1, 1)).astype(np.float32))
@@ -185,8 +187,8 @@ def train_teacher(
     while (progress := (time.monotonic() - begun) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = schedule(progress, peak)
-        chosen = torch.from_numpy(rng.integers(0, len(data), batch))
-        images, labels = augment(data.images[chosen], data.labels[chosen], rng)
+        indices = torch.from_numpy(rng.integers(0, len(data), batch))
+        images, labels = augment(data.images[indices], data.labels[indices], rng)
         with torch.autocast("cpu", torch.bfloat16):
             logits, presence = model(images)
         loss = segmentation_loss(logits.float(), labels, weights)
@@ -208,8 +210,8 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
     """Move ``average`` towards ``model``; buffers (batch norm's) are copied."""
     for mean, new in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(new, 1 - keep)
-    for there, here in zip(average.buffers(), model.buffers(), strict=True):
-        there.copy_(here)
+    for target, source in zip(average.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
 
 
 def train_on_source(model: Segmenter, train: Labelled, steps: int, seed: int, *, frozen: bool) -> Segmenter:
@@ -225,8 +227,8 @@ def train_on_source(model: Segmenter, train: Labelled, steps: int, seed: int, *,
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule(step / steps, 5e-3 if frozen else 1e-3)
-        chosen = torch.from_numpy(rng.integers(0, len(train), 16))
-        images, labels = augment(train.images[chosen], train.labels[chosen], rng)
+        indices = torch.from_numpy(rng.integers(0, len(train), 16))
+        images, labels = augment(train.images[indices], train.labels[indices], rng)
         with torch.set_grad_enabled(not frozen):
             tokens = model.encode(images)[1]
         loss = segmentation_loss(model.head(tokens), labels, weights)
@@ -304,8 +306,8 @@ def main(arguments: list[str] | None = None) -> None:
     measured = compare(teacher, options.seed)
     for name, values in measured.items():
         print(name, values)
-    given = sys.argv[1:] if arguments is None else arguments
-    command = f"python -m gkd_scale.demo.train_teacher {shlex.join(given)}"
+    words = sys.argv[1:] if arguments is None else arguments
+    command = f"python -m gkd_scale.demo.train_teacher {shlex.join(words)}"
     export(teacher, options.out, command, measured)
 
 

@@ -5,10 +5,9 @@ each: a :class:`~.styles.Style` says what the domain looks like, :mod:`~.layout`
 that style in metres, :mod:`~.paint` turns it into colours, labels and depth through the camera of
 :mod:`~.geometry`, and :mod:`~.weather` photographs it. :mod:`~.proxy` makes the unlabelled set.
 
-Who may see what: ``source`` is for training (indices of ``SPLITS["train"]``) and for selection
-(``SPLITS["val"]``); ``unseen_*`` are for testing only. The demo teacher is trained on
-:func:`render_random`, whose scenes come from generators of their own name and whose styles are
-drawn from the whole style space, never one of the named ones.
+``source`` is for training (indices of ``SPLITS["train"]``) and for selection (``SPLITS["val"]``);
+``unseen_*`` are for testing only. The demo teacher is trained on :func:`render_random`: its scenes have
+generators of another name, and styles from the whole style space, never one of the named ones.
 """
 
 from __future__ import annotations

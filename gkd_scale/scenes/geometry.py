@@ -144,10 +144,10 @@ class Canvas:
 
     def polygon(self, corners: Sequence[Vec3], material: Material) -> bool:
         """A flat polygon of world points, cut at the near plane; says whether any of it can be seen."""
-        seen, flat = self._see(corners)
+        in_camera, flat = self._see(corners)
         if not flat:
             return False
-        plane = self._plane(seen)
+        plane = self._plane(in_camera)
         if plane is not None:
             self._draw.polygon(flat, fill=self._add(material, plane))
         return True
@@ -164,15 +164,15 @@ class Canvas:
         if plane is None:
             return
         along, up = boxes[:, (0, 2, 2, 0), None], boxes[:, (1, 1, 3, 3), None]
-        seen = a + along * (b - a) + up * (c - a)
-        depth = np.maximum(seen[..., 2], 1e-3)
+        in_camera = a + along * (b - a) + up * (c - a)
+        depth = np.maximum(in_camera[..., 2], 1e-3)
         scale = self._scale / depth
-        cols, rows = self._middle[0] + scale * seen[..., 0], self._middle[1] - scale * seen[..., 1]
-        kept = seen[..., 2].min(axis=1) > NEAR
+        cols, rows = self._middle[0] + scale * in_camera[..., 0], self._middle[1] - scale * in_camera[..., 1]
+        visible = in_camera[..., 2].min(axis=1) > NEAR
         for places, middle in ((cols, self._middle[0]), (rows, self._middle[1])):
-            kept &= (places.max(axis=1) > 0) & (places.min(axis=1) < 2 * middle)
+            visible &= (places.max(axis=1) > 0) & (places.min(axis=1) < 2 * middle)
         flat = np.stack([cols, rows], axis=-1).reshape(len(boxes), 8).tolist()
-        for number in np.flatnonzero(kept).tolist():
+        for number in np.flatnonzero(visible).tolist():
             self._draw.polygon(flat[number], fill=self._add(materials[number], plane))
 
     def ellipse(self, centre: Vec3, radii: Point, material: Material) -> None:
@@ -190,11 +190,11 @@ class Canvas:
 
     def post(self, foot: Vec3, top: Vec3, width: float, material: Material, least: float = 2.4) -> None:
         """A bar of ``width`` metres that faces the camera, never thinner than ``least`` canvas pixels."""
-        seen = self._clip([self.camera.to_camera(foot), self.camera.to_camera(top)], closed=False)
-        if len(seen) < 2:
+        in_camera = self._clip([self.camera.to_camera(foot), self.camera.to_camera(top)], closed=False)
+        if len(in_camera) < 2:
             return
-        (x0, y0), (x1, y1) = self._to_canvas(seen[0]), self._to_canvas(seen[-1])
-        half = [max(width * self._scale / p[2], least) / 2 for p in (seen[0], seen[-1])]
+        (x0, y0), (x1, y1) = self._to_canvas(in_camera[0]), self._to_canvas(in_camera[-1])
+        half = [max(width * self._scale / p[2], least) / 2 for p in (in_camera[0], in_camera[-1])]
         length = math.hypot(x1 - x0, y1 - y0)
         if length < 1e-6:
             return
@@ -206,7 +206,9 @@ class Canvas:
             (x0 - nx * half[0], y0 - ny * half[0]),
         ]
         if not self._outside(flat):
-            self._draw.polygon(flat, fill=self._add(material, (2 / (seen[0][2] + seen[-1][2]), 0.0, 0.0)))
+            self._draw.polygon(
+                flat, fill=self._add(material, (2 / (in_camera[0][2] + in_camera[-1][2]), 0.0, 0.0))
+            )
 
     def shadow(self, corners: Sequence[Vec3], strength: float) -> None:
         """A shadow on whatever ground is there."""
@@ -271,18 +273,18 @@ class Canvas:
 
     def _see(self, corners: Sequence[Vec3]) -> tuple[list[Vec3], list[Point]]:
         """World points in camera axes, cut at the near plane, and on the canvas; empty where unseen."""
-        seen = self._clip([self.camera.to_camera(corner) for corner in corners])
-        flat = [self._to_canvas(point) for point in seen]
-        return ([], []) if len(flat) < 3 or self._outside(flat) else (seen, flat)
+        in_camera = self._clip([self.camera.to_camera(corner) for corner in corners])
+        flat = [self._to_canvas(point) for point in in_camera]
+        return ([], []) if len(flat) < 3 or self._outside(flat) else (in_camera, flat)
 
     def _outside(self, flat: Sequence[Point]) -> bool:
         cols, rows = zip(*flat, strict=True)
         width, height = 2 * self._middle[0], 2 * self._middle[1]
         return max(cols) < 0 or min(cols) > width or max(rows) < 0 or min(rows) > height
 
-    def _plane(self, seen: Sequence[Vec3]) -> Vec3 | None:
+    def _plane(self, in_camera: Sequence[Vec3]) -> Vec3 | None:
         """Coefficients of 1/depth over (1, column - centre, row - centre); None for a plane seen edge-on."""
-        a, b, c = seen[0], seen[len(seen) // 3], seen[2 * len(seen) // 3]
+        a, b, c = in_camera[0], in_camera[len(in_camera) // 3], in_camera[2 * len(in_camera) // 3]
         ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
         vx, vy, vz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
         nx, ny, nz = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
@@ -297,22 +299,22 @@ class Canvas:
         """Cut at the near plane (Sutherland and Hodgman)."""
         if min(points, key=_forward)[2] >= NEAR:
             return points
-        kept: list[Vec3] = []
-        for i, here in enumerate(points):
+        clipped: list[Vec3] = []
+        for i, point in enumerate(points):
             if i == 0 and not closed:
-                if here[2] >= NEAR:
-                    kept.append(here)
+                if point[2] >= NEAR:
+                    clipped.append(point)
                 continue
             before = points[i - 1]
-            if (here[2] >= NEAR) != (before[2] >= NEAR):
-                t = (NEAR - before[2]) / (here[2] - before[2])
-                kept.append(
+            if (point[2] >= NEAR) != (before[2] >= NEAR):
+                t = (NEAR - before[2]) / (point[2] - before[2])
+                clipped.append(
                     (
-                        before[0] + t * (here[0] - before[0]),
-                        before[1] + t * (here[1] - before[1]),
+                        before[0] + t * (point[0] - before[0]),
+                        before[1] + t * (point[1] - before[1]),
                         NEAR,
                     )
                 )
-            if here[2] >= NEAR:
-                kept.append(here)
-        return kept
+            if point[2] >= NEAR:
+                clipped.append(point)
+        return clipped

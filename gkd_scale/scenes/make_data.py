@@ -6,7 +6,7 @@
     OUT/source/{train,val}/images|labels/     the source domain
     OUT/unseen_*/images|labels/               for testing only
     OUT/**/classes.txt                        beside every images/ and labels/
-    OUT/data.json                             written last: what is here, and that it is all here
+    OUT/data.json                             written last: the settings; if it exists, the data is complete
 
 Each file appears whole or not at all, and its bytes follow from the settings alone, so an
 interrupted command goes on where it stopped. Until the end the settings lie in ``making.json``.
@@ -57,7 +57,7 @@ def write_data(
 
     ``size`` is (H, W) in pixels; ``proxy``, ``train`` and ``val`` count images, ``test`` the images of
     each unseen domain. ``progress(done, total)`` is called after each image. Files that exist and are
-    whole are kept. Raises ConfigError for impossible counts or sizes, and DataError where ``out`` holds
+    whole are kept. Raises ConfigError for impossible counts or sizes, and DataError if ``out`` holds
     other data or data of other settings.
     """
     settings = _settings(size, proxy, train, val, test, seed)
@@ -97,7 +97,7 @@ def _settings(size: Size, proxy: int, train: int, val: int, test: int, seed: int
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make ``out`` ours, or find that it is; DataError where it holds something else."""
+    """Write the settings to ``out``, or compare them with those there; DataError if it holds other files."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file", "name a folder that does not exist yet")
     for name in (MANIFEST, _UNFINISHED):
@@ -113,16 +113,16 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 def _require_same(path: Path, settings: dict[str, Any]) -> None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
             f"{path} cannot be read: {error}", "remove the folder and make the data again"
         ) from None
-    for key, wanted in settings.items():
-        here = found.get(key) if isinstance(found, dict) else None
-        if here != wanted:
+    for key, value in settings.items():
+        present = content.get(key) if isinstance(content, dict) else None
+        if present != value:
             raise DataError(
-                f"{path.parent} holds other data: {key} is {here} in {path.name}, asked is {wanted}",
+                f"{path.parent} holds other data: {key} is {present} in {path.name}, asked is {value}",
                 "name another folder, use the same settings, or remove the folder",
             )
 

@@ -286,8 +286,8 @@ def _round_shadow(canvas: Canvas, scene: Scene, x: float, z: float, radius: floa
 
 
 def _paint_car(canvas: Canvas, car: Car, scene: Scene, lamps: list[Lamp]) -> None:
-    seen = canvas.sees((car.x, 0.5 * car.height, car.z), car.length)
-    if math.hypot(car.x - scene.camera.x, car.z) < 3.5 or not (seen or car.lights):
+    visible = canvas.sees((car.x, 0.5 * car.height, car.z), car.length)
+    if math.hypot(car.x - scene.camera.x, car.z) < 3.5 or not (visible or car.lights):
         return
     sin, cos = math.sin(car.heading), math.cos(car.heading)
 
@@ -359,16 +359,16 @@ def _face(axis: int, sign: int, half: float, wide: float, low: float, high: floa
 
 def _facing(scene: Scene, at: _Place, sides: list[_Side]) -> Iterator[_Side]:
     """The faces that look at the camera, far ones first."""
-    seen = []
+    facing = []
     for corners, (along, across) in sides:
         middle = [sum(c[i] for c in corners) / 4 for i in range(3)]
-        here = at(*middle)
+        centre = at(*middle)
         ahead = at(middle[0] + along, middle[1] + across, middle[2])
-        to_camera = (scene.camera.x - here[0], -here[2])
-        if (ahead[0] - here[0]) * to_camera[0] + (ahead[2] - here[2]) * to_camera[1] > 0:
-            seen.append((math.hypot(*to_camera), corners, (along, across)))
-    seen.sort(key=lambda item: item[0], reverse=True)
-    for _, corners, way in seen:
+        to_camera = (scene.camera.x - centre[0], -centre[2])
+        if (ahead[0] - centre[0]) * to_camera[0] + (ahead[2] - centre[2]) * to_camera[1] > 0:
+            facing.append((math.hypot(*to_camera), corners, (along, across)))
+    facing.sort(key=lambda item: item[0], reverse=True)
+    for _, corners, way in facing:
         yield corners, way
 
 

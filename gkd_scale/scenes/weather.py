@@ -169,9 +169,9 @@ def _in_fog(image: Floats, painted: Painted, weather: Weather) -> Floats:
     """Koschmieder: light is lost as exp(-depth/range) and replaced by the air's own."""
     extinction = np.float32(0.11 * weather.fog**2 + 0.004 * weather.fog)
     depth = 1.0 / np.maximum(painted.inverse_depth, 1e-3)
-    kept = np.exp(-extinction * np.minimum(depth, 600.0))[..., None]
+    transmission = np.exp(-extinction * np.minimum(depth, 600.0))[..., None]
     air = np.array(weather.horizon, dtype=np.float32) * np.float32(1.0 - 0.8 * weather.night)
-    return image * kept + air * (1 - kept)
+    return image * transmission + air * (1 - transmission)
 
 
 def _flakes(image: Floats, snow: float, rng: np.random.Generator) -> Floats:

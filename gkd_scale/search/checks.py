@@ -1,4 +1,4 @@
-"""What can be refused is refused here, before Ray starts: one clear error instead of failed trials.
+"""Refuse, before Ray starts, what cannot work: one clear error instead of failed trials.
 
 :func:`check` turns the options into a :class:`SearchPlan`, which is all that trials need: absolute paths and
 plain values, so that it means the same on every node.
@@ -60,9 +60,9 @@ class SearchPlan:
     gpu: float
     keep: int
 
-    def stage1(self, drawn: dict[str, Any], out: Path) -> Stage1Config:
-        """Stage 1's configuration of a trial with ``drawn`` options."""
-        cfg = self.space.configure(self.base, drawn)
+    def stage1(self, params: dict[str, Any], out: Path) -> Stage1Config:
+        """Stage 1's configuration of a trial with the sampled options ``params``."""
+        cfg = self.space.configure(self.base, params)
         cfg.cache, cfg.mirror, cfg.mirror_gb, cfg.out = [*self.caches], self.mirror, self.mirror_gb, out
         return cfg
 
@@ -105,7 +105,7 @@ def check(cfg: SearchConfig) -> SearchPlan:
 
 
 def _provide(cfg: SearchConfig) -> None:
-    """The embedded data, and the teacher's cache of it, where nothing else is named."""
+    """Write the embedded data, and the teacher's cache of it, if no other is named."""
     if not cfg.cache:
         cfg.cache = [str(defaults.proxy_cache())]
     elif not cfg.train:
@@ -164,8 +164,8 @@ def _domains(cfg: SearchConfig) -> tuple[dict[str, str], dict[str, str], dict[st
     """``train``, ``val`` and ``test`` as names to ADAPTER:PATH; ConfigError if a test domain selects."""
     train, val = _named(cfg.train_refs(), "--train"), _named(cfg.val_refs(), "--val")
     test = _named(cfg.test, "--test")
-    for flag, chosen in (("--train", train), ("--val", val)):
-        for name, ref in chosen.items():
+    for flag, domains in (("--train", train), ("--val", val)):
+        for name, ref in domains.items():
             _refuse_test(flag, name, ref, test)
     for ref in val.values():
         if any(_same(ref, other) for other in train.values()):
@@ -176,10 +176,10 @@ def _domains(cfg: SearchConfig) -> tuple[dict[str, str], dict[str, str], dict[st
 
 
 def _refuse_test(flag: str, name: str, ref: str, test: dict[str, str]) -> None:
-    for other, tested in test.items():
-        if name == other or _same(ref, tested):
+    for other, test_ref in test.items():
+        if name == other or _same(ref, test_ref):
             raise ConfigError(
-                f"the domain {name} ({ref}) is named both in {flag} and in --test ({other}={tested})",
+                f"the domain {name} ({ref}) is named both in {flag} and in --test ({other}={test_ref})",
                 "a domain that is selected on is no test: leave it out of one of them",
             )
     if any(part.startswith(TEST_PREFIX) for part in Path(ref.partition(":")[2]).parts):
@@ -188,17 +188,17 @@ def _refuse_test(flag: str, name: str, ref: str, test: dict[str, str]) -> None:
 
 def _named(refs: list[str], flag: str) -> dict[str, str]:
     """``[NAME=]ADAPTER:PATH`` by name, paths absolute; without a name the path is one."""
-    found: dict[str, str] = {}
+    domains: dict[str, str] = {}
     for text in refs:
         name, equals, ref = text.partition("=")
         if not equals:
             name, ref = "", text
         parsed = registry.parse(ref)
         name = name or "/".join([*parsed.path.parts[-2:], *parsed.part.split("/")]).rstrip("/")
-        if name in found:
+        if name in domains:
             raise ConfigError(f"{flag} names the domain '{name}' twice", "write NAME=ADAPTER:PATH")
-        found[name] = str(parsed._replace(path=parsed.path.resolve()))
-    return found
+        domains[name] = str(parsed._replace(path=parsed.path.resolve()))
+    return domains
 
 
 def _same(one: str, two: str) -> bool:
@@ -233,29 +233,29 @@ def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches:
 
 def _check_student(plan: SearchPlan) -> None:
     """The student's name is timm's or ours, and timm can build what the space can draw for it."""
-    for drawn in [{}, *_drawn_of(plan.space, "student")]:
-        for cfg in plan.stage1(drawn, plan.out).each():
+    for params in [{}, *_drawn_of(plan.space, "student")]:
+        for cfg in plan.stage1(params, plan.out).each():
             (name,) = cfg.student
             spec, _ = models.resolve(str(name), cfg.student_args)
-            if not drawn and not cfg.student_args:
+            if not params and not cfg.student_args:
                 continue
             try:
                 with torch.device("meta"), torch.random.fork_rng(devices=[]):
                     backbone.any_size(spec, drop_path=cfg.drop_path)
             except ModelError as error:
-                where = f"{plan.space.path}, {_shown(drawn)}: " if drawn else ""
+                where = f"{plan.space.path}, {_shown(params)}: " if params else ""
                 raise ModelError(f"{where}{error.message}", error.hint) from None
 
 
 def _drawn_of(space: spaces.Space, prefix: str) -> Iterator[dict[str, Any]]:
-    """What a trial could draw for each option that starts with ``prefix``, the others left as they are."""
+    """The values that a trial could draw for the options that start with ``prefix``, one option each."""
     for key, dimension in space.searched.items():
         if key.startswith(prefix):
             yield from ({key: value} for value in (*dimension.values, *spaces.between(dimension)))
 
 
-def _shown(drawn: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in drawn.items())
+def _shown(params: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in params.items())
 
 
 # -------------------------------------------------------------------------------------- resources
@@ -268,14 +268,14 @@ def cores(cfg: SearchConfig) -> int:
 
 def _gpus(cfg: SearchConfig) -> int:
     """GPUs that a rank gets, or could get on this machine."""
-    asked = cfg.resource_map().get("gpu")
-    return int(asked > 0) if asked is not None else torch.cuda.device_count()
+    resources = cfg.resource_map().get("gpu")
+    return int(resources > 0) if resources is not None else torch.cuda.device_count()
 
 
 def _resources(cfg: SearchConfig) -> tuple[float, float]:
-    """CPU cores and GPUs of a rank; ConfigError where this machine can never give them."""
-    asked = cfg.resource_map()
-    cpu, gpu = asked.get("cpu", 1.0), asked.get("gpu", float(min(1, _gpus(cfg))))
+    """CPU cores and GPUs of a rank; ConfigError if this machine can never give them."""
+    resources = cfg.resource_map()
+    cpu, gpu = resources.get("cpu", 1.0), resources.get("gpu", float(min(1, _gpus(cfg))))
     if not cpu and not gpu:
         raise ConfigError(
             f"--resources {cfg.resources} gives a rank nothing to run on", "give it cpu=1, or gpu=1"
@@ -291,15 +291,16 @@ def _resources(cfg: SearchConfig) -> tuple[float, float]:
         )
     if cfg.address is None:
         have = {"CPU cores": cores(cfg), "GPUs": torch.cuda.device_count()}
-        for (what, there), each in zip(have.items(), (cpu, gpu), strict=True):
-            require_resources(cfg.workers_per_trial, each, there, what, "this machine")
+        for (what, available), amount in zip(have.items(), (cpu, gpu), strict=True):
+            require_resources(cfg.workers_per_trial, amount, available, what, "this machine")
     return cpu, gpu
 
 
-def require_resources(workers: int, each: float, there: float, what: str, where: str) -> None:
-    """ConfigError unless ``where`` has ``each`` of ``what`` for all ``workers`` of a trial."""
-    if workers * each > there:
+def require_resources(workers: int, amount: float, available: float, what: str, place: str) -> None:
+    """ConfigError unless ``place`` has ``amount`` of ``what`` for each of the ``workers`` of a trial."""
+    if workers * amount > available:
         raise ConfigError(
-            f"a trial needs {workers * each:g} {what} ({workers} workers of {each:g}), {where} has {there:g}",
+            f"a trial needs {workers * amount:g} {what} ({workers} workers of {amount:g}), "
+            f"{place} has {available:g}",
             "lower --resources or --workers-per-trial, or give --address of a larger cluster",
         )

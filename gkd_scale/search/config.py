@@ -105,9 +105,9 @@ class SearchConfig:
                 "report at least once a trial",
             )
         if bool(self.train) != bool(self.val):
-            missing, given = ("--val", "--train") if self.train else ("--train", "--val")
+            missing, present = ("--val", "--train") if self.train else ("--train", "--val")
             raise ConfigError(
-                f"{given} is given without {missing}", "give both, or neither for the embedded data"
+                f"{present} is given without {missing}", "give both, or neither for the embedded data"
             )
         if self.search == "grid" and self.scheduler == "pbt":
             raise ConfigError("--scheduler pbt draws its own settings", "leave --search grid out")
@@ -131,22 +131,22 @@ class SearchConfig:
 
     def resource_map(self) -> dict[str, float]:
         """``--resources`` as ``{"cpu": 1.0, ...}``; ConfigError for a malformed one."""
-        found: dict[str, float] = {}
+        amounts: dict[str, float] = {}
         for part in filter(None, (each.strip() for each in self.resources.split(","))):
             name, _, text = part.partition("=")
             if name not in ("cpu", "gpu"):
                 raise ConfigError(
                     f"--resources names '{name}'", nearest(name, ("cpu", "gpu")) or "write gpu=1,cpu=8"
                 )
-            if name in found:
+            if name in amounts:
                 raise ConfigError(f"--resources names '{name}' twice", "write gpu=1,cpu=8")
             try:
-                found[name] = float(text)
+                amounts[name] = float(text)
             except ValueError:
                 raise ConfigError(f"--resources '{part}' is no number", "write gpu=1,cpu=8") from None
-            amount = found[name]
+            amount = amounts[name]
             if not (amount == 0 or 1e-4 <= amount < float("inf")):
                 raise ConfigError(
                     f"--resources '{part}' is no amount", "write gpu=1,cpu=8, or a share of at least 0.0001"
                 )
-        return found
+        return amounts

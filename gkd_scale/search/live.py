@@ -1,4 +1,4 @@
-"""The search as it goes: a live table for people, and ``trials.parquet`` for everybody else.
+"""A search while it runs: a live table for people, and ``trials.parquet`` for programs.
 
 A Tune callback. On a terminal it is one table that stays in place; into a file or pipe it writes a line for
 each event.
@@ -69,10 +69,10 @@ class Board(tune.Callback):
         result: dict[str, Any],
         **_: Any,
     ) -> None:
-        known = (trial.trial_id, result["step"]) in self.results.rows
+        repeated = (trial.trial_id, result["step"]) in self.results.rows
         before = max((step for name, step in self.results.rows if name == trial.trial_id), default=0)
         self.results.add(trial.trial_id, trial.config, {**result, "number": self._number(trial.trial_id)})
-        if not known and "failed" not in result:
+        if not repeated and "failed" not in result:
             self.fresh += max(0, result["step"] - before)
             self._line(f"{self._name(trial)} step {result['step']}/{self.steps}: mIoU {result['miou']:.2f}")
 
@@ -155,13 +155,13 @@ class Board(tune.Callback):
 
     def trials(self) -> list[results.Trial]:
         """All trials as they stand, also those that have not reported."""
-        known = {trial.name: trial for trial in self.results.trials()}
-        for name, (how, drawn) in self.states.items():
-            if name in known:
-                known[name].status = how
+        by_name = {trial.name: trial for trial in self.results.trials()}
+        for name, (how, params) in self.states.items():
+            if name in by_name:
+                by_name[name].status = how
             else:
-                known[name] = results.Trial(name, self._number(name), how, None, drawn, [], 0.0)
-        return list(known.values())
+                by_name[name] = results.Trial(name, self._number(name), how, None, params, [], 0.0)
+        return list(by_name.values())
 
     def _ended(self, trials: list[results.Trial]) -> int:
         return sum(trial.status not in _OPEN for trial in trials)

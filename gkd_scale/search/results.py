@@ -1,7 +1,7 @@
-"""What a search found: one row a report, in ``trials.parquet``, whole at any time.
+"""The results of a search: a row for each report in ``trials.parquet``, which is whole at any time.
 
-The table is rewritten (under a temporary name, then renamed) as reports come, so that a kill loses none
-that was seen; a search that goes on starts from it.
+The table is rewritten (under a temporary name, then renamed) as reports come, so a kill loses no report that
+was shown. A search that goes on starts from it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Trial:
 
 
 class Results:
-    """Rows by (trial, step); see the module's text."""
+    """Rows by (trial, step)."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / FILE
@@ -77,32 +77,32 @@ class Results:
 
     def add(self, trial: str, config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Take in a report of ``trial``."""
-        kept = {
+        fields = {
             key: value
             for key, value in result.items()
             if isinstance(value, (int, float, str))
             and key not in _LEFT_OUT
             and not key.startswith(("time_", "iterations_", "training_", "config"))
         }
-        if "failed" in kept:
-            kept["cause"] = kept.pop("failed")
-            kept.pop(METRIC, None)
-        drawn = {f"config.{key}": value for key, value in config.items()}
-        row = {"trial": trial, "status": RUNNING, "time": round(time.time(), 1), **kept, **drawn}
+        if "failed" in fields:
+            fields["cause"] = fields.pop("failed")
+            fields.pop(METRIC, None)
+        params = {f"config.{key}": value for key, value in config.items()}
+        row = {"trial": trial, "status": RUNNING, "time": round(time.time(), 1), **fields, **params}
         self.rows[trial, int(row["step"])] = {**self.rows.get((trial, int(row["step"])), {}), **row}
 
     def mark(
         self, trial: str, number: int, status: str, config: Mapping[str, Any], cause: str | None = None
     ) -> None:
-        """Say how a trial stands; a failed one that never reported gets a row of its own."""
-        mine = [row for (name, _), row in self.rows.items() if name == trial]
-        if not mine and status == FAILED:
+        """Set the status of a trial. A failed one that never reported gets a row of its own."""
+        rows = [row for (name, _), row in self.rows.items() if name == trial]
+        if not rows and status == FAILED:
             self.add(trial, config, {"step": 0, "number": number})
-            mine = [self.rows[trial, 0]]
-        for row in mine:
+            rows = [self.rows[trial, 0]]
+        for row in rows:
             row["status"] = status
-        if mine and cause:
-            mine[-1]["cause"] = cause
+        if rows and cause:
+            rows[-1]["cause"] = cause
 
     def write(self) -> None:
         """Replace ``trials.parquet``."""

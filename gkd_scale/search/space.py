@@ -10,7 +10,7 @@ A key is the dotted path of any stage-1 option (``deepspeed launchers/stage1.py 
 stage 1 takes, or a distribution: ``uniform(a, b)``, ``loguniform(a, b)``, ``randint(a, b)`` and
 ``lograndint(a, b)`` (both ends included), ``choice(x, y, ...)``. Both ends of a range, a value between them
 and every choice are built as a stage-1 configuration when the file is read, so a typo, an impossible value or
-a fraction where a whole number is needed is one error before anything starts.
+a fraction for an option of whole numbers is one error before anything starts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = (*RANGES, "choice")
 ACCEPTED = "write a value, or uniform, loguniform, randint or lograndint(low, high), or choice(x, y, ...)"
 OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every")
-"""What the search decides itself."""
+"""Options that the search sets itself."""
 SPACES = Path(__file__).resolve().parents[2] / "tuning/spaces"
 
 _CALL = re.compile(r"\s*((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
@@ -58,10 +58,10 @@ class Space:
     fixed: dict[str, Any]
     searched: dict[str, Dimension]
 
-    def configure(self, base: Mapping[str, Any], drawn: Mapping[str, Any]) -> Stage1Config:
-        """Stage 1's configuration: ``base``, then what is fixed, then what was ``drawn`` (dotted paths)."""
+    def configure(self, base: Mapping[str, Any], params: Mapping[str, Any]) -> Stage1Config:
+        """Stage 1's configuration: ``base``, then what is fixed, then ``params`` (dotted paths)."""
         nested = config.merge(base, config.from_dotted(self.fixed))
-        return config.build(Stage1Config, config.merge(nested, config.from_dotted(drawn)), str(self.path))
+        return config.build(Stage1Config, config.merge(nested, config.from_dotted(params)), str(self.path))
 
     def only(self, kind: str) -> str | None:
         """The first searched option that is not of ``kind``, or None."""
@@ -125,8 +125,8 @@ def parse(value: Any, where: str) -> Dimension | None:
 
 
 def _check_range(kind: str, values: tuple[Any, ...], where: str) -> None:
-    wanted: tuple[type, ...] = (int,) if kind.endswith("randint") else (int, float)
-    numbers: list[Any] = [each for each in values if isinstance(each, wanted) and not isinstance(each, bool)]
+    types: tuple[type, ...] = (int,) if kind.endswith("randint") else (int, float)
+    numbers: list[Any] = [each for each in values if isinstance(each, types) and not isinstance(each, bool)]
     if len(numbers) != 2 or len(values) != 2:
         what = "whole numbers" if kind.endswith("randint") else "numbers"
         raise ConfigError(
@@ -139,7 +139,7 @@ def _check_range(kind: str, values: tuple[Any, ...], where: str) -> None:
 
 
 def _flatten(path: Path, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted paths; ConfigError where one is there nested and dotted."""
+    """Nested mappings to dotted paths; ConfigError if a key is there twice, nested and dotted."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -156,7 +156,7 @@ def _refuse_owned(path: Path, key: str) -> None:
 
 
 def _checked(space: Space, base: Mapping[str, Any]) -> Space:
-    """The space, with each value as the type its option has; ConfigError where stage 1 refuses one."""
+    """The space, with each value as the type its option has; ConfigError if stage 1 refuses one."""
     try:
         space.configure(base, {})
     except ConfigError as error:
@@ -197,7 +197,7 @@ def between(dimension: Dimension) -> list[float]:
 
 
 def _require_fractions(space: Space, base: Mapping[str, Any], key: str, dimension: Dimension) -> None:
-    """ConfigError where an option that takes whole numbers alone is drawn from all numbers."""
+    """ConfigError if an option that takes only whole numbers is drawn from all numbers."""
     try:
         for value in between(dimension):
             space.configure(base, {key: value})
@@ -220,12 +220,12 @@ def _leaf(cfg: Stage1Config, key: str) -> Any:
 def defaults(
     space: Space, base: Mapping[str, Any], default_lr: Callable[[Stage1Config, int], float]
 ) -> dict[str, Any]:
-    """The searched options as stage 1 has them when nobody sets them, those inside the space.
+    """The defaults of stage 1 for the searched options, without those that lie outside the space.
 
     ``default_lr(config, global_batch)`` is stage 1's rule for a learning rate that is not given.
     """
     cfg = space.configure(base, {})
-    found = {}
+    inside_space = {}
     for key, dimension in space.searched.items():
         value = _leaf_or_none(cfg, key)
         if key == "optim.lr" and value is None:
@@ -235,8 +235,8 @@ def defaults(
             dimension.values[0] <= value <= dimension.values[1] if low_high else value in dimension.values
         )
         if inside:
-            found[key] = value
-    return found
+            inside_space[key] = value
+    return inside_space
 
 
 def _leaf_or_none(cfg: Stage1Config, key: str) -> Any:

@@ -23,7 +23,7 @@ PAGE = "summary.html"
 
 
 def conclude(cfg: SearchConfig, plan: SearchPlan) -> None:
-    """Write and print the summary; RunError where no trial has a result."""
+    """Write and print the summary; RunError if no trial has a result."""
     trials = results.Results(cfg.out).trials()
     best = results.best(trials, cfg.steps)
     if best is None:
@@ -56,14 +56,14 @@ def _command(cfg: SearchConfig) -> list[object]:
 
 def best_yaml(best: Trial, plan: SearchPlan, cfg: SearchConfig) -> str:
     """The best trial's configuration, readable by stage 1's ``--config``."""
-    chosen = plan.stage1(best.config, cfg.out / "best")
-    chosen.save_every = max(1, min(500, chosen.steps or 500))
-    said = (
+    stage1 = plan.stage1(best.config, cfg.out / "best")
+    stage1.save_every = max(1, min(500, stage1.steps or 500))
+    header = (
         f"# Trial {best.number} ({best.name}): mIoU {best.score:.2f} after {best.steps} steps, "
         f"{cfg.probe} probe on {', '.join(plan.val)}.\n"
         f"# {commands.shell(*_command(cfg))}\n"
     )
-    return said + config.to_yaml(chosen)
+    return header + config.to_yaml(stage1)
 
 
 def _numbers(
@@ -95,7 +95,7 @@ def importance(trials: list[Trial], plan: SearchPlan) -> dict[str, float]:
         return {}
     common = min(trial.steps for trial in curves)
     at = [(t.config, next((v for step, v in t.curve if step == common), None)) for t in curves]
-    return _ped_anova([(drawn, value) for drawn, value in at if value is not None], plan)
+    return _ped_anova([(params, value) for params, value in at if value is not None], plan)
 
 
 def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: SearchPlan) -> dict[str, float]:
@@ -106,11 +106,11 @@ def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: SearchPlan) -> 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         study = optuna.create_study(direction="maximize")
         shapes = {key: _distribution(each) for key, each in plan.space.searched.items()}
-        for drawn, value in scored:
-            known = {key: drawn[key] for key in shapes if key in drawn}
+        for params, value in scored:
+            searched = {key: params[key] for key in shapes if key in params}
             study.add_trial(
                 optuna.trial.create_trial(
-                    params=known, distributions={key: shapes[key] for key in known}, value=value
+                    params=searched, distributions={key: shapes[key] for key in searched}, value=value
                 )
             )
         try:

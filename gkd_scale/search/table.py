@@ -51,11 +51,11 @@ def _chosen(trials: Sequence[Trial], limit: int | None) -> list[Trial]:
     if limit is None or len(ranked) <= limit:
         return ranked
     busy = [trial for trial in ranked if trial.status == results.RUNNING][:limit]
-    kept = {trial.name for trial in busy}
+    names = {trial.name for trial in busy}
     for trial in ranked:
-        if len(kept) < limit:
-            kept.add(trial.name)
-    return [trial for trial in ranked if trial.name in kept]
+        if len(names) < limit:
+            names.add(trial.name)
+    return [trial for trial in ranked if trial.name in names]
 
 
 def written(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 The trial's own actor is rank 0; it starts the other ranks as actors in the rest of its placement group,
 so every accelerator trains and none waits. Ray's worker group hung under Tune (see README.md), and a
-launcher subprocess would leave orphans behind where its actor is killed; these actors die with their owner.
+launcher subprocess would outlive an actor that is killed; these actors die with their owner.
 
 A trial's state is its run folder: stage 1's checkpoints and ``metrics.jsonl``, where each report is a row
 that holds a ``miou``. A trial that is started again, on this or another node, goes on from there.
@@ -41,13 +41,13 @@ from gkd_scale.search.results import METRIC
 ENDED = "ended.txt"
 """In a trial's folder once it is done or stopped; Tune's own snapshot may be older than that."""
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What PyTorch's allocators say where there is no memory."""
+"""What PyTorch's allocators say if memory runs out."""
 GRACE = 20.0
 """Seconds that rank 0 may take to notice by itself that another rank died."""
 
 
-def train(drawn: dict[str, Any], plan: SearchPlan) -> None:
-    """What Tune runs: train with ``drawn`` options and report after every ``plan.every`` steps.
+def train(params: dict[str, Any], plan: SearchPlan) -> None:
+    """What Tune runs: train with the options ``params`` and report after every ``plan.every`` steps.
 
     A failure that would come again (a loss that is not finite, no memory) is reported with its cause and
     ends the trial; any other is raised, and Tune starts the trial again.
@@ -56,15 +56,15 @@ def train(drawn: dict[str, Any], plan: SearchPlan) -> None:
     out = plan.out / "trials" / name
     out.mkdir(parents=True, exist_ok=True)
     with files.locked(out / "lock", lambda _: None):  # an actor that is being killed may linger
-        drawn = {key: value for key, value in drawn.items() if key in plan.space.searched}
-        forked = _fork(plan, name, drawn)
+        params = {key: value for key, value in params.items() if key in plan.space.searched}
+        forked = _fork(plan, name, params)
         last = last_report(out)
         if last and not forked:
             _report(plan, name, last)
         if (out / ENDED).exists():
             return
         try:
-            _train_ranks(plan, drawn, name)
+            _train_ranks(plan, params, name)
         except DiskFullError:
             raise
         except (GkdError, MemoryError) as error:
@@ -86,21 +86,21 @@ def _fail(out: Path, error: BaseException) -> None:
 # ------------------------------------------------------------------------------------------ ranks
 
 
-def _train_ranks(plan: SearchPlan, drawn: dict[str, Any], name: str) -> None:
+def _train_ranks(plan: SearchPlan, params: dict[str, Any], name: str) -> None:
     """Rank 0 here, the others as actors; the first failure of any of them ends all."""
     address = {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(free_port())}
     group = ray.util.get_current_placement_group()
     peers, done = [], []
     for rank in range(1, plan.workers):
-        where = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, rank)
+        strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, rank)
         peer = Peer.options(  # type: ignore[attr-defined]
-            num_cpus=plan.cpu, num_gpus=plan.gpu, scheduling_strategy=where
+            num_cpus=plan.cpu, num_gpus=plan.gpu, scheduling_strategy=strategy
         ).remote()
         peers.append(peer)
-        done.append(peer.train.remote(plan, drawn, name, rank, address))
+        done.append(peer.train.remote(plan, params, name, rank, address))
     if peers:
         threading.Thread(target=_watch, args=(done, plan.out / "trials" / name), daemon=True).start()
-    rank_main(plan, drawn, name, 0, address)
+    rank_main(plan, params, name, 0, address)
     ray.get(done)
 
 
@@ -124,15 +124,17 @@ class Peer:
         rank_main(*arguments)
 
 
-def rank_main(plan: SearchPlan, drawn: dict[str, Any], name: str, rank: int, address: dict[str, str]) -> None:
-    """Stage 1 on one rank; what it says goes to ``log-RANK.txt``. Each rank sees one GPU, its own."""
+def rank_main(
+    plan: SearchPlan, params: dict[str, Any], name: str, rank: int, address: dict[str, str]
+) -> None:
+    """Stage 1 on one rank; its output goes to ``log-RANK.txt``. Each rank sees one GPU, its own."""
     out = plan.out / "trials" / name
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(plan.workers), **address}
     with _logged(out / f"log-{rank}.txt"):
         from gkd_scale.distill import stage1
         from gkd_scale.engine.runtime import Runtime
 
-        cfg = replace(plan.stage1(drawn, out), keep=plan.keep)
+        cfg = replace(plan.stage1(params, out), keep=plan.keep)
         runtime = Runtime.start()
         prepare = functools.partial(_prepare, plan=plan, name=name, runtime=runtime)
         stage1.train(cfg, runtime, LAUNCHERS, prepare)
@@ -200,13 +202,13 @@ class Measure:
             return {}
         self.student.load_state_dict(state)
         encode, grid = (lambda pixels: self.student(pixels.to(self.runtime.device))), self.student.grid
-        found = {
+        scores = {
             f"{METRIC}/{name}": 100 * probe(encode, grid, self.fit, data, self.kind).miou()
             for name, data in self.val.items()
         }
-        mean = statistics.fmean(found.values())
+        mean = statistics.fmean(scores.values())
         seconds = round(time.monotonic() - self.began, 2)
-        return {METRIC: mean, **found, "seconds": seconds, **_here()}
+        return {METRIC: mean, **scores, "seconds": seconds, **_here()}
 
 
 def _here() -> dict[str, str]:
@@ -238,8 +240,8 @@ def _report(plan: SearchPlan, name: str, row: dict[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------- PBT
 
 
-def _fork(plan: SearchPlan, name: str, drawn: dict[str, Any]) -> bool:
-    """Where Tune handed another trial's checkpoint over, go on from it, with this trial's options."""
+def _fork(plan: SearchPlan, name: str, params: dict[str, Any]) -> bool:
+    """Go on from another trial's checkpoint, with this trial's options; False if Tune hands none over."""
     import json
 
     from gkd_scale.engine import checkpoint
@@ -253,7 +255,7 @@ def _fork(plan: SearchPlan, name: str, drawn: dict[str, Any]) -> bool:
         return False
     trials, out = plan.out / "trials", plan.out / "trials" / name
     source = checkpoint.path(trials / donor["trial"] / "checkpoints", donor["step"])
-    changes = _identity(plan.stage1(drawn, out))
+    changes = _identity(plan.stage1(params, out))
     checkpoint.fork(source, out / "checkpoints", changes)
     return True
 

@@ -65,8 +65,8 @@ def run_trials(cfg: SearchConfig, plan: SearchPlan) -> None:
     """Run all trials to their end. Ctrl-C leaves everything as a kill would, to go on from."""
     rank = {name: amount for name, amount in (("CPU", plan.cpu), ("GPU", plan.gpu)) if amount}
 
-    def stage1(drawn: dict[str, Any]) -> None:
-        trial.train(drawn, plan)
+    def stage1(params: dict[str, Any]) -> None:
+        trial.train(params, plan)
 
     trainable = tune.with_resources(stage1, tune.PlacementGroupFactory([rank] * plan.workers))
     state = cfg.out.resolve() / STATE
