@@ -20,11 +20,11 @@ from gkd_scale.cache.devices import build_shards
 from gkd_scale.cache.fit import codec_for
 from gkd_scale.cache.folder import ShardTask, locked, missing_shards, prepare
 from gkd_scale.cache.manifest import finish
-from gkd_scale.cache.plan import Plan, make_plan
+from gkd_scale.cache.plan import ImagePlan, make_plan
 from gkd_scale.cache.progress import BuildReport, Display
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.runner import BuildJob, Events
-from gkd_scale.cache.source import Labelled, Source
+from gkd_scale.cache.source import LabelledSource, Source
 from gkd_scale.cache.spec import Spec
 from gkd_scale.errors import ModelError
 from gkd_scale.prefetch import BackgroundJobs
@@ -78,7 +78,7 @@ def build(
     return report
 
 
-def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Spec:
+def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Spec:
     """The spec of the cache that ``cfg`` describes; ModelError if the teacher takes another image size."""
     if tuple(teacher.image_size) != cfg.size:
         raise ModelError(
@@ -98,5 +98,5 @@ def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Spec:
         images=len(plan.entries),
         samples_per_shard=cfg.samples_per_shard,
         plan=plan.hash(),
-        labels=plan.source.labels if isinstance(plan.source, Labelled) else {},
+        labels=plan.source.labels if isinstance(plan.source, LabelledSource) else {},
     )

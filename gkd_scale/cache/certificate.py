@@ -55,19 +55,19 @@ class Certificate:
 
 
 def certificate_path(folder: Path, codec: str) -> Path:
-    """Where the certificate of ``codec`` lies in a cache."""
+    """The path of the certificate of ``codec`` in a cache."""
     return folder / f"certificate-{codec}.json"
 
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:
-    """Store a certificate in the cache, in the place of an earlier one of the same codec."""
+    """Store a certificate in the cache; it replaces an earlier one of the same codec."""
     content = asdict(certificate)
     path = certificate_path(folder, certificate.codec)
     write_json(path, {**content, "checksum": _checksum(content)}, unlocked=True)
 
 
 def read_certificate(path: Path, spec: str) -> Certificate:
-    """The certificate in a file of the cache with spec hash ``spec``; DamageError where it is not whole."""
+    """The certificate in a file of the cache with spec hash ``spec``; DamageError if it is not whole."""
     try:
         content = json.loads(path.read_bytes())
         if content.pop("checksum") != _checksum(content):
@@ -96,7 +96,7 @@ def certificate_damage(path: Path, spec: str) -> str:
 
 
 def codec_line(folder: Path, spec: str, codec: str) -> str:
-    """What is known about the tokens of a cache, for the head of a training run."""
+    """A line about the tokens of a cache, for the head of a training run."""
     path = certificate_path(folder, codec)
     if codec == "fp16":
         return f"{folder}: fp16 tokens"

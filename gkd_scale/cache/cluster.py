@@ -1,10 +1,10 @@
 """``cache-teacher --ray``: the shards of the frozen plan, over the devices of a Ray cluster.
 
-The driver owns the plan and the folder's lock; on each device of each node lives one actor with a teacher
-of its own. A task is one shard, and a shard depends on its images alone: whoever builds it, and however
-often, its bytes are the same. So a worker or node that dies costs the shards it was at, which go back to
-the queue; a node that joins gets actors at the next look; a driver that was killed starts again from the
-indexes on disk. All nodes see the images and ``--out`` under the same paths (a shared file system).
+The driver owns the plan and the folder's lock; each device of each node has one actor with a teacher. A
+task is one shard, and a shard depends on its images alone: whoever builds it, and however often, its bytes
+are the same. If a worker or node dies, the shards that it was building go back to the queue. A node that
+joins gets actors within seconds. A driver that was killed starts again from the indexes on disk. All nodes
+see the images and ``--out`` under the same paths (a shared file system).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.memory import keep_freed
 from gkd_scale.types import Teacher
 
-LOOK_EVERY = 5.0
-"""Seconds between two looks for nodes that came or went."""
+CHECK_EVERY = 5.0
+"""Seconds between two checks for nodes that joined or left."""
 
 TRIES = 5
-"""How often a shard may take its worker down before it is taken for the cause."""
+"""After how many dead workers a shard is taken for the cause."""
 
 Load = Callable[[str], Teacher]
 """A teacher for a device ('cpu' or 'cuda'); runs in the worker."""
@@ -92,14 +92,14 @@ class _Pool:
         self._actors: dict[NodeDevice, Any] = {}
         self._running: dict[Any, tuple[NodeDevice, Any]] = {}
         self._deaths: Counter[Any] = Counter()
-        self._looked = -LOOK_EVERY
+        self._checked = -CHECK_EVERY
 
     def run(self, todo: Sequence[Any]) -> None:
         """Build all of ``todo``."""
         queue = deque(todo)
         try:
             while queue or self._running:
-                self._look()
+                self._start_missing()
                 busy = {device for device, _ in self._running.values()}
                 for device in [device for device in self._actors if device not in busy]:
                     if queue:
@@ -125,7 +125,7 @@ class _Pool:
             raise error.cause from None
         except errors.RayError as error:  # worker, node or object lost
             self._actors.pop(device, None)
-            self._looked = -LOOK_EVERY
+            self._checked = -CHECK_EVERY
             self._deaths[task] += 1
             if self._deaths[task] >= TRIES:
                 last = " ".join(str(error).split())[:300]
@@ -135,11 +135,11 @@ class _Pool:
                 ) from None
             queue.appendleft(task)
 
-    def _look(self) -> None:
+    def _start_missing(self) -> None:
         """Start an actor on each free device of each living node, at most every few seconds."""
-        if time.monotonic() - self._looked < LOOK_EVERY:
+        if time.monotonic() - self._checked < CHECK_EVERY:
             return
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         alive = [node for node in self._ray.nodes() if node["Alive"]]
         gpus = any(node["Resources"].get("GPU") for node in alive)
         for node in alive:
@@ -158,7 +158,7 @@ class _Pool:
 
 
 def refuse_silent(address: str, flag: str = "--ray") -> None:
-    """ConfigError where ``address`` is none, or nobody listens there; Ray itself would try for minutes."""
+    """ConfigError if ``address`` is no address, or nobody listens; Ray itself would try for minutes."""
     if address == "auto":  # what Ray then takes
         address = os.environ.get("RAY_ADDRESS", address)
     if address in ("auto", "local"):
@@ -181,7 +181,7 @@ def refuse_silent(address: str, flag: str = "--ray") -> None:
 
 
 def _no_cluster(address: str, flag: str, reason: object) -> ConfigError:
-    """``reason`` on one line, not its whole story."""
+    """The error, with the first 160 characters of ``reason``."""
     return ConfigError(
         f"there is no Ray cluster at '{address}' ({' '.join(str(reason).split())[:160]})",
         f"start one with: ray start --head, then give {flag} auto on the same machine",
@@ -189,7 +189,7 @@ def _no_cluster(address: str, flag: str, reason: object) -> ConfigError:
 
 
 def join(address: str, flag: str, **options: Any) -> None:
-    """Connect ``ray`` to the cluster at ``address``; ConfigError where there is none."""
+    """Connect ``ray`` to the cluster at ``address``; ConfigError if there is none."""
     import ray
 
     refuse_silent(address, flag)

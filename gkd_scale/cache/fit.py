@@ -9,7 +9,7 @@ import numpy as np
 from gkd_scale.cache.codecs.base import STATE, Codec
 from gkd_scale.cache.codecs.registry import fit_codec, get_codec, is_fitted, load_codec
 from gkd_scale.cache.config import CacheTeacherConfig
-from gkd_scale.cache.plan import Plan
+from gkd_scale.cache.plan import ImagePlan
 from gkd_scale.cache.spec import read_spec
 from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import MadeView, view_of
@@ -19,7 +19,7 @@ from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Teacher
 
 
-def codec_for(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
+def codec_for(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
     """The codec ``cfg.codec``. One that must be fitted comes from the folder ``cfg.out`` if that has it."""
     if not is_fitted(cfg.codec):
         return get_codec(cfg.codec)
@@ -30,7 +30,7 @@ def codec_for(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
     return _fit(cfg, teacher, plan)
 
 
-def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: Plan) -> Codec:
+def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
     """The codec for the patch tokens of ``cfg.codec_fit`` images of the plan, evenly spaced, view 0.
 
     A function of the images, the teacher and the batch size. DataError if no image can be read.

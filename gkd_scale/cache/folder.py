@@ -16,7 +16,7 @@ from typing import NamedTuple
 import gkd_scale
 from gkd_scale.cache.codecs.base import STATE, Codec, state_bytes
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
-from gkd_scale.cache.plan import PLAN, Plan, read_plan_sizes, write_plan
+from gkd_scale.cache.plan import PLAN, ImagePlan, read_plan_sizes, write_plan
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.shard import index_path, read_info, tar_path
 from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
@@ -61,7 +61,7 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def prepare(folder: Path, spec: Spec, plan: Plan, codec: Codec) -> None:
+def prepare(folder: Path, spec: Spec, plan: ImagePlan, codec: Codec) -> None:
     """Refuse another spec, clear what a kill left, and write the codec's state, the spec and the plan."""
     if (folder / SPEC).exists():
         try:
@@ -91,12 +91,12 @@ def remove_temporary(folder: Path) -> None:
         stale.unlink(missing_ok=True)
 
 
-def refuse_changed(folder: Path, old: Spec, new: Spec, plan: Plan) -> None:
+def refuse_changed(folder: Path, old: Spec, new: Spec, plan: ImagePlan) -> None:
     """CacheError that says what differs if ``folder`` does not hold a cache of ``new`` over ``plan``."""
     refuse_other(folder, old, new, "" if old.plan == new.plan else _changed_images(folder, plan))
 
 
-def _changed_images(folder: Path, plan: Plan) -> str:
+def _changed_images(folder: Path, plan: ImagePlan) -> str:
     """How the image folder differs from the plan on disk, in words."""
     try:
         old = read_plan_sizes(folder / PLAN)

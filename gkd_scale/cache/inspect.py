@@ -1,7 +1,7 @@
 """``inspect``: what is in a cache, in words and as a picture.
 
 The picture is a contact sheet: each stored view beside the map of its tokens, whose three leading principal
-components (over all samples shown) are red, green and blue. Where the map follows the objects of the view,
+components (over all samples shown) are red, green and blue. If the map follows the objects of the view,
 pixels and tokens belong together.
 """
 
@@ -31,7 +31,7 @@ _GAP = 4
 
 
 def main(cfg: InspectConfig) -> None:
-    """``gkd-scale inspect``: print what is in a cache, and write the contact sheet if one is asked for."""
+    """``gkd-scale inspect``: print what is in a cache, and write the contact sheet for ``--sheet``."""
     cache = Cache.open(cfg.cache)
     console.say(*describe(cache))
     if cfg.sheet is not None:
@@ -50,8 +50,8 @@ def describe(cache: Cache) -> list[str]:
         for shard in range(spec.shards)
         if index_path(cache.path, view, shard).exists()
     )
-    known = ("model", "layer", "dtype", "mean", "std", "patch_size", "cls", "weights_sha256", "torch", "timm")
-    facts = ", ".join(f"{key} {teacher[key]}" for key in known if teacher.get(key) is not None)
+    shown = ("model", "layer", "dtype", "mean", "std", "patch_size", "cls", "weights_sha256", "torch", "timm")
+    facts = ", ".join(f"{key} {teacher[key]}" for key in shown if teacher.get(key) is not None)
     view = ", ".join(f"{key} {value}" for key, value in spec.view.items())
     total = spec.views * cache.num_samples
     lines = [

@@ -1,4 +1,4 @@
-"""The ledger: which sample went into which step, so that "each once an epoch" can be proved, not believed.
+"""The ledger records which sample went into which step. It proves that an epoch uses each sample once.
 
 Each rank appends to ``RUN/ledger/rank-NNN.tsv`` one line a sample: step, position in the global batch,
 epoch, sid. A run that was killed repeats the steps after its last checkpoint and writes them again; being
@@ -19,7 +19,7 @@ FOLDER = "ledger"
 def recorded(
     batches: Iterable[Batch], folder: Path, rank: int, start: int, accumulation: int
 ) -> Iterator[Batch]:
-    """The batches, each entered in the ledger as it is handed over; ``start`` is the first one's step."""
+    """The batches, each written to the ledger when it is yielded; the first belongs to step ``start``."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"rank-{rank:03d}.tsv", "a", encoding="ascii") as file:
         file.write("\n")  # ends a line that a kill may have cut
@@ -34,19 +34,19 @@ def recorded(
 def check_ledger(folder: Path, sids: Iterable[str]) -> tuple[int, list[str]]:
     """(epochs that are complete, lines about what is wrong) of a ledger against the cache's sids.
 
-    RunError where there is no ledger, or no whole line in it.
+    RunError if there is no ledger, or no whole line in it.
     """
     used, lines = _read(folder)
-    wanted = sorted(sids)
+    expected = set(sids)
     by_epoch: dict[int, list[str]] = {}
     for epoch, sid in used.values():
         by_epoch.setdefault(epoch, []).append(sid)
     last = max(by_epoch)
     complete = 0
-    for epoch, found in sorted(by_epoch.items()):
-        doubles = len(found) - len(set(found))
-        missing = len(set(wanted) - set(found))
-        foreign = len(set(found) - set(wanted))
+    for epoch, used_sids in sorted(by_epoch.items()):
+        doubles = len(used_sids) - len(set(used_sids))
+        missing = len(expected - set(used_sids))
+        foreign = len(set(used_sids) - expected)
         if doubles or foreign or (missing and epoch != last):
             lines.append(
                 f"epoch {epoch}: {doubles} sids twice, {missing} missing, {foreign} not of the cache"

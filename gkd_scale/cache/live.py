@@ -16,8 +16,8 @@ import torch
 from gkd_scale.cache.codecs.arithmetic import to_fp16
 from gkd_scale.cache.codecs.registry import get_codec
 from gkd_scale.cache.config import ViewConfig
-from gkd_scale.cache.effort import Effort
 from gkd_scale.cache.loader import Facts, Schedule, Slot, facts, spread_slots
+from gkd_scale.cache.loader_times import LoaderTimes
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
 from gkd_scale.cache.teacher import run_teacher
@@ -57,7 +57,7 @@ class LiveSource:
         self.grid, self.image_size, self.teacher_dim = teacher.grid, teacher.image_size, teacher.dim
         self._images, self._teacher, self._codec = images, teacher, get_codec(codec)
         self._view, self._views, self._view_seed, self._workers = view, views, view_seed, workers
-        self.effort = Effort(workers)
+        self.times = LoaderTimes(workers)
         self._plan = plan = make_plan(images, samples_per_shard)
         reasons = list(prefetch(self._reason, plan.entries, workers, depth=4 * workers))
         readable = [reason is None for reason in reasons]
@@ -92,7 +92,7 @@ class LiveSource:
 
         ahead = self._schedule.micro_batches(start, stop)
         for pixels, about in prefetch(read, ahead, self._workers, depth=self._workers + 1):
-            with self.effort.spent("teacher"):
+            with self.times.timed("teacher"):
                 features = self._as_stored(run_teacher(self._teacher, pixels))
             yield Batch(torch.from_numpy(pixels), features, *about)
 
@@ -120,7 +120,7 @@ class LiveSource:
 
     def _pixels(self, slots: list[Slot]) -> UInt8Array:
         """Pixels (B, 3, H, W) of one micro batch. Runs on the reading threads."""
-        with self.effort.reading():
+        with self.times.reading():
             return np.stack([self._one(slot) for slot in slots])
 
     def _one(self, slot: Slot) -> UInt8Array:

@@ -1,8 +1,8 @@
 """A cache as the source of stage 1's batches.
 
-Threads read and decode whole micro batches ahead of the loop, in order; bytes go from the page cache
-into their place in the batch, in pinned memory where a GPU will fetch them. The only state is the step:
-``batches(start, stop)`` gives the same batches whenever it is asked, for every number of threads, and
+Threads read and decode whole micro batches ahead of the loop, in order. Bytes go from the page cache
+into their place in the batch, which is in pinned memory if a GPU will fetch it. The only state is the step:
+``batches(start, stop)`` gives the same batches at every call and for every number of threads, and
 the same global batch for every world size.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkd_scale.cache.effort import Effort
+from gkd_scale.cache.loader_times import LoaderTimes
 from gkd_scale.cache.order import WINDOW, Order
-from gkd_scale.cache.reader import Cache, Caches, Stored
+from gkd_scale.cache.reader import Cache, Caches, SampleImage
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.order import check_batches, positions
@@ -82,9 +82,9 @@ class CachedSource:
         self._caches, self._workers, self._skip = caches, workers, skip_corrupt
         self._views = views or caches.views
         self._pin = pin
-        self.effort = Effort(workers)
+        self.times = LoaderTimes(workers)
         self.skipped: dict[tuple[int, int], str] = {}
-        """What ``skip_corrupt`` passed over: (view asked for, sample) to what is wrong with it."""
+        """Samples that ``skip_corrupt`` passed over: (view, sample) to what is wrong."""
         self._schedule = Schedule(
             Order(caches.shard_sizes, seed, window),
             global_batch=global_batch,
@@ -108,32 +108,32 @@ class CachedSource:
         """Read, check and decode the micro batch of ``slots``, and ``draw`` for it, on a reading thread."""
         features, stored = self.read(slots)
         pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
-        with self.effort.spent("decode"):
+        with self.times.timed("decode"):
             for row, sample in enumerate(stored):
                 pixels[row] = torch.from_numpy(decode(sample.jpeg))
         return Batch(pixels, features, *facts([sample.sid for sample in stored], slots, draw))
 
-    def read(self, slots: list[Slot]) -> tuple[Features, list[Stored]]:
-        """Teacher features of the micro batch of ``slots``, checked; beside them names and JPEG bytes."""
+    def read(self, slots: list[Slot]) -> tuple[Features, list[SampleImage]]:
+        """Teacher features of the micro batch of ``slots``, checked; and the names and JPEG bytes."""
         tokens = self.grid[0] * self.grid[1]
         cls = self._empty((len(slots), self.teacher_dim), torch.float16)
         patches = self._empty((len(slots), tokens, self.teacher_dim), torch.float16)
         features = Features(cls, patches)
-        with self.effort.reading():
+        with self.times.reading():
             return features, [self._read(slot, features, row) for row, slot in enumerate(slots)]
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Room for a field of a micro batch. PyTorch keeps pinned memory until copies from it are done."""
+        """Memory for a field of a micro batch. PyTorch keeps pinned memory until copies from it are done."""
         if self._pin:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         kind = np.uint8 if dtype == torch.uint8 else np.float16
         return torch.from_numpy(np.empty(shape, kind))  # NumPy asks for huge pages, PyTorch does not
 
-    def _read(self, slot: Slot, features: Features, row: int) -> Stored:
-        """The sample of a slot, its tokens to ``row`` of ``features``; where it is damaged and may be
-        skipped, the next one that is whole.
+    def _read(self, slot: Slot, features: Features, row: int) -> SampleImage:
+        """Read the sample of a slot, its tokens into ``row`` of ``features``.
 
-        The stand-in is a function of the slot and the files, so a resumed run skips alike.
+        If it is damaged and ``skip_corrupt`` is set, read the next whole sample: a function of the slot and
+        the files, so a resumed run reads the same.
         """
         view = slot.epoch % self._views
         into = (features.cls[row].numpy(), features.patches[row].numpy())

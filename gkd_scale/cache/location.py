@@ -99,14 +99,15 @@ def path_of(location: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be printed, also where it is not valid Unicode."""
+    """A file's name as text that can be printed, even if it is not valid Unicode."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def on_a_line(name: str) -> str:
     """As :func:`printable`, with line breaks and other control characters escaped."""
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in printable(name)
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in printable(name)
     )
 
 
@@ -159,7 +160,7 @@ def _count(pattern: str) -> int:
 def locations(images: str) -> list[str]:
     """The places that ``images`` names: ``::`` joins, braces and ``*`` are written out.
 
-    DataError where a pattern matches nothing.
+    DataError if a pattern matches nothing.
     """
     if os.path.exists(images):  # noqa: PTH110  # False, not an error, for a name that is too long
         return [images]
@@ -185,7 +186,7 @@ def _matches(name: str) -> list[str]:
 
 
 def refuse_output(images: str) -> None:
-    """DataError where ``images`` is the output of a command (webdataset's ``pipe:``), or standard input."""
+    """DataError if ``images`` is the output of a command (webdataset's ``pipe:``), or standard input."""
     if images == "-" or any(part.startswith("pipe:") for part in images.split("::")):
         raise DataError(
             f"--images {images} is the output of a command, and images are read at their places, many times",
@@ -194,7 +195,7 @@ def refuse_output(images: str) -> None:
 
 
 def refuse(images: str, place: str) -> None:
-    """DataError where ``place``, one that ``images`` names, is known to be nothing to read images from."""
+    """DataError if ``place``, one of the places of ``images``, is of a kind that holds no readable images."""
     lower = path_of(place).lower()
     for endings, (command, made) in _UNPACK.items():
         for ending in endings:
@@ -228,7 +229,7 @@ def _quoted(text: str) -> str:
 
 
 def packed_as(head: bytes) -> tuple[str, str]:
-    """What a file that begins with ``head`` is, if known to be no tar, and what to do; else ("", "")."""
+    """The kind of a file that begins with ``head`` and the next step, if it is no tar; else ("", "")."""
     head = head.lstrip(b"\xef\xbb\xbf \r\n")
     return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), ("", ""))
 
@@ -238,7 +239,7 @@ def packed_as(head: bytes) -> tuple[str, str]:
 
 @lru_cache(maxsize=16)
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system and the path in it; DataError where fsspec lacks the backend."""
+    """fsspec's file system and the path in it; DataError if fsspec lacks the backend."""
     import fsspec  # type: ignore[import-untyped]
 
     try:

@@ -1,4 +1,4 @@
-"""The manifest: the last file of a build, one row a source image; where it is, the cache is complete.
+"""The manifest: the last file of a build, one row a source image. A cache that has it is complete.
 
 Its metadata holds the sizes of the shards and the SHA-256 of every small file (spec, plan, indexes);
 ``manifest.sha256``, which ``sha256sum -c`` reads, covers the manifest. The indexes cover the tars. So
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gkd_scale.cache.codecs.base import STATE
-from gkd_scale.cache.plan import PLAN, Plan, table_bytes
+from gkd_scale.cache.plan import PLAN, ImagePlan, table_bytes
 from gkd_scale.cache.shard import (
     METADATA,
     ShardInfo,
@@ -54,10 +54,10 @@ class ManifestInfo:
     files: dict[str, str]
 
 
-def finish(folder: Path, spec: Spec, plan: Plan) -> dict[str, str]:
-    """Write the manifest of built shards, unless it is there. Returns ``{path: reason}`` of bad images.
+def finish(folder: Path, spec: Spec, plan: ImagePlan) -> dict[str, str]:
+    """Write the manifest of built shards, unless it exists. Returns ``{path: reason}`` of bad images.
 
-    DataError where no image could be read; CacheError where views disagree about which can be.
+    DataError if no image could be read; CacheError if an image could be read for one view only.
     """
     infos = [
         [read_info(index_path(folder, view, shard)) for shard in range(spec.shards)]
@@ -104,11 +104,11 @@ def _checksum_is(folder: Path, digest: str) -> bool:
 
 
 def holds(path: Path, digest: str | None) -> bool:
-    """Whether a file is there with this SHA-256."""
+    """Whether a file exists with this SHA-256."""
     return path.exists() and sha256_file(path) == digest
 
 
-def _table(folder: Path, spec: Spec, plan: Plan, infos: list[list[ShardInfo]]) -> pa.Table:
+def _table(folder: Path, spec: Spec, plan: ImagePlan, infos: list[list[ShardInfo]]) -> pa.Table:
     rows: list[tuple[str, str, str, str | None, int, int | None]] = []
     for shard, info in enumerate(infos[0]):
         row = 0
@@ -138,8 +138,8 @@ def _table(folder: Path, spec: Spec, plan: Plan, infos: list[list[ShardInfo]]) -
     )
 
 
-def _refuse_disagreement(folder: Path, plan: Plan, infos: list[list[ShardInfo]]) -> None:
-    """All views of a shard hold the same samples; a shard where they do not is dropped and reported."""
+def _refuse_disagreement(folder: Path, plan: ImagePlan, infos: list[list[ShardInfo]]) -> None:
+    """CacheError if the views of a shard hold different samples; its indexes are removed."""
     for shard, views in enumerate(zip(*infos, strict=True)):
         unsteady = set().union(*(info.errors for info in views)) - set(views[0].errors).intersection(
             *(info.errors for info in views)
@@ -155,7 +155,7 @@ def _refuse_disagreement(folder: Path, plan: Plan, infos: list[list[ShardInfo]])
 
 
 def _remove_empty(folder: Path, spec: Spec) -> None:
-    """Take back a cache that holds no sample, so that nothing half-made stays."""
+    """Remove a cache that holds no sample."""
     for view in range(spec.views):
         shutil.rmtree(tar_path(folder, view, 0).parent, ignore_errors=True)
     for name in (PLAN, SPEC, STATE):

@@ -1,4 +1,4 @@
-"""The plan: which images there are, what each is called, and which shard each belongs to.
+"""The plan: the images of a cache, the name and the shard of each.
 
 The plan is made before the teacher sees its first pixel and never changes: image ``i`` of the sorted
 list goes to shard ``i // samples_per_shard``, readable or not. A resumed build, another worker or
@@ -37,12 +37,12 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """``path`` as printable text, also where the file name is not valid Unicode."""
+        """``path`` as printable text, even if the file name is not valid Unicode."""
         return printable(self.path)
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImagePlan:
     """The images in order, cut into shards of ``samples_per_shard``."""
 
     entries: tuple[Entry, ...]
@@ -50,7 +50,7 @@ class Plan:
     source: Source | None = None
     """What reads the images; None for a folder."""
     notes: tuple[str, ...] = ()
-    """What lies beside the images and is left out, one line each."""
+    """Lines about files beside the images that are left out."""
 
     @property
     def shards(self) -> int:
@@ -71,10 +71,10 @@ class Plan:
 
 def make_plan(
     images: str | Path, samples_per_shard: int, skip: Path | None = None, source: Source | None = None
-) -> Plan:
+) -> ImagePlan:
     """The plan of a folder or another source; ``skip`` is a folder inside it that is left out (the cache).
 
-    ``source`` is what ``images`` names, where the caller has opened it.
+    ``source`` reads ``images`` if the caller has opened them.
 
     Raises DataError for a folder that is missing, cannot be listed or holds no image.
     """
@@ -105,13 +105,13 @@ def make_plan(
 
 def _planned(
     entries: list[Entry], samples_per_shard: int, source: Source | None, notes: Sequence[str]
-) -> Plan:
+) -> ImagePlan:
     _refuse_collisions(entries)
-    return Plan(tuple(entries), samples_per_shard, source, tuple(notes))
+    return ImagePlan(tuple(entries), samples_per_shard, source, tuple(notes))
 
 
 def _pattern(images: Path, tars: Sequence[str]) -> str:
-    """What names all ``tars``, paths below ``images``."""
+    """A pattern that names all ``tars``, paths below ``images``."""
     flat = all("/" not in tar for tar in tars)
     return f"{images}/{'' if flat else '**/'}*.tar"
 
@@ -121,8 +121,8 @@ def sid_of(path: str) -> str:
     return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
 
 
-def write_plan(plan: Plan, path: Path) -> None:
-    """``plan.parquet``: one row an image with sid, path, bytes, shard. Left alone where it is there whole."""
+def write_plan(plan: ImagePlan, path: Path) -> None:
+    """``plan.parquet``: one row an image with sid, path, bytes, shard. A whole file is left as it is."""
     table = pa.table(
         {
             "sid": pa.array([entry.sid for entry in plan.entries], pa.string()),
@@ -183,8 +183,8 @@ def _walk(root: Path, skip: Path | None, tars: list[str]) -> Iterator[str]:
 
 def _listing(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(
             f"the folder {folder} cannot be listed: {error.strerror}", "check permissions"

@@ -1,11 +1,11 @@
 """Reading a cache: any sample at any time, every byte checked.
 
 A sample's members lie next to each other in its tar, so one ``preadv`` fetches them all, with their
-headers and padding, tokens that need no decoding straight into the row of the batch that they are for.
-All of it is checked against the sample's CRC32, so an epoch leaves no byte of a shard unchecked; where
-that fails, member by member, to name the damaged one. Indexes are loaded when their shard is first
-touched, and a bounded number of them and of file descriptors stays open. There is no lock and no shared
-file position: threads and forked processes may read at will.
+headers and padding; tokens that need no decoding go straight into their row of the batch. All of it is
+checked against the sample's CRC32, so an epoch leaves no byte of a shard unchecked. If that fails, the
+members are checked one by one, to name the damaged one. An index is loaded when its shard is first read; a
+bounded number of indexes and file descriptors stays open. There is no lock and no shared file position:
+threads and forked processes may read at any time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.types import Grid, Size
 
 MIRRORS = Path.home() / ".cache" / "gkd-scale"
-"""Where remote caches are mirrored, a folder each."""
+"""The folder of the mirrors of remote caches."""
 
 MIRROR_LIMIT = 50 * 10**9
 """Bytes of tars that a mirror keeps."""
@@ -58,8 +58,8 @@ OPEN_SHARDS = 64
 """Indexes and tars that one cache keeps open."""
 
 
-class Stored(NamedTuple):
-    """What of a sample is not written into the caller's arrays: its name and the JPEG bytes."""
+class SampleImage(NamedTuple):
+    """The parts of a sample that are returned rather than written into the caller's arrays: name and JPEG."""
 
     sid: str
     jpeg: memoryview
@@ -84,20 +84,20 @@ class Item(NamedTuple):
 
 
 class _Index(NamedTuple):
-    """The members of each sample of a shard, where the last one ends, and where the tar does."""
+    """The members of each sample of a shard, the end of the last one, and the bytes of the tar."""
 
     samples: list[list[Member]]
     last: int
     tar_bytes: int
 
     def follows(self, member: Member) -> int:
-        """Where the zeros after a member end: at the next header, or with the tar."""
+        """The end of the zeros after a member: the next header, or the end of the tar."""
         end = member.offset + member.bytes
         return self.tar_bytes if end == self.last else padded(end)
 
 
 class _File:
-    """A descriptor that closes when the last reader lets go of it."""
+    """A file descriptor that closes with its last reference."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -146,9 +146,10 @@ class Cache(Dataset[Item]):
 
     @classmethod
     def open(cls, path: str | Path, *, home: Path = MIRRORS, limit: int = MIRROR_LIMIT) -> Cache:
-        """A complete cache; one behind a URL through a mirror in ``home`` of ``limit`` bytes.
+        """Open a complete cache; one behind a URL through a mirror in ``home`` of ``limit`` bytes.
 
-        CacheError for none or an unfinished one, DamageError for a damaged one."""
+        CacheError if there is none or it is unfinished, DamageError if it is damaged.
+        """
         source = str(path)
         mirror = Mirror(source, home, limit) if is_url(path) else None
         path = Path(path) if mirror is None else mirror.folder
@@ -161,9 +162,9 @@ class Cache(Dataset[Item]):
             raise _damage(path, SPEC, "it does not match the manifest")
         if mirror is None and not holds(path / PLAN, info.files.get(PLAN)):
             raise _damage(path, PLAN, "it does not match the manifest")
-        found = cls(path, spec, info.shard_sizes, info.files, mirror)
-        found._source, found._opened = source, {"home": home, "limit": limit}
-        return found
+        cache = cls(path, spec, info.shard_sizes, info.files, mirror)
+        cache._source, cache._opened = source, {"home": home, "limit": limit}
+        return cache
 
     def __len__(self) -> int:
         """Samples of all views."""
@@ -189,7 +190,7 @@ class Cache(Dataset[Item]):
         stored = self.read_into(view, index, cls, patches)
         return Sample(stored.sid, bytes(stored.jpeg), cls, patches)
 
-    def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> Stored:
+    def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> SampleImage:
         """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
         assert patches.flags.c_contiguous, "a row of a batch"
         view, shard, members = self._locate(view, index)
@@ -203,15 +204,15 @@ class Cache(Dataset[Item]):
             else:
                 arrays = {name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")}
                 patches[:] = self.codec.decode(arrays)
-            return Stored(members[0].sid, contents["jpg"])
+            return SampleImage(members[0].sid, contents["jpg"])
         except (KeyError, ValueError) as error:
             raise self._damaged(view, shard, f"{members[0].sid}: {error}") from None
 
     def read_members(self, view: int, index: int, names: Collection[str]) -> dict[str, memoryview]:
         """The members called ``names`` (``jpg``, ``label.png``) of a sample, as they are stored."""
         view, shard, members = self._locate(view, index)
-        wanted = [member for member in members if member.member in names]
-        return self._contents(view, shard, wanted, memoryview(bytearray()))
+        chosen = [member for member in members if member.member in names]
+        return self._contents(view, shard, chosen, memoryview(bytearray()))
 
     def sid(self, index: int) -> str:
         """The name of a sample."""
@@ -233,7 +234,7 @@ class Cache(Dataset[Item]):
     ) -> dict[str, memoryview]:
         """The checked contents of one sample, read at once.
 
-        Where ``row`` is not empty the data of ``patch.npy`` go there, and only its header is returned.
+        If ``row`` is not empty the data of ``patch.npy`` go there, and only its header is returned.
         """
         last = members[-1]
         start, stop = members[0].offset - BLOCK, self._index(view, shard).follows(last)
@@ -255,14 +256,14 @@ class Cache(Dataset[Item]):
                 return before[first - start : min(past, row_start) - start]
             return after[first - row_stop : past - row_stop]
 
-        contents = {each.member: part(each.offset, each.offset + each.bytes) for each in members}
+        contents = {m.member: part(m.offset, m.offset + m.bytes) for m in members}
         end = padded(last.offset + last.bytes)
         crc = zlib_ng.crc32(after[: end - row_stop], zlib_ng.crc32(row, zlib_ng.crc32(before)))
         if crc != last.sample_crc32:  # damaged, or not a whole sample: say which member
-            for each in members:
-                problem = _problem(each, part, row, read)
+            for member in members:
+                problem = _problem(member, part, row, read)
                 if problem:
-                    raise self._damaged(view, shard, f"{each.sid}.{each.member}: {problem}")
+                    raise self._damaged(view, shard, f"{member.sid}.{member.member}: {problem}")
         if read < stop or not _zero(after[end - row_stop :]):
             raise self._damaged(view, shard, "its end is cut short or not zero")
         return contents
@@ -282,7 +283,7 @@ class Cache(Dataset[Item]):
         return _File(path)
 
     def _fetch(self, path: Path) -> None:
-        """Have a file of a remote cache here."""
+        """Download a file of a remote cache, unless it is here."""
         if self._mirror is not None:
             self._mirror.fetch(path.relative_to(self.path).as_posix())
 
@@ -304,7 +305,7 @@ class Cache(Dataset[Item]):
 
 
 class Caches:
-    """Several caches of one teacher, one after the other, with the surface of one."""
+    """Several caches of one teacher, one after the other, with the interface of a single cache."""
 
     def __init__(self, caches: Sequence[Cache]) -> None:
         first = caches[0]
@@ -319,17 +320,17 @@ class Caches:
         self._ends = list(accumulate(cache.num_samples for cache in caches))
 
     def read(self, view: int, index: int) -> Sample:
-        """Sample ``index`` of the row of caches; each takes ``view`` modulo its own number of views."""
+        """Sample ``index`` of all caches; a cache takes ``view`` modulo its number of views."""
         cache, index = self._of(index)
         return cache.read(view, index)
 
-    def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> Stored:
+    def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> SampleImage:
         """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
         cache, index = self._of(index)
         return cache.read_into(view, index, cls, patches)
 
     def _of(self, index: int) -> tuple[Cache, int]:
-        """The cache that holds sample ``index`` of the row, and its number there."""
+        """The cache that holds sample ``index`` of all, and the sample's index in that cache."""
         at = bisect_right(self._ends, index)
         cache = self.caches[at]
         return cache, index - self._ends[at] + cache.num_samples
@@ -357,9 +358,9 @@ def refuse_unlike(one: Cache, other: Cache) -> None:
         keys = ("teacher", "dim", "grid", "image_size")
         return {key: value for key, value in cache.spec.to_dict().items() if key in keys}
 
-    found = differences(identity(one), identity(other))
-    if found:
-        lines = [f"{key}: {before} and {after}" for key, before, after in found]
+    differing = differences(identity(one), identity(other))
+    if differing:
+        lines = [f"{key}: {before} and {after}" for key, before, after in differing]
         raise CacheError(
             f"the caches {one.path} and {other.path} cannot be used together:\n    " + "\n    ".join(lines),
             "make both with the same teacher, --image-size and --patch-size",
@@ -368,11 +369,11 @@ def refuse_unlike(one: Cache, other: Cache) -> None:
 
 def _unfinished(path: Path, spec: Spec) -> CacheError:
     total = spec.views * spec.shards
-    there = sum(
+    complete = sum(
         index_path(path, view, shard).exists() for view in range(spec.views) for shard in range(spec.shards)
     )
     return CacheError(
-        f"the cache {path} is unfinished: {total - there} of {total} shards are missing",
+        f"the cache {path} is unfinished: {total - complete} of {total} shards are missing",
         "run the same cache-teacher command again: it goes on where it stopped",
     )
 
@@ -386,7 +387,7 @@ def _damage(path: Path, what: str, why: str) -> DamageError:
 
 
 def _problem(member: Member, part: Callable[[int, int], memoryview], row: memoryview, read: int) -> str:
-    """What is wrong with a member of a tar of which bytes up to ``read`` are there; '' if nothing."""
+    """What is wrong with a member of a tar of which the bytes up to ``read`` were read; '' if nothing."""
     name, end = f"{member.sid}.{member.member}", member.offset + member.bytes
     if padded(end) > read:
         return "the tar is cut short"

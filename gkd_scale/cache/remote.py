@@ -1,10 +1,10 @@
-"""Caches on object storage: put them there, and train from there through a local copy of bounded size.
+"""Caches on object storage: upload them, and train from them through a local copy of bounded size.
 
-``push`` uploads a finished cache: each tar before its index, the manifest last, so that whatever exists
-remotely is whole. :class:`Outbox` does the same while the cache is being built, and needs room for a few
-shards only. :class:`Mirror` is the other way: the reader asks for files by name, a file that is not
-there is fetched whole (a training window touches a few shards at a time), and the tars used longest ago go
-when the limit is reached.
+``push`` uploads a finished cache: each tar before its index, the manifest last, so that what exists
+remotely is whole. :class:`Outbox` does the same while the cache is being built, and needs disk space for a
+few shards only. :class:`Mirror` downloads: the reader asks for files by name, a missing file is fetched
+whole (a training window touches a few shards at a time), and the least recently used tars are removed at the
+limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(cfg: PushConfig) -> None:
 def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     """Upload the finished cache ``folder`` to ``url``; returns the files sent. A second run sends the rest.
 
-    CacheError where the cache is unfinished.
+    CacheError if the cache is unfinished.
     """
     try:
         info = read_manifest_info(folder)
@@ -51,18 +51,18 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     certificates = [path.name for path in sorted(folder.glob("certificate-*.json"))]
     sent = 0
     for name in [*small, *certificates, *shards, CHECKSUM, MANIFEST]:
-        there = f"{root}/{name}"
-        if name.endswith(".tar") and _size(fs, there) == (folder / name).stat().st_size:
+        target = f"{root}/{name}"
+        if name.endswith(".tar") and _size(fs, target) == (folder / name).stat().st_size:
             continue
-        fs.makedirs(there.rpartition("/")[0], exist_ok=True)
-        fs.put_file(os.fspath(folder / name), there)
+        fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        fs.put_file(os.fspath(folder / name), target)
         sent += 1
         report(name)
     return sent
 
 
 def _size(fs: object, path: str) -> int | None:
-    """Bytes of a remote file; None where there is none."""
+    """Bytes of a remote file; None if it does not exist."""
     try:
         return int(fs.info(path)["size"])  # type: ignore[attr-defined]
     except FileNotFoundError:
@@ -73,8 +73,8 @@ class Outbox:
     """A cache that is built in ``folder``, below ``home``, and lives at ``url``.
 
     ``begin`` uploads the spec, ``send`` a shard, tar before index, and drops the tar here; ``finish`` sends
-    what is left, the manifest last. What was sent counts as built, also to a build on another machine: the
-    spec and the indexes that are there come here first.
+    what is left, the manifest last. What was sent counts as built, also for a build on another machine,
+    which first downloads the spec and the indexes.
     """
 
     def __init__(self, url: str, home: Path) -> None:
@@ -82,19 +82,19 @@ class Outbox:
         self.folder = home / _digest(self.url)
         self._fs, root = file_system(self.url)
         self._root = root.rstrip("/")
-        self._there = self._listing()
-        for name in self._there:
+        self._sent = self._listing()
+        for name in self._sent:
             path = self.folder / name
             is_index = name.endswith(".parquet") and "/" in name
             if (is_index or name in (SPEC, STATE)) and not path.exists():
                 write_bytes(path, bytes(self._fs.cat_file(f"{self._root}/{name}")))
 
     def sent_bytes(self, view: int, shard: int) -> int | None:
-        """Bytes of a tar that was there when the build began; None where there was none."""
-        return self._there.get(tar_path(Path(), view, shard).as_posix())
+        """Bytes of a tar that was uploaded before this build began; None if it was not."""
+        return self._sent.get(tar_path(Path(), view, shard).as_posix())
 
     def begin(self) -> None:
-        """Upload what says which cache this will be."""
+        """Upload the spec, the plan and the codec's state."""
         for name in (STATE, PLAN, SPEC):
             if (self.folder / name).exists():
                 self._put(self.folder / name)
@@ -107,25 +107,25 @@ class Outbox:
         tar.unlink()
 
     def finish(self) -> None:
-        """Upload what a kill kept from being sent, then the mark of completeness."""
+        """Upload the shards that a killed build left here, then the manifest."""
         for tar in sorted(self.folder.glob("v*/shard-*.tar")):
             self.send(int(tar.parent.name[1:]), int(tar.stem.removeprefix("shard-")))
         for name in (CHECKSUM, MANIFEST):
             self._put(self.folder / name)
 
     def _put(self, path: Path) -> None:
-        there = f"{self._root}/{path.relative_to(self.folder).as_posix()}"
-        self._fs.makedirs(there.rpartition("/")[0], exist_ok=True)
-        self._fs.put_file(os.fspath(path), there)
+        target = f"{self._root}/{path.relative_to(self.folder).as_posix()}"
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._fs.put_file(os.fspath(path), target)
 
     def _listing(self) -> dict[str, int]:
-        """Names and bytes of the files that are there, by one request."""
+        """Names and bytes of the uploaded files, by one request."""
         try:
-            found = self._fs.find(self._root, detail=True)
+            files = self._fs.find(self._root, detail=True)
         except FileNotFoundError:
             return {}
         start = len(self._root) + 1
-        return {path[start:]: int(info["size"]) for path, info in found.items()}
+        return {path[start:]: int(info["size"]) for path, info in files.items()}
 
 
 def _digest(url: str) -> str:
@@ -134,7 +134,7 @@ def _digest(url: str) -> str:
 
 
 class Mirror:
-    """Files of a remote cache, on disk when asked for; at most ``limit`` bytes of tars stay.
+    """Files of a remote cache, downloaded when they are first read; at most ``limit`` bytes of tars stay.
 
     Safe for threads; processes (ranks) share the folder, because files appear whole under their names.
     """
@@ -155,7 +155,7 @@ class Mirror:
             self.fetch(name)
 
     def fetch(self, name: str) -> None:
-        """Have ``name`` under ``folder``, unless it does not exist; makes room for it first."""
+        """Download ``name`` to ``folder`` if it exists and is not there yet; old tars make room for it."""
         with self._lock:
             busy = self._busy.setdefault(name, threading.Lock())
         with busy:
@@ -178,7 +178,7 @@ class Mirror:
             self.fetched += 1
 
     def _make_room(self, name: str, size: int) -> None:
-        """Count a tar that is about to come, and drop the ones used longest ago beyond the limit.
+        """Count a tar before its download, and remove the least recently used ones beyond the limit.
 
         A reader that has one of them open goes on reading it: the disk keeps it until it is closed.
         """

@@ -1,9 +1,9 @@
 """``repair``: rebuild only what is bad.
 
 Everything is read and compared with its checksums, as ``verify`` does; shards with damage are dropped, and
-the build that made the cache goes on, with the spec that the cache itself holds. What a user must add is
-what no cache holds: where the images and the teacher's weights are. The mended cache has the bytes that
-it had when it was whole.
+the build that made the cache goes on, with the spec that the cache itself holds. The user adds what
+no cache holds: the paths of the images and of the teacher's weights. The mended cache has the bytes that it
+had when it was whole.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def repair(
     source: Source | None = None,
     quiet: bool = False,
 ) -> BuildReport:
-    """Mend the cache ``cfg.cache`` of ``spec``; each damage found in a shard goes to ``report`` as a line.
+    """Mend the cache ``cfg.cache`` of ``spec``; each damage in a shard goes to ``report`` as a line.
 
-    ``source`` is what ``cfg.images`` names where that is a labelled dataset.
+    ``source`` reads ``cfg.images`` if they are a labelled dataset.
 
-    CacheError where images or teacher are not those of the cache; nothing is dropped then.
+    CacheError if images or teacher are not those of the cache; then nothing is removed.
     """
     recipe = recipe_of(spec, cfg)
     refuse_other_source(recipe, spec, teacher, source)
@@ -76,7 +76,7 @@ def recipe_of(spec: Spec, cfg: RepairConfig) -> CacheTeacherConfig:
 def refuse_other_source(
     recipe: CacheTeacherConfig, spec: Spec, teacher: Teacher, source: Source | None = None
 ) -> None:
-    """CacheError where the images or the teacher differ from those the cache was made of."""
+    """CacheError if the images or the teacher are not those of the cache."""
     plan = make_plan(recipe.images, recipe.samples_per_shard, skip=recipe.out, source=source)
-    asked = replace(make_spec(recipe, teacher, plan), codec_state=spec.codec_state)
-    refuse_changed(recipe.out, spec, asked, plan)
+    new = replace(make_spec(recipe, teacher, plan), codec_state=spec.codec_state)
+    refuse_changed(recipe.out, spec, new, plan)

@@ -1,7 +1,7 @@
 """``verify --rerun-teacher K``: do the tokens belong to the pixels?
 
 Checksums say that bytes are as they were written, not that what was written is right. Here the teacher
-sees some stored views again, and what it says is compared with what is stored. Another machine or library
+sees some stored views again, and its tokens are compared with the stored ones. Another machine or library
 version moves the tokens by rounding; another teacher, another crop or a mix-up of samples moves them far.
 """
 
@@ -29,7 +29,7 @@ _VERSIONS = ("torch", "timm")
 def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLERANCE) -> Iterator[str]:
     """A line for each of ``samples`` random samples whose tokens are not the teacher's, or is damaged.
 
-    CacheError where the teacher is not the one that the cache was made with (versions aside).
+    CacheError if the teacher is not the one of the cache (versions aside).
     """
     refuse_other_teacher(str(cache.path), cache.fingerprint, teacher)
     total = cache.views * cache.num_samples
@@ -41,11 +41,11 @@ def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLER
         except GkdError as error:
             yield error.message
             continue
-        found = run_teacher(teacher, decode(sample.jpeg)[None])
-        patches, cls = found.patches[0].numpy(), found.cls[0].numpy()
-        own = _distance(cache.codec.decode(cache.codec.encode(patches)), patches)
+        features = run_teacher(teacher, decode(sample.jpeg)[None])
+        patches, cls = features.patches[0].numpy(), features.cls[0].numpy()
+        of_codec = _distance(cache.codec.decode(cache.codec.encode(patches)), patches)
         for name, stored, now, allowed in (
-            ("patch tokens", sample.patches, patches, tolerance + 1.5 * own),
+            ("patch tokens", sample.patches, patches, tolerance + 1.5 * of_codec),
             ("CLS", sample.cls, cls, tolerance),
         ):
             if (distance := _distance(stored, now)) > allowed:

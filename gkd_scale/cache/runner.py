@@ -19,7 +19,7 @@ from gkd_scale.cache.codecs.arithmetic import to_fp16
 from gkd_scale.cache.codecs.base import Codec, Float32
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.folder import ShardTask
-from gkd_scale.cache.plan import Plan
+from gkd_scale.cache.plan import ImagePlan
 from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.shard import ShardWriter, json_bytes, npy_bytes
 from gkd_scale.cache.spec import Spec
@@ -36,7 +36,7 @@ class BuildJob(NamedTuple):
     cfg: CacheTeacherConfig
     codec: Codec
     spec: Spec
-    plan: Plan
+    plan: ImagePlan
 
 
 class Events(NamedTuple):

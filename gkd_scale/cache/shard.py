@@ -1,8 +1,8 @@
 """Shards: a tar whose bytes are a pure function of its samples, then an index that commits it.
 
-A shard is being written (``.tar.part``), or it is there. The steps are: temporary name, fsync, re-open
-and count, rename the tar, write the Parquet index beside it. A tar without its index does not exist as
-far as this project is concerned. Plain tools read the tar; we read it by the index's offsets.
+A shard is either being written (``.tar.part``) or complete. The steps are: temporary name, fsync, re-open
+and count, rename the tar, write the Parquet index beside it. A tar without its index does not
+count. Plain tools read the tar; this package reads it by the index's offsets.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLUMNS = {
 class Member(NamedTuple):
     """One file of a tar: ``offset``, ``bytes`` and ``crc32`` of its content.
 
-    ``sample_crc32`` is that of its whole sample, headers and padding too; None in the first caches made.
+    ``sample_crc32`` is that of its whole sample, headers and padding too; None in the first caches.
     """
 
     sid: str
@@ -79,12 +79,12 @@ class ShardIndex:
 
 
 def tar_path(folder: Path, view: int, shard: int) -> Path:
-    """Where a shard's tar lies; its index is the same name with ``.parquet``."""
+    """The path of a shard's tar; its index is the same name with ``.parquet``."""
     return folder / f"v{view:02d}" / f"shard-{shard:06d}.tar"
 
 
 def index_path(folder: Path, view: int, shard: int) -> Path:
-    """Where a shard's index lies."""
+    """The path of a shard's index."""
     return tar_path(folder, view, shard).with_suffix(".parquet")
 
 
@@ -92,7 +92,7 @@ def index_path(folder: Path, view: int, shard: int) -> Path:
 
 
 class ShardWriter:
-    """Writes one shard. ``commit`` makes it exist; without it nothing stays."""
+    """Writes one shard. It exists after ``commit``; after ``abort`` nothing of it is left."""
 
     def __init__(self, folder: Path, spec: str, view: int, shard: int) -> None:
         self.spec, self.view, self.shard = spec, view, shard
@@ -108,15 +108,15 @@ class ShardWriter:
 
     def add(self, sid: str, members: Mapping[str, bytes]) -> int:
         """Append one sample, its members sorted by name. Returns the bytes of content written."""
-        found, crc = list[Member](), 0
+        added, crc = list[Member](), 0
         for name in sorted(members):
             content = members[name]
             header = tar_header(f"{sid}.{name}", len(content))
-            found.append(Member(sid, name, self._size + len(header), len(content), zlib_ng.crc32(content)))
+            added.append(Member(sid, name, self._size + len(header), len(content), zlib_ng.crc32(content)))
             for data in (header, content, bytes(padded(len(content)) - len(content))):
                 self._write(data)
                 crc = zlib_ng.crc32(data, crc)
-        self._members += [member._replace(sample_crc32=crc) for member in found]
+        self._members += [member._replace(sample_crc32=crc) for member in added]
         self._samples += 1
         return sum(map(len, members.values()))
 
@@ -145,7 +145,7 @@ class ShardWriter:
         return info
 
     def abort(self) -> None:
-        """Forget the shard; safe to call at any time, also after ``commit``."""
+        """Remove the unfinished tar; safe to call at any time, also after ``commit``."""
         self.aborted = True
         with contextlib.suppress(OSError):  # flushing to a full disk fails again; the file goes anyway
             self._file.close()
@@ -174,7 +174,7 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def padded(end: int) -> int:
-    """Where a member whose content ends at ``end`` gives way to the next header."""
+    """The offset of the next header after a member whose content ends at ``end``."""
     return end + -end % BLOCK
 
 
@@ -201,7 +201,7 @@ def _index_table(info: ShardInfo, members: list[Member]) -> pa.Table:
 
 
 def metadata_of(schema: pa.Schema) -> dict[str, Any]:
-    """Our JSON in a Parquet schema; ValueError or KeyError where it is not there."""
+    """Our JSON in a Parquet schema; ValueError or KeyError if it is missing."""
     value = json.loads((schema.metadata or {})[METADATA])
     if not isinstance(value, dict):
         raise ValueError("the metadata is not a mapping")

@@ -55,12 +55,12 @@ class Source(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """The file of one image; OSError where it cannot be read."""
+        """The file of one image; OSError if it cannot be read."""
         ...
 
 
 def open_source(images: str | Path) -> Source | None:
-    """The source that ``images`` names; None for a plain folder. DataError where it cannot be used."""
+    """The source that ``images`` names; None for a plain folder. DataError if it cannot be used."""
     text = str(images)
     if os.path.isdir(text):  # noqa: PTH112  # False, not an error, for a name that is too long
         return None
@@ -76,7 +76,7 @@ def open_source(images: str | Path) -> Source | None:
         raise DataError(f"--images {text} names {len(places)} places, and {others[0]} is no tar", ACCEPTED)
     if text.endswith((".txt", ".parquet")):
         return PathList(Path(text))
-    return Remote(url_of(text)) if is_url(text) else None
+    return UrlSource(url_of(text)) if is_url(text) else None
 
 
 class PathList:
@@ -119,7 +119,7 @@ class PathList:
             ) from None
 
     def _path(self, name: str) -> Path:
-        """The file that is called so, in whichever Unicode form its name is written there."""
+        """The path of a listed name, in the Unicode form that the file system has."""
         path = self._file.parent / name
         if name.isascii() or _status(path):
             return path
@@ -132,7 +132,7 @@ class PathList:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What is there; None where nothing is, or for a name that is none, such as one of 5000 letters."""
+    """The status of a file; None if there is no such file, or the name is impossible (5000 letters)."""
     try:
         return path.stat()
     except (OSError, ValueError):
@@ -140,7 +140,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _column(file: Path) -> list[str]:
-    """The column ``path`` of a Parquet file; DataError that names those that are there instead."""
+    """The column ``path`` of a Parquet file; the DataError names the columns that the file has."""
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(file)
@@ -159,10 +159,10 @@ def _column(file: Path) -> list[str]:
     return names
 
 
-class Labelled:
-    """The samples of a labelled dataset; whoever opens it (the command line) hands it over.
+class LabelledSource:
+    """The samples of a labelled dataset, which the command line opens.
 
-    They come decoded, and their labels go into the shards with them.
+    They are decoded images, and their labels go into the shards with them.
     """
 
     def __init__(self, dataset: SegDataset) -> None:
@@ -171,26 +171,26 @@ class Labelled:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What the label values mean: names and colours of the classes, and which of them occur nowhere."""
+        """The meaning of the label values: names and colours of the classes, and the absent classes."""
         dataset = self._dataset
         named = {"classes": list(dataset.classes), "palette": [list(colour) for colour in dataset.palette]}
         return {**named, "absent": list(dataset.absent)} if dataset.absent else named
 
     def entries(self) -> list[tuple[str, int]]:
-        """Names and bytes of the images: of the dataset's files where it tells them, else by reading all."""
+        """Names and bytes of the images: of the dataset's files if it lists them, else by reading all."""
         files = getattr(self._dataset, "pairs", None)
         if files is not None:
-            found = [(image.stem, image.stat().st_size) for image, _ in files]
+            sizes = [(image.stem, image.stat().st_size) for image, _ in files]
         else:
             places = range(len(self._dataset))
             read = prefetch(lambda place: self._dataset[place].name, places, _THREADS, 4 * _THREADS)
-            found = [(name, 0) for name in read]
-        named = [(f"{place:06d}-{name}", size) for place, (name, size) in enumerate(found)]
-        self._places = {name: place for place, (name, _) in enumerate(named)}
-        return named
+            sizes = [(name, 0) for name in read]
+        entries = [(f"{place:06d}-{name}", size) for place, (name, size) in enumerate(sizes)]
+        self._places = {name: place for place, (name, _) in enumerate(entries)}
+        return entries
 
     def sample(self, name: str) -> SegSample:
-        """Image and label of one name; OSError where they cannot be read."""
+        """Image and label of one name; OSError if they cannot be read."""
         try:
             return self._dataset[self._places[name]]
         except DataError as error:
@@ -203,7 +203,7 @@ class Labelled:
         return buffer.getvalue()
 
 
-class Remote:
+class UrlSource:
     """Images below a URL prefix, through fsspec."""
 
     def __init__(self, url: str) -> None:
@@ -212,7 +212,7 @@ class Remote:
 
     def entries(self) -> list[tuple[str, int]]:
         try:
-            found = self._fs.find(self._root, detail=True)
+            files = self._fs.find(self._root, detail=True)
         except Exception as error:
             raise DataError(
                 f"{self._url} cannot be listed: {error}", "check --images and your keys"
@@ -220,11 +220,11 @@ class Remote:
         start = len(self._root.rstrip("/")) + 1
         images = [
             (path[start:], int(info.get("size") or 0))
-            for path, info in found.items()
+            for path, info in files.items()
             if path.lower().endswith(EXTENSIONS) and "/." not in f"/{path[start:]}"
         ]
         if not images:
-            tars = any(is_tar(path) for path in found)
+            tars = any(is_tar(path) for path in files)
             how = f"; its tars are read as '{self._url.rstrip('/')}/**/*.tar'" if tars else ""
             raise DataError(f"{self._url} holds no images", f"check --images{how}")
         return images

@@ -44,9 +44,9 @@ class Spec:
     codec_state: str = ""
     """SHA-256 of ``codec.safetensors``, for codecs that are fitted."""
     labels: dict[str, Any] = field(default_factory=dict)
-    """``classes`` and ``palette`` of the stored labels; empty, and left out, where there are none.
+    """``classes`` and ``palette`` of the stored labels; empty, and left out of the file, if there are none.
 
-    ``absent``, where not empty: the classes that occur in no label. No shard depends on it, so it is no part
+    ``absent``, if not empty: the classes that occur in no label. No shard depends on it, so it is no part
     of :meth:`identity`.
     """
 
@@ -80,7 +80,7 @@ def write_spec(spec: Spec, folder: Path, made_with: Mapping[str, str]) -> None:
 
 
 def read_spec(folder: Path) -> Spec:
-    """The spec of a cache. CacheError where there is no cache, DamageError where the file is not whole."""
+    """The spec of a cache. CacheError if there is no cache, DamageError if the file is not whole."""
     path = folder / SPEC
     try:
         text = path.read_bytes()
@@ -120,24 +120,24 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) of all leaves that differ."""
-    found: list[tuple[str, Any, Any]] = []
+    differing: list[tuple[str, Any, Any]] = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{prefix}{key}.")
+            differing += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append((f"{prefix}{key}", before, after))
-    return found
+            differing.append((f"{prefix}{key}", before, after))
+    return differing
 
 
 def refuse_other(folder: Path, old: Spec, new: Spec, changed_images: str = "") -> None:
-    """CacheError that lists what differs, where ``new`` is not what ``folder`` already holds."""
-    found = differences(old.identity(), new.identity())
-    if not found:
+    """CacheError that lists the differences, unless ``new`` is what ``folder`` already holds."""
+    differing = differences(old.identity(), new.identity())
+    if not differing:
         return
     lines = [
         f"{key}: the cache has {json.dumps(before)}, asked for {json.dumps(after)}"
-        for key, before, after in found
+        for key, before, after in differing
         if not (changed_images and key in ("plan", "images"))
     ]
     if changed_images:

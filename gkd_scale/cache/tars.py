@@ -1,6 +1,6 @@
 """Images inside WebDataset tars, read at their offsets; each tar is scanned once.
 
-An image is called after its tar and its place in it, ``train-00000.tar/0001.jpg``. Where several tars have
+An image is called after its tar and its place in it, ``train-00000.tar/0001.jpg``. If several tars have
 one file name, as many of their folders are put before it as tell them apart: ``part0/data.tar/0001.jpg``.
 Hard and symbolic links are the images that they point to. Whatever a tar holds is an image, or is counted in
 ``notes``; a tar that ends before its end is refused, because nobody knows what it lacks.
@@ -31,7 +31,7 @@ _AGAIN = "copy or download it again, or unpack what there is of it ('tar -xf') a
 class _Place(NamedTuple):
     """The bytes of one image in a tar: ``runs`` of (start in the image, length), one behind the other.
 
-    ``why`` says why there are none.
+    ``why`` is the reason if there are none.
     """
 
     tar: str
@@ -47,15 +47,15 @@ class _Place(NamedTuple):
         with open_location(self.tar) as file:
             file.seek(self.offset)
             for start, length in self.runs:
-                found = file.read(length)
-                if len(found) < length:
+                piece = file.read(length)
+                if len(piece) < length:
                     raise OSError(5, "the tar ends before the image does")
-                data[start : start + length] = found
+                data[start : start + length] = piece
         return bytes(data)
 
 
 class Tars:
-    """Images in tars. ``notes``, after :meth:`entries`, say what else the tars hold, one line each."""
+    """Images in tars. After :meth:`entries`, ``notes`` are lines about what else the tars hold."""
 
     def __init__(self, tars: Sequence[str]) -> None:
         self._tars = labels(tars)
@@ -63,7 +63,7 @@ class Tars:
         self.notes: list[str] = []
 
     def entries(self) -> list[tuple[str, int]]:
-        """(name, bytes) of all images; DataError where a tar cannot be read to its end."""
+        """(name, bytes) of all images; DataError if a tar cannot be read to its end."""
         scans = {label: _scan(label, tar) for label, tar in self._tars.items()}
         for scan in scans.values():
             self._places |= scan.images
@@ -77,12 +77,12 @@ class Tars:
         return [(name, place.size) for name, place in self._places.items()]
 
     def read(self, name: str) -> bytes:
-        """The file of one image; OSError where it cannot be read."""
+        """The file of one image; OSError if it cannot be read."""
         return self._places[name].read()
 
 
 def labels(tars: Sequence[str]) -> dict[str, str]:
-    """``{what a tar is called: where it is}``: its file name, with the folders that tell it from others."""
+    """``{label of a tar: its location}``: its file name, after the folders that tell it from others."""
     alike: dict[str, dict[tuple[str, ...], str]] = {}
     for tar in tars:
         parts = _parts(tar)
@@ -117,7 +117,7 @@ class _Scan:
 
 
 def _scan(label: str, tar: str) -> _Scan:
-    """Look at every member of a tar; DataError where it cannot be read to its end."""
+    """Look at every member of a tar; DataError if it cannot be read to its end."""
     try:
         with open_location(tar) as file:
             return _look(label, tar, file)
@@ -187,7 +187,7 @@ def _runs(member: tarfile.TarInfo) -> tuple[tuple[int, int], ...]:
 
 
 def _new_name(name: str, scan: _Scan) -> str:
-    """``name``, or where the tar holds one of that name already, ``name#2`` and so on."""
+    """``name``, or if the tar already holds one of that name, ``name#2`` and so on."""
     scan.times[name] += 1
     if scan.times[name] == 1:
         return name
@@ -219,7 +219,7 @@ def _follow(path: str, regular: dict[str, _Place], links: dict[str, str]) -> _Pl
 def _members(tar: str, file: Any, head: bytes, scan: _Scan) -> Iterator[tarfile.TarInfo]:
     """All members, also of tars that lie one behind the other in one file.
 
-    DataError where the file ends in the middle, or holds what is no tar.
+    DataError if the file ends in the middle of a tar, or holds something else.
     """
     start, last = 0, None
     while True:
@@ -251,7 +251,7 @@ def _members(tar: str, file: Any, head: bytes, scan: _Scan) -> Iterator[tarfile.
 
 
 def _after(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int | None:
-    """Where the next tar in ``file`` begins after an end at ``end``; None where there is none."""
+    """The offset of the next tar in ``file`` after one that ends at ``end``; None if there is none."""
     file.seek(end)
     block = file.read(_BLOCK)
     if len(block) < _BLOCK:

@@ -40,8 +40,8 @@ _CHUNK = 1 << 20
 
 
 @dataclass
-class _Known:
-    """What could be learned about the whole; None where the file that says it is damaged."""
+class _Root:
+    """The whole files of the root; None for a damaged one."""
 
     spec: Spec | None = None
     manifest: ManifestInfo | None = None
@@ -52,19 +52,19 @@ class _Known:
 def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) -> int:
     """Check the cache at ``path``. Each damage goes to ``report`` as one line; returns their number.
 
-    CacheError where there is no cache at all. ``quiet`` shows neither progress nor summary.
+    CacheError if there is no cache at all. ``quiet`` shows neither progress nor summary.
     """
     if not path.is_dir() or not any((path / name).exists() for name in (SPEC, MANIFEST, PLAN, "v00")):
         raise CacheError(f"{path} is not a teacher cache", "give the folder that cache-teacher wrote")
     damages = 0
-    known = _Known()
-    for line in _check_root(path, known):
+    root = _Root()
+    for line in _check_root(path, root):
         report(line)
         damages += 1
-    shards = _shards(path, known)
+    shards = _shards(path, root)
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("verify", total=len(shards))
-        work = prefetch(lambda at: _check_shard(path, known, *at), shards, min(2, default_workers()), 4)
+        work = prefetch(lambda at: _check_shard(path, root, *at), shards, min(2, default_workers()), 4)
         for lines in work:
             for line in lines:
                 report(line)
@@ -77,14 +77,14 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
 
 def damaged_shards(path: Path, *, quiet: bool = False) -> dict[tuple[int, int], list[str]]:
     """``{(view, shard): lines}`` of the shards of a cache that are not whole; CacheError for no cache."""
-    known = _Known()
-    for _ in _check_root(path, known):
+    root = _Root()
+    for _ in _check_root(path, root):
         pass
-    shards = _shards(path, known)
+    shards = _shards(path, root)
     found: dict[tuple[int, int], list[str]] = {}
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("verify", total=len(shards))
-        work = prefetch(lambda at: _check_shard(path, known, *at), shards, min(2, default_workers()), 4)
+        work = prefetch(lambda at: _check_shard(path, root, *at), shards, min(2, default_workers()), 4)
         for at, lines in zip(shards, work, strict=True):
             if lines:
                 found[at] = lines
@@ -105,51 +105,51 @@ def _summary(path: Path, shards: int, damages: int) -> str:
 # ------------------------------------------------------------------------------------ the root
 
 
-def _check_root(path: Path, known: _Known) -> Iterator[str]:
-    """Lines about the files of the root; fills ``known``."""
+def _check_root(path: Path, root: _Root) -> Iterator[str]:
+    """Lines about the files of the root; fills ``root``."""
     manifest = _bytes(path / MANIFEST)
     if manifest is None:
         yield f"{MANIFEST}: missing, the cache is unfinished (the same cache-teacher command goes on)"
     else:
-        yield from _check_manifest(path, manifest, known)
+        yield from _check_manifest(path, manifest, root)
     try:
-        known.spec = read_spec(path)
+        root.spec = read_spec(path)
     except GkdError as error:
         yield f"{SPEC}: {error.message.removeprefix(f'{path / SPEC} ')}"
     except Exception as error:
         yield f"{SPEC}: cannot be read ({_reason(error)})"
-    fitted = known.spec is not None and known.spec.codec_state
+    fitted = root.spec is not None and root.spec.codec_state
     for name in (SPEC, PLAN, *([STATE] if fitted else [])):
-        yield from _check_small(path, name, known)
-    if known.spec:
-        yield from _check_certificates(path, known.spec)
-    if known.spec and known.manifest:
-        if known.manifest.spec != known.spec.hash():
+        yield from _check_small(path, name, root)
+    if root.spec:
+        yield from _check_certificates(path, root.spec)
+    if root.spec and root.manifest:
+        if root.manifest.spec != root.spec.hash():
             yield f"{MANIFEST}: is of another spec than {SPEC}"
-        if len(known.manifest.shard_sizes) != known.spec.shards:
-            yield f"{MANIFEST}: has {len(known.manifest.shard_sizes)} shards, {SPEC} has {known.spec.shards}"
+        if len(root.manifest.shard_sizes) != root.spec.shards:
+            yield f"{MANIFEST}: has {len(root.manifest.shard_sizes)} shards, {SPEC} has {root.spec.shards}"
 
 
-def _check_manifest(path: Path, data: bytes, known: _Known) -> Iterator[str]:
+def _check_manifest(path: Path, data: bytes, root: _Root) -> Iterator[str]:
     expected = f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode()
     if _bytes(path / CHECKSUM) != expected:
         yield f"{MANIFEST}: does not match {CHECKSUM}"
     try:
-        known.manifest = ManifestInfo(**metadata_of(pq.read_schema(pa.BufferReader(data))))
+        root.manifest = ManifestInfo(**metadata_of(pq.read_schema(pa.BufferReader(data))))
         rows = read_manifest_rows(data)
-        known.rows = {shard: [] for shard in range(len(known.manifest.shard_sizes))}
+        root.rows = {shard: [] for shard in range(len(root.manifest.shard_sizes))}
         for row in rows:
             if row["status"] == "ok":
-                known.rows[row["shard"]].append(row["sid"])
+                root.rows[row["shard"]].append(row["sid"])
     except Exception as error:
-        known.manifest = known.rows = None
+        root.manifest = root.rows = None
         yield f"{MANIFEST}: cannot be read ({_reason(error)})"
         return
     sids = {row["sid"] for row in rows}
     if len(sids) != len(rows):
         yield f"{MANIFEST}: {len(rows) - len(sids)} sids are there twice"
-    sizes = [len(of_shard) for of_shard in known.rows.values()]
-    if sizes != known.manifest.shard_sizes:
+    sizes = [len(of_shard) for of_shard in root.rows.values()]
+    if sizes != root.manifest.shard_sizes:
         yield f"{MANIFEST}: its rows do not add up to its shard sizes"
 
 
@@ -159,26 +159,26 @@ def _check_certificates(path: Path, spec: Spec) -> Iterator[str]:
             yield f"{file.name}: {damage}"
 
 
-def _check_small(path: Path, name: str, known: _Known) -> Iterator[str]:
+def _check_small(path: Path, name: str, root: _Root) -> Iterator[str]:
     """A small file against the manifest's checksum of it."""
     data = _bytes(path / name)
     if data is None:
         yield f"{name}: missing"
-    elif known.manifest and known.manifest.files.get(name) != hashlib.sha256(data).hexdigest():
+    elif root.manifest and root.manifest.files.get(name) != hashlib.sha256(data).hexdigest():
         yield f"{name}: SHA-256 mismatch with {MANIFEST}"
 
 
-def _shards(path: Path, known: _Known) -> list[tuple[int, int]]:
-    """(view, shard) of all that should be there, as the best whole file says, and of all that are."""
+def _shards(path: Path, root: _Root) -> list[tuple[int, int]]:
+    """(view, shard) of all shards that the spec, or else the manifest, names, and of all tars that exist."""
     found = {
         (int(tar.parent.name[1:]), int(tar.stem.removeprefix("shard-")))
         for tar in path.glob("v[0-9][0-9]*/shard-[0-9]*.tar")
         if tar.parent.name[1:].isdigit() and tar.stem.removeprefix("shard-").isdigit()
     }
-    if known.spec:
-        found |= {(view, shard) for view in range(known.spec.views) for shard in range(known.spec.shards)}
-    elif known.manifest:
-        names = [Path(name) for name in known.manifest.files if name.endswith(".parquet") and "/" in name]
+    if root.spec:
+        found |= {(view, shard) for view in range(root.spec.views) for shard in range(root.spec.shards)}
+    elif root.manifest:
+        names = [Path(name) for name in root.manifest.files if name.endswith(".parquet") and "/" in name]
         found |= {(int(name.parent.name[1:]), int(name.stem.removeprefix("shard-"))) for name in names}
     return sorted(found)
 
@@ -186,40 +186,40 @@ def _shards(path: Path, known: _Known) -> list[tuple[int, int]]:
 # --------------------------------------------------------------------------------- the shards
 
 
-def _check_shard(path: Path, known: _Known, view: int, shard: int) -> list[str]:
+def _check_shard(path: Path, root: _Root, view: int, shard: int) -> list[str]:
     """Lines about one shard: its index, then its tar."""
     try:
-        return list(_shard_lines(path, known, view, shard))
+        return list(_shard_lines(path, root, view, shard))
     except Exception as error:  # a check that fails is a damage too
         return [f"{_name(view, shard)}: cannot be checked ({_reason(error)})"]
 
 
-def _shard_lines(path: Path, known: _Known, view: int, shard: int) -> Iterator[str]:
+def _shard_lines(path: Path, root: _Root, view: int, shard: int) -> Iterator[str]:
     tar, index_file = tar_path(path, view, shard), index_path(path, view, shard)
     tar_name, index_name = _name(view, shard), index_file.relative_to(path).as_posix()
     data = _bytes(index_file)
     if data is None:
         yield f"{index_name}: missing" + ("" if tar.exists() else f", and {tar_name} too")
         return
-    if known.manifest and known.manifest.files.get(index_name) != hashlib.sha256(data).hexdigest():
+    if root.manifest and root.manifest.files.get(index_name) != hashlib.sha256(data).hexdigest():
         yield f"{index_name}: SHA-256 mismatch with {MANIFEST}"
     try:
         index = parse_index(data)
     except Exception as error:
         yield f"{index_name}: cannot be read ({_reason(error)})"
         return
-    yield from _check_index(index_name, index, known, view, shard)
+    yield from _check_index(index_name, index, root, view, shard)
     if not tar.exists():
         yield f"{tar_name}: missing"
         return
     yield from _check_tar(tar, tar_name, index)
 
 
-def _check_index(name: str, index: ShardIndex, known: _Known, view: int, shard: int) -> Iterator[str]:
+def _check_index(name: str, index: ShardIndex, root: _Root, view: int, shard: int) -> Iterator[str]:
     info = index.info
     if (info.view, info.shard) != (view, shard):
         yield f"{name}: belongs to view {info.view} shard {info.shard}"
-    if known.spec and info.spec != known.spec.hash():
+    if root.spec and info.spec != root.spec.hash():
         yield f"{name}: is of another spec than {SPEC}"
     sids = list(dict.fromkeys(member.sid for member in index.members))
     if len(sids) != info.samples:
@@ -227,7 +227,7 @@ def _check_index(name: str, index: ShardIndex, known: _Known, view: int, shard: 
     names = [(member.sid, member.member) for member in index.members]
     if len(set(names)) != len(names):
         yield f"{name}: lists a member twice"
-    if known.rows is not None and known.rows.get(shard) != sids:
+    if root.rows is not None and root.rows.get(shard) != sids:
         yield f"{name}: its samples are not those of {MANIFEST}"
 
 

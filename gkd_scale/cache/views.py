@@ -23,7 +23,7 @@ from PIL import Image, ImageEnhance
 from gkd_scale.cache import augment
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
 from gkd_scale.cache.plan import Entry
-from gkd_scale.cache.source import Labelled, Source
+from gkd_scale.cache.source import LabelledSource, Source
 from gkd_scale.images import Opened, UnreadableImage, one_line, open_bytes, open_image
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
@@ -33,7 +33,7 @@ _CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class View:
-    """The stored pixels of one view and the realised parameters that made them."""
+    """The stored pixels of one view and the parameters that were drawn for it."""
 
     jpeg: bytes
     params: dict[str, Any]
@@ -71,8 +71,8 @@ def make_view(image: Image.Image, sid: str, view: int, size: Size, cfg: ViewConf
 def view_label(label: UInt8Array, params: dict[str, Any], size: Size) -> bytes:
     """The label (H, W) of an image as its view shows it: a PNG of train ids at ``size``.
 
-    ``params`` are the view's. Nearest neighbour throughout; 255 (ignored) where RandAugment moved
-    the edge in.
+    ``params`` are the view's. Nearest neighbour throughout; 255 (ignored) beyond an
+    edge that RandAugment moved.
     """
     left, top, width, height = params["crop"]
     box = (left, top, left + width, top + height)
@@ -127,7 +127,7 @@ def _center(image_size: tuple[int, int], aspect: float) -> tuple[int, int, int, 
 
 
 def _color_factors(sid: str, view: int, cfg: ViewConfig, seed: int) -> list[float]:
-    """Factors of brightness, contrast and saturation; none where colour is off."""
+    """Factors of brightness, contrast and saturation; none if colour is off."""
     if cfg.color == 0:
         return []
     drawn = generator("view.color", seed, view, sid).uniform(1 - cfg.color, 1 + cfg.color, size=3)
@@ -139,7 +139,7 @@ def _color_factors(sid: str, view: int, cfg: ViewConfig, seed: int) -> list[floa
 
 def open_from(source: Source, name: str) -> Opened:
     """An image of a source to upright RGB; raises :class:`UnreadableImage` with the reason."""
-    if isinstance(source, Labelled):
+    if isinstance(source, LabelledSource):
         return _open_labelled(source, name)
     try:
         data = source.read(name)
@@ -181,7 +181,7 @@ def view_of(cfg: CacheTeacherConfig, source: Source | None, entry: Entry, view: 
     return MadeView(entry, made, opened.source, decode(made.jpeg), label)
 
 
-def _open_labelled(source: Labelled, name: str) -> Opened:
+def _open_labelled(source: LabelledSource, name: str) -> Opened:
     try:
         sample = source.sample(name)
     except OSError as error:

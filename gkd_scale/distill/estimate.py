@@ -21,7 +21,7 @@ from gkd_scale import console
 from gkd_scale.cache.codecs.registry import CODECS, is_fitted, token_bytes
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.location import is_url
-from gkd_scale.cache.plan import Plan, make_plan
+from gkd_scale.cache.plan import ImagePlan, make_plan
 from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes, padded
 from gkd_scale.cache.source import Source
 from gkd_scale.cache.teacher import run_teacher
@@ -127,7 +127,9 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     )
 
 
-def probe(cfg: CacheTeacherConfig, plan: Plan, images: int | None = None) -> tuple[list[UInt8Array], float]:
+def probe(
+    cfg: CacheTeacherConfig, plan: ImagePlan, images: int | None = None
+) -> tuple[list[UInt8Array], float]:
     """Pixels of a few views, and the mean bytes that JPEG, JSON and label take in a tar.
 
     DataError where none of the images can be read.
@@ -158,7 +160,7 @@ def _in_tar(size: int) -> int:
 
 
 def _codec(
-    cfg: PlanConfig, plan: Plan, work: Cost, rest: float, name: str, free: int | None
+    cfg: PlanConfig, plan: ImagePlan, work: Cost, rest: float, name: str, free: int | None
 ) -> CodecEstimate:
     members = _member_bytes(name, work.grid[0] * work.grid[1], work.dim)
     cls = _in_tar(len(npy_bytes(np.empty(work.dim, np.float16))))

@@ -70,7 +70,7 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
         caches.fingerprint,
         {"cache": [cache.spec.hash() for cache in caches.caches]},
         [*lines, f"{caches.num_samples} images, {views} views"],
-        source.effort.cause,
+        source.times.cause,
         source.skipped,
     )
 
@@ -120,7 +120,7 @@ def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teacher
         fingerprint,
         {"images": source.images_hash(), "teacher_sha256": fingerprint["weights_sha256"]},
         [f"{source.num_samples} images of {recipe.images}, {views}, teacher live", *_left_out(source)],
-        source.effort.cause,
+        source.times.cause,
         {},
     )
 

@@ -119,7 +119,7 @@ def _reading(cfg: DoctorConfig, location: str | Path) -> Line:
     data["needed_images_per_s"] = need
     if pace >= _MARGIN * need:
         return Line("cache", "ok", text, data=data)
-    return Line("cache", "fail" if pace < need else "warn", text, source.effort.cause(), data)
+    return Line("cache", "fail" if pace < need else "warn", text, source.times.cause(), data)
 
 
 def _forget(cache: Cache) -> None:

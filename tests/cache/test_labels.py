@@ -14,7 +14,7 @@ from gkd_scale.cache.config import RepairConfig, ViewConfig
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.repair import repair
-from gkd_scale.cache.source import Labelled
+from gkd_scale.cache.source import LabelledSource
 from gkd_scale.cache.spec import read_spec
 from gkd_scale.cache.verify import verify
 from gkd_scale.cache.views import make_view, view_label
@@ -73,11 +73,11 @@ def test_labels_follow_the_pixels_of_their_view(randaugment: int) -> None:
 
 
 def test_a_labelled_cache_is_whole_resumable_and_reads_back(tmp_path: Path) -> None:
-    source = Labelled(Stripes(bad=2))
+    source = LabelledSource(Stripes(bad=2))
     asked = config(Path("stripes:here"), tmp_path / "cache")
     with pytest.raises(DataError, match=r"2\.png cannot be read"):
         make_plan("stripes:here", 4, source=source)
-    source = Labelled(Stripes())
+    source = LabelledSource(Stripes())
     with pytest.raises(RuntimeError, match="the teacher broke"):
         build(asked, TinyTeacher(fail_at=2), source=source, quiet=True)
     build(asked, TinyTeacher(), source=source, quiet=True)
@@ -106,4 +106,4 @@ def test_names_come_from_files_where_the_dataset_tells_them(tmp_path: Path) -> N
 
     (tmp_path / "a.png").write_bytes(b"12345")
     (tmp_path / "b.png").write_bytes(b"123")
-    assert Labelled(Files(2)).entries() == [("000000-b", 3), ("000001-a", 5)]
+    assert LabelledSource(Files(2)).entries() == [("000000-b", 3), ("000001-a", 5)]

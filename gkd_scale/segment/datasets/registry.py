@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gkd_scale import console, text
-from gkd_scale.cache.source import Labelled
+from gkd_scale.cache.source import LabelledSource
 from gkd_scale.errors import ConfigError, DataError, nearest
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
@@ -233,13 +233,13 @@ def check(
             advance()
 
 
-def labelled(images: str | Path, *, quiet: bool = False) -> Labelled | None:
+def labelled(images: str | Path, *, quiet: bool = False) -> LabelledSource | None:
     """The labelled dataset that ``--images ADAPTER:PATH`` names, glanced at; None for anything else."""
     if str(images).partition(":")[0] not in ADAPTERS:
         return None
     dataset = open_dataset(str(images))
     glance(dataset, quiet=quiet)
-    return Labelled(dataset)
+    return LabelledSource(dataset)
 
 
 def glance(dataset: SegDataset, *, quiet: bool = False) -> None:

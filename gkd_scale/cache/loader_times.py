@@ -1,4 +1,4 @@
-"""Where the threads that make batches spend their time: what to change when the loop waits for data."""
+"""How the threads that make batches spend their time: what to change if training waits for data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from gkd_scale.cache.config import default_workers
 
 
-class Effort:
+class LoaderTimes:
     """Seconds of all threads together, by kind: ``disk``, ``decode``, ``teacher``."""
 
     def __init__(self, workers: int) -> None:
@@ -30,7 +30,7 @@ class Effort:
             self._add("decode", computed)
 
     @contextmanager
-    def spent(self, kind: str) -> Iterator[None]:
+    def timed(self, kind: str) -> Iterator[None]:
         """Time a block of one kind."""
         began = time.perf_counter()
         try:

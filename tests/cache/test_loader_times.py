@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gkd_scale.cache.effort import Effort
+from gkd_scale.cache.loader_times import LoaderTimes
 
 
 @pytest.mark.parametrize(
@@ -17,16 +17,16 @@ from gkd_scale.cache.effort import Effort
     ],
 )
 def test_the_cause_is_what_took_longest(kind: str, workers: int, said: str) -> None:
-    effort = Effort(workers)
-    effort.seconds = dict.fromkeys(effort.seconds, 0.5) | {kind: 9.0}
-    assert said in effort.cause(cores=4)
+    times = LoaderTimes(workers)
+    times.seconds = dict.fromkeys(times.seconds, 0.5) | {kind: 9.0}
+    assert said in times.cause(cores=4)
 
 
 def test_time_is_added_up() -> None:
-    effort = Effort(1)
+    times = LoaderTimes(1)
     for _ in range(2):
-        with effort.spent("teacher"):
+        with times.timed("teacher"):
             pass
-        with effort.reading():
+        with times.reading():
             sum(range(10_000))
-    assert effort.seconds["teacher"] > 0 and effort.seconds["decode"] > 0
+    assert times.seconds["teacher"] > 0 and times.seconds["decode"] > 0
