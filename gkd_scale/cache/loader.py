@@ -8,22 +8,25 @@ the same global batch for every world size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gkd_scale.cache.encoded import EncodedBatch, EncodedRows, stacked
 from gkd_scale.cache.loader_times import LoaderTimes
 from gkd_scale.cache.order import WINDOW, Order
-from gkd_scale.cache.reader import Cache, Caches, SampleImage
+from gkd_scale.cache.reader import Cache, Caches, EncodedSample, SampleImage
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.order import check_batches, positions
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Draw, Drawn, Features
+
+T = TypeVar("T")
 
 
 class Slot(NamedTuple):
@@ -53,7 +56,8 @@ class Schedule:
 class CachedSource:
     """Micro batches from caches; implements BatchSource.
 
-    Epoch e reads view e modulo ``views``, by default all that the caches hold.
+    Epoch e reads view e modulo ``views``, by default all that the caches hold. ``pin`` puts batches into
+    pinned memory. With ``encoded`` a batch is an :class:`EncodedBatch`, unless no tokens need decoding.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class CachedSource:
         skip_corrupt: bool = False,
         views: int | None = None,
         pin: bool = False,
+        encoded: bool = False,
     ) -> None:
         if views is not None and views > caches.views:
             raise CacheError(
@@ -82,6 +87,8 @@ class CachedSource:
         self._caches, self._workers, self._skip = caches, workers, skip_corrupt
         self._views = views or caches.views
         self._pin = pin
+        every = caches.caches if isinstance(caches, Caches) else (caches,)
+        self._encoded = encoded and not all(cache.codec.verbatim for cache in every)
         self.times = LoaderTimes(workers)
         self.skipped: dict[tuple[int, int], str] = {}
         """Samples that ``skip_corrupt`` passed over: (view, sample) to what is wrong."""
@@ -106,43 +113,61 @@ class CachedSource:
 
     def load(self, slots: list[Slot], draw: Draw | None = None) -> Batch:
         """Read, check and decode the micro batch of ``slots``, and ``draw`` for it, on a reading thread."""
-        features, stored = self.read(slots)
+        features, images, parts = self._read_encoded(slots) if self._encoded else (*self.read(slots), ())
         pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
         with self.times.timed("decode"):
-            for row, sample in enumerate(stored):
-                pixels[row] = torch.from_numpy(decode(sample.jpeg))
-        return Batch(pixels, features, *facts([sample.sid for sample in stored], slots, draw))
+            for row, image in enumerate(images):
+                pixels[row] = torch.from_numpy(decode(image.jpeg))
+        about = facts([image.sid for image in images], slots, draw)
+        if parts:
+            return EncodedBatch(pixels, features, *about, parts=parts)
+        return Batch(pixels, features, *about)
 
     def read(self, slots: list[Slot]) -> tuple[Features, list[SampleImage]]:
         """Teacher features of the micro batch of ``slots``, checked; and the names and JPEG bytes."""
         tokens = self.grid[0] * self.grid[1]
         cls = self._empty((len(slots), self.teacher_dim), torch.float16)
         patches = self._empty((len(slots), tokens, self.teacher_dim), torch.float16)
-        features = Features(cls, patches)
+
+        def read(row: int, view: int, index: int) -> SampleImage:
+            return self._caches.read_into(view, index, cls[row].numpy(), patches[row].numpy())
+
         with self.times.reading():
-            return features, [self._read(slot, features, row) for row, slot in enumerate(slots)]
+            images = [self._whole(slot, partial(read, row)) for row, slot in enumerate(slots)]
+        return Features(cls, patches), images
+
+    def _read_encoded(self, slots: list[Slot]) -> tuple[Features, list[SampleImage], tuple[EncodedRows, ...]]:
+        """As :meth:`read`, without patch tokens: they are in the rows of each codec, as they are stored."""
+        cls = self._empty((len(slots), self.teacher_dim), torch.float16)
+
+        def read(row: int, view: int, index: int) -> EncodedSample:
+            return self._caches.read_encoded(view, index, cls[row].numpy())
+
+        with self.times.reading():
+            samples = [self._whole(slot, partial(read, row)) for row, slot in enumerate(slots)]
+            parts = stacked(samples, self._empty)
+        return Features(cls, cls.new_empty(0)), [sample.image for sample in samples], parts
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory for a field of a micro batch. PyTorch keeps pinned memory until copies from it are done."""
         if self._pin:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
-        kind = np.uint8 if dtype == torch.uint8 else np.float16
+        kind = str(dtype).removeprefix("torch.")
         return torch.from_numpy(np.empty(shape, kind))  # NumPy asks for huge pages, PyTorch does not
 
-    def _read(self, slot: Slot, features: Features, row: int) -> SampleImage:
-        """Read the sample of a slot, its tokens into ``row`` of ``features``.
+    def _whole(self, slot: Slot, read: Callable[[int, int], T]) -> T:
+        """``read(view, sample)`` of a slot.
 
-        If it is damaged and ``skip_corrupt`` is set, read the next whole sample: a function of the slot and
+        If that is damaged and ``skip_corrupt`` is set, of the next whole sample: a function of the slot and
         the files, so a resumed run reads the same.
         """
         view = slot.epoch % self._views
-        into = (features.cls[row].numpy(), features.patches[row].numpy())
         if not self._skip:
-            return self._caches.read_into(view, slot.sample, *into)
+            return read(view, slot.sample)
         for ahead in range(self.num_samples):
             index = (slot.sample + ahead) % self.num_samples
             try:
-                return self._caches.read_into(view, index, *into)
+                return read(view, index)
             except DamageError as error:
                 self.skipped[view, index] = error.message
         raise DamageError("no sample of the cache can be read", "see gkd-scale verify")

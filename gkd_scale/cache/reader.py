@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from zlib_ng import zlib_ng
 
-from gkd_scale.cache.codecs.base import STATE, Codec, Float16
+from gkd_scale.cache.codecs.base import STATE, Array, Codec, Float16
 from gkd_scale.cache.codecs.registry import load_codec
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.manifest import holds, read_manifest_info
@@ -63,6 +63,14 @@ class SampleImage(NamedTuple):
 
     sid: str
     jpeg: memoryview
+
+
+class EncodedSample(NamedTuple):
+    """A sample whose patch tokens are ``members`` of its codec."""
+
+    image: SampleImage
+    codec: Codec
+    members: dict[str, Array]
 
 
 class Sample(NamedTuple):
@@ -208,6 +216,17 @@ class Cache(Dataset[Item]):
         except (KeyError, ValueError) as error:
             raise self._damaged(view, shard, f"{members[0].sid}: {error}") from None
 
+    def read_encoded(self, view: int, index: int, cls: Float16) -> EncodedSample:
+        """As :meth:`read_into`, with the patch tokens as they are stored."""
+        view, shard, members = self._locate(view, index)
+        contents = self._contents(view, shard, members, memoryview(bytearray()))
+        try:
+            arrays = {name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")}
+            cls[:] = arrays.pop("cls.npy")
+            return EncodedSample(SampleImage(members[0].sid, contents["jpg"]), self.codec, arrays)
+        except (KeyError, ValueError) as error:
+            raise self._damaged(view, shard, f"{members[0].sid}: {error}") from None
+
     def read_members(self, view: int, index: int, names: Collection[str]) -> dict[str, memoryview]:
         """The members called ``names`` (``jpg``, ``label.png``) of a sample, as they are stored."""
         view, shard, members = self._locate(view, index)
@@ -328,6 +347,11 @@ class Caches:
         """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
         cache, index = self._of(index)
         return cache.read_into(view, index, cls, patches)
+
+    def read_encoded(self, view: int, index: int, cls: Float16) -> EncodedSample:
+        """As :meth:`Cache.read_encoded`."""
+        cache, index = self._of(index)
+        return cache.read_encoded(view, index, cls)
 
     def _of(self, index: int) -> tuple[Cache, int]:
         """The cache that holds sample ``index`` of all, and the sample's index in that cache."""

@@ -61,6 +61,7 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
         skip_corrupt=cfg.on_corrupt == "skip",
         views=cfg.views,
         pin=runtime.device.type == "cuda",
+        encoded=runtime.device.type == "cuda",
     )
     lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in caches.caches]
     views = cfg.views or caches.views

@@ -1,8 +1,8 @@
 """Copies batches to the device, one ahead of the step that uses it.
 
 A thread takes the batch after the current one, pins it and starts its copy on a separate stream, so that
-copies run beside kernels. At most one batch waits on the device. On a CPU there is nothing to copy.
-(Written for CUDA; no GPU has run it yet.)
+copies run beside kernels; encoded tokens are decoded on that stream too. At most one batch waits on the
+device. On a CPU there is nothing to copy. (Written for CUDA; no GPU has run it yet.)
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from gkd_scale.cache.encoded import EncodedBatch
 
 
 def feed(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
@@ -45,6 +47,7 @@ def _copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]
         batch = next(batches, end)
         with torch.cuda.device(device), torch.cuda.stream(stream):
             moved = map_tensors(batch, lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+            moved = moved.decoded() if isinstance(moved, EncodedBatch) else moved
             done = torch.cuda.Event()
             done.record(stream)
         return moved, done
