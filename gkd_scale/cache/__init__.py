@@ -16,7 +16,7 @@ The story, in the order of the modules::
       progress  the bar and the report
     reader    random access by offset, every member checked
     order     which sample comes when: a pure function
-    loader    a cache as a BatchSource
+    loader    a cache as a BatchSource (encoded: tokens that the GPU decodes; loader_times: what takes long)
     live      the same BatchSource with the teacher run live
     verify    every byte against its checksum
 
