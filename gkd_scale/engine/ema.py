@@ -44,14 +44,19 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block, the module's parameters are the averages."""
+        """Inside the block, the module's parameters are the averages, in the precision of the parameters.
+
+        :func:`zero.exact` has them in fp32.
+        """
         kept = {name: zero.local(p).clone() for name, p in self.parameters.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 zero.local(parameter).copy_(self.average[name])
+                setattr(parameter, zero.AVERAGE, self.average[name])
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     zero.local(parameter).copy_(kept[name])
+                    delattr(parameter, zero.AVERAGE)

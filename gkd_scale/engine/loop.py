@@ -157,7 +157,7 @@ class Training:
     def state(self, module: nn.Module | None = None) -> dict[str, Tensor]:
         """Whole tensors of ``module`` (default: the whole trained one), averaged if there is an average.
 
-        Collective under ZeRO-3.
+        Trained parameters are float32, also in a run in half precision. Collective under ZeRO.
         """
         part = self.module if module is None else module
         with self.ema.applied() if self.ema else nullcontext():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +23,10 @@ METRICS = "metrics.jsonl"
 class RunLog:
     """One live display for a pass, and ``metrics.jsonl`` and loggers for each of its runs.
 
-    ``metrics.jsonl`` has one object a step. A run that resumes from ``start`` removes later rows of the
-    interrupted one, so each step appears once. ``names`` are of :data:`loggers.LOGGERS`; a failure of a
-    logger is one remark and does not end the run. Use it as a context manager. With ``enabled`` false (on
-    ranks other than 0) it does nothing.
+    ``metrics.jsonl`` has one object a step; a number that is not finite is null. A run that resumes from
+    ``start`` removes later rows of the interrupted one, so each step appears once. ``names`` are of
+    :data:`loggers.LOGGERS`; a failure of a logger is one remark and does not end the run. Use it as a context
+    manager. With ``enabled`` false (on ranks other than 0) it does nothing.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class _Files:
         ]
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(_line({"step": step, **metrics}))
         self._file.flush()
         self._latest = _numbers(metrics)
         for follower in self._followers:
@@ -117,9 +118,19 @@ class _Files:
             follower.close(status, {**self._latest, **self.final})
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    """A row as JSON, which has no infinities: fp16 skips a step whose gradient norm is one."""
+    return json.dumps({name: value if _is_finite(value) else None for name, value in row.items()}) + "\n"
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row, without the step."""
-    return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+    """The finite numbers of a row, without the step."""
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+    return {name: value for name, value in numbers.items() if name != "step" and _is_finite(value)}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -133,7 +144,7 @@ def _truncate(path: Path, start: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = [row for row in read(path) if row["step"] <= start]
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    files.write_text(path, "".join(map(_line, rows)))
     return rows
 
 

@@ -22,6 +22,9 @@ READ = (">=0.19.8", "<0.20")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's moments, as PyTorch names them."""
 
+AVERAGE = "gkd_scale_average"
+"""Attribute of a parameter while :meth:`Ema.applied` lasts: this rank's part of its fp32 average."""
+
 _FLAT = (
     "fp32_partitioned_groups_flat",  # ZeRO-3
     "single_partition_of_fp32_groups",  # ZeRO-1 and ZeRO-2
@@ -48,10 +51,14 @@ def full_shape(parameter: Any) -> torch.Size:
 
 
 def gather(parameter: Any, part: Tensor) -> Tensor:
-    """The whole tensor of which ``part`` is this rank's share, shaped as :func:`local`. Collective."""
+    """The whole tensor of which ``part`` is this rank's share, shaped as :func:`local`. Collective.
+
+    It is on the parameter's device. With ``offload_param`` the part is on the CPU, and NCCL takes no tensor
+    of the CPU.
+    """
     if not is_sharded(parameter):
         return part
-    flat = part.detach().flatten().contiguous()
+    flat = part.detach().flatten().to(parameter.device).contiguous()
     world = dist.get_world_size()
     whole = flat.new_empty(world * flat.numel())
     dist.all_gather_into_tensor(whole, flat)
@@ -70,14 +77,27 @@ def scatter(parameter: Any, whole: Tensor) -> Tensor:
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """``module.state_dict()`` on the CPU with whole parameters. Collective under ZeRO-3."""
+    """``module.state_dict()`` on the CPU, each parameter by :func:`exact`. Collective under ZeRO."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     state = {}
     for name, value in module.state_dict(keep_vars=True).items():
-        parameter = parameters.get(name)
-        whole = gather(parameter, local(parameter)) if parameter is not None else value
+        whole = exact(parameters[name]) if name in parameters else value
         state[name] = whole.detach().cpu().clone()
     return state
+
+
+def exact(parameter: Any) -> Tensor:
+    """The whole parameter as exactly as the run has it. Collective under ZeRO.
+
+    That is the fp32 average while :meth:`Ema.applied` lasts; else, if the parameter is trained in half
+    precision, its fp32 master; else the parameter.
+    """
+    average = getattr(parameter, AVERAGE, None)
+    if average is not None:
+        return gather(parameter, average)
+    if parameter.requires_grad and local(parameter).dtype != torch.float32:
+        return master(parameter)
+    return gather(parameter, local(parameter))
 
 
 # ------------------------------------------------------------------------ masters, moments, loss scale

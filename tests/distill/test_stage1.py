@@ -147,6 +147,8 @@ def test_checkpointed_activations_change_nothing(
 
     with pytest.raises(Stopped):
         train(runtime, config(tiny_cache, tmp_path), Hook(1, ask))
+    with pytest.raises(RunError, match="compile: False then, True now"):  # it rounds differently
+        train(runtime, config(tiny_cache, tmp_path, compile=True))
     train(runtime, config(tiny_cache, tmp_path, grad_checkpointing=True))
     assert losses(tmp_path) == losses(alone)
 
@@ -242,6 +244,9 @@ def test_zero3_with_offload_trains_in_bf16(
 ) -> None:
     train(runtime, config(tiny_cache, tmp_path, ds_config="zero3_offload.json"))
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=0.05)
+    average = load_file(checkpoint.path(tmp_path / "checkpoints", 6))
+    exported = load_file(tmp_path / "backbone.safetensors")
+    assert all(torch.equal(value, average[f"ema/student.net.{name}"]) for name, value in exported.items())
 
 
 @pytest.mark.slow

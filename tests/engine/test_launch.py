@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+from gkd_scale.engine import launch
 from gkd_scale.engine.launch import LOST
-from gkd_scale.engine.runtime import free_port
+from gkd_scale.engine.runtime import Runtime, free_port
+from gkd_scale.errors import DataError, GkdError
 from tests.conftest import environment
 
 SCRIPT = """
@@ -60,3 +64,36 @@ def test_a_ranks_own_error_is_one_line_and_so_is_what_the_others_say(broken: int
 def test_errors_of_our_own_are_no_lost_peers() -> None:
     assert not LOST.search("mat1 and mat2 shapes cannot be multiplied (4x3 and 2x2)")
     assert LOST.search("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2255")
+
+
+@dataclass
+class Nothing:
+    """A config without options."""
+
+
+@pytest.mark.parametrize("error", [None, DataError("7.png is broken", "mend it", on_rank=0)])
+def test_only_a_rank_that_is_done_leaves_the_group(
+    error: GkdError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error the others may sit in a collective, and to leave the group would wait for them."""
+    left: list[Runtime] = []
+    monkeypatch.setattr(Runtime, "start", lambda: Runtime(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(Runtime, "stop", lambda self: left.append(self))
+    for name in ("_quiet", "keep_freed"):  # this process goes on with other tests
+        monkeypatch.setattr(launch, name, lambda: None)
+    monkeypatch.setattr(launch.console, "explain_bugs", lambda: None)
+
+    def run(*_: object) -> None:
+        if error is not None:
+            raise error
+
+    status = launch.main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examples="")
+    assert (status, len(left)) == ((2, 0) if error else (0, 1))
+
+
+@pytest.mark.parametrize(("on_rank", "who"), [(None, 0), (0, 0), (1, 1)])
+def test_one_rank_prints_an_error(on_rank: int | None, who: int, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in (0, 1):
+        error = DataError("7.png is broken", "mend it", on_rank=on_rank)
+        assert launch._report(error, rank) == 2
+        assert ("7.png is broken" in capsys.readouterr().err) == (rank == who)

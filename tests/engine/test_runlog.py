@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from gkd_scale.engine import runlog
@@ -40,6 +41,25 @@ def test_runs_of_one_pass_have_files_of_their_own(tmp_path: Path) -> None:
             log.step(step, [{"loss": 1.0}, {"loss": 2.0}])
     for run, loss in zip(runs, (1.0, 2.0), strict=True):
         assert [row["loss"] for row in runlog.read(run.out / "metrics.jsonl")] == [loss, loss]
+
+
+def test_a_gradient_norm_that_is_infinite_is_null(tmp_path: Path) -> None:
+    """As of a step that fp16 skips: the file stays JSON, also when a run goes on from an older one."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    def strict() -> list[dict[str, object]]:
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line, parse_constant=refuse) for line in lines]
+
+    with runlog.RunLog([Tracked("test", tmp_path)], 0, 9) as log:
+        log.step(1, [{"loss": 1.0, "grad_norm": float("inf")}])
+    assert strict() == [{"step": 1, "loss": 1.0, "grad_norm": None}]
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "loss": 1.0, "grad_norm": Infinity}\n')
+    write(tmp_path, 2, 3)
+    assert [row.get("grad_norm", 0) for row in strict()] == [None, None, 0]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from gkd_scale.engine import zero
 from gkd_scale.engine.ds_config import DeepSpeedPlan
-from gkd_scale.engine.loop import Job, Training
+from gkd_scale.engine.loop import Hook, Job, Training
 from gkd_scale.engine.runtime import Runtime
 from tests.cases.case import ROOT, world_of_one
 
@@ -47,7 +47,7 @@ def runtime() -> Iterator[Runtime]:
         yield runtime
 
 
-def training(runtime: Runtime, tmp_path: Any, setup: str, steps: int = 2) -> Training:
+def training(runtime: Runtime, tmp_path: Any, setup: str, steps: int = 2, average: float = 0.0) -> Training:
     json = {
         "train_micro_batch_size_per_gpu": 4,
         "zero_allow_untested_optimizer": True,
@@ -55,10 +55,11 @@ def training(runtime: Runtime, tmp_path: Any, setup: str, steps: int = 2) -> Tra
     }
     json |= {"zero_force_ds_cpu_optimizer": False, **SETUPS[setup]}
     plan = DeepSpeedPlan(ROOT, json, 4, 1, 4)
-    made = Training(Job("net", Net(), lambda _: 0.01, tmp_path), runtime, plan)
+    made = Training(Job("net", Net(), lambda _: 0.01, tmp_path, ema=average), runtime, plan)
     for step in range(steps):
         made.begin(step)
         made.micro_step(torch.randn(4, 7), step, gradient_norm=False)
+        made.end(step + 1)
     return made
 
 
@@ -136,7 +137,7 @@ def test_what_is_restored_is_what_is_read(setup: str, runtime: Runtime, tmp_path
         assert all(torch.equal(a, b) for a, b in zip(put[name], back, strict=True)), name
         lowered = put[name][0].to(zero.local(parameter).dtype)
         assert torch.equal(zero.gather(parameter, zero.local(parameter)), lowered)
-        assert torch.equal(zero.full_state(engine.module)[name], lowered)
+        assert torch.equal(zero.full_state(engine.module)[name], put[name][0])
     assert zero.optimizer_step(engine) == 5
 
 
@@ -158,3 +159,41 @@ def test_moments_after_steps_are_adams(setup: str, runtime: Runtime, tmp_path: A
                 found = zero.moment(engine, parameter, key)
                 assert (found - wanted[key]).abs().max() <= tolerance * wanted[key].abs().max(), (name, key)
     assert zero.optimizer_step(engine) == 2 and zero.loss_scale(engine) == {}
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_run_exports_float32(setup: str, average: float, runtime: Runtime, tmp_path: Any) -> None:
+    """The master weights, or their average: not what bf16 leaves of them; hooks see the same state."""
+    run = training(runtime, tmp_path, setup, average=average)
+    trained = {name: p for name, p in run.module.named_parameters() if p.requires_grad}
+    wanted = run.ema.full() if run.ema else {name: zero.master(p) for name, p in trained.items()}
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def look(_step: int, module: nn.Module) -> dict[str, float]:
+        seen.append(zero.full_state(module))
+        return {}
+
+    run.job.hooks.append(Hook(1, look))
+    run.run_hooks(2, last=True)
+    for state in (run.state(), *seen):
+        for name in trained:
+            assert state[name].dtype == torch.float32 and torch.equal(state[name], wanted[name]), name
+    rounded = [torch.equal(value, value.bfloat16().float()) for value in wanted.values()]
+    assert not any(rounded)
+    assert not any(hasattr(p, zero.AVERAGE) for p in trained.values())
+
+
+def test_an_offloaded_part_is_gathered_on_the_device_of_its_parameter(monkeypatch: Any) -> None:
+    """As NCCL, the collective refuses a tensor of the CPU; "meta" stands for the GPU."""
+    parameter: Any = nn.Parameter(torch.empty(0, device="meta"))
+    parameter.ds_tensor, parameter.ds_shape, parameter.ds_numel = torch.rand(4), (2, 3), 6
+
+    def nccl(whole: torch.Tensor, part: torch.Tensor) -> None:
+        if {whole.device.type, part.device.type} != {"meta"}:
+            raise RuntimeError("No backend type associated with device type cpu")
+
+    monkeypatch.setattr(zero.dist, "all_gather_into_tensor", nccl)
+    monkeypatch.setattr(zero.dist, "get_world_size", lambda: 2)
+    whole = zero.gather(parameter, zero.local(parameter))
+    assert whole.shape == (2, 3) and whole.device.type == "meta"
