@@ -1,13 +1,69 @@
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkd_scale.cache.order import Order, epoch_order
+from gkd_scale.cache.order import WINDOW, Order
+from gkd_scale.randomness import generator
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda values: sum(values) > 0)
 seeds = st.integers(0, 2**31)
+
+
+def epoch_order(shard_sizes: list[int], seed: int, epoch: int, window: int = WINDOW) -> np.ndarray:
+    """The samples of one epoch, position by position."""
+    order = Order(shard_sizes, seed, window)
+    first = epoch * order.samples
+    return np.array([order.position(first + offset)[1] for offset in range(order.samples)])
+
+
+def whole_epoch(shard_sizes: list[int], seed: int, epoch: int, window: int = WINDOW) -> np.ndarray:
+    """The order as it was first written, the whole epoch at once: runs and caches rely on it."""
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if len(sizes) else sizes
+    shards = generator("order.shards", seed, epoch).permutation(len(sizes))
+    parts = []
+    for number, first in enumerate(range(0, len(shards), max(window, 1))):
+        together = [
+            np.arange(starts[s], starts[s] + sizes[s]) for s in shards[first : first + max(window, 1)]
+        ]
+        parts.append(generator("order.samples", seed, epoch, number).permutation(np.concatenate(together)))
+    return np.concatenate(parts)
+
+
+@given(sizes, seeds, st.integers(0, 50), st.integers(0, 6))
+def test_windows_give_the_order_of_whole_epochs(
+    shard_sizes: list[int], seed: int, epoch: int, window: int
+) -> None:
+    expected = whole_epoch(shard_sizes, seed, epoch, window)
+    assert epoch_order(shard_sizes, seed, epoch, window).tolist() == expected.tolist()
+
+
+@given(sizes, seeds, st.lists(st.integers(0, 10**6), max_size=20))
+def test_a_position_does_not_depend_on_those_before_it(
+    shard_sizes: list[int], seed: int, asked: list[int]
+) -> None:
+    order = Order(shard_sizes, seed)
+    for p in asked:
+        epoch, offset = divmod(p, order.samples)
+        assert order.position(p) == (epoch, whole_epoch(shard_sizes, seed, epoch)[offset])
+
+
+def test_a_billion_samples_cost_a_window() -> None:
+    """Three positions of 10^9 samples in 10^6 shards: tens of megabytes, and no work a sample."""
+    tracemalloc.start()
+    started = time.process_time()
+    order = Order(np.full(10**6, 1000), 0)
+    places = [order.position(p) for p in (0, 10**9 - 1, 10**9)]
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [epoch for epoch, _ in places] == [0, 0, 1] and all(0 <= index < 10**9 for _, index in places)
+    assert peak < 100e6, f"{peak / 1e6:.0f} MB"
+    assert seconds < 5, f"{seconds:.1f} s"
 
 
 @given(sizes, seeds, st.integers(0, 50), st.integers(1, 6))
