@@ -56,6 +56,17 @@ _TABLE = (
 """,
     ),
     Command(
+        "teachers",
+        "gkd_scale.models.teacher_list:main",
+        "gkd_scale.models.teacher_list:TeachersConfig",
+        "List teachers from 20 M to 7 B parameters, their licence, and which are on this machine.",
+        """\
+  gkd-scale teachers
+  gkd-scale teachers --filter dinov3 --image-size 512
+  gkd-scale teachers --here --json
+""",
+    ),
+    Command(
         "cache-teacher",
         "gkd_scale.cache_commands:cache_teacher",
         "gkd_scale.cache.config:CacheTeacherConfig",

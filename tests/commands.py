@@ -25,6 +25,7 @@ from gkd_scale.distill.config import CertifyConfig, Stage1Config
 from gkd_scale.distill.students import StudentsConfig
 from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.export.config import ExportConfig
+from gkd_scale.models.teacher_list import TeachersConfig
 from gkd_scale.report.config import ReportConfig
 from gkd_scale.search.config import SearchConfig
 from gkd_scale.segment.config import EvaluateConfig, PredictConfig, Stage2Config, TeacherProbeConfig
@@ -35,6 +36,7 @@ PARSED = {
     "cache-teacher": CacheTeacherConfig,
     "plan": PlanConfig,
     "students": StudentsConfig,
+    "teachers": TeachersConfig,
     "verify": VerifyConfig,
     "repair": RepairConfig,
     "push": PushConfig,

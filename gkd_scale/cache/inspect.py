@@ -50,7 +50,8 @@ def describe(cache: Cache) -> list[str]:
         for shard in range(spec.shards)
         if index_path(cache.path, view, shard).exists()
     )
-    shown = ("model", "layer", "dtype", "mean", "std", "patch_size", "cls", "weights_sha256", "torch", "timm")
+    versions = ("weights_sha256", "torch", "timm", "transformers")
+    shown = ("model", "layer", "dtype", "mean", "std", "patch_size", "cls", *versions)
     facts = ", ".join(f"{key} {teacher[key]}" for key in shown if teacher.get(key) is not None)
     view = ", ".join(f"{key} {value}" for key, value in spec.view.items())
     total = spec.views * cache.num_samples

@@ -23,7 +23,7 @@ from gkd_scale.types import Teacher
 TOLERANCE = 0.01
 """Largest relative L2 difference of a sample's tokens, beyond what the codec itself adds."""
 
-_VERSIONS = ("torch", "timm")
+_VERSIONS = ("torch", "timm", "transformers")
 
 
 def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLERANCE) -> Iterator[str]:

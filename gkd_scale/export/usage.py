@@ -29,6 +29,17 @@ with torch.no_grad():
     found = model(**processor(Image.open("street.jpg").convert("RGB"))).last_hidden_state
 {tokens}
 ```"""
+_OWN_FAMILY = """\
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+processor, net = AutoImageProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER").eval()
+with torch.no_grad():
+    found = net(**processor(Image.open("street.jpg").convert("RGB"), return_tensors="pt")).last_hidden_state
+{tokens}
+```"""
 _PIXELS = """\
 import numpy as np
 from PIL import Image
@@ -56,7 +67,9 @@ module = torch.export.load("model.pt2").module()
 def usage(form: str, subject: Subject, shapes: Shapes) -> list[str]:
     """Lines of Markdown."""
     if form in ("timm", "transformers"):
-        text = (_TIMM if form == "timm" else _TRANSFORMERS).format(tokens=_tokens(subject))
+        origin = (subject.backbone.spec.origin or {}).get("model_type") if form == "transformers" else None
+        forms = _TIMM if form == "timm" else _OWN_FAMILY if origin else _TRANSFORMERS
+        text = forms.format(tokens=_family_tokens(subject, str(origin)) if origin else _tokens(subject))
         return [text, "", f"The processor resizes and normalises. {_sides(subject)}"]
     names = ", ".join(subject.graph().outputs)
     height, width = subject.image_size
@@ -97,3 +110,12 @@ def _tokens(subject: Subject) -> str:
         return f"{normed}{cls if families.has_cls(net) else f'patches = found[:, {prefix}:]'}"
     axes = "found.flatten(1, 2)" if getattr(net, "output_fmt", "NCHW") == "NHWC" else "found.flatten(2).mT"
     return f"{normed}patches = {axes}  # (1, N, C), row by row"
+
+
+def _family_tokens(subject: Subject, origin: str) -> str:
+    """The same, of a network of transformers' family ``origin``."""
+    if families.is_tokens(subject.backbone.net):
+        return _tokens(subject)
+    if origin == "dinov3_convnext":
+        return "patches = found[:, 1:]  # (1, N, C), row by row"
+    return "patches = net.layernorm(found.flatten(2).mT)  # (1, N, C), row by row"

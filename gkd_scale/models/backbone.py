@@ -22,6 +22,7 @@ from gkd_scale.errors import ModelError
 from gkd_scale.models import families
 from gkd_scale.models import spec as specs
 from gkd_scale.models import weights as weight_files
+from gkd_scale.models.names import HF
 from gkd_scale.models.spec import ModelSpec
 from gkd_scale.models.teachers import Normalize
 from gkd_scale.models.tensor_files import file_in
@@ -150,9 +151,17 @@ def build(
     if file is not None:
         state = weight_files.read_state_dict(file)
         weight_files.load_into(net, state, file, resize=resize, image_size=made_with.get("img_size"))
+        if name is not None and name.startswith(HF) and spec.args == made_with:
+            _check_twin(name, net, spec)
     elif downloaded and resize != "pi":
         weight_files.load_downloaded(net, spec, resize)
     return spec, net
+
+
+def _check_twin(name: str, net: nn.Module, spec: ModelSpec) -> None:
+    from gkd_scale.models import twins
+
+    twins.check(name, net, spec)
 
 
 def _find(
@@ -164,6 +173,8 @@ def _find(
     if name is None:
         raise ModelError("a weights file alone does not say which network it is for", "give --student NAME")
     spec, shipped = specs.resolve(name, args)
+    if spec.origin is not None and weights in (None, "pretrained"):
+        return spec, shipped, specs.resolve(name)[0].args
     if weights is None:
         return spec, None, {}
     return spec, shipped if str(weights) == "pretrained" else Path(weights), {}

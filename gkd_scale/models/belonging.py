@@ -136,7 +136,7 @@ def unplaced(model: nn.Module, own: StateDict, found: Found) -> list[str]:
         if is_buffer(name) or (rotary and _ROTARY.search(name)) or name.startswith(outputs + copies):
             return False
         zeros = name.endswith("bias") and tensor.dtype in FLOATS and not tensor.count_nonzero()
-        return not zeros
+        return bool(tensor.numel()) and not zeros
 
     names = [name for name, value in found.state.items() if name not in own and stray(name, value)]
     # What timm's code left out, if it is a part of the network by its name.

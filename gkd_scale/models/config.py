@@ -25,14 +25,19 @@ _RGB = ("R", "G", "B")
 class TeacherConfig:
     """teacher: the frozen model that the student learns from"""
 
-    name: str | None = option(None, "the teacher: any timm model name", metavar="NAME")
+    name: str | None = option(
+        None, "the teacher: a timm name, hf:FOLDER or hf:OWNER/NAME (transformers)", metavar="NAME"
+    )
     weights: Path | None = option(
-        None, "its local weights, .safetensors or .pth (default: timm downloads them)", metavar="FILE"
+        None,
+        "its local weights, .safetensors or .pth (default: timm downloads them); of hf: its folder",
+        metavar="FILE",
     )
     args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
     layer: tuple[int, ...] | None = option(
         None,
-        "timm feature index; several are concatenated (default: the last layer after the final norm)",
+        "feature level, before the final norm: 0 the first block or stage, -1 the last; several are "
+        "concatenated (default: the last layer after the final norm)",
         metavar="I",
         within=ranges.LEVEL,
     )
@@ -66,4 +71,6 @@ class TeacherConfig:
 class DemoTeacherConfig(TeacherConfig):
     """teacher: the frozen model that the student learns from"""
 
-    name: str = option("demo_teacher", "the teacher: any timm model name", metavar="NAME")
+    name: str = option(
+        "demo_teacher", "the teacher: a timm name, hf:FOLDER or hf:OWNER/NAME (transformers)", metavar="NAME"
+    )

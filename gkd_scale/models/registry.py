@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gkd_scale.errors import ConfigError, ModelError
 from gkd_scale.models.config import TeacherConfig
+from gkd_scale.models.names import HF
 from gkd_scale.types import LiveTeacher, Size
 
 if TYPE_CHECKING:
@@ -29,8 +30,11 @@ class Family(NamedTuple):
     cost: str | None = None
 
 
-TEACHERS = {"": Family("gkd_scale.models.teachers:load", "gkd_scale.models.cost:of_teacher")}
-"""Families by the prefix of their names, for example ``hub:``. A name without one of these is timm's."""
+TEACHERS = {
+    "": Family("gkd_scale.models.teachers:load", "gkd_scale.models.cost:of_teacher"),
+    HF: Family("gkd_scale.models.hf:load", "gkd_scale.models.hf:cost"),
+}
+"""Families by the prefix of their names, for example ``hf:``. A name without one of these is timm's."""
 
 
 def load_teacher(config: TeacherConfig, image_size: Size, device: str = "auto") -> LiveTeacher:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,21 @@ RESAMPLED = ("patch_size", "img_size")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A timm architecture with its arguments; ``mean`` and ``std`` are of pixels in 0..1."""
+    """A timm architecture with its arguments; ``mean`` and ``std`` are of pixels in 0..1.
+
+    ``origin``: the config of the transformers model that it came from, if it did.
+    """
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
+    origin: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain YAML types; :func:`from_dict` reads them back."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        plain = {"name": self.name, "args": self.args, "mean": list(self.mean), "std": list(self.std)}
+        return plain if self.origin is None else {**plain, "origin": self.origin}
 
     def fixed(self) -> dict[str, Any]:
         """The arguments that weights fix."""
@@ -47,7 +52,8 @@ class ModelSpec:
 
 def from_dict(values: Mapping[str, Any]) -> ModelSpec:
     """The inverse of :meth:`ModelSpec.as_dict`."""
-    return ModelSpec(values["name"], dict(values["args"]), _triple(values["mean"]), _triple(values["std"]))
+    mean, std = _triple(values["mean"]), _triple(values["std"])
+    return ModelSpec(values["name"], dict(values["args"]), mean, std, values.get("origin"))
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,14 @@ def resolve(
     """The spec of ``name`` (timm's or ours), and the weights that come with it, if any.
 
     ``args`` go to ``timm.create_model``; ``mean`` and ``std`` replace what timm says of the model.
-    Raises ModelError for a name that timm does not know.
+    Raises ModelError for a name that timm does not know. ``hf:`` names give timm's twin (``twins.py``).
     """
     import timm
 
+    if name.startswith(names.HF):
+        from gkd_scale.models import twins
+
+        return twins.resolve(name, args or {}, mean, std)
     if name in ZOO:
         named = ZOO[name]()
         spec, weights = named.spec, named.weights

@@ -1,0 +1,131 @@
+"""``teachers``: what can be a teacher, what it costs, and what of it is on this machine already."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gkd_scale import console
+from gkd_scale.commands import shell
+from gkd_scale.config import option
+from gkd_scale.errors import ConfigError, ModelError, nearest
+from gkd_scale.models.names import HF
+from gkd_scale.models.teacher_zoo import IMAGE_SIDE, NAMES, Teacher, count, is_here, read, transformers_here
+from gkd_scale.ranges import Range
+
+WIDTH = 140
+"""Columns of the table; a narrower terminal wraps its lines."""
+
+NOTE = """\
+GFLOP: one image forward, 2 a multiply-add. Licence: of the weights, as timm or the model's card says it.
+Any other timm name works too, and any vision model of transformers: --teacher hf:OWNER/NAME or hf:FOLDER.
+Which layer to cache: gkd-scale probe. What a cache costs: gkd-scale plan."""
+
+
+@dataclass
+class TeachersConfig:
+    """List teachers with their arithmetic and licence, and say which are on this machine."""
+
+    filter: list[str] = option([], "part of a name or family, repeatable: all must match", metavar="TEXT")
+    millions: tuple[float, float] | None = option(
+        None, "smallest and largest number of parameters, in millions", metavar=("MIN", "MAX")
+    )
+    here: bool = option(False, "only those whose weights are in a cache on this machine")
+    image_size: int | None = option(
+        None,
+        f"count the arithmetic for squares of this side, about 2 s a teacher (default: {IMAGE_SIDE})",
+        metavar="N",
+        within=Range(ge=14, le=4096, hint="pixels, for example 512"),
+    )
+    json: bool = option(False, "print JSON and nothing else")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A teacher, and ``here``: whether its weights are on this machine."""
+
+    teacher: Teacher
+    here: bool
+
+    @property
+    def command(self) -> str:
+        """The command that caches it."""
+        return shell(
+            *("gkd-scale", "cache-teacher", "--teacher", self.teacher.name),
+            *("--image-size", self.teacher.side, "--images", "IMAGES", "--out", "CACHE"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        found = {key: value for key, value in asdict(self.teacher).items() if key != "weights"}
+        counted = {"gflops": self.teacher.gflops or None, "licence": self.teacher.licence or None}
+        return {**found, **counted, "here": self.here, "command": self.command}
+
+
+def main(cfg: TeachersConfig) -> None:
+    """Print the table, or JSON."""
+    rows = select(cfg)
+    if cfg.json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        show(rows)
+
+
+def select(cfg: TeachersConfig) -> list[Row]:
+    """The teachers that ``cfg`` asks for, smallest first; ConfigError if there is none."""
+    low, high = cfg.millions or (0.0, float("inf"))
+    words = [word.lower() for word in cfg.filter]
+    known = sorted([*read(), *transformers_here()], key=lambda each: (each.parameters, each.name))
+    rows = [
+        Row(each, each.name.startswith(HF) or is_here(each))
+        for each in known
+        if low <= each.parameters / 1e6 <= high
+        and all(word in f"{each.name} {each.family}".lower() for word in words)
+    ]
+    rows = [row for row in rows if row.here or not cfg.here]
+    if not rows:
+        asked = " and ".join(map(repr, cfg.filter)) or "these sizes"
+        raise ConfigError(
+            f"no teacher matches {asked}" + (" on this machine" if cfg.here else ""),
+            nearest(cfg.filter[0] if cfg.filter else "", NAMES) or f"families: {', '.join(NAMES)}",
+        )
+    return [Row(_counted(row.teacher, cfg.image_size), row.here) for row in rows]
+
+
+def _counted(teacher: Teacher, side: int | None) -> Teacher:
+    """``teacher`` at another image size, and with the arithmetic of a model of transformers."""
+    if not teacher.name.startswith(HF):
+        return teacher if side in (None, teacher.side) else count(teacher.name, teacher.family, side)
+    from gkd_scale.models import checkpoints, hf
+
+    side = teacher.side if side is None else max(1, round(side / teacher.stride)) * teacher.stride
+    try:
+        found = hf.cost_of(checkpoints.open_checkpoint(teacher.name), (side, side))
+    except ModelError:  # it takes no such size, or its files are not all here
+        return replace(teacher, side=side)
+    return replace(teacher, side=side, gflops=float(f"{found.flops / 1e9:.3g}"), width=found.dim)
+
+
+def show(rows: list[Row]) -> None:
+    """The table on the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+    table.title = "teachers; a star: the weights are on this machine"
+    kind: Literal["left", "right"]
+    for name in ("", "teacher", "family", "M", "patch", "width", "size", "GFLOP", "licence"):
+        kind = "left" if name in ("teacher", "family", "licence") else "right"
+        table.add_column(name, justify=kind, no_wrap=True)
+    for row in rows:
+        each = row.teacher
+        numbers = (f"{each.parameters / 1e6:.1f}", f"{each.stride}", f"{each.width}", f"{each.side}")
+        gflops = f"{each.gflops:.3g}" if each.gflops else "?"
+        star = "*" if row.here else ""
+        table.add_row(star, each.name, each.family, *numbers, gflops, each.licence or "?")
+    wide = Console(highlight=False, width=max(console.out.width, WIDTH))
+    wide.print(table)
+    wide.print(f"the command for the first: {rows[0].command}", markup=False, soft_wrap=True)
+    wide.print(NOTE)

@@ -1,0 +1,227 @@
+"""A table of teachers: foundation models that timm offers, counted once and kept as ``teachers.csv``.
+
+Any timm name and any vision model of transformers can be a teacher; these are the ones that ``gkd-scale
+teachers`` lists. Reading the table imports neither torch nor timm. ``python -m gkd_scale.models.teacher_zoo``
+counts it anew, on torch's meta device.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gkd_scale import files
+from gkd_scale.models.names import HF
+
+TABLE = Path(__file__).parent / "teachers.csv"
+IMAGE_SIDE = 224
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "DINOv2": (
+        *(f"vit_{size}_patch14_dinov2.lvd142m" for size in ("small", "base", "large", "giant")),
+        *(f"vit_{size}_patch14_reg4_dinov2.lvd142m" for size in ("small", "base", "large", "giant")),
+    ),
+    "DINOv3": (
+        *(f"vit_{size}_patch16_dinov3.lvd1689m" for size in ("small", "base", "large", "huge_plus", "7b")),
+        "vit_large_patch16_dinov3.sat493m",
+        *(f"convnext_{size}.dinov3_lvd1689m" for size in ("tiny", "base", "large")),
+    ),
+    "SigLIP2": (
+        "vit_base_patch16_siglip_512.v2_webli",
+        "vit_large_patch16_siglip_512.v2_webli",
+        "vit_so400m_patch16_siglip_512.v2_webli",
+        "vit_giantopt_patch16_siglip_384.v2_webli",
+    ),
+    "CLIP": ("vit_base_patch16_clip_224.openai", "vit_large_patch14_clip_336.openai"),
+    "RADIO": (
+        "vit_base_patch16_radio_v3.c_radio",
+        "vit_large_patch16_radio_v3.c_radio",
+        "vit_huge_patch16_radio_v4.c_radio",
+    ),
+    "SAM": ("samvit_base_patch16.sa1b", "samvit_large_patch16.sa1b", "samvit_huge_patch16.sa1b"),
+    "Perception Encoder": (
+        "vit_pe_spatial_base_patch16_512.fb",
+        "vit_pe_spatial_large_patch14_448.fb",
+        "vit_pe_spatial_gigantic_patch14_448.fb",
+    ),
+    "EVA02": ("eva02_base_patch14_224.mim_in22k", "eva02_large_patch14_224.mim_m38m"),
+    "AIMv2": ("aimv2_large_patch14_224.apple_pt", "aimv2_huge_patch14_224.apple_pt"),
+    "MAE": ("vit_large_patch16_224.mae", "vit_huge_patch14_224.mae"),
+    "I-JEPA": ("vit_huge_patch14_gap_224.in22k_ijepa",),
+    "BEiT v2": ("beitv2_large_patch16_224.in1k_ft_in22k",),
+    "Swin": ("swin_large_patch4_window7_224.ms_in22k",),
+    "ConvNeXtV2": ("convnextv2_base.fcmae_ft_in22k_in1k", "convnextv2_huge.fcmae"),
+}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One teacher on square images of ``side`` pixels.
+
+    ``stride`` in pixels: the patch size, or the stride of the last stage; ``width`` of its tokens; ``gflops``
+    of one image forward, 2 FLOP a multiply-add. ``licence`` of the weights, as timm or the model's card says
+    it; empty if neither does. ``files`` are the names under which weights lie in a cache.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    stride: int
+    width: int
+    side: int
+    gflops: float
+    licence: str
+    weights: str
+
+
+def read(path: Path = TABLE) -> list[Teacher]:
+    """The table, smallest teacher first."""
+    kinds: dict[str, Any] = {"int": int, "float": float, "str": str}
+    types = {field.name: kinds[str(field.type)] for field in fields(Teacher)}
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Teacher(**{key: types[key](value) for key, value in line.items()})
+            for line in csv.DictReader(file)
+        ]
+
+
+def count(name: str, family: str, side: int = IMAGE_SIDE) -> Teacher:
+    """The row of a timm model on square images of about ``side`` pixels, counted; ModelError."""
+    import timm
+    import torch
+
+    from gkd_scale.models import spec as specs
+    from gkd_scale.models.cost import cost
+    from gkd_scale.models.families import is_tokens, patch_size
+
+    with torch.device("meta"):
+        net: Any = specs.create(specs.resolve(name)[0])
+    stride = max(patch_size(net)) if is_tokens(net) else int(net.feature_info[-1]["reduction"])
+    side = max(1, round(side / stride)) * stride
+    found = cost(name, (side, side))
+    config: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return Teacher(
+        name=name,
+        family=family,
+        parameters=found.parameters,
+        stride=stride,
+        width=found.dim,
+        side=side,
+        gflops=float(f"{found.flops / 1e9:.3g}"),
+        licence=getattr(config, "license", None) or "",
+        weights=config.hf_hub_id or (config.url or "").rsplit("/", 1)[-1],
+    )
+
+
+def write(path: Path = TABLE) -> None:
+    """Count every teacher of ``NAMES`` and write the table."""
+    rows = [count(name, family) for family, names in NAMES.items() for name in names]
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in fields(Teacher)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.parameters, row.name)))
+    files.write_text(path, text.getvalue())
+
+
+def hub_cache() -> Path:
+    """Where models of the Hugging Face hub are kept on this machine, as its own variables say."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def torch_cache() -> Path:
+    """Where files that torch and timm download by their address are kept."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"
+    return Path(home).expanduser() / "hub/checkpoints"
+
+
+def is_here(teacher: Teacher) -> bool:
+    """Whether the teacher's weights are in a cache of this machine."""
+    if not teacher.weights:
+        return False
+    if "/" not in teacher.weights:
+        return (torch_cache() / teacher.weights).is_file()
+    return any(_snapshots(teacher.weights, ("model.safetensors", "pytorch_model.bin")))
+
+
+def _snapshots(name: str, wanted: tuple[str, ...]) -> Iterator[Path]:
+    """Folders of a hub's model in the cache that hold one of the ``wanted`` files."""
+    folder = hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+    for snapshot in sorted(folder.glob("*")):
+        if any((snapshot / file).exists() for file in wanted):
+            yield snapshot
+
+
+def transformers_here() -> list[Teacher]:
+    """Vision models of transformers in the hub's cache of this machine; no arithmetic is counted."""
+    found = []
+    for folder in sorted(hub_cache().glob("models--*--*")):
+        name = folder.name.removeprefix("models--").replace("--", "/", 1)
+        for snapshot in _snapshots(name, ("model.safetensors",)):
+            row = _described(name, snapshot)
+            if row is not None:
+                found.append(row)
+                break
+    return found
+
+
+def _described(name: str, snapshot: Path) -> Teacher | None:
+    """A row for a folder of transformers; None if it has no patches or stages that read images."""
+    try:
+        whole = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+        parameters = _parameters(snapshot / "model.safetensors")
+    except (OSError, ValueError):
+        return None
+    config = whole.get("vision_config", whole)
+    widths = config.get("hidden_sizes") or [config.get("hidden_size", 0)]
+    stride = config.get("patch_size", 4 if "hidden_sizes" in config else 0)
+    if "model_type" not in whole or not isinstance(stride, int) or not stride or "auto_map" in whole:
+        return None
+    stride *= 2 ** (len(config.get("depths", [0])) - 1)  # each stage halves the map
+    side = config.get("image_size", IMAGE_SIDE)
+    return Teacher(
+        name=f"{HF}{name}",
+        family=str(whole["model_type"]),
+        parameters=parameters,
+        stride=stride,
+        width=int(widths[-1]),
+        side=side if isinstance(side, int) else IMAGE_SIDE,
+        gflops=0.0,
+        licence=_licence(snapshot),
+        weights=name,
+    )
+
+
+def _parameters(file: Path) -> int:
+    """How many numbers the tensors of a safetensors file hold, from its header; ValueError, OSError."""
+    with file.open("rb") as stream:
+        length = stream.read(8)
+        if len(length) < 8:
+            raise ValueError(f"{file} has no header")
+        header = json.loads(stream.read(struct.unpack("<Q", length)[0]))
+    return sum(_product(value["shape"]) for key, value in header.items() if key != "__metadata__")
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for side in shape:
+        total *= side
+    return total
+
+
+def _licence(snapshot: Path) -> str:
+    """What the head of a model's card says."""
+    card = snapshot / "README.md"
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:40] if card.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), "")
+
+
+if __name__ == "__main__":
+    write()
