@@ -94,7 +94,7 @@ class SearchConfig:
         None, "steps of that retraining (default: --steps)", metavar="N", within=ranges.COUNT
     )
     head_steps: int = option(300, "steps of stage 2 with --final", within=ranges.COUNT)
-    head: str = option("linear", "segmentation head with --final", choices=HEADS)
+    head: str = option(next(iter(HEADS)), "segmentation head with --final", choices=HEADS)
     dashboard: bool = option(False, "Ray's dashboard")
     seed: int = option(0, "decides what is proposed, and every trial's training", within=ranges.SEED)
 

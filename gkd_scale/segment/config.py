@@ -230,7 +230,7 @@ class Stage2Config:
         metavar="ADAPTER:PATH",
     )
     check: bool = option(True, "read every training and validation sample once before training")
-    head: str = option("linear", "segmentation head", choices=HEADS)
+    head: str = option(next(iter(HEADS)), "segmentation head", choices=HEADS)
     head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
     image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
     steps: int = option(400, "optimizer steps", within=ranges.COUNT)

@@ -46,6 +46,7 @@ HEADS: dict[str, HeadRow] = {
         any_size=False,
     ),
 }
+"""Rows by name; the first one is the default."""
 
 
 def check_head(name: str, args: Mapping[str, Any]) -> None:
