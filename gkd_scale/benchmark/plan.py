@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gkd_scale.benchmark.config import GKD, TEACHER, BenchmarkConfig, Recipe
 from gkd_scale.cache.manifest import MANIFEST
+from gkd_scale.distill.objectives.registry import OBJECTIVES
 from gkd_scale.errors import ConfigError
 from gkd_scale.segment.methods.registry import METHODS
 from gkd_scale.subprocesses import Step
@@ -29,7 +30,7 @@ class Work:
     """A step of the benchmark. ``proof``: the file it writes last; ``kind`` and ``amount``: how long.
 
     ``needs`` names the steps whose results it reads, which come before it. ``folder`` is all that it writes
-    and would go on from; None where it begins anew each time.
+    and would go on from; None if it begins anew each time.
     """
 
     name: str
@@ -75,7 +76,7 @@ def steps_of(method: str, recipe: Recipe) -> dict[str, int]:
     row = METHODS[method]
     if row.generic is not None:
         return {
-            "generic": steps(budget.generic, 1, budget.stage1_batch),
+            "generic": steps(budget.generic, OBJECTIVES[row.generic].passes, budget.stage1_batch),
             "specific": steps(1 - budget.generic, row.passes, budget.batch),
         }
     return {"single": steps(1, row.passes, budget.batch)}
@@ -93,7 +94,7 @@ class Plan:
         self._cfg, self._recipe, self._out = cfg, recipe, out
 
     def works(self, chosen: Sequence[tuple[str, int]]) -> list[Work]:
-        """What the chosen cells need, shared steps first where they are needed first."""
+        """What the chosen cells need, in the order in which they need each other."""
         found: dict[str, Work] = {}
         for number, line in enumerate(self._recipe.prepare, 1):
             command = shlex.split(line)

@@ -27,7 +27,7 @@ def benchmark(cfg: BenchmarkConfig) -> None:
     """Run the chosen cells and print the table; the same call goes on where it stopped.
 
     Writes ``results.json``, ``table.md``, ``bars.png`` and ``report.html`` under ``cfg.out``. Raises
-    ConfigError for the recipe, GkdError where a step fails.
+    ConfigError for the recipe, GkdError if a step fails.
     """
     out = cfg.out or Path("runs") / cfg.recipe.stem
     recipe = read_recipe(cfg.recipe, cfg.data, out)
@@ -115,7 +115,7 @@ def run(works: Sequence[Work], out: Path) -> dict[str, float]:
 
 
 def _run(work: Work, place: str, out: Path, asked: dict[str, Any]) -> float:
-    """Run a step unless it is done; its seconds. Its marker says how far it came, also where it fails."""
+    """Run a step unless it is done; its seconds. Its marker says how far it came, also if it fails."""
     marker = out / "done" / f"{work.name}.json"
     before = files.read_json(marker)
     same = all(before.get(key) == value for key, value in asked.items())

@@ -72,7 +72,7 @@ def collect(recipe: Recipe, out: Path) -> Rows:
 
 
 def _by_column(recipe: Recipe, path: Path) -> dict[str, float]:
-    """The mIoU of a cell; no average where a domain of the recipe has not been measured."""
+    """The mIoU of a cell; no average if a domain of the recipe has not been measured."""
     measured, best = files.read_json(path), files.read_json(path.with_name("best.json"))
     values = {domain: float(measured[domain]["miou"]) for domain in recipe.domains if domain in measured}
     if len(values) == len(recipe.domains):

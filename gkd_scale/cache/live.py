@@ -111,7 +111,7 @@ class LiveSource:
         return open_image(Path(self._images) / entry.path)
 
     def _reason(self, entry: Entry) -> str | None:
-        """Why an image cannot be read; None where it can."""
+        """Why an image cannot be read; None if it can."""
         try:
             self._open(entry)
         except UnreadableImage as error:

@@ -124,7 +124,7 @@ class CertifyConfig:
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
     codec: str | None = option(None, "codec to judge (default: the cache's own)", metavar="NAME")
     reference: Path | None = option(
-        None, "fp16 cache of the same teacher, where CACHE itself is not fp16", metavar="CACHE"
+        None, "fp16 cache of the same teacher, if CACHE itself is not fp16", metavar="CACHE"
     )
     student: str = option("demo_student", "timm name of the student that is trained", metavar="NAME")
     student_args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)

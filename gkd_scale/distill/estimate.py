@@ -1,6 +1,6 @@
 """``plan``: what a cache will cost, before its first byte.
 
-Bytes are not guessed: a few images are made into views, and the tar is laid out on paper, member by member.
+Bytes are computed: a few images become views, and the sizes of their members in the tar are added up.
 Teacher time is measured here on K batches (``--measure``), or FLOPs are counted on a model without memory
 and divided by what a GPU reaches: its data sheet's peak times ``UTILISATION``.
 """
@@ -83,7 +83,7 @@ class Estimate:
     gpu: str
     codec: str
     disk_free: int | None
-    """None where the cache goes to a URL."""
+    """None if the cache goes to a URL."""
     codecs: list[CodecEstimate]
     students: list[StudentEstimate]
 
@@ -95,7 +95,7 @@ class Estimate:
 def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None = None) -> Estimate:
     """The plan of ``cfg``; ``load`` gives the teacher, and is called only to measure it.
 
-    ``source`` is what ``cfg.images`` names where that is a labelled dataset.
+    ``source`` is what ``cfg.images`` names if that is a labelled dataset.
     """
     is_fitted(cfg.codec)
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
@@ -132,7 +132,7 @@ def probe(
 ) -> tuple[list[UInt8Array], float]:
     """Pixels of a few views, and the mean bytes that JPEG, JSON and label take in a tar.
 
-    DataError where none of the images can be read.
+    DataError if none of the images can be read.
     """
     count = images if images is not None else getattr(cfg, "probe", 16)
     made = [

@@ -1,10 +1,10 @@
-"""The QSD heads as a file: the second phase goes on with the heads of the first, as the student does.
+"""The QSD heads as a file: the second phase starts from the heads of the first, as the student does.
 
 ``heads.safetensors`` holds what stage 1 trains beside the backbone: the three heads and the mask token.
 
 After a phase of plain MSE, ψ(v_s) is the student's estimate of the teacher's token. QSD then starts with φ
 equal to ψ: each token asks the teacher for the tokens that look like its estimate, its own first of all, so
-attention is sharp and in the right place from the first step, where random queries take long to find it.
+attention is sharp and in the right place from the first step; random queries take long to find it.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def resume(
 def feature_head(run: Path, *, scaled: bool = False) -> QsdHead | None:
     """The head that takes a student's patch tokens to its teacher's space, of a finished stage-1 run.
 
-    None where the run has none: another objective. ``scaled`` as the run had it. Raises ModelError for a file
-    that cannot be read.
+    None if the run has none, since its objective was another. ``scaled`` as the run had it. Raises ModelError
+    for a file that cannot be read.
     """
     if not (run / HEADS_FILE).is_file():
         return None
@@ -83,7 +83,7 @@ def feature_head(run: Path, *, scaled: bool = False) -> QsdHead | None:
 
 
 def rebase(heads: StateDict, old: Conditioning, new: Conditioning) -> bool:
-    """Express ``heads``, trained in ``old``'s space, in ``new``'s, in place; False where that cannot be done.
+    """Express ``heads``, trained in ``old``'s space, in ``new``'s, in place; False if that cannot be done.
 
     Both spaces are affine in the teacher's token x, y = A (x - μ), so y' = M y + c with M = A' A⁻¹ and
     c = A' (μ - μ'). Values follow: ψ' = M ψ + c. Queries keep their products with the keys, up to a constant

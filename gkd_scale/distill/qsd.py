@@ -56,7 +56,7 @@ class QsdHead(nn.Module):
     def attention(self, student: Tensor, teacher: Tensor) -> Tensor:
         """softmax(φ(v_s) v_tᵀ), the weights by which :meth:`forward` gathers: (B, N, N), rows sum to 1.
 
-        Only where the head attends.
+        Only if the head attends.
         """
         assert self.attend, "plain MSE gathers nothing"
         queries: Tensor = self.proj_q(student)

@@ -63,7 +63,7 @@ def main(cfg: StudentsConfig) -> None:
 
 
 def select(cfg: StudentsConfig) -> list[StudentRow]:
-    """The students that ``cfg`` asks for, smallest first; ConfigError where there is none."""
+    """The students that ``cfg`` asks for, smallest first; ConfigError if there is none."""
     low, high = cfg.millions or (0.0, float("inf"))
     words = [word.lower() for word in cfg.filter]
     rows = [

@@ -127,7 +127,7 @@ def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teacher
 
 
 def _left_out(source: LiveSource) -> list[str]:
-    """One line about images that could not be read, where there are any."""
+    """One line about images that could not be read, if there are any."""
     for name, reason in source.errors.items():
         return [f"{len(source.errors)} images could not be read and are left out, as {name}: {reason}"]
     return []

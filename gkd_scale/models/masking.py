@@ -1,4 +1,4 @@
-"""Masked views for the student: which patches, and what stands in their place.
+"""Masked views for the student: which patches are masked, and what replaces them.
 
 Which patches is a pure function of (seed, epoch, sample), so masks are never stored; which images of
 a global batch are masked depends on their place in it, so that it is the same for every world size.
@@ -21,7 +21,7 @@ from gkd_scale.types import Grid
 def masked_positions(positions: Sequence[int], probability: float) -> list[int]:
     """Indices into ``positions`` of the images that are masked: a fraction ``probability``, spread evenly.
 
-    Position p of the global batch is masked where floor((p + 1)·probability) > floor(p·probability): with
+    Position p of the global batch is masked if floor((p + 1)·probability) > floor(p·probability): with
     one half, every second image (the paper masks half of the batch).
     """
     return [i for i, p in enumerate(positions) if int((p + 1) * probability) > int(p * probability)]
@@ -63,7 +63,7 @@ class MaskToken(nn.Module):
 
 
 class VisibleOnly:
-    """Lets a plain transformer see some patches only, as a masked autoencoder's encoder does.
+    """Lets a plain transformer see only some patches, as the encoder of a masked autoencoder.
 
     It hooks timm's ``patch_drop``, which comes after position embedding: (B, prefix + N, C) to
     (B, prefix + n, C). Raises ModelError for a network without one.

@@ -64,7 +64,7 @@ def cover_scale(source: Size, target: Size) -> float:
 def draw_box(source: Size, target: Size, scale: float, rng: np.random.Generator) -> Box:
     """A random box of the source that becomes ``target`` at ``scale`` times the covering scale.
 
-    It lies inside the image where it can; where it is larger, the image lies inside the box.
+    It lies inside the image if it fits; if it is larger, the image lies inside the box.
     """
     factor = scale * cover_scale(source, target)
     height, width = (max(1, round(side / factor)) for side in target)
@@ -115,7 +115,7 @@ def _lengths(place: Slices) -> list[int]:
 
 
 def one_class_share(label: Tensor) -> float:
-    """How much of the valid pixels the most frequent class has; 1 where no pixel is valid."""
+    """How much of the valid pixels the most frequent class has; 1 if no pixel is valid."""
     counts = torch.bincount(label[label != IGNORE].long().flatten())
     return float(counts.max() / counts.sum()) if counts.numel() else 1.0
 
@@ -128,7 +128,7 @@ def photometric(pixels: Tensor, strength: float, rng: np.random.Generator) -> Te
     """Brightness, contrast, saturation (up to 1/8, 1/2, 1/2) and hue (1/20 turn), each every other time.
 
     ``strength`` scales the ranges. At 1, contrast and saturation have those of the usual photometric
-    distortion of segmentation, hue half of it, and brightness is a factor where it is usually added (up to
+    distortion of segmentation, hue half of it, and brightness is a factor; usually it is added (up to
     32 of 255). All eight numbers are drawn whatever is used.
     """
     use = rng.random(4) < 0.5

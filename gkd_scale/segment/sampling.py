@@ -27,7 +27,7 @@ BLOCK = 1000
 """Positions over which a mixture's proportions hold exactly, to 1/1000."""
 
 RARE_SHARE = 0.0015
-"""An image counts as one of class c where c has this share of its pixels (3000 of a 1914x1052 frame)."""
+"""An image counts as one of class c if c has this share of its pixels (3000 of a 1914x1052 frame)."""
 
 
 class Pick(NamedTuple):
@@ -130,9 +130,9 @@ def rare_class_probabilities(pixels: Int64Array, temperature: float) -> npt.NDAr
 class RareClass:
     """A class by :func:`rare_class_probabilities`, then an image that shows it, uniformly.
 
-    ``pixels`` (images, K) counts each image's pixels of each class. An image shows a class where that has
-    :data:`RARE_SHARE` of its labelled pixels; where no image does, any with a pixel of it. Half that share
-    is asked of the crop, as DAFormer does.
+    ``pixels`` (images, K) counts each image's pixels of each class. An image shows a class if that has
+    :data:`RARE_SHARE` of its labelled pixels; if no image does, any with a pixel of it. The crop
+    should show half that share, as DAFormer does.
     """
 
     def __init__(self, seed: int, pixels: Int64Array, temperature: float, *key: str | int) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
 from gkd_scale.errors import ConfigError, DataError
-from gkd_scale.types import Batch, BatchSource
+from gkd_scale.randomness import seed_of
+from gkd_scale.types import Batch, BatchSource, Drawn
 
 from .support import TinyTeacher, image_of
 
@@ -99,6 +102,26 @@ def test_cached_equals_live(whole: Whole, images: Path) -> None:
             torch.testing.assert_close(x, y, rtol=2**-9, atol=1e-6)
         count += 1
     assert count == 10
+
+
+def test_random_numbers_are_drawn_on_the_reading_threads(whole: Whole, images: Path) -> None:
+    """By names, epochs and places; in the batches that they belong to, for a cache and a live teacher."""
+    threads = set()
+
+    def numbers(sids: Sequence[str], epochs: Sequence[int], positions: Sequence[int]) -> Drawn:
+        keys = [seed_of(*key) for key in zip(sids, epochs, positions, strict=True)]
+        return Drawn(torch.tensor(keys), {}, torch.empty(0))
+
+    def draw(sids: Sequence[str], epochs: Sequence[int], positions: Sequence[int]) -> Drawn:
+        threads.add(current_thread())
+        return numbers(sids, epochs, positions)
+
+    for source in (cached(whole), live(images)):
+        for batch in source.batches(0, 3, draw):
+            assert batch.drawn is not None
+            assert torch.equal(batch.drawn.masked, numbers(batch.sids, batch.epochs, batch.positions).masked)
+        assert next(source.batches(0, 1)).drawn is None
+    assert threads and main_thread() not in threads
 
 
 def test_live_without_a_readable_image_is_an_error(tmp_path: Path) -> None:

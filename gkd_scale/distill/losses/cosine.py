@@ -4,7 +4,7 @@
 
 Theia (Shang et al., "Theia: Distilling Diverse Vision Foundation Models for Robot Learning", CoRL 2024,
 arXiv 2407.20179) takes α = 0.9 and standardised teacher tokens, as AM-RADIO (arXiv 2312.06709) does. A cosine
-weighs all tokens alike, where a squared error weighs those with large norms more.
+weighs all tokens alike; a squared error weighs those with large norms more.
 """
 
 from __future__ import annotations

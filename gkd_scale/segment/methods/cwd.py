@@ -5,7 +5,7 @@ Every channel of a map is a distribution over space, and the student's should be
 
     L = λ · T²/(B C) · Σ_c KL( softmax_space(t_c / T) ‖ softmax_space(s_c / T) )
 
-on logits where the teacher has a head (λ = 3), else on the last features after a 1x1 convolution (λ = 50).
+on logits if the teacher has a head (λ = 3), else on the last features after a 1x1 convolution (λ = 50).
 """
 
 from __future__ import annotations
