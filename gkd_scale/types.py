@@ -44,12 +44,14 @@ class Drawn(NamedTuple):
 
     ``masked`` (R,) int64: the rows of the images that are masked. ``masks``: their masks (R, N) bool over N
     patches, True where masked, by N. ``jitter`` (B, 3) float32: factors of brightness, contrast and
-    saturation for the student's pixels; (B, 0) without jitter.
+    saturation for the student's pixels; (B, 0) without jitter. ``stand_in``: no image of this micro batch is
+    masked, and the first row stands in, so that every rank runs the masked pass; its result must not count.
     """
 
     masked: Tensor
     masks: dict[int, Tensor]
     jitter: Tensor
+    stand_in: bool = False
 
 
 Draw = Callable[[Sequence[str], Sequence[int], Sequence[int]], Drawn]

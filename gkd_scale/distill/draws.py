@@ -22,7 +22,8 @@ class Draws:
     """Masks over each number of patches in ``tokens``, one for each grid that students are masked on.
 
     ``probability``: the share of a global batch's images that are masked; ``ratio``: the share of their
-    patches. ``jitter``: the strength of the student's colour jitter, 0 for none.
+    patches. ``jitter``: the strength of the student's colour jitter, 0 for none. ``ranks``: how many train
+    together. If there are several, a micro batch without a masked image lets its first one stand in.
     """
 
     seed: int
@@ -30,15 +31,18 @@ class Draws:
     ratio: float = 0.5
     probability: float = 1.0
     jitter: float = 0.0
+    ranks: int = 1
 
     def __call__(self, sids: Sequence[str], epochs: Sequence[int], positions: Sequence[int]) -> Drawn:
         """What is drawn for the samples of a micro batch, given their places in the global batch."""
         rows = masked_positions(positions, self.probability) if self.tokens else []
+        stand_in = bool(self.tokens) and self.ranks > 1 and self.probability > 0 and not rows
+        rows = [0] if stand_in else rows
         which = [(sids[row], epochs[row]) for row in rows]
         masks = {tokens: self._masks(which, tokens) for tokens in sorted(self.tokens)}
         strength = self.jitter
         factors = jitter_factors(sids, epochs, strength, self.seed) if strength else torch.empty(len(sids), 0)
-        return Drawn(torch.tensor(rows, dtype=torch.int64), masks, factors)
+        return Drawn(torch.tensor(rows, dtype=torch.int64), masks, factors, stand_in)
 
     def _masks(self, which: Sequence[tuple[str, int]], tokens: int) -> Tensor:
         masks = [random_mask(sid, epoch, self.seed, tokens, self.ratio) for sid, epoch in which]

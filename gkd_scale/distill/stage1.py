@@ -9,8 +9,10 @@ have alone, so one that is done is left as it is, and one that was added later i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,11 @@ from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Job, TrainingPlan, fit
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.schedule import cosine
+from gkd_scale.errors import ConfigError
 from gkd_scale.models import backbone, layers, weights
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.conditioning import Conditioning
+from gkd_scale.models.masking import masked_positions
 from gkd_scale.models.students import load_student
 from gkd_scale.randomness import seed_of
 from gkd_scale.types import Batch
@@ -92,7 +96,7 @@ def _train(
         _introduce(cfg, plan, teacher, jobs, steps)
     for job in jobs:
         prepare(job)
-    draws = together(_objective(job).draws for job in jobs)
+    draws = replace(together(_objective(job).draws for job in jobs), ranks=runtime.world)
     training = TrainingPlan(
         batches=_batches(cfg, runtime, plan, teacher, draws),
         steps=steps,
@@ -112,7 +116,7 @@ def _train(
 
 
 def default_lr(cfg: Stage1Config, global_batch: int) -> float:
-    """The peak learning rate where none is given: linear in the global batch, with a floor.
+    """The peak learning rate if none is given: linear in the global batch, with a floor.
 
     The floor is higher for a student from scratch, which has further to go: after 200 steps the demo's has
     a feature loss of 0.65 at 2.5e-4, and of 0.40 at 1e-3.
@@ -150,6 +154,7 @@ def _job(
     done = runtime.on_main(lambda: run.is_done(cfg.out, KIND))
     conditioning = runtime.on_main(lambda: _conditioning(cfg, teacher))
     objective = _build(cfg, teacher, conditioning)
+    _require_masked(objective.draws, plan.global_batch)
     continued = heads.resume(objective, cfg.student_weights, teacher.fingerprint["model"], conditioning)
     identity = run.identity(
         cfg,
@@ -169,6 +174,19 @@ def _job(
             markup=False,
         )
     return None if done else (_training(cfg, objective, teacher, identity), conditioning)
+
+
+def _require_masked(draws: Draws, global_batch: int) -> None:
+    """ConfigError if images should be masked and the share of the global batch is less than one image."""
+    if (
+        draws.tokens
+        and draws.probability > 0
+        and not masked_positions(range(global_batch), draws.probability)
+    ):
+        raise ConfigError(
+            f"--mask.probability {draws.probability:g} of a global batch of {global_batch} masks no image",
+            f"give --global-batch {math.ceil(1 / draws.probability)} or more, or --loss.mask-weight 0",
+        )
 
 
 def _training(

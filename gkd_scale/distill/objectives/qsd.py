@@ -10,7 +10,9 @@ The masked pass runs on the masked images only: the tokens of the others are tho
 and gradients are those of two full passes if an image's features depend on that image alone. With drop-path
 the shared half sees one draw instead of two. With BatchNorm (ResNet, MobileNet, EfficientViT) the second
 pass has the statistics of the masked images instead of those of masked and unmasked ones together. It leaves
-the running statistics, which the exported student applies to whole images, to the first pass.
+the running statistics, which the exported student applies to whole images, to the first pass. If there are
+other ranks, a micro batch without a masked image runs the pass on its first one and leaves the result out:
+losses and gradients are those of no second pass, and every rank does the same collectives.
 """
 
 from __future__ import annotations
@@ -94,8 +96,12 @@ class Distiller(Objective):
             plain = self._on_teachers_grid(found)
         else:
             plain, levels = self.features(pixels), []
-        masked = self._masked_patches(batch, pixels, plain.patches) if self.weights.mask_weight else None
+        masked, idle = None, None
+        if self.weights.mask_weight:
+            masked, idle = self._masked_patches(batch, pixels, plain.patches)
         losses = self.losses(plain, masked, teacher)
+        if idle is not None:
+            losses["loss"] = losses["loss"] + idle
         if levels:
             losses["loss_ladder"] = self._ladder_loss(levels, teacher)
             losses["loss"] = losses["loss"] + self.weights.ladder_weight * losses["loss_ladder"]
@@ -137,17 +143,23 @@ class Distiller(Objective):
     def _on_teachers_grid(self, found: Features) -> Features:
         return Features(found.cls, resample_tokens(found.patches, self.student.grid, self.teacher_grid))
 
-    def _masked_patches(self, batch: Batch, pixels: Tensor, plain: Tensor) -> Tensor:
-        """Patches (B, N, Cs) of the second pass: masked images through the student, the others shared."""
-        rows, masks, _ = drawn(batch)
+    def _masked_patches(self, batch: Batch, pixels: Tensor, plain: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Patches (B, N, Cs) of the second pass: masked images through the student, the others shared.
+
+        Beside them, if an image stands in, a zero whose gradient is zero for all that its pass uses: so ranks
+        reduce the same parameters, and ZeRO-3 gathers them as often.
+        """
+        rows, masks, _, stand_in = drawn(batch)
         if not len(rows):
-            return plain
+            return plain, None
         rows, mask = (
             each.to(pixels.device, non_blocking=True) for each in (rows, masks[self.student.mask_tokens])
         )
         with kept_statistics(batch_norms(self.student)):
             masked = self.features(pixels[rows], mask).patches
-        return plain.index_copy(0, rows, masked)
+        if stand_in:
+            return plain, torch.where(torch.zeros_like(masked, dtype=torch.bool), masked, 0).sum()
+        return plain.index_copy(0, rows, masked), None
 
 
 def terms(weights: LossConfig) -> dict[str, tuple[float, Loss, bool]]:
@@ -163,7 +175,7 @@ def terms(weights: LossConfig) -> dict[str, tuple[float, Loss, bool]]:
 
 @torch.no_grad()
 def token_variance(patches: Tensor) -> Tensor:
-    """Variance of (B, N, C) tokens over B·N, over their mean square, 0 to 1; 0 where all are alike."""
+    """Variance of (B, N, C) tokens over B·N, over their mean square, 0 to 1; 0 if all are equal."""
     tokens = patches.detach().float().flatten(0, 1)
     power = tokens.square().mean()
     return tokens.var(0, correction=0).mean() / power.clamp_min(torch.finfo(torch.float32).tiny)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -94,6 +96,27 @@ def test_masking_nothing_leaves_the_plain_pass() -> None:
     losses = run(d, b)
     soft = d.head_feature(d.student(b.pixels).patches, b.teacher.patches.float())
     torch.testing.assert_close(losses["loss_mask"], mse(soft, b.teacher.patches))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_a_micro_batch_without_a_masked_image_runs_the_pass_and_leaves_it_out(name: str) -> None:
+    """Losses and gradients are those of no second pass bit for bit, and the mask token's gradient is zero."""
+    one = replace(batch(1), positions=(0,))
+    found = []
+    for masking in (MaskConfig(), MaskConfig(probability=0.0)):
+        d = distiller(name, mask=masking).train()
+        passes: list[object] = []
+        d.student.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        losses = d(replace(d.draws, ranks=2).add(one))
+        losses["loss"].backward()
+        trained = {key: p.grad for key, p in d.named_parameters() if p.requires_grad}
+        found.append((losses, trained, len(passes)))
+    (losses, gradients, twice), (wanted, without, once) = found
+    assert (twice, once) == (2, 1)
+    assert all(torch.equal(losses[key], value) for key, value in wanted.items())
+    assert without["student.mask.token"] is None and not gradients["student.mask.token"].any()
+    assert all(torch.equal(gradients[key], grad) for key, grad in without.items() if grad is not None)
+    assert all(grad is not None for grad in gradients.values())
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])

@@ -1,0 +1,100 @@
+"""Stage 1 with one image a micro batch on two ranks: one of the two has nothing masked in each step.
+
+One start of two processes for all of it, with DeepSpeed and gloo as a launcher would have them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import multiprocessing
+
+from gkd_scale.config import build
+from gkd_scale.distill import stage1
+from gkd_scale.distill.config import Stage1Config
+from gkd_scale.engine import runlog
+from gkd_scale.engine.runtime import Runtime, free_port
+from gkd_scale.errors import ConfigError
+from tests.cases.case import world_of_one
+from tests.conftest import ROOT, TINY
+
+RUNS: dict[str, dict[str, Any]] = {
+    "zero1": {"ds_config": "zero1.json"},
+    "zero2": {"ds_config": "zero2.json"},
+    "zero3": {"ds_config": "zero3.json"},
+    "convolutional": {"ds_config": "zero2.json", "student": "test_resnet", "student_args": {}},
+    "rare": {"ds_config": "zero3.json", "global_batch": 4, "mask": {"probability": 0.25}},
+}
+
+
+def config(cache: Path, out: Path, **changes: Any) -> Stage1Config:
+    values = {
+        "cache": [cache],
+        "student": "vit_tiny_patch16_224",
+        "student_args": dict(TINY),
+        "out": out,
+        "steps": 3,
+        "global_batch": 2,
+        "workers": 1,
+        "log": ["none"],
+        "loss": {"mask_weight": 1.0},
+    }
+    return build(Stage1Config, {**values, **changes}, "the test")
+
+
+def _rank(rank: int, port: int, cache: Path, root: Path) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    torch.set_num_threads(1)
+    runtime = Runtime.start()
+    for name, changes in RUNS.items():
+        stage1.train(config(cache, root / name, **changes), runtime, ROOT / "launchers")
+
+
+@pytest.fixture(scope="module")
+def two(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("two")
+    multiprocessing.spawn(_rank, (free_port(), tiny_cache, root), nprocs=2)
+    return root
+
+
+def masked_losses(out: Path) -> list[float]:
+    rows = runlog.read(out / "metrics.jsonl")
+    assert len(rows) == 3
+    return [value for row in rows for value in (row["loss"], row["loss_mask"], row["grad_norm"])]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_micro_batch_of_one_on_two_ranks_is_half_of_the_batch_of_one_rank(
+    name: str, two: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    """But for BatchNorm, whose statistics are those of a micro batch."""
+    changes = {**RUNS[name], "ds_config": "zero0.json"}
+    with world_of_one() as runtime:
+        stage1.train(config(tiny_cache, tmp_path / "one", **changes), runtime, ROOT / "launchers")
+    found = masked_losses(two / name)
+    if name == "convolutional":
+        assert torch.isfinite(torch.tensor(found)).all()
+        return
+    assert found == pytest.approx(masked_losses(tmp_path / "one"), rel=1e-4)
+    token = "student.mask.token"
+    one, both = (load_file(folder / "heads.safetensors")[token] for folder in (tmp_path / "one", two / name))
+    torch.testing.assert_close(one, both, atol=1e-5, rtol=1e-4)
+
+
+def test_a_global_batch_without_a_masked_image_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
+    with world_of_one() as runtime, pytest.raises(ConfigError, match="masks no image"):
+        changes = {"ds_config": "zero0.json", "global_batch": 1}
+        stage1.train(config(tiny_cache, tmp_path / "run", **changes), runtime, ROOT / "launchers")
+    assert not (tmp_path / "run/run.json").exists()
