@@ -169,7 +169,7 @@ def empty_record(bench: Bench) -> object:
 
 @case(KIND, "a trials.parquet cut short")
 def cut_table(bench: Bench) -> object:
-    import results as tables
+    from gkd_scale.search import results as tables
 
     (bench.folder / tables.FILE).write_bytes(b"PAR1")
 
