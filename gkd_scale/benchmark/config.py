@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gkd_scale import config, ranges
 from gkd_scale.config import inline, option
@@ -19,8 +19,7 @@ PUBLISHED = ("--loss.mask-weight", "1", "--loss.cls-weight", "1", "--loss.ladder
 """The flags for stage 1's losses as the paper weighs them."""
 
 
-@dataclass(frozen=True)
-class GkdForm:
+class GkdForm(NamedTuple):
     """A form of GKD: its ``title`` in the table and its ``flags`` of stage 1.
 
     ``passes``: how often an image goes through the student in stage 1, forward and backward.

@@ -15,12 +15,6 @@ from gkd_scale.segment.config import DEFAULT_TRAIN, DEFAULT_VAL
 from gkd_scale.segment.heads.registry import HEADS
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
-VOLATILE = (
-    *("out", "resume", "final", "final_steps", "head", "head_steps", "test"),
-    *("dashboard", "address", "cpus", "max_concurrent", "mirror", "mirror_gb"),
-)
-"""Options that may change when a search goes on."""
-
 
 @dataclass
 class SearchConfig:
@@ -45,7 +39,10 @@ class SearchConfig:
         [], f"held-in domain to select on, repeatable (default {DEFAULT_VAL})", metavar="[NAME=]ADAPTER:PATH"
     )
     test: list[str] = option(
-        [], "domain that --final evaluates on, never selected on; repeatable", metavar="NAME=ADAPTER:PATH"
+        [],
+        "domain that --final evaluates on, never selected on; repeatable",
+        metavar="NAME=ADAPTER:PATH",
+        volatile=True,
     )
     num_trials: int = option(8, "configurations to try (a grid has as many as it has)", within=ranges.SIZE)
     steps: int = option(160, "optimizer steps of a whole trial", within=ranges.COUNT)
@@ -72,30 +69,46 @@ class SearchConfig:
         "", "of a rank, e.g. gpu=1,cpu=8 or gpu=0.25,cpu=2 (default: cpu=1, and gpu=1 where there are GPUs)"
     )
     max_concurrent: int | None = option(
-        None, "trials at a time (default: as many as fit)", metavar="N", within=ranges.COUNT
+        None, "trials at a time (default: as many as fit)", metavar="N", within=ranges.COUNT, volatile=True
     )
-    address: str | None = option(None, "Ray cluster: auto or ray://HOST:PORT (default: this machine)")
+    address: str | None = option(
+        None, "Ray cluster: auto or ray://HOST:PORT (default: this machine)", volatile=True
+    )
     cpus: int | None = option(
-        None, "CPU cores that a search on this machine may use", metavar="N", within=ranges.COUNT
+        None,
+        "CPU cores that a search on this machine may use",
+        metavar="N",
+        within=ranges.COUNT,
+        volatile=True,
     )
     mirror: Path = option(
-        Stage1Config.mirror, "where each node mirrors caches behind a URL while they are used", metavar="DIR"
+        Stage1Config.mirror,
+        "where each node mirrors caches behind a URL while they are used",
+        metavar="DIR",
+        volatile=True,
     )
     mirror_gb: float = option(
-        Stage1Config.mirror_gb, "GB of shards that a node's mirror keeps", within=ranges.GIGABYTES
+        Stage1Config.mirror_gb,
+        "GB of shards that a node's mirror keeps",
+        within=ranges.GIGABYTES,
+        volatile=True,
     )
     retries: int = option(
         3, "how often a trial goes on after its process or node was lost", within=ranges.NUMBER
     )
-    out: Path = option(Path("runs/tune"), "folder of the search; the same command again goes on")
-    resume: bool = option(False, "refuse to start a new search where there is none to go on with")
-    final: bool = option(False, "retrain the best, then stage 2 and evaluate")
-    final_steps: int | None = option(
-        None, "steps of that retraining (default: --steps)", metavar="N", within=ranges.COUNT
+    out: Path = option(
+        Path("runs/tune"), "folder of the search; the same command again goes on", volatile=True
     )
-    head_steps: int = option(300, "steps of stage 2 with --final", within=ranges.COUNT)
-    head: str = option(next(iter(HEADS)), "segmentation head with --final", choices=HEADS)
-    dashboard: bool = option(False, "Ray's dashboard")
+    resume: bool = option(
+        False, "refuse to start a new search where there is none to go on with", volatile=True
+    )
+    final: bool = option(False, "retrain the best, then stage 2 and evaluate", volatile=True)
+    final_steps: int | None = option(
+        None, "steps of that retraining (default: --steps)", metavar="N", within=ranges.COUNT, volatile=True
+    )
+    head_steps: int = option(300, "steps of stage 2 with --final", within=ranges.COUNT, volatile=True)
+    head: str = option(next(iter(HEADS)), "segmentation head with --final", choices=HEADS, volatile=True)
+    dashboard: bool = option(False, "Ray's dashboard", volatile=True)
     seed: int = option(0, "decides what is proposed, and every trial's training", within=ranges.SEED)
 
     def __post_init__(self) -> None:

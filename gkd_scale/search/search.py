@@ -12,7 +12,7 @@ from gkd_scale.engine.run import CONFIG, refuse_changed
 from gkd_scale.errors import DamageError, RunError
 from gkd_scale.search import final, summary
 from gkd_scale.search.checks import check
-from gkd_scale.search.config import VOLATILE, SearchConfig
+from gkd_scale.search.config import SearchConfig
 from gkd_scale.search.space import Space
 
 RECORD, COMPLETE = "search.json", "summary.json"
@@ -43,9 +43,10 @@ def search(cfg: SearchConfig) -> None:
 def _settings(cfg: SearchConfig, space: Space) -> dict[str, Any]:
     """What the search is, as JSON; RunError if the folder holds another search, or something else."""
     record = cfg.out / RECORD
-    options = {key: value for key, value in config.to_dict(cfg).items() if key not in VOLATILE}
     searched = {key: dimension.text() for key, dimension in space.searched.items()}
-    now: dict[str, Any] = json.loads(json.dumps({**options, "space": {**space.fixed, **searched}}))
+    now: dict[str, Any] = json.loads(
+        json.dumps({**config.to_dict(cfg, volatile=False), "space": {**space.fixed, **searched}})
+    )
     if record.exists():
         try:
             before = files.read_json(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,16 @@ def flags(cache: Path, domains: Path, folder: Path, *more: object, space: str = 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return pq.read_table(folder / "out/trials.parquet").to_pylist()
+
+
+def test_only_the_search_imports_ray_tune() -> None:
+    """import-linter sees ray as a whole."""
+    users = {
+        path.relative_to(ROOT).parts[:2]
+        for path in [*(ROOT / "gkd_scale").rglob("*.py"), *(ROOT / "tuning").rglob("*.py")]
+        if re.search(r"^\s*(from ray import tune|(from|import) ray\.tune)\b", path.read_text(), re.MULTILINE)
+    }
+    assert users == {("gkd_scale", "search")}
 
 
 # --------------------------------------------------------------------------------------- mistakes
