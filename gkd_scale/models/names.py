@@ -47,11 +47,12 @@ def suggest(name: str, known: list[str]) -> str:
     if re.search(r"\.(safetensors|pth|pt|bin|ckpt)$", name):
         return f"that is a file of weights: give it as --teacher-weights or --student-weights; {ACCEPTED}"
     meant = timm_name(name, known)
+    accepted = ACCEPTED
+    if "/" in name and not name.startswith(("timm/", "hf-hub:")):
+        accepted = f"{ACCEPTED}; a model of transformers is {HF}{name}"
     if meant:
-        return f"did you mean '{meant}'? {ACCEPTED}"
-    if "/" in name:
-        return ACCEPTED
-    return nearest(name, known) or ACCEPTED
+        return f"did you mean '{meant}'? {accepted}"
+    return accepted if "/" in name else nearest(name, known) or accepted
 
 
 def timm_name(name: str, known: list[str]) -> str:

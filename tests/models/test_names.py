@@ -38,5 +38,7 @@ def test_names_of_the_hub_are_timms(given: str, meant: str) -> None:
 def test_no_other_model_is_suggested_for_one_that_timm_lacks() -> None:
     assert timm_name("some/thing-small", KNOWN) == ""
     assert suggest("some/thing-small", KNOWN).startswith("names are timm's")
+    assert suggest("some/thing-small", KNOWN).endswith("hf:some/thing-small")
+    assert "hf:timm" not in suggest("timm/vit_small_patch14_dinov2.lvd142m", KNOWN)
     assert "--teacher-weights" in suggest("w/model.safetensors", KNOWN)
     assert suggest("vit_smal_patch16_224", KNOWN) == "did you mean 'vit_small_patch16_224'?"
