@@ -18,14 +18,14 @@ from gkd_scale.cache.codecs.registry import is_fitted
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.devices import build_shards
 from gkd_scale.cache.fit import codec_for
-from gkd_scale.cache.folder import ShardTask, locked, missing_shards, prepare
+from gkd_scale.cache.folder import ShardTask, format_of, locked, missing_shards, prepare
 from gkd_scale.cache.manifest import finish
 from gkd_scale.cache.plan import ImagePlan, make_plan
 from gkd_scale.cache.progress import BuildReport, Display
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.runner import BuildJob, Events
 from gkd_scale.cache.source import LabelledSource, Source
-from gkd_scale.cache.spec import Spec
+from gkd_scale.cache.spec import SORTED, Spec
 from gkd_scale.errors import ModelError
 from gkd_scale.prefetch import BackgroundJobs
 from gkd_scale.types import Teacher
@@ -51,7 +51,7 @@ def build(
     """
     started = time.monotonic()
     is_fitted(cfg.codec)
-    plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
+    plan = plan_of(cfg, source, format_of(cfg.out))
     spec = make_spec(cfg, teacher, plan)
     with locked(cfg.out):
         codec = codec_for(cfg, teacher, plan)
@@ -78,6 +78,12 @@ def build(
     return report
 
 
+def plan_of(cfg: CacheTeacherConfig, source: Source | None, version: int) -> ImagePlan:
+    """The plan of the cache that ``cfg`` describes, in the format ``version``."""
+    seed = None if version == SORTED else cfg.seed
+    return make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source, seed=seed)
+
+
 def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Spec:
     """The spec of the cache that ``cfg`` describes; ModelError if the teacher takes another image size."""
     if tuple(teacher.image_size) != cfg.size:
@@ -98,5 +104,6 @@ def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Spe
         images=len(plan.entries),
         samples_per_shard=cfg.samples_per_shard,
         plan=plan.hash(),
+        format=plan.format,
         labels=plan.source.labels if isinstance(plan.source, LabelledSource) else {},
     )

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import gkd_scale
 from gkd_scale.cache.codecs.base import STATE, Codec, state_bytes
 from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
-from gkd_scale.cache.plan import PLAN, ImagePlan, read_plan_sizes, write_plan
+from gkd_scale.cache.plan import PLAN, ImagePlan, read_plan_format, read_plan_sizes, write_plan
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.shard import index_path, read_info, tar_path
-from gkd_scale.cache.spec import SPEC, Spec, read_spec, refuse_other, write_spec
+from gkd_scale.cache.spec import FORMAT, SPEC, Spec, read_spec, refuse_other, write_spec
 from gkd_scale.errors import CacheError, DamageError, disk_full
 from gkd_scale.files import LOCK, TEMPORARY, claimed, sha256_file, write_bytes
 
@@ -59,6 +59,15 @@ def _refuse_foreign(folder: Path) -> None:
             f"{folder} is not empty and not a teacher cache (it holds {sorted(foreign)[0]})",
             "choose another --out",
         )
+
+
+def format_of(folder: Path) -> int:
+    """The format of the cache in ``folder``, whole or begun; that of new caches if it holds none."""
+    with contextlib.suppress(OSError, CacheError, DamageError):
+        return read_spec(folder).format
+    with contextlib.suppress(Exception):  # no plan either, or a damaged one
+        return read_plan_format(folder / PLAN)
+    return FORMAT
 
 
 def prepare(folder: Path, spec: Spec, plan: ImagePlan, codec: Codec) -> None:

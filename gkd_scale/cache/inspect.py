@@ -56,7 +56,7 @@ def describe(cache: Cache) -> list[str]:
     view = ", ".join(f"{key} {value}" for key, value in spec.view.items())
     total = spec.views * cache.num_samples
     lines = [
-        f"{cache.path}: format 1, spec {spec.hash()[:16]}",
+        f"{cache.path}: format {spec.format}, spec {spec.hash()[:16]}",
         f"  teacher  {facts}",
         f"  tokens   {spec.grid[0]}x{spec.grid[1]} of {spec.dim} channels, codec {spec.codec}",
         f"  views    {spec.views} of {spec.image_size[0]}x{spec.image_size[1]}, seed {spec.seed}: {view}",

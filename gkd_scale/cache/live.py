@@ -58,10 +58,10 @@ class LiveSource:
         self._images, self._teacher, self._codec = images, teacher, get_codec(codec)
         self._view, self._views, self._view_seed, self._workers = view, views, view_seed, workers
         self.times = LoaderTimes(workers)
-        self._plan = plan = make_plan(images, samples_per_shard)
+        self._plan = plan = make_plan(images, samples_per_shard, seed=view_seed)
         reasons = list(prefetch(self._reason, plan.entries, workers, depth=4 * workers))
-        readable = [reason is None for reason in reasons]
-        self._entries = [entry for entry, good in zip(plan.entries, readable, strict=True) if good]
+        readable = [reasons[index] is None for index in plan.order]
+        self._entries = [plan.entries[index] for index in plan.order if reasons[index] is None]
         self.errors = {
             entry.name: reason for entry, reason in zip(plan.entries, reasons, strict=True) if reason
         }

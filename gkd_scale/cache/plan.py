@@ -1,30 +1,41 @@
 """The plan: the images of a cache, the name and the shard of each.
 
-The plan is made before the teacher sees its first pixel and never changes: image ``i`` of the sorted
-list goes to shard ``i // samples_per_shard``, readable or not. A resumed build, another worker or
-another node therefore agree about every shard without talking to each other.
+The plan is made before the teacher sees its first pixel and never changes: shards are cut, a fixed number
+of images each, from a seeded permutation of the sorted list, readable or not. A resumed build, another
+worker or another node therefore agree about every shard without talking to each other. Training mixes a few
+shards at a time: without the permutation, a folder with a subfolder a class would give batches of few
+classes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar, printable
 from gkd_scale.cache.source import Source, open_source
+from gkd_scale.cache.spec import FORMAT, SORTED
 from gkd_scale.cache.tars import Tars
 from gkd_scale.errors import DataError
 from gkd_scale.files import write_bytes
+from gkd_scale.randomness import generator
 from gkd_scale.text import spelled
 
 PLAN = "plan.parquet"
+
+_METADATA = {"gkd-scale": json.dumps({"format": FORMAT})}
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The images in order, cut into shards of ``samples_per_shard``."""
+    """The images, sorted by path, and the shards of ``samples_per_shard`` that they go to."""
 
     entries: tuple[Entry, ...]
     samples_per_shard: int
@@ -51,6 +62,24 @@ class ImagePlan:
     """What reads the images; None for a folder."""
     notes: tuple[str, ...] = ()
     """Lines about files beside the images that are left out."""
+    seed: int | None = None
+    """Seed of the permutation that the shards are cut from; None: from the sorted list (format 1)."""
+
+    @property
+    def format(self) -> int:
+        """Version of the cache's files."""
+        return SORTED if self.seed is None else FORMAT
+
+    @cached_property
+    def order(self) -> npt.NDArray[np.uint32]:
+        """Indices into ``entries`` in the order of the shards; a function of seed and number of images.
+
+        4 bytes an image.
+        """
+        order = np.arange(len(self.entries), dtype=np.uint32)
+        if self.seed is not None:
+            generator("plan", self.seed, len(order)).shuffle(order)
+        return order
 
     @property
     def shards(self) -> int:
@@ -59,10 +88,10 @@ class ImagePlan:
     def shard(self, shard: int) -> tuple[Entry, ...]:
         """The images of one shard."""
         start = shard * self.samples_per_shard
-        return self.entries[start : start + self.samples_per_shard]
+        return tuple(self.entries[index] for index in self.order[start : start + self.samples_per_shard])
 
     def hash(self) -> str:
-        """SHA-256 over the names and sizes of the images, in order."""
+        """SHA-256 over the names and sizes of the images, sorted by path."""
         state = hashlib.sha256()
         for entry in self.entries:
             state.update(f"{entry.sid} {entry.bytes}\n".encode())
@@ -70,11 +99,15 @@ class ImagePlan:
 
 
 def make_plan(
-    images: str | Path, samples_per_shard: int, skip: Path | None = None, source: Source | None = None
+    images: str | Path,
+    samples_per_shard: int,
+    skip: Path | None = None,
+    source: Source | None = None,
+    seed: int | None = None,
 ) -> ImagePlan:
     """The plan of a folder or another source; ``skip`` is a folder inside it that is left out (the cache).
 
-    ``source`` reads ``images`` if the caller has opened them.
+    ``source`` reads ``images`` if the caller has opened them. ``seed`` is that of :class:`ImagePlan`.
 
     Raises DataError for a folder that is missing, cannot be listed or holds no image.
     """
@@ -82,7 +115,7 @@ def make_plan(
     if source is not None:
         entries = [Entry(sid_of(name), name, size) for name, size in sorted(source.entries())]
         notes = source.notes if isinstance(source, Tars) else ()
-        return _planned(entries, samples_per_shard, source, notes)
+        return _planned(entries, samples_per_shard, source, notes, seed)
     images = Path(images)
     if not images.is_dir():
         what = "is not a folder" if images.exists() else "does not exist"
@@ -100,14 +133,18 @@ def make_plan(
         )
     notes = [f"tars in the folder, left out: {len(tars)}; --images '{_pattern(images, tars)}' reads them"]
     entries = [Entry(sid_of(path), path, _size(images / path)) for path in paths]
-    return _planned(entries, samples_per_shard, None, notes if tars else ())
+    return _planned(entries, samples_per_shard, None, notes if tars else (), seed)
 
 
 def _planned(
-    entries: list[Entry], samples_per_shard: int, source: Source | None, notes: Sequence[str]
+    entries: list[Entry],
+    samples_per_shard: int,
+    source: Source | None,
+    notes: Sequence[str],
+    seed: int | None,
 ) -> ImagePlan:
     _refuse_collisions(entries)
-    return ImagePlan(tuple(entries), samples_per_shard, source, tuple(notes))
+    return ImagePlan(tuple(entries), samples_per_shard, source, tuple(notes), seed)
 
 
 def _pattern(images: Path, tars: Sequence[str]) -> str:
@@ -122,14 +159,16 @@ def sid_of(path: str) -> str:
 
 
 def write_plan(plan: ImagePlan, path: Path) -> None:
-    """``plan.parquet``: one row an image with sid, path, bytes, shard. A whole file is left as it is."""
+    """``plan.parquet``: a row an image with sid, path, bytes, shard. A whole file stays as it is."""
+    entries = [plan.entries[index] for index in plan.order]
     table = pa.table(
         {
-            "sid": pa.array([entry.sid for entry in plan.entries], pa.string()),
-            "path": pa.array([entry.name for entry in plan.entries], pa.string()),
-            "bytes": pa.array([entry.bytes for entry in plan.entries], pa.int64()),
-            "shard": pa.array([i // plan.samples_per_shard for i in range(len(plan.entries))], pa.int64()),
-        }
+            "sid": pa.array([entry.sid for entry in entries], pa.string()),
+            "path": pa.array([entry.name for entry in entries], pa.string()),
+            "bytes": pa.array([entry.bytes for entry in entries], pa.int64()),
+            "shard": pa.array([i // plan.samples_per_shard for i in range(len(entries))], pa.int64()),
+        },
+        metadata=None if plan.format == SORTED else _METADATA,
     )
     data = table_bytes(table)
     if not (path.exists() and path.read_bytes() == data):
@@ -143,6 +182,13 @@ def read_plan_sizes(path: Path) -> dict[str, tuple[str, int]]:
         sid: (name, size)
         for sid, name, size in zip(columns["sid"], columns["path"], columns["bytes"], strict=True)
     }
+
+
+def read_plan_format(path: Path) -> int:
+    """The format of the cache of a plan on disk; raises OSError or ArrowInvalid for a damaged file."""
+    metadata = pq.read_schema(path).metadata or {}
+    stored: dict[str, Any] = json.loads(metadata.get(b"gkd-scale", b"{}"))
+    return int(stored.get("format", SORTED))
 
 
 def table_bytes(table: pa.Table) -> bytes:

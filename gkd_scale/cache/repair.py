@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from gkd_scale.cache.build import build, make_spec
+from gkd_scale.cache.build import build, make_spec, plan_of
 from gkd_scale.cache.config import CacheTeacherConfig, RepairConfig, ViewConfig
 from gkd_scale.cache.folder import refuse_changed
-from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.shard import index_path, tar_path
 from gkd_scale.cache.source import Source
@@ -77,6 +76,6 @@ def refuse_other_source(
     recipe: CacheTeacherConfig, spec: Spec, teacher: Teacher, source: Source | None = None
 ) -> None:
     """CacheError if the images or the teacher are not those of the cache."""
-    plan = make_plan(recipe.images, recipe.samples_per_shard, skip=recipe.out, source=source)
+    plan = plan_of(recipe, source, spec.format)
     new = replace(make_spec(recipe, teacher, plan), codec_state=spec.codec_state)
     refuse_changed(recipe.out, spec, new, plan)

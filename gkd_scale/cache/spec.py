@@ -18,8 +18,11 @@ from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.files import write_json
 
-FORMAT = 1
-"""Version of the files on disk; a reader refuses any other."""
+FORMAT = 2
+"""Version of the files of a new cache."""
+
+SORTED = 1
+"""Version of caches whose shards are cut from the sorted list of images: read, and built to their end."""
 
 SPEC = "cache.json"
 
@@ -43,6 +46,7 @@ class Spec:
     """Hash of the plan: names and sizes of the images."""
     codec_state: str = ""
     """SHA-256 of ``codec.safetensors``, for codecs that are fitted."""
+    format: int = FORMAT
     labels: dict[str, Any] = field(default_factory=dict)
     """``classes`` and ``palette`` of the stored labels; empty, and left out of the file, if there are none.
 
@@ -58,7 +62,7 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON types."""
         values = {key: value for key, value in asdict(self).items() if key != "labels" or value}
-        plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **values}))
+        plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
     def identity(self) -> dict[str, Any]:
@@ -96,8 +100,8 @@ def read_spec(folder: Path) -> Spec:
         if stored.pop("checksum") != _hash(stored):
             raise ValueError("its checksum does not match its content")
         values = dict(stored["spec"])
-        version = values.pop("format")
-        if version == FORMAT:
+        version = values["format"]
+        if version in (SORTED, FORMAT):
             values["grid"], values["image_size"] = tuple(values["grid"]), tuple(values["image_size"])
             return Spec(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -105,7 +109,7 @@ def read_spec(folder: Path) -> Spec:
             f"{path} is damaged: {error}", f"see what is whole with: {shell('gkd-scale', 'verify', folder)}"
         ) from None
     raise CacheError(
-        f"{path} has format {version}; this version reads format {FORMAT}",
+        f"{path} has format {version}; this version reads formats {SORTED} and {FORMAT}",
         "use the version of gkd-scale that wrote it, or make the cache again",
     )
 

@@ -12,6 +12,7 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Caches, open_caches
+from gkd_scale.cache.spec import FORMAT
 from gkd_scale.distill.config import LIVE, Stage1Config
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
@@ -119,7 +120,11 @@ def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teacher
         source,
         source.num_samples,
         fingerprint,
-        {"images": source.images_hash(), "teacher_sha256": fingerprint["weights_sha256"]},
+        {
+            "images": source.images_hash(),
+            "shards_format": FORMAT,
+            "teacher_sha256": fingerprint["weights_sha256"],
+        },
         [f"{source.num_samples} images of {recipe.images}, {views}, teacher live", *_left_out(source)],
         source.times.cause,
         {},

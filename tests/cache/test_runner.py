@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gkd_scale.cache.build import build
 from gkd_scale.cache.progress import BuildReport
+from gkd_scale.cache.reader import Cache
 from gkd_scale.errors import CacheError
 from gkd_scale.types import Features
 
@@ -26,7 +28,7 @@ def test_threads_and_inline_make_the_same_bytes(whole: Whole, images: Path, tmp_
 
 
 def test_tokens_beyond_fp16_name_the_image(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"a/deep/000.jpg \(sid [0-9a-f]{16}\).*beyond fp16"):
+    with pytest.raises(CacheError, match=r"b/004.PNG \(sid [0-9a-f]{16}\).*beyond fp16"):
         build(config(images, tmp_path), TinyTeacher(gain=1e6), quiet=True)
     with pytest.raises(CacheError, match="not finite"):
         build(config(images, tmp_path / "nan"), TinyTeacher(gain=float("nan")), quiet=True)
@@ -54,7 +56,10 @@ def test_on_a_gpu_one_batch_is_in_flight_while_the_next_is_put_together(
     """Each teacher call waits for the next batch of its shard to be stacked."""
     stacked, stack = threading.Semaphore(0), np.stack
     threads: dict[str, set[int]] = {"cpu": set(), "cuda:0": set()}
-    followed = (0, 2, 5, 7)  # calls of which the shard has another batch: 4, 4 and 2 images in batches of 3
+    batches = [-(-size // 3) for size in Cache.open(whole[0]).shard_sizes * 2]
+    starts = [0, *accumulate(batches)]
+    followed = [start for start, count in zip(starts, batches, strict=False) if count == 2]
+    assert 0 < len(followed) < len(batches), "shards of one batch and of two"
 
     def stacking(*arrays: Any, **options: Any) -> Any:
         stacked.release()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gkd_scale.cache.plan import sid_of
 from gkd_scale.cli import main
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.registry import open_dataset, subset
@@ -38,9 +39,12 @@ def test_a_centred_view_of_the_images_own_shape_is_the_dataset(caches: Path) -> 
         list(CLASSES),
         list(open_dataset(f"folder:{caches}/data").palette),
     )
-    for index in range(3):
-        np.testing.assert_array_equal(cached[index].label, original[index].label)
-        assert np.abs(cached[index].image.astype(int) - original[index].image).mean() < 3
+    names = [open_dataset(f"folder:{caches}/data")[index].name for index in range(3)]
+    views = {view.name: view for view in (cached[index] for index in range(3))}
+    for index, name in enumerate(names):
+        view = views[f"{sid_of(f'{index:06d}-{name}')}-v00"]
+        np.testing.assert_array_equal(view.label, original[index].label)
+        assert np.abs(view.image.astype(int) - original[index].image).mean() < 3
 
 
 def test_what_occurs_in_no_label_is_no_part_of_a_caches_identity(caches: Path, tiny_teacher: Path) -> None:

@@ -1,0 +1,171 @@
+"""Shards are cut from a permutation of the images, so batches hold most classes of sorted images."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gkd_scale.cache import folder
+from gkd_scale.cache.build import build
+from gkd_scale.cache.inspect import describe
+from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.manifest import read_manifest_rows
+from gkd_scale.cache.order import Order
+from gkd_scale.cache.plan import Entry, ImagePlan, read_plan_sizes, sid_of, write_plan
+from gkd_scale.cache.reader import Cache, open_caches
+from gkd_scale.cache.repair import refuse_other_source
+from gkd_scale.cache.spec import read_spec
+from gkd_scale.cache.verify import verify
+from gkd_scale.errors import CacheError
+
+from .support import TinyTeacher, config, tree, write_images
+
+
+def by_class(classes: int, images: int, samples_per_shard: int, seed: int | None) -> ImagePlan:
+    """The plan of a folder with a subfolder a class."""
+    paths = [f"{label:04d}/{image:05d}.jpg" for label in range(classes) for image in range(images)]
+    return ImagePlan(tuple(Entry(sid_of(path), path, 1) for path in paths), samples_per_shard, seed=seed)
+
+
+def classes_a_batch(plan: ImagePlan, batch: int, batches: Iterable[int]) -> float:
+    """The mean number of distinct classes in a batch."""
+    shards = [plan.shard(shard) for shard in range(plan.shards)]
+    labels = [entry.path[:4] for shard in shards for entry in shard]
+    order = Order([len(shard) for shard in shards], seed=0)
+    return float(
+        np.mean(
+            [len({labels[order.position(number * batch + i)[1]] for i in range(batch)}) for number in batches]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "samples_per_shard", "batch"), [(32, 32, 32, 64), (1000, 128, 512, 512)]
+)
+def test_a_batch_of_images_sorted_by_class_holds_most_classes(
+    classes: int, images: int, samples_per_shard: int, batch: int
+) -> None:
+    mixed = np.random.default_rng(0)
+    perfect = np.mean(
+        [len(set(mixed.choice(classes * images, batch, replace=False) // images)) for _ in range(50)]
+    )
+    batches = range(0, classes * images // batch, max(1, classes * images // batch // 32))
+    new = classes_a_batch(by_class(classes, images, samples_per_shard, seed=0), batch, batches)
+    old = classes_a_batch(by_class(classes, images, samples_per_shard, seed=None), batch, batches)
+    assert new >= 0.85 * perfect, f"{new:.1f} of {perfect:.1f}"
+    assert old < 0.3 * perfect, "the test tells the formats apart"
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**31))
+def test_each_image_is_in_one_shard(images: int, samples_per_shard: int, seed: int) -> None:
+    plan = by_class(1, images, samples_per_shard, seed)
+    sizes = [len(plan.shard(shard)) for shard in range(plan.shards)]
+    assert sizes[:-1] == [samples_per_shard] * (plan.shards - 1)
+    placed = [entry for shard in range(plan.shards) for entry in plan.shard(shard)]
+    assert sorted(placed, key=lambda entry: entry.path) == list(plan.entries)
+    assert plan.hash() == by_class(1, images, samples_per_shard, None).hash(), "the images are the same"
+
+
+def test_the_permutation_never_changes() -> None:
+    """A begun cache goes on with it, on any machine."""
+    assert by_class(1, 12, 4, seed=3).order.tolist() == [7, 8, 2, 10, 9, 3, 5, 6, 4, 11, 0, 1]
+
+
+def test_plans_of_both_formats_are_told_apart(tmp_path: Path) -> None:
+    for seed, version in ((None, 1), (0, 2)):
+        plan = by_class(2, 5, 4, seed)
+        write_plan(plan, tmp_path / "plan.parquet")
+        assert folder.format_of(tmp_path) == plan.format == version
+        rows = pq.read_table(tmp_path / "plan.parquet").to_pydict()
+        assert rows["sid"] == [entry.sid for shard in range(3) for entry in plan.shard(shard)]
+        assert rows["shard"] == [0] * 4 + [1] * 4 + [2] * 2
+        assert len(read_plan_sizes(tmp_path / "plan.parquet")) == 10
+
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = tmp_path_factory.mktemp("pictures")
+    write_images(images, 14)
+    (images / "b" / "text.jpg").write_text("no image")
+    return images
+
+
+@pytest.fixture
+def old(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of format 1."""
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "FORMAT", 1)
+        build(config(pictures, tmp_path / "old"), TinyTeacher(), quiet=True)
+    assert read_spec(tmp_path / "old").format == 1
+    return tmp_path / "old"
+
+
+def members(cache: Path) -> Iterator[tuple[str, bytes]]:
+    """(view and name, content) of all members of all shards, in order."""
+    for path in sorted(cache.glob("v*/*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                assert content is not None
+                yield f"{path.parent.name}/{member.name}", content.read()
+
+
+def test_a_new_cache_holds_the_samples_of_an_old_one_in_another_order(
+    old: Path, pictures: Path, tmp_path: Path
+) -> None:
+    build(config(pictures, tmp_path / "new"), TinyTeacher(), quiet=True)
+    before, after = list(members(old)), list(members(tmp_path / "new"))
+    assert dict(before) == dict(after) and len(before) == len(after) == 2 * 14 * 4
+    assert [name for name, _ in before] != [name for name, _ in after]
+    rows = read_manifest_rows((tmp_path / "new" / "manifest.parquet").read_bytes())
+    assert {row["sid"]: row["path"] for row in rows if row["status"] == "ok"} == {
+        row["sid"]: row["path"]
+        for row in read_manifest_rows((old / "manifest.parquet").read_bytes())
+        if row["status"] == "ok"
+    }
+    assert [row["path"] for row in rows] != sorted(row["path"] for row in rows)
+
+
+def test_an_old_cache_is_read_verified_and_chained_with_a_new_one(
+    old: Path, pictures: Path, tmp_path: Path
+) -> None:
+    build(config(pictures, tmp_path / "new"), TinyTeacher(), quiet=True)
+    assert (
+        verify(old, lambda _: None, quiet=True) == verify(tmp_path / "new", lambda _: None, quiet=True) == 0
+    )
+    assert (
+        "format 1," in describe(Cache.open(old))[0]
+        and "format 2," in describe(Cache.open(tmp_path / "new"))[0]
+    )
+    both = CachedSource(open_caches([old, tmp_path / "new"]), global_batch=7, micro_batch=7)
+    sids = [sid for batch in both.batches(0, 4) for sid in batch.sids]
+    assert sorted(sids) == sorted([*{*sids}, *{*sids}]) and len({*sids}) == 14
+
+
+@pytest.mark.parametrize("lost", ["cache.json", "nothing"])
+def test_an_old_cache_is_built_to_its_end_with_its_bytes(old: Path, pictures: Path, lost: str) -> None:
+    whole = tree(old)
+    for name in ("manifest.parquet", "manifest.sha256", "v01/shard-000001.parquet", "v00/shard-000002.tar"):
+        (old / name).unlink()
+    (old / lost).unlink(missing_ok=True)
+    build(config(pictures, old), TinyTeacher(), quiet=True)
+    assert tree(old) == whole
+    refuse_other_source(config(pictures, old), read_spec(old), TinyTeacher())  # as repair does
+
+
+def test_another_seed_is_refused_by_name(old: Path, pictures: Path, tmp_path: Path) -> None:
+    build(config(pictures, tmp_path / "new"), TinyTeacher(), quiet=True)
+    for out in (old, tmp_path / "new"):
+        with pytest.raises(CacheError, match="seed: the cache has 0, asked for 1") as refused:
+            build(config(pictures, out, seed=1), TinyTeacher(), quiet=True)
+        assert "plan" not in str(refused.value) and "image folder changed" not in str(refused.value)
