@@ -9,6 +9,7 @@ attention is sharp and in the right place from the first step; random queries ta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,32 +36,48 @@ def save(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def resume(
-    objective: Objective, run: str | Path | None, teacher: str, conditioning: Conditioning | None = None
+    objective: Objective,
+    run: str | Path | None,
+    teacher: str,
+    conditioning: Conditioning | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> bool:
     """Load the heads of ``run`` into ``objective``; whether there were any that fit.
 
     They fit if ``run`` is the folder of a run with the same ``teacher`` and every tensor has its
     counterpart; heads of an MSE phase give φ the values of ψ. Heads that were trained in another conditioning
     of the teacher's tokens are expressed in ``conditioning``, exactly (:func:`rebase`). Otherwise a phase
-    starts with its own.
+    starts with its own; if ``run`` has heads, ``say`` gets one line with the reason.
     """
     if run is None or not (Path(run) / HEADS_FILE).is_file():
         return False
     card = yaml.safe_load((Path(run) / backbone.CARD_FILE).read_text())
     found = read_state_dict(Path(run) / HEADS_FILE)
     _, own = objective.exported(objective.state_dict())
-    shapes = {name: tuple(value.shape) for name, value in own.items()}
-    fits = all(shapes.get(name) == tuple(value.shape) for name, value in found.items())
-    missing = own.keys() - found.keys()
-    if card.get("teacher") != teacher or not fits or any(".proj_q." not in name for name in missing):
+    now, old = conditioning or Conditioning(), conditionings.load(Path(run)) or Conditioning()
+    reason = _misfit(found, own)
+    if card.get("teacher") != teacher:
+        reason = f"they belong to the teacher {card.get('teacher')!r}, and this run has {teacher!r}"
+    elif not reason and not rebase(found, old, now):
+        reason = f"--teacher-norm was {old.norm} and is {now.norm}, and 'layer' is not affine"
+    if reason:
+        say(f"the heads of {run} do not fit, new ones start: {reason}")
         return False
-    now = conditioning or Conditioning()
-    if not rebase(found, conditionings.load(Path(run)) or Conditioning(), now):
-        return False
-    for name in missing:
+    for name in own.keys() - found.keys():
         found[name] = found[name.replace(".proj_q.", ".proj_v.")]
     objective.load_state_dict(found, strict=False)
     return True
+
+
+def _misfit(found: StateDict, own: StateDict) -> str:
+    """Why the heads ``found`` do not fit the ``own`` ones of an objective; "" if they do."""
+    for name, value in found.items():
+        if name not in own:
+            return f"this run has no {name}"
+        if value.shape != own[name].shape:
+            return f"{name} is {tuple(value.shape)}, and {tuple(own[name].shape)} in this run"
+    missing = (name for name in own if name not in found and ".proj_q." not in name)
+    return next((f"they have no {name}" for name in missing), "")
 
 
 def feature_head(run: Path, *, scaled: bool = False) -> QsdHead | None:

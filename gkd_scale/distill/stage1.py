@@ -155,7 +155,13 @@ def _job(
     conditioning = runtime.on_main(lambda: _conditioning(cfg, teacher))
     objective = _build(cfg, teacher, conditioning)
     _require_masked(objective.draws, plan.global_batch)
-    continued = heads.resume(objective, cfg.student_weights, teacher.fingerprint["model"], conditioning)
+    continued = heads.resume(
+        objective,
+        cfg.student_weights,
+        teacher.fingerprint["model"],
+        conditioning,
+        lambda line: console.say(f"{cfg.out}: {line}") if runtime.main and not done else None,
+    )
     identity = run.identity(
         cfg,
         initial_weights=weights.fingerprint(objective if continued else objective.student.net),

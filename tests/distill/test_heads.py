@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from gkd_scale.distill import heads
-from gkd_scale.distill.config import QsdConfig, published
+from gkd_scale.distill.config import LossConfig, QsdConfig, published
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.models import backbone
 from gkd_scale.models.conditioning import Conditioning, fit
@@ -51,6 +52,24 @@ def test_heads_of_another_teacher_width_or_form_are_not_taken(run: Path) -> None
     assert not heads.resume(distiller(2, qsd=QsdConfig(form="mse")), run, "large")
 
 
+@pytest.mark.parametrize(
+    "change, teacher, reason",
+    [
+        ({}, "another", "they belong to the teacher 'large', and this run has 'another'"),
+        ({"dim": 24}, "large", r"head_\w+\.proj_\w\.\d\.\w+ is \(20.*\), and \(24.*\) in this run"),
+        ({"qsd": QsdConfig(form="mse")}, "large", r"this run has no head_\w+\.proj_q\.\d\.\w+"),
+        ({"loss": LossConfig()}, "large", r"they have no ladder\.0\.proj_v\.\d\.\w+"),
+    ],
+)
+def test_heads_that_do_not_fit_are_named_with_the_reason(
+    run: Path, change: dict[str, object], teacher: str, reason: str
+) -> None:
+    lines: list[str] = []
+    assert not heads.resume(distiller(2, **change), run, teacher, say=lines.append)  # type: ignore[arg-type]
+    (line,) = lines
+    assert re.fullmatch(re.escape(f"the heads of {run} do not fit, new ones start: ") + reason, line)
+
+
 def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> None:
     trained, second = distiller(1, qsd=QsdConfig(form="mse")), distiller(2)
     net, rest = trained.exported(trained.state_dict())
@@ -68,7 +87,9 @@ def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> N
 def test_a_weights_file_or_nothing_has_no_heads(run: Path) -> None:
     assert not heads.resume(distiller(2), None, "large")
     assert not heads.resume(distiller(2), run / backbone.WEIGHTS_FILE, "large")
-    assert not heads.resume(distiller(2), "pretrained", "large")
+    lines: list[str] = []
+    assert not heads.resume(distiller(2), "pretrained", "large", say=lines.append)
+    assert not lines
 
 
 def conditioned(norm: str, seed: int) -> Conditioning:
@@ -109,4 +130,6 @@ def test_heads_are_expressed_in_the_new_conditioning_exactly(tmp_path: Path, old
 def test_heads_do_not_pass_between_layer_and_an_affine_form(run: Path) -> None:
     Conditioning("layer").save(run)
     assert heads.resume(distiller(2), run, "large", Conditioning("layer"))
-    assert not heads.resume(distiller(2), run, "large", conditioned("whiten", 1))
+    lines: list[str] = []
+    assert not heads.resume(distiller(2), run, "large", conditioned("whiten", 1), lines.append)
+    assert lines[0].endswith("--teacher-norm was layer and is whiten, and 'layer' is not affine")
