@@ -1,6 +1,7 @@
 """Stage 1, for a launcher: ``deepspeed launchers/stage1.py --ds-config zero2.json``."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from gkd_scale.demo import defaults
@@ -9,6 +10,7 @@ from gkd_scale.distill.config import LIVE, Stage1Config
 from gkd_scale.engine import loggers
 from gkd_scale.engine.launch import leave, main
 from gkd_scale.engine.runtime import Runtime
+from gkd_scale.segment.datasets.registry import labelled
 
 EXAMPLES = """\
   deepspeed launchers/stage1.py --ds-config zero2.json
@@ -31,7 +33,7 @@ def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
         cfg.live = runtime.on_main(defaults.proxy_recipe)
     elif cfg.teacher != LIVE and not cfg.cache:
         cfg.cache = [runtime.on_main(defaults.proxy_cache)]
-    stage1.train(cfg, runtime, bundled)
+    stage1.train(cfg, runtime, bundled, labelled=partial(labelled, quiet=not runtime.main))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from gkd_scale.cache.loader import Facts, Schedule, Slot, facts, spread_slots
 from gkd_scale.cache.loader_times import LoaderTimes
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
+from gkd_scale.cache.source import Source
 from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import decode, make_view, open_from
 from gkd_scale.errors import DataError
@@ -32,7 +33,8 @@ class LiveSource:
     """Micro batches of ``images`` through ``teacher``; implements BatchSource.
 
     ``view``, ``views``, ``view_seed`` and ``samples_per_shard`` play the part that a cache's spec plays;
-    with equal values the batches are those of the cache. Without ``views`` each epoch sees views of its own.
+    with equal values the batches are those of the cache. ``source`` reads ``images`` if they are a labelled
+    dataset; labels are not used. Without ``views`` each epoch sees views of its own.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class LiveSource:
         images: str | Path,
         teacher: Teacher,
         *,
+        source: Source | None = None,
         view: ViewConfig,
         views: int | None = None,
         view_seed: int = 0,
@@ -58,7 +61,7 @@ class LiveSource:
         self._images, self._teacher, self._codec = images, teacher, get_codec(codec)
         self._view, self._views, self._view_seed, self._workers = view, views, view_seed, workers
         self.times = LoaderTimes(workers)
-        self._plan = plan = make_plan(images, samples_per_shard, seed=view_seed)
+        self._plan = plan = make_plan(images, samples_per_shard, source=source, seed=view_seed)
         reasons = list(prefetch(self._reason, plan.entries, workers, depth=4 * workers))
         readable = [reasons[index] is None for index in plan.order]
         self._entries = [plan.entries[index] for index in plan.order if reasons[index] is None]

@@ -27,7 +27,7 @@ from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.draws import Draws, together
 from gkd_scale.distill.objectives.base import Objective
 from gkd_scale.distill.objectives.registry import build_objective
-from gkd_scale.distill.teacher_source import TeacherSource, open_source
+from gkd_scale.distill.teacher_source import OpenLabelled, TeacherSource, open_source
 from gkd_scale.engine import ds_config, loggers, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Job, TrainingPlan, fit
@@ -52,11 +52,12 @@ def train(
     runtime: Runtime,
     bundled: Path,
     prepare: Callable[[Job], None] = lambda _: None,
+    labelled: OpenLabelled = lambda _: None,
 ) -> None:
     """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs.
 
     ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Objective, not yet
-    sharded.
+    sharded. ``labelled`` opens the images of ``--live`` if they are a labelled dataset.
     """
     runtime.on_main(lambda: loggers.require(cfg.loggers()))
     plan = ds_config.resolve(
@@ -70,7 +71,7 @@ def train(
     alone = cfg.each()
     # The ledger is of the whole pass, and lies in OUT itself.
     with run.claimed(runtime, [each.out for each in alone] + [cfg.out] * cfg.ledger):
-        teacher = open_source(cfg, runtime, plan)
+        teacher = open_source(cfg, runtime, plan, labelled)
         steps = _steps(cfg, teacher, plan)
         made = [_job(each, runtime, plan, teacher, steps) for each in alone]
         begun = [(each, found) for each, found in zip(alone, made, strict=True) if found is not None]

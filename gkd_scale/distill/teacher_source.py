@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gkd_scale import config
@@ -12,6 +13,7 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Caches, open_caches
+from gkd_scale.cache.source import Source
 from gkd_scale.cache.spec import FORMAT
 from gkd_scale.distill.config import LIVE, Stage1Config
 from gkd_scale.engine.ds_config import DeepSpeedPlan
@@ -19,6 +21,9 @@ from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import CacheError, ConfigError
 from gkd_scale.models.registry import load_teacher
 from gkd_scale.types import BatchSource
+
+OpenLabelled = Callable[[str | Path], Source | None]
+"""Opens images that are a labelled dataset (``camvid:PATH``); None for others."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class TeacherSource:
     skipped: Mapping[tuple[int, int], str]
 
 
-def open_source(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan) -> TeacherSource:
+def open_source(
+    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, labelled: OpenLabelled
+) -> TeacherSource:
     """The caches of ``cfg``, or its live teacher; this rank's share of each global batch."""
     share = {
         "global_batch": plan.global_batch,
@@ -51,7 +58,7 @@ def open_source(cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan) -> Tea
         "workers": cfg.workers,
         "window": cfg.window,
     }
-    return _live(cfg, runtime, share) if cfg.teacher == LIVE else _cached(cfg, runtime, share)
+    return _live(cfg, runtime, share, labelled) if cfg.teacher == LIVE else _cached(cfg, runtime, share)
 
 
 def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
@@ -101,12 +108,16 @@ def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
     return replace(made, views=cfg.views or 1)
 
 
-def _live(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
+def _live(
+    cfg: Stage1Config, runtime: Runtime, share: dict[str, int], labelled: OpenLabelled
+) -> TeacherSource:
     recipe = live_config(cfg)
+    images = labelled(recipe.images)
     teacher = load_teacher(recipe.teacher, recipe.size, str(runtime.device))
     source = LiveSource(
         recipe.images,
         teacher,
+        source=images,
         view=recipe.view,
         views=cfg.views,
         view_seed=recipe.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import CacheError, ConfigError, RunError, UserError
 from tests.cases.case import world_of_one
 from tests.conftest import ROOT, TINY
+from tests.segment.support import Blocks, write_folder
 
 SMALL = {"name": "vit_tiny_patch16_224", "folder": "small", "args": {**TINY, "depth": 1}}
 
@@ -200,6 +202,18 @@ def test_a_live_teacher_gives_the_run_of_its_cache(
     fresh = losses(tmp_path / "fresh")
     assert fresh[:3] == losses(tmp_path / "one")[:3]
     assert fresh[3:] != losses(tmp_path / "one")[3:]
+
+
+def test_a_live_teacher_reads_a_labelled_dataset(
+    runtime: Runtime, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """``--live images=folder:PATH``, as the launcher runs it: what ``cache-teacher --images`` takes."""
+    write_folder(tmp_path / "data", Blocks(5))
+    recipe = {**live(tmp_path, tiny_teacher), "images": f"folder:{tmp_path / 'data'}"}
+    launcher = runpy.run_path(str(ROOT / "launchers/stage1.py"))
+    cfg = config(None, tmp_path / "run", teacher="live", live=recipe, steps=2)
+    launcher["run"](cfg, runtime, ROOT / "launchers")
+    assert len(losses(tmp_path / "run")) == 2
 
 
 def test_a_dead_student_stops_the_run(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
