@@ -74,7 +74,7 @@ def distill(
     named = [caches] if isinstance(caches, (str, Path)) else list(caches)
     values = {"cache": named, "student": [student], "out": str(out), "ds_config": _ALONE, **options}
     cfg = config.build(Stage1Config, values, "distill")
-    if cfg.teacher == LIVE or not cfg.cache:
+    if cfg.source.teacher == LIVE or not cfg.source.cache:
         raise ConfigError("distill reads a cache, and none is given", "make one with cache_teacher")
     _alone(partial(stage1.train, cfg))
     return load_backbone(out)

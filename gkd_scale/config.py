@@ -87,6 +87,11 @@ def inline(cls: type[T], /, *, short: bool = False, **keys: str | None) -> T:
     return typing.cast(T, section_field)
 
 
+def again(cls: Any, name: str, default: Any) -> Any:
+    """The option ``name`` of a base class, with another default."""
+    return dataclasses.field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
+
+
 class Option(NamedTuple):
     """One option of a config class: a value, or a section.
 

@@ -28,11 +28,11 @@ two students from the same batches:
 
 def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
     """Stage 1; on the embedded proxy images where nothing else is named."""
-    runtime.on_main(lambda: loggers.require(cfg.loggers()))  # before data is made
-    if cfg.teacher == LIVE and not cfg.live:
-        cfg.live = runtime.on_main(defaults.proxy_recipe)
-    elif cfg.teacher != LIVE and not cfg.cache:
-        cfg.cache = [runtime.on_main(defaults.proxy_cache)]
+    runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
+    if cfg.source.teacher == LIVE and not cfg.source.live:
+        cfg.source.live = runtime.on_main(defaults.proxy_recipe)
+    elif cfg.source.teacher != LIVE and not cfg.source.cache:
+        cfg.source.cache = [runtime.on_main(defaults.proxy_cache)]
     stage1.train(cfg, runtime, bundled, labelled=partial(labelled, quiet=not runtime.main))
 
 

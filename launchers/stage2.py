@@ -24,8 +24,8 @@ EXAMPLES = """\
 
 def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     """Stage 2; on the embedded scenes where no dataset is named."""
-    runtime.on_main(lambda: loggers.require(cfg.loggers()))  # before data is made
-    if not cfg.train:
+    runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
+    if not cfg.data.train:
         runtime.on_main(defaults.data)
     stage2.run(cfg, runtime, bundled)
 

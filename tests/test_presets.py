@@ -23,26 +23,26 @@ def parse(path: Path, *flags: str) -> Stage1Config:
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_parses_and_timm_knows_its_names(path: Path) -> None:
     cfg = parse(path, "--cache", "caches/x")
-    (student,) = cfg.student
-    for name in (cfg.teacher, student):
+    (student,) = cfg.student.names
+    for name in (cfg.source.teacher, student):
         assert name in timm.models.get_arch_pretrained_cfgs(str(name).split(".")[0])
     side, patch = (224, 14) if path.stem.endswith("1a") else (512, 16)
-    assert cfg.student_args == {"img_size": side, "patch_size": patch}
-    assert cost(str(student), (side, side), cfg.student_args).grid == (side // patch, side // patch)
-    assert cfg.optim.lr == pytest.approx(5e-4 * cfg.global_batch / 512)
-    assert cfg.out.name == path.stem
+    assert cfg.student.args == {"img_size": side, "patch_size": patch}
+    assert cost(str(student), (side, side), cfg.student.args).grid == (side // patch, side // patch)
+    assert cfg.optim.lr == pytest.approx(5e-4 * cfg.run.global_batch / 512)
+    assert cfg.run.out.name == path.stem
     assert f"`{path.stem.removesuffix('_1b').removesuffix('_1a')}" in (path.parent / "README.md").read_text()
 
 
 def test_the_published_form_has_the_losses_of_the_paper() -> None:
     cfg = parse(PUBLISHED)
     assert (cfg.loss, cfg.qsd) == published()
-    assert (cfg.mask, cfg.teacher_norm) == (MaskConfig(), "none")
+    assert (cfg.mask, cfg.conditioning.norm) == (MaskConfig(), "none")
 
 
 def test_flags_win_over_a_preset_and_phases_follow_each_other() -> None:
     assert len(PRESETS) == 10
     by_name = {path.stem: path for path in PRESETS}
     second = parse(by_name["dinov2-l_vit-b_1b"], "--epochs", "3")
-    assert second.epochs == 3
-    assert second.student_weights == str(parse(by_name["dinov2-l_vit-b_1a"]).out)
+    assert second.run.epochs == 3
+    assert second.student.weights == str(parse(by_name["dinov2-l_vit-b_1a"]).run.out)

@@ -13,9 +13,6 @@ from gkd_scale.errors import ConfigError, nearest
 from gkd_scale.models.config import DemoTeacherConfig
 from gkd_scale.ranges import Range
 
-TEACHER_NORMS = ("none", "layer", "standard", "whiten", "phi-s")
-"""Conditionings of a teacher's tokens: see ``gkd_scale/models/conditioning.py``."""
-
 MAX_SIDE = 16384
 """Longest side of a view in pixels."""
 
@@ -145,6 +142,21 @@ class CacheTeacherConfig:
     def threads(self) -> int:
         """Worker threads: as asked, else the cores this process may use, at most 8."""
         return default_workers() if self.workers is None else self.workers
+
+
+@dataclass
+class MirrorConfig:
+    """mirror: local copies of caches behind a URL"""
+
+    folder: Path = option(
+        Path("~/.cache/gkd-scale"),
+        "where each node mirrors caches behind a URL while they are used",
+        metavar="DIR",
+        volatile=True,
+    )
+    gb: float = option(
+        50.0, "GB of shards that a node's mirror keeps", within=ranges.GIGABYTES, volatile=True
+    )
 
 
 @dataclass

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gkd_scale import config, ranges
-from gkd_scale.cache.config import TEACHER_NORMS
-from gkd_scale.config import option, section
+from gkd_scale.cache.config import MirrorConfig
+from gkd_scale.config import again, inline, option, section
 from gkd_scale.distill.losses import DISTANCES
 from gkd_scale.distill.objectives.registry import OBJECTIVES
-from gkd_scale.engine import loggers
+from gkd_scale.engine.config import RunConfig
 from gkd_scale.errors import ConfigError
+from gkd_scale.models.config import ConditioningConfig
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 
@@ -138,26 +139,14 @@ class CertifyConfig:
     seed: int = option(0, "seed of student, draws and masks", within=ranges.SEED)
 
 
-@dataclass
-class StudentConfig:
-    """One of several students, an item of ``student`` in YAML. What it leaves out is as the flags say."""
-
-    name: str = option(help="timm name")
-    folder: str | None = option(None, "folder of its run below OUT (default: its name)")
-    args: dict[str, Any] | None = option(None, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
-    weights: str | None = option(None, "weights file, stage-1 run, or 'pretrained'")
-    drop_path: float | None = option(None, "stochastic depth", within=ranges.DROP_PATH)
-
-
 LIVE = "live"
-"""The name of a teacher that is run, not read."""
+"""The name of a teacher that runs during the training, in place of a cache."""
 
 
 @dataclass
-class Stage1Config:
-    """Distil a student from teacher features, without a label."""
+class SourceConfig:
+    """source: where the teacher's features come from"""
 
-    ds_config: str = option("zero2.json", "DeepSpeed JSON: a path, or the name of a bundled one")
     cache: list[str | Path] = option(
         [],
         "teacher cache, folder or URL, repeatable (default: the embedded proxy images, cached under runs/)",
@@ -177,114 +166,148 @@ class Stage1Config:
         metavar="K",
         within=ranges.SIZE,
     )
-    teacher_norm: str = option(
-        "whiten",
-        "conditioning of the teacher's tokens: layer is (x - mean)/std over a token's channels; the others "
-        "use the cache's moments, by channel (standard), by principal component (whiten), rotated (phi-s)",
-        choices=TEACHER_NORMS,
-    )
-    whiten_power: float = option(
-        0.5,
-        "with whiten: eigenvalues to the power -P/2; 1 makes all directions equally loud",
-        metavar="P",
-        within=ranges.POWER,
-    )
-    objective: str = option(
-        next(iter(OBJECTIVES)),
-        "what is minimised: " + "; ".join(f"{name}, {row.title}" for name, row in OBJECTIVES.items()),
-        choices=OBJECTIVES,
-    )
-    student: list[str | dict[str, Any]] = option(
+
+    def __post_init__(self) -> None:
+        if self.live and self.teacher != LIVE:
+            raise ConfigError("--live is given without --teacher live", "give both, or a cache alone")
+        if self.teacher == LIVE and self.cache:
+            raise ConfigError("both --teacher live and --cache are given", "give one of them")
+
+
+@dataclass
+class WhitenedConfig(ConditioningConfig):
+    """conditioning: what is done to the teacher's tokens before they are compared"""
+
+    norm: str = again(ConditioningConfig, "norm", "whiten")
+
+
+@dataclass
+class StudentConfig:
+    """student: the model that is trained, or several"""
+
+    names: list[str | dict[str, Any]] = option(
         ["demo_student"],
         "timm name of the student; repeat it to train several from the same batches",
         metavar="NAME",
     )
-    student_args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
-    student_weights: str | None = option(
+    args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
+    weights: str | None = option(
         None, "weights file, stage-1 run, or 'pretrained' (default: from scratch)", metavar="FILE|RUN"
     )
-    student_resize: str = option(
+    resize: str = option(
         "pi",
         "how a patch embedding gets another patch size: pseudo-inverse, or as an image",
         choices=("pi", "bicubic"),
     )
     drop_path: float = option(0.0, "stochastic depth of the student", within=ranges.DROP_PATH)
-    student_jitter: float = option(
+    jitter: float = option(
         0.0,
         "strength of brightness, contrast and saturation jitter that only the student sees",
         within=ranges.STRENGTH,
     )
-    out: Path = option(Path("runs/stage1"), "run folder; the same command again resumes")
-    steps: int | None = option(
-        None, "optimizer steps (default 400, or what --epochs gives)", within=ranges.COUNT
+
+
+@dataclass
+class StudentItem:
+    """One of several students, an item of ``student`` in YAML. What it leaves out is as the flags say."""
+
+    name: str = option(help="timm name")
+    folder: str | None = option(None, "folder of its run below OUT (default: its name)")
+    args: dict[str, Any] | None = option(None, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
+    weights: str | None = option(None, "weights file, stage-1 run, or 'pretrained'")
+    drop_path: float | None = option(None, "stochastic depth", within=ranges.DROP_PATH)
+
+
+@dataclass
+class ReadingConfig:
+    """reading: how caches are read"""
+
+    mirror: MirrorConfig = inline(MirrorConfig, folder="mirror", gb="mirror_gb")
+    on_corrupt: str = option(
+        "stop",
+        "a damaged sample: stop, or skip it (the next one stands in)",
+        choices=("stop", "skip"),
+        volatile=True,
     )
-    epochs: float | None = option(None, "passes over the caches, instead of --steps", within=ranges.EPOCHS)
-    global_batch: int | None = option(
-        None, "images an optimizer step, over all ranks (default 32)", within=ranges.SIZE
+    ledger: bool = option(False, "write which sample went into which step to OUT/ledger", volatile=True)
+    window: int = option(4, "shards that samples are shuffled across at a time", within=ranges.SIZE)
+
+
+@dataclass
+class Stage1RunConfig(RunConfig):
+    """run: its folder, length, checkpoints and logs"""
+
+    out: Path = again(RunConfig, "out", Path("runs/stage1"))
+    save_every: int = again(RunConfig, "save_every", 500)
+    epochs: float | None = option(
+        None,
+        "passes over the caches, instead of --steps (default: 400 steps)",
+        within=ranges.EPOCHS,
+        volatile=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("both --steps and --epochs are given", "give one of them")
+
+
+@dataclass
+class Stage1Config:
+    """Distil a student from teacher features, without a label."""
+
+    source: SourceConfig = inline(SourceConfig)
+    conditioning: WhitenedConfig = inline(WhitenedConfig, norm="teacher_norm", power="whiten_power")
+    objective: str = option(
+        next(iter(OBJECTIVES)),
+        "what is minimised: " + "; ".join(f"{name}, {row.title}" for name, row in OBJECTIVES.items()),
+        choices=OBJECTIVES,
+    )
+    student: StudentConfig = inline(
+        StudentConfig,
+        names="student",
+        args="student_args",
+        weights="student_weights",
+        resize="student_resize",
+        jitter="student_jitter",
     )
     ema: float = option(
         0.99996, "decay of the moving average that is exported; 0 exports the last step", within=ranges.DECAY
     )
-    save_every: int = option(500, "steps between checkpoints", within=ranges.COUNT)
-    keep: int = option(2, "newest checkpoints kept", within=ranges.COUNT)
-    keep_every: int | None = option(
-        None, "keep each N-th step's checkpoint too", metavar="N", within=ranges.COUNT
+    grad_checkpointing: bool = option(
+        False, "compute activations again in the backward pass: less memory", volatile=True
     )
-    grad_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory")
     compile: bool = option(False, "compile the student with torch.compile")
-    workers: int = option(2, "threads that read and decode, a rank", within=ranges.THREADS)
-    mirror: Path = option(
-        Path("~/.cache/gkd-scale"),
-        "where caches behind a URL are mirrored while they are used",
-        metavar="DIR",
-    )
-    mirror_gb: float = option(50.0, "GB of shards that a mirror keeps", within=ranges.GIGABYTES)
-    on_corrupt: str = option(
-        "stop", "a damaged sample: stop, or skip it (the next one stands in)", choices=("stop", "skip")
-    )
-    ledger: bool = option(False, "write which sample went into which step to OUT/ledger")
-    log: list[str] = option(list(loggers.DEFAULT), loggers.HELP, choices=loggers.CHOICES)
-    window: int = option(4, "shards that samples are shuffled across at a time", within=ranges.SIZE)
-    seed: int = option(0, "decides initialisation, order and masks", within=ranges.SEED)
+    reading: ReadingConfig = inline(ReadingConfig)
+    run: Stage1RunConfig = inline(Stage1RunConfig)
     loss: LossConfig = section(LossConfig)
     qsd: QsdConfig = section(QsdConfig)
     mask: MaskConfig = section(MaskConfig)
     optim: OptimConfig = section(OptimConfig)
 
     def __post_init__(self) -> None:
-        self.loggers()
-        if self.steps is not None and self.epochs is not None:
-            raise ConfigError("both --steps and --epochs are given", "give one of them")
-        if self.live and self.teacher != LIVE:
-            raise ConfigError("--live is given without --teacher live", "give both, or a cache alone")
-        if self.teacher == LIVE and self.cache:
-            raise ConfigError("both --teacher live and --cache are given", "give one of them")
         OBJECTIVES[self.objective].check(self)
         self.each()
 
-    def loggers(self) -> list[str]:
-        """The loggers of ``log``; ConfigError for none beside others."""
-        return loggers.chosen(self.log)
-
     def each(self) -> list[Stage1Config]:
         """A config for each student alone: itself for one by name, else with ``out`` a folder below OUT."""
-        if len(self.student) == 1 and isinstance(self.student[0], str):
+        names = self.student.names
+        if len(names) == 1 and isinstance(names[0], str):
             return [self]
-        alone = [self._alone(item) for item in self.student]
-        folders = [one.out for one in alone]
+        alone = [self._alone(item) for item in names]
+        folders = [one.run.out for one in alone]
         for twice in {str(folder) for folder in folders if folders.count(folder) > 1}:
             raise ConfigError(f"two students would be trained in {twice}", "give one of them a 'folder'")
         return alone
 
     def _alone(self, item: str | dict[str, Any]) -> Stage1Config:
-        said = config.build(StudentConfig, {"name": item} if isinstance(item, str) else item, "a student")
-        return replace(
+        one = config.build(StudentItem, {"name": item} if isinstance(item, str) else item, "a student")
+        shared, out = self.student, self.run.out
+        return config.changed(
             self,
-            student=[said.name],
-            student_args=self.student_args if said.args is None else said.args,
-            student_weights=said.weights or self.student_weights,
-            drop_path=self.drop_path if said.drop_path is None else said.drop_path,
-            out=self.out / (said.folder or said.name.replace("/", "_"))
-            if len(self.student) > 1
-            else self.out,
+            student=[one.name],
+            student_args=shared.args if one.args is None else one.args,
+            student_weights=one.weights or shared.weights,
+            drop_path=shared.drop_path if one.drop_path is None else one.drop_path,
+            out=out / (one.folder or one.name.replace("/", "_")) if len(shared.names) > 1 else out,
         )

@@ -59,18 +59,18 @@ def train(
     ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Objective, not yet
     sharded. ``labelled`` opens the images of ``--live`` if they are a labelled dataset.
     """
-    runtime.on_main(lambda: loggers.require(cfg.loggers()))
+    runtime.on_main(lambda: loggers.require(cfg.run.loggers()))
     plan = ds_config.resolve(
-        cfg.ds_config,
+        cfg.run.ds_config,
         bundled,
-        global_batch=cfg.global_batch,
+        global_batch=cfg.run.global_batch,
         world=runtime.world,
         device=runtime.device,
         default=DEFAULT_GLOBAL_BATCH,
     )
     alone = cfg.each()
     # The ledger is of the whole pass, and lies in OUT itself.
-    with run.claimed(runtime, [each.out for each in alone] + [cfg.out] * cfg.ledger):
+    with run.claimed(runtime, [each.run.out for each in alone] + [cfg.run.out] * cfg.reading.ledger):
         teacher = open_source(cfg, runtime, plan, labelled)
         steps = _steps(cfg, teacher, plan)
         made = [_job(each, runtime, plan, teacher, steps) for each in alone]
@@ -101,12 +101,12 @@ def _train(
     training = TrainingPlan(
         batches=_batches(cfg, runtime, plan, teacher, draws),
         steps=steps,
-        seed=cfg.seed,
-        save_every=cfg.save_every,
-        keep=cfg.keep,
-        keep_every=cfg.keep_every,
+        seed=cfg.run.seed,
+        save_every=cfg.run.save_every,
+        keep=cfg.run.keep,
+        keep_every=cfg.run.keep_every,
         why_wait=teacher.why_wait,
-        log=cfg.loggers(),
+        log=cfg.run.loggers(),
     )
     for job, trained in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
         state = trained.state()
@@ -122,13 +122,13 @@ def default_lr(cfg: Stage1Config, global_batch: int) -> float:
     The floor is higher for a student from scratch, which has further to go: after 200 steps the demo's has
     a feature loss of 0.65 at 2.5e-4, and of 0.40 at 1e-3.
     """
-    return max(5e-4 * global_batch / 512, 2.5e-4 if cfg.student_weights else 1e-3)
+    return max(5e-4 * global_batch / 512, 2.5e-4 if cfg.student.weights else 1e-3)
 
 
 def _steps(cfg: Stage1Config, teacher: TeacherSource, plan: DeepSpeedPlan) -> int:
-    if cfg.epochs is not None:
-        return max(1, round(cfg.epochs * teacher.images / plan.global_batch))
-    return cfg.steps or DEFAULT_STEPS
+    if cfg.run.epochs is not None:
+        return max(1, round(cfg.run.epochs * teacher.images / plan.global_batch))
+    return cfg.run.steps or DEFAULT_STEPS
 
 
 def _batches(
@@ -138,9 +138,9 @@ def _batches(
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
         found = teacher.source.batches(start, stop, draws)
-        if not cfg.ledger:
+        if not cfg.reading.ledger:
             return found
-        return recorded(found, cfg.out / LEDGER, runtime.rank, start, plan.accumulation)
+        return recorded(found, cfg.run.out / LEDGER, runtime.rank, start, plan.accumulation)
 
     return batches
 
@@ -152,16 +152,16 @@ def _job(
 
     Writes nothing.
     """
-    done = runtime.on_main(lambda: run.is_done(cfg.out, KIND))
+    done = runtime.on_main(lambda: run.is_done(cfg.run.out, KIND))
     conditioning = runtime.on_main(lambda: _conditioning(cfg, teacher))
     objective = _build(cfg, teacher, conditioning)
     _require_masked(objective.draws, plan.global_batch)
     continued = heads.resume(
         objective,
-        cfg.student_weights,
+        cfg.student.weights,
         teacher.fingerprint["model"],
         conditioning,
-        lambda line: console.say(f"{cfg.out}: {line}") if runtime.main and not done else None,
+        lambda line: console.say(f"{cfg.run.out}: {line}") if runtime.main and not done else None,
     )
     identity = run.identity(
         cfg,
@@ -172,12 +172,12 @@ def _job(
         global_batch=plan.global_batch,
     )
     if done:
-        run.require_same(cfg.out, identity)
+        run.require_same(cfg.run.out, identity)
     if runtime.main and (done or continued):
         console.out.print(
-            f"{cfg.out} is already complete: {cfg.out / backbone.WEIGHTS_FILE}"
+            f"{cfg.run.out} is already complete: {cfg.run.out / backbone.WEIGHTS_FILE}"
             if done
-            else f"{cfg.out}: the QSD heads go on from {cfg.student_weights}",
+            else f"{cfg.run.out}: the QSD heads go on from {cfg.student.weights}",
             markup=False,
         )
     return None if done else (_training(cfg, objective, teacher, identity), conditioning)
@@ -210,7 +210,7 @@ def _training(
         lr=lambda step: cosine(
             step, base=base, steps=steps, warmup=warmup, warmup_lr=optim.warmup_lr, final=optim.final_lr
         ),
-        out=cfg.out,
+        out=cfg.run.out,
         weight_decay=optim.weight_decay,
         betas=optim.betas,
         ema=cfg.ema,
@@ -235,39 +235,41 @@ def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, conditioning: Co
 
 def _conditioned_by(cfg: Stage1Config, teacher: TeacherSource) -> str:
     """The digest of what decides the conditioning."""
-    return conditionings.key({"norm": cfg.teacher_norm, "power": cfg.whiten_power, **teacher.identity})
+    return conditionings.key(
+        {"norm": cfg.conditioning.norm, "power": cfg.conditioning.power, **teacher.identity}
+    )
 
 
 def _conditioning(cfg: Stage1Config, teacher: TeacherSource) -> Conditioning:
     """The conditioning of the teacher's tokens, from their moments; or what the run began with. Rank 0."""
     return conditionings.kept(
-        cfg.out,
+        cfg.run.out,
         _conditioned_by(cfg, teacher),
         lambda: conditionings.fit(
-            teacher.source.spread(conditionings.SAMPLES), cfg.teacher_norm, cfg.whiten_power
+            teacher.source.spread(conditionings.SAMPLES), cfg.conditioning.norm, cfg.conditioning.power
         ),
     )
 
 
 def _build(cfg: Stage1Config, teacher: TeacherSource, conditioning: Conditioning) -> Objective:
-    torch.manual_seed(seed_of("init", cfg.seed))
+    torch.manual_seed(seed_of("init", cfg.run.seed))
     source = teacher.source
-    (name,) = cfg.student
+    (name,) = cfg.student.names
     student = load_student(
         str(name),
         source.image_size,
         source.grid,
-        weights=cfg.student_weights,
-        args=cfg.student_args,
-        drop_path=cfg.drop_path,
-        resize=cfg.student_resize,
+        weights=cfg.student.weights,
+        args=cfg.student.args,
+        drop_path=cfg.student.drop_path,
+        resize=cfg.student.resize,
     )
     if cfg.grad_checkpointing:
         layers.checkpoint_activations(student.net, str(name))
     if cfg.compile:
         layers.compile_features(student.net)
     sections = {"loss": cfg.loss, "qsd": cfg.qsd, "mask": cfg.mask}
-    args = {**sections, "jitter": cfg.student_jitter, "conditioning": conditioning, "seed": cfg.seed}
+    args = {**sections, "jitter": cfg.student.jitter, "conditioning": conditioning, "seed": cfg.run.seed}
     return build_objective(cfg.objective, student, source, args)
 
 
@@ -327,7 +329,7 @@ def _introduce(
     for line in teacher.about:
         console.out.print(line, markup=False)
     console.out.print(
-        f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.out}", markup=False
+        f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.run.out}", markup=False
     )
     for note in plan.notes:
         console.out.print(f"{plan.path.name}: {note}", markup=False)
@@ -352,6 +354,6 @@ def _stage2(cfg: Stage1Config, job: Job, teacher: TeacherSource, bundled: Path) 
     size = "x".join(str(max(1, round(side / stride)) * stride) for side in teacher.source.image_size)
     out = job.out.with_name(f"{job.out.name}-stage2") if job.out.name else job.out / "stage2"
     return [
-        *("deepspeed", commands.script(bundled, "stage2.py"), "--ds-config", cfg.ds_config),
+        *("deepspeed", commands.script(bundled, "stage2.py"), "--ds-config", cfg.run.ds_config),
         *("--backbone", job.out, "--image-size", size, "--out", out),
     ]

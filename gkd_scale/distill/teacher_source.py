@@ -54,11 +54,13 @@ def open_source(
         "accumulation": plan.accumulation,
         "rank": runtime.rank,
         "world": runtime.world,
-        "seed": cfg.seed,
-        "workers": cfg.workers,
-        "window": cfg.window,
+        "seed": cfg.run.seed,
+        "workers": cfg.run.workers,
+        "window": cfg.reading.window,
     }
-    return _live(cfg, runtime, share, labelled) if cfg.teacher == LIVE else _cached(cfg, runtime, share)
+    return (
+        _live(cfg, runtime, share, labelled) if cfg.source.teacher == LIVE else _cached(cfg, runtime, share)
+    )
 
 
 def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
@@ -66,13 +68,13 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
     source = CachedSource(
         caches,
         **share,
-        skip_corrupt=cfg.on_corrupt == "skip",
-        views=cfg.views,
+        skip_corrupt=cfg.reading.on_corrupt == "skip",
+        views=cfg.source.views,
         pin=runtime.device.type == "cuda",
         encoded=runtime.device.type == "cuda",
     )
     lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in caches.caches]
-    views = cfg.views or caches.views
+    views = cfg.source.views or caches.views
     return TeacherSource(
         source,
         caches.num_samples,
@@ -85,27 +87,28 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
 
 
 def _open(cfg: Stage1Config) -> Caches:
-    home, limit = cfg.mirror.expanduser(), round(cfg.mirror_gb * 1e9)
-    caches = open_caches(cfg.cache, home=home, limit=limit)
+    home, limit = cfg.reading.mirror.folder.expanduser(), round(cfg.reading.mirror.gb * 1e9)
+    caches = open_caches(cfg.source.cache, home=home, limit=limit)
     made_by = caches.fingerprint["model"]
-    if cfg.teacher is not None and cfg.teacher != made_by:
+    name = cfg.source.teacher
+    if name is not None and name != made_by:
         raise CacheError(
-            f"{cfg.cache[0]} was made by the teacher '{made_by}', but --teacher asks for '{cfg.teacher}'",
-            f"give --teacher {made_by}, or the cache of {cfg.teacher}",
+            f"{cfg.source.cache[0]} was made by the teacher '{made_by}', but --teacher asks for '{name}'",
+            f"give --teacher {made_by}, or the cache of {name}",
         )
     return caches
 
 
 def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
     """The options of ``--live`` as those of the cache that would hold the same views; ConfigError."""
-    if not cfg.live:
+    if not cfg.source.live:
         raise ConfigError("--teacher live says neither images nor teacher", "give --live images=PATH ...")
-    given = config.from_dotted(cfg.live)
+    given = config.from_dotted(cfg.source.live)
     for key in ("out", "ray", "codec_fit", "batch_size", "device", "workers", "views"):
         if key in given:
             raise ConfigError(f"--live does not take '{key}'", f"leave {key} out, or see --help")
-    made = config.build(CacheTeacherConfig, {**given, "out": cfg.out}, "--live")
-    return replace(made, views=cfg.views or 1)
+    made = config.build(CacheTeacherConfig, {**given, "out": cfg.run.out}, "--live")
+    return replace(made, views=cfg.source.views or 1)
 
 
 def _live(
@@ -119,14 +122,14 @@ def _live(
         teacher,
         source=images,
         view=recipe.view,
-        views=cfg.views,
+        views=cfg.source.views,
         view_seed=recipe.seed,
         samples_per_shard=recipe.samples_per_shard,
         codec=recipe.codec,
         **share,
     )
     fingerprint = teacher.fingerprint()
-    views = f"{cfg.views} views" if cfg.views else "new views each epoch"
+    views = f"{cfg.source.views} views" if cfg.source.views else "new views each epoch"
     return TeacherSource(
         source,
         source.num_samples,

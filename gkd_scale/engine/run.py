@@ -25,30 +25,14 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 OTHERS = {SPEC: "a teacher cache", "search.json": "a search", "data.json": "the embedded scenes"}
 """What else our commands write folders of, by a file that lies in each."""
-VOLATILE = (
-    "out",
-    "save_every",
-    "keep",
-    "keep_every",
-    "grad_checkpointing",
-    "workers",
-    "on_corrupt",
-    "mirror",
-    "mirror_gb",
-    "ledger",
-    "log",
-    "ds_config",
-    "steps",
-    "epochs",
-    "global_batch",
-)
-"""Options that may change between a run and its resumption (sizes are kept by their resolved values)."""
 
 
 def identity(options: Any, **resolved: Any) -> dict[str, Any]:
-    """What must not change when a run goes on: its options less the volatile ones, and ``resolved``."""
-    kept = {key: value for key, value in config.to_dict(options).items() if key not in VOLATILE}
-    return json.loads(json.dumps({**kept, **resolved}))
+    """What must not change when a run goes on: ``options``, the volatile ones left out, and ``resolved``.
+
+    ``resolved`` has what volatile options come to, for example the steps that ``--epochs`` gives.
+    """
+    return json.loads(json.dumps({**config.to_dict(options, volatile=False), **resolved}))
 
 
 @contextmanager

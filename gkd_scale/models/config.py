@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 TEACHER_DTYPES = ("float32", "bfloat16", "float16")
 """What a teacher may compute in. The codec decides how its features are stored."""
 
+TEACHER_NORMS = ("none", "layer", "standard", "whiten", "phi-s")
+"""Conditionings of a teacher's tokens: see ``gkd_scale/models/conditioning.py``."""
+
 _IN_FINGERPRINT = ("args", "layer", "patch_resize", "dtype", "mean", "std")
 _RGB = ("R", "G", "B")
 
@@ -73,4 +76,23 @@ class DemoTeacherConfig(TeacherConfig):
 
     name: str = option(
         "demo_teacher", "the teacher: a timm name, hf:FOLDER or hf:OWNER/NAME (transformers)", metavar="NAME"
+    )
+
+
+@dataclass
+class ConditioningConfig:
+    """conditioning: what is done to the teacher's tokens before they are compared"""
+
+    norm: str = option(
+        "none",
+        "layer is (x - mean)/std over a token's channels; the others use moments of the cache's tokens, in "
+        "stage 2 of the training images': by channel (standard), by principal component (whiten), rotated "
+        "(phi-s)",
+        choices=TEACHER_NORMS,
+    )
+    power: float = option(
+        0.5,
+        "with whiten: eigenvalues to the power -P/2; 1 makes all directions equally loud",
+        metavar="P",
+        within=ranges.POWER,
     )

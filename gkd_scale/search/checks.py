@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gkd_scale.cache.cluster import refuse_silent
+from gkd_scale.cache.config import MirrorConfig
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.reader import Caches, open_caches
 from gkd_scale.demo import defaults
@@ -45,8 +46,7 @@ class SearchPlan:
     default: dict[str, Any]
     out: Path
     caches: tuple[str, ...]
-    mirror: Path
-    mirror_gb: float
+    mirror: MirrorConfig
     train: dict[str, str]
     val: dict[str, str]
     test: dict[str, str]
@@ -63,7 +63,7 @@ class SearchPlan:
     def stage1(self, params: dict[str, Any], out: Path) -> Stage1Config:
         """Stage 1's configuration of a trial with the sampled options ``params``."""
         cfg = self.space.configure(self.base, params)
-        cfg.cache, cfg.mirror, cfg.mirror_gb, cfg.out = [*self.caches], self.mirror, self.mirror_gb, out
+        cfg.source.cache, cfg.reading.mirror, cfg.run.out = [*self.caches], self.mirror, out
         return cfg
 
 
@@ -84,8 +84,7 @@ def check(cfg: SearchConfig) -> SearchPlan:
         default=spaces.defaults(space, base, stage1.default_lr),
         out=cfg.out.resolve(),
         caches=caches,
-        mirror=cfg.mirror.expanduser().absolute(),
-        mirror_gb=cfg.mirror_gb,
+        mirror=replace(cfg.mirror, folder=cfg.mirror.folder.expanduser().absolute()),
         train=train,
         val=val,
         test=test,
@@ -228,20 +227,20 @@ def _absolute(cache: str) -> str:
 
 def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches:
     """The caches, which are all there and fit together; CacheError."""
-    return open_caches(caches, home=cfg.mirror.expanduser(), limit=round(cfg.mirror_gb * 1e9))
+    return open_caches(caches, home=cfg.mirror.folder.expanduser(), limit=round(cfg.mirror.gb * 1e9))
 
 
 def _check_student(plan: SearchPlan) -> None:
     """The student's name is timm's or ours, and timm can build what the space can draw for it."""
     for params in [{}, *_drawn_of(plan.space, "student")]:
         for cfg in plan.stage1(params, plan.out).each():
-            (name,) = cfg.student
-            spec, _ = models.resolve(str(name), cfg.student_args)
-            if not params and not cfg.student_args:
+            (name,) = cfg.student.names
+            spec, _ = models.resolve(str(name), cfg.student.args)
+            if not params and not cfg.student.args:
                 continue
             try:
                 with torch.device("meta"), torch.random.fork_rng(devices=[]):
-                    backbone.any_size(spec, drop_path=cfg.drop_path)
+                    backbone.any_size(spec, drop_path=cfg.student.drop_path)
             except ModelError as error:
                 where = f"{plan.space.path}, {_shown(params)}: " if params else ""
                 raise ModelError(f"{where}{error.message}", error.hint) from None

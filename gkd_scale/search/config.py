@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import ranges
-from gkd_scale.config import option
-from gkd_scale.distill.config import Stage1Config
+from gkd_scale.cache.config import MirrorConfig
+from gkd_scale.config import inline, option
 from gkd_scale.errors import ConfigError, nearest
 from gkd_scale.ranges import Range
 from gkd_scale.segment.config import DEFAULT_TRAIN, DEFAULT_VAL
@@ -81,18 +81,7 @@ class SearchConfig:
         within=ranges.COUNT,
         volatile=True,
     )
-    mirror: Path = option(
-        Stage1Config.mirror,
-        "where each node mirrors caches behind a URL while they are used",
-        metavar="DIR",
-        volatile=True,
-    )
-    mirror_gb: float = option(
-        Stage1Config.mirror_gb,
-        "GB of shards that a node's mirror keeps",
-        within=ranges.GIGABYTES,
-        volatile=True,
-    )
+    mirror: MirrorConfig = inline(MirrorConfig, folder="mirror", gb="mirror_gb")
     retries: int = option(
         3, "how often a trial goes on after its process or node was lost", within=ranges.NUMBER
     )

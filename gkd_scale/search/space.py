@@ -229,7 +229,7 @@ def defaults(
     for key, dimension in space.searched.items():
         value = _leaf_or_none(cfg, key)
         if key == "optim.lr" and value is None:
-            value = default_lr(cfg, cfg.global_batch or 32)
+            value = default_lr(cfg, cfg.run.global_batch or 32)
         low_high = dimension.kind in RANGES and value is not None
         inside = (
             dimension.values[0] <= value <= dimension.values[1] if low_high else value in dimension.values

@@ -57,7 +57,7 @@ def _command(cfg: SearchConfig) -> list[object]:
 def best_yaml(best: Trial, plan: SearchPlan, cfg: SearchConfig) -> str:
     """The best trial's configuration, readable by stage 1's ``--config``."""
     stage1 = plan.stage1(best.config, cfg.out / "best")
-    stage1.save_every = max(1, min(500, stage1.steps or 500))
+    stage1.run.save_every = max(1, min(500, stage1.run.steps or 500))
     header = (
         f"# Trial {best.number} ({best.name}): mIoU {best.score:.2f} after {best.steps} steps, "
         f"{cfg.probe} probe on {', '.join(plan.val)}.\n"

@@ -22,7 +22,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ import ray
 from ray import tune
 
 from gkd_scale import files
-from gkd_scale.config import to_dict
+from gkd_scale.config import changed, to_dict
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.engine import runlog
 from gkd_scale.engine.runtime import free_port
@@ -134,7 +133,7 @@ def rank_main(
         from gkd_scale.distill import stage1
         from gkd_scale.engine.runtime import Runtime
 
-        cfg = replace(plan.stage1(params, out), keep=plan.keep)
+        cfg = changed(plan.stage1(params, out), keep=plan.keep)
         runtime = Runtime.start()
         prepare = functools.partial(_prepare, plan=plan, name=name, runtime=runtime)
         stage1.train(cfg, runtime, LAUNCHERS, prepare)

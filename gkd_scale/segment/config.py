@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_scale import ranges
-from gkd_scale.cache.config import TEACHER_NORMS, parse_size
-from gkd_scale.config import inline, option, section
-from gkd_scale.engine import loggers
+from gkd_scale.cache.config import parse_size
+from gkd_scale.config import again, inline, option, section
+from gkd_scale.engine.config import RunConfig
 from gkd_scale.errors import ConfigError
-from gkd_scale.models.config import DemoTeacherConfig, TeacherConfig
+from gkd_scale.models.config import ConditioningConfig, DemoTeacherConfig, TeacherConfig
 from gkd_scale.ranges import Range
 from gkd_scale.segment.heads.registry import HEADS, check_head
 from gkd_scale.segment.methods.registry import METHODS, check_method
@@ -81,7 +81,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         low, high = self.scale
         if low > high:
-            raise ValueError(f"'augment.scale' is {low:g} {high:g}: the smallest comes first")
+            raise ConfigError(f"'augment.scale' is {low:g} {high:g}", "give the smallest first")
 
 
 @dataclass
@@ -108,14 +108,8 @@ class MethodConfig:
         mean="teacher_mean",
         std="teacher_std",
     )
-    teacher_norm: str = option(
-        "none",
-        "conditioning of its features, as stage 1 has it; the moments are of the training images",
-        flag="--teacher-norm",
-        choices=TEACHER_NORMS,
-    )
-    whiten_power: float = option(
-        0.5, "as stage 1 has it", flag="--whiten-power", metavar="P", within=ranges.POWER
+    conditioning: ConditioningConfig = inline(
+        ConditioningConfig, short=True, norm="teacher_norm", power="whiten_power"
     )
     teacher_head: Path | None = option(
         None,
@@ -162,7 +156,7 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         if (self.window or self.stride) and self.mode != "slide":
-            raise ValueError("a window or stride is for windows: add --inference slide")
+            raise ConfigError("a window or stride is given for whole images", "add --inference slide")
 
     def windows(self, image_size: Size) -> tuple[Size, Size] | None:
         """Size and stride of the windows; None for the whole image. ConfigError where they leave gaps."""
@@ -180,30 +174,56 @@ class InferenceConfig:
 
 
 @dataclass
-class Stage2Config:
-    """Train a segmentation head on a frozen backbone."""
+class BackboneConfig:
+    """backbone: the student, and which part of it is trained"""
 
-    ds_config: str = option("zero2.json", "DeepSpeed JSON: a path, or the name of a bundled one")
-    backbone: Path | None = option(
+    weights: Path | None = option(
         None,
         f"stage-1 run, weights file or 'pretrained' (default {DEFAULT_BACKBONE}; --adapt full: scratch)",
         metavar="RUN|FILE",
     )
-    student: str | None = option(None, "timm name; needed where --backbone is a weights file or from scratch")
-    student_args: dict[str, Any] = option({}, "arguments of the timm model", keys=TIMM_ARGUMENTS)
+    name: str | None = option(None, "timm name; needed if --backbone is a weights file or from scratch")
+    args: dict[str, Any] = option({}, "arguments of the timm model", keys=TIMM_ARGUMENTS)
     mean: tuple[float, float, float] | None = option(
         None,
-        "of pixels in 0..1, where a weights file was trained with another than timm says",
+        "mean of pixels in 0..1, if a weights file was trained with another than timm's",
         metavar=_RGB,
         within=ranges.MEAN,
     )
-    std: tuple[float, float, float] | None = option(None, "likewise", metavar=_RGB, within=ranges.DEVIATION)
+    std: tuple[float, float, float] | None = option(
+        None, "standard deviation of pixels, likewise", metavar=_RGB, within=ranges.DEVIATION
+    )
     adapt: str = option(
         "frozen",
         "train only the head (frozen), the backbone's last K blocks too (last4), or all (full, as every "
         "--method does)",
         metavar="frozen|lastK|full",
     )
+
+    def __post_init__(self) -> None:
+        if self.adapt not in ("frozen", "full") and not _LAST.fullmatch(self.adapt):
+            raise ConfigError(f"adapt is '{self.adapt}'", "give frozen, full, or last4 for the last 4 blocks")
+
+    def last_blocks(self) -> int:
+        """How many of a frozen backbone's last blocks are trained with the head."""
+        last = _LAST.fullmatch(self.adapt)
+        return int(last[1]) if last else 0
+
+    def path(self) -> Path | None:
+        """The weights' place; None for a training from scratch."""
+        if self.weights is None and self.adapt != "full":
+            return DEFAULT_BACKBONE
+        return self.weights
+
+    def student_name(self) -> str | None:
+        """The student's timm name; None if the run folder says it."""
+        return self.name or (DEFAULT_STUDENT if self.path() is None else None)
+
+
+@dataclass
+class LabelledDataConfig:
+    """data: labelled images to train on and to validate on"""
+
     train: list[str] = option(
         [], f"source-domain dataset, repeatable (default {DEFAULT_TRAIN})", metavar="ADAPTER:PATH"
     )
@@ -230,40 +250,8 @@ class Stage2Config:
         metavar="ADAPTER:PATH",
     )
     check: bool = option(True, "read every training and validation sample once before training")
-    head: str = option(next(iter(HEADS)), "segmentation head", choices=HEADS)
-    head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
-    image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
-    steps: int = option(400, "optimizer steps", within=ranges.COUNT)
-    global_batch: int | None = option(
-        None, "images an optimizer step, over all ranks (default 16)", within=ranges.SIZE
-    )
-    optim: HeadOptimConfig = section(HeadOptimConfig)
-    augment: AugmentConfig = section(AugmentConfig)
-    method: MethodConfig = section(MethodConfig)
-    inference: InferenceConfig = section(InferenceConfig)
-    out: Path = option(Path("runs/stage2"), "run folder; the same command again resumes")
-    save_every: int = option(200, "steps between checkpoints", within=ranges.COUNT)
-    keep: int = option(2, "newest checkpoints kept", within=ranges.COUNT)
-    keep_every: int | None = option(
-        None, "keep each N-th step's checkpoint too", metavar="N", within=ranges.COUNT
-    )
-    val_every: int = option(
-        100, "steps between validations; the best one is what the run exports", within=ranges.COUNT
-    )
-    workers: int = option(2, "threads that read and augment, a rank", within=ranges.THREADS)
-    log: list[str] = option(list(loggers.DEFAULT), loggers.HELP, choices=loggers.CHOICES)
-    seed: int = option(0, "decides head, order and augmentation", within=ranges.SEED)
 
     def __post_init__(self) -> None:
-        self.loggers()
-        self.inference.windows(self.size())
-        check_head(self.head, self.head_args)
-        if self.method.name is not None:
-            if self.adapt not in ("frozen", "full"):
-                raise ValueError(f"adapt {self.adapt} and --method: a method trains the whole encoder")
-            self.adapt = "full"
-        if self.adapt not in ("frozen", "full") and not _LAST.fullmatch(self.adapt):
-            raise ValueError(f"adapt is '{self.adapt}': it is frozen, full, or last4 for the last 4 blocks")
         if bool(self.train) != bool(self.val):
             missing, given = ("--val", "--train") if self.train else ("--train", "--val")
             raise ConfigError(
@@ -272,37 +260,21 @@ class Stage2Config:
         self.label_share()
         weights, sources = self.train_weights, len(self.train_sets())
         if weights is not None and len(weights) != sources:
-            raise ValueError(f"train_weights {weights}: give a positive number for each of {sources} --train")
-
-    def loggers(self) -> list[str]:
-        """The loggers of ``log``; ConfigError for none beside others."""
-        return loggers.chosen(self.log)
-
-    def size(self) -> tuple[int, int]:
-        """Height and width of the training images."""
-        return parse_size(self.image_size)
+            raise ConfigError(
+                f"train_weights has {len(weights)} numbers for {sources} --train", "give one for each --train"
+            )
 
     def label_share(self) -> Fraction:
-        """``label_fraction`` as a number in (0, 1]."""
+        """``label_fraction`` as a number in (0, 1]; ConfigError."""
         try:
             share = Fraction(self.label_fraction)
         except (ValueError, ZeroDivisionError):
             share = Fraction(0)
         if not 0 < share <= 1:
-            raise ValueError(f"label_fraction '{self.label_fraction}' is not in (0, 1], for example 1/16")
+            raise ConfigError(
+                f"label_fraction '{self.label_fraction}' is not above 0 and at most 1", "for example 1/16"
+            )
         return share
-
-    def last_blocks(self) -> int:
-        """How many of a frozen backbone's last blocks are trained with the head."""
-        found = _LAST.fullmatch(self.adapt)
-        return int(found[1]) if found else 0
-
-    def peak_lr(self) -> float:
-        """``optim.lr``, or what suits the head: the smaller it is, the more."""
-        if self.optim.lr is not None:
-            return self.optim.lr
-        head = HEADS[self.head].lr
-        return head if self.adapt == "frozen" else min(head, 1e-3)
 
     def train_sets(self) -> list[str]:
         return self.train or [DEFAULT_TRAIN]
@@ -310,15 +282,54 @@ class Stage2Config:
     def val_sets(self) -> list[str]:
         return self.val or [DEFAULT_VAL]
 
-    def backbone_ref(self) -> Path | None:
-        """Where the backbone's weights are; None for from scratch."""
-        if self.backbone is None and self.adapt != "full":
-            return DEFAULT_BACKBONE
-        return self.backbone
 
-    def student_name(self) -> str | None:
-        """The student's timm name; None where the run folder says it."""
-        return self.student or (DEFAULT_STUDENT if self.backbone_ref() is None else None)
+@dataclass
+class Stage2RunConfig(RunConfig):
+    """run: its folder, length, checkpoints and logs"""
+
+    out: Path = again(RunConfig, "out", Path("runs/stage2"))
+    steps: int = again(RunConfig, "steps", 400)
+
+
+@dataclass
+class Stage2Config:
+    """Train a segmentation head on a frozen backbone."""
+
+    backbone: BackboneConfig = inline(BackboneConfig, weights="backbone", name="student", args="student_args")
+    data: LabelledDataConfig = inline(LabelledDataConfig)
+    head: str = option(next(iter(HEADS)), "segmentation head", choices=HEADS)
+    head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
+    image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
+    optim: HeadOptimConfig = section(HeadOptimConfig)
+    augment: AugmentConfig = section(AugmentConfig)
+    method: MethodConfig = section(MethodConfig)
+    inference: InferenceConfig = section(InferenceConfig)
+    val_every: int = option(
+        100, "steps between validations; the best one is what the run exports", within=ranges.COUNT
+    )
+    run: Stage2RunConfig = inline(Stage2RunConfig)
+
+    def __post_init__(self) -> None:
+        self.inference.windows(self.size())
+        check_head(self.head, self.head_args)
+        if self.method.name is not None:
+            if self.backbone.last_blocks():
+                raise ConfigError(
+                    f"adapt is '{self.backbone.adapt}', but a method trains the whole encoder",
+                    "leave --adapt or --method out",
+                )
+            self.backbone.adapt = "full"
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the training images."""
+        return parse_size(self.image_size)
+
+    def peak_lr(self) -> float:
+        """``optim.lr``, or what suits the head: the smaller it is, the more."""
+        if self.optim.lr is not None:
+            return self.optim.lr
+        head = HEADS[self.head].lr
+        return head if self.backbone.adapt == "frozen" else min(head, 1e-3)
 
 
 @dataclass
@@ -376,7 +387,7 @@ class LookConfig:
 
     def __post_init__(self) -> None:
         if not self.tta_scales:
-            raise ValueError("'tta_scales' is empty: give 1 for the training size alone")
+            raise ConfigError("'tta_scales' is empty", "give 1 for the training size alone")
 
 
 @dataclass(kw_only=True)

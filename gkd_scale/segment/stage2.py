@@ -68,37 +68,40 @@ _VAL_BATCH = 8
 
 
 def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
-    """Train, validate and export into ``config.out``; the same call resumes. Collective.
+    """Train, validate and export into ``--out``; the same call resumes. Collective.
 
     ``bundled`` is the folder with the DeepSpeed configs.
     """
-    runtime.on_main(lambda: loggers.require(config.loggers()))
+    runtime.on_main(lambda: loggers.require(config.run.loggers()))
     plan = ds_config.resolve(
-        config.ds_config,
+        config.run.ds_config,
         bundled,
-        global_batch=config.global_batch,
+        global_batch=config.run.global_batch,
         world=runtime.world,
         device=runtime.device,
         default=DEFAULT_GLOBAL_BATCH,
     )
-    with runs.claimed(runtime, [config.out]):
+    with runs.claimed(runtime, [config.run.out]):
         _run(config, runtime, plan)
 
 
 def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
     """The run, its folder held. Nothing is written before all that can be refused is."""
     began = time.monotonic()
-    done = runtime.on_main(lambda: runs.is_done(config.out, KIND))
-    train, val = _datasets(config, runtime, check=config.check and not done)
-    domains = dict(zip(config.val_sets(), val.parts, strict=True))
+    done = runtime.on_main(lambda: runs.is_done(config.run.out, KIND))
+    train, val = _datasets(config, runtime, check=config.data.check and not done)
+    domains = dict(zip(config.data.val_sets(), val.parts, strict=True))
     segmenter = build_segmenter(config, len(train.classes))
     module = _with_method(config, segmenter, train, runtime)
     identity = _identity(config, plan, segmenter, train, val)
     if isinstance(module, StudentWithMethod):
         identity["taught_by"] = module.teacher.identity()
     if done:
-        runs.require_same(config.out, identity)
-        _say(runtime, f"{_name(config.out)} is already complete: {_name(config.out / export.CARD_FILE)}")
+        runs.require_same(config.run.out, identity)
+        _say(
+            runtime,
+            f"{_name(config.run.out)} is already complete: {_name(config.run.out / export.CARD_FILE)}",
+        )
         return
     runtime.on_main(lambda: _begin(config, identity, module))
     validator = Validator(segmenter, domains, config, runtime, train.absent)
@@ -107,32 +110,32 @@ def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
     loop.fit([job], _training_plan(config, runtime, plan, segmenter, train), runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))
     seconds = round(time.monotonic() - began, 1)
-    runtime.on_main(lambda: runs.finish(config.out, KIND, identity, seconds=seconds, best=best))
+    runtime.on_main(lambda: runs.finish(config.run.out, KIND, identity, seconds=seconds, best=best))
     _say(
         runtime,
         f"[green]done[/] in {seconds:.0f} s: best in-domain mIoU [bold]{best['miou']:.2f}[/] at step "
-        f"{best['step']}; {_name(config.out / export.CARD_FILE)}",
+        f"{best['step']}; {_name(config.run.out / export.CARD_FILE)}",
     )
     if runtime.main:
         evaluate = [part for ref in _unseen(config) for part in ("--data", ref)]
-        console.paste("next: ", "gkd-scale", "evaluate", config.out, *evaluate)
+        console.paste("next: ", "gkd-scale", "evaluate", config.run.out, *evaluate)
         console.out.print("      with a --data NAME=ADAPTER:PATH for each domain that it has never seen")
 
 
 def _unseen(config: Stage2Config) -> list[str]:
     """Domains to evaluate on, NAME=ADAPTER:PATH: the embedded ones, or what the run was validated on."""
-    if config.val:
-        return [f"val{number or ''}={ref}" for number, ref in enumerate(config.val)]
+    if config.data.val:
+        return [f"val{number or ''}={ref}" for number, ref in enumerate(config.data.val)]
     root = Path(DEFAULT_VAL.partition(":")[2]).parents[1]
     return [f"{name}=embedded:{root / name}" for name in UNSEEN]
 
 
 def _begin(config: Stage2Config, identity: dict[str, Any], module: nn.Module) -> None:
     """Write what the run is; all that could be refused has been. Rank 0."""
-    runs.begin(config.out, config, KIND, identity)
+    runs.begin(config.run.out, config, KIND, identity)
     if isinstance(module, StudentWithMethod) and config.method.teacher.name is not None:
-        module.teacher.conditioning.save(config.out, _conditioned_by(config, module.teacher.model))
-    _forget_stale_best(config.out)
+        module.teacher.conditioning.save(config.run.out, _conditioned_by(config, module.teacher.model))
+    _forget_stale_best(config.run.out)
 
 
 def _job(
@@ -142,14 +145,14 @@ def _job(
         title="stage 2",
         module=module,
         lr=lambda step: learning_rate(config, step),
-        out=config.out,
+        out=config.run.out,
         weight_decay=config.optim.weight_decay,
         betas=config.optim.betas,
         hooks=[loop.Hook(config.val_every, lambda step, module: validator(step, segmenter_in(module)))],
         identity=identity,
         config=configs.to_dict(config),
         tags={"kind": KIND, "student": student, "head": config.head, "gkd_scale": __version__},
-        final=lambda: _best(config.out),
+        final=lambda: _best(config.run.out),
     )
 
 
@@ -164,19 +167,19 @@ def _training_plan(
     runtime.on_main(lambda: count_pixels(config, train))
     order = order_of(config, train)
     stream = TrainStream(
-        train, config.size(), config.augment, config.seed, segmenter.fill, config.workers, order
+        train, config.size(), config.augment, config.run.seed, segmenter.fill, config.run.workers, order
     )
     return loop.TrainingPlan(
         batches=stream.batches(
             micro=plan.micro_batch, accumulation=plan.accumulation, rank=runtime.rank, world=runtime.world
         ),
-        steps=config.steps,
-        seed=config.seed,
-        save_every=config.save_every,
-        keep=config.keep,
-        keep_every=config.keep_every,
+        steps=config.run.steps,
+        seed=config.run.seed,
+        save_every=config.run.save_every,
+        keep=config.run.keep,
+        keep_every=config.run.keep_every,
         why_wait=lambda: "reading and augmenting images; give --workers more, where cores are idle",
-        log=config.loggers(),
+        log=config.run.loggers(),
     )
 
 
@@ -189,7 +192,7 @@ def _identity(
         backbone=fingerprint(segmenter.backbone.net),
         classes=list(train.classes),
         images=[len(train), len(val)],
-        steps=config.steps,
+        steps=config.run.steps,
         global_batch=plan.global_batch,
     )
     del identity["check"]
@@ -204,10 +207,10 @@ def _introduction(
     )
     return (
         f"[bold]stage 2[/] {config.head} head on {segmenter.backbone.name}, "
-        f"{config.method.name or config.adapt}: "
+        f"{config.method.name or config.backbone.adapt}: "
         f"{trained:,} of {all_of_it:,} parameters are trained\n"
         f"{len(train)} images to train on, {len(val)} to validate on, {len(train.classes)} classes; "
-        f"{config.steps} steps of {plan.global_batch} images ({plan.summary()}); {_name(config.out)}"
+        f"{config.run.steps} steps of {plan.global_batch} images ({plan.summary()}); {_name(config.run.out)}"
         + "".join(f"\n{plan.path.name}: {note}" for note in plan.notes)
     )
 
@@ -228,9 +231,9 @@ def learning_rate(config: Stage2Config, step: int) -> float:
     return schedule.poly(
         step,
         base=config.peak_lr(),
-        steps=config.steps,
+        steps=config.run.steps,
         power=optim.power,
-        warmup=round(optim.warmup * config.steps),
+        warmup=round(optim.warmup * config.run.steps),
         warmup_lr=optim.warmup_lr,
     )
 
@@ -246,8 +249,10 @@ def build_segmenter(config: Stage2Config, classes: int) -> Segmenter:
             f"the stride of {backbone.name}",
             f"use --image-size {rounded}",
         )
-    head = build_head(config.head, backbone.channels, classes, config.head_args, seed=config.seed)
-    return Segmenter(backbone, head, frozen=config.adapt != "full", last_blocks=config.last_blocks())
+    head = build_head(config.head, backbone.channels, classes, config.head_args, seed=config.run.seed)
+    return Segmenter(
+        backbone, head, frozen=config.backbone.adapt != "full", last_blocks=config.backbone.last_blocks()
+    )
 
 
 def _with_method(
@@ -272,7 +277,7 @@ def _with_method(
     teacher = MethodTeacher(model, head, conditioning)
     return StudentWithMethod(
         segmenter,
-        build_method(method.name, segmenter.backbone, teacher, method.args, seed=config.seed),
+        build_method(method.name, segmenter.backbone, teacher, method.args, seed=config.run.seed),
         teacher,
     )
 
@@ -282,10 +287,10 @@ def _conditioned_by(config: Stage2Config, teacher: LiveTeacher) -> str:
     method = config.method
     return conditionings.key(
         {
-            "norm": method.teacher_norm,
-            "power": method.whiten_power,
+            "norm": method.conditioning.norm,
+            "power": method.conditioning.power,
             "teacher": teacher.fingerprint(),
-            "train": config.train_sets(),
+            "train": config.data.train_sets(),
         }
     )
 
@@ -297,43 +302,48 @@ def _conditioning(config: Stage2Config, teacher: LiveTeacher, train: SegDataset)
     method = config.method
 
     def features() -> Iterator[Features]:
-        pixels = probe.load(train, config.size(), most=conditionings.SAMPLES, workers=config.workers).pixels
+        pixels = probe.load(
+            train, config.size(), most=conditionings.SAMPLES, workers=config.run.workers
+        ).pixels
         for batch in pixels.split(probe.BATCH):
             yield teacher(batch)
 
     return conditionings.kept(
-        config.out,
+        config.run.out,
         _conditioned_by(config, teacher),
-        lambda: conditionings.fit(features(), method.teacher_norm, method.whiten_power),
+        lambda: conditionings.fit(features(), method.conditioning.norm, method.conditioning.power),
     )
 
 
 def _backbone(config: Stage2Config) -> Backbone:
-    ref = config.backbone_ref()
+    ref = config.backbone.path()
     if ref is not None and str(ref) != "pretrained" and not ref.exists():
         raise RunError(
             f"there is no backbone {ref}",
             f"train it first ({_stage1(config, ref)}), or give --backbone",
         )
-    if ref is not None and ref.resolve() == config.out.resolve():
+    if ref is not None and ref.resolve() == config.run.out.resolve():
         raise ConfigError(f"--backbone and --out are both {ref}", "give --out a folder of its own")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("stage2", "backbone", config.seed))
-        backbone = load_backbone(ref, config.student_name(), config.student_args)
+        torch.manual_seed(seed_of("stage2", "backbone", config.run.seed))
+        backbone = load_backbone(ref, config.backbone.student_name(), config.backbone.args)
     spec = backbone.spec
-    return Backbone(backbone.net, replace(spec, mean=config.mean or spec.mean, std=config.std or spec.std))
+    return Backbone(
+        backbone.net,
+        replace(spec, mean=config.backbone.mean or spec.mean, std=config.backbone.std or spec.std),
+    )
 
 
 def _stage1(config: Stage2Config, out: Path) -> str:
-    return shell("deepspeed", "launchers/stage1.py", "--ds-config", config.ds_config, "--out", out)
+    return shell("deepspeed", "launchers/stage1.py", "--ds-config", config.run.ds_config, "--out", out)
 
 
 def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, Concatenated]:
     """Training and validation data of one class list; with ``check``, rank 0 reads it all once."""
 
     def open_both() -> tuple[Concatenated, Concatenated]:
-        train, val = open_training_set(config), registry.open_all(config.val_sets())
-        registry.require_classes(val, train.classes, config.val_sets()[0], config.train_sets()[0])
+        train, val = open_training_set(config), registry.open_all(config.data.val_sets())
+        registry.require_classes(val, train.classes, config.data.val_sets()[0], config.data.train_sets()[0])
         return train, val
 
     runtime.on_main(lambda: _check(*open_both(), config) if check else None)
@@ -344,10 +354,10 @@ def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None
     how = Inference(Windows.of(config.inference, config.size()))
     with console.progress() as progress:
         task = progress.add_task("checking images and labels", total=len(train) + len(val))
-        registry.check(train, config.workers, lambda: progress.advance(task))
+        registry.check(train, config.run.workers, lambda: progress.advance(task))
         for each in val.parts:
             bounded = partial(require_bounded_sample, dataset=each.name, size=config.size(), how=how)
-            registry.check(each, config.workers, lambda: progress.advance(task), bounded)
+            registry.check(each, config.run.workers, lambda: progress.advance(task), bounded)
 
 
 class Validator:
@@ -399,7 +409,7 @@ class Validator:
                 indices=range(runtime.rank, len(dataset), runtime.world),
                 batch_size=_VAL_BATCH,
                 how=self._how,
-                workers=self._config.workers,
+                workers=self._config.run.workers,
                 device=runtime.device,
             )
         except GkdError as error:
@@ -414,7 +424,7 @@ class Validator:
         self._copy.backbone.load_state_dict({**backbone, **{name: before[name] for name in kept}})
 
     def _keep_if_best(self, step: int, score: float) -> None:
-        out = self._config.out
+        out = self._config.run.out
         best = read_best(out)
         if best is not None and not score > best["miou"]:
             return
@@ -429,7 +439,7 @@ class Validator:
 
     def export(self, train: SegDataset) -> dict[str, Any]:
         """Make the best step the run's export, and return ``best.json``. Rank 0 only."""
-        config, out = self._config, self._config.out
+        config, out = self._config, self._config.run.out
         best = read_best(out)
         if best is None:
             raise RunError(f"{out} holds no validated step", "remove the folder and run stage 2 again")
@@ -443,7 +453,7 @@ class Validator:
             classes=list(train.classes),
             palette=[(int(r), int(g), int(b)) for r, g, b in train.palette],
             image_size=config.size(),
-            adapt=config.adapt,
+            adapt=config.backbone.adapt,
             step=best["step"],
             miou=best["miou"],
             windows=self._how.windows,

@@ -16,45 +16,52 @@ from gkd_scale.types import Int64Array
 
 def open_training_set(config: Stage2Config) -> Concatenated:
     """All ``--train``, each cut to ``--label-fraction``."""
-    return registry.open_all(config.train_sets(), config.label_share())
+    return registry.open_all(config.data.train_sets(), config.data.label_share())
 
 
 def count_pixels(config: Stage2Config, dataset: Concatenated) -> None:
     """Count each class's pixels where the order needs that and the run does not have it. Rank 0 only."""
-    if config.sampling == "rare-class" and class_pixels.read(config.out, _of(config, dataset)) is None:
+    if (
+        config.data.sampling == "rare-class"
+        and class_pixels.read(config.run.out, _of(config, dataset)) is None
+    ):
         with console.progress() as progress:
             task = progress.add_task("counting pixels of each class", total=len(dataset))
-            pixels = class_pixels.count(dataset, config.workers, lambda: progress.advance(task))
+            pixels = class_pixels.count(dataset, config.run.workers, lambda: progress.advance(task))
         if not pixels.any():
             raise DataError("no pixel of the training labels has a class", "check the labels of --train")
-        class_pixels.write(config.out, pixels, dataset, _of(config, dataset))
+        class_pixels.write(config.run.out, pixels, dataset, _of(config, dataset))
 
 
 def order_of(config: Stage2Config, dataset: Concatenated) -> Order:
     """Uniform or rare-class, mixed where weights are given; after :func:`count_pixels`."""
-    pixels = class_pixels.read(config.out, _of(config, dataset)) if config.sampling == "rare-class" else None
-    seed, sizes = config.seed, [len(part) for part in dataset.parts]
-    if config.train_weights is None:
+    pixels = (
+        class_pixels.read(config.run.out, _of(config, dataset))
+        if config.data.sampling == "rare-class"
+        else None
+    )
+    seed, sizes = config.run.seed, [len(part) for part in dataset.parts]
+    if config.data.train_weights is None:
         return _order(config, len(dataset), pixels)
     bounds = pairwise([0, *accumulate(sizes)])
     orders = [
         _order(config, stop - start, None if pixels is None else pixels[start:stop], "source", index)
         for index, (start, stop) in enumerate(bounds)
     ]
-    return Mixture(seed, sizes, config.train_weights, orders)
+    return Mixture(seed, sizes, config.data.train_weights, orders)
 
 
 def _order(config: Stage2Config, images: int, pixels: Int64Array | None, *key: str | int) -> Order:
     if pixels is None:
-        return Epochs(config.seed, images, *key)
-    return RareClass(config.seed, pixels, config.sampling_temperature, *key)
+        return Epochs(config.run.seed, images, *key)
+    return RareClass(config.run.seed, pixels, config.data.sampling_temperature, *key)
 
 
 def _of(config: Stage2Config, dataset: Concatenated) -> dict[str, object]:
     """What the counts are of."""
     return {
-        "train": config.train_sets(),
-        "label_fraction": str(config.label_share()),
+        "train": config.data.train_sets(),
+        "label_fraction": str(config.data.label_share()),
         "images": [len(part) for part in dataset.parts],
         "classes": list(dataset.classes),
     }

@@ -65,7 +65,7 @@ def test_every_command_of_a_recipe_is_one_that_its_program_takes(path: Path) -> 
         kinds.add(program)
         parsed = config.parse(PARSED[program], work.step.command[2:], prog=program, description="")
         if isinstance(parsed, Stage2Config):
-            assert parsed.adapt == ("full" if parsed.method.name else "frozen")
+            assert parsed.backbone.adapt == ("full" if parsed.method.name else "frozen")
     assert kinds == set(PARSED)
     assert len({work.name for work in works}) == len(works)
 

@@ -170,9 +170,16 @@ def test_a_method_from_outside_needs_its_row_alone(
     shown = capsys.readouterr().out
     commands = [line for line in shown.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
     _, options = parse(commands[-2])
-    assert isinstance(options, Stage2Config) and options.method.name == "toy" and options.adapt == "full"
+    assert (
+        isinstance(options, Stage2Config)
+        and options.method.name == "toy"
+        and options.backbone.adapt == "full"
+    )
     assert options.method.teacher.name == "demo_teacher" and options.method.teacher_head is not None
-    assert options.steps == round(48_000 / (3 * options.global_batch)) and f"single: {options.steps}" in shown
+    assert (
+        options.run.steps == round(48_000 / (3 * options.run.global_batch))
+        and f"single: {options.run.steps}" in shown
+    )
     made = build_method("toy", tiny_backbone(), MethodTeacher(), {"weight": 2.0})
     assert isinstance(made, Toy) and made.weight == 2.0
     with pytest.raises(ConfigError, match="method 'toy' has no argument 'ratio'"):

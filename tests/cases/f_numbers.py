@@ -163,5 +163,5 @@ def a_number_for_a_text(bench: Bench) -> object:
     preset = bench.folder / "preset.yaml"
     preset.write_text("label_fraction: 0.25\nimage_size: 64\n")
     made = config.parse(Stage2Config, ["--config", str(preset)], prog="stage2.py", description="")
-    assert made.label_share() == 0.25 and made.size() == (64, 64)
+    assert made.data.label_share() == 0.25 and made.size() == (64, 64)
     return "ok"

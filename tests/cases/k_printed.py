@@ -49,7 +49,7 @@ def after_stage1(bench: Bench) -> object:
     (command,) = commands(ran.raw)
     name, cfg = parse(command)
     assert name == "stage2.py" and isinstance(cfg, Stage2Config)
-    assert (cfg.backbone, cfg.image_size, cfg.ds_config) == (out, "32x48", "zero0.json")
+    assert (cfg.backbone.weights, cfg.image_size, cfg.run.ds_config) == (out, "32x48", "zero0.json")
     # As it is printed, but on the case's own images, and fewer steps than would take minutes.
     data = ["--train", f"folder:{tiny.scenes() / 'fit'}", "--val", f"folder:{tiny.scenes() / 'val'}"]
     more = [*data, "--steps", 2, "--global-batch", 4]
@@ -73,7 +73,7 @@ def after_two_students(bench: Bench) -> object:
     from gkd_scale.segment.stage2 import build_segmenter
 
     for name, (_, cfg) in zip(("a", "b c"), found, strict=True):
-        assert isinstance(cfg, Stage2Config) and cfg.backbone == out / name
+        assert isinstance(cfg, Stage2Config) and cfg.backbone.weights == out / name
         build_segmenter(cfg, 3)
     return ran
 
@@ -99,7 +99,7 @@ def after_probe(bench: Bench) -> object:
     ended = pasted(bench, first)
     assert (out / "cache/manifest.parquet").is_file(), ended.text
     name, cfg = parse(then)
-    assert name == "stage1.py" and isinstance(cfg, Stage1Config) and cfg.cache == [str(out / "cache")]
+    assert name == "stage1.py" and isinstance(cfg, Stage1Config) and cfg.source.cache == [str(out / "cache")]
     return ended
 
 
@@ -125,7 +125,7 @@ def hint_of_evaluate(bench: Bench) -> object:
     ran = bench.cli("evaluate", out, "--data", f"x=folder:{tiny.scenes() / 'val'}")
     (command,) = commands(ran.raw)
     name, cfg = parse(command)
-    assert name == "stage2.py" and isinstance(cfg, Stage2Config) and cfg.out == out
+    assert name == "stage2.py" and isinstance(cfg, Stage2Config) and cfg.run.out == out
     return "ok"
 
 
@@ -137,7 +137,7 @@ def hint_of_stage2(bench: Bench) -> object:
     found = re.search(r"\((deepspeed .*)\), or give --backbone", ran.raw)
     assert found, ran.raw
     name, cfg = parse(found[1])
-    assert name == "stage1.py" and isinstance(cfg, Stage1Config) and cfg.out == bench.folder / ODD / "1a"
+    assert name == "stage1.py" and isinstance(cfg, Stage1Config) and cfg.run.out == bench.folder / ODD / "1a"
     return "ok"
 
 
@@ -171,10 +171,11 @@ def best(bench: Bench) -> object:
     from gkd_scale.commands import shell
 
     cfg.out.mkdir()
-    chosen = Stage1Config(cache=[tiny.cache()], student=["vit_tiny_patch16_224"], student_args=_args())
+    values = {"cache": tiny.cache(), "student": "vit_tiny_patch16_224", "student_args": _args()}
+    chosen = config.build(Stage1Config, values)
     (cfg.out / "best.yaml").write_text(config.to_yaml(chosen))
     name, read = parse(shell(*summary._command(cfg)))
-    assert name == "stage1.py" and isinstance(read, Stage1Config) and read.student_args == _args()
+    assert name == "stage1.py" and isinstance(read, Stage1Config) and read.student.args == _args()
     return "ok"
 
 

@@ -73,20 +73,22 @@ _read(
 _read(
     "`drop_path_rate: 1e-1` in `student_args`",
     "student_args: {drop_path_rate: 1e-1}\n",
-    lambda made: made.student_args == {"drop_path_rate": 0.1},
+    lambda made: made.student.args == {"drop_path_rate": 0.1},
 )
 _read("`compile: on`", "compile: on\n", lambda made: made.compile is True)
 _read(
     "`out: 2026-01-31`, which YAML takes for a date",
     "out: 2026-01-31\n",
-    lambda made: str(made.out) == "2026-01-31",
+    lambda made: str(made.run.out) == "2026-01-31",
 )
-_read("`seed: 010`, which YAML 1.1 takes for 8", "seed: 010\n", lambda made: made.seed == 10)
-_read("a preset with a byte order mark", b"\xef\xbb\xbfsteps: 7\n", lambda made: made.steps == 7)
+_read("`seed: 010`, which YAML 1.1 takes for 8", "seed: 010\n", lambda made: made.run.seed == 10)
+_read("a preset with a byte order mark", b"\xef\xbb\xbfsteps: 7\n", lambda made: made.run.steps == 7)
 _read(
     "a merge key `<<`, and a key that replaces one of what it merges",
     "student:\n- &usual {name: a, drop_path: 0.1}\n- {<<: *usual, name: b}\n",
-    lambda made: [(each.student, each.drop_path) for each in made.each()] == [(["a"], 0.1), (["b"], 0.1)],
+    lambda made: (
+        [(each.student.names, each.student.drop_path) for each in made.each()] == [(["a"], 0.1), (["b"], 0.1)]
+    ),
 )
 
 

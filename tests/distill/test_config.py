@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gkd_scale.config import parse
-from gkd_scale.distill.config import Stage1Config
+from gkd_scale.distill.config import Stage1Config, StudentConfig
 from gkd_scale.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -19,24 +19,28 @@ def stage1(*argv: str) -> Stage1Config:
 
 def test_one_student_by_name_is_the_run_itself() -> None:
     cfg = stage1("--student", "resnet18", "--out", "runs/x")
-    assert cfg.each() == [cfg] and cfg.out == Path("runs/x")
+    assert cfg.each() == [cfg] and cfg.run.out == Path("runs/x")
 
 
 def test_flags_hold_for_all_students() -> None:
     cfg = stage1("--student", "a", "--student", "hf-hub:b/c", "--student-args", "depth=2", "--out", "runs/x")
     one, two = cfg.each()
-    assert (one.student, one.out) == (["a"], Path("runs/x/a"))
-    assert (two.student, two.out) == (["hf-hub:b/c"], Path("runs/x/hf-hub:b_c"))
-    assert one.student_args == two.student_args == {"depth": 2}
+    assert (one.student.names, one.run.out) == (["a"], Path("runs/x/a"))
+    assert (two.student.names, two.run.out) == (["hf-hub:b/c"], Path("runs/x/hf-hub:b_c"))
+    assert one.student.args == two.student.args == {"depth": 2}
 
 
 def test_the_example_of_several_students_says_more_of_each() -> None:
     cfg = stage1("--config", str(ROOT / "launchers/students.yaml"), "--drop-path", "0.2")
     tiny, small, resnet = cfg.each()
-    assert [one.out.name for one in (tiny, small, resnet)] == ["vit_tiny_patch16_224", "small", "resnet50"]
-    assert [one.drop_path for one in (tiny, small, resnet)] == [0.2, 0.1, 0.2]
-    assert resnet.student_weights == "pretrained" and tiny.student_weights is None
-    assert small.cache == ["caches/proxy"] and small.global_batch == 512
+    assert [one.run.out.name for one in (tiny, small, resnet)] == [
+        "vit_tiny_patch16_224",
+        "small",
+        "resnet50",
+    ]
+    assert [one.student.drop_path for one in (tiny, small, resnet)] == [0.2, 0.1, 0.2]
+    assert resnet.student.weights == "pretrained" and tiny.student.weights is None
+    assert small.source.cache == ["caches/proxy"] and small.run.global_batch == 512
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "launchers/slurm").glob("*.sbatch")))
@@ -54,6 +58,6 @@ def test_the_peak_is_the_largest_learning_rate(flag: str) -> None:
 def test_a_student_from_scratch_has_a_higher_learning_rate_by_default() -> None:
     from gkd_scale.distill.stage1 import default_lr
 
-    scratch, trained = Stage1Config(), Stage1Config(student_weights="pretrained")
+    scratch, trained = Stage1Config(), Stage1Config(student=StudentConfig(weights="pretrained"))
     assert [default_lr(scratch, batch) for batch in (8, 512, 4096)] == [1e-3, 1e-3, 4e-3]
     assert [default_lr(trained, batch) for batch in (8, 512, 4096)] == [2.5e-4, 5e-4, 4e-3]

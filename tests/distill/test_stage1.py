@@ -124,11 +124,11 @@ def test_a_stop_writes_a_checkpoint_and_the_same_call_goes_on(
     cfg = config(tiny_cache, tmp_path / "run", save_every=100)
     with pytest.raises(Stopped, match="after step 3 of 6"):
         train(runtime, cfg, Hook(1, ask))
-    assert checkpoint.steps(cfg.out / "checkpoints") == [3]
-    assert not (cfg.out / "run.json").exists()
+    assert checkpoint.steps(cfg.run.out / "checkpoints") == [3]
+    assert not (cfg.run.out / "run.json").exists()
     train(runtime, cfg)
-    assert losses(cfg.out) == losses(alone)
-    one, two = (load_file(out / "backbone.safetensors") for out in (cfg.out, alone))
+    assert losses(cfg.run.out) == losses(alone)
+    one, two = (load_file(out / "backbone.safetensors") for out in (cfg.run.out, alone))
     assert all(torch.equal(one[name], two[name]) for name in two)
 
 
@@ -163,7 +163,7 @@ def test_checkpointed_activations_leave_running_statistics_alone(
         student = {"student": "mobilenetv4_conv_small_035", "student_args": {}}
         cfg = config(tiny_cache, tmp_path / str(on), **student, steps=2, ema=0.0, grad_checkpointing=on)
         train(runtime, cfg)
-        state = load_file(cfg.out / "backbone.safetensors")
+        state = load_file(cfg.run.out / "backbone.safetensors")
         found.append({name: value for name, value in state.items() if name.endswith("running_mean")})
     assert found[0]
     for name, value in found[0].items():

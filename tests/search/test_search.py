@@ -143,7 +143,7 @@ def test_a_search_ends_with_a_summary_and_shows_what_failed(finished: tuple[Path
 def test_the_best_is_a_config_that_stage_1_takes(finished: tuple[Path, Done, list[str]]) -> None:
     path = finished[0] / "out/best.yaml"
     parsed = config.parse(Stage1Config, ["--config", str(path)], prog="stage1.py", description="")
-    assert (parsed.optim.lr, parsed.steps, parsed.global_batch) == (1e-3, 8, 4)
+    assert (parsed.optim.lr, parsed.run.steps, parsed.run.global_batch) == (1e-3, 8, 4)
     assert yaml.safe_load(path.read_text())["student_args"] == TINY
 
 

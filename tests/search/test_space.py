@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gkd_scale.config import to_dict
 from gkd_scale.errors import ConfigError
 from gkd_scale.search import space as spaces
 from gkd_scale.search.space import Dimension
@@ -29,7 +30,7 @@ def test_a_file_says_what_is_fixed_and_what_is_searched(tmp_path: Path) -> None:
         "qsd.init": Dimension("choice", ("published", "zero-query")),
     }
     cfg = space.configure(BASE, {"optim.lr": 1e-3, "qsd.init": "zero-query"})
-    assert (cfg.optim.lr, cfg.qsd.init, cfg.global_batch, cfg.steps) == (1e-3, "zero-query", 16, 10)
+    assert (cfg.optim.lr, cfg.qsd.init, cfg.run.global_batch, cfg.run.steps) == (1e-3, "zero-query", 16, 10)
 
 
 def test_students_and_views_can_be_searched(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_students_and_views_can_be_searched(tmp_path: Path) -> None:
     space = spaces.read(write(tmp_path, text), BASE)
     assert space.searched["student"].values == ("demo_student", "vit_tiny_patch16_224")
     cfg = space.configure(BASE, {"student": "vit_tiny_patch16_224", "views": 2})
-    assert (cfg.student, cfg.views) == (["vit_tiny_patch16_224"], 2)
+    assert (cfg.student.names, cfg.source.views) == (["vit_tiny_patch16_224"], 2)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in spaces.SPACES.glob("*.yaml")))
@@ -124,3 +125,13 @@ def test_what_does_not_fit_is_refused_before_the_search(tmp_path: Path, text: st
         spaces.read(path, BASE)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_what_may_change_when_a_search_goes_on() -> None:
+    from gkd_scale.search.config import SearchConfig
+
+    whole, kept = to_dict(SearchConfig()), to_dict(SearchConfig(), volatile=False)
+    assert whole.keys() - kept.keys() == {
+        *("out", "resume", "final", "final_steps", "head", "head_steps", "test"),
+        *("dashboard", "address", "cpus", "max_concurrent", "mirror", "mirror_gb"),
+    }

@@ -28,17 +28,17 @@ def evaluate(*argv: str) -> EvaluateConfig:
 
 def test_nothing_more_is_the_embedded_default() -> None:
     config = stage2()
-    assert config.backbone_ref() == Path("runs/stage1") and config.student_name() is None
-    assert config.train_sets() == ["embedded:runs/demo-data/source/train"]
-    assert config.val_sets() == ["embedded:runs/demo-data/source/val"]
-    assert config.out == Path("runs/stage2")
+    assert config.backbone.path() == Path("runs/stage1") and config.backbone.student_name() is None
+    assert config.data.train_sets() == ["embedded:runs/demo-data/source/train"]
+    assert config.data.val_sets() == ["embedded:runs/demo-data/source/val"]
+    assert config.run.out == Path("runs/stage2")
 
 
 def test_the_baseline_starts_from_scratch_unless_it_names_a_backbone() -> None:
     scratch = stage2("--adapt", "full")
-    assert scratch.backbone_ref() is None and scratch.student_name() == "demo_student"
+    assert scratch.backbone.path() is None and scratch.backbone.student_name() == "demo_student"
     named = stage2("--adapt", "full", "--backbone", "runs/x")
-    assert named.backbone_ref() == Path("runs/x") and named.student_name() is None
+    assert named.backbone.path() == Path("runs/x") and named.backbone.student_name() is None
 
 
 def test_flags() -> None:
@@ -57,7 +57,7 @@ def test_flags() -> None:
         ),
         *("--augment.scale", "0.8", "1.25", "--head", "fpn", "--head-args", "width=64"),
     )
-    assert config.train_sets() == ["camvid:a", "camvid:b"]
+    assert config.data.train_sets() == ["camvid:a", "camvid:b"]
     assert config.size() == (144, 192) and config.optim.lr == 0.01
     assert config.augment.scale == (0.8, 1.25) and config.head_args == {"width": 64}
 
@@ -101,8 +101,8 @@ def test_what_cannot_be_meant_is_refused(argv: tuple[str, ...]) -> None:
 def test_sources_are_mixed_and_cut() -> None:
     flags = ("--train", "gtav:a", "--train", "synthia:b", "--val", "gtav:a@val")
     config = stage2(*flags, "--train-weights", "0.75", "0.25", "--label-fraction", "1/16")
-    assert config.train_weights == (0.75, 0.25) and config.label_share() == Fraction(1, 16)
-    assert stage2("--label-fraction", "0.25").label_share() == Fraction(1, 4)
+    assert config.data.train_weights == (0.75, 0.25) and config.data.label_share() == Fraction(1, 16)
+    assert stage2("--label-fraction", "0.25").data.label_share() == Fraction(1, 4)
 
 
 def test_the_learning_rate_suits_what_is_trained_unless_given() -> None:
@@ -115,8 +115,8 @@ def test_the_learning_rate_suits_what_is_trained_unless_given() -> None:
 
 def test_the_last_blocks_are_trained_on_a_backbone_that_was_trained_before() -> None:
     config = stage2("--adapt", "last4")
-    assert config.last_blocks() == 4 and config.backbone_ref() == Path("runs/stage1")
-    assert stage2().last_blocks() == stage2("--adapt", "full").last_blocks() == 0
+    assert config.backbone.last_blocks() == 4 and config.backbone.path() == Path("runs/stage1")
+    assert stage2().backbone.last_blocks() == stage2("--adapt", "full").backbone.last_blocks() == 0
 
 
 def test_windows() -> None:
