@@ -123,54 +123,58 @@ def options(cls: type) -> Mapping[str, Option]:
 
 @functools.cache
 def _options(cls: Any) -> Mapping[str, Option]:
-    found: dict[str, Option] = {}
+    options_by_key: dict[str, Option] = {}
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = _strip_optional(hints[field.name])
         keys = field.metadata.get("inline")
         if keys is None:
-            found[field.name] = Option((field.name,), field, hint, hint is not hints[field.name])
+            options_by_key[field.name] = Option((field.name,), field, hint, hint is not hints[field.name])
             continue
         for name, inner in options(hint).items():
             if (key := keys.get(name, name)) is not None:
-                assert key not in found, f"{cls.__name__} has two options '{key}'"
+                assert key not in options_by_key, f"{cls.__name__} has two options '{key}'"
                 path, short = (field.name, *inner.path), inner.short or field.metadata["short"]
-                found[key] = inner._replace(path=path, group=hint, short=short)
-    return found
+                options_by_key[key] = inner._replace(path=path, group=hint, short=short)
+    return options_by_key
 
 
 # ------------------------------------------------------------------------------------- building
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "the configuration") -> T:
-    """``values`` (nested mappings) to an instance of ``cls``; raises ConfigError, naming ``where``."""
+    """An instance of ``cls`` from nested mappings. ``where`` is their file or command, for ConfigError."""
     _check(cls, values, where)
     return _validate(cls, values, lambda _: where)
 
 
 def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], str]) -> T:
-    """``values`` as an instance; ConfigError for wrong types. ``where(key)`` is who gave a key."""
+    """``values`` as an instance; ConfigError for wrong types, and from ``__post_init__``.
+
+    ``where(key)`` is the file or program that gives a key; ``where("")`` the one that gives all, or "".
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(cls).validate_python(_prepared(cls, values))
+    except ConfigError as error:
+        source = where("")
+        raise ConfigError(f"{source}: {error.message}" if source else error.message, error.hint) from None
     except ValidationError as error:
-        found: dict[str, str] = {}
-        meant = ""
+        wrong: dict[str, str] = {}
+        number = ""
         for item in error.errors():
             if item["type"] in ("int_parsing", "float_parsing"):
-                meant = meant or _number_meant(str(item["input"]), whole=item["type"] == "int_parsing")
+                number = number or _number_meant(str(item["input"]), whole=item["type"] == "int_parsing")
             key = _key(cls, item["loc"])
             if item["type"] in ("missing", "missing_argument"):
                 line = f"'{key}' is required ({_usage(cls, key)})"
-            elif item["type"] in ("value_error", "assertion_error"):  # a __post_init__ says all that is wrong
-                line = item["msg"].partition(", ")[2]
             else:
                 line = f"'{key}' is {_short(item['input'])}: {item['msg']}"
-            found.setdefault(key, line)
-        who = where(next(iter(found)))
+            wrong.setdefault(key, line)
+        source = where(next(iter(wrong)))
         raise ConfigError(
-            f"{who}: " + "; ".join(found.values()), meant or "see --help for what each option takes"
+            f"{source}: " + "; ".join(wrong.values()), number or "see --help for what each option takes"
         ) from None
 
 
@@ -203,8 +207,11 @@ def _short(value: object) -> str:
 
 
 def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as types expect them: a single value where any number of them is expected as a list of one,
-    and a number that a file has where a text is expected (``image_size: 224``) as that text."""
+    """``values`` by attribute, as the types expect them.
+
+    If a type takes any number of values, a single one becomes a list of one. If a type takes a text, a number
+    becomes that text: ``image_size: 224``.
+    """
 
     def prepared(hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
@@ -222,7 +229,7 @@ def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _placed(values: Mapping[tuple[str, ...], Any], cls: type) -> dict[str, Any]:
-    """Values by path as mappings in mappings, with one for each inline section of ``cls``."""
+    """Nested mappings from values by path. An inline section of ``cls`` without a value has an empty one."""
     nested: dict[str, Any] = {}
     for option in options(cls).values():
         node = nested
@@ -317,24 +324,25 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str, exa
     # The deepspeed launcher passes --local_rank; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     _add_arguments(parser, cls, "")
-    known, unknown = parser.parse_known_args(list(argv))
+    namespace, unknown = parser.parse_known_args(list(argv))
     if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
+        names = [flag for action in parser._actions for flag in action.option_strings]
         first = unknown[0].split("=")[0]
         what = "flag" if first.startswith("-") else "argument"
-        raise ConfigError(f"{prog}: unknown {what} '{first}'", nearest(first, flags) or "see --help")
-    given = vars(known)
-    given.pop("local_rank", None)
-    config_file = given.pop("config", None)
-    base = read_yaml(config_file) if config_file else {}
-    _check(cls, base, str(config_file))
-    flags_given = from_dotted(given)
-    _check(cls, flags_given, prog)
+        raise ConfigError(f"{prog}: unknown {what} '{first}'", nearest(first, names) or "see --help")
+    flags = vars(namespace)
+    flags.pop("local_rank", None)
+    file = flags.pop("config", None)
+    in_file = read_yaml(file) if file else {}
+    _check(cls, in_file, str(file))
+    _check(cls, from_dotted(flags), prog)
 
     def where(key: str) -> str:
-        return prog if key in given or not config_file else str(config_file)
+        if not key:
+            return str(file) if file and not flags else ""
+        return prog if key in flags or not file else str(file)
 
-    return _validate(cls, merge(base, flags_given), where)
+    return _validate(cls, merge(in_file, from_dotted(flags)), where)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -418,18 +426,18 @@ class _KeyValue(argparse.Action):
     """``KEY=VALUE ...`` to a dict; values are read as YAML, so ``depth=4`` is a number."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:  # noqa: ARG002
-        found = dict(getattr(namespace, self.dest, None) or {})
+        pairs = dict(getattr(namespace, self.dest, None) or {})
         for text in values:
             key, equals, value = text.partition("=")
             if not equals or not key:
                 raise ConfigError(f"{option_string} takes KEY=VALUE, not '{text}'", "for example depth=4")
-            if key in found:
+            if key in pairs:
                 raise ConfigError(f"{option_string} gives '{key}' twice", "keep one of them")
             try:
-                found[key] = documents.parse_yaml(value)
+                pairs[key] = documents.parse_yaml(value)
             except ConfigError as error:
                 raise ConfigError(f"{option_string} {text}: {error.message}", "for example depth=4") from None
-        setattr(namespace, self.dest, found)
+        setattr(namespace, self.dest, pairs)
 
 
 # -------------------------------------------------------------------------------------- checking
@@ -455,17 +463,17 @@ def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -
         if known[key].optional and value in ("None", "null", "~"):
             raise ConfigError(f"{where}: '{dotted}' is '{value}'", "leave it out (in YAML, write null)")
         choices = meta.get("choices")
-        for each in value if isinstance(value, list) else [value]:
-            if choices and each is not None and each not in choices:
+        for item in value if isinstance(value, list) else [value]:
+            if choices and item is not None and item not in choices:
                 raise ConfigError(
-                    f"{where}: '{dotted}' is {_short(each)}",
-                    nearest(str(each), choices) or f"choose one of {', '.join(choices)}",
+                    f"{where}: '{dotted}' is {_short(item)}",
+                    nearest(str(item), choices) or f"choose one of {', '.join(choices)}",
                 )
         if is_numeric(hint):
             _check_number(meta.get("within") or Range(), value, f"{where}: '{dotted}'")
         elif isinstance(value, Mapping):
-            for inner, each in value.items():
-                _check_argument((meta.get("keys") or {}).get(inner), each, f"{where}: '{dotted}.{inner}'")
+            for inner, item in value.items():
+                _check_argument((meta.get("keys") or {}).get(inner), item, f"{where}: '{dotted}.{inner}'")
 
 
 def is_numeric(hint: Any) -> bool:
@@ -492,15 +500,15 @@ _WORDS = {
 def _check_argument(bounds: Range | None, value: Any, what: str) -> None:
     """ConfigError for an argument of KEY=VALUE that no function takes, or that is outside ``bounds``."""
     if isinstance(value, Mapping):
-        for key, each in value.items():
-            _check_argument(None, each, f"{what[:-1]}.{key}'")
+        for key, item in value.items():
+            _check_argument(None, item, f"{what[:-1]}.{key}'")
     elif bounds is not None and value is not None:
         _check_number(bounds, value, what)
         if isinstance(value, str):
             raise ConfigError(f"{what} is the text '{value}'", bounds.hint or "give a number")
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            _check_argument(None, each, what)
+        for item in value:
+            _check_argument(None, item, what)
     elif isinstance(value, str) and value.lower() in _WORDS:
         raise ConfigError(f"{what} is the text '{value}'", _WORDS[value.lower()])
     elif isinstance(value, float) and not math.isfinite(value):

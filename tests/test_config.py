@@ -339,3 +339,26 @@ def test_two_options_of_one_key_are_a_mistake_of_ours() -> None:
 
     with pytest.raises(AssertionError, match="Twice has two options 'name'"):
         config.options(Twice)
+
+
+def test_an_error_of_a_whole_config_names_the_file_that_gives_all_of_it(tmp_path: Path) -> None:
+    @dataclass
+    class Span:
+        low: int = option(0, "the first", within=ranges.NUMBER)
+        high: int = option(9, "the last", within=ranges.NUMBER)
+
+        def __post_init__(self) -> None:
+            if self.low > self.high:
+                raise ConfigError(f"'low' is {self.low}, above 'high'", "give a smaller one")
+
+    def parse(*argv: str) -> Span:
+        return config.parse(Span, argv, prog="test", description="")
+
+    file = tmp_path / "c.yaml"
+    file.write_text("low: 10\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: 'low' is 10, above 'high'\n  → give a smaller one"):
+        parse("--config", str(file))
+    with pytest.raises(ConfigError, match=r"^'low' is 10, above 'high'"):
+        parse("--config", str(file), "--high", "5")
+    with pytest.raises(ConfigError, match=r"^recipe\.yaml: 'low' is 10"):
+        config.build(Span, {"low": 10}, "recipe.yaml")

@@ -113,7 +113,11 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.proxy + self.source >= 1:
-            raise ValueError(f"proxy {self.proxy} and source {self.source} are not shares that leave a rest")
+            raise ConfigError(
+                f"'budget.proxy' {self.proxy:g} and 'budget.source' {self.source:g}: no passes are left "
+                "for the head",
+                "give two shares whose sum is below 1",
+            )
 
 
 @dataclass

@@ -140,7 +140,7 @@ class CacheTeacherConfig:
 
     @property
     def threads(self) -> int:
-        """Worker threads: as asked, else the cores this process may use, at most 8."""
+        """Worker threads: ``workers``, by default the cores that this process may use, at most 8."""
         return default_workers() if self.workers is None else self.workers
 
 
@@ -215,7 +215,10 @@ class RepairConfig:
     images: str | Path = option(help="the images it was made of", metavar="PATH")
     teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
     codec_fit: int = option(
-        256, "as it was made with; matters where codec.safetensors is lost", metavar="N", within=ranges.COUNT
+        256,
+        "as the cache was made with; only used if codec.safetensors is lost",
+        metavar="N",
+        within=ranges.COUNT,
     )
     batch_size: int = option(32, "images a teacher batch", within=ranges.SIZE)
     workers: int | None = option(

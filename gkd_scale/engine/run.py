@@ -1,5 +1,5 @@
-"""A run folder: what was asked (``config.yaml``), what must not change (``begun.json``), and whether it is
-done (``run.json``, written last).
+"""A run folder: its options (``config.yaml``), those that must not change (``begun.json``), and whether the
+run is done (``run.json``, which is written last).
 
 The exit status of ``deepspeed`` is not proof that its ranks ended well; ``run.json`` is. While a launch
 trains into a folder, its rank 0 holds the folder's lock.
@@ -24,7 +24,7 @@ BEGUN = "begun.json"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 OTHERS = {SPEC: "a teacher cache", "search.json": "a search", "data.json": "the embedded scenes"}
-"""What else our commands write folders of, by a file that lies in each."""
+"""What other folders our commands write, by a file that each of them has."""
 
 
 def identity(options: Any, **resolved: Any) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def identity(options: Any, **resolved: Any) -> dict[str, Any]:
 
 @contextmanager
 def claimed(runtime: Runtime, folders: Sequence[Path]) -> Iterator[None]:
-    """Hold run folders for this launch, by rank 0; RunError on all ranks where another process holds one.
+    """Rank 0 holds run folders for this launch; RunError on all ranks if another process holds one.
 
-    Runs that are done are only read: they are not held.
+    A run that is done is only read: nobody holds it.
     """
     with ExitStack() as held:
 
@@ -53,12 +53,12 @@ def claimed(runtime: Runtime, folders: Sequence[Path]) -> Iterator[None]:
 
 
 def is_done(out: Path, kind: str) -> bool:
-    """Whether the run in ``out`` is done; RunError where the folder holds something else. Writes nothing."""
+    """Whether the run in ``out`` is done; RunError if the folder holds something else. Writes nothing."""
     record = read(out)
-    found = record or files.read_json(out / BEGUN)
-    if found and found.get("kind") != kind:
+    run = record or files.read_json(out / BEGUN)
+    if run and run.get("kind") != kind:
         state = "finished" if record else "begun"
-        raise RunError(f"{out} holds a {state} {found.get('kind')} run", "give another --out")
+        raise RunError(f"{out} holds a {state} {run.get('kind')} run", "give another --out")
     for name, what in OTHERS.items():
         if (out / name).exists():
             raise RunError(f"{out} holds {what} ({name})", "give another --out")
@@ -66,10 +66,10 @@ def is_done(out: Path, kind: str) -> bool:
 
 
 def begin(out: Path, options: Any, kind: str, now: dict[str, Any]) -> None:
-    """Write ``config.yaml`` and ``begun.json``, with what must not change: ``now``.
+    """Write ``config.yaml`` and ``begun.json``. ``now``, of :func:`identity`, is what must not change.
 
-    RunError where the folder holds a run of other settings, also one without a checkpoint yet; nothing is
-    written then.
+    RunError, before anything is written, if the folder holds a run of other settings, even one without a
+    checkpoint.
     """
     begun = files.read_json(out / BEGUN)
     before = begun["identity"] if begun else _identity_of_checkpoint(out)
@@ -82,7 +82,7 @@ def begin(out: Path, options: Any, kind: str, now: dict[str, Any]) -> None:
 
 
 def begin_again(out: Path, now: dict[str, Any]) -> None:
-    """Change what must not change in a begun run: its checkpoint was made another's."""
+    """Write another ``begun.json``: the run goes on from a checkpoint of another run."""
     begun = files.read_json(out / BEGUN)
     if begun:
         files.write_json(out / BEGUN, {**begun, "identity": now})
@@ -94,7 +94,7 @@ def has_checkpoint(out: Path) -> bool:
 
 
 def _identity_of_checkpoint(out: Path) -> dict[str, Any] | None:
-    """What the newest checkpoint says must not change; None where there is none that can be read."""
+    """The identity in the newest checkpoint; None if there is none, or it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     newest = max((out / CHECKPOINTS).glob("step-*.safetensors"), default=None)
@@ -102,14 +102,14 @@ def _identity_of_checkpoint(out: Path) -> dict[str, Any] | None:
         return None
     try:
         with safe_open(str(newest), framework="pt") as file:
-            found: dict[str, Any] = json.loads(file.metadata()["gkd_scale"])["identity"]
+            identity: dict[str, Any] = json.loads(file.metadata()["gkd_scale"])["identity"]
     except (SafetensorError, OSError, TypeError, KeyError, ValueError):
         return None
-    return found
+    return identity
 
 
 def _refuse_other_config(out: Path, options: Any) -> None:
-    """RunError where a ``config.yaml`` (all that older versions write at the start) says other settings."""
+    """RunError if ``config.yaml`` has other settings. Older versions write no other file at the start."""
     path = out / CONFIG
     if not path.exists():
         return
@@ -123,17 +123,17 @@ def _refuse_other_config(out: Path, options: Any) -> None:
 
 
 def require_same(out: Path, now: dict[str, Any]) -> None:
-    """RunError where the finished run in ``out`` was made with other settings."""
+    """RunError if the finished run in ``out`` has other settings."""
     before = (read(out) or {}).get("identity", {})
     refuse_changed(out, before, now)
 
 
 def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """RunError that names each setting that differs."""
-    then, asked = _leaves(before), _leaves(now)
-    changed = [key for key in sorted({*then, *asked}) if then.get(key) != asked.get(key)]
-    if changed:
-        shown = "; ".join(f"{key}: {then.get(key)!r} then, {asked.get(key)!r} now" for key in changed)
+    """RunError, which names each setting that differs between ``before`` and ``now``."""
+    old, new = _leaves(before), _leaves(now)
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if keys:
+        shown = "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys)
         anew = "" if has_checkpoint(out) else f", or remove {out}: it has no checkpoint yet"
         raise RunError(
             f"{out} holds a run with other settings ({shown})",
@@ -143,15 +143,15 @@ def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        found |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
+        leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return leaves
 
 
 def finish(out: Path, kind: str, identity: dict[str, Any], **facts: Any) -> None:
-    """Write ``run.json``: everything else is in place."""
+    """Write ``run.json``, after everything else in the folder."""
     files.write_json(
         out / RECORD,
         {
@@ -166,7 +166,7 @@ def finish(out: Path, kind: str, identity: dict[str, Any], **facts: Any) -> None
 
 
 def read(out: Path) -> dict[str, Any] | None:
-    """The completion record of ``out``, or None while the run is not done."""
+    """``run.json`` of ``out``; None if the run is not done."""
     path = out / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -74,5 +74,5 @@ class ExportConfig:
         return named_domains(self.data)
 
     def size(self) -> Size | None:
-        """``image_size`` (H, W) in pixels; None where the run decides."""
+        """``image_size`` (H, W) in pixels; None if the run decides."""
         return parse_size(self.image_size) if self.image_size else None

@@ -137,17 +137,17 @@ class TimmTeacher:
         net: Any = self.net
         x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
         with self._autocast():
-            found = net.forward_intermediates(
+            maps = net.forward_intermediates(
                 x, indices=sorted(indices), stop_early=True, intermediates_only=True
             )
-        return [found[sorted(indices).index(index)].float() for index in indices]
+        return [maps[sorted(indices).index(index)].float() for index in indices]
 
     @torch.no_grad()
     def every_level(self, pixels: Tensor) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) float32 of all feature levels, then of the default features."""
         x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
         with self._autocast():
-            return [each.float() for each in every_level(self.net, x)]
+            return [level.float() for level in every_level(self.net, x)]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")
@@ -214,12 +214,12 @@ def check_layers(net: nn.Module, layers: Sequence[int], name: str) -> None:
                 "give --teacher-layer of these",
             )
     if len({layer % count for layer in layers}) < len(layers):
-        given = " ".join(map(str, layers))
-        raise ModelError(f"--teacher-layer {given} names a level twice", "give each level once")
+        flags = " ".join(map(str, layers))
+        raise ModelError(f"--teacher-layer {flags} names a level twice", "give each level once")
 
 
 def choose_device(device: str) -> str:
-    """'auto' to 'cuda' where there is one, else 'cpu'; ModelError for a device that is not there."""
+    """'auto' to 'cuda' if there is a GPU, else 'cpu'; ModelError for a device that the machine lacks."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -37,7 +37,7 @@ class ReportConfig:
         within=ranges.NUMBER,
     )
     teacher_weights: Path | None = option(
-        None, "weights of the runs' teacher, where timm cannot download them; for its tokens and its cost"
+        None, "weights of the runs' teacher, if timm cannot download them; for its tokens and its cost"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
 
@@ -45,10 +45,10 @@ class ReportConfig:
         """The runs to show; ConfigError for none, or for both ways of naming them."""
         if self.runs and self.compare:
             raise ConfigError("runs are named both alone and in --compare", "give RUN..., or --compare A B")
-        found = list(self.compare or self.runs)
-        if not found:
+        folders = list(self.compare or self.runs)
+        if not folders:
             raise ConfigError("no run is named", "give RUN..., or --compare RUN_A RUN_B")
-        return found
+        return folders
 
     def domains(self) -> dict[str, str]:
         """Domain names to ``ADAPTER:PATH``; ConfigError for a malformed or repeated one."""

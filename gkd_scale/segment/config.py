@@ -38,7 +38,7 @@ class HeadOptimConfig:
 
     lr: float | None = option(
         None,
-        "peak learning rate (default: 5e-3 linear, 1e-4 mask2former, 3e-3 other heads; at most 1e-3 where "
+        "peak learning rate (default: 5e-3 linear, 1e-4 mask2former, 3e-3 other heads; at most 1e-3 if "
         "--adapt trains the backbone too)",
         flag="--lr",
         within=ranges.PEAK_RATE,
@@ -135,7 +135,7 @@ class MethodConfig:
 
 @dataclass
 class InferenceConfig:
-    """inference: how an image is looked at"""
+    """inference: the whole image at once, or windows"""
 
     mode: str | None = option(
         None,
@@ -159,7 +159,7 @@ class InferenceConfig:
             raise ConfigError("a window or stride is given for whole images", "add --inference slide")
 
     def windows(self, image_size: Size) -> tuple[Size, Size] | None:
-        """Size and stride of the windows; None for the whole image. ConfigError where they leave gaps."""
+        """Size and stride of the windows; None for the whole image. ConfigError if they leave gaps."""
         if self.mode != "slide":
             return None
         window = parse_size(self.window) if self.window else image_size
@@ -191,7 +191,7 @@ class BackboneConfig:
         within=ranges.MEAN,
     )
     std: tuple[float, float, float] | None = option(
-        None, "standard deviation of pixels, likewise", metavar=_RGB, within=ranges.DEVIATION
+        None, "standard deviation of pixels in 0..1", metavar=_RGB, within=ranges.DEVIATION
     )
     adapt: str = option(
         "frozen",
@@ -368,7 +368,7 @@ class TeacherProbeConfig:
 
 @dataclass(kw_only=True)
 class LookConfig:
-    """How a finished segmenter looks at images: what evaluate and predict have in common."""
+    """What evaluate and predict have in common: the run, and how its model sees images."""
 
     run: Path = option(help="folder of a finished stage-2 run", positional=True)
     inference: InferenceConfig = section(InferenceConfig)
@@ -422,14 +422,14 @@ class EvaluateConfig(LookConfig):
 
 def named_domains(data: Sequence[str]) -> dict[str, str]:
     """Texts ``NAME=ADAPTER:PATH`` as a mapping; ConfigError for a malformed or repeated one."""
-    found: dict[str, str] = {}
+    domains: dict[str, str] = {}
     for text in data:
         name, equals, ref = text.partition("=")
         if not (equals and name.strip() and ref.strip()):
             raise ConfigError(
                 f"--data '{text}' is not NAME=ADAPTER:PATH", "for example dusk=camvid:camvid/unseen_dusk"
             )
-        if name in found:
+        if name in domains:
             raise ConfigError(f"--data names the domain '{name}' twice", "give each domain a name of its own")
-        found[name] = ref
-    return found
+        domains[name] = ref
+    return domains
