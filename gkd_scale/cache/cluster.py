@@ -2,13 +2,14 @@
 
 The driver owns the plan and the folder's lock; each device of each node has one actor with a teacher. A
 task is one shard, and a shard depends on its images alone: whoever builds it, and however often, its bytes
-are the same. If a worker or node dies, the shards that it was building go back to the queue. A node that
-joins gets actors within seconds. A driver that was killed starts again from the indexes on disk. All nodes
-see the images and ``--out`` under the same paths (a shared file system).
+are the same. If a worker or node dies, the shards that it was building go to the end of the queue. A node
+that joins gets actors within seconds. A driver that was killed starts again from the indexes on disk. All
+nodes see the images and ``--out`` under the same paths (a shared file system).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gkd_scale import console
 from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.memory import keep_freed
 from gkd_scale.types import Teacher
@@ -26,8 +28,11 @@ from gkd_scale.types import Teacher
 CHECK_EVERY = 5.0
 """Seconds between two checks for nodes that joined or left."""
 
+PATIENCE = 60.0
+"""Seconds without a device that is ready, after which a line says so."""
+
 TRIES = 5
-"""After how many dead workers a shard is taken for the cause."""
+"""After how many dead workers a shard, or the start of a worker on a device, is taken for the cause."""
 
 Load = Callable[[str], Teacher]
 """A teacher for a device ('cpu' or 'cuda'); runs in the worker."""
@@ -56,12 +61,16 @@ class ShardWorker:
     """A Ray actor with a teacher, which builds shards. ``make`` is called once, in the actor."""
 
     def __init__(self, make: MakeBuilder, load: Load, device: str) -> None:
+        self._make, self._load, self._device = make, load, device
+
+    def start(self) -> None:
+        """Load the teacher. Ray hands on an error of a method as it is, but not one of ``__init__``."""
         import torch
 
         keep_freed()
-        if device == "cpu":
+        if self._device == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
-        self._shard = make(load(device), device)
+        self._shard = self._make(self._load(self._device), self._device)
 
     def shard(self, task: Any) -> ShardResult:
         """Build one shard."""
@@ -91,14 +100,16 @@ class _Pool:
         self._ray, self._make, self._load, self._finished = ray, make, load, finished
         self._actors: dict[NodeDevice, Any] = {}
         self._running: dict[Any, tuple[NodeDevice, Any]] = {}
+        """Device and shard of each call; None in place of the shard while the device's actor starts."""
         self._deaths: Counter[Any] = Counter()
         self._checked = -CHECK_EVERY
+        self._remind_at = time.monotonic() + PATIENCE
 
     def run(self, todo: Sequence[Any]) -> None:
         """Build all of ``todo``."""
         queue = deque(todo)
         try:
-            while queue or self._running:
+            while queue or any(task is not None for _, task in self._running.values()):
                 self._start_missing()
                 busy = {device for device, _ in self._running.values()}
                 for device in [device for device in self._actors if device not in busy]:
@@ -111,32 +122,51 @@ class _Pool:
                 ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0)
                 for reference in ready:
                     self._collect(reference, queue)
+                self._remind()
         finally:
             for actor in self._actors.values():
                 self._ray.kill(actor)
 
+    def _remind(self) -> None:
+        """Say once if no device is ready after ``PATIENCE`` seconds."""
+        if any(task is not None for _, task in self._running.values()):
+            self._remind_at = math.inf
+        elif time.monotonic() > self._remind_at:
+            self._remind_at = math.inf
+            console.say(
+                f"--ray: none of {len(self._actors)} devices is ready yet; other jobs hold them, or teachers "
+                "load. 'ray status' shows what is in use"
+            )
+
     def _collect(self, reference: Any, queue: deque[Any]) -> None:
-        """Take one result; the shard of a dead worker goes back to the queue."""
+        """Take one result; the shard of a dead worker goes to the end of the queue."""
         device, task = self._running.pop(reference)
         errors = self._ray.exceptions
         try:
-            self._finished(task, self._ray.get(reference))
+            result = self._ray.get(reference)
+            if task is not None:
+                self._finished(task, result)
         except errors.RayTaskError as error:
             raise error.cause from None
         except errors.RayError as error:  # worker, node or object lost
             self._actors.pop(device, None)
             self._checked = -CHECK_EVERY
-            self._deaths[task] += 1
-            if self._deaths[task] >= TRIES:
+            cause = f"{device} at its start" if task is None else f"shard {task}"
+            self._deaths[cause] += 1
+            if self._deaths[cause] >= TRIES:
                 last = " ".join(str(error).split())[:300]
                 raise GkdError(
-                    f"shard {task} took down {TRIES} workers, the last with: {last}",
+                    f"{cause} took down {TRIES} workers, the last with: {last}",
                     "look at the workers' memory; a smaller --batch-size may help, then run it again",
                 ) from None
-            queue.appendleft(task)
+            if task is not None:
+                queue.append(task)
 
     def _start_missing(self) -> None:
-        """Start an actor on each free device of each living node, at most every few seconds."""
+        """Start an actor on each device of each living node, at most every few seconds.
+
+        An actor whose GPU is held by another job waits, and gets no shard until it runs.
+        """
         if time.monotonic() - self._checked < CHECK_EVERY:
             return
         self._checked = time.monotonic()
@@ -154,7 +184,9 @@ class _Pool:
         worker = self._ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0)(ShardWorker)
         place = NodeAffinitySchedulingStrategy(device.node, soft=False)
         options = {"scheduling_strategy": place, "max_restarts": 0}
-        return worker.options(**options).remote(self._make, self._load, "cuda" if gpu else "cpu")
+        actor = worker.options(**options).remote(self._make, self._load, "cuda" if gpu else "cpu")
+        self._running[actor.start.remote()] = (device, None)
+        return actor
 
 
 def refuse_silent(address: str, flag: str = "--ray") -> None:
