@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from gkd_scale import console
@@ -25,7 +25,7 @@ from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.shard import tar_path
 from gkd_scale.cache.spec import SPEC
 from gkd_scale.errors import CacheError
-from gkd_scale.files import own_temporary, write_bytes
+from gkd_scale.files import LOCK, locked, own_temporary, write_bytes
 
 
 def main(cfg: PushConfig) -> None:
@@ -136,7 +136,9 @@ def _digest(url: str) -> str:
 class Mirror:
     """Files of a remote cache, downloaded when they are first read; at most ``limit`` bytes of tars stay.
 
-    Safe for threads; processes (ranks) share the folder, because files appear whole under their names.
+    Safe for threads and for processes (ranks), which share the folder: one downloads a file and the others
+    wait for it, and the limit is one for all. A file's time is that of its last use. What is being downloaded
+    comes on top of the limit, a tar a rank.
     """
 
     def __init__(self, url: str, home: Path, limit: int) -> None:
@@ -146,10 +148,6 @@ class Mirror:
         self._fs, self._root = file_system(self.url)
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
-        self._tars: OrderedDict[str, int] = OrderedDict(
-            (path.relative_to(self.folder).as_posix(), path.stat().st_size)
-            for path in sorted(self.folder.glob("v*/*.tar"))
-        )
         self.fetched = 0
         for name in (SPEC, MANIFEST, CHECKSUM, STATE):
             self.fetch(name)
@@ -160,30 +158,51 @@ class Mirror:
             busy = self._busy.setdefault(name, threading.Lock())
         with busy:
             path = self.folder / name
-            if path.exists():
-                with self._lock:
-                    if name in self._tars:
-                        self._tars.move_to_end(name)
+            if _touched(path):
                 return
             remote = f"{self._root.rstrip('/')}/{name}"
             size = _size(self._fs, remote)
             if size is None:
                 return
-            if name.endswith(".tar"):
-                self._make_room(name, size)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = own_temporary(path)
-            self._fs.get_file(remote, os.fspath(temporary))
-            temporary.replace(path)
-            self.fetched += 1
+            lock = path.with_name(path.name + LOCK)
+            with locked(lock, lambda _: None, CacheError):
+                try:
+                    if not _touched(path):
+                        self._download(remote, path, size)
+                finally:
+                    lock.unlink(missing_ok=True)
 
-    def _make_room(self, name: str, size: int) -> None:
-        """Count a tar before its download, and remove the least recently used ones beyond the limit.
+    def _download(self, remote: str, path: Path, size: int) -> None:
+        is_tar = path.suffix == ".tar"
+        if is_tar:
+            self._make_room(path, size)
+        temporary = own_temporary(path)
+        self._fs.get_file(remote, os.fspath(temporary))
+        temporary.replace(path)
+        self.fetched += 1
+        if is_tar:
+            self._make_room(path)  # for what other ranks downloaded meanwhile
+
+    def _make_room(self, path: Path, size: int = 0) -> None:
+        """Remove the least recently used tars but ``path`` until ``size`` bytes fit into the limit.
 
         A reader that has one of them open goes on reading it: the disk keeps it until it is closed.
         """
-        with self._lock:
-            self._tars[name] = size
-            while sum(self._tars.values()) > self._limit and len(self._tars) > 1:
-                oldest, _ = self._tars.popitem(last=False)
-                (self.folder / oldest).unlink(missing_ok=True)
+        with self._lock, locked(self.folder / f"mirror{LOCK}", lambda _: None, CacheError):
+            found = [(tar.stat(), tar) for tar in self.folder.glob("v*/*.tar")]
+            total = size + sum(stat.st_size for stat, _ in found)
+            for stat, tar in sorted(found, key=lambda each: each[0].st_mtime_ns):
+                if total > self._limit and tar != path:
+                    tar.unlink(missing_ok=True)
+                    total -= stat.st_size
+
+
+def _touched(path: Path) -> bool:
+    """Whether there is such a file; if so, now is its last use."""
+    with suppress(PermissionError):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+    return True

@@ -6,8 +6,10 @@ import hashlib
 import os
 import shutil
 import tarfile
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,44 @@ def test_a_mirror_keeps_to_its_limit_and_fetches_again(
     mirror: Any = remote._mirror
     assert mirror.fetched >= 3 + 3 + 6 - 1, "root files, indexes, and tars that had gone"
     assert isinstance(Mirror(url, tmp_path / "home", 2 * size), Mirror)
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> tuple[list[Mirror], int]:
+    """Two mirrors of one cache in one folder, with room for two of its three shards; bytes of the room."""
+    write_images(tmp_path / "images", 12)
+    build(config(tmp_path / "images", tmp_path / "cache", views=1), TinyTeacher(), quiet=True)
+    url = f"memory://{uuid.uuid4().hex}"
+    push(tmp_path / "cache", url, lambda _: None)
+    room = 2 * max(tar.stat().st_size for tar in (tmp_path / "cache").rglob("*.tar"))
+    return [Mirror(url, tmp_path / "home", room) for _ in range(2)], room
+
+
+def test_ranks_share_the_limit_and_the_last_use(ranks: tuple[list[Mirror], int]) -> None:
+    (one, other), room = ranks
+    tars = [f"v00/shard-{number:06d}.tar" for number in range(3)]
+    for rank, number in ((one, 0), (one, 1), (other, 0), (other, 2)):
+        rank.fetch(tars[number])
+        assert sum(tar.stat().st_size for tar in one.folder.rglob("*.tar")) <= room
+    assert [(one.folder / tar).exists() for tar in tars] == [True, False, True], "1 was used last by nobody"
+    assert not list(one.folder.glob("v*/*.lock"))
+
+
+def test_ranks_that_need_one_tar_download_it_once(
+    ranks: tuple[list[Mirror], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrors, _ = ranks
+    file_system: Any = mirrors[0]._fs
+    whole, before = file_system.get_file, sum(each.fetched for each in mirrors)
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.3)
+        whole(*arguments)
+
+    monkeypatch.setattr(file_system, "get_file", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda mirror: mirror.fetch("v00/shard-000001.tar"), mirrors))
+    assert sum(each.fetched for each in mirrors) == before + 1
 
 
 def test_an_unfinished_cache_is_not_pushed(copy: Any) -> None:
