@@ -256,8 +256,15 @@ def test_another_setting_than_that_of_the_checkpoint_is_refused(
 def test_zero3_with_offload_trains_in_bf16(
     runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path
 ) -> None:
-    train(runtime, config(tiny_cache, tmp_path, ds_config="zero3_offload.json"))
+    kinds: set[torch.dtype] = set()
+
+    def look(_step: int, module: Any) -> dict[str, float]:
+        kinds.update(each.dtype for each in module.conditioning.tensors().values())
+        return {}
+
+    train(runtime, config(tiny_cache, tmp_path, ds_config="zero3_offload.json"), Hook(1, look))
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=0.05)
+    assert kinds == {torch.float32}, "the targets are conditioned in float32"
     average = load_file(checkpoint.path(tmp_path / "checkpoints", 6))
     exported = load_file(tmp_path / "backbone.safetensors")
     assert all(torch.equal(value, average[f"ema/student.net.{name}"]) for name, value in exported.items())

@@ -64,6 +64,24 @@ def two_full_passes(d: Distiller, b: Batch) -> Tensor:
     )
 
 
+def test_targets_keep_the_bits_of_the_cache_in_bf16() -> None:
+    """DeepSpeed casts parameters; the fp16 targets, 3 bits finer than bf16, go to the distance in float32."""
+    d, b, targets = distiller(), batch(), []
+    for parameter in d.parameters():
+        parameter.data = parameter.data.bfloat16()
+
+    def distance(student: Tensor, teacher: Tensor) -> Tensor:
+        targets.append(teacher)
+        return mse(student, teacher)
+
+    d.distance = distance
+    assert run(d, b)["loss"].dtype == torch.float32
+    patches, cls = b.teacher.patches.float(), b.teacher.cls[:, None].float()
+    wanted = [torch.cat([cls, patches], 1), cls, patches]
+    assert len(targets) == 3 and all(map(torch.equal, targets, wanted))
+    assert not torch.equal(patches, patches.bfloat16().float())
+
+
 def test_sharing_the_unmasked_half_changes_neither_loss_nor_gradients() -> None:
     d, b = distiller(), batch()
     shared = run(d, b)["loss"]
