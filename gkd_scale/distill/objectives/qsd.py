@@ -42,7 +42,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Distiller(Objective):
-    """A student, its QSD heads and its ladder; ``"loss"`` is the weighted sum of the named losses."""
+    """A student, its QSD heads and its ladder; ``"loss"`` is the weighted sum of the named losses.
+
+    The CLS head has one key, whose weight is 1 whatever φ is: with ``form="qsd"`` its φ gets zero gradient
+    and moves by weight decay only, as in the reference. It stays: without it the ladder, which is drawn after
+    it, and the files of earlier runs would differ.
+    """
 
     def __init__(
         self,

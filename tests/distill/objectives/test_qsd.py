@@ -82,6 +82,16 @@ def test_targets_keep_the_bits_of_the_cache_in_bf16() -> None:
     assert not torch.equal(patches, patches.bfloat16().float())
 
 
+def test_the_queries_of_the_cls_head_get_no_gradient() -> None:
+    """Its one key has the weight 1 whatever φ says, in the reference too."""
+    d = distiller()
+    run(d, batch())["loss"].backward()
+    heads = (d.head_cls, d.head_feature, d.head_mask)
+    gradients = [[p.grad for p in head.proj_q.parameters() if p.grad is not None] for head in heads]
+    assert [len(each) for each in gradients] == [4, 4, 4]
+    assert [any(bool(grad.any()) for grad in each) for each in gradients] == [False, True, True]
+
+
 def test_sharing_the_unmasked_half_changes_neither_loss_nor_gradients() -> None:
     d, b = distiller(), batch()
     shared = run(d, b)["loss"]
