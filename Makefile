@@ -4,17 +4,27 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow docs lint install clean
+# The tests run in two processes, as most of them keep one core busy. These folders are about half of them.
+FIRST  := $(addprefix tests/,cases docs e2e export fuzz report scenes segment)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test test-first test-second test-slow docs lint install clean
 
 demo: $(READY)
 	$(BIN)/gkd-scale demo
 
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-first test-second
+
+test-first: $(READY)
+	$(PYTEST) -m "not slow" $(FIRST)
+
+test-second: $(READY)
+	$(PYTEST) -m "not slow" $(FIRST:%=--ignore=%)
 
 # Simulated Ray clusters, killed searches: many minutes on 2 cores.
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # The site, in build/docs. A warning is an error, as in the tests.
 docs: $(READY)
