@@ -187,12 +187,15 @@ class StudentConfig:
 
     names: list[str | dict[str, Any]] = option(
         ["demo_student"],
-        "timm name of the student; repeat it to train several from the same batches",
+        "the student: a timm name, hf:FOLDER or hf:OWNER/NAME; repeat it to train several from the same "
+        "batches",
         metavar="NAME",
     )
     args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
     weights: str | None = option(
-        None, "weights file, stage-1 run, or 'pretrained' (default: from scratch)", metavar="FILE|RUN"
+        None,
+        "weights file, stage-1 run, or 'pretrained' (default: from scratch; of hf: the model's own)",
+        metavar="FILE|RUN",
     )
     resize: str = option(
         "pi",

@@ -33,7 +33,7 @@ class TeacherConfig:
     )
     weights: Path | None = option(
         None,
-        "its local weights, .safetensors or .pth (default: timm downloads them); of hf: its folder",
+        "its local weights: .safetensors, .pth, or the folder of an hf: model (default: downloaded)",
         metavar="FILE",
     )
     args: dict[str, Any] = option({}, "arguments of timm.create_model", keys=TIMM_ARGUMENTS)
@@ -48,7 +48,9 @@ class TeacherConfig:
         None, "resample the patch embedding to this size in pixels", metavar="P", within=ranges.PIXELS
     )
     patch_resize: str = option(
-        "pi", "how: pseudo-inverse, or as an image, as the reference does", choices=("pi", "bicubic")
+        "pi",
+        "how the patch embedding is resampled: pseudo-inverse, or as an image, as the reference does",
+        choices=("pi", "bicubic"),
     )
     dtype: str = option(
         "float32", "arithmetic of the teacher; part of its fingerprint", choices=TEACHER_DTYPES
@@ -85,9 +87,9 @@ class ConditioningConfig:
 
     norm: str = option(
         "none",
-        "layer is (x - mean)/std over a token's channels; the others use moments of the cache's tokens, in "
-        "stage 2 of the training images': by channel (standard), by principal component (whiten), rotated "
-        "(phi-s)",
+        "layer is (x - mean)/std over a token's channels; the others use moments of all tokens (the cache's, "
+        "or the training images' if the teacher runs): by channel (standard), by principal component "
+        "(whiten), rotated (phi-s)",
         choices=TEACHER_NORMS,
     )
     power: float = option(
