@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -151,17 +152,24 @@ def build(
     if file is not None:
         state = weight_files.read_state_dict(file)
         weight_files.load_into(net, state, file, resize=resize, image_size=made_with.get("img_size"))
-        if name is not None and name.startswith(HF) and spec.args == made_with:
-            _check_twin(name, net, spec)
+        if name is not None and name.startswith(HF):
+            _check_twin(name, net, spec, file)
     elif downloaded and resize != "pi":
         weight_files.load_downloaded(net, spec, resize)
     return spec, net
 
 
-def _check_twin(name: str, net: nn.Module, spec: ModelSpec) -> None:
+def _check_twin(name: str, net: nn.Module, spec: ModelSpec, file: Path) -> None:
+    """ModelError unless the twin of ``name`` gives its tokens, with the arguments and weights of ``name``."""
     from gkd_scale.models import twins
 
-    twins.check(name, net, spec)
+    own, shipped = specs.resolve(name)
+    if shipped is not None and (spec.name, spec.args, file) != (own.name, own.args, shipped):
+        with torch.random.fork_rng(devices=[]):
+            net = any_size(own)
+        state = weight_files.read_state_dict(shipped)
+        weight_files.load_into(net, state, shipped, image_size=own.args.get("img_size"))
+    twins.check(name, net, own)
 
 
 def _find(

@@ -34,6 +34,7 @@ from gkd_scale.errors import ModelError, nearest
 from gkd_scale.models import belonging
 from gkd_scale.models.names import HF
 from gkd_scale.models.spec import Triple
+from gkd_scale.ranges import DEVIATION, MEAN, Range
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -340,17 +341,47 @@ def normalisation(checkpoint: Checkpoint) -> tuple[Triple, Triple]:
             f"{place}: preprocessor_config.json, which says mean and std of the pixels, {what}",
             "put the model's own beside config.json, or give --mean R G B --std R G B",
         ) from None
-    scale = round(255 * float(said.rescale_factor), 6) if said.do_rescale else 255.0
+    file = f"{place}/preprocessor_config.json"
+    for flag, what in _OTHER_PIXELS.items():
+        if getattr(said, flag, None):
+            raise ModelError(f"{file} says {flag}: {what}, which gkd-scale does not do", _OWN_PIXELS)
+    factor = said.rescale_factor if said.do_rescale else 1
+    if not _is_number(factor) or factor not in _FACTOR:
+        raise _wrong_pixels(file, "rescale_factor", factor, f"a number {_FACTOR.text()}")
+    scale = round(255 * float(factor), 6) if said.do_rescale else 255.0
     if not said.do_normalize:
         return (0.0, 0.0, 0.0), (1 / scale, 1 / scale, 1 / scale)
-    mean, std = (_three(value, scale) for value in (said.image_mean, said.image_std))
-    return mean, std
+    return _three(file, "image_mean", said, scale), _three(file, "image_std", said, scale)
 
 
-def _three(value: Any, scale: float) -> Triple:
-    """``value`` a channel, or one for all, of pixels times ``scale``, for pixels in 0..1."""
-    values = [float(value)] * 3 if isinstance(value, int | float) else [float(each) for each in value]
-    red, green, blue = (each / scale for each in values)
+_OTHER_PIXELS = {
+    "do_flip_channel_order": "channels in the order blue, green, red",
+    "rescale_offset": "pixels from -1",
+}
+_OWN_PIXELS = (
+    "choose another teacher, or load the weights by timm's name: --teacher NAME --teacher-weights FILE"
+)
+_FACTOR = Range(gt=0)
+
+
+def _wrong_pixels(file: str, name: str, value: Any, must: str) -> ModelError:
+    return ModelError(f"{file} has {name} {value!r}: it must be {must}", "mend it, or give --mean and --std")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _three(file: str, name: str, said: Any, scale: float) -> Triple:
+    """``said.name``, a channel or one for all, of pixels times ``scale``, for pixels in 0..1; ModelError."""
+    value = getattr(said, name, None)
+    values = [value] * 3 if _is_number(value) else value
+    if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
+        raise _wrong_pixels(file, name, value, "three numbers, or one for all channels")
+    allowed = MEAN if name == "image_mean" else DEVIATION
+    red, green, blue = (float(each) / scale for each in values)
+    if not all(each in allowed for each in (red, green, blue)):
+        raise _wrong_pixels(file, name, value, f"{allowed.text()} for pixels in 0..1")
     return red, green, blue
 
 

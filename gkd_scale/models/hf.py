@@ -16,7 +16,9 @@ The grid comes from the patch size, or from the maps of the hidden states::
 
 Models that normalise only what they pool (CLIP, BEiT, ConvNeXt) have that norm applied to every token, as
 ``families.py`` has it for timm. Layers are numbered as timm numbers them: 0 is the first block or stage, -1
-the last; they are transformers' hidden states, before the final norm, without the embeddings.
+the last; they are transformers' hidden states, before the final norm, without the embeddings. Those of Swin,
+Swinv2 and FocalNet are taken before patches are merged. If a family has no such states (LeViT, PVT), its
+only level is the last.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from gkd_scale.types import Features, Grid, Size
 
 _MOST_PREFIX = 32
 _POOLED_NORMS = ("post_layernorm", "layernorm", "norm")
+_BEFORE_MERGING = "output_hidden_states_before_downsampling"
 _ANOTHER = "choose another --image-size, or another teacher"
 # What says nothing about the features, of a config.
 _IDLE = {"transformers_version", "_name_or_path", "architectures", "dtype", "id2label", "label2id"}
@@ -68,6 +71,7 @@ class TransformersTeacher:
         self.config = checkpoint.config
         self.parameters = sum(parameter.numel() for parameter in net.parameters())
         self.net = net.eval().requires_grad_(False)
+        self._before_merging = _before_merging(net)
         self.image_size = image_size
         self.mean, self.std = mean, std
         self.layers: tuple[int, ...] = ()
@@ -128,6 +132,7 @@ class TransformersTeacher:
             "grid": list(self.grid),
             "dim": self.dim,
             "layer": list(self.layers) if len(self.layers) > 1 else next(iter(self.layers), None),
+            **({"levels": "before downsampling"} if self._before_merging and self.layers else {}),
             "prefix_tokens": self.prefix,
             "cls": "token" if self._has_cls() else "mean",
             **({"final_norm": self.norm} if self.norm and not self.layers else {}),
@@ -285,23 +290,26 @@ def cost(config: TeacherConfig, image_size: Size) -> Cost:
 def cost_of(checkpoint: Checkpoint, image_size: Size, layers: Sequence[int] = ()) -> Cost:
     """As :func:`cost`, of an open checkpoint."""
     reference, config = checkpoint.place, checkpoint.config
-    _check_divisible(reference, image_size, config)
     try:
+        _check_divisible(reference, image_size, config)
         with torch.device("meta"):
             net = transformers.AutoModel.from_config(config).eval()
             inputs = _inputs(net, torch.zeros(1, 3, *image_size), config)
+        _before_merging(net)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             out = net(**inputs, output_hidden_states=True, return_dict=True)
+        last, hidden = out.last_hidden_state, _levels_of(out, config)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{reference} does not take {image_size[0]}x{image_size[1]} images: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}",
             _ANOTHER,
         ) from None
-    hidden = _levels_of(out, config)
     _check_layers(reference, layers, len(hidden))
-    grid = _grid_of(out.last_hidden_state, hidden, image_size, config)
-    chosen = [hidden[layer] for layer in layers] or [out.last_hidden_state]
+    grid = _grid_of(last, hidden, image_size, config)
+    chosen = [hidden[layer] for layer in layers] or [last]
     flat = [_flat(each, image_size) if each.ndim == 4 else (grid, each) for each in chosen]
     sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in net.modules()]
     dim = sum(tokens.shape[2] for _, tokens in flat)
@@ -320,12 +328,33 @@ def _inputs(net: nn.Module, x: Tensor, config: Any) -> dict[str, Any]:
     return {"pixel_values": x, **resampled}
 
 
+def _before_merging(net: nn.Module) -> bool:
+    """Have the states of stages before their patches are merged, as timm does; False if it cannot."""
+    encoder = getattr(net, "encoder", None)
+    if encoder is None or not accepts(encoder, _BEFORE_MERGING):
+        return False
+
+    def asking(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, _BEFORE_MERGING: True}
+
+    encoder.register_forward_pre_hook(asking, with_kwargs=True)
+    return True
+
+
 def _levels_of(out: Any, config: Any) -> list[Tensor]:
-    """The hidden states after each block or stage, shallow to deep."""
+    """The hidden states after each block or stage, shallow to deep.
+
+    The last alone if the others are not timm's levels: states after downsampling (LeViT), or more than one
+    a stage (PVT).
+    """
     found = list(getattr(out, "reshaped_hidden_states", None) or out.hidden_states)
-    depths = getattr(config, "depths", None)
-    count = len(depths) if depths else int(getattr(config, "num_hidden_layers", len(found) - 1))
-    return found[-count:]
+    stages = getattr(config, "depths", None) or getattr(config, "depth", None)
+    stages = stages if isinstance(stages, list | tuple) else None
+    count = len(stages) if stages else int(getattr(config, "num_hidden_layers", len(found)))
+    if len(found) == count + 1:  # the first are the embeddings
+        found = found[1:]
+    downsampled = stages and len(found) > 1 and found[-1].shape == found[-2].shape
+    return found[-1:] if len(found) != count or downsampled else found
 
 
 def facts(config: Any) -> dict[str, Any]:

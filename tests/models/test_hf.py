@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from gkd_scale import cli
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import ModelError
-from gkd_scale.models import weights
+from gkd_scale.models import hf, weights
 from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.registry import load_teacher, teacher_cost
 from gkd_scale.segment.methods.base import MethodTeacher
@@ -133,6 +134,45 @@ def test_stages_of_different_grids_are_not_joined(folders: dict[str, Path]) -> N
         load(folders["ConvNeXt"], (64, 96), layer=(2, 3))
 
 
+_TINY: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 2], "window_size": 2}
+STAGES: dict[str, tuple[Any, list[tuple[int, int]]]] = {  # width and rows of the levels, for 64x64
+    "swin": (transformers.SwinConfig(image_size=64, **_TINY), [(16, 16), (32, 8), (64, 4)]),
+    "swinv2": (transformers.Swinv2Config(image_size=64, **_TINY), [(16, 16), (32, 8), (64, 4)]),
+    "cvt": (
+        transformers.CvtConfig(embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 2, 3]),
+        [(16, 16), (32, 8), (64, 4)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["swin", "swinv2", "cvt"])
+def test_levels_of_stages_are_timms(name: str, tmp_path: Path) -> None:
+    config, expected = STAGES[name]
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    teacher = load(tmp_path, (64, 64))
+    *levels, _ = teacher.every_level(pixels((64, 64)))
+    assert [(each.shape[1], each.shape[2]) for each in levels] == expected
+    assert teacher_cost(TeacherConfig(f"hf:{tmp_path}", layer=(0,)), (64, 64)).dim == 16
+    assert load(tmp_path, (64, 64), layer=(1,)).grid == (8, 8)
+
+
+def test_states_of_mobilenet_begin_with_its_first_block() -> None:
+    config = transformers.MobileNetV2Config(image_size=64)
+    net = transformers.AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        out = net(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
+    assert len(hf._levels_of(out, config)) == len(out.hidden_states) == len(net.layer)
+
+
+def test_states_after_downsampling_are_no_levels() -> None:
+    stages = [torch.zeros(1, 16, 8), torch.zeros(1, 4, 16), torch.zeros(1, 1, 32), torch.ones(1, 1, 32)]
+    out = SimpleNamespace(hidden_states=stages)
+    (level,) = hf._levels_of(out, SimpleNamespace(depths=[2, 2, 2]))
+    assert level is stages[-1]
+
+
 @pytest.mark.parametrize("name", ["ViT", "BEiT", "CLIP's vision tower"])
 def test_at_its_own_size_nothing_is_resampled(name: str, folders: dict[str, Path]) -> None:
     x, net = pixels((56, 56)), tower(name, folders[name])
@@ -204,6 +244,27 @@ def test_mean_and_std_are_of_the_preprocessor(
     assert (teacher.mean[0], teacher.std[0]) == pytest.approx((mean, std))
     mine = load(folders["ViT"], (56, 84), mean=(0.1, 0.1, 0.1))
     assert (mine.mean[0], mine.std[0]) == pytest.approx((0.1, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"do_flip_channel_order": True}, "do_flip_channel_order: channels in the order blue, green, red"),
+        ({"rescale_offset": True}, "says rescale_offset"),
+        ({"rescale_factor": 0}, "rescale_factor 0: it must be a number above 0"),
+        ({"rescale_factor": "x"}, "rescale_factor 'x'"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean \(0.5, 0.5\): it must be three numbers"),
+        ({"image_mean": "half"}, "image_mean 'half'"),
+        ({"image_mean": [127.5] * 3}, "at least 0 and at most 1 for pixels in 0..1"),
+        ({"image_std": [0.2, 0, 0.2]}, "above 0 and at most 1"),
+        ({"image_std": [0.2, None, 0.2]}, r"image_std \(0.2, None, 0.2\)"),
+    ],
+)
+def test_a_preprocessor_that_says_no_mean_and_std_is_refused(
+    said: dict[str, Any], expected: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=f"preprocessor_config.json .*{expected}"):
+        load(prepared(folders["ViT"], tmp_path, **said), (56, 84))
 
 
 def test_without_a_preprocessor_mean_and_std_must_be_said(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -122,3 +122,37 @@ def test_a_config_that_timm_does_not_compute_is_refused(tmp_path: Path) -> None:
     folder = saved(t.ViTConfig(**_VIT, hidden_act="relu"), tmp_path / "model")
     with pytest.raises(ModelError, match="give other tokens"):
         backbone.build(f"hf:{folder}", None, None)
+
+
+@pytest.mark.parametrize("given", ["args", "weights", "run"])
+def test_options_of_the_student_do_not_hide_what_timm_does_not_compute(given: str, tmp_path: Path) -> None:
+    right, wrong = (saved(t.ViTConfig(**_VIT, hidden_act=act), tmp_path / act) for act in ("gelu", "relu"))
+    args = {"img_size": 112} if given == "args" else None
+    weights = {"args": None, "weights": right / "model.safetensors", "run": tmp_path / "run"}[given]
+    backbone.load_backbone(None, f"hf:{right}").save(tmp_path / "run")
+    with pytest.raises(ModelError, match="give other tokens"):
+        backbone.build(f"hf:{wrong}", args, weights)
+    assert backbone.build(f"hf:{right}", args, weights)[0].args["img_size"] == (112 if args else 56)
+
+
+def test_a_trained_run_may_differ_from_its_origin(tmp_path: Path) -> None:
+    folder = saved(TWINS["ViT"], tmp_path / "model")
+    first = backbone.load_backbone(None, f"hf:{folder}")
+    shake(first.net)
+    first.save(tmp_path / "run")
+    again = backbone.load_backbone(tmp_path / "run", f"hf:{folder}")
+    assert all(torch.equal(a, b) for a, b in zip(first.net.parameters(), again.net.parameters(), strict=True))
+
+
+def test_the_cls_token_is_compared(tmp_path: Path) -> None:
+    folder = saved(TWINS["ViT"], tmp_path / "model")
+    spec, net = backbone.build(f"hf:{folder}", None, None)
+    plain = families.dense
+
+    def other(*given: Any) -> Any:
+        features, grid = plain(*given)
+        return features._replace(cls=features.cls + 1), grid
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="give other tokens"):
+        patch.setattr(families, "dense", other)
+        twins.check(f"hf:{folder}", net, spec)
