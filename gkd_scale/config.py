@@ -87,9 +87,12 @@ def inline(cls: type[T], /, *, short: bool = False, **keys: str | None) -> T:
     return typing.cast(T, section_field)
 
 
-def again(cls: Any, name: str, default: Any) -> Any:
-    """The option ``name`` of a base class, with another default."""
-    return dataclasses.field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
+def again(cls: Any, name: str, default: Any, help: str | None = None) -> Any:
+    """The option ``name`` of a base class, with another default, and with another ``help`` if given."""
+    metadata = {**cls.__dataclass_fields__[name].metadata}
+    return dataclasses.field(
+        default=default, metadata=metadata if help is None else {**metadata, "help": help}
+    )
 
 
 class Option(NamedTuple):

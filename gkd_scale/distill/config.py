@@ -242,11 +242,14 @@ class Stage1RunConfig(RunConfig):
 
     out: Path = again(RunConfig, "out", Path("runs/stage1"))
     save_every: int = again(RunConfig, "save_every", 500)
+    steps: int | None = again(
+        RunConfig, "steps", None, "optimizer steps (default: 400, or what --epochs gives)"
+    )
+    global_batch: int | None = again(
+        RunConfig, "global_batch", None, "images an optimizer step, over all ranks (default: 32)"
+    )
     epochs: float | None = option(
-        None,
-        "passes over the caches, instead of --steps (default: 400 steps)",
-        within=ranges.EPOCHS,
-        volatile=True,
+        None, "passes over the caches, instead of --steps", within=ranges.EPOCHS, volatile=True
     )
 
     def __post_init__(self) -> None:
@@ -260,6 +263,7 @@ class Stage1Config:
     """Distil a student from teacher features, without a label."""
 
     source: SourceConfig = inline(SourceConfig)
+    run: Stage1RunConfig = inline(Stage1RunConfig)
     conditioning: WhitenedConfig = inline(WhitenedConfig, norm="teacher_norm", power="whiten_power")
     objective: str = option(
         next(iter(OBJECTIVES)),
@@ -282,7 +286,6 @@ class Stage1Config:
     )
     compile: bool = option(False, "compile the student with torch.compile")
     reading: ReadingConfig = inline(ReadingConfig)
-    run: Stage1RunConfig = inline(Stage1RunConfig)
     loss: LossConfig = section(LossConfig)
     qsd: QsdConfig = section(QsdConfig)
     mask: MaskConfig = section(MaskConfig)

@@ -155,7 +155,8 @@ def _job(
     done = runtime.on_main(lambda: run.is_done(cfg.run.out, KIND))
     conditioning = runtime.on_main(lambda: _conditioning(cfg, teacher))
     objective = _build(cfg, teacher, conditioning)
-    _require_masked(objective.draws, plan.global_batch)
+    if not done and not run.has_checkpoint(cfg.run.out):
+        _require_masked(objective.draws, plan.global_batch)
     continued = heads.resume(
         objective,
         cfg.student.weights,

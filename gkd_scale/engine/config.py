@@ -20,17 +20,14 @@ class RunConfig:
     out: Path = option(Path("runs/train"), "run folder; the same command again resumes", volatile=True)
     steps: int | None = option(None, "optimizer steps", within=ranges.COUNT, volatile=True)
     global_batch: int | None = option(
-        None,
-        "images an optimizer step, over all ranks (default: 32 in stage 1, 16 in stage 2)",
-        within=ranges.SIZE,
-        volatile=True,
+        None, "images an optimizer step, over all ranks", within=ranges.SIZE, volatile=True
     )
     save_every: int = option(200, "steps between checkpoints", within=ranges.COUNT, volatile=True)
     keep: int = option(2, "newest checkpoints kept", within=ranges.COUNT, volatile=True)
     keep_every: int | None = option(
         None, "keep each N-th step's checkpoint too", metavar="N", within=ranges.COUNT, volatile=True
     )
-    workers: int = option(2, "threads that read, a rank", within=ranges.THREADS, volatile=True)
+    workers: int = option(2, "threads that read and decode, a rank", within=ranges.THREADS, volatile=True)
     log: list[str] = option(list(loggers.DEFAULT), loggers.HELP, choices=loggers.CHOICES, volatile=True)
     seed: int = option(0, "decides everything that is drawn at random", within=ranges.SEED)
 

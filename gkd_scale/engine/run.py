@@ -135,10 +135,11 @@ def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
     if keys:
         shown = "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys)
         anew = "" if has_checkpoint(out) else f", or remove {out}: it has no checkpoint yet"
-        raise RunError(
-            f"{out} holds a run with other settings ({shown})",
-            f"give another --out, or the same settings to go on{anew}",
-        )
+        if all(key not in old for key in keys):
+            hint = "it was begun by an earlier version of gkd-scale: give another --out"
+        else:
+            hint = f"give another --out, or the same settings to go on{anew}"
+        raise RunError(f"{out} holds a run with other settings ({shown})", hint)
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -289,6 +289,9 @@ class Stage2RunConfig(RunConfig):
 
     out: Path = again(RunConfig, "out", Path("runs/stage2"))
     steps: int = again(RunConfig, "steps", 400)
+    global_batch: int | None = again(
+        RunConfig, "global_batch", None, "images an optimizer step, over all ranks (default: 16)"
+    )
 
 
 @dataclass
@@ -297,6 +300,7 @@ class Stage2Config:
 
     backbone: BackboneConfig = inline(BackboneConfig, weights="backbone", name="student", args="student_args")
     data: LabelledDataConfig = inline(LabelledDataConfig)
+    run: Stage2RunConfig = inline(Stage2RunConfig)
     head: str = option(next(iter(HEADS)), "segmentation head", choices=HEADS)
     head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
     image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
@@ -307,7 +311,6 @@ class Stage2Config:
     val_every: int = option(
         100, "steps between validations; the best one is what the run exports", within=ranges.COUNT
     )
-    run: Stage2RunConfig = inline(Stage2RunConfig)
 
     def __post_init__(self) -> None:
         self.inference.windows(self.size())

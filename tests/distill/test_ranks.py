@@ -98,3 +98,16 @@ def test_a_global_batch_without_a_masked_image_is_refused(tiny_cache: Path, tmp_
         changes = {"ds_config": "zero0.json", "global_batch": 1}
         stage1.train(config(tiny_cache, tmp_path / "run", **changes), runtime, ROOT / "launchers")
     assert not (tmp_path / "run/run.json").exists()
+
+
+def test_a_finished_run_of_such_a_batch_stays_finished(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"ds_config": "zero0.json", "global_batch": 1}
+    with world_of_one() as runtime:
+        with monkeypatch.context() as patch:
+            patch.setattr(stage1, "_require_masked", lambda *_: None)  # as earlier versions had it
+            stage1.train(config(tiny_cache, tmp_path / "run", **changes), runtime, ROOT / "launchers")
+        before = (tmp_path / "run/run.json").read_bytes()
+        stage1.train(config(tiny_cache, tmp_path / "run", **changes), runtime, ROOT / "launchers")
+    assert (tmp_path / "run/run.json").read_bytes() == before

@@ -95,9 +95,12 @@ class TransformCode(FittedCodec):
                 "step": self._step,
                 "middle": self._middle,
             }
-            self._tensors[device] = {key: tensor_of(table).to(device) for key, table in tables.items()}
-            for key in ("mean", "basis", "middle"):
-                self._tensors[device][key] = self._tensors[device][key].to(wide)
+            state = {key: tensor_of(table).to(device) for key, table in tables.items()}
+            # Assigned when it is whole: several threads decode.
+            self._tensors[device] = {
+                **state,
+                **{key: state[key].to(wide) for key in ("mean", "basis", "middle")},
+            }
         return self._tensors[device]
 
     def decode_tensors(self, members: Mapping[str, Tensor]) -> Tensor:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gkd_scale.cache.codecs.base import Array, Codec
+from gkd_scale.cache.codecs.registry import get_codec
 from gkd_scale.cache.codecs.tc import _ERRORS
 
 from .support import fitted, through_files
@@ -48,3 +54,27 @@ def test_a_token_far_from_those_of_the_fit_is_refused() -> None:
     far[1] += 60000 * codec.state["basis"][codec.state["bits"] > 0][-1]
     with pytest.raises(ValueError, match="too far from those that the codec was fitted to"):
         codec.encode(far)
+
+
+@pytest.fixture
+def frequent_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_the_first_decodes_of_several_threads_are_those_of_one(frequent_switches: None) -> None:  # noqa: ARG001
+    codec, values = fitted(24, 2.2, noise=0.1, family="tc")
+    members = codec.encode(values)
+    alone = codec.decode(members)
+    for _ in range(100):
+        new, start = get_codec("tc2.2", codec.state), Barrier(4)
+
+        def decode(fresh: Codec = new, together: Barrier = start) -> Array:
+            together.wait()
+            return fresh.decode(members)
+
+        with ThreadPoolExecutor(4) as pool:
+            for result in [pool.submit(decode) for _ in range(4)]:
+                assert (result.result() == alone).all()
