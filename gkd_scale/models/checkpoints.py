@@ -111,6 +111,11 @@ def open_checkpoint(reference: str, folder: Path | None = None, *, config_only: 
 def _place(reference: str, folder: Path | None) -> tuple[str, bool]:
     name = reference.removeprefix(HF)
     if folder is not None:
+        if folder.is_file() and folder.name not in WEIGHTS:
+            raise ModelError(
+                f"{folder} is not what transformers loads ({' or '.join(WEIGHTS)})",
+                f"give the folder: {folder.parent}",
+            )
         found = folder.parent if folder.is_file() else folder
         if not found.is_dir():
             raise ModelError(f"there is no folder {folder}", _FORMS)
@@ -133,9 +138,9 @@ def _raw_config(place: str, local: bool) -> dict[str, Any]:
         raise ModelError(f"{place} holds no {CONFIG}: it is no folder of transformers", _FORMS)
     try:
         found = _try(lambda here: PreTrainedConfig.get_config_dict(place, local_files_only=here), local)
+        return dict(found[0])
     except Exception as error:
         raise _unreachable(place, local, error) from None
-    return dict(found[0])
 
 
 def _try(load: Callable[[bool], _T], local: bool) -> _T:
@@ -166,22 +171,26 @@ def _unreachable(place: str, local: bool, error: Exception) -> ModelError:
     return ModelError(f"'{place}' cannot be loaded from the hub: {said}", "check the name")
 
 
+_TIMMS = ("timm_wrapper", "timm_backbone")
+
+
 def _refuse_foreign(place: str, whole: dict[str, Any]) -> None:
     """ModelError for a config that is not transformers' own: code of its own, timm's, quantised, unknown."""
     if whole.get("auto_map"):
-        classes = ", ".join(sorted(str(v) for v in dict(whole["auto_map"]).values()))
+        names = whole["auto_map"]
+        classes = ", ".join(sorted(map(str, names.values()))) if isinstance(names, dict) else names
         raise ModelError(
             f"{place} brings code of its own ({classes}), and gkd-scale runs no code from model folders",
             "if transformers knows this model without it, delete auto_map from a copy of its config.json",
         )
     kind = whole.get("model_type")
-    if "architecture" in whole and kind in (None, "timm_wrapper"):
-        name = whole["architecture"]
+    name = whole.get("architecture") or whole.get("backbone")
+    if kind in _TIMMS or (kind is None and "architecture" in whole):
         raise ModelError(
             f"{place} holds a timm model, {name}",
             f"give timm's name and the file: --teacher {name} --teacher-weights {place}/{WEIGHTS[0]}",
         )
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         what = "no model_type" if kind is None else f"model_type '{kind}'"
         near = nearest(str(kind), transformers.CONFIG_MAPPING)
         raise ModelError(
@@ -195,7 +204,7 @@ def _refuse_foreign(place: str, whole: dict[str, Any]) -> None:
 def _refuse_unsafe(place: str, local: bool) -> None:
     """ModelError unless there are safetensors; says what there is instead."""
     if _has(place, local, WEIGHTS):
-        if local and (Path(place) / "adapter_config.json").is_file():
+        if _has(place, local, ("adapter_config.json",)):
             raise ModelError(
                 f"{place} holds adapters beside the weights", "merge them and save the model anew"
             )

@@ -15,7 +15,16 @@ from gkd_scale.commands import shell
 from gkd_scale.config import option
 from gkd_scale.errors import ConfigError, ModelError, nearest
 from gkd_scale.models.names import HF
-from gkd_scale.models.teacher_zoo import IMAGE_SIDE, NAMES, Teacher, count, is_here, read, transformers_here
+from gkd_scale.models.teacher_zoo import (
+    IMAGE_SIDE,
+    NAMES,
+    Teacher,
+    count,
+    is_here,
+    read,
+    snapshot_of,
+    transformers_here,
+)
 from gkd_scale.ranges import Range
 
 WIDTH = 140
@@ -80,12 +89,19 @@ def select(cfg: TeachersConfig) -> list[Row]:
     """The teachers that ``cfg`` asks for, smallest first; ConfigError if there is none."""
     low, high = cfg.millions or (0.0, float("inf"))
     words = [word.lower() for word in cfg.filter]
-    known = sorted([*read(), *transformers_here()], key=lambda each: (each.parameters, each.name))
+    matching = [
+        each
+        for each in [*read(), *transformers_here()]
+        if all(word in f"{each.name} {each.family}".lower() for word in words)
+    ]
+    counted = [
+        each if not each.name.startswith(HF) else _of_transformers(each, cfg.image_size) for each in matching
+    ]
+    known = sorted((each for each in counted if each), key=lambda each: (each.parameters, each.name))
     rows = [
         Row(each, each.name.startswith(HF) or is_here(each))
         for each in known
         if low <= each.parameters / 1e6 <= high
-        and all(word in f"{each.name} {each.family}".lower() for word in words)
     ]
     rows = [row for row in rows if row.here or not cfg.here]
     if not rows:
@@ -98,17 +114,28 @@ def select(cfg: TeachersConfig) -> list[Row]:
 
 
 def _counted(teacher: Teacher, side: int | None) -> Teacher:
-    """``teacher`` at another image size, and with the arithmetic of a model of transformers."""
-    if not teacher.name.startswith(HF):
-        return teacher if side in (None, teacher.side) else count(teacher.name, teacher.family, side)
+    """A teacher of timm at another image size."""
+    if teacher.name.startswith(HF) or side in (None, teacher.side):
+        return teacher
+    return count(teacher.name, teacher.family, side)
+
+
+def _of_transformers(teacher: Teacher, side: int | None) -> Teacher | None:
+    """A teacher in the hub's cache, its vision tower counted without a network; None if it is none."""
     from gkd_scale.models import checkpoints, hf
 
     side = teacher.side if side is None else max(1, round(side / teacher.stride)) * teacher.stride
+    snapshot = snapshot_of(teacher)
     try:
-        found = hf.cost_of(checkpoints.open_checkpoint(teacher.name), (side, side))
-    except ModelError:  # it takes no such size, or its files are not all here
+        checkpoint = checkpoints.open_checkpoint(teacher.name, snapshot, config_only=True)
+    except ModelError:
+        return None
+    try:
+        found = hf.cost_of(checkpoint, (side, side))
+    except ModelError:  # it takes no images of this size
         return replace(teacher, side=side)
-    return replace(teacher, side=side, gflops=float(f"{found.flops / 1e9:.3g}"), width=found.dim)
+    gflops = float(f"{found.flops / 1e9:.3g}")
+    return replace(teacher, side=side, gflops=gflops, width=found.dim, parameters=found.parameters)
 
 
 def show(rows: list[Row]) -> None:

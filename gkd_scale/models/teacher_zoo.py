@@ -22,6 +22,7 @@ from gkd_scale.models.names import HF
 
 TABLE = Path(__file__).parent / "teachers.csv"
 IMAGE_SIDE = 224
+_TENSORS = ("model.safetensors",)
 
 NAMES: dict[str, tuple[str, ...]] = {
     "DINOv2": (
@@ -164,7 +165,7 @@ def transformers_here() -> list[Teacher]:
     found = []
     for folder in sorted(hub_cache().glob("models--*--*")):
         name = folder.name.removeprefix("models--").replace("--", "/", 1)
-        for snapshot in _snapshots(name, ("model.safetensors",)):
+        for snapshot in _snapshots(name, _TENSORS):
             row = _described(name, snapshot)
             if row is not None:
                 found.append(row)
@@ -172,13 +173,23 @@ def transformers_here() -> list[Teacher]:
     return found
 
 
+def snapshot_of(teacher: Teacher) -> Path | None:
+    """The folder that the row of a model of transformers describes."""
+    rows = ((_described(teacher.weights, each), each) for each in _snapshots(teacher.weights, _TENSORS))
+    return next((folder for row, folder in rows if row is not None), None)
+
+
 def _described(name: str, snapshot: Path) -> Teacher | None:
     """A row for a folder of transformers; None if it has no patches or stages that read images."""
     try:
         whole = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
         parameters = _parameters(snapshot / "model.safetensors")
-    except (OSError, ValueError):
+        return _row(name, snapshot, whole, parameters)
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, KeyError, IndexError, MemoryError):
         return None
+
+
+def _row(name: str, snapshot: Path, whole: dict[str, Any], parameters: int) -> Teacher | None:
     config = whole.get("vision_config", whole)
     widths = config.get("hidden_sizes") or [config.get("hidden_size", 0)]
     stride = config.get("patch_size", 4 if "hidden_sizes" in config else 0)

@@ -98,6 +98,16 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "remote code": (remote_code, "brings code of its own (modeling_mine.MyModel)"),
     "pickled weights only": (pickled_only, "holds pickled weights only (pytorch_model.bin)"),
     "no weights": (no_weights, "holds no weights"),
+    "remote code, in one word": (
+        lambda f: configured(f, auto_map="mine.Model"),
+        "brings code of its own (mine.Model)",
+    ),
+    "config.json that is a list": (lambda f: configured_text(f, "[1, 2]"), "config.json cannot be read"),
+    "a list of architectures": (lambda f: configured(f, model_type=["vit"]), "model_type '['vit']'"),
+    "a backbone of timm": (
+        lambda f: configured_text(f, '{"model_type": "timm_backbone", "backbone": "resnet18"}'),
+        "holds a timm model, resnet18",
+    ),
     "unknown architecture": (lambda f: configured(f, model_type="dinov9"), "model_type 'dinov9'"),
     "no architecture": (lambda f: configured_text(f, "{}"), "names no model_type"),
     "a text tower": (text_tower, "reads input_ids, not images"),
@@ -184,6 +194,19 @@ def test_what_is_not_on_this_machine(
     assert expected in said(tmp_path, capsys, teacher)
 
 
+def test_adapters_of_a_model_of_the_hub_are_refused(
+    vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = tmp_path / "hub/models--somebody--vit"
+    folder = shutil.copytree(vit, stored / "snapshots" / ("0" * 40))
+    (folder / "adapter_config.json").write_text("{}")
+    (stored / "refs").mkdir()
+    (stored / "refs/main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert "holds adapters" in said(tmp_path, capsys, "hf:somebody/vit")
+
+
 def test_a_model_in_the_hubs_cache_needs_no_network(
     vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,3 +225,12 @@ def test_a_file_in_the_folder_names_its_folder(vit: Path) -> None:
     file = vit / "model.safetensors"
     by_file = load_teacher(TeacherConfig("hf:vit", weights=file), (56, 56)).fingerprint()
     assert by_file == load_teacher(TeacherConfig(f"hf:{vit}"), (56, 56)).fingerprint()
+
+
+def test_another_file_in_the_folder_is_not_loaded(
+    vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(vit, tmp_path / "model")
+    shutil.copy(folder / "model.safetensors", folder / "ft.safetensors")
+    text = said(tmp_path, capsys, "hf:vit", "--teacher-weights", str(folder / "ft.safetensors"))
+    assert "ft.safetensors is not what transformers loads" in text and "give the folder" in text

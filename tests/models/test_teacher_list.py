@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from gkd_scale import cli
 from gkd_scale.models import teacher_zoo
 from tests.models.transformers_families import save
+from tests.models.transformers_families import tower as tower_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers
 
@@ -93,3 +95,55 @@ def test_the_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_teacher_is_an_error(flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["teachers", *flags]) == 2
     assert "no teacher matches" in capsys.readouterr().err
+
+
+ODD = {
+    "a list": "[]",
+    "a tower that is a text": '{"model_type": "clip", "vision_config": "x"}',
+    "no widths": '{"model_type": "vit", "hidden_sizes": [null], "patch_size": 16}',
+    "endless stages": '{"model_type": "vit", "hidden_size": 8, "patch_size": 4, "depths": 3}',
+    "infinite": '{"model_type": "vit", "hidden_size": Infinity, "patch_size": 4}',
+    "no images": '{"model_type": "bert", "hidden_size": 8, "patch_size": 4}',
+    "of timm": '{"model_type": "timm_backbone", "backbone": "resnet18", "hidden_size": 8, "patch_size": 4}',
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_odd_folder_does_not_end_the_list(
+    what: str, hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("odd", "vit"):
+        shutil.copytree(save("ViT", tmp_path / name), store(hub, f"somebody/{name}"), dirs_exist_ok=True)
+    (store_of(hub, "odd") / "config.json").write_text(ODD[what])
+    assert [row["name"] for row in listed(capsys, "--here")] == ["hf:somebody/vit"]
+
+
+def test_the_header_of_odd_weights_does_not_end_the_list(
+    hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("odd", "vit"):
+        shutil.copytree(save("ViT", tmp_path / name), store(hub, f"somebody/{name}"), dirs_exist_ok=True)
+    for head in (b"\xff" * 8 + b"{}", b"\2" + bytes(7) + b"[]", b"\7" + bytes(7) + b'{"a":1}'):
+        (store_of(hub, "odd") / "model.safetensors").write_bytes(head)
+        assert [row["name"] for row in listed(capsys, "--here")] == ["hf:somebody/vit"]
+
+
+def store_of(hub: Path, name: str) -> Path:
+    return hub / f"models--somebody--{name}" / "snapshots" / ("0" * 40)
+
+
+def test_the_list_never_asks_the_network_and_counts_the_vision_tower(
+    hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(save("CLIP", tmp_path / "clip"), store(hub, "somebody/clip"), dirs_exist_ok=True)
+    tower = tower_of("CLIP", tmp_path / "clip")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    (row,) = listed(capsys, "--here")
+    assert row["gflops"] and row["parameters"] == sum(each.numel() for each in tower.parameters())
+    least = row["parameters"] / 1e6
+    assert listed(capsys, "--here", "--millions", f"{0.99 * least}", f"{1.01 * least}") == [row]
