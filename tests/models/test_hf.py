@@ -97,6 +97,15 @@ def test_cost_needs_no_weights(name: str, folders: dict[str, Path], tmp_path: Pa
     assert cost.flops > 0 and cost.parameters >= teacher.parameters >= cost.largest_layer
 
 
+@pytest.mark.parametrize(
+    "config", [{"model_type": "vit", "patch_size": 0}, {"model_type": "maskformer-swin", "depths": [1, 1]}]
+)
+def test_the_cost_of_a_model_without_tokens_is_an_error(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="does not take 64x64 images"):
+        teacher_cost(TeacherConfig(f"hf:{tmp_path}"), (64, 64))
+
+
 def test_methods_of_stage_2_take_it(folders: dict[str, Path]) -> None:
     guide = MethodTeacher(load(folders["Dinov2"], (56, 84)))
     x = pixels((56, 84))
