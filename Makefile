@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/gkd-scale demo
 
 test: $(READY) lint
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-first test-second
+	$(MAKE) --no-print-directory --jobs=2 test-first test-second
 
 test-first: $(READY)
 	$(PYTEST) -m "not slow" $(FIRST)
