@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from gkd_scale import __version__
 from gkd_scale.command_table import COMMANDS, Command
@@ -38,20 +37,14 @@ def _run(arguments: Sequence[str]) -> int:
     keep_freed()
     command, argv = _find(arguments)
     cfg = parse(
-        _load(command.config),
+        pkgutil.resolve_name(command.config),
         argv,
         prog=f"gkd-scale {command.name}",
         description=command.help,
         examples=command.examples,
     )
-    result = _load(command.main)(cfg)
+    result = pkgutil.resolve_name(command.main)(cfg)
     return int(result) if command.exit_status else 0
-
-
-def _load(place: str) -> Any:
-    """The object at ``MODULE:NAME``."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _find(arguments: Sequence[str]) -> tuple[Command, Sequence[str]]:

@@ -7,8 +7,8 @@ The script that a shell loads comes from argcomplete. At each TAB it runs ``gkd-
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,5 @@ def _parser(typed: list[str]) -> argparse.ArgumentParser:
             groups[name] = child.add_subparsers()
         if typed[: len(name.split())] == name.split():
             child.add_argument("--config", type=Path)
-            module, _, cls = command.config.partition(":")
-            _add_arguments(child, getattr(importlib.import_module(module), cls), "")
+            _add_arguments(child, pkgutil.resolve_name(command.config), "")
     return parser

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
 
-from gkd_scale import cli
 from gkd_scale.cli import COMMANDS, main
 from gkd_scale.command_table import Command
 from tests.conftest import cache_flags, write_images
@@ -41,7 +41,7 @@ def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
 def test_a_row_names_a_function_of_its_config(command: Command) -> None:
-    main, cls = cli._load(command.main), cli._load(command.config)
+    main, cls = pkgutil.resolve_name(command.main), pkgutil.resolve_name(command.config)
     first, *others = inspect.signature(main, eval_str=True).parameters.values()
     assert first.annotation is cls
     assert all(each.default is not inspect.Parameter.empty for each in others)

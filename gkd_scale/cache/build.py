@@ -14,7 +14,7 @@ from functools import partial
 
 from gkd_scale.cache.cluster import Load
 from gkd_scale.cache.codecs.base import state_bytes, state_hash
-from gkd_scale.cache.codecs.registry import is_fitted
+from gkd_scale.cache.codecs.registry import parse
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.devices import build_shards
 from gkd_scale.cache.fit import codec_for
@@ -50,7 +50,7 @@ def build(
     After any error the same command goes on.
     """
     started = time.monotonic()
-    is_fitted(cfg.codec)
+    parse(cfg.codec)  # an unknown codec is an error before anything is read
     plan = plan_of(cfg, source, format_of(cfg.out))
     spec = make_spec(cfg, teacher, plan)
     with locked(cfg.out):

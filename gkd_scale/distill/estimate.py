@@ -18,7 +18,7 @@ import numpy as np
 from rich.table import Table
 
 from gkd_scale import console
-from gkd_scale.cache.codecs.registry import CODECS, is_fitted, token_bytes
+from gkd_scale.cache.codecs.registry import CODECS, parse, token_bytes
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.plan import ImagePlan, make_plan
@@ -97,7 +97,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
 
     ``source`` is what ``cfg.images`` names if that is a labelled dataset.
     """
-    is_fitted(cfg.codec)
+    parse(cfg.codec)  # an unknown codec is an error before anything is read
     plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
     work = teacher_cost(cfg.teacher, cfg.size)
     pixels, rest = probe(cfg, plan)

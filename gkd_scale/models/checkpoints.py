@@ -50,14 +50,12 @@ _T = TypeVar("_T")
 class Checkpoint:
     """A model of transformers: where it is, and the config of its vision tower.
 
-    ``place`` is a folder or a name of the hub; ``config`` is of a model that takes pixels. ``whole`` is
-    config.json as it is stored, which may also describe a text tower.
+    ``place`` is a folder or a name of the hub; ``config`` is of a model that takes pixels.
     """
 
     place: str
     local: bool
     config: Any
-    whole: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -105,7 +103,7 @@ def open_checkpoint(reference: str, folder: Path | None = None, *, config_only: 
     tower = getattr(config, "vision_config", None)
     config = config if tower is None else tower
     _require_vision(place, config)
-    return Checkpoint(place, local, config, whole)
+    return Checkpoint(place, local, config)
 
 
 def _place(reference: str, folder: Path | None) -> tuple[str, bool]:

@@ -40,7 +40,13 @@ from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.cost import Cost
 from gkd_scale.models.families import require_dense
 from gkd_scale.models.spec import Triple
-from gkd_scale.models.teachers import DTYPES, Normalize, choose_device
+from gkd_scale.models.teachers import (
+    FrozenTeacher,
+    Normalize,
+    choose_device,
+    require_levels,
+    require_whole_patches,
+)
 from gkd_scale.models.tokens import to_map
 from gkd_scale.types import Features, Grid, Size
 
@@ -52,7 +58,7 @@ _ANOTHER = "choose another --image-size, or another teacher"
 _IDLE = {"transformers_version", "_name_or_path", "architectures", "dtype", "id2label", "label2id"}
 
 
-class TransformersTeacher:
+class TransformersTeacher(FrozenTeacher):
     """A frozen vision model of transformers as a :class:`~gkd_scale.types.LiveTeacher`."""
 
     def __init__(
@@ -98,7 +104,7 @@ class TransformersTeacher:
         self.norm = _pooled_norm(self.net, last, hidden)
         self._check_corner(name, last, out.hidden_states)
         self.widths = [self._split(each)[0].patches.shape[2] for each in hidden]
-        _check_layers(name, layers, len(hidden))
+        require_levels(name, layers, len(hidden))
         self.layers = tuple(layers)
         return self._forward(pixels)
 
@@ -140,15 +146,6 @@ class TransformersTeacher:
             "torch": torch.__version__.split("+")[0],
             "transformers": transformers.__version__,
         }
-
-    def __call__(self, pixels: Tensor) -> Features:
-        """Features(cls (B, C), patches (B, N, C)), float32 on the CPU."""
-        return Features(*(tensor.cpu() for tensor in self.features(pixels)))
-
-    def features(self, pixels: Tensor) -> Features:
-        """As ``__call__``, on the teacher's device: for a teacher that runs beside its student."""
-        features, _ = self._forward(pixels)
-        return Features(*(tensor.float() for tensor in features))
 
     def _has_cls(self) -> bool:
         """Whether the first prefix token is a CLS token, not a register."""
@@ -198,8 +195,7 @@ class TransformersTeacher:
         """The model's output for pixels (B, 3, H, W) uint8; ``hidden``: with its hidden states."""
         x = self.normalize(pixels.to(self.device, non_blocking=True))
         x = x.to(next(self.net.parameters()).dtype)
-        half = torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")
-        with torch.no_grad(), half:
+        with torch.no_grad(), self._autocast():
             return self.net(
                 **_inputs(self.net, x, self.config), output_hidden_states=hidden, return_dict=True
             )
@@ -307,7 +303,7 @@ def cost_of(checkpoint: Checkpoint, image_size: Size, layers: Sequence[int] = ()
             f"{' '.join(str(error).split())[:200]}",
             _ANOTHER,
         ) from None
-    _check_layers(reference, layers, len(hidden))
+    require_levels(reference, layers, len(hidden))
     grid = _grid_of(last, hidden, image_size, config)
     chosen = [hidden[layer] for layer in layers] or [last]
     flat = [_flat(each, image_size) if each.ndim == 4 else (grid, each) for each in chosen]
@@ -376,23 +372,8 @@ def _patch_of(config: Any) -> Size | None:
 def _check_divisible(name: str, image_size: Size, config: Any) -> None:
     """ModelError unless the image size is a whole number of patches."""
     patch = _patch_of(config)
-    if patch and not hasattr(config, "depths") and any(s % p for s, p in zip(image_size, patch, strict=True)):
-        near = [max(1, round(s / p)) * p for s, p in zip(image_size, patch, strict=True)]
-        raise ModelError(
-            f"{image_size[0]}x{image_size[1]} is no whole number of {name}'s {patch[0]}x{patch[1]} patches",
-            f"use --image-size {near[0]}x{near[1]}",
-        )
-
-
-def _check_layers(name: str, layers: Sequence[int], count: int) -> None:
-    for layer in layers:
-        if not -count <= layer < count:
-            raise ModelError(
-                f"{name} has feature levels 0 to {count - 1}, not {layer}", "give --teacher-layer of these"
-            )
-    if len({layer % count for layer in layers}) < len(layers):
-        given = " ".join(map(str, layers))
-        raise ModelError(f"--teacher-layer {given} names a level twice", "give each level once")
+    if patch and not hasattr(config, "depths"):
+        require_whole_patches(name, image_size, patch)
 
 
 def _grid_of(last: Tensor, hidden: Sequence[Tensor], image_size: Size, config: Any) -> Grid:

@@ -6,8 +6,8 @@ its teachers begin.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+import pkgutil
+from typing import TYPE_CHECKING, NamedTuple
 
 from gkd_scale.errors import ConfigError, ModelError
 from gkd_scale.models.config import TeacherConfig
@@ -39,7 +39,7 @@ TEACHERS = {
 
 def load_teacher(config: TeacherConfig, image_size: Size, device: str = "auto") -> LiveTeacher:
     """The frozen teacher of ``config`` for images of (H, W) pixels; raises ConfigError or ModelError."""
-    teacher: LiveTeacher = _function(_family(config).load)(config, image_size, device)
+    teacher: LiveTeacher = pkgutil.resolve_name(_family(config).load)(config, image_size, device)
     return teacher
 
 
@@ -48,7 +48,7 @@ def teacher_cost(config: TeacherConfig, image_size: Size) -> Cost:
     place = _family(config).cost
     if place is None:
         raise ModelError(f"nothing counts the arithmetic of '{config.name}'", "name a timm model of its size")
-    cost: Cost = _function(place)(config, image_size)
+    cost: Cost = pkgutil.resolve_name(place)(config, image_size)
     return cost
 
 
@@ -57,8 +57,3 @@ def _family(config: TeacherConfig) -> Family:
     if name is None:
         raise ConfigError("no teacher is named", "give --teacher NAME")
     return TEACHERS[max((prefix for prefix in TEACHERS if name.startswith(prefix)), key=len)]
-
-
-def _function(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
@@ -22,7 +23,6 @@ from gkd_scale.models.teacher_zoo import (
     count,
     is_here,
     read,
-    snapshot_of,
     transformers_here,
 )
 from gkd_scale.ranges import Range
@@ -89,13 +89,13 @@ def select(cfg: TeachersConfig) -> list[Row]:
     """The teachers that ``cfg`` asks for, smallest first; ConfigError if there is none."""
     low, high = cfg.millions or (0.0, float("inf"))
     words = [word.lower() for word in cfg.filter]
-    matching = [
-        each
-        for each in [*read(), *transformers_here()]
-        if all(word in f"{each.name} {each.family}".lower() for word in words)
-    ]
+
+    def matches(each: Teacher) -> bool:
+        return all(word in f"{each.name} {each.family}".lower() for word in words)
+
     counted = [
-        each if not each.name.startswith(HF) else _of_transformers(each, cfg.image_size) for each in matching
+        *filter(matches, read()),
+        *(_of_transformers(*pair, cfg.image_size) for pair in transformers_here() if matches(pair[0])),
     ]
     known = sorted((each for each in counted if each), key=lambda each: (each.parameters, each.name))
     rows = [
@@ -120,14 +120,13 @@ def _counted(teacher: Teacher, side: int | None) -> Teacher:
     return count(teacher.name, teacher.family, side)
 
 
-def _of_transformers(teacher: Teacher, side: int | None) -> Teacher | None:
-    """A teacher in the hub's cache, its vision tower counted without a network; None if it is none."""
+def _of_transformers(teacher: Teacher, folder: Path, side: int | None) -> Teacher | None:
+    """A teacher in a ``folder`` of the hub's cache, its vision tower counted; None if it is none."""
     from gkd_scale.models import checkpoints, hf
 
     side = teacher.side if side is None else max(1, round(side / teacher.stride)) * teacher.stride
-    snapshot = snapshot_of(teacher)
     try:
-        checkpoint = checkpoints.open_checkpoint(teacher.name, snapshot, config_only=True)
+        checkpoint = checkpoints.open_checkpoint(teacher.name, folder, config_only=True)
     except ModelError:
         return None
     try:

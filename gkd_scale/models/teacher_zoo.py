@@ -7,17 +7,17 @@ counts it anew, on torch's meta device.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import math
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gkd_scale import files
+from gkd_scale.models import rows
 from gkd_scale.models.names import HF
 
 TABLE = Path(__file__).parent / "teachers.csv"
@@ -68,7 +68,7 @@ class Teacher:
 
     ``stride`` in pixels: the patch size, or the stride of the last stage; ``width`` of its tokens; ``gflops``
     of one image forward, 2 FLOP a multiply-add. ``licence`` of the weights, as timm or the model's card says
-    it; empty if neither does. ``files`` are the names under which weights lie in a cache.
+    it; empty if neither does. ``weights`` names them in a cache: a model of the hub, or a file.
     """
 
     name: str
@@ -84,13 +84,7 @@ class Teacher:
 
 def read(path: Path = TABLE) -> list[Teacher]:
     """The table, smallest teacher first."""
-    kinds: dict[str, Any] = {"int": int, "float": float, "str": str}
-    types = {field.name: kinds[str(field.type)] for field in fields(Teacher)}
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Teacher(**{key: types[key](value) for key, value in line.items()})
-            for line in csv.DictReader(file)
-        ]
+    return rows.read(Teacher, path)
 
 
 def count(name: str, family: str, side: int = IMAGE_SIDE) -> Teacher:
@@ -123,12 +117,7 @@ def count(name: str, family: str, side: int = IMAGE_SIDE) -> Teacher:
 
 def write(path: Path = TABLE) -> None:
     """Count every teacher of ``NAMES`` and write the table."""
-    rows = [count(name, family) for family, names in NAMES.items() for name in names]
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Teacher)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.parameters, row.name)))
-    files.write_text(path, text.getvalue())
+    rows.write([count(name, family) for family, names in NAMES.items() for name in names], path)
 
 
 def hub_cache() -> Path:
@@ -160,23 +149,12 @@ def _snapshots(name: str, wanted: tuple[str, ...]) -> Iterator[Path]:
             yield snapshot
 
 
-def transformers_here() -> list[Teacher]:
-    """Vision models of transformers in the hub's cache of this machine; no arithmetic is counted."""
-    found = []
+def transformers_here() -> Iterator[tuple[Teacher, Path]]:
+    """Vision models of transformers in the hub's cache of this machine and their folders; no arithmetic."""
     for folder in sorted(hub_cache().glob("models--*--*")):
         name = folder.name.removeprefix("models--").replace("--", "/", 1)
-        for snapshot in _snapshots(name, _TENSORS):
-            row = _described(name, snapshot)
-            if row is not None:
-                found.append(row)
-                break
-    return found
-
-
-def snapshot_of(teacher: Teacher) -> Path | None:
-    """The folder that the row of a model of transformers describes."""
-    rows = ((_described(teacher.weights, each), each) for each in _snapshots(teacher.weights, _TENSORS))
-    return next((folder for row, folder in rows if row is not None), None)
+        rows_here = ((_described(name, each), each) for each in _snapshots(name, _TENSORS))
+        yield from islice(((row, each) for row, each in rows_here if row is not None), 1)
 
 
 def _described(name: str, snapshot: Path) -> Teacher | None:
@@ -217,14 +195,7 @@ def _parameters(file: Path) -> int:
         if len(length) < 8:
             raise ValueError(f"{file} has no header")
         header = json.loads(stream.read(struct.unpack("<Q", length)[0]))
-    return sum(_product(value["shape"]) for key, value in header.items() if key != "__metadata__")
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
+    return sum(math.prod(value["shape"]) for key, value in header.items() if key != "__metadata__")
 
 
 def _licence(snapshot: Path) -> str:

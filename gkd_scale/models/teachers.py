@@ -8,6 +8,7 @@ concatenated channel by channel.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,30 @@ class Normalize(nn.Module):
         return (pixels.float() / 255 - self.mean.float()) / self.std.float()
 
 
-class TimmTeacher:
+class FrozenTeacher(ABC):
+    """What teachers have in common: where and in which arithmetic they compute, and their two calls."""
+
+    device: torch.device
+    dtype: str
+
+    def __call__(self, pixels: Tensor) -> Features:
+        """Features(cls (B, C), patches (B, N, C)), float32 on the CPU, of pixels (B, 3, H, W) uint8."""
+        return Features(*(tensor.cpu() for tensor in self.features(pixels)))
+
+    def features(self, pixels: Tensor) -> Features:
+        """As ``__call__``, on the teacher's device: for a teacher that runs beside its student."""
+        features, _ = self._forward(pixels)
+        return Features(*(tensor.float() for tensor in features))
+
+    @abstractmethod
+    def _forward(self, pixels: Tensor) -> tuple[Features, Grid]:
+        """Features in any arithmetic, on the teacher's device, and their grid."""
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")
+
+
+class TimmTeacher(FrozenTeacher):
     """A frozen timm model as a :class:`~gkd_scale.types.LiveTeacher`."""
 
     def __init__(
@@ -118,15 +142,6 @@ class TimmTeacher:
             "timm": timm.__version__,
         }
 
-    def __call__(self, pixels: Tensor) -> Features:
-        """Features(cls (B, C), patches (B, N, C)), float32 on the CPU."""
-        return Features(*(tensor.cpu() for tensor in self.features(pixels)))
-
-    def features(self, pixels: Tensor) -> Features:
-        """As ``__call__``, on the teacher's device: for a teacher that runs beside its student."""
-        features, _ = self._forward(pixels)
-        return Features(*(tensor.float() for tensor in features))
-
     def level_widths(self, indices: Sequence[int]) -> list[int]:
         """Channels C_i of the maps that ``levels`` gives."""
         return widths(self.net, indices)
@@ -148,9 +163,6 @@ class TimmTeacher:
         x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
         with self._autocast():
             return [level.float() for level in every_level(self.net, x)]
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")
 
     @torch.no_grad()
     def _forward(self, pixels: Tensor) -> tuple[Features, Grid]:
@@ -191,24 +203,31 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
 
 def check_divisible(net: nn.Module, image_size: Size, name: str) -> None:
     """ModelError unless the image size is a whole number of patches."""
-    if not is_tokens(net):
-        return
-    rows, columns = patch_size(net)
-    if image_size[0] % rows or image_size[1] % columns:
-        near = [max(1, round(size / p)) * p for size, p in zip(image_size, (rows, columns), strict=True)]
+    if is_tokens(net):
+        require_whole_patches(name, image_size, patch_size(net))
+
+
+def require_whole_patches(name: str, image_size: Size, patch: Size) -> None:
+    """ModelError unless an image of (H, W) pixels is a whole number of ``name``'s patches (h, w)."""
+    if any(side % p for side, p in zip(image_size, patch, strict=True)):
+        near = [max(1, round(side / p)) * p for side, p in zip(image_size, patch, strict=True)]
         raise ModelError(
-            f"{image_size[0]}x{image_size[1]} is no whole number of {name}'s {rows}x{columns} patches",
+            f"{image_size[0]}x{image_size[1]} is no whole number of {name}'s {patch[0]}x{patch[1]} patches",
             f"use --image-size {near[0]}x{near[1]}",
         )
 
 
 def check_layers(net: nn.Module, layers: Sequence[int], name: str) -> None:
     """ModelError unless ``layers`` are among the feature levels that timm lists for the model, each once."""
-    if not layers:
-        return
-    count = len(net.feature_info)  # type: ignore[arg-type]
+    if layers:
+        count = len(net.feature_info)  # type: ignore[arg-type]
+        require_levels(name, layers, count, readable=hasattr(net, "forward_intermediates"))
+
+
+def require_levels(name: str, layers: Sequence[int], count: int, *, readable: bool = True) -> None:
+    """ModelError unless ``layers`` are different ones of ``count`` feature levels that can be read."""
     for layer in layers:
-        if not -count <= layer < count or not hasattr(net, "forward_intermediates"):
+        if not -count <= layer < count or not readable:
             raise ModelError(
                 f"{name} has feature levels 0 to {count - 1}, not {layer}",
                 "give --teacher-layer of these",

@@ -6,13 +6,11 @@ imports neither torch nor timm. ``python -m gkd_scale.models.zoo`` counts it ane
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gkd_scale import files
+from gkd_scale.models import rows
 
 TABLE = Path(__file__).parent / "zoo.csv"
 IMAGE_SIDE = 224
@@ -130,12 +128,7 @@ class Row:
 
 def read(path: Path = TABLE) -> list[Row]:
     """The table, smallest student first."""
-    kinds: dict[str, Any] = {"int": int, "float": float, "str": str}
-    types = {field.name: kinds[str(field.type)] for field in fields(Row)}
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            Row(**{key: types[key](value) for key, value in line.items()}) for line in csv.DictReader(file)
-        ]
+    return rows.read(Row, path)
 
 
 def count(name: str, family: str) -> Row:
@@ -176,12 +169,7 @@ def _depth(net: Any) -> str:
 
 def write(path: Path = TABLE) -> None:
     """Count every student of ``NAMES`` and write the table."""
-    rows = [count(name, family) for family, names in NAMES.items() for name in names]
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(row) for row in sorted(rows, key=lambda row: (row.parameters, row.name)))
-    files.write_text(path, text.getvalue())
+    rows.write([count(name, family) for family, names in NAMES.items() for name in names], path)
 
 
 if __name__ == "__main__":

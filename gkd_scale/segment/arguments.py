@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gkd_scale.errors import ConfigError, nearest
@@ -16,13 +15,6 @@ TEMPERATURE = Range(gt=0, le=1e6)
 
 Arguments = Mapping[str, Range | None]
 """Names of arguments to the range of their numbers; None for an argument that is no number."""
-
-
-def load(path: str) -> Callable[..., Any]:
-    """The callable at ``module:attribute``."""
-    module, _, attribute = path.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    return found
 
 
 def check(what: str, name: str, args: Mapping[str, Any], known: Arguments) -> None:

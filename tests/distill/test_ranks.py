@@ -5,7 +5,6 @@ One start of two processes for all of it, with DeepSpeed and gloo as a launcher 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from gkd_scale.config import build
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.engine import runlog
-from gkd_scale.engine.runtime import Runtime, free_port
+from gkd_scale.engine.runtime import free_port
 from gkd_scale.errors import ConfigError
 from tests.cases.case import world_of_one
 from tests.conftest import ROOT, TINY
+from tests.ranks import become_rank
 
 RUNS: dict[str, dict[str, Any]] = {
     "zero1": {"ds_config": "zero1.json"},
@@ -48,16 +48,7 @@ def config(cache: Path, out: Path, **changes: Any) -> Stage1Config:
 
 
 def _rank(rank: int, port: int, cache: Path, root: Path) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
-    )
-    torch.set_num_threads(1)
-    runtime = Runtime.start()
+    runtime = become_rank(rank, port)
     for name, changes in RUNS.items():
         stage1.train(config(cache, root / name, **changes), runtime, ROOT / "launchers")
 

@@ -6,7 +6,6 @@ One start of two processes for all of it, with DeepSpeed and gloo as a launcher 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.training_set import open_training_set, order_of
 from gkd_scale.types import IGNORE
 from tests.conftest import tiny_args
+from tests.ranks import become_rank
 
 from .support import Blocks, pyramid, tiny_backbone, write_folder
 
@@ -68,16 +68,7 @@ def options(root: Path, name: str, zero: str, *flags: object) -> Stage2Config:
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
-    )
-    torch.set_num_threads(1)
-    root, runtime = Path(folder), Runtime.start()
+    root, runtime = Path(folder), become_rank(rank, port)
     for name, (zero, flags) in RUNS.items():
         if "--teacher" in flags:
             flags += ("--teacher-weights", (root / "teacher").read_text(), "--teacher-args", *tiny_args())

@@ -6,6 +6,7 @@ To add one: write ``gkd_scale/segment/heads/NAME.py`` with a :class:`~.base.SegH
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def build_head(
         raise ConfigError(
             f"there is no head '{name}'", nearest(name, HEADS) or f"heads: {', '.join(sorted(HEADS))}"
         )
-    make = arguments.load(HEADS[name].make)
+    make = pkgutil.resolve_name(HEADS[name].make)
     check_head(name, args or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("stage2", "head", seed))

@@ -8,6 +8,7 @@ take all that they know about a method from its row.
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,7 +105,7 @@ def build_method(
 
     row = METHODS[name]
     assert row.make is not None, f"'{name}' trains by the task's loss alone"
-    make = arguments.load(row.make)
+    make = pkgutil.resolve_name(row.make)
     check_method(name, args or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("stage2", "method", seed))
