@@ -48,10 +48,10 @@ from pathlib import Path
 from gkd_scale import files
 with files.claimed(Path(sys.argv[1])):
     (Path(sys.argv[1]) / "work").touch()
-    if os.fork() == 0:
-        sys.stdin.read()  # a child that outlives it holds nothing
+    if os.fork() == 0:  # a child that outlives it holds nothing, from its first line on
+        print("forked", flush=True)
+        sys.stdin.read()
         os._exit(0)
-    print(os.getpid(), flush=True)
     sys.stdin.read()
 """
 

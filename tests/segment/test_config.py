@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,7 +13,6 @@ import pytest
 
 from gkd_scale import config as configs
 from gkd_scale.errors import ConfigError
-from gkd_scale.segment import arguments
 from gkd_scale.segment.config import EvaluateConfig, Stage2Config
 from gkd_scale.segment.heads import registry as heads
 from gkd_scale.segment.methods import registry as methods
@@ -160,7 +160,7 @@ def test_the_arguments_of_heads_and_methods_are_those_of_their_classes() -> None
     ):
         for name, row in registry.items():
             if row.make is not None:
-                parameters = inspect.signature(arguments.load(row.make)).parameters
+                parameters = inspect.signature(pkgutil.resolve_name(row.make)).parameters
                 assert set(row.arguments) == {key for key in parameters if key not in ours}, name
 
 
