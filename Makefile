@@ -4,23 +4,16 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# The tests run in two processes, as most of them keep one core busy. These folders are about half of them.
-FIRST  := $(addprefix tests/,cases docs e2e export fuzz report scenes segment)
+# Two processes, as most tests keep one core busy; a file's tests stay together, and share their fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-first test-second test-slow docs lint install clean
+.PHONY: demo test test-slow docs lint install clean
 
 demo: $(READY)
 	$(BIN)/gkd-scale demo
 
 test: $(READY) lint
-	$(MAKE) --no-print-directory --jobs=2 test-first test-second
-
-test-first: $(READY)
-	$(PYTEST) -m "not slow" $(FIRST)
-
-test-second: $(READY)
-	$(PYTEST) -m "not slow" $(FIRST:%=--ignore=%)
+	$(PYTEST) -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 # Simulated Ray clusters, killed searches: many minutes on 2 cores.
 test-slow: $(READY)
