@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale.cache.config import CacheTeacherConfig
-from gkd_scale.cache.plan import Entry, make_plan
+from gkd_scale.cache.plan import Entry, ImagePlan, make_plan
 from gkd_scale.cache.views import view_of
 from gkd_scale.config import parse
 from gkd_scale.prefetch import prefetch
 
 
 def view(cfg: CacheTeacherConfig, entry: Entry) -> Any:
-    return view_of(cfg, None, entry, 0)
+    return view_of(cfg, ImagePlan((), 1), entry, 0)
 
 
 def threads(cfg: CacheTeacherConfig, entries: list[Entry], workers: int) -> float:

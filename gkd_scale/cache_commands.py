@@ -20,6 +20,7 @@ from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.repair import repair as rebuild
 from gkd_scale.cache.rerun import rerun
 from gkd_scale.cache.spec import read_spec
+from gkd_scale.cache.stored import follow
 from gkd_scale.cache.verify import verify as check_bytes
 from gkd_scale.distill.estimate import estimate, show
 from gkd_scale.models.config import TeacherConfig
@@ -48,6 +49,7 @@ def build_cache(cfg: CacheTeacherConfig) -> tuple[BuildReport, Outbox | None]:
     if is_url(cfg.out):
         outbox = Outbox(str(cfg.out), cfg.staging.expanduser())
         cfg.out = outbox.folder
+    cfg = follow(cfg)
     load = partial(load_teacher, cfg.teacher, cfg.size)
     first = load("cpu" if cfg.ray is not None else cfg.devices[0])
     return build(cfg, first, load=load, source=labelled(cfg.images), outbox=outbox), outbox
@@ -55,6 +57,7 @@ def build_cache(cfg: CacheTeacherConfig) -> tuple[BuildReport, Outbox | None]:
 
 def plan(cfg: PlanConfig) -> None:
     """Print the cost of a cache."""
+    cfg = follow(cfg)
     cost = estimate(cfg, lambda: load_teacher(cfg.teacher, cfg.size, cfg.devices[0]), labelled(cfg.images))
     if cfg.json:
         print(json.dumps(cost.to_dict(), indent=2))

@@ -77,6 +77,8 @@ _TABLE = (
   gkd-scale cache-teacher --images photos --teacher mobilenetv2_100 --teacher-weights weights.safetensors \\
       --teacher-args pad_type=same --teacher-layer 3 --image-size 144x192 --out caches/photos
   gkd-scale cache-teacher --config shards/gkd-1a.yaml --images imagenet/train --out caches/1a --ray auto
+  gkd-scale cache-teacher --images cache:caches/proxy --teacher vit_large_patch14_dinov2.lvd142m \\
+      --out caches/large
 """,
     ),
     Command(

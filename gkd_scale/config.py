@@ -24,7 +24,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +35,7 @@ from gkd_scale.ranges import Range
 
 T = TypeVar("T")
 _MISSING = dataclasses.MISSING
+_GIVEN = "_given"
 
 
 def option(
@@ -159,7 +160,7 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(cls).validate_python(_prepared(cls, values))
+        config = TypeAdapter(cls).validate_python(_prepared(cls, values))
     except ConfigError as error:
         source = where("")
         raise ConfigError(f"{source}: {error.message}" if source else error.message, error.hint) from None
@@ -179,6 +180,14 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
         raise ConfigError(
             f"{source}: " + "; ".join(wrong.values()), number or "see --help for what each option takes"
         ) from None
+    object.__setattr__(config, _GIVEN, frozenset(_dotted(values)))
+    return config
+
+
+def given(config: Any) -> frozenset[str]:
+    """Dotted keys of the options that :func:`parse` or :func:`build` were given; none for other instances."""
+    keys: frozenset[str] = vars(config).get(_GIVEN, frozenset())
+    return keys
 
 
 def _number_meant(text: str, *, whole: bool) -> str:
@@ -245,6 +254,14 @@ def _placed(values: Mapping[tuple[str, ...], Any], cls: type) -> dict[str, Any]:
 
 def _any_number(hint: Any) -> bool:
     return typing.get_origin(hint) is list or Ellipsis in typing.get_args(hint)
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested mappings."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
 
 
 def from_dotted(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.devices import build_shards
 from gkd_scale.cache.fit import codec_for
 from gkd_scale.cache.folder import ShardTask, format_of, locked, missing_shards, prepare
+from gkd_scale.cache.location import is_stored
 from gkd_scale.cache.manifest import finish
 from gkd_scale.cache.plan import ImagePlan, make_plan
 from gkd_scale.cache.progress import BuildReport, Display
@@ -26,6 +27,7 @@ from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.runner import BuildJob, Events
 from gkd_scale.cache.source import LabelledSource, Source
 from gkd_scale.cache.spec import SORTED, Spec
+from gkd_scale.cache.stored import follow, open_stored
 from gkd_scale.errors import ModelError
 from gkd_scale.prefetch import BackgroundJobs
 from gkd_scale.types import Teacher
@@ -51,6 +53,7 @@ def build(
     """
     started = time.monotonic()
     parse(cfg.codec)  # an unknown codec is an error before anything is read
+    cfg = follow(cfg)
     plan = plan_of(cfg, source, format_of(cfg.out))
     spec = make_spec(cfg, teacher, plan)
     with locked(cfg.out):
@@ -79,7 +82,12 @@ def build(
 
 
 def plan_of(cfg: CacheTeacherConfig, source: Source | None, version: int) -> ImagePlan:
-    """The plan of the cache that ``cfg`` describes, in the format ``version``."""
+    """The plan of the cache that ``cfg`` describes, in the format ``version``.
+
+    With ``cache:CACHE`` as images that cache's plan, in its format.
+    """
+    if is_stored(cfg.images):
+        return open_stored(cfg.images).plan()
     seed = None if version == SORTED else cfg.seed
     return make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source, seed=seed)
 
@@ -106,4 +114,5 @@ def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Spe
         plan=plan.hash(),
         format=plan.format,
         labels=plan.source.labels if isinstance(plan.source, LabelledSource) else {},
+        pixels=plan.stored.origin if plan.stored is not None else {},
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gkd_scale import ranges
+from gkd_scale.cache.location import is_stored
 from gkd_scale.config import inline, option, section
 from gkd_scale.errors import ConfigError, nearest
 from gkd_scale.models.config import DemoTeacherConfig
@@ -29,7 +30,7 @@ GPUS = {
 """Rates that plan counts with. V100 and T4 have fp16 in the place of bf16."""
 
 
-def parse_size(text: str | int) -> tuple[int, int]:
+def parse_size(text: str | int | None) -> tuple[int, int]:
     """``"224"`` or ``"144x192"`` to (height, width) in pixels; ConfigError for anything else."""
     match = re.fullmatch(r"\s*(\d{1,6})(?:\s*[xX×]\s*(\d{1,6}))?\s*", str(text))
     size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
@@ -86,11 +87,14 @@ class CacheTeacherConfig:
     """Run a teacher over a folder of images and keep its tokens."""
 
     images: str | Path = option(
-        help="images: folder, list (.txt, .parquet), tars (a-{00..12}.tar), URL, labelled ADAPTER:PATH",
+        help="images: folder, list (.txt, .parquet), tars (a-{00..12}.tar), URL, labelled ADAPTER:PATH; "
+        "or cache:CACHE, the pixels, views and shards of another teacher's cache, which are not stored twice",
         metavar="PATH",
     )
-    image_size: str | int = option(help="size of a view in pixels", metavar="N|HxW")
     out: Path = option(help="folder or URL of the cache; the same command again goes on where it stopped")
+    image_size: str | int | None = option(
+        None, "size of a view in pixels; with --images cache:CACHE that of the cache", metavar="N|HxW"
+    )
     teacher: DemoTeacherConfig = inline(
         DemoTeacherConfig,
         name="teacher",
@@ -125,11 +129,14 @@ class CacheTeacherConfig:
     view: ViewConfig = section(ViewConfig)
 
     def __post_init__(self) -> None:
-        parse_size(self.image_size)
+        if self.image_size is None and not is_stored(self.images):
+            raise ConfigError("'image_size' is required (give --image-size)", "for example --image-size 224")
+        if self.image_size is not None:
+            parse_size(self.image_size)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of a view in pixels."""
+        """Height and width of a view in pixels; ConfigError if a cache has to say it."""
         return parse_size(self.image_size)
 
     @property
@@ -212,7 +219,7 @@ class RepairConfig:
     """Rebuild what is damaged in a cache, and nothing else."""
 
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
-    images: str | Path = option(help="the images it was made of", metavar="PATH")
+    images: str | Path = option(help="the images it was made of, or cache:CACHE", metavar="PATH")
     teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
     codec_fit: int = option(
         256,

@@ -37,7 +37,7 @@ def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
     """
     chosen = plan.entries[:: max(1, len(plan.entries) // cfg.codec_fit)][: cfg.codec_fit]
     views = prefetch(
-        lambda entry: view_of(cfg, plan.source, entry, 0),
+        lambda entry: view_of(cfg, plan, entry, 0),
         chosen,
         cfg.threads,
         cfg.batch_size + 2 * cfg.threads,

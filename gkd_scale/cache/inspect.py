@@ -19,6 +19,7 @@ from gkd_scale.cache.codecs.base import Float32
 from gkd_scale.cache.config import InspectConfig
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.shard import index_path, tar_path
+from gkd_scale.cache.stored import storing
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import ConfigError
 from gkd_scale.files import atomic
@@ -64,28 +65,35 @@ def describe(cache: Cache) -> list[str]:
         f"  files    {len(tars)} shards of {spec.samples_per_shard} images, {size / 1e6:.1f} MB, "
         f"{size / max(total, 1) / 1e3:.1f} kB a sample, indexes {indexes / 1e6:.2f} MB",
     ]
+    if spec.pixels_of is not None:
+        lines.append(f"  pixels   none: those of {spec.pixels.get('path')}, manifest sha256 {spec.pixels_of}")
     certificates = [read_certificate(path, spec.hash()) for path in sorted(cache.path.glob(PATTERN))]
     return lines + [f"  certified {certificate.line()}" for certificate in certificates]
 
 
 def contact_sheet(cache: Cache, path: Path, samples: int = 12, view: int = 0) -> None:
-    """Write a PNG of ``samples`` views, spread over the cache, each beside the map of its tokens."""
+    """Write a PNG of ``samples`` views, spread over the cache, each beside the map of its tokens.
+
+    ConfigError for a view that there is not, CacheError if the pixels are not to be found.
+    """
     if view >= cache.spec.views:
         raise ConfigError(
             f"'view' is {view}, but {cache.path} has views 0 to {cache.spec.views - 1}",
             "give --view one of them",
         )
     count = min(samples, cache.num_samples)
-    chosen = [cache.read(view, at * cache.num_samples // count) for at in range(count)]
-    maps = rgb_maps([sample.patches.astype(np.float32) for sample in chosen], cache.grid)
+    pixels, places = storing(cache), [at * cache.num_samples // count for at in range(count)]
+    chosen = [cache.read(view, place).patches.astype(np.float32) for place in places]
+    jpegs = [pixels.read_members(view, place, ("jpg",))["jpg"] for place in places]
+    maps = rgb_maps(chosen, cache.grid)
     height, width = cache.image_size
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     cell = (2 * width + 2 * _GAP, height + _GAP)
     sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
-    for at, (sample, colors) in enumerate(zip(chosen, maps, strict=True)):
+    for at, (jpeg, colors) in enumerate(zip(jpegs, maps, strict=True)):
         left, top = at % columns * cell[0] + _GAP, at // columns * cell[1] + _GAP
-        sheet.paste(Image.fromarray(decode(sample.jpeg).transpose(1, 2, 0)), (left, top))
+        sheet.paste(Image.fromarray(decode(jpeg).transpose(1, 2, 0)), (left, top))
         shown = Image.fromarray(colors).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(shown, (left + width, top))
     with atomic(path) as file:

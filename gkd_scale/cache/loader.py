@@ -88,6 +88,8 @@ class CachedSource:
         self._views = views or caches.views
         self._pin = pin
         every = caches.caches if isinstance(caches, Caches) else (caches,)
+        for cache in every:
+            cache.require_pixels("give both, the cache of the pixels first: --cache PIXELS --cache TOKENS")
         self._encoded = encoded and not all(cache.codec.verbatim for cache in every)
         self.times = LoaderTimes(workers)
         self.skipped: dict[tuple[int, int], str] = {}

@@ -25,6 +25,9 @@ ACCEPTED = (
     "('a-{00..12}.tar', 'folder/*.tar'), a URL, or ADAPTER:PATH"
 )
 
+STORED = "cache:"
+"""What stands before the path or URL of a cache whose stored pixels are the images."""
+
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/(/?)")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+(?:\.\.\d+)?)\}")
@@ -76,6 +79,11 @@ _MAGIC = {
     b"\x89PNG": ("a PNG", "give the folder that it is in"),
     b"PAR1": ("Parquet", "call it .parquet"),
 }
+
+
+def is_stored(images: str | Path) -> bool:
+    """Whether ``images`` is ``cache:CACHE``: the pixels that a cache stores."""
+    return str(images).startswith(STORED)
 
 
 def is_url(location: str | Path) -> bool:

@@ -80,14 +80,30 @@ def finish(folder: Path, spec: Spec, plan: ImagePlan) -> dict[str, str]:
     return {entry.name: errors[entry.sid] for entry in plan.entries if entry.sid in errors}
 
 
-def read_manifest_info(folder: Path) -> ManifestInfo:
-    """The metadata of a whole manifest; FileNotFoundError if unfinished, DamageError if damaged."""
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of a whole manifest; FileNotFoundError if unfinished, DamageError if damaged."""
     data = (folder / MANIFEST).read_bytes()
     if not _checksum_is(folder, hashlib.sha256(data).hexdigest()):
         raise DamageError(
             f"{folder / MANIFEST} does not match {CHECKSUM}", f"see: {shell('gkd-scale', 'verify', folder)}"
         )
+    return data
+
+
+def manifest_info(data: bytes) -> ManifestInfo:
+    """The metadata in the bytes of a manifest."""
     return ManifestInfo(**metadata_of(pq.read_schema(pa.BufferReader(data))))
+
+
+def read_manifest_info(folder: Path) -> ManifestInfo:
+    """The metadata of a whole manifest; errors as :func:`read_manifest`."""
+    return manifest_info(read_manifest(folder))
+
+
+def read_outcomes(data: bytes) -> dict[str, str | None]:
+    """``{sid: why it could not be read, or None}`` of a manifest's bytes, in the order of the samples."""
+    table = pq.read_table(pa.BufferReader(data), columns=["sid", "error"])
+    return dict(zip(table["sid"].to_pylist(), table["error"].to_pylist(), strict=True))
 
 
 def read_manifest_rows(data: bytes) -> list[dict[str, Any]]:

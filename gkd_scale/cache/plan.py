@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar, printable
-from gkd_scale.cache.source import Source, open_source
+from gkd_scale.cache.source import Source, ViewSource, open_source
 from gkd_scale.cache.spec import FORMAT, SORTED
 from gkd_scale.cache.tars import Tars
 from gkd_scale.errors import DataError
@@ -64,6 +64,8 @@ class ImagePlan:
     """Lines about files beside the images that are left out."""
     seed: int | None = None
     """Seed of the permutation that the shards are cut from; None: from the sorted list (format 1)."""
+    stored: ViewSource | None = None
+    """What has their views already; None if they are made of the images."""
 
     @property
     def format(self) -> int:
@@ -173,6 +175,14 @@ def write_plan(plan: ImagePlan, path: Path) -> None:
     data = table_bytes(table)
     if not (path.exists() and path.read_bytes() == data):
         write_bytes(path, data)
+
+
+def read_plan(data: bytes, samples_per_shard: int, seed: int | None) -> ImagePlan:
+    """The plan in the bytes of a whole ``plan.parquet``. Paths are printable text."""
+    columns = pq.read_table(pa.BufferReader(data), columns=["sid", "path", "bytes"]).to_pydict()
+    rows = list(map(Entry, columns["sid"], columns["path"], columns["bytes"]))
+    order = ImagePlan(tuple(rows), samples_per_shard, seed=seed).order
+    return ImagePlan(tuple(rows[row] for row in np.argsort(order)), samples_per_shard, seed=seed)
 
 
 def read_plan_sizes(path: Path) -> dict[str, tuple[str, int]]:

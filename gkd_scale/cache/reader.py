@@ -28,7 +28,7 @@ from zlib_ng import zlib_ng
 from gkd_scale.cache.codecs.base import STATE, Array, Codec, Float16
 from gkd_scale.cache.codecs.registry import load_codec
 from gkd_scale.cache.location import is_url
-from gkd_scale.cache.manifest import holds, read_manifest_info
+from gkd_scale.cache.manifest import holds, manifest_info, read_manifest
 from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.remote import Mirror
 from gkd_scale.cache.shard import (
@@ -59,7 +59,10 @@ OPEN_SHARDS = 64
 
 
 class SampleImage(NamedTuple):
-    """The parts of a sample that are returned rather than written into the caller's arrays: name and JPEG."""
+    """The parts of a sample that are returned rather than written into the caller's arrays: name and JPEG.
+
+    ``jpeg`` is empty if another cache stores the pixels.
+    """
 
     sid: str
     jpeg: memoryview
@@ -74,7 +77,10 @@ class EncodedSample(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One stored sample: JPEG bytes, CLS (C,) fp16, patch tokens (N, C) fp16."""
+    """One stored sample: JPEG bytes, CLS (C,) fp16, patch tokens (N, C) fp16.
+
+    ``jpeg`` is empty if another cache stores the pixels.
+    """
 
     sid: str
     jpeg: bytes
@@ -136,10 +142,13 @@ class Cache(Dataset[Item]):
         shard_sizes: Sequence[int],
         files: dict[str, str],
         mirror: Mirror | None = None,
+        manifest: str = "",
     ) -> None:
         self._mirror = mirror
         self._source, self._opened = str(path), dict[str, Any]()
         self.path, self.spec, self.shard_sizes = path, spec, tuple(shard_sizes)
+        self.manifest = manifest
+        """SHA-256 of the manifest, which stands for every byte of the cache."""
         self.grid: Grid = spec.grid
         self.dim = spec.dim
         self.image_size: Size = spec.image_size
@@ -163,14 +172,15 @@ class Cache(Dataset[Item]):
         path = Path(path) if mirror is None else mirror.folder
         spec = read_spec(path)
         try:
-            info = read_manifest_info(path)
+            manifest = read_manifest(path)
         except FileNotFoundError:
             raise _unfinished(path, spec) from None
+        info = manifest_info(manifest)
         if info.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != info.files.get(SPEC):
             raise _damage(path, SPEC, "it does not match the manifest")
         if mirror is None and not holds(path / PLAN, info.files.get(PLAN)):
             raise _damage(path, PLAN, "it does not match the manifest")
-        cache = cls(path, spec, info.shard_sizes, info.files, mirror)
+        cache = cls(path, spec, info.shard_sizes, info.files, mirror, _sha256(manifest))
         cache._source, cache._opened = source, {"home": home, "limit": limit}
         return cache
 
@@ -179,7 +189,11 @@ class Cache(Dataset[Item]):
         return self.views * self.num_samples
 
     def __getitem__(self, place: int) -> Item:
-        """Sample ``place`` of all views, the first view's first; DamageError as :meth:`read`."""
+        """Sample ``place`` of all views, the first view's first; DamageError as :meth:`read`.
+
+        CacheError if the cache holds no pixels.
+        """
+        self.require_pixels("take them from that cache, whose samples have the same places")
         if not -len(self) <= place < len(self):
             raise IndexError(f"sample {place} of {len(self)}")
         view, index = divmod(place % len(self), self.num_samples)
@@ -190,6 +204,19 @@ class Cache(Dataset[Item]):
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache anew: a DataLoader's workers, however they are started."""
         return partial(Cache.open, **self._opened), (self._source,)
+
+    def require_pixels(self, step: str) -> None:
+        """CacheError if another cache stores the pixels; ``step`` is what to do then."""
+        if self.spec.pixels_of is not None:
+            raise self.without_pixels(step)
+
+    def without_pixels(self, step: str) -> CacheError:
+        """The error of a cache whose pixels another cache stores."""
+        return CacheError(
+            f"{self._source} holds no pixels: they are those of the cache with manifest sha256 "
+            f"{self.spec.pixels_of} ({self.spec.pixels.get('path')})",
+            step,
+        )
 
     def read(self, view: int, index: int) -> Sample:
         """Sample ``index`` of view ``view`` modulo the cache's views; DamageError names what is damaged."""
@@ -212,7 +239,7 @@ class Cache(Dataset[Item]):
             else:
                 arrays = {name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")}
                 patches[:] = self.codec.decode(arrays)
-            return SampleImage(members[0].sid, contents["jpg"])
+            return SampleImage(members[0].sid, self._jpeg(contents))
         except (KeyError, ValueError) as error:
             raise self._damaged(view, shard, f"{members[0].sid}: {error}") from None
 
@@ -223,7 +250,7 @@ class Cache(Dataset[Item]):
         try:
             arrays = {name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")}
             cls[:] = arrays.pop("cls.npy")
-            return EncodedSample(SampleImage(members[0].sid, contents["jpg"]), self.codec, arrays)
+            return EncodedSample(SampleImage(members[0].sid, self._jpeg(contents)), self.codec, arrays)
         except (KeyError, ValueError) as error:
             raise self._damaged(view, shard, f"{members[0].sid}: {error}") from None
 
@@ -287,6 +314,9 @@ class Cache(Dataset[Item]):
             raise self._damaged(view, shard, "its end is cut short or not zero")
         return contents
 
+    def _jpeg(self, contents: dict[str, memoryview]) -> memoryview:
+        return contents["jpg"] if self.spec.pixels_of is None else memoryview(b"")
+
     def _damaged(self, view: int, shard: int, why: str) -> DamageError:
         return _damage(self.path, tar_path(Path(), view, shard).as_posix(), why)
 
@@ -306,10 +336,9 @@ class Cache(Dataset[Item]):
         if self._mirror is not None:
             self._mirror.fetch(path.relative_to(self.path).as_posix())
 
-    def _load_index(self, view: int, shard: int) -> _Index:
-        """The index of a shard, checked against the manifest."""
-        path = index_path(self.path, view, shard)
-        name = path.relative_to(self.path).as_posix()
+    def read_file(self, name: str) -> bytes:
+        """A file that the manifest names, the plan or an index; DamageError if it is not whole."""
+        path = self.path / name
         try:
             self._fetch(path)
             data = path.read_bytes()
@@ -317,6 +346,11 @@ class Cache(Dataset[Item]):
             raise _damage(self.path, name, error.strerror or str(error)) from None
         if _sha256(data) != self._files.get(name):
             raise _damage(self.path, name, "it does not match the manifest")
+        return data
+
+    def _load_index(self, view: int, shard: int) -> _Index:
+        """The index of a shard, checked against the manifest."""
+        data = self.read_file(index_path(Path(), view, shard).as_posix())
         info, members = (index := parse_index(data)).info, index.members
         last = members[-1].offset + members[-1].bytes if members else 0
         samples = [list(group) for _, group in groupby(members, key=lambda member: member.sid)]

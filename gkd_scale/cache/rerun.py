@@ -14,6 +14,7 @@ import numpy as np
 
 from gkd_scale.cache.codecs.base import Float32
 from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.stored import storing
 from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, GkdError
@@ -29,19 +30,20 @@ _VERSIONS = ("torch", "timm", "transformers")
 def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLERANCE) -> Iterator[str]:
     """A line for each of ``samples`` random samples whose tokens are not the teacher's, or is damaged.
 
-    CacheError if the teacher is not the one of the cache (versions aside).
+    CacheError if the teacher is not the one of the cache (versions aside), or the pixels are not to be found.
     """
     refuse_other_teacher(str(cache.path), cache.fingerprint, teacher)
+    pixels = storing(cache)
     total = cache.views * cache.num_samples
     rng = generator("verify.rerun", cache.spec.hash(), samples)
     for place in sorted(rng.choice(total, min(samples, total), replace=False).tolist()):
         view, index = divmod(place, cache.num_samples)
         try:
-            sample = cache.read(view, index)
+            sample, jpeg = cache.read(view, index), pixels.read_members(view, index, ("jpg",))["jpg"]
         except GkdError as error:
             yield error.message
             continue
-        features = run_teacher(teacher, decode(sample.jpeg)[None])
+        features = run_teacher(teacher, decode(jpeg)[None])
         patches, cls = features.patches[0].numpy(), features.cls[0].numpy()
         of_codec = _distance(cache.codec.decode(cache.codec.encode(patches)), patches)
         for name, stored, now, allowed in (

@@ -21,7 +21,7 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.folder import ShardTask
 from gkd_scale.cache.plan import ImagePlan
 from gkd_scale.cache.progress import BuildReport
-from gkd_scale.cache.shard import ShardWriter, json_bytes, npy_bytes
+from gkd_scale.cache.shard import ShardWriter, npy_bytes
 from gkd_scale.cache.spec import Spec
 from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import MadeView, view_of
@@ -64,7 +64,7 @@ class ShardBuilder:
         """Build the shards of ``tasks``, in order; once only. After an error no half-written shard stays."""
         work = ((task.view, entry) for task in tasks for entry in self._plan.shard(task.shard))
         views = prefetch(
-            lambda item: view_of(self._cfg, self._plan.source, item[1], item[0]),
+            lambda item: view_of(self._cfg, self._plan, item[1], item[0]),
             work,
             self._cfg.threads,
             self._cfg.batch_size + 2 * self._cfg.threads,
@@ -145,10 +145,7 @@ class ShardBuilder:
                 f"the teacher's tokens of {view.entry.name} (sid {view.entry.sid}) cannot be stored: {error}",
                 "choose another --codec or --teacher-layer, or leave the image out",
             ) from None
-        members = {name: npy_bytes(array) for name, array in arrays.items()}
-        if view.label is not None:
-            members["label.png"] = view.label
-        return {**members, "jpg": view.view.jpeg, "json": json_bytes(view.facts())}
+        return {**{name: npy_bytes(array) for name, array in arrays.items()}, **view.members()}
 
     def _commit(self, shard: ShardWriter, errors: Mapping[str, str], task: ShardTask) -> None:
         """Make the shard exist; on the writer's thread."""

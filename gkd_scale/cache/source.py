@@ -13,6 +13,7 @@ name decides the sample's ``sid``, so the same images in another place make the 
                                  ``{a,b}``, ``folder/*.tar``, ``a.tar::b.tar``); see :mod:`.tars`
 ``s3://bucket/photos``           paths below the prefix (``gs://``, ``hf://``, ``file://`` ... alike)
 ``camvid:PATH``                  ``000017-NAME``: samples of a labelled dataset, in its order
+``cache:CACHE``                  those of that cache; see :mod:`.stored`
 ===============================  ================================================================
 """
 
@@ -23,7 +24,7 @@ import os
 import stat
 import unicodedata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -31,6 +32,7 @@ from gkd_scale.cache.location import (
     ACCEPTED,
     EXTENSIONS,
     file_system,
+    is_stored,
     is_tar,
     is_url,
     locations,
@@ -59,11 +61,35 @@ class Source(Protocol):
         ...
 
 
+class StoredView(NamedTuple):
+    """A view that a cache holds: its JPEG bytes, and the JSON beside them."""
+
+    jpeg: memoryview
+    facts: dict[str, Any]
+
+
+class ViewSource(Protocol):
+    """Views that are made already."""
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Whose they are: ``manifest``, the SHA-256 of the cache's manifest, and ``path``, where it is."""
+        ...
+
+    def view(self, sid: str, view: int) -> StoredView | str:
+        """A view of one image; or why that image could not be read."""
+        ...
+
+
 def open_source(images: str | Path) -> Source | None:
     """The source that ``images`` names; None for a plain folder. DataError if it cannot be used."""
     text = str(images)
     if os.path.isdir(text):  # noqa: PTH112  # False, not an error, for a name that is too long
         return None
+    if is_stored(text):
+        raise DataError(
+            f"--images {text}: only cache-teacher, plan and repair read a cache's pixels", ACCEPTED
+        )
     refuse_output(text)
     places = locations(text)
     tars = [place for place in places if is_tar(place)]

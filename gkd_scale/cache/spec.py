@@ -26,6 +26,9 @@ SORTED = 1
 
 SPEC = "cache.json"
 
+_OPTIONAL = ("labels", "pixels")
+"""Keys that are left out of the file where they are empty."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -53,6 +56,15 @@ class Spec:
     ``absent``, if not empty: the classes that occur in no label. No shard depends on it, so it is no part
     of :meth:`identity`.
     """
+    pixels: dict[str, str] = field(default_factory=dict)
+    """``manifest``: SHA-256 of the manifest of the cache that stores the pixels; left out of the file, and
+    empty, if this one does. ``path``: where that cache was, which is no part of :meth:`identity`.
+    """
+
+    @property
+    def pixels_of(self) -> str | None:
+        """SHA-256 of the manifest of the cache that stores the pixels; None if this one does."""
+        return self.pixels.get("manifest")
 
     @property
     def shards(self) -> int:
@@ -61,15 +73,15 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON types."""
-        values = {key: value for key, value in asdict(self).items() if key != "labels" or value}
+        values = {key: value for key, value in asdict(self).items() if key not in _OPTIONAL or value}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
     def identity(self) -> dict[str, Any]:
         """What decides the shards' bytes and their meaning; JSON types."""
         values = self.to_dict()
-        if "labels" in values:
-            values["labels"] = {key: value for key, value in values["labels"].items() if key != "absent"}
+        values.get("labels", {}).pop("absent", None)
+        values.get("pixels", {}).pop("path", None)
         return values
 
     def hash(self) -> str:

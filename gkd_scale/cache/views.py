@@ -22,8 +22,9 @@ from PIL import Image, ImageEnhance
 
 from gkd_scale.cache import augment
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
-from gkd_scale.cache.plan import Entry
-from gkd_scale.cache.source import LabelledSource, Source
+from gkd_scale.cache.plan import Entry, ImagePlan
+from gkd_scale.cache.shard import json_bytes
+from gkd_scale.cache.source import LabelledSource, Source, ViewSource
 from gkd_scale.images import Opened, UnreadableImage, one_line, open_bytes, open_image
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
@@ -33,7 +34,10 @@ _CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class View:
-    """The stored pixels of one view and the parameters that were drawn for it."""
+    """The pixels of one view as they are stored, and the parameters that were drawn for it.
+
+    ``jpeg`` is empty if another cache stores them.
+    """
 
     jpeg: bytes
     params: dict[str, Any]
@@ -166,19 +170,35 @@ class MadeView(NamedTuple):
         """The JSON that is stored beside the tokens."""
         return {"sid": self.entry.sid, "path": self.entry.name, "source": self.source, **self.view.params}
 
+    def members(self) -> dict[str, bytes]:
+        """The files that are stored beside the tokens, by the end of their names."""
+        files = {"jpg": self.view.jpeg, "json": json_bytes(self.facts()), "label.png": self.label}
+        return {name: data for name, data in files.items() if data}
 
-def view_of(cfg: CacheTeacherConfig, source: Source | None, entry: Entry, view: int) -> MadeView | str:
-    """View ``view`` of an image of ``source``, or of the folder ``cfg.images``; or why it cannot be read."""
+
+def view_of(cfg: CacheTeacherConfig, plan: ImagePlan, entry: Entry, view: int) -> MadeView | str:
+    """View ``view`` of an image of ``plan``, whose folder is ``cfg.images``; or why it cannot be read."""
+    if plan.stored is not None:
+        return _stored(plan.stored, entry, view)
     try:
-        if source is None:
+        if plan.source is None:
             opened = open_image(Path(cfg.images) / entry.path)
         else:
-            opened = open_from(source, entry.path)
+            opened = open_from(plan.source, entry.path)
     except UnreadableImage as error:
         return str(error)
     made = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
     label = None if opened.label is None else view_label(opened.label, made.params, cfg.size)
     return MadeView(entry, made, opened.source, decode(made.jpeg), label)
+
+
+def _stored(source: ViewSource, entry: Entry, view: int) -> MadeView | str:
+    """A view that another cache stores, without its JPEG."""
+    found = source.view(entry.sid, view)
+    if isinstance(found, str):
+        return found
+    params = {key: value for key, value in found.facts.items() if key not in ("sid", "path", "source")}
+    return MadeView(entry, View(b"", params), found.facts["source"], decode(found.jpeg), None)
 
 
 def _open_labelled(source: LabelledSource, name: str) -> Opened:

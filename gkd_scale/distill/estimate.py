@@ -18,12 +18,14 @@ import numpy as np
 from rich.table import Table
 
 from gkd_scale import console
+from gkd_scale.cache.build import plan_of
 from gkd_scale.cache.codecs.registry import CODECS, parse, token_bytes
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.location import is_url
-from gkd_scale.cache.plan import ImagePlan, make_plan
-from gkd_scale.cache.shard import BLOCK, json_bytes, npy_bytes, padded
+from gkd_scale.cache.plan import ImagePlan
+from gkd_scale.cache.shard import BLOCK, npy_bytes, padded
 from gkd_scale.cache.source import Source
+from gkd_scale.cache.spec import FORMAT
 from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import view_of
 from gkd_scale.engine.zero_memory import zero_memory
@@ -98,7 +100,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     ``source`` is what ``cfg.images`` names if that is a labelled dataset.
     """
     parse(cfg.codec)  # an unknown codec is an error before anything is read
-    plan = make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source)
+    plan = plan_of(cfg, source, FORMAT)
     work = teacher_cost(cfg.teacher, cfg.size)
     pixels, rest = probe(cfg, plan)
     free = None if is_url(cfg.out) else shutil.disk_usage(_existing(cfg.out)).free
@@ -130,22 +132,18 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
 def probe(
     cfg: CacheTeacherConfig, plan: ImagePlan, images: int | None = None
 ) -> tuple[list[UInt8Array], float]:
-    """Pixels of a few views, and the mean bytes that JPEG, JSON and label take in a tar.
+    """Pixels of a few views, and the mean bytes that the files beside the tokens take in a tar.
 
     DataError if none of the images can be read.
     """
     count = images if images is not None else getattr(cfg, "probe", 16)
     made = [
-        view_of(cfg, plan.source, entry, 0)
-        for entry in plan.entries[:: max(1, len(plan.entries) // count)][:count]
+        view_of(cfg, plan, entry, 0) for entry in plan.entries[:: max(1, len(plan.entries) // count)][:count]
     ]
     whole = [item for item in made if not isinstance(item, str)]
     if not whole:
         raise DataError(f"none of {len(made)} images of {cfg.images} could be read", "check --images")
-    sizes = []
-    for item in whole:
-        label = 0 if item.label is None else _in_tar(len(item.label))
-        sizes.append(_in_tar(len(item.view.jpeg)) + _in_tar(len(json_bytes(item.facts()))) + label)
+    sizes = [sum(_in_tar(len(data)) for data in item.members().values()) for item in whole]
     return [item.pixels for item in whole], float(np.mean(sizes))
 
 

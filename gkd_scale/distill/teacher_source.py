@@ -12,6 +12,7 @@ from gkd_scale.cache.certificate import codec_line
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
+from gkd_scale.cache.location import is_stored
 from gkd_scale.cache.reader import Caches, open_caches
 from gkd_scale.cache.source import Source
 from gkd_scale.cache.spec import FORMAT
@@ -107,6 +108,8 @@ def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
     for key in ("out", "ray", "codec_fit", "batch_size", "device", "workers", "views"):
         if key in given:
             raise ConfigError(f"--live does not take '{key}'", f"leave {key} out, or see --help")
+    if is_stored(given.get("images", "")):
+        raise ConfigError(f"--live images={given['images']}: a live teacher reads images", "give --cache")
     made = config.build(CacheTeacherConfig, {**given, "out": cfg.run.out}, "--live")
     return replace(made, views=cfg.source.views or 1)
 

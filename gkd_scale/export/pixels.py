@@ -15,6 +15,7 @@ from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.source import Source, open_source
+from gkd_scale.cache.stored import storing
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import DataError, GkdError
 from gkd_scale.images import UnreadableImage, open_bytes, open_image
@@ -60,7 +61,7 @@ def _of_training(place: str, count: int) -> list[UInt8Array]:
         dataset = registry.open_dataset(place)
         return [dataset[index].image for index in _spread(len(dataset), count)]
     if (Path(place) / MANIFEST).is_file():
-        cache = Cache.open(place)
+        cache = storing(Cache.open(place))
         views = (cache.read(0, index).jpeg for index in _spread(cache.num_samples, count))
         return [np.ascontiguousarray(decode(jpeg).transpose(1, 2, 0)) for jpeg in views]
     return _of_place(place, count)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
+from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.views import decode
 from gkd_scale.types import Features, UInt8Array
 
@@ -61,7 +61,7 @@ def config(images: Path, out: Path, **changes: Any) -> CacheTeacherConfig:
     """Small shards and batches, so that few images make many of both."""
     values: dict[str, Any] = {"samples_per_shard": 4, "batch_size": 3, "workers": 2, "views": 2}
     return CacheTeacherConfig(
-        images=images, image_size=f"{SIZE[0]}x{SIZE[1]}", out=out, view=ViewConfig(), **{**values, **changes}
+        images=images, image_size=f"{SIZE[0]}x{SIZE[1]}", out=out, **{**values, **changes}
     )
 
 

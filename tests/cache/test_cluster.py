@@ -155,6 +155,17 @@ def test_a_node_that_joins_helps(
     cluster.remove_node(node)
 
 
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_another_teacher_over_stored_pixels(cluster: Any, whole: Whole, tmp_path: Path) -> None:
+    asked = CacheTeacherConfig(f"cache:{whole[0]}", tmp_path / "one", batch_size=3)
+    build(asked, TinyTeacher(), quiet=True)
+    asked = CacheTeacherConfig(f"cache:{whole[0]}", tmp_path / "two", batch_size=3, ray=cluster.address)
+    build(asked, TinyTeacher(), load=small, quiet=True)
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+
+
 def no_weights(_: str) -> TinyTeacher:
     raise ModelError("weights.safetensors does not exist on this node", "copy it there")
 

@@ -22,7 +22,10 @@ from gkd_scale.types import SegSample, UInt8Array
 
 
 def open_dataset(root: str | Path) -> CachedDataset:
-    """``cache:PATH``; a URL is read through the mirror. DataError where the cache holds no labels."""
+    """``cache:PATH``; a URL is read through the mirror. DataError where the cache holds no labels.
+
+    CacheError where it holds no pixels.
+    """
     return CachedDataset(Cache.open(root))
 
 
@@ -30,6 +33,7 @@ class CachedDataset:
     """Views and labels of a cache; sample ``v·n + i`` is view v of image i."""
 
     def __init__(self, cache: Cache) -> None:
+        cache.require_pixels(f"give cache:{cache.spec.pixels.get('path')}")
         labels = cache.spec.labels
         if not labels:
             raise DataError(

@@ -1,0 +1,142 @@
+"""``--images cache:CACHE``: another teacher sees the pixels that a cache stores.
+
+Plan, names, views and shards are that cache's, and so are the images that could not be read. The new cache
+holds tokens only: its samples are those of the other one, row by row, and its spec names the manifest of
+the cache that stores the pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
+from gkd_scale.cache.location import STORED, is_stored, is_url, url_of
+from gkd_scale.cache.manifest import read_manifest, read_outcomes
+from gkd_scale.cache.plan import PLAN, ImagePlan, read_plan
+from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.source import StoredView
+from gkd_scale.cache.spec import SORTED
+from gkd_scale.config import build, given
+from gkd_scale.errors import CacheError, ConfigError
+
+C = TypeVar("C", bound=CacheTeacherConfig)
+
+
+class StoredViews:
+    """The views of a cache by the names of their images; a ViewSource. DamageError for damaged ones."""
+
+    def __init__(self, cache: Cache, place: str) -> None:
+        self.cache, self._place = cache, place
+        outcomes = read_outcomes(read_manifest(cache.path))
+        readable = [sid for sid, reason in outcomes.items() if reason is None]
+        self._places = {sid: place for place, sid in enumerate(readable)}
+        self._reasons = {sid: reason for sid, reason in outcomes.items() if reason is not None}
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """As the spec of a cache of other tokens names this one."""
+        return {"manifest": self.cache.manifest, "path": self._place}
+
+    def view(self, sid: str, view: int) -> StoredView | str:
+        """The stored view ``view`` of one image; or why the image could not be read."""
+        if (reason := self._reasons.get(sid)) is not None:
+            return reason
+        members = self.cache.read_members(view, self._places[sid], ("jpg", "json"))
+        return StoredView(members["jpg"], json.loads(bytes(members["json"])))
+
+    def plan(self) -> ImagePlan:
+        """The plan of the cache, whose views are these."""
+        spec = self.cache.spec
+        seed = None if spec.format == SORTED else spec.seed
+        plan = read_plan(self.cache.read_file(PLAN), spec.samples_per_shard, seed)
+        return replace(plan, stored=self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the cache anew, and refuses one that has changed."""
+        return partial(_again, self._place, self.cache.manifest), ()
+
+
+def open_stored(images: str | Path) -> StoredViews:
+    """The views of the cache that ``cache:CACHE`` names. CacheError if it is unfinished or holds none."""
+    place, cache = _open(images)
+    return StoredViews(cache, place)
+
+
+def storing(cache: Cache) -> Cache:
+    """The cache that stores the pixels of ``cache``: itself, or the one that its spec names.
+
+    CacheError if that is not where it was, or has changed.
+    """
+    manifest = cache.spec.pixels_of
+    if manifest is None:
+        return cache
+    place = cache.spec.pixels["path"]
+    with contextlib.suppress(CacheError):
+        found = Cache.open(place)
+        if found.manifest == manifest:
+            return found
+    raise cache.without_pixels(f"put that cache back at {place}")
+
+
+def _again(place: str, manifest: str) -> StoredViews:
+    cache = Cache.open(place)
+    if cache.manifest != manifest:
+        raise CacheError(f"the cache {place} changed during the build", "run the same command again")
+    return StoredViews(cache, place)
+
+
+def _open(images: str | Path) -> tuple[str, Cache]:
+    """The URL or absolute path of the cache that ``cache:CACHE`` names, and the cache."""
+    place = str(images).removeprefix(STORED)
+    if not place:
+        raise ConfigError(f"--images {images} names no cache", f"give --images {STORED}CACHE")
+    place = url_of(place) if is_url(place) else str(Path(place).expanduser().absolute())
+    cache = Cache.open(place)
+    cache.require_pixels(f"give --images {STORED}{cache.spec.pixels.get('path')}")
+    return place, cache
+
+
+# ------------------------------------------------------------------------------------ its options
+
+
+def follow(cfg: C) -> C:
+    """``cfg`` with the image size, the views and the shards of the cache whose pixels are its images.
+
+    ``cfg`` itself if its images are no cache. ConfigError for an option that was given another value.
+    """
+    if not is_stored(cfg.images):
+        return cfg
+    place, cache = _open(cfg.images)
+    spec = cache.spec
+    followed = replace(
+        cfg,
+        image_size="x".join(map(str, spec.image_size)),
+        views=spec.views,
+        seed=spec.seed,
+        samples_per_shard=spec.samples_per_shard,
+        view=build(ViewConfig, spec.view),
+    )
+    default = dict(_leaves(CacheTeacherConfig(STORED, Path())))
+    wrong = [
+        f"{key} {theirs}, not {mine}"
+        for (key, mine), (_, theirs) in zip(_leaves(cfg), _leaves(followed), strict=True)
+        if mine != theirs and mine is not None and (key in given(cfg) or mine != default[key])
+    ]
+    if wrong:
+        raise ConfigError(f"the cache {place} has {'; '.join(wrong)}", "leave out what the cache decides")
+    return followed
+
+
+def _leaves(cfg: CacheTeacherConfig) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of the options that a cache decides for those made of its pixels."""
+    yield "image_size", cfg.image_size and "x".join(map(str, cfg.size))
+    for key in ("views", "seed", "samples_per_shard"):
+        yield key, getattr(cfg, key)
+    for key, value in asdict(cfg.view).items():
+        yield f"view.{key}", value
