@@ -12,6 +12,7 @@ result is the one that it would have alone.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from gkd_scale.engine.ema import Ema
 from gkd_scale.engine.feed import feed
 from gkd_scale.engine.health import DataWaitMonitor, HealthCheck
 from gkd_scale.engine.loggers import Tracked
+from gkd_scale.engine.metrics import Row, Step, Window, steps_of_window
 from gkd_scale.engine.run import CHECKPOINTS
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
@@ -111,14 +113,14 @@ class Training:
         self.folder = job.out / CHECKPOINTS
         self.health = HealthCheck()
         self.sums: dict[str, Tensor] = {}
-        self.norm: float | None = None
+        self.norm: Tensor | float = math.nan
 
     def begin(self, step: int) -> None:
         """Set the learning rates of step ``step`` (from 0)."""
         rate = self.job.lr(step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        self.sums, self.norm = {}, None
+        self.sums, self.norm = {}, math.nan
 
     def micro_step(self, batch: Any, seed: int, *, gradient_norm: bool) -> None:
         """Forward and backward of one micro batch; the optimizer steps after the last of a step."""
@@ -133,8 +135,8 @@ class Training:
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def end(self, done: int) -> dict[str, Any]:
-        """Average the weights after step number ``done`` (from 1). Returns learning rate and gradient norm.
+    def end(self, done: int) -> Step:
+        """Average the weights after step number ``done`` (from 1). Returns the step's metrics, not fetched.
 
         Ranks also average BatchNorm's running statistics, so that all of them hold one model. Collective.
         """
@@ -143,12 +145,16 @@ class Training:
         if self.ema:
             self.ema.update(done)
         norm = self.engine.get_global_grad_norm()
-        return {"lr": self.job.lr(done - 1), "grad_norm": self.norm if norm is None else float(norm)}
+        return Step(self.sums, self.job.lr(done - 1), self.norm if norm is None else norm)
+
+    def due(self, done: int, *, last: bool) -> list[Hook]:
+        """The hooks to call after step number ``done``."""
+        return [hook for hook in self.job.hooks if last or done % hook.every == 0]
 
     def run_hooks(self, done: int, *, last: bool) -> dict[str, float]:
         """Call the hooks that are due after step number ``done``; all that they return."""
         results: dict[str, float] = {}
-        due = [hook for hook in self.job.hooks if last or done % hook.every == 0]
+        due = self.due(done, last=last)
         with self.ema.applied() if self.ema and due else nullcontext():
             for hook in due:
                 results.update(hook.call(done, self.module))
@@ -180,32 +186,42 @@ def fit(
             log.note(f"going on from step {start} of {plan.steps}")
         batches = feed(plan.batches(start, plan.steps), runtime.device)
         monitor = DataWaitMonitor(plan.why_wait)
+        window = Window(runtime, deepspeed.global_batch, deepspeed.accumulation)
+        every = steps_of_window(runtime.device)
         for step in range(start, plan.steps):
-            began = time.perf_counter()
+            window.begin_step()
             waited = _step(trainings, batches, plan.seed, runtime, deepspeed, step)
             done = step + 1
-            last = done == plan.steps
-            facts = [training.end(done) for training in trainings]
-            means, stopping = _agree(trainings, stop_requested(), runtime, deepspeed)
-            seconds = time.perf_counter() - began
-            pace = {
-                "images_per_s": round(deepspeed.global_batch / seconds, 2),
-                "data_wait": round(waited / seconds, 4),
-            }
-            rows = []
-            for training, mean, fact in zip(trainings, means, facts, strict=True):
-                training.health.check(mean, done)
-                rows.append({**mean, **fact, **pace, **training.run_hooks(done, last=last)})
-            log.step(done, rows)
-            if remark := monitor.step(waited, seconds):
-                log.note(f"[yellow]{remark}[/]")
-            if last or stopping or done % plan.save_every == 0:
+            last, saves = done == plan.steps, done % plan.save_every == 0
+            window.end_step([training.end(done) for training in trainings], waited)
+            hooked = any(training.due(done, last=last) for training in trainings)
+            if not (last or saves or hooked or done % every == 0):
+                continue
+            rows, stopping = window.fetch(stop_requested())
+            _record(rows, done, trainings, log, last=last)
+            for _ in rows:
+                if remark := monitor.step(*window.pace):
+                    log.note(f"[yellow]{remark}[/]")
+            if last or stopping or saves:
                 _save(trainings, plan, runtime, done)
             if stopping and not last:
                 raise stop.Stopped(done, plan.steps)
         if runtime.main:
             log.finish([job.final() for job in jobs])
     return trainings
+
+
+def _record(
+    window: list[list[Row]], done: int, trainings: Sequence[Training], log: RunLog, *, last: bool
+) -> None:
+    """Check and log the rows of the steps up to number ``done``, after which hooks are due. Collective."""
+    for step, rows in enumerate(window, done - len(window) + 1):
+        logged = []
+        for training, row in zip(trainings, rows, strict=True):
+            training.health.check(row.losses, step)
+            hooked = training.run_hooks(done, last=last) if step == done else {}
+            logged.append({**row.losses, **row.facts, **hooked})
+        log.step(step, logged)
 
 
 def _resume(trainings: Sequence[Training], runtime: Runtime) -> int:
@@ -257,24 +273,10 @@ def _next(batches: Iterator[Any], rank: int) -> Any:
         raise
 
 
-def _gradient_norm(module: nn.Module) -> float:
+def _gradient_norm(module: nn.Module) -> Tensor | float:
     """The norm of all gradients, before clipping; DeepSpeed gives none without ZeRO and clipping."""
     norms = [p.grad.detach().float().norm() for p in module.parameters() if p.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
-
-
-def _agree(
-    trainings: Sequence[Training], stop_requested: bool, runtime: Runtime, deepspeed: DeepSpeedPlan
-) -> tuple[list[dict[str, float]], bool]:
-    """Each training's means over the global batch, and whether any rank has a request to stop.
-
-    One reduction. All micro batches have one size.
-    """
-    sums = [value for training in trainings for value in training.sums.values()]
-    *totals, requests = runtime.sum(torch.stack([*sums, torch.full_like(sums[0], stop_requested)])).tolist()
-    parts = iter(totals)
-    count = runtime.world * deepspeed.accumulation
-    return [{name: next(parts) / count for name in training.sums} for training in trainings], requests > 0
+    return torch.stack(norms).norm() if norms else 0.0
 
 
 def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from gkd_scale.config import build
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
-from gkd_scale.engine import checkpoint, runlog
+from gkd_scale.engine import checkpoint, loop, runlog
 from gkd_scale.engine.loop import Hook, Job
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.stop import Stopped
@@ -130,6 +131,34 @@ def test_a_stop_writes_a_checkpoint_and_the_same_call_goes_on(
     assert losses(cfg.run.out) == losses(alone)
     one, two = (load_file(out / "backbone.safetensors") for out in (cfg.run.out, alone))
     assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_metrics_of_several_steps_are_fetched_together(
+    runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: no code of ours reads a tensor's value between, and the rows are those of each step."""
+    reads: list[str] = []
+    for name in ("tolist", "item", "__float__", "__bool__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(tensor: torch.Tensor, original: Any = original) -> Any:
+            reads.append(Path(sys._getframe(1).f_code.co_filename).name)
+            return original(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    monkeypatch.setattr(loop, "steps_of_window", lambda _: 4)
+    monkeypatch.setattr(checkpoint, "save", lambda *_: None)
+    train(runtime, config(tiny_cache, tmp_path / "run", save_every=100))
+    monkeypatch.undo()
+    assert reads.count("metrics.py") == 4, "losses and gradient norms, after steps 4 and 6"
+    ours = {path.name for path in (ROOT / "gkd_scale").rglob("*.py")}
+    assert {name for name in reads if name in ours} == {"metrics.py"}
+    timing = ("images_per_s", "data_wait")
+    one, two = (
+        [{key: value for key, value in row.items() if key not in timing} for row in runlog.read(path)]
+        for path in (alone / "metrics.jsonl", tmp_path / "run/metrics.jsonl")
+    )
+    assert one == two
 
 
 def test_checkpoints_of_every_mth_step_stay(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
