@@ -30,10 +30,14 @@ from gkd_scale.cache.spec import FORMAT, SORTED
 from gkd_scale.cache.tars import Tars
 from gkd_scale.errors import DataError
 from gkd_scale.files import write_bytes
+from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
 from gkd_scale.text import spelled
 
 PLAN = "plan.parquet"
+
+_THREADS, _TOGETHER = 8, 1000
+"""Threads that ask for the sizes of files, and how many files each asks for at a time."""
 
 _METADATA = {"gkd-scale": json.dumps({"format": FORMAT})}
 
@@ -134,7 +138,9 @@ def make_plan(
             else f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
         )
     notes = [f"tars in the folder, left out: {len(tars)}; --images '{_pattern(images, tars)}' reads them"]
-    entries = [Entry(sid_of(path), path, _size(images / path)) for path in paths]
+    entries = [
+        Entry(sid_of(path), path, size) for path, size in zip(paths, _sizes(images, paths), strict=True)
+    ]
     return _planned(entries, samples_per_shard, None, notes if tars else (), seed)
 
 
@@ -257,6 +263,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
+
+
+def _sizes(root: Path, paths: Sequence[str]) -> list[int]:
+    """Bytes of files below ``root``. A network file system answers several threads at a time."""
+    parts = [paths[start : start + _TOGETHER] for start in range(0, len(paths), _TOGETHER)]
+    found = prefetch(lambda part: [_size(root / path) for path in part], parts, _THREADS, 2 * _THREADS)
+    return [size for part in found for size in part]
 
 
 def _size(path: Path) -> int:

@@ -282,7 +282,7 @@ def confusion(
         views = stacked(group, device)
         sizes = [(item.label.shape[0], item.label.shape[1]) for item in group]
         for found, item in zip(predict(model, views, sizes, how, batch_size), group, strict=True):
-            total.update(found.cpu(), item.label)
+            total.update(found, item.label.to(found.device, non_blocking=True))
         advance(len(group))
     return total
 
