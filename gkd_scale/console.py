@@ -37,6 +37,15 @@ def paste(lead: str, *command: object) -> None:
     out.out(f"{lead}{shell(*command)}", highlight=False)
 
 
+def size(count: float) -> str:
+    """Bytes as people read them: ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
 def run(command: Callable[[], int | None]) -> int:
     """Run ``command`` and return its exit status: 0 done, 1 our fault or damage, 2 the user's mistake.
 

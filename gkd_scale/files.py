@@ -125,7 +125,7 @@ def claimed(
         if wait is not None:
             wait()
             return
-        raise error(f"another process is writing {folder}: {holder}", "wait for it, or choose another --out")
+        raise _busy(folder, holder, error)
 
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -143,6 +143,23 @@ def claimed(
         for each in made:
             with suppress(OSError):
                 each.rmdir()
+
+
+def require_claimable(folder: Path, error: type[UserError] = RunError) -> None:
+    """Raise what :func:`claimed` would raise for ``folder`` now. Makes and changes nothing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise error(f"{folder} is not a folder", "choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        raise _unwritable(folder / LOCK if there == folder else folder, denied, error)
+    with suppress(FileNotFoundError, PermissionError), open(folder / LOCK, "rb") as lock:
+        if not _flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB):
+            raise _busy(folder, _said(lock.fileno()).partition("\n")[0], error)
+
+
+def _busy(folder: Path, holder: str, error: type[UserError]) -> UserError:
+    return error(f"another process is writing {folder}: {holder}", "wait for it, or choose another --out")
 
 
 def _make(folder: Path, error: type[UserError]) -> None:

@@ -83,6 +83,7 @@ class BatchSource(Protocol):
     ``accumulation`` of them a step, each with what ``draw`` draws for it. It is a pure function of its
     arguments and of the seed: to resume is to start at another step. ``spread(most)`` yields features of at
     most ``most`` samples, evenly spread over samples and views: the same on every rank.
+    ``bytes_of(start, stop)``: what this rank fetches from caches in these steps; None without a cache.
     """
 
     grid: Grid
@@ -92,6 +93,8 @@ class BatchSource(Protocol):
     def batches(self, start: int, stop: int, draw: Draw | None = None) -> Iterator[Batch]: ...
 
     def spread(self, most: int) -> Iterator[Features]: ...
+
+    def bytes_of(self, start: int, stop: int) -> int | None: ...
 
 
 class Teacher(Protocol):

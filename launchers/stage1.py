@@ -18,6 +18,8 @@ EXAMPLES = """\
       --out runs/1a --epochs 100 --global-batch 512
   deepspeed launchers/stage1.py --ds-config zero2.json --cache caches/source --student-weights runs/1a \\
       --student vit_small_patch16_224 --out runs/1b --epochs 300 --global-batch 128
+is a configuration for 512 GPUs right, and what will it take? (one process, nothing is written):
+  python launchers/stage1.py --dry-run --world 512 --ds-config zero2.json --cache caches/proxy --out runs/1a
 two students from the same batches:
   deepspeed launchers/stage1.py --cache caches/proxy --student vit_tiny_patch16_224 \\
       --student vit_small_patch16_224 --out runs/both
@@ -29,10 +31,11 @@ two students from the same batches:
 def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
     """Stage 1; on the embedded proxy images where nothing else is named."""
     runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
+    make = not cfg.run.dry_run
     if cfg.source.teacher == LIVE and not cfg.source.live:
-        cfg.source.live = runtime.on_main(defaults.proxy_recipe)
+        cfg.source.live = runtime.on_main(lambda: defaults.proxy_recipe(make=make))
     elif cfg.source.teacher != LIVE and not cfg.source.cache:
-        cfg.source.cache = [runtime.on_main(defaults.proxy_cache)]
+        cfg.source.cache = [runtime.on_main(lambda: defaults.proxy_cache(make=make))]
     stage1.train(cfg, runtime, bundled, labelled=partial(labelled, quiet=not runtime.main))
 
 
@@ -46,5 +49,6 @@ if __name__ == "__main__":
             prog="stage1.py",
             description="Distil a student from cached teacher features, without a label.",
             examples=EXAMPLES,
+            ranks=lambda cfg: cfg.run.world,
         )
     )

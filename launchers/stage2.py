@@ -15,6 +15,7 @@ EXAMPLES = """\
   deepspeed launchers/stage2.py --ds-config zero2.json --backbone runs/1b --student vit_small_patch16_224 \\
       --train camvid:camvid/source_day --val camvid:camvid/val_day --head fpn --image-size 160x192 \\
       --out runs/stage2 --steps 4000
+  python launchers/stage2.py --dry-run --world 64 --backbone runs/1b --train camvid:camvid/source_day
   deepspeed launchers/stage2.py --ds-config zero2.json --method cwd \\
       --teacher vit_base_patch14_dinov2.lvd142m --teacher-patch 16 \\
       --backbone pretrained --student vit_small_patch16_224 --train gtav:data/gtav \\
@@ -25,7 +26,7 @@ EXAMPLES = """\
 def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     """Stage 2; on the embedded scenes where no dataset is named."""
     runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
-    if not cfg.data.train:
+    if not cfg.data.train and not cfg.run.dry_run:
         runtime.on_main(defaults.data)
     stage2.run(cfg, runtime, bundled)
 
@@ -40,5 +41,6 @@ if __name__ == "__main__":
             prog="stage2.py",
             description="Train a segmentation head on a frozen backbone, from source-domain labels.",
             examples=EXAMPLES,
+            ranks=lambda cfg: cfg.run.world,
         )
     )

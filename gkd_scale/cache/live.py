@@ -99,6 +99,9 @@ class LiveSource:
                 features = self._as_stored(run_teacher(self._teacher, pixels))
             yield Batch(torch.from_numpy(pixels), features, *about)
 
+    def bytes_of(self, _start: int, _stop: int) -> None:
+        """Nothing comes from a cache."""
+
     def spread(self, most: int) -> Iterator[Features]:
         """Features of at most ``most`` images, evenly spread over all views, or over the first."""
         for slots in spread_slots(self.num_samples, self._views or 1, most):

@@ -108,6 +108,11 @@ class CachedSource:
         slots = self._schedule.micro_batches(start, stop)
         return prefetch(partial(self.load, draw=draw), slots, self._workers, depth=self._workers + 1)
 
+    def bytes_of(self, start: int, stop: int) -> int:
+        """The bytes that this rank fetches from the caches in optimizer steps [start, stop)."""
+        slots = (slot for micro in self._schedule.micro_batches(start, stop) for slot in micro)
+        return sum(self._caches.bytes_of(slot.epoch % self._views, slot.sample) for slot in slots)
+
     def spread(self, most: int) -> Iterator[Features]:
         """Features of at most ``most`` samples, evenly spread over all views; DamageError as ``batches``."""
         for slots in spread_slots(self.num_samples, self._views, most):

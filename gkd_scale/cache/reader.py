@@ -260,6 +260,11 @@ class Cache(Dataset[Item]):
         chosen = [member for member in members if member.member in names]
         return self._contents(view, shard, chosen, memoryview(bytearray()))
 
+    def bytes_of(self, view: int, index: int) -> int:
+        """The bytes that reading a sample fetches from its tar."""
+        view, shard, members = self._locate(view, index)
+        return self._index(view, shard).follows(members[-1]) - (members[0].offset - BLOCK)
+
     def sid(self, index: int) -> str:
         """The name of a sample."""
         return self._locate(0, index)[2][0].sid
@@ -386,6 +391,11 @@ class Caches:
         """As :meth:`Cache.read_encoded`."""
         cache, index = self._of(index)
         return cache.read_encoded(view, index, cls)
+
+    def bytes_of(self, view: int, index: int) -> int:
+        """As :meth:`Cache.bytes_of`."""
+        cache, index = self._of(index)
+        return cache.bytes_of(view, index)
 
     def _of(self, index: int) -> tuple[Cache, int]:
         """The cache that holds sample ``index`` of all, and the sample's index in that cache."""

@@ -46,13 +46,14 @@ def data() -> Path:
     return DATA
 
 
-def proxy_recipe() -> dict[str, Any]:
-    """The proxy images and their size, for a cache or for a teacher that runs live."""
-    return {"images": str(data() / "proxy"), "image_size": "96x128"}
+def proxy_recipe(*, make: bool = True) -> dict[str, Any]:
+    """The proxy images, made if they are missing, and their size: for a cache or a teacher that runs live."""
+    return {"images": str((data() if make else DATA) / "proxy"), "image_size": "96x128"}
 
 
-def proxy_cache() -> Path:
+def proxy_cache(*, make: bool = True) -> Path:
     """The demo teacher's cache of the embedded proxy images, built if it is missing."""
-    cfg = CacheTeacherConfig(**proxy_recipe(), views=2, out=PROXY_CACHE)
-    build(cfg, load_teacher(cfg.teacher, cfg.size))
+    if make:
+        cfg = CacheTeacherConfig(**proxy_recipe(), views=2, out=PROXY_CACHE)
+        build(cfg, load_teacher(cfg.teacher, cfg.size))
     return PROXY_CACHE

@@ -224,7 +224,7 @@ def show(found: Estimate, cfg: PlanConfig) -> None:
     )
     console.out.print(_codec_table(found))
     if found.disk_free is not None:
-        console.out.print(f"free at {_existing(cfg.out)}: {_size(found.disk_free)}", markup=False)
+        console.out.print(f"free at {_existing(cfg.out)}: {console.size(found.disk_free)}", markup=False)
     console.out.print(_student_table(found, cfg))
 
 
@@ -234,7 +234,7 @@ def _codec_table(found: Estimate) -> Table:
         table.add_column(name, justify="left" if name in ("codec", "fits") else "right")
     for codec in found.codecs:
         name = f"[bold]{codec.codec}[/]" if codec.codec == found.codec else codec.codec
-        sizes = (_size(codec.sample), _size(codec.view), _size(codec.total))
+        sizes = (console.size(codec.sample), console.size(codec.view), console.size(codec.total))
         table.add_row(name, *sizes, "yes" if codec.fits else "[red]no[/]")
     return table
 
@@ -254,11 +254,3 @@ def _student_table(found: Estimate, cfg: PlanConfig) -> Table:
         memory = (f"{size:.2f}" for size in student.zero.values())
         table.add_row(student.student, f"{student.parameters / 1e6:.1f}", *numbers, *memory)
     return table
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"

@@ -28,7 +28,7 @@ from gkd_scale.distill.draws import Draws, together
 from gkd_scale.distill.objectives.base import Objective
 from gkd_scale.distill.objectives.registry import build_objective
 from gkd_scale.distill.teacher_source import OpenLabelled, TeacherSource, open_source
-from gkd_scale.engine import ds_config, loggers, run
+from gkd_scale.engine import dry_run, ds_config, loggers, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Job, TrainingPlan, fit
 from gkd_scale.engine.runtime import Runtime
@@ -65,12 +65,13 @@ def train(
         bundled,
         global_batch=cfg.run.global_batch,
         world=runtime.world,
-        device=runtime.device,
+        device=runtime.checked_for,
         default=DEFAULT_GLOBAL_BATCH,
     )
     alone = cfg.each()
     # The ledger is of the whole pass, and lies in OUT itself.
-    with run.claimed(runtime, [each.run.out for each in alone] + [cfg.run.out] * cfg.reading.ledger):
+    folders = [each.run.out for each in alone] + [cfg.run.out] * cfg.reading.ledger
+    with run.claimed(runtime, folders, dry=cfg.run.dry_run):
         teacher = open_source(cfg, runtime, plan, labelled)
         steps = _steps(cfg, teacher, plan)
         made = [_job(each, runtime, plan, teacher, steps) for each in alone]
@@ -108,6 +109,10 @@ def _train(
         why_wait=teacher.why_wait,
         log=cfg.run.loggers(),
     )
+    if cfg.run.dry_run:
+        reading = dry_run.Reading(teacher.images, teacher.source.bytes_of)
+        dry_run.show(cfg, jobs, training, runtime, plan, reading)
+        return
     for job, trained in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
         state = trained.state()
         runtime.on_main(partial(_finish, job, state, teacher, steps, began))
@@ -138,7 +143,7 @@ def _batches(
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
         found = teacher.source.batches(start, stop, draws)
-        if not cfg.reading.ledger:
+        if not cfg.reading.ledger or cfg.run.dry_run:
             return found
         return recorded(found, cfg.run.out / LEDGER, runtime.rank, start, plan.accumulation)
 
@@ -229,7 +234,10 @@ def _training(
 
 
 def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, conditioning: Conditioning) -> None:
-    """Write what the run is; all that could be refused has been. Rank 0."""
+    """Write what the run is; all else that could be refused has been. Rank 0."""
+    if cfg.run.dry_run:
+        run.require_begun_alike(job.out, cfg, job.identity)
+        return
     run.begin(job.out, cfg, KIND, job.identity)
     conditioning.save(job.out, _conditioned_by(cfg, teacher))
 

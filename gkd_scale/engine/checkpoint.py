@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,15 @@ def steps(folder: Path) -> list[int]:
 
 
 def newest(folders: Sequence[Path]) -> int:
-    """The newest step with a whole checkpoint in every folder, or 0. Removes what a kill left torn."""
+    """The newest step with a whole checkpoint in every folder, or 0."""
+    return max(set.intersection(*(set(steps(folder)) for folder in folders)), default=0)
+
+
+def remove_torn(folders: Sequence[Path]) -> None:
+    """Remove what a kill left of checkpoints that are not whole."""
     for folder in folders:
         for torn in folder.glob(f"step-*{files.TEMPORARY}"):
             torn.unlink()
-    return max(set.intersection(*(set(steps(folder)) for folder in folders)), default=0)
 
 
 def save(
@@ -77,11 +82,23 @@ def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
 
 
 def load(folder: Path, step: int, engine: Any, ema: Ema | None, identity: dict[str, Any]) -> None:
-    """Restore the checkpoint of ``step``.
+    """Restore the checkpoint of ``step``; raises as :func:`check`."""
+    with _opened(folder, step, identity) as (reader, meta):
+        _restore(engine, ema, reader, int(meta["optimizer_step"]))
+    zero.set_loss_scale(engine, meta.get("loss_scale", {}))
 
-    Raises RunError, which names the keys, if it belongs to a run with another ``identity``, and DamageError
-    if the file cannot be read.
+
+def check(folder: Path, step: int, identity: dict[str, Any]) -> None:
+    """Raise RunError, which names the keys, if the checkpoint of ``step`` belongs to a run with another
+    ``identity``, and DamageError if the file cannot be read.
     """
+    with _opened(folder, step, identity):
+        pass
+
+
+@contextmanager
+def _opened(folder: Path, step: int, identity: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The reader of a checkpoint, and its facts; raises as :func:`check`, also for errors of the block."""
     from safetensors import SafetensorError, safe_open
 
     file = path(folder, step)
@@ -89,12 +106,11 @@ def load(folder: Path, step: int, engine: Any, ema: Ema | None, identity: dict[s
         with safe_open(str(file), framework="pt") as reader:
             meta = json.loads(reader.metadata()["gkd_scale"])
             refuse_changed(folder.parent, meta["identity"], identity)
-            _restore(engine, ema, reader, int(meta["optimizer_step"]))
+            yield reader, meta
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamageError(
             f"{file} cannot be read: {error}", "remove it: the run goes on from the one before"
         ) from None
-    zero.set_loss_scale(engine, meta.get("loss_scale", {}))
 
 
 def fork(source: Path, folder: Path, changes: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from gkd_scale import ranges
 from gkd_scale.config import option
 from gkd_scale.engine import loggers
+from gkd_scale.errors import ConfigError
 
 
 @dataclass
@@ -30,9 +31,24 @@ class RunConfig:
     workers: int = option(2, "threads that read and decode, a rank", within=ranges.THREADS, volatile=True)
     log: list[str] = option(list(loggers.DEFAULT), loggers.HELP, choices=loggers.CHOICES, volatile=True)
     seed: int = option(0, "decides everything that is drawn at random", within=ranges.SEED)
+    dry_run: bool = option(
+        False, "check everything, measure a few steps, say what the run needs; write nothing", volatile=True
+    )
+    world: int | None = option(
+        None,
+        "with --dry-run: plan for N ranks without having them (default: the ranks that are launched)",
+        metavar="N",
+        within=ranges.RANKS,
+        volatile=True,
+    )
 
     def __post_init__(self) -> None:
         self.loggers()
+        if self.world is not None and not self.dry_run:
+            raise ConfigError(
+                f"--world is {self.world} without --dry-run",
+                "add --dry-run; a launcher decides the number of ranks of a run",
+            )
 
     def loggers(self) -> list[str]:
         """The loggers of ``log``; ConfigError for none beside others."""

@@ -98,6 +98,7 @@ def resolve(
     if global_batch < 1:
         raise ConfigError(f"--global-batch is {global_batch}", "give at least 1")
     micro, accumulation = _divide(path, micro, accumulation, global_batch, world)
+    _check_second_shard(path, checked.config, world)
     config = {
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
@@ -108,6 +109,18 @@ def resolve(
     }
     ds_check.built(path, config)
     return DeepSpeedPlan(path, config, micro, accumulation, global_batch, tuple(checked.notes))
+
+
+def _check_second_shard(path: Path, config: dict[str, Any], world: int) -> None:
+    """ConfigError if ZeRO++'s second shard is over a number of ranks that does not divide the world."""
+    zero = config.get("zero_optimization", {})
+    size = zero.get("zero_hpz_partition_size", 1)
+    if zero.get("stage") == 3 and world % max(1, size):
+        raise ConfigError(
+            f"{path}: 'zero_optimization.zero_hpz_partition_size' is {size}, which does not divide a world "
+            f"of {world}",
+            "give the number of GPUs of a node, or launch whole nodes",
+        )
 
 
 def _divide(

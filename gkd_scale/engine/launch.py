@@ -35,10 +35,12 @@ def main(
     prog: str,
     description: str,
     examples: str,
+    ranks: Callable[[C], int | None] = lambda _: None,
 ) -> int:
     """Call ``run(config, runtime, bundled)`` on every rank. Returns the process's exit status.
 
-    ``bundled`` is the folder with the DeepSpeed configs. Rank 0 prints an error that all ranks have; a rank
+    ``bundled`` is the folder with the DeepSpeed configs. ``ranks(config)`` is how many ranks one process
+    plans for (:meth:`Runtime.start`). Rank 0 prints an error that all ranks have; a rank
     prints an error that it alone has, with its number. A run that stopped on request ends with status 0.
     """
     console.explain_bugs()
@@ -49,7 +51,7 @@ def main(
         keep_freed()
         from gkd_scale.engine.runtime import Runtime
 
-        runtime = Runtime.start()
+        runtime = Runtime.start(ranks(parsed))
         run(parsed, runtime, bundled)
         runtime.barrier()
         runtime.stop()

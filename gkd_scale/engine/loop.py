@@ -226,7 +226,9 @@ def _record(
 
 def _resume(trainings: Sequence[Training], runtime: Runtime) -> int:
     """Restore the newest step that every training has a checkpoint of. Returns it, or 0 for none."""
-    start = runtime.on_main(lambda: checkpoint.newest([training.folder for training in trainings]))
+    folders = [training.folder for training in trainings]
+    runtime.on_main(lambda: checkpoint.remove_torn(folders))
+    start = runtime.on_main(lambda: checkpoint.newest(folders))
     for training in trainings if start else ():
         checkpoint.load(training.folder, start, training.engine, training.ema, training.job.identity)
     return start

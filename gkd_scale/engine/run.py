@@ -36,16 +36,20 @@ def identity(options: Any, **resolved: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(runtime: Runtime, folders: Sequence[Path]) -> Iterator[None]:
+def claimed(runtime: Runtime, folders: Sequence[Path], *, dry: bool = False) -> Iterator[None]:
     """Rank 0 holds run folders for this launch; RunError on all ranks if another process holds one.
 
-    A run that is done is only read: nobody holds it.
+    A run that is done is only read: nobody holds it. ``dry``: only see whether they could be held.
     """
     with ExitStack() as held:
 
         def claim() -> None:
             for folder in sorted(set(folders)):
-                if read(folder) is None:
+                if read(folder) is not None:
+                    continue
+                if dry:
+                    files.require_claimable(folder)
+                else:
                     held.enter_context(files.claimed(folder))
 
         runtime.on_main(claim)
@@ -68,17 +72,21 @@ def is_done(out: Path, kind: str) -> bool:
 def begin(out: Path, options: Any, kind: str, now: dict[str, Any]) -> None:
     """Write ``config.yaml`` and ``begun.json``. ``now``, of :func:`identity`, is what must not change.
 
-    RunError, before anything is written, if the folder holds a run of other settings, even one without a
-    checkpoint.
+    RunError, before anything is written, as :func:`require_begun_alike`.
     """
+    require_begun_alike(out, options, now)
+    files.write_text(out / CONFIG, config.to_yaml(options))
+    files.write_json(out / BEGUN, {"kind": kind, "identity": now})
+
+
+def require_begun_alike(out: Path, options: Any, now: dict[str, Any]) -> None:
+    """RunError if the folder holds a run of other settings, even one without a checkpoint."""
     begun = files.read_json(out / BEGUN)
     before = begun["identity"] if begun else _identity_of_checkpoint(out)
     if before is not None:
         refuse_changed(out, before, now)
     elif not has_checkpoint(out):
         _refuse_other_config(out, options)
-    files.write_text(out / CONFIG, config.to_yaml(options))
-    files.write_json(out / BEGUN, {"kind": kind, "identity": now})
 
 
 def begin_again(out: Path, now: dict[str, Any]) -> None:

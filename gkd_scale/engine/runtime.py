@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -34,21 +34,35 @@ WAIT = datetime.timedelta(hours=12)
 
 @dataclass(frozen=True)
 class Runtime:
-    """This process's place among its peers."""
+    """This process's place among its peers.
+
+    ``planned``: the other ranks are not there, and collectives return at once with this rank's values.
+    """
 
     rank: int
     world: int
     device: torch.device
+    planned: bool = False
 
     @property
     def main(self) -> bool:
         """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
+    @property
+    def checked_for(self) -> torch.device:
+        """The device that a DeepSpeed JSON must suit: a GPU if the other ranks are only planned."""
+        return torch.device("cuda") if self.planned else self.device
+
     @classmethod
-    def start(cls) -> Runtime:
-        """Join the process group that the launcher's environment names."""
+    def start(cls, ranks: int | None = None) -> Runtime:
+        """Join the process group that the launcher's environment names.
+
+        With ``ranks`` this process, which must be alone, is rank 0 of that many, of which it plans the rest.
+        """
         at = worlds.place(os.environ)
+        if ranks is not None and ranks != at.world:
+            return cls._plan(at, ranks)
         wait = worlds.patience(os.environ, at.rank)
         if idle := worlds.unused_tasks(os.environ):
             _remark(f"one process: the other {idle} tasks of this Slurm job are idle, start it with srun")
@@ -58,22 +72,30 @@ class Runtime:
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if agent else None
         store = worlds.gather(at, attempt, wait, _remark)
-        import deepspeed
-
-        zero.without_shared_memory_kernel()
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if cuda:
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             _join(at, store, device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            deepspeed.init_distributed(
-                dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, timeout=WAIT, verbose=False
-            )
+        _tell_deepspeed(device)
         if not cuda:
             _share_cores()
         return cls(at.rank, at.world, device)
+
+    @classmethod
+    def _plan(cls, at: worlds.Place, ranks: int) -> Runtime:
+        """Rank 0 of ``ranks`` in PyTorch's fake process group; ConfigError if other processes are there."""
+        from torch.testing._internal.distributed import fake_pg
+
+        if at.world > 1:
+            raise ConfigError(
+                f"--world {ranks} is planned by one process, and this launch has {at.world}",
+                "start it with python, or with deepspeed --num_gpus 1; or leave --world out",
+            )
+        device = torch.device("cuda", _gpu(at)) if torch.cuda.is_available() else torch.device("cpu")
+        os.environ.update(replace(at, world=ranks).variables())
+        dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=0, world_size=ranks)
+        _tell_deepspeed(device)
+        return cls(0, ranks, device, planned=True)
 
     def stop(self) -> None:
         """Leave the process group."""
@@ -148,6 +170,22 @@ def _join(at: worlds.Place, store: Store, device: torch.device) -> None:
     store.set_timeout(WAIT)
     set_timeout: Any = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
     set_timeout(WAIT)
+
+
+def _tell_deepspeed(device: torch.device) -> None:
+    """Let DeepSpeed use the process group that is there."""
+    import deepspeed
+
+    zero.without_shared_memory_kernel()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            timeout=WAIT,
+            verbose=False,
+        )
 
 
 def _share_cores() -> None:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import logging
 
 
-def zero_memory(parameters: int, largest_layer: int, gpus: int) -> dict[int, float]:
+def zero_memory(
+    parameters: int, largest_layer: int, gpus: int, *, offload: bool = False, offload_parameters: bool = False
+) -> dict[int, float]:
     """``{ZeRO stage: bytes a GPU}`` for stages 0 to 3 on one node of ``gpus``.
 
+    ``offload``: master weights and moments are in CPU memory; ``offload_parameters``: parameters too, at
+    stage 3.
     DeepSpeed estimates stages 2 and 3; 0 and 1 follow from the same 20 bytes a parameter: 2 of parameters,
     6 of gradients in both precisions, and 12 of master weights and moments, which stage 1 shards.
     """
@@ -21,13 +25,13 @@ def zero_memory(parameters: int, largest_layer: int, gpus: int) -> dict[int, flo
         from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
     finally:
         logging.disable(logging.NOTSET)
-    _, second = estimate_zero2_model_states_mem_needs(parameters, gpus, 1, cpu_offload=False)
+    _, second = estimate_zero2_model_states_mem_needs(parameters, gpus, 1, cpu_offload=offload)
     _, third, _ = estimate_zero3_model_states_mem_needs(
-        parameters, largest_layer, gpus, 1, cpu_offload=False, cpu_offload_params=False
+        parameters, largest_layer, gpus, 1, cpu_offload=offload, cpu_offload_params=offload_parameters
     )
     return {
         0: 20.0 * parameters,
-        1: (8 + 12 / gpus) * parameters,
+        1: (8 + (0 if offload else 12 / gpus)) * parameters,
         2: float(second),
         3: float(third),
     }

@@ -29,7 +29,7 @@ from gkd_scale.errors import ConfigError, nearest
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = (*RANGES, "choice")
 ACCEPTED = "write a value, or uniform, loguniform, randint or lograndint(low, high), or choice(x, y, ...)"
-OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every")
+OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every", "dry_run", "world")
 """Options that the search sets itself."""
 SPACES = Path(__file__).resolve().parents[2] / "tuning/spaces"
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from gkd_scale import __version__, console, files
 from gkd_scale import config as configs
 from gkd_scale.commands import shell
-from gkd_scale.engine import ds_config, loggers, loop, schedule
+from gkd_scale.engine import dry_run, ds_config, loggers, loop, schedule
 from gkd_scale.engine import run as runs
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
@@ -78,10 +78,10 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
         bundled,
         global_batch=config.run.global_batch,
         world=runtime.world,
-        device=runtime.device,
+        device=runtime.checked_for,
         default=DEFAULT_GLOBAL_BATCH,
     )
-    with runs.claimed(runtime, [config.run.out]):
+    with runs.claimed(runtime, [config.run.out], dry=config.run.dry_run):
         _run(config, runtime, plan)
 
 
@@ -107,7 +107,11 @@ def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
     validator = Validator(segmenter, domains, config, runtime, train.absent)
     _say(runtime, _introduction(config, plan, segmenter, train, val))
     job = _job(config, module, validator, segmenter.backbone.name, identity)
-    loop.fit([job], _training_plan(config, runtime, plan, segmenter, train), runtime, plan)
+    training = _training_plan(config, runtime, plan, segmenter, train)
+    if config.run.dry_run:
+        dry_run.show(config, [job], training, runtime, plan, dry_run.Reading(len(train)))
+        return
+    loop.fit([job], training, runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))
     seconds = round(time.monotonic() - began, 1)
     runtime.on_main(lambda: runs.finish(config.run.out, KIND, identity, seconds=seconds, best=best))
@@ -131,7 +135,10 @@ def _unseen(config: Stage2Config) -> list[str]:
 
 
 def _begin(config: Stage2Config, identity: dict[str, Any], module: nn.Module) -> None:
-    """Write what the run is; all that could be refused has been. Rank 0."""
+    """Write what the run is; all else that could be refused has been. Rank 0."""
+    if config.run.dry_run:
+        runs.require_begun_alike(config.run.out, config, identity)
+        return
     runs.begin(config.run.out, config, KIND, identity)
     if isinstance(module, StudentWithMethod) and config.method.teacher.name is not None:
         module.teacher.conditioning.save(config.run.out, _conditioned_by(config, module.teacher.model))
@@ -164,8 +171,7 @@ def _best(out: Path) -> dict[str, float]:
 def _training_plan(
     config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan, segmenter: Segmenter, train: Concatenated
 ) -> loop.TrainingPlan:
-    runtime.on_main(lambda: count_pixels(config, train))
-    order = order_of(config, train)
+    order = order_of(config, train, runtime.on_main(lambda: count_pixels(config, train)))
     stream = TrainStream(
         train, config.size(), config.augment, config.run.seed, segmenter.fill, config.run.workers, order
     )

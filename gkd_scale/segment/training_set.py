@@ -19,8 +19,11 @@ def open_training_set(config: Stage2Config) -> Concatenated:
     return registry.open_all(config.data.train_sets(), config.data.label_share())
 
 
-def count_pixels(config: Stage2Config, dataset: Concatenated) -> None:
-    """Count each class's pixels where the order needs that and the run does not have it. Rank 0 only."""
+def count_pixels(config: Stage2Config, dataset: Concatenated) -> Int64Array | None:
+    """Count each class's pixels where the order needs that and the run does not have it. Rank 0 only.
+
+    Returns the counts of a dry run; the others are kept in the run's folder.
+    """
     if (
         config.data.sampling == "rare-class"
         and class_pixels.read(config.run.out, _of(config, dataset)) is None
@@ -30,16 +33,19 @@ def count_pixels(config: Stage2Config, dataset: Concatenated) -> None:
             pixels = class_pixels.count(dataset, config.run.workers, lambda: progress.advance(task))
         if not pixels.any():
             raise DataError("no pixel of the training labels has a class", "check the labels of --train")
+        if config.run.dry_run:
+            return pixels
         class_pixels.write(config.run.out, pixels, dataset, _of(config, dataset))
+    return None
 
 
-def order_of(config: Stage2Config, dataset: Concatenated) -> Order:
-    """Uniform or rare-class, mixed where weights are given; after :func:`count_pixels`."""
-    pixels = (
-        class_pixels.read(config.run.out, _of(config, dataset))
-        if config.data.sampling == "rare-class"
-        else None
-    )
+def order_of(config: Stage2Config, dataset: Concatenated, pixels: Int64Array | None = None) -> Order:
+    """Uniform or rare-class, mixed where weights are given.
+
+    ``pixels`` is what :func:`count_pixels` returns, or None where it keeps the counts.
+    """
+    if pixels is None and config.data.sampling == "rare-class":
+        pixels = class_pixels.read(config.run.out, _of(config, dataset))
     seed, sizes = config.run.seed, [len(part) for part in dataset.parts]
     if config.data.train_weights is None:
         return _order(config, len(dataset), pixels)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import current_thread, main_thread
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +47,21 @@ def test_shapes_and_types(whole: Whole) -> None:
         assert batch.teacher.patches.shape == (3, 24, 12)
     assert [p for batch in batches for p in batch.positions] == [0, 1, 2, 3, 4, 5] * 2
     assert (source.grid, source.image_size, source.teacher_dim) == ((4, 6), (32, 48), 12)
+
+
+def test_the_bytes_of_steps_are_those_that_are_read(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    actual = os.preadv
+
+    def preadv(*args: Any) -> int:
+        read.append(actual(*args))
+        return read[-1]
+
+    source = cached(whole, world=2, accumulation=1, rank=1)
+    said = source.bytes_of(3, 8)
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert len(list(source.batches(3, 8))) == 5
+    assert said == sum(read) > 0
 
 
 def test_each_sample_once_an_epoch_and_views_by_epoch(whole: Whole) -> None:

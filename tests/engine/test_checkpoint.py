@@ -68,6 +68,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: Path) -> Non
     torn = tmp_path / "step-00000010.safetensors.part"
     torn.write_bytes(checkpoint.path(tmp_path, 5).read_bytes()[:100])
     assert checkpoint.newest([tmp_path]) == 5
+    checkpoint.remove_torn([tmp_path])
     assert not torn.exists()
     checkpoint.load(tmp_path, 5, engine(1), None, {"seed": 0})
 

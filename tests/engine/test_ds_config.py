@@ -73,6 +73,7 @@ def test_the_json_decides_where_nobody_else_does(tmp_path: Path) -> None:
         ({MICRO: 4, ACCUMULATION: 2}, 9, 1, "global batch of 9"),
         ({}, 7, 2, "a world of 2"),
         ({}, 0, 1, "at least 1"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, 12, 12, "a world of 12"),
         ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 2}}, None, 1, "CPU"),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, None, 1, "both"),
     ],

@@ -1,0 +1,262 @@
+"""``--dry-run``: what a run would take, from a few steps of one rank. Writes nothing.
+
+The caller has made all checks of a run. The steps here are those of the loop, in DeepSpeed's engine. With
+``--world N`` this process is rank 0 of N in PyTorch's fake process group: DeepSpeed shards for N ranks, the
+loader reads rank 0's share, and collectives return at once. The weights that come of it mean nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from gkd_scale import config, console
+from gkd_scale.engine import checkpoint, ds_config
+from gkd_scale.engine.ds_config import DeepSpeedPlan
+from gkd_scale.engine.feed import feed
+from gkd_scale.engine.loop import Job, Training, TrainingPlan
+from gkd_scale.engine.memory_use import MemoryUse, memory_use
+from gkd_scale.engine.run import CHECKPOINTS
+from gkd_scale.engine.runtime import Runtime
+from gkd_scale.engine.zero_memory import zero_memory
+from gkd_scale.errors import UserError
+
+TIMED = 3
+"""Steps that are timed, after one to warm up and one whose memory is measured."""
+NODE = 8
+"""Ranks of a node, for the rate at which a node reads."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a run reads: ``images`` an epoch; ``bytes_of(start, stop)`` that this rank reads from caches in
+    steps [start, stop), or None if the tokens come from elsewhere.
+    """
+
+    images: int
+    bytes_of: Callable[[int, int], int | None] = lambda _start, _stop: None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One rank's ``seconds`` a step, of which it ``waited`` for data, and its memory."""
+
+    seconds: float
+    waited: float
+    memory: MemoryUse
+
+
+def show(
+    options: Any,
+    jobs: Sequence[Job],
+    training: TrainingPlan,
+    runtime: Runtime,
+    plan: DeepSpeedPlan,
+    reading: Reading,
+) -> None:
+    """Measure a few steps; print the resolved ``options`` and what the run would take. Collective.
+
+    Raises RunError or DamageError for a checkpoint that the run could not go on from, UserError if the
+    micro batch does not fit the GPU, and what the source of the batches raises.
+    """
+    start = checkpoint.newest([job.out / CHECKPOINTS for job in jobs])
+    for job in jobs if start else ():
+        checkpoint.check(job.out / CHECKPOINTS, start, job.identity)
+    estimate = sum(_estimate(job, plan, runtime.world) for job in jobs)
+    models = [_model(job) for job in jobs]
+    try:
+        found = _measure(jobs, training, runtime, plan, start)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"a micro batch of {plan.micro_batch} images does not fit the memory of {runtime.device}",
+            "lower train_micro_batch_size_per_gpu in the DeepSpeed config, or raise the ZeRO stage",
+            on_rank=runtime.rank,
+        ) from None
+    if runtime.main:
+        rows = [
+            (plan.path.name, ", ".join(_leaves(plan.json))),
+            ("a step", f"{plan.global_batch} images: {plan.summary()}"),
+            *models,
+            ("memory a GPU", _memory(found.memory, estimate, plan, runtime)),
+            *_course(found, training, start, plan, runtime, reading),
+        ]
+        console.say(config.to_yaml(options).rstrip())
+        console.out.print(_table(runtime, rows))
+        console.say("dry run: nothing was written")
+
+
+# ---------------------------------------------------------------------------------------- measuring
+
+
+def _measure(
+    jobs: Sequence[Job], training: TrainingPlan, runtime: Runtime, plan: DeepSpeedPlan, start: int
+) -> Measured:
+    """Run a step to warm up, one for its memory, and :data:`TIMED` ones for their time."""
+    small = _runnable(plan, runtime.device)
+    engines = [Training(job, runtime, small) for job in jobs]
+    first = training.batches(start, start + 1)
+    batches = list(islice(feed(first, runtime.device), small.accumulation))
+    del first  # its threads would count as memory
+    gc.collect()
+    clock = _Steps(engines, small, runtime.device)
+    clock.step(iter(batches))
+    memory = memory_use(partial(clock.step, iter(batches)), [each.module for each in engines], runtime.device)
+    clock = _Steps(engines, small, runtime.device)
+    stream = feed(training.batches(start, start + 1 + TIMED), runtime.device)
+    for _ in range(TIMED):
+        clock.step(stream)
+    seconds, waited = clock.of_a_step(plan.accumulation)
+    return Measured(seconds, waited, memory)
+
+
+def _runnable(plan: DeepSpeedPlan, device: torch.device) -> DeepSpeedPlan:
+    """``plan`` with at most 2 micro batches a step, and on a CPU without what DeepSpeed has for GPUs alone.
+
+    bf16 takes the place of fp16 there: as many bytes.
+    """
+    accumulation = min(plan.accumulation, 2)
+    json = {**plan.json, ds_config.ACCUMULATION: accumulation}
+    if device.type == "cpu":
+        if json.pop("fp16", {}).get("enabled"):
+            json["bf16"] = {"enabled": True}
+        zero = json.get("zero_optimization", {})
+        json["zero_optimization"] = {key: zero[key] for key in zero if not key.startswith("zero_quantized")}
+    return replace(plan, json=json, accumulation=accumulation)
+
+
+class _Steps:
+    """Steps of all trainings on the same batches, and the seconds of each micro batch.
+
+    ``last`` are those of the last one of a step, in which the optimizer steps; ``first`` those of the others.
+    """
+
+    def __init__(self, trainings: Sequence[Training], plan: DeepSpeedPlan, device: torch.device) -> None:
+        self._trainings, self._plan, self._device = trainings, plan, device
+        self._done = 0
+        self.first: list[float] = []
+        self.last: list[float] = []
+        self.waits: list[float] = []
+
+    def step(self, batches: Iterator[Any]) -> None:
+        """One optimizer step."""
+        for training in self._trainings:
+            training.begin(self._done)
+        self._done += 1
+        for micro in range(self._plan.accumulation):
+            is_last = micro == self._plan.accumulation - 1
+            began = time.perf_counter()
+            batch = next(batches)
+            self.waits.append(time.perf_counter() - began)
+            for training in self._trainings:
+                training.micro_step(batch, micro, gradient_norm=self._plan.stage == 0 and is_last)
+                if is_last:
+                    training.end(self._done)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            (self.last if is_last else self.first).append(time.perf_counter() - began)
+
+    def of_a_step(self, accumulation: int) -> tuple[float, float]:
+        """The seconds of a step of ``accumulation`` micro batches, and those of waiting for data."""
+        others = (accumulation - 1) * _mean(self.first)
+        return others + _mean(self.last), accumulation * _mean(self.waits)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _estimate(job: Job, plan: DeepSpeedPlan, world: int) -> float:
+    """Bytes of a job's model states on each of ``world`` GPUs, by DeepSpeed's estimator."""
+    trained = [p for p in job.module.parameters() if p.requires_grad]
+    layers = (module.parameters(recurse=False) for module in job.module.modules())
+    largest = max(sum(p.numel() for p in layer) for layer in layers)
+    zero = plan.json.get("zero_optimization", {})
+    moved = {
+        key: (zero.get(part) or {}).get("device", "none") != "none"
+        for key, part in (("offload", "offload_optimizer"), ("offload_parameters", "offload_param"))
+    }
+    return zero_memory(sum(p.numel() for p in trained), largest, world, **moved)[plan.stage]
+
+
+# -------------------------------------------------------------------------------------------- words
+
+
+def _table(runtime: Runtime, rows: Sequence[tuple[str, str]]) -> Table:
+    ranks = "1 rank" if runtime.world == 1 else f"{runtime.world} ranks"
+    here = ", of which rank 0 is measured here; the others are not there" if runtime.planned else ""
+    table = Table(title=f"{ranks}{here}", title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*map(console.escape, row))
+    return table
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """``key=value`` for each leaf, keys dotted."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value}"
+
+
+def _model(job: Job) -> tuple[str, str]:
+    sizes = [(p.numel(), p.requires_grad) for p in job.module.parameters()]
+    trained, frozen = (sum(size for size, grad in sizes if grad is kind) for kind in (True, False))
+    return job.title, f"{trained:,} parameters are trained, {frozen:,} are frozen; {job.out}"
+
+
+def _memory(found: MemoryUse, estimate: float, plan: DeepSpeedPlan, runtime: Runtime) -> str:
+    how = "measured" if runtime.device.type == "cuda" else "counted on a CPU"
+    buckets = ", with DeepSpeed's buckets (reduce_bucket_size)" if plan.stage else ""
+    return (
+        f"{console.size(found.held + found.working)}: {console.size(found.held)} between steps, and at most "
+        f"{console.size(found.working)} more in a micro batch of {plan.micro_batch}; {how}{buckets}. "
+        f"DeepSpeed's estimate of model states in half precision alone: {console.size(estimate)}"
+    )
+
+
+def _course(
+    found: Measured,
+    training: TrainingPlan,
+    start: int,
+    plan: DeepSpeedPlan,
+    runtime: Runtime,
+    reading: Reading,
+) -> Iterator[tuple[str, str]]:
+    """The rows about reading, steps and time."""
+    mine = reading.bytes_of(start, start + TIMED)
+    if mine is not None:
+        a_rank, node = mine / TIMED, min(NODE, runtime.world)
+        rate = a_rank / found.seconds / 1e9
+        yield (
+            "read from the cache",
+            f"{console.size(a_rank)} a rank and step, {console.size(a_rank * runtime.world)} over all ranks; "
+            f"at the pace below {rate * node:.3f} GB/s on a node of {node}, "
+            f"{rate * runtime.world:.3f} GB/s in all",
+        )
+    epochs = training.steps * plan.global_batch / reading.images
+    goes_on = f", {training.steps - start} left after the checkpoint of step {start}" if start else ""
+    yield "steps", f"{training.steps}{goes_on}; {epochs:.2f} epochs of {reading.images} images"
+    yield (
+        "time",
+        f"{_duration((training.steps - start) * found.seconds)} at {found.seconds:.3f} s a step, of which "
+        f"{found.waited:.3f} s waiting for data; the mean of {TIMED} steps of one rank on this machine, "
+        f"without {'communication, ' if runtime.planned else ''}checkpoints and validation",
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
