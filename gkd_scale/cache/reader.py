@@ -323,7 +323,7 @@ class Cache(Dataset[Item]):
         return contents["jpg"] if self.spec.pixels_of is None else memoryview(b"")
 
     def _damaged(self, view: int, shard: int, why: str) -> DamageError:
-        return _damage(self.path, tar_path(Path(), view, shard).as_posix(), why)
+        return _damage(self.path, tar_path(Path(), view, shard).as_posix(), why, self.spec.images_flag)
 
     def _open(self, view: int, shard: int) -> _File:
         path = tar_path(self.path, view, shard)
@@ -348,9 +348,9 @@ class Cache(Dataset[Item]):
             self._fetch(path)
             data = path.read_bytes()
         except OSError as error:
-            raise _damage(self.path, name, error.strerror or str(error)) from None
+            raise _damage(self.path, name, error.strerror or str(error), self.spec.images_flag) from None
         if _sha256(data) != self._files.get(name):
-            raise _damage(self.path, name, "it does not match the manifest")
+            raise _damage(self.path, name, "it does not match the manifest", self.spec.images_flag)
         return data
 
     def _load_index(self, view: int, shard: int) -> _Index:
@@ -446,11 +446,11 @@ def _unfinished(path: Path, spec: Spec) -> CacheError:
     )
 
 
-def _damage(path: Path, what: str, why: str) -> DamageError:
+def _damage(path: Path, what: str, why: str, images: str = "FOLDER") -> DamageError:
     return DamageError(
         f"{path}/{what}: {why}",
         f"list all with: {shell('gkd-scale', 'verify', path)}; then mend it with: "
-        + shell("gkd-scale", "repair", path, "--images", "FOLDER"),
+        + shell("gkd-scale", "repair", path, "--images", images),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from gkd_scale.cache.build import build, make_spec, plan_of
 from gkd_scale.cache.config import CacheTeacherConfig, RepairConfig, ViewConfig
 from gkd_scale.cache.folder import refuse_changed
-from gkd_scale.cache.location import STORED, is_stored
+from gkd_scale.cache.location import is_stored
 from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.shard import index_path, tar_path
 from gkd_scale.cache.source import Source
@@ -45,7 +45,7 @@ def repair(
     if spec.pixels_of is not None and not is_stored(cfg.images):
         raise CacheError(
             f"{cfg.cache} is made of the pixels of a cache (manifest sha256 {spec.pixels_of}), not of images",
-            f"give --images {STORED}{spec.pixels.get('path')}",
+            f"give --images {spec.images_flag}",
         )
     recipe = recipe_of(spec, cfg)
     refuse_other_source(recipe, spec, teacher, source)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gkd_scale.cache.location import STORED
 from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.files import write_json
@@ -65,6 +66,11 @@ class Spec:
     def pixels_of(self) -> str | None:
         """SHA-256 of the manifest of the cache that stores the pixels; None if this one does."""
         return self.pixels.get("manifest")
+
+    @property
+    def images_flag(self) -> str:
+        """What ``repair --images`` takes: the cache that stores the pixels, or FOLDER in place of a name."""
+        return f"{STORED}{self.pixels['path']}" if self.pixels else "FOLDER"
 
     @property
     def shards(self) -> int:

@@ -98,7 +98,7 @@ def _open(images: str | Path) -> tuple[str, Cache]:
         raise ConfigError(f"--images {images} names no cache", f"give --images {STORED}CACHE")
     place = url_of(place) if is_url(place) else str(Path(place).expanduser().absolute())
     cache = Cache.open(place)
-    cache.require_pixels(f"give --images {STORED}{cache.spec.pixels.get('path')}")
+    cache.require_pixels(f"give --images {cache.spec.images_flag}")
     return place, cache
 
 

@@ -71,7 +71,7 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
             damages += len(lines)
             bar.advance(task)
     if not quiet:
-        console.out.print(_summary(path, len(shards), damages), markup=False, soft_wrap=True)
+        console.out.print(_summary(path, root.spec, len(shards), damages), markup=False, soft_wrap=True)
     return damages
 
 
@@ -92,11 +92,12 @@ def damaged_shards(path: Path, *, quiet: bool = False) -> dict[tuple[int, int], 
     return found
 
 
-def _summary(path: Path, shards: int, damages: int) -> str:
+def _summary(path: Path, spec: Spec | None, shards: int, damages: int) -> str:
     size = sum(tar.stat().st_size for tar in path.glob("v*/*.tar"))
     checked = f"{shards} shards, {size / 1e6:.1f} MB checked"
     if damages:
-        repair = shell("gkd-scale", "repair", path, "--images", "FOLDER")
+        images = "FOLDER" if spec is None else spec.images_flag
+        repair = shell("gkd-scale", "repair", path, "--images", images)
         mend = f"mend it with: {repair} (and the teacher's --teacher-weights)"
         return f"{path} is damaged: {damages} lines above, {checked}\n  → {mend}"
     return f"{path} is whole: {checked}"

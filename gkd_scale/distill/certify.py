@@ -98,6 +98,7 @@ def _reference(cfg: CertifyConfig, cache: Cache) -> Cache:
             "give --reference CACHE, a (small) fp16 cache of the same teacher and image size",
         )
     refuse_unlike(cache, reference)
+    reference.require_pixels("give --reference CACHE, an fp16 cache of this teacher that stores its pixels")
     return reference
 
 

@@ -37,6 +37,7 @@ from gkd_scale.cache.stored import follow
 from gkd_scale.cache.verify import verify
 from gkd_scale.cli import main
 from gkd_scale.config import build as build_config
+from gkd_scale.distill.certify import CertifyConfig, certify
 from gkd_scale.errors import CacheError, DamageError, DataError
 from tests.conftest import ROOT
 
@@ -340,8 +341,7 @@ def test_given_tells_what_was_left_to_its_default(tmp_path: Path) -> None:
 
 
 def test_verify_and_stats_need_no_pixels(tokens: Path, images: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    assert verify(tokens, lines.append, quiet=True) == 0 and lines == []
+    assert verify(tokens, print, quiet=True) == 0
     build(config(images, tmp_path), other(), quiet=True)
     stats, direct = (measure(Cache.open(cache), quiet=True) for cache in (tokens, tmp_path))
     np.testing.assert_array_equal(stats.patch.covariance, direct.patch.covariance)
@@ -358,6 +358,8 @@ def test_whoever_needs_pixels_says_whose_they_are(whole: Whole, tokens: Path, tm
         cache[0]
     with pytest.raises(CacheError, match=said):
         open_dataset(tokens)
+    with pytest.raises(CacheError, match=said):
+        certify(CertifyConfig(tokens, codec="int8"))
     with pytest.raises(CacheError, match="is made of the pixels of a cache"):
         mend(tokens, str(tmp_path))
 
@@ -395,6 +397,9 @@ def mend(out: Path, images: str) -> BuildReport:
 def test_repair_takes_the_pixels_again(whole: Whole, tokens: Path, images: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tokens, tmp_path / "tokens"))
     flip(out / "v01/shard-000000.tar", 700)
+    with pytest.raises(DamageError) as met:
+        Cache.open(out).read(1, 0)
+    assert met.value.hint.endswith(f"repair {out} --images cache:{whole[0]}")
     build(config(images, tmp_path / "others", views=1), TinyTeacher(), quiet=True)
     with pytest.raises(CacheError, match=r"pixels\.manifest"):
         mend(out, f"cache:{tmp_path / 'others'}")

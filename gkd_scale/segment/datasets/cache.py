@@ -33,7 +33,7 @@ class CachedDataset:
     """Views and labels of a cache; sample ``v·n + i`` is view v of image i."""
 
     def __init__(self, cache: Cache) -> None:
-        cache.require_pixels(f"give cache:{cache.spec.pixels.get('path')}")
+        cache.require_pixels(f"give {cache.spec.images_flag}")
         labels = cache.spec.labels
         if not labels:
             raise DataError(
