@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from gkd_scale import config, console
 from gkd_scale.config import option
 from gkd_scale.distill.config import LossConfig, QsdConfig
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.engine.schedule import cosine
 from gkd_scale.models.conditioning import Conditioning
@@ -69,9 +70,8 @@ def train(
     student = load_student("vit_tiny_patch16_224", SIZE, grid, args=dict(STUDENT))
     dim = features.patches.shape[2]
     conditioning = Conditioning(norm)
-    module = Distiller(
-        student, dim, grid, loss=LossConfig(mask_weight=0), qsd=form, conditioning=conditioning
-    )
+    space = TeacherSpace(dim, grid, conditioning)
+    module = Distiller(student, space, loss=LossConfig(mask_weight=0), qsd=form)
     optimizer = torch.optim.AdamW(module.parameters(), cfg.lr, weight_decay=0.05)
     held_out = torch.arange(0, len(pixels), 5)
     seen = torch.tensor([row for row in range(len(pixels)) if row % 5])

@@ -43,6 +43,7 @@ from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
 from gkd_scale.distill.losses.mse import mse
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.engine import ds_config
@@ -113,7 +114,7 @@ class Bench:
         """A student under DeepSpeed without ZeRO, as stage 1 trains it."""
         torch.manual_seed(0)
         net = load_student(student, source.image_size, source.grid, args=args)
-        distiller = Distiller(net, source.teacher_dim, source.grid)
+        distiller = Distiller(net, TeacherSpace(source.teacher_dim, source.grid))
         out = self.scratch / "run"
         return Training(Job("bench", distiller, lambda _: 1e-4, out, ema=0.999), self.runtime, self.plan)
 
@@ -231,7 +232,9 @@ def peers(bench: Bench) -> dict[str, Any]:
     cached, run = bench.cached(teacher, name), live_source(bench, teacher)
     training = bench.training(cached)
     torch.manual_seed(0)
-    distiller = Distiller(load_student(STUDENT, (224, 224), cached.grid), cached.teacher_dim, cached.grid)
+    distiller = Distiller(
+        load_student(STUDENT, (224, 224), cached.grid), TeacherSpace(cached.teacher_dim, cached.grid)
+    )
     optimizer = torch.optim.AdamW(distiller.parameters(), 1e-4)
     batches = run.batches(0, 10**6)
 
@@ -249,7 +252,9 @@ def peers(bench: Bench) -> dict[str, Any]:
 def masked(bench: Bench) -> dict[str, Any]:
     teacher = bench.teacher("vit_small_patch16_224")
     source = bench.cached(teacher, "vit_small_patch16_224")
-    distiller = Distiller(load_student(STUDENT, (224, 224), source.grid), source.teacher_dim, source.grid)
+    distiller = Distiller(
+        load_student(STUDENT, (224, 224), source.grid), TeacherSpace(source.teacher_dim, source.grid)
+    )
     batches = cycle(list(source.batches(0, 2, distiller.draws)))
     apart: list[float] = []
 

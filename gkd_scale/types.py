@@ -46,12 +46,15 @@ class Drawn(NamedTuple):
     patches, True where masked, by N. ``jitter`` (B, 3) float32: factors of brightness, contrast and
     saturation for the student's pixels; (B, 0) without jitter. ``stand_in``: no image of this micro batch is
     masked, and the first row stands in, so that every rank runs the masked pass; its result must not count.
+    ``kept``: for each of several teachers the rows (K,) int64 of the images that it teaches; empty where it
+    teaches all.
     """
 
     masked: Tensor
     masks: dict[int, Tensor]
     jitter: Tensor
     stand_in: bool = False
+    kept: tuple[Tensor, ...] = ()
 
 
 Draw = Callable[[Sequence[str], Sequence[int], Sequence[int]], Drawn]
@@ -62,7 +65,8 @@ Draw = Callable[[Sequence[str], Sequence[int], Sequence[int]], Drawn]
 class Batch:
     """One micro batch of stage 1.
 
-    ``pixels`` (B, 3, H, W) uint8; ``teacher`` features as stored (fp16);
+    ``pixels`` (B, 3, H, W) uint8; ``teacher`` features as stored (fp16), ``others`` those of further
+    teachers of the same pixels, each on its own grid;
     ``sids`` names of the samples; ``epochs`` (B,) the epoch each sample belongs to;
     ``positions`` (B,) int64, the place of each sample in the global batch, whatever the world size;
     ``drawn``: masks and jitter factors, None unless the batches were asked for with a ``draw``.
@@ -74,6 +78,12 @@ class Batch:
     epochs: tuple[int, ...]
     positions: tuple[int, ...]
     drawn: Drawn | None = None
+    others: tuple[Features, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[Features, ...]:
+        """The features of every teacher."""
+        return self.teacher, *self.others
 
 
 class BatchSource(Protocol):
@@ -82,7 +92,8 @@ class BatchSource(Protocol):
     ``batches(start, stop, draw)`` yields this rank's micro batches for the optimizer steps [start, stop),
     ``accumulation`` of them a step, each with what ``draw`` draws for it. It is a pure function of its
     arguments and of the seed: to resume is to start at another step. ``spread(most)`` yields features of at
-    most ``most`` samples, evenly spread over samples and views: the same on every rank.
+    most ``most`` samples, evenly spread over samples and views: the same on every rank. ``grid`` and
+    ``teacher_dim`` are the first teacher's; ``spread`` takes the number of another one.
     ``bytes_of(start, stop)``: what this rank fetches from caches in these steps; None without a cache.
     """
 
@@ -92,7 +103,7 @@ class BatchSource(Protocol):
 
     def batches(self, start: int, stop: int, draw: Draw | None = None) -> Iterator[Batch]: ...
 
-    def spread(self, most: int) -> Iterator[Features]: ...
+    def spread(self, most: int, teacher: int = 0) -> Iterator[Features]: ...
 
     def bytes_of(self, start: int, stop: int) -> int | None: ...
 

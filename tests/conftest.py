@@ -119,3 +119,28 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> 
     )
     assert done.code == 0, done.text
     return folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def finer_cache(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The views of ``tiny_cache`` through another tiny teacher, with a grid of 4x6."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from gkd_scale.cache.build import build
+    from gkd_scale.cache.config import CacheTeacherConfig
+    from gkd_scale.models.config import TeacherConfig
+    from gkd_scale.models.registry import load_teacher
+
+    torch.manual_seed(6)
+    folder, name = tmp_path_factory.mktemp("finer"), "vit_small_patch16_224"
+    args = {**TINY, "patch_size": 8, "embed_dim": 24}
+    save_file(timm.create_model(name, num_classes=0, **args).state_dict(), folder / "finer.safetensors")
+    cfg = CacheTeacherConfig(
+        images=tiny_cache.parent / "images", image_size="32x48", views=2, samples_per_shard=5,
+        out=folder / "cache",
+    )  # fmt: skip
+    teacher = TeacherConfig(name, weights=folder / "finer.safetensors", args=args)
+    build(cfg, load_teacher(teacher, cfg.size), quiet=True)
+    return cfg.out

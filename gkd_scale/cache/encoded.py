@@ -27,18 +27,28 @@ class EncodedRows(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedBatch(Batch):
-    """A batch without patch tokens; ``decoded`` makes them from ``parts``."""
+    """A batch without patch tokens; ``decoded`` makes them from ``parts``.
 
-    parts: tuple[EncodedRows, ...] = ()
+    ``parts`` has the encoded rows of each teacher, none for one whose patch tokens are there.
+    """
+
+    parts: tuple[tuple[EncodedRows, ...], ...] = ()
 
     def decoded(self) -> Batch:
         """The batch with fp16 patch tokens (B, N, C), on its device."""
-        tokens = [part.codec.decode_tensors(part.members) for part in self.parts]
-        patches = tokens[0]
-        if len(tokens) > 1:
-            patches = torch.cat(tokens)[torch.cat([part.rows for part in self.parts]).argsort()]
+        whole = tuple(_decoded(*each) for each in zip(self.teachers, self.parts, strict=True))
         values = {field.name: getattr(self, field.name) for field in fields(Batch)}
-        return Batch(**{**values, "teacher": Features(self.teacher.cls, patches)})
+        return Batch(**{**values, "teacher": whole[0], "others": whole[1:]})
+
+
+def _decoded(features: Features, parts: tuple[EncodedRows, ...]) -> Features:
+    if not parts:
+        return features
+    tokens = [part.codec.decode_tensors(part.members) for part in parts]
+    patches = tokens[0]
+    if len(tokens) > 1:
+        patches = torch.cat(tokens)[torch.cat([part.rows for part in parts]).argsort()]
+    return Features(features.cls, patches)
 
 
 def stacked(

@@ -102,8 +102,9 @@ class LiveSource:
     def bytes_of(self, _start: int, _stop: int) -> None:
         """Nothing comes from a cache."""
 
-    def spread(self, most: int) -> Iterator[Features]:
+    def spread(self, most: int, teacher: int = 0) -> Iterator[Features]:
         """Features of at most ``most`` images, evenly spread over all views, or over the first."""
+        assert teacher == 0, "one teacher runs live"
         for slots in spread_slots(self.num_samples, self._views or 1, most):
             yield self._as_stored(run_teacher(self._teacher, self._pixels(slots)))
 

@@ -8,15 +8,16 @@ the same global batch for every world size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gkd_scale.cache.encoded import EncodedBatch, EncodedRows, stacked
+from gkd_scale.cache.joined import Joined
 from gkd_scale.cache.loader_times import LoaderTimes
 from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.reader import Cache, Caches, EncodedSample, SampleImage
@@ -25,8 +26,6 @@ from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.order import check_batches, positions
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Draw, Drawn, Features
-
-T = TypeVar("T")
 
 
 class Slot(NamedTuple):
@@ -53,8 +52,38 @@ class Schedule:
             yield [Slot(p % self._global_batch, *self._order.position(p)) for p in micro]
 
 
+Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Memory of a shape and dtype for a field of a micro batch."""
+
+
+class _Tokens:
+    """One teacher's tokens of a micro batch of ``count`` samples, filled row by row.
+
+    With ``encoded`` its patch tokens stay as they are stored: :meth:`parts` has them.
+    """
+
+    def __init__(self, caches: Cache | Caches, count: int, encoded: bool, empty: Empty) -> None:
+        self._caches, self._empty = caches, empty
+        self._samples: list[EncodedSample | None] = [None] * count if encoded else []
+        shape = (count, caches.grid[0] * caches.grid[1], caches.dim)
+        cls = empty((count, caches.dim), torch.float16)
+        self.features = Features(cls, cls.new_empty(0) if encoded else empty(shape, torch.float16))
+
+    def read(self, row: int, view: int, index: int) -> SampleImage:
+        """Read the tokens of a sample into a row, checked; its name and JPEG bytes."""
+        cls = self.features.cls[row].numpy()
+        if not self._samples:
+            return self._caches.read_into(view, index, cls, self.features.patches[row].numpy())
+        sample = self._samples[row] = self._caches.read_encoded(view, index, cls)
+        return sample.image
+
+    def parts(self) -> tuple[EncodedRows, ...]:
+        """The encoded patch tokens by codec; none if they are in ``features``."""
+        return stacked([sample for sample in self._samples if sample is not None], self._empty)
+
+
 class CachedSource:
-    """Micro batches from caches; implements BatchSource.
+    """Micro batches from caches, of one teacher or of several that are joined; implements BatchSource.
 
     Epoch e reads view e modulo ``views``, by default all that the caches hold. ``pin`` puts batches into
     pinned memory. With ``encoded`` a batch is an :class:`EncodedBatch`, unless no tokens need decoding.
@@ -62,7 +91,7 @@ class CachedSource:
 
     def __init__(
         self,
-        caches: Cache | Caches,
+        caches: Cache | Caches | Joined,
         *,
         global_batch: int,
         micro_batch: int,
@@ -84,13 +113,19 @@ class CachedSource:
             )
         self.grid, self.image_size, self.teacher_dim = caches.grid, caches.image_size, caches.dim
         self.num_samples = caches.num_samples
-        self._caches, self._workers, self._skip = caches, workers, skip_corrupt
+        self._joined = caches if isinstance(caches, Joined) else None
+        self._teachers = caches.teachers if isinstance(caches, Joined) else (caches,)
+        self._workers, self._skip = workers, skip_corrupt
         self._views = views or caches.views
         self._pin = pin
-        every = caches.caches if isinstance(caches, Caches) else (caches,)
-        for cache in every:
-            cache.require_pixels("give both, the cache of the pixels first: --cache PIXELS --cache TOKENS")
-        self._encoded = encoded and not all(cache.codec.verbatim for cache in every)
+        if self._joined is None:
+            for cache in _every(self._teachers[0]):
+                cache.require_pixels(
+                    "give both, the cache of the pixels first: --cache PIXELS --cache TOKENS"
+                )
+        self._encoded = [
+            encoded and not all(cache.codec.verbatim for cache in _every(each)) for each in self._teachers
+        ]
         self.times = LoaderTimes(workers)
         self.skipped: dict[tuple[int, int], str] = {}
         """Samples that ``skip_corrupt`` passed over: (view, sample) to what is wrong."""
@@ -111,49 +146,49 @@ class CachedSource:
     def bytes_of(self, start: int, stop: int) -> int:
         """The bytes that this rank fetches from the caches in optimizer steps [start, stop)."""
         slots = (slot for micro in self._schedule.micro_batches(start, stop) for slot in micro)
-        return sum(self._caches.bytes_of(slot.epoch % self._views, slot.sample) for slot in slots)
+        return sum(
+            caches.bytes_of(slot.epoch % self._views, slot.sample)
+            for slot in slots
+            for caches in self._teachers
+        )
 
-    def spread(self, most: int) -> Iterator[Features]:
+    def spread(self, most: int, teacher: int = 0) -> Iterator[Features]:
         """Features of at most ``most`` samples, evenly spread over all views; DamageError as ``batches``."""
         for slots in spread_slots(self.num_samples, self._views, most):
-            yield self.read(slots)[0]
+            tokens = _Tokens(self._teachers[teacher], len(slots), False, self._empty)
+            with self.times.reading():
+                self._read(slots, [tokens])
+            yield tokens.features
 
     def load(self, slots: list[Slot], draw: Draw | None = None) -> Batch:
         """Read, check and decode the micro batch of ``slots``, and ``draw`` for it, on a reading thread."""
-        features, images, parts = self._read_encoded(slots) if self._encoded else (*self.read(slots), ())
+        tokens = [
+            _Tokens(caches, len(slots), encoded, self._empty)
+            for caches, encoded in zip(self._teachers, self._encoded, strict=True)
+        ]
+        with self.times.reading():
+            images = self._read(slots, tokens)
+            parts = tuple(each.parts() for each in tokens)
         pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
         with self.times.timed("decode"):
             for row, image in enumerate(images):
                 pixels[row] = torch.from_numpy(decode(image.jpeg))
         about = facts([image.sid for image in images], slots, draw)
-        if parts:
-            return EncodedBatch(pixels, features, *about, parts=parts)
-        return Batch(pixels, features, *about)
+        features, *others = (each.features for each in tokens)
+        if any(parts):
+            return EncodedBatch(pixels, features, *about, tuple(others), parts)
+        return Batch(pixels, features, *about, tuple(others))
 
-    def read(self, slots: list[Slot]) -> tuple[Features, list[SampleImage]]:
-        """Teacher features of the micro batch of ``slots``, checked; and the names and JPEG bytes."""
-        tokens = self.grid[0] * self.grid[1]
-        cls = self._empty((len(slots), self.teacher_dim), torch.float16)
-        patches = self._empty((len(slots), tokens, self.teacher_dim), torch.float16)
+    def _read(self, slots: list[Slot], tokens: Sequence[_Tokens]) -> list[SampleImage]:
+        """Read the samples of ``slots`` for some teachers; their names and JPEG bytes."""
 
         def read(row: int, view: int, index: int) -> SampleImage:
-            return self._caches.read_into(view, index, cls[row].numpy(), patches[row].numpy())
+            if self._joined is not None:
+                self._joined.check_shard_of(view, index)
+            images = [each.read(row, view, index) for each in tokens]
+            return next((image for image in images if len(image.jpeg)), images[0])
 
-        with self.times.reading():
-            images = [self._whole(slot, partial(read, row)) for row, slot in enumerate(slots)]
-        return Features(cls, patches), images
-
-    def _read_encoded(self, slots: list[Slot]) -> tuple[Features, list[SampleImage], tuple[EncodedRows, ...]]:
-        """As :meth:`read`, without patch tokens: they are in the rows of each codec, as they are stored."""
-        cls = self._empty((len(slots), self.teacher_dim), torch.float16)
-
-        def read(row: int, view: int, index: int) -> EncodedSample:
-            return self._caches.read_encoded(view, index, cls[row].numpy())
-
-        with self.times.reading():
-            samples = [self._whole(slot, partial(read, row)) for row, slot in enumerate(slots)]
-            parts = stacked(samples, self._empty)
-        return Features(cls, cls.new_empty(0)), [sample.image for sample in samples], parts
+        return [self._whole(slot, partial(read, row)) for row, slot in enumerate(slots)]
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory for a field of a micro batch. PyTorch keeps pinned memory until copies from it are done."""
@@ -162,7 +197,7 @@ class CachedSource:
         kind = str(dtype).removeprefix("torch.")
         return torch.from_numpy(np.empty(shape, kind))  # NumPy asks for huge pages, PyTorch does not
 
-    def _whole(self, slot: Slot, read: Callable[[int, int], T]) -> T:
+    def _whole(self, slot: Slot, read: Callable[[int, int], SampleImage]) -> SampleImage:
         """``read(view, sample)`` of a slot.
 
         If that is damaged and ``skip_corrupt`` is set, of the next whole sample: a function of the slot and
@@ -178,6 +213,10 @@ class CachedSource:
             except DamageError as error:
                 self.skipped[view, index] = error.message
         raise DamageError("no sample of the cache can be read", "see gkd-scale verify")
+
+
+def _every(caches: Cache | Caches) -> tuple[Cache, ...]:
+    return caches.caches if isinstance(caches, Caches) else (caches,)
 
 
 SPREAD_BATCH = 16

@@ -161,6 +161,11 @@ class Cache(Dataset[Item]):
         self._index = lru_cache(maxsize=OPEN_SHARDS)(self._load_index)
         self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
+    @property
+    def remote(self) -> bool:
+        """Whether it is behind a URL: files come here as they are read."""
+        return self._mirror is not None
+
     @classmethod
     def open(cls, path: str | Path, *, home: Path = MIRRORS, limit: int = MIRROR_LIMIT) -> Cache:
         """Open a complete cache; one behind a URL through a mirror in ``home`` of ``limit`` bytes.

@@ -92,13 +92,13 @@ class Spec:
 
     def hash(self) -> str:
         """SHA-256 of the canonical JSON of :meth:`identity`."""
-        return _hash(self.identity())
+        return digest(self.identity())
 
 
 def write_spec(spec: Spec, folder: Path, made_with: Mapping[str, str]) -> None:
     """Write ``cache.json``. ``made_with`` names versions for the reader's information."""
     content = {"spec": spec.to_dict(), "spec_hash": spec.hash(), "made_with": dict(made_with)}
-    write_json(folder / SPEC, {**content, "checksum": _hash(content)})
+    write_json(folder / SPEC, {**content, "checksum": digest(content)})
 
 
 def read_spec(folder: Path) -> Spec:
@@ -115,7 +115,7 @@ def read_spec(folder: Path) -> Spec:
         raise CacheError(f"{folder} is a file, not a teacher cache", "give the cache's folder") from None
     try:
         stored = json.loads(text)
-        if stored.pop("checksum") != _hash(stored):
+        if stored.pop("checksum") != digest(stored):
             raise ValueError("its checksum does not match its content")
         values = dict(stored["spec"])
         version = values["format"]
@@ -132,7 +132,7 @@ def read_spec(folder: Path) -> Spec:
     )
 
 
-def _hash(value: Mapping[str, Any]) -> str:
+def digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -25,6 +25,7 @@ from gkd_scale.cache.loader import CachedSource, Slot
 from gkd_scale.cache.reader import Cache, refuse_unlike
 from gkd_scale.cache.shard import npy_bytes
 from gkd_scale.distill.config import CertifyConfig, published
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.errors import CacheError, ConfigError
 from gkd_scale.models.students import load_student
@@ -142,7 +143,8 @@ def _train(
     torch.manual_seed(seed_of("init", cfg.seed))
     student = load_student(cfg.student, cache.image_size, cache.grid, args=cfg.student_args)
     loss, qsd = published()
-    distiller = Distiller(student, cache.dim, cache.grid, loss=loss, qsd=qsd, seed=cfg.seed)
+    space = TeacherSpace(cache.dim, cache.grid)
+    distiller = Distiller(student, space, loss=loss, qsd=qsd, seed=cfg.seed)
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=cfg.lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.steps)
     for batch in islice(batches, cfg.steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,26 @@ class LossConfig:
     contrast_weight: float = _term(
         "gkd_scale.distill.losses.contrast:contrast", "InfoNCE over an image's patches", projected=True
     )
+    teacher_weights: dict[str, float] = option(
+        {},
+        "with several teachers: the weight of each one's losses (default: 1)",
+        metavar="NAME=X",
+        volatile=True,
+    )
+    teacher_drop: float = option(
+        0.0,
+        "with several teachers: the probability that one is left out for an image, never all",
+        within=ranges.STRENGTH,
+        volatile=True,
+    )
+
+    def __post_init__(self) -> None:
+        for name, weight in self.teacher_weights.items():
+            if not 0 < weight < math.inf:
+                raise ConfigError(
+                    f"'loss.teacher_weights.{name}' is {weight:g}, not above 0",
+                    "leave out the caches of a teacher that should not teach",
+                )
 
 
 @dataclass

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gkd_scale.distill.jitter import jitter_factors
 from gkd_scale.models.masking import masked_positions, random_mask
+from gkd_scale.randomness import generator
 from gkd_scale.types import Batch, Drawn
+
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Draws:
     ``probability``: the share of a global batch's images that are masked; ``ratio``: the share of their
     patches. ``jitter``: the strength of the student's colour jitter, 0 for none. ``ranks``: how many train
     together. If there are several, a micro batch without a masked image lets its first one stand in.
+    ``teachers``: how many teach; ``drop``: the probability that one of them is left out for an image. If all
+    would be, one drawn at random stays.
     """
 
     seed: int
@@ -32,6 +39,13 @@ class Draws:
     probability: float = 1.0
     jitter: float = 0.0
     ranks: int = 1
+    teachers: int = 1
+    drop: float = 0.0
+
+    @property
+    def kept(self) -> float:
+        """The probability that an image keeps a teacher."""
+        return 1 - self.drop + self.drop**self.teachers / self.teachers
 
     def __call__(self, sids: Sequence[str], epochs: Sequence[int], positions: Sequence[int]) -> Drawn:
         """What is drawn for the samples of a micro batch, given their places in the global batch."""
@@ -42,7 +56,21 @@ class Draws:
         masks = {tokens: self._masks(which, tokens) for tokens in sorted(self.tokens)}
         strength = self.jitter
         factors = jitter_factors(sids, epochs, strength, self.seed) if strength else torch.empty(len(sids), 0)
-        return Drawn(torch.tensor(rows, dtype=torch.int64), masks, factors, stand_in)
+        kept = self._kept(sids, epochs) if self.drop else ()
+        return Drawn(torch.tensor(rows, dtype=torch.int64), masks, factors, stand_in, kept)
+
+    def _kept(self, sids: Sequence[str], epochs: Sequence[int]) -> tuple[Tensor, ...]:
+        """For each teacher the rows of the images that keep it."""
+        draws = [self._keeps(sid, epoch) for sid, epoch in zip(sids, epochs, strict=True)]
+        return tuple(torch.from_numpy(np.flatnonzero(keeps)) for keeps in np.array(draws).T)
+
+    def _keeps(self, sid: str, epoch: int) -> BoolArray:
+        """Which teachers (T,) an image keeps: at least one."""
+        rng = generator("teacher.drop", self.seed, epoch, sid)
+        keeps: BoolArray = rng.random(self.teachers) >= self.drop
+        stays = int(rng.integers(self.teachers))
+        keeps[stays] |= not keeps.any()
+        return keeps
 
     def _masks(self, which: Sequence[tuple[str, int]], tokens: int) -> Tensor:
         masks = [random_mask(sid, epoch, self.seed, tokens, self.ratio) for sid, epoch in which]

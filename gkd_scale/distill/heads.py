@@ -1,6 +1,7 @@
 """The QSD heads as a file: the second phase starts from the heads of the first, as the student does.
 
-``heads.safetensors`` holds what stage 1 trains beside the backbone: the three heads and the mask token.
+``heads.safetensors`` holds what stage 1 trains beside the backbone: the three heads and the mask token. The
+heads of several teachers are below ``teachers.NUMBER.``, in the order in which ``backbone.yaml`` names them.
 
 After a phase of plain MSE, ψ(v_s) is the student's estimate of the teacher's token. QSD then starts with φ
 equal to ψ: each token asks the teacher for the tokens that look like its estimate, its own first of all, so
@@ -9,7 +10,8 @@ attention is sharp and in the right place from the first step; random queries ta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ from gkd_scale.models.conditioning import Affine, Conditioning
 from gkd_scale.models.weights import StateDict, read_state_dict
 
 HEADS_FILE = "heads.safetensors"
+SHARED = "student."
+"""The names of what all teachers of a student share begin with this: the mask token."""
 
 
 def save(folder: Path, state: dict[str, Tensor]) -> None:
@@ -38,35 +42,85 @@ def save(folder: Path, state: dict[str, Tensor]) -> None:
 def resume(
     objective: Objective,
     run: str | Path | None,
-    teacher: str,
-    conditioning: Conditioning | None = None,
+    teachers: Mapping[str, Conditioning],
     say: Callable[[str], None] = lambda _: None,
 ) -> bool:
     """Load the heads of ``run`` into ``objective``; whether there were any that fit.
 
-    They fit if ``run`` is the folder of a run with the same ``teacher`` and every tensor has its
-    counterpart; heads of an MSE phase give φ the values of ψ. Heads that were trained in another conditioning
-    of the teacher's tokens are expressed in ``conditioning``, exactly (:func:`rebase`). Otherwise a phase
-    starts with its own; if ``run`` has heads, ``say`` gets one line with the reason.
+    ``teachers``: the conditioning of each teacher of the objective, by its name. Heads fit if ``run`` is the
+    folder of a run with a teacher of that name and every tensor has its counterpart; heads of an MSE phase
+    give φ the values of ψ. Heads that were trained in another conditioning of the teacher's tokens are
+    expressed in the new one, exactly (:func:`rebase`). Otherwise a phase starts with its own; if ``run`` has
+    heads, ``say`` gets one line with the reason.
     """
     if run is None or not (Path(run) / HEADS_FILE).is_file():
         return False
-    card = yaml.safe_load((Path(run) / backbone.CARD_FILE).read_text())
-    found = read_state_dict(Path(run) / HEADS_FILE)
+    before = _Before.read(Path(run))
     _, own = objective.exported(objective.state_dict())
-    now, old = conditioning or Conditioning(), conditionings.load(Path(run)) or Conditioning()
-    reason = _misfit(found, own)
-    if card.get("teacher") != teacher:
-        reason = f"they belong to the teacher {card.get('teacher')!r}, and this run has {teacher!r}"
-    elif not reason and not rebase(found, old, now):
-        reason = f"--teacher-norm was {old.norm} and is {now.norm}, and 'layer' is not affine"
-    if reason:
-        say(f"the heads of {run} do not fit, new ones start: {reason}")
-        return False
+    loaded = False
+    for prefix, (name, conditioning) in zip(
+        conditionings.prefixes(len(teachers)), teachers.items(), strict=True
+    ):
+        found = before.heads(name)
+        reason = before.misfit(name, found, _of(own, prefix), conditioning)
+        if reason:
+            which = f"the heads of {run}" if len(teachers) == 1 else f"the heads of {run} for {name}"
+            say(f"{which} do not fit, new ones start: {reason}")
+            continue
+        objective.load_state_dict(_filled(found, _of(own, prefix), prefix), strict=False)
+        loaded = True
+    return loaded
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The heads of a finished run, and its ``teachers`` by name, in the order of its files."""
+
+    run: Path
+    teachers: list[str]
+    tensors: StateDict
+
+    @classmethod
+    def read(cls, run: Path) -> _Before:
+        card = yaml.safe_load((run / backbone.CARD_FILE).read_text())
+        return cls(run, backbone.teachers_of(card), read_state_dict(run / HEADS_FILE))
+
+    def prefix(self, teacher: str) -> str:
+        """What the names of a teacher's tensors begin with in the run's files."""
+        prefixes = conditionings.prefixes(max(1, len(self.teachers)))
+        return prefixes[self.teachers.index(teacher)] if teacher in self.teachers else prefixes[0]
+
+    def heads(self, teacher: str) -> StateDict:
+        """The tensors of a teacher, and those that no teacher has to itself."""
+        return _of(self.tensors, self.prefix(teacher))
+
+    def misfit(self, teacher: str, found: StateDict, own: StateDict, now: Conditioning) -> str:
+        """Why the heads ``found`` of a teacher do not fit the ``own`` ones of an objective; "" if they do.
+
+        Those that do are expressed in the conditioning ``now``, in place.
+        """
+        if teacher not in self.teachers:
+            theirs = ", ".join(map(repr, self.teachers)) or None
+            return f"they belong to the teacher {theirs}, and this run has {teacher!r}"
+        old = conditionings.load(self.run, prefix=self.prefix(teacher)) or Conditioning()
+        reason = _misfit(found, own)
+        if not reason and not rebase(found, old, now):
+            return f"--teacher-norm was {old.norm} and is {now.norm}, and 'layer' is not affine"
+        return reason
+
+
+def _of(state: StateDict, prefix: str) -> StateDict:
+    """The tensors below ``prefix``, without it, and those of no teacher: all if the prefix is empty."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith((prefix, SHARED))
+    }
+
+
+def _filled(found: StateDict, own: StateDict, prefix: str) -> StateDict:
+    """``found`` under the names of an objective; a φ that is missing is ψ."""
     for name in own.keys() - found.keys():
         found[name] = found[name.replace(".proj_q.", ".proj_v.")]
-    objective.load_state_dict(found, strict=False)
-    return True
+    return {name if name.startswith(SHARED) else prefix + name: value for name, value in found.items()}
 
 
 def _misfit(found: StateDict, own: StateDict) -> str:
@@ -80,16 +134,17 @@ def _misfit(found: StateDict, own: StateDict) -> str:
     return next((f"they have no {name}" for name in missing), "")
 
 
-def feature_head(run: Path, *, scaled: bool = False) -> QsdHead | None:
+def feature_head(run: Path, *, scaled: bool = False, teacher: str = "") -> QsdHead | None:
     """The head that takes a student's patch tokens to its teacher's space, of a finished stage-1 run.
 
-    None if the run has none, since its objective was another. ``scaled`` as the run had it. Raises ModelError
-    for a file that cannot be read.
+    None if the run has none, since its objective was another. ``scaled`` as the run had it; ``teacher``: the
+    prefix of one of several teachers (:func:`~gkd_scale.models.conditioning.prefixes`). Raises ModelError for
+    a file that cannot be read.
     """
     if not (run / HEADS_FILE).is_file():
         return None
     found = read_state_dict(run / HEADS_FILE)
-    prefix = "head_feature."
+    prefix = f"{teacher}head_feature."
     state = {name[len(prefix) :]: value for name, value in found.items() if name.startswith(prefix)}
     if "proj_v.1.weight" not in state:
         return None

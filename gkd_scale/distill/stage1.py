@@ -1,4 +1,4 @@
-"""Stage 1: a teacher's tokens and students in, distilled backbones out; never a label.
+"""Stage 1: tokens of a teacher or several and students in, distilled backbones out; never a label.
 
 The same function does both phases of the method: task-agnostic (a cache of proxy images, a student
 from scratch) and domain-agnostic (a cache of source images, ``--student-weights`` the first run).
@@ -25,7 +25,7 @@ from gkd_scale.cache.ledger import recorded
 from gkd_scale.distill import heads
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.draws import Draws, together
-from gkd_scale.distill.objectives.base import Objective
+from gkd_scale.distill.objectives.base import Objective, TeacherSpace
 from gkd_scale.distill.objectives.registry import build_objective
 from gkd_scale.distill.teacher_source import OpenLabelled, TeacherSource, open_source
 from gkd_scale.engine import dry_run, ds_config, loggers, run
@@ -38,7 +38,7 @@ from gkd_scale.models import backbone, layers, weights
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.masking import masked_positions
-from gkd_scale.models.students import load_student
+from gkd_scale.models.students import load_student, refuse_far
 from gkd_scale.randomness import seed_of
 from gkd_scale.types import Batch
 
@@ -76,8 +76,8 @@ def train(
         steps = _steps(cfg, teacher, plan)
         made = [_job(each, runtime, plan, teacher, steps) for each in alone]
         begun = [(each, found) for each, found in zip(alone, made, strict=True) if found is not None]
-        for each, (job, conditioning) in begun:
-            runtime.on_main(partial(_begin, each, job, teacher, conditioning))
+        for each, (job, conditioned) in begun:
+            runtime.on_main(partial(_begin, each, job, teacher, conditioned))
         jobs = [job for _, (job, _) in begun]
         if jobs:
             _train(cfg, jobs, runtime, plan, teacher, steps, prepare, bundled)
@@ -152,28 +152,27 @@ def _batches(
 
 def _job(
     cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teacher: TeacherSource, steps: int
-) -> tuple[Job, Conditioning] | None:
-    """The training of the one student of ``cfg``, and its conditioning; None if its run is already done.
+) -> tuple[Job, list[Conditioning]] | None:
+    """The training of the one student of ``cfg``, and its conditionings; None if its run is already done.
 
     Writes nothing.
     """
     done = runtime.on_main(lambda: run.is_done(cfg.run.out, KIND))
-    conditioning = runtime.on_main(lambda: _conditioning(cfg, teacher))
-    objective = _build(cfg, teacher, conditioning)
+    conditioned = runtime.on_main(lambda: _conditionings(cfg, teacher))
+    objective = _build(cfg, teacher, conditioned)
     if not done and not run.has_checkpoint(cfg.run.out):
         _require_masked(objective.draws, plan.global_batch)
     continued = heads.resume(
         objective,
         cfg.student.weights,
-        teacher.fingerprint["model"],
-        conditioning,
+        {each.name: own for each, own in zip(teacher.teachers, conditioned, strict=True)},
         lambda line: console.say(f"{cfg.run.out}: {line}") if runtime.main and not done else None,
     )
     identity = run.identity(
         cfg,
         initial_weights=weights.fingerprint(objective if continued else objective.student.net),
         **teacher.identity,
-        conditioning=conditioning.digest(),
+        conditioning=_one_or_all([each.digest() for each in conditioned]),
         steps=steps,
         global_batch=plan.global_batch,
     )
@@ -186,7 +185,12 @@ def _job(
             else f"{cfg.run.out}: the QSD heads go on from {cfg.student.weights}",
             markup=False,
         )
-    return None if done else (_training(cfg, objective, teacher, identity), conditioning)
+    return None if done else (_training(cfg, objective, teacher, identity), conditioned)
+
+
+def _one_or_all(values: list[str]) -> str | list[str]:
+    """What is noted of a run's teachers: the value of a single one, the list of several."""
+    return values[0] if len(values) == 1 else values
 
 
 def _require_masked(draws: Draws, global_batch: int) -> None:
@@ -227,59 +231,69 @@ def _training(
         tags={
             "kind": KIND,
             "student": objective.student.spec.name,
-            "teacher": teacher.fingerprint["model"],
+            "teacher": teacher.names,
             "gkd_scale": __version__,
         },
     )
 
 
-def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, conditioning: Conditioning) -> None:
+def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, conditioned: list[Conditioning]) -> None:
     """Write what the run is; all else that could be refused has been. Rank 0."""
     if cfg.run.dry_run:
         run.require_begun_alike(job.out, cfg, job.identity)
         return
     run.begin(job.out, cfg, KIND, job.identity)
-    conditioning.save(job.out, _conditioned_by(cfg, teacher))
+    conditionings.save(conditioned, job.out, _conditioned_by(cfg, teacher))
 
 
 def _conditioned_by(cfg: Stage1Config, teacher: TeacherSource) -> str:
-    """The digest of what decides the conditioning."""
+    """The digest of what decides the conditionings."""
     return conditionings.key(
         {"norm": cfg.conditioning.norm, "power": cfg.conditioning.power, **teacher.identity}
     )
 
 
-def _conditioning(cfg: Stage1Config, teacher: TeacherSource) -> Conditioning:
-    """The conditioning of the teacher's tokens, from their moments; or what the run began with. Rank 0."""
-    return conditionings.kept(
-        cfg.run.out,
-        _conditioned_by(cfg, teacher),
-        lambda: conditionings.fit(
-            teacher.source.spread(conditionings.SAMPLES), cfg.conditioning.norm, cfg.conditioning.power
-        ),
-    )
+def _conditionings(cfg: Stage1Config, teacher: TeacherSource) -> list[Conditioning]:
+    """The conditioning of each teacher's tokens, from their moments; or what the run began with. Rank 0."""
+
+    def fit(number: int) -> Conditioning:
+        tokens = teacher.source.spread(conditionings.SAMPLES, number)
+        return conditionings.fit(tokens, cfg.conditioning.norm, cfg.conditioning.power)
+
+    of, prefixes = _conditioned_by(cfg, teacher), conditionings.prefixes(len(teacher.teachers))
+    return [
+        conditionings.kept(cfg.run.out, of, partial(fit, number), prefix)
+        for number, prefix in enumerate(prefixes)
+    ]
 
 
-def _build(cfg: Stage1Config, teacher: TeacherSource, conditioning: Conditioning) -> Objective:
+def _build(cfg: Stage1Config, teacher: TeacherSource, conditioned: list[Conditioning]) -> Objective:
     torch.manual_seed(seed_of("init", cfg.run.seed))
     source = teacher.source
     (name,) = cfg.student.names
+    first, *others = (each.grid for each in teacher.teachers)
     student = load_student(
         str(name),
         source.image_size,
-        source.grid,
+        first,
         weights=cfg.student.weights,
         args=cfg.student.args,
         drop_path=cfg.student.drop_path,
         resize=cfg.student.resize,
     )
+    for grid in others:
+        refuse_far(str(name), source.image_size, student.grid, grid)
     if cfg.grad_checkpointing:
         layers.checkpoint_activations(student.net, str(name))
     if cfg.compile:
         layers.compile_features(student.net)
     sections = {"loss": cfg.loss, "qsd": cfg.qsd, "mask": cfg.mask}
-    args = {**sections, "jitter": cfg.student.jitter, "conditioning": conditioning, "seed": cfg.run.seed}
-    return build_objective(cfg.objective, student, source, args)
+    spaces = [
+        TeacherSpace(each.dim, each.grid, own, each.name, each.weight)
+        for each, own in zip(teacher.teachers, conditioned, strict=True)
+    ]
+    args = {**sections, "jitter": cfg.student.jitter, "seed": cfg.run.seed}
+    return build_objective(cfg.objective, student, spaces, args)
 
 
 def _objective(job: Job) -> Objective:
@@ -293,10 +307,12 @@ def _finish(
     """Export a student and say that its run is done. Rank 0."""
     facts: dict[str, Any] = {
         "image_size": list(teacher.source.image_size),
-        "teacher": teacher.fingerprint["model"],
-        "teacher_sha256": teacher.fingerprint["weights_sha256"],
+        "teacher": _one_or_all([each.name for each in teacher.teachers]),
+        "teacher_sha256": _one_or_all([each.fingerprint["weights_sha256"] for each in teacher.teachers]),
         "steps": steps,
     }
+    if len(teacher.teachers) > 1:
+        facts["teacher_fingerprint"] = [each.digest() for each in teacher.teachers]
     objective = _objective(job)
     net, rest = objective.exported(state)
     heads.save(job.out, rest)
@@ -316,11 +332,11 @@ def _tell_skipped(teacher: TeacherSource, runtime: Runtime) -> None:
 def _introduce(
     cfg: Stage1Config, plan: DeepSpeedPlan, teacher: TeacherSource, jobs: list[Job], steps: int
 ) -> None:
-    rows, columns = teacher.source.grid
-    console.out.print(
-        f"[bold]stage 1[/] teacher {teacher.fingerprint['model']} "
-        f"({rows}x{columns} tokens of {teacher.source.teacher_dim})"
-    )
+    rows = max(each.grid[0] for each in teacher.teachers)
+    lead = "[bold]stage 1[/] teacher"
+    for each in teacher.teachers:
+        console.out.print(f"{lead} {each.name} ({each.grid[0]}x{each.grid[1]} tokens of {each.dim})")
+        lead = "        and"
     for job in jobs:
         student = _objective(job).student
         millions = sum(p.numel() for p in student.net.parameters()) / 1e6

@@ -2,47 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gkd_scale import config
 from gkd_scale.cache.certificate import codec_line
 from gkd_scale.cache.config import CacheTeacherConfig
+from gkd_scale.cache.joined import Joined, open_joined
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.location import is_stored
-from gkd_scale.cache.reader import Caches, open_caches
+from gkd_scale.cache.reader import Caches
 from gkd_scale.cache.source import Source
-from gkd_scale.cache.spec import FORMAT
+from gkd_scale.cache.spec import FORMAT, digest
 from gkd_scale.distill.config import LIVE, Stage1Config
+from gkd_scale.distill.objectives.registry import OBJECTIVES
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
-from gkd_scale.errors import CacheError, ConfigError
+from gkd_scale.errors import CacheError, ConfigError, nearest
 from gkd_scale.models.registry import load_teacher
-from gkd_scale.types import BatchSource
+from gkd_scale.types import BatchSource, Grid
 
 OpenLabelled = Callable[[str | Path], Source | None]
 """Opens images that are a labelled dataset (``camvid:PATH``); None for others."""
 
 
 @dataclass(frozen=True)
-class TeacherSource:
-    """A source of batches with a teacher's tokens, and the facts about it.
+class TeacherFacts:
+    """A teacher: name, fingerprint, width and grid of its tokens, and the ``weight`` of its losses."""
 
-    ``images``: how many there are. ``fingerprint``: the teacher's. ``identity``: what decides the batches, in
-    JSON types. ``about``: lines for people. ``why_wait()`` says why batches are late. ``skipped``: damaged
-    samples, by view and number, and what is wrong with them.
+    name: str
+    fingerprint: dict[str, Any]
+    dim: int
+    grid: Grid
+    weight: float = 1.0
+
+    def digest(self) -> str:
+        """SHA-256 of the fingerprint."""
+        return digest(self.fingerprint)
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A source of batches with the tokens of one teacher or several, and the facts about it.
+
+    ``images``: how many there are. ``teachers``: one for each features of a batch. ``identity``: what decides
+    the batches and who teaches how much, in JSON types. ``about``: lines for people. ``why_wait()`` says why
+    batches are late. ``skipped``: damaged samples, by view and number, and what is wrong with them.
     """
 
     source: BatchSource
     images: int
-    fingerprint: dict[str, Any]
+    teachers: list[TeacherFacts]
     identity: dict[str, Any]
     about: list[str]
     why_wait: Callable[[], str]
     skipped: Mapping[tuple[int, int], str]
+
+    @property
+    def names(self) -> str:
+        """The names of the teachers for people."""
+        return ", ".join(each.name for each in self.teachers)
 
 
 def open_source(
@@ -65,7 +88,14 @@ def open_source(
 
 
 def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
-    caches = _open(cfg)
+    home, limit = cfg.reading.mirror.folder.expanduser(), round(cfg.reading.mirror.gb * 1e9)
+    caches = open_joined(cfg.source.cache, home=home, limit=limit)
+    by_teacher = caches.teachers if isinstance(caches, Joined) else (caches,)
+    every = [cache for group in by_teacher for cache in group.caches]
+    _require_named(cfg, by_teacher)
+    teachers = _facts(cfg, by_teacher)
+    if isinstance(caches, Joined):
+        runtime.on_main(partial(caches.check, max(1, cfg.run.workers)))
     source = CachedSource(
         caches,
         **share,
@@ -74,30 +104,69 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
         pin=runtime.device.type == "cuda",
         encoded=runtime.device.type == "cuda",
     )
-    lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in caches.caches]
+    lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in every]
     views = cfg.source.views or caches.views
     return TeacherSource(
         source,
         caches.num_samples,
-        caches.fingerprint,
-        {"cache": [cache.spec.hash() for cache in caches.caches]},
+        teachers,
+        {"cache": [cache.spec.hash() for cache in every], **_shares(cfg, teachers)},
         [*lines, f"{caches.num_samples} images, {views} views"],
         source.times.cause,
         source.skipped,
     )
 
 
-def _open(cfg: Stage1Config) -> Caches:
-    home, limit = cfg.reading.mirror.folder.expanduser(), round(cfg.reading.mirror.gb * 1e9)
-    caches = open_caches(cfg.source.cache, home=home, limit=limit)
-    made_by = caches.fingerprint["model"]
+def _require_named(cfg: Stage1Config, by_teacher: Sequence[Caches]) -> None:
+    """CacheError if a cache is of another teacher than ``--teacher`` says."""
     name = cfg.source.teacher
-    if name is not None and name != made_by:
-        raise CacheError(
-            f"{cfg.source.cache[0]} was made by the teacher '{made_by}', but --teacher asks for '{name}'",
-            f"give --teacher {made_by}, or the cache of {name}",
+    for caches in by_teacher:
+        made_by = caches.fingerprint["model"]
+        if name is not None and name != made_by:
+            place = caches.caches[0].path
+            raise CacheError(
+                f"{place} was made by the teacher '{made_by}', but --teacher asks for '{name}'",
+                f"give --teacher {made_by}, or the cache of {name}",
+            )
+
+
+def _facts(cfg: Stage1Config, by_teacher: Sequence[Caches]) -> list[TeacherFacts]:
+    """The teachers with their weights; ConfigError for options that do not fit their number or names."""
+    names = _names([str(caches.fingerprint["model"]) for caches in by_teacher])
+    loss = cfg.loss
+    for name in loss.teacher_weights:
+        if name not in names:
+            raise ConfigError(
+                f"'loss.teacher_weights' names '{name}', and the caches are of {', '.join(names)}",
+                nearest(name, names) or "give one of these names",
+            )
+    if len(names) == 1 and loss.teacher_drop:
+        raise ConfigError(
+            f"--loss.teacher-drop is given, and all caches are of {names[0]}", "leave it out with one teacher"
         )
-    return caches
+    if len(names) > 1 and not OBJECTIVES[cfg.objective].several:
+        raise ConfigError(
+            f"--objective {cfg.objective} learns from one teacher, and the caches are of {', '.join(names)}",
+            "give the caches of one of them, or another --objective",
+        )
+    return [
+        TeacherFacts(name, each.fingerprint, each.dim, each.grid, loss.teacher_weights.get(name, 1.0))
+        for name, each in zip(names, by_teacher, strict=True)
+    ]
+
+
+def _names(models: Sequence[str]) -> list[str]:
+    """The models' names; the second teacher of the same model is ``NAME-2``, the third ``NAME-3``."""
+    counts = (models[: place + 1].count(name) for place, name in enumerate(models))
+    return [f"{name}-{count}" if count > 1 else name for name, count in zip(models, counts, strict=True)]
+
+
+def _shares(cfg: Stage1Config, teachers: list[TeacherFacts]) -> dict[str, Any]:
+    """What decides how much each of several teachers teaches, in JSON types."""
+    if len(teachers) == 1:
+        return {}
+    weights = {each.name: float(each.weight) for each in teachers}
+    return {"teachers": weights, "teacher_drop": cfg.loss.teacher_drop}
 
 
 def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
@@ -136,7 +205,7 @@ def _live(
     return TeacherSource(
         source,
         source.num_samples,
-        fingerprint,
+        [TeacherFacts(str(fingerprint["model"]), fingerprint, teacher.dim, teacher.grid)],
         {
             "images": source.images_hash(),
             "shards_format": FORMAT,

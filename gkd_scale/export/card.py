@@ -203,13 +203,12 @@ def _data(config: ExportConfig, subject: Subject) -> Iterator[str]:
 
 def _teachers(subject: Subject) -> list[str]:
     """Names of the teachers, the first one first."""
-    found = []
+    found: list[str] = []
     for _, phase in _phases(subject):
         path = phase.folder / backbones.CARD_FILE
         if phase.stage == 1 and path.is_file():
-            found.append((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("teacher"))
-    found.append(subject.facts.get("teacher"))
-    return [str(each) for each in dict.fromkeys(found) if each]
+            found += backbones.teachers_of(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return list(dict.fromkeys([*found, *backbones.teachers_of(subject.facts)]))
 
 
 def _phases(subject: Subject) -> list[tuple[str, Phase]]:

@@ -8,7 +8,7 @@ Stage 1 writes them, stage 2 and evaluate read them; any timm model can take the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def export(folder: Path, spec: ModelSpec, state: dict[str, Tensor], **facts: Any
         **facts,
     }
     files.write_text(folder / CARD_FILE, yaml.safe_dump(card, sort_keys=False))
+
+
+def teachers_of(card: Mapping[str, Any]) -> list[str]:
+    """The names of the teachers of a stage-1 run, from its card; none of what was not distilled."""
+    named = card.get("teacher") or []
+    return [str(each) for each in (named if isinstance(named, list) else [named])]
 
 
 def build(

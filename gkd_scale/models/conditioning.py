@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,34 @@ class Conditioning(nn.Module):
 
     def save(self, folder: Path, of: str = "") -> None:
         """Write ``conditioning.safetensors`` to ``folder``; ``of`` says what it was fitted to."""
-        from safetensors.torch import save
-
-        files.write_bytes(folder / FILE, save(self.tensors(), metadata={"norm": self.norm, "of": of}))
+        save([self], folder, of)
 
 
-def load(folder: Path, of: str | None = None) -> Conditioning | None:
-    """What :meth:`Conditioning.save` wrote to ``folder``; None where there is none, or none ``of`` that.
+def save(several: Sequence[Conditioning], folder: Path, of: str = "") -> None:
+    """Write the conditionings of a run's teachers, all of one form, to one file as :meth:`Conditioning.save`.
 
-    Raises ModelError where the file cannot be read.
+    Those of several teachers have the prefix ``teachers.NUMBER.`` before the names of their tensors.
+    """
+    from safetensors.torch import save as serialise
+
+    tensors = {
+        prefix + name: value
+        for prefix, each in zip(prefixes(len(several)), several, strict=True)
+        for name, value in each.tensors().items()
+    }
+    (norm,) = {each.norm for each in several}
+    files.write_bytes(folder / FILE, serialise(tensors, metadata={"norm": norm, "of": of}))
+
+
+def prefixes(teachers: int) -> list[str]:
+    """What a run's files put before the names of each teacher's tensors: nothing for a single one."""
+    return [""] if teachers == 1 else [f"teachers.{number}." for number in range(teachers)]
+
+
+def load(folder: Path, of: str | None = None, prefix: str = "") -> Conditioning | None:
+    """What :func:`save` wrote to ``folder``; None where there is none, or none ``of`` that.
+
+    ``prefix`` of :func:`prefixes` says which teacher's. Raises ModelError where the file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -129,7 +148,10 @@ def load(folder: Path, of: str | None = None) -> Conditioning | None:
         if of is not None and metadata.get("of") != of:
             return None
         parts = (
-            [Affine(found[f"{part}_shift"], found[f"{part}_matrix"]) for part in ("patch", "cls")]
+            [
+                Affine(found[f"{prefix}{part}_shift"], found[f"{prefix}{part}_matrix"])
+                for part in ("patch", "cls")
+            ]
             if norm in AFFINE
             else [None, None]
         )
@@ -145,12 +167,13 @@ def key(of: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
 
 
-def kept(folder: Path, of: str, make: Callable[[], Conditioning]) -> Conditioning:
+def kept(folder: Path, of: str, make: Callable[[], Conditioning], prefix: str = "") -> Conditioning:
     """The conditioning that a run in ``folder`` began with, if it is ``of`` that, or what ``make`` gives.
 
-    A resumed run so has the very numbers that it started with, once they are saved there.
+    A resumed run so has the very numbers that it started with, once they are saved there. ``prefix`` as of
+    :func:`load`.
     """
-    found = load(folder, of)
+    found = load(folder, of, prefix)
     return make() if found is None else found
 
 

@@ -95,13 +95,13 @@ def load_student(
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         twin = backbone.any_size(spec)
     grid, dim, idle = families.trial(twin, name, image_size)
-    _refuse_far(name, image_size, grid, teacher_grid)
+    refuse_far(name, image_size, grid, teacher_grid)
     for key, parameter in net.named_parameters():
         parameter.requires_grad_(key not in idle)
     return Student(net, spec, grid, dim, teacher_grid)
 
 
-def _refuse_far(name: str, image_size: Size, grid: Grid, wanted: Grid) -> None:
+def refuse_far(name: str, image_size: Size, grid: Grid, wanted: Grid) -> None:
     """ModelError where bilinear resampling from ``grid`` to ``wanted`` would invent or skip most tokens."""
     ratios = [max(own / other, other / own) for own, other in zip(grid, wanted, strict=True)]
     if max(ratios) > MAX_RATIO:

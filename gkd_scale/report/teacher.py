@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +14,12 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
 from gkd_scale.cache.rerun import refuse_other_teacher
-from gkd_scale.cache.spec import read_spec
+from gkd_scale.cache.spec import digest, read_spec
 from gkd_scale.distill import heads
 from gkd_scale.distill.qsd import QsdHead
+from gkd_scale.documents import read_yaml
 from gkd_scale.errors import GkdError, RunError
+from gkd_scale.models import backbone
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.config import TeacherConfig
@@ -78,19 +82,35 @@ def taught_by(run: Run, weights: Path | None, device: str) -> TaughtBy | str | N
 
 
 def _load(phase: Phase, weights: Path | None, device: str) -> TaughtBy:
+    """The teacher of the first cache that is here, with its own head and conditioning."""
     cache = next((Path(each) for each in phase.data() if is_cache(each)), None)
     if cache is None:
         raise RunError(f"the cache that {phase.folder} was trained from is not here", "keep caches in place")
+    spec = read_spec(cache)
+    prefix = _prefix(phase, cache, spec.teacher)
     scaled = (phase.config.get("qsd") or {}).get("scale") == "sqrt"
-    head = heads.feature_head(phase.folder, scaled=scaled)
+    head = heads.feature_head(phase.folder, scaled=scaled, teacher=prefix)
     if head is None:
         raise RunError(f"{phase.folder} has no head that compares tokens", "its objective has none")
-    spec = read_spec(cache)
     teacher = load_teacher(TeacherConfig.of_fingerprint(spec.teacher, weights), spec.image_size, device)
     refuse_other_teacher(str(cache), spec.teacher, teacher)
     norm = str(phase.config.get("teacher_norm") or "none")
-    known = conditionings.load(phase.folder)
+    known = conditionings.load(phase.folder, prefix=prefix)
     return TaughtBy(teacher, known or Conditioning(norm if norm == "layer" else "none"), head)
+
+
+def _prefix(phase: Phase, cache: Path, fingerprint: Mapping[str, Any]) -> str:
+    """What the run's files put before the names of the tensors of the teacher that made ``cache``.
+
+    RunError if the run had several teachers and that one is none of them.
+    """
+    path = phase.folder / backbone.CARD_FILE
+    several = (read_yaml(path) if path.is_file() else {}).get("teacher_fingerprint")
+    if several is None:
+        return ""
+    if digest(fingerprint) not in several:
+        raise RunError(f"{cache} is of another teacher than those of {phase.folder}", "keep caches in place")
+    return conditionings.prefixes(len(several))[several.index(digest(fingerprint))]
 
 
 def whole(image: UInt8Array, size: Size) -> Tensor:

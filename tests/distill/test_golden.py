@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gkd_scale.distill.config import published
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.models.students import load_student
@@ -33,7 +34,7 @@ def distiller(golden: dict[str, Tensor]) -> Distiller:
     student.dim = golden["student_cls"].shape[1]
     loss, qsd = published()
     grid = (1, golden["teacher_patch"].shape[1])
-    built = Distiller(student, golden["teacher_cls"].shape[1], grid, loss=loss, qsd=qsd)
+    built = Distiller(student, TeacherSpace(golden["teacher_cls"].shape[1], grid), loss=loss, qsd=qsd)
     for short, name in HEADS.items():
         state = {
             key.removeprefix(f"head_{short}."): value
@@ -50,7 +51,7 @@ def test_outputs_losses_and_gradients_are_the_references(path: Path) -> None:
     built = distiller(golden)
     patch, masked, cls = (golden[name].clone().requires_grad_() for name in GRADIENTS)
     teacher = Features(golden["teacher_cls"], golden["teacher_patch"])
-    losses = built.losses(Features(cls, patch), masked, teacher)
+    losses = built.heads[0].losses(Features(cls, patch), masked, teacher)
     losses["loss"].backward()
 
     close = {"atol": 1e-5, "rtol": 1e-5}

@@ -11,6 +11,7 @@ import torch
 
 from gkd_scale.distill import heads
 from gkd_scale.distill.config import LossConfig, QsdConfig, published
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.models import backbone
 from gkd_scale.models.conditioning import Conditioning, fit
@@ -19,11 +20,13 @@ from gkd_scale.types import Features
 from tests.conftest import TINY
 
 
-def distiller(seed: int, dim: int = 20, **kwargs: object) -> Distiller:
+def distiller(
+    seed: int, conditioning: Conditioning | None = None, dim: int = 20, **kwargs: object
+) -> Distiller:
     torch.manual_seed(seed)
     student = load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=dict(TINY))
-    loss, qsd = published()
-    return Distiller(student, dim, (2, 3), **{"loss": loss, "qsd": qsd, **kwargs})  # type: ignore[arg-type]
+    space, (loss, qsd) = TeacherSpace(dim, (2, 3), conditioning or Conditioning()), published()
+    return Distiller(student, space, **{"loss": loss, "qsd": qsd, **kwargs})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def run(tmp_path: Path) -> Path:
 def test_heads_and_mask_token_come_back_and_the_backbone_is_left_alone(run: Path) -> None:
     first, second = distiller(1), distiller(2)
     net, _ = second.exported({name: value.clone() for name, value in second.state_dict().items()})
-    assert heads.resume(second, run, "large")
+    assert heads.resume(second, run, {"large": Conditioning()})
     net_after, rest_after = second.exported(second.state_dict())
     _, rest_wanted = first.exported(first.state_dict())
     assert set(rest_after) == set(rest_wanted) and any("token" in name for name in rest_after)
@@ -47,9 +50,9 @@ def test_heads_and_mask_token_come_back_and_the_backbone_is_left_alone(run: Path
 
 
 def test_heads_of_another_teacher_width_or_form_are_not_taken(run: Path) -> None:
-    assert not heads.resume(distiller(2), run, "another")
-    assert not heads.resume(distiller(2, dim=24), run, "large")
-    assert not heads.resume(distiller(2, qsd=QsdConfig(form="mse")), run, "large")
+    assert not heads.resume(distiller(2), run, {"another": Conditioning()})
+    assert not heads.resume(distiller(2, dim=24), run, {"large": Conditioning()})
+    assert not heads.resume(distiller(2, qsd=QsdConfig(form="mse")), run, {"large": Conditioning()})
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_heads_that_do_not_fit_are_named_with_the_reason(
     run: Path, change: dict[str, object], teacher: str, reason: str
 ) -> None:
     lines: list[str] = []
-    assert not heads.resume(distiller(2, **change), run, teacher, say=lines.append)  # type: ignore[arg-type]
+    assert not heads.resume(distiller(2, **change), run, {teacher: Conditioning()}, lines.append)  # type: ignore[arg-type]
     (line,) = lines
     assert re.fullmatch(re.escape(f"the heads of {run} do not fit, new ones start: ") + reason, line)
 
@@ -75,7 +78,7 @@ def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> N
     net, rest = trained.exported(trained.state_dict())
     heads.save(tmp_path, rest)
     backbone.export(tmp_path, trained.student.spec, net, teacher="large")
-    assert heads.resume(second, tmp_path, "large")
+    assert heads.resume(second, tmp_path, {"large": Conditioning()})
     for head, wanted in (
         (second.head_feature, trained.head_feature),
         (second.head_cls, trained.head_cls),
@@ -85,10 +88,10 @@ def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> N
 
 
 def test_a_weights_file_or_nothing_has_no_heads(run: Path) -> None:
-    assert not heads.resume(distiller(2), None, "large")
-    assert not heads.resume(distiller(2), run / backbone.WEIGHTS_FILE, "large")
+    assert not heads.resume(distiller(2), None, {"large": Conditioning()})
+    assert not heads.resume(distiller(2), run / backbone.WEIGHTS_FILE, {"large": Conditioning()})
     lines: list[str] = []
-    assert not heads.resume(distiller(2), "pretrained", "large", say=lines.append)
+    assert not heads.resume(distiller(2), "pretrained", {"large": Conditioning()}, lines.append)
     assert not lines
 
 
@@ -109,13 +112,13 @@ def conditioned(norm: str, seed: int) -> Conditioning:
 def test_heads_are_expressed_in_the_new_conditioning_exactly(tmp_path: Path, old: str, new: str) -> None:
     """Before and after, ψ means the same teacher token, and φ puts attention on the same keys."""
     before, after = conditioned(old, 1), conditioned(new, 2)
-    trained = distiller(1, qsd=QsdConfig(form="qsd", scale="sqrt"), conditioning=before)
-    second = distiller(2, qsd=QsdConfig(form="qsd", scale="sqrt"), conditioning=after)
+    trained = distiller(1, before, qsd=QsdConfig(form="qsd", scale="sqrt"))
+    second = distiller(2, after, qsd=QsdConfig(form="qsd", scale="sqrt"))
     net, rest = trained.exported(trained.state_dict())
     heads.save(tmp_path, rest)
     before.save(tmp_path)
     backbone.export(tmp_path, trained.student.spec, net, teacher="large")
-    assert heads.resume(second, tmp_path, "large", after)
+    assert heads.resume(second, tmp_path, {"large": after})
     student, raw = (
         torch.randn(2, 6, trained.student.dim),
         Features(torch.randn(2, 20), 0.1 * torch.randn(2, 6, 20)),
@@ -129,7 +132,7 @@ def test_heads_are_expressed_in_the_new_conditioning_exactly(tmp_path: Path, old
 
 def test_heads_do_not_pass_between_layer_and_an_affine_form(run: Path) -> None:
     Conditioning("layer").save(run)
-    assert heads.resume(distiller(2), run, "large", Conditioning("layer"))
+    assert heads.resume(distiller(2), run, {"large": Conditioning("layer")})
     lines: list[str] = []
-    assert not heads.resume(distiller(2), run, "large", conditioned("whiten", 1), lines.append)
+    assert not heads.resume(distiller(2), run, {"large": conditioned("whiten", 1)}, lines.append)
     assert lines[0].endswith("--teacher-norm was layer and is whiten, and 'layer' is not affine")

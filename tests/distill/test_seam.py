@@ -12,6 +12,7 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.models.conditioning import fit
 from gkd_scale.models.config import TeacherConfig
@@ -25,7 +26,7 @@ def train(source: BatchSource, steps: int = 8) -> list[float]:
     """Losses of a few steps from ``source``, which the loop knows as a BatchSource only."""
     torch.manual_seed(0)
     student = load_student("vit_tiny_patch16_224", source.image_size, source.grid, args=dict(TINY))
-    distiller = Distiller(student, source.teacher_dim, source.grid)
+    distiller = Distiller(student, TeacherSpace(source.teacher_dim, source.grid))
     optimizer = torch.optim.AdamW(distiller.parameters(), 1e-3)
     losses = []
     for batch in source.batches(0, steps, distiller.draws):

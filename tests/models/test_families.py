@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from gkd_scale.distill.config import published
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.errors import ModelError
 from gkd_scale.models import backbone, families
@@ -48,7 +49,7 @@ def batch(family: Family, count: int = 4) -> Batch:
 def test_three_steps_then_plain_timm_gives_the_same_features(key: str, tmp_path: Path) -> None:
     family = FAMILIES[key]
     student = load(family)
-    distiller = Distiller(student, WIDTH, GRID).train()
+    distiller = Distiller(student, TeacherSpace(WIDTH, GRID)).train()
     before = {name: value.clone() for name, value in student.net.named_parameters()}
     optimizer = torch.optim.AdamW((p for p in distiller.parameters() if p.requires_grad), 1e-3)
     losses = []
@@ -102,7 +103,9 @@ def test_sharing_the_unmasked_half_equals_two_full_passes(key: str) -> None:
     """Also in training, but for BatchNorm, whose statistics mix the images of a pass."""
     family = FAMILIES[key]
     loss, qsd = published()
-    distiller = Distiller(load(family), WIDTH, GRID, loss=loss, qsd=qsd).train(not family.batchnorm)
+    distiller = Distiller(load(family), TeacherSpace(WIDTH, GRID), loss=loss, qsd=qsd).train(
+        not family.batchnorm
+    )
     one, student = batch(family), distiller.student
     mask = torch.zeros(len(one.sids), student.mask_tokens, dtype=torch.bool)
     for row in masked_positions(one.positions, 0.5):
@@ -110,7 +113,7 @@ def test_sharing_the_unmasked_half_equals_two_full_passes(key: str) -> None:
     shared = distiller(distiller.draws.add(one))["loss"]
     teacher = Features(*(each.float() for each in one.teacher))
     plain, masked = distiller.features(one.pixels), distiller.features(one.pixels, mask)
-    full = distiller.losses(plain, masked.patches, teacher)["loss"]
+    full = distiller.heads[0].losses(plain, masked.patches, teacher)["loss"]
     torch.testing.assert_close(shared, full, atol=1e-6, rtol=1e-6)
 
 

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, nn
 
 from gkd_scale.distill.draws import Draws
+from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.students import Student
 from gkd_scale.models.weights import StateDict
-from gkd_scale.types import Batch, Drawn
+from gkd_scale.types import Batch, Drawn, Grid
+
+
+@dataclass(frozen=True)
+class TeacherSpace:
+    """Where a student is compared with a teacher: ``dim`` Ct, the teacher's ``grid``, its conditioned tokens.
+
+    ``name`` and ``weight`` tell it from other teachers of the same student.
+    """
+
+    dim: int
+    grid: Grid
+    conditioning: Conditioning = field(default_factory=Conditioning)
+    name: str = ""
+    weight: float = 1.0
 
 
 class Objective(nn.Module, ABC):

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.distill.draws import Draws
-from gkd_scale.distill.objectives.base import Objective, drawn
+from gkd_scale.distill.objectives.base import Objective, TeacherSpace, drawn
 from gkd_scale.models.families import is_tokens
 from gkd_scale.models.masking import VisibleOnly
 from gkd_scale.models.students import Student
 from gkd_scale.models.tokens import resample_tokens
-from gkd_scale.types import Batch, Grid
+from gkd_scale.types import Batch
 
 BETA = 2.0
 RATIO = 0.75
@@ -37,11 +37,9 @@ _WIDEST = 192
 class G2sdGeneric(Objective):
     """A student that sees a quarter of the patches, and the decoder that predicts the teacher's tokens."""
 
-    def __init__(
-        self, student: Student, teacher_dim: int, teacher_grid: Grid, *, depth: int = 2, seed: int = 0
-    ) -> None:
+    def __init__(self, student: Student, teacher: TeacherSpace, *, depth: int = 2, seed: int = 0) -> None:
         super().__init__(student)
-        self.teacher_grid = teacher_grid
+        self.teacher_grid = teacher.grid
         self.draws = Draws(seed, frozenset([student.mask_tokens]), RATIO)
         width = min(student.dim, _WIDEST)
         self.embed = nn.Linear(student.dim, width) if width < student.dim else nn.Identity()
@@ -66,7 +64,7 @@ class G2sdGeneric(Objective):
                 for _ in range(depth)
             ),
             nn.LayerNorm(width),
-            nn.Linear(width, teacher_dim),
+            nn.Linear(width, teacher.dim),
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -13,169 +13,139 @@ pass has the statistics of the masked images instead of those of masked and unma
 the running statistics, which the exported student applies to whole images, to the first pass. If there are
 other ranks, a micro batch without a masked image runs the pass on its first one and leaves the result out:
 losses and gradients are those of no second pass, and every rank does the same collectives.
+
+With several teachers the passes are shared, and each teacher t has heads, a ladder and a conditioning of its
+own: L = sum_t w_t L_t / sum_t w_t, so that a learning rate means the same for one teacher as for many, and
+only the ratios of the weights count. Where teachers are left out for some images, L_t is the sum over the
+images that keep t, divided by how many do so on average: their mean in expectation, and the same for one rank
+as for many.
 """
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.draws import Draws
 from gkd_scale.distill.jitter import jitter
-from gkd_scale.distill.losses import DISTANCES
-from gkd_scale.distill.objectives.base import Objective, drawn
+from gkd_scale.distill.objectives.base import Objective, TeacherSpace, drawn
 from gkd_scale.distill.qsd import QsdHead
+from gkd_scale.distill.teacher_heads import Seen, TeacherHeads
 from gkd_scale.engine.batch_norm import batch_norms, kept_statistics
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.students import Student
-from gkd_scale.models.tokens import resample_tokens, to_tokens
-from gkd_scale.types import Batch, Features, Grid
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(student, teacher), both (B, N, C), to a scalar in float32: the mean over tokens."""
+from gkd_scale.types import Batch, Features
 
 
 class Distiller(Objective):
-    """A student, its QSD heads and its ladder; ``"loss"`` is the weighted sum of the named losses.
+    """A student, and for each of its ``teachers`` heads and a ladder; ``"loss"`` is their weighted mean.
 
-    The CLS head has one key, whose weight is 1 whatever φ is: with ``form="qsd"`` its φ gets zero gradient
-    and moves by weight decay only, as in the reference. It stays: without it the ladder, which is drawn after
-    it, and the files of earlier runs would differ.
+    The modules of a single teacher are the objective's own (``head_feature``, ...); those of several are in
+    ``teachers``.
     """
+
+    head_feature: QsdHead
+    head_mask: QsdHead
+    head_cls: QsdHead
+    ladder: nn.ModuleList
+    conditioning: Conditioning
 
     def __init__(
         self,
         student: Student,
-        teacher_dim: int,
-        teacher_grid: Grid,
-        *,
+        *teachers: TeacherSpace,
         loss: LossConfig | None = None,
         qsd: QsdConfig | None = None,
         mask: MaskConfig | None = None,
         jitter: float = 0.0,
-        conditioning: Conditioning | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(student)
-        self.teacher_grid = teacher_grid
         self.weights = loss or LossConfig()
-        self.conditioning = conditioning or Conditioning()
-        self.distance: Loss = pkgutil.resolve_name(DISTANCES[self.weights.distance])
-        self.terms = terms(self.weights)
-        masking = mask or MaskConfig()
+        masking, drop = mask or MaskConfig(), self.weights.teacher_drop
         sizes = frozenset([student.mask_tokens] if self.weights.mask_weight else ())
-        self.draws = Draws(seed, sizes, masking.ratio, masking.probability, jitter)
-        form = qsd or QsdConfig()
-        heads = [
-            QsdHead(
-                student.dim,
-                teacher_dim,
-                scaled=form.scale == "sqrt",
-                zero_query=form.init == "zero-query",
-                attend=form.form == "qsd",
-            )
-            for _ in range(3)
-        ]
-        self.head_feature, self.head_mask, self.head_cls = heads
-        if not self.weights.mask_weight:  # no gradient would reach them
-            for part in (self.head_mask, student.mask):
-                part.requires_grad_(False)
-        widths = student.level_widths() if self.weights.ladder_weight else []
-        self.ladder = nn.ModuleList(QsdHead(width, teacher_dim, attend=False) for width in widths)
+        self.draws = Draws(
+            seed, sizes, masking.ratio, masking.probability, jitter, teachers=len(teachers), drop=drop
+        )
+        self.heads = tuple(TeacherHeads(student, each, self.weights, qsd or QsdConfig()) for each in teachers)
+        if len(self.heads) == 1:
+            for name, module in self.heads[0].named_children():
+                self.add_module(name, module)
+        else:
+            self.teachers = nn.ModuleList(self.heads)
+        if not self.weights.mask_weight:  # no gradient would reach it
+            student.mask.requires_grad_(False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of one micro batch, each the mean over all its elements, and ``token_variance``."""
-        device = next(self.head_feature.parameters()).device
+        """Losses of one micro batch, each the mean over all its elements, and ``token_variance``.
+
+        With several teachers ``loss``, and those of each as ``loss/NAME``, ``loss_feature/NAME``, ...
+        """
+        device = next(self.heads[0].parameters()).device
         pixels = batch.pixels.to(device, non_blocking=True)
         if self.draws.jitter:
             pixels = jitter(pixels, drawn(batch).jitter.to(device, non_blocking=True))
-        teacher = self.conditioning(Features(*(t.to(device, non_blocking=True) for t in batch.teacher)))
-        if self.ladder:
-            found, levels = self.student.with_levels(pixels)
-            plain = self._on_teachers_grid(found)
+        if len(self.heads[0].ladder):
+            plain, levels = self.student.with_levels(pixels)
         else:
-            plain, levels = self.features(pixels), []
-        masked, idle = None, None
+            plain, levels = self.student(pixels), []
+        seen, idle = Seen(plain, levels), None
         if self.weights.mask_weight:
-            masked, idle = self._masked_patches(batch, pixels, plain.patches)
-        losses = self.losses(plain, masked, teacher)
+            seen, idle = self._with_masked(batch, pixels, seen)
+        losses = self._compared(seen, batch)
         if idle is not None:
             losses["loss"] = losses["loss"] + idle
-        if levels:
-            losses["loss_ladder"] = self._ladder_loss(levels, teacher)
-            losses["loss"] = losses["loss"] + self.weights.ladder_weight * losses["loss_ladder"]
-        return {**losses, "token_variance": token_variance(plain.patches)}
+        return {**losses, "token_variance": token_variance(self.heads[0].on_grid(plain).patches)}
 
-    def _ladder_loss(self, levels: Sequence[Tensor], teacher: Features) -> Tensor:
-        """The mean distance of the student's projected earlier levels, pooled to the teacher's grid."""
-        pooled = (to_tokens(F.adaptive_avg_pool2d(each, self.teacher_grid)) for each in levels)
-        terms = [
-            self.distance(head(tokens, teacher.patches), teacher.patches)
-            for head, tokens in zip(self.ladder, pooled, strict=True)
-        ]
-        return torch.stack(terms).mean()
+    def _compared(self, seen: Seen, batch: Batch) -> dict[str, Tensor]:
+        """The losses of each teacher, and their weighted mean."""
+        device = seen.plain.patches.device
+        taught = [Features(*(t.to(device, non_blocking=True) for t in each)) for each in batch.teachers]
+        if len(self.heads) == 1:
+            return self.heads[0].forward(seen, taught[0])
+        total = sum(heads.weight for heads in self.heads)
+        losses, shares = dict[str, Tensor](), []
+        for number, (heads, teacher) in enumerate(zip(self.heads, taught, strict=True)):
+            kept, share = self._kept(batch, number)
+            found = heads.forward(seen, teacher, None if kept is None else kept.to(device, non_blocking=True))
+            losses |= {f"{name}/{heads.name}": share * value for name, value in found.items()}
+            shares.append(heads.weight / total * losses[f"loss/{heads.name}"])
+        return {"loss": torch.stack(shares).sum(), **losses}
 
-    def losses(self, plain: Features, masked: Tensor | None, teacher: Features) -> dict[str, Tensor]:
-        """The losses of the student's features, its masked patches (B, N, Cs) or None, and the teacher's.
+    def _kept(self, batch: Batch, teacher: int) -> tuple[Tensor | None, float]:
+        """The rows of the images that keep a teacher, and the factor of their mean loss.
 
-        As in the reference implementation, the CLS that enters L_feat is the output of the CLS head.
+        If none does, the first one stands in with a factor of 0: every rank does the same collectives.
         """
-        weights, distance = self.weights, self.distance
-        target_cls = teacher.cls.unsqueeze(1)
-        soft_cls = self.head_cls(plain.cls.unsqueeze(1), target_cls)
-        soft = self.head_feature(plain.patches, teacher.patches)
-        both = distance(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, teacher.patches], 1))
-        losses = {"loss_feature": both, "loss_cls": distance(soft_cls, target_cls)}
-        total = weights.feature_weight * both + weights.cls_weight * losses["loss_cls"]
-        if masked is not None:
-            losses["loss_mask"] = distance(self.head_mask(masked, teacher.patches), teacher.patches)
-            total = total + weights.mask_weight * losses["loss_mask"]
-        for name, (weight, term, projected) in self.terms.items():
-            losses[name] = term(soft if projected else plain.patches, teacher.patches)
-            total = total + weight * losses[name]
-        return {"loss": total, **losses}
+        if not self.draws.drop:
+            return None, 1.0
+        rows = drawn(batch).kept[teacher]
+        share = len(rows) / (len(batch.sids) * self.draws.kept)
+        return rows if len(rows) else rows.new_zeros(1), share
 
     def features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
-        """The student's features, patches on the teacher's grid."""
-        return self._on_teachers_grid(self.student(pixels, mask))
+        """The student's features, patches on the first teacher's grid."""
+        return self.heads[0].on_grid(self.student(pixels, mask))
 
-    def _on_teachers_grid(self, found: Features) -> Features:
-        return Features(found.cls, resample_tokens(found.patches, self.student.grid, self.teacher_grid))
+    def _with_masked(self, batch: Batch, pixels: Tensor, seen: Seen) -> tuple[Seen, Tensor | None]:
+        """The same with the second pass, which masked images go through; the others' patches are shared.
 
-    def _masked_patches(self, batch: Batch, pixels: Tensor, plain: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Patches (B, N, Cs) of the second pass: masked images through the student, the others shared.
-
-        Beside them, if an image stands in, a zero whose gradient is zero for all that its pass uses: so ranks
+        Beside it, if an image stands in, a zero whose gradient is zero for all that its pass uses: so ranks
         reduce the same parameters, and ZeRO-3 gathers them as often.
         """
-        rows, masks, _, stand_in = drawn(batch)
-        if not len(rows):
-            return plain, None
+        found = drawn(batch)
+        if not len(found.masked):
+            return seen, None
         rows, mask = (
-            each.to(pixels.device, non_blocking=True) for each in (rows, masks[self.student.mask_tokens])
+            each.to(pixels.device, non_blocking=True)
+            for each in (found.masked, found.masks[self.student.mask_tokens])
         )
         with kept_statistics(batch_norms(self.student)):
-            masked = self.features(pixels[rows], mask).patches
-        if stand_in:
-            return plain, torch.where(torch.zeros_like(masked, dtype=torch.bool), masked, 0).sum()
-        return plain.index_copy(0, rows, masked), None
-
-
-def terms(weights: LossConfig) -> dict[str, tuple[float, Loss, bool]]:
-    """The terms that have a weight: their weight, function, and whether it takes projected tokens."""
-    found = {}
-    for each in fields(weights):
-        weight = getattr(weights, each.name)
-        if "term" in each.metadata and weight:
-            term = pkgutil.resolve_name(each.metadata["term"])
-            found[f"loss_{each.name.removesuffix('_weight')}"] = (weight, term, each.metadata["projected"])
-    return found
+            masked = self.student(pixels[rows], mask).patches
+        if found.stand_in:
+            return seen, torch.where(torch.zeros_like(masked, dtype=torch.bool), masked, 0).sum()
+        return seen._replace(rows=rows, masked=masked), None
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.g2sd import G2sdGeneric
 from gkd_scale.errors import ModelError
 from gkd_scale.models.masking import VisibleOnly, random_mask
@@ -20,7 +21,9 @@ from .test_qsd import batch, distiller, run
 def generic() -> G2sdGeneric:
     torch.manual_seed(1)
     args = {**TINY, "patch_size": 8}
-    return G2sdGeneric(load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=args), 20, (2, 3))
+    return G2sdGeneric(
+        load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=args), TeacherSpace(20, (2, 3))
+    )
 
 
 def test_the_encoder_sees_the_patches_that_are_kept_and_no_others() -> None:
@@ -64,7 +67,7 @@ def test_everything_is_trained() -> None:
 
 def test_a_convolution_sees_the_image_with_the_masked_blocks_painted_over() -> None:
     torch.manual_seed(1)
-    module = G2sdGeneric(load_student("test_resnet", (32, 48), (2, 3)), 20, (2, 3)).eval()
+    module = G2sdGeneric(load_student("test_resnet", (32, 48), (2, 3)), TeacherSpace(20, (2, 3))).eval()
     b = batch()
     loss = run(module, b)["loss"]
     pixels = b.pixels.clone()
@@ -82,7 +85,7 @@ def test_a_convolution_sees_the_image_with_the_masked_blocks_painted_over() -> N
 
 def test_the_decoder_of_a_wide_student_is_narrower() -> None:
     student = load_student("resnet10t", (32, 48), (2, 3))
-    module = G2sdGeneric(student, 20, (2, 3))
+    module = G2sdGeneric(student, TeacherSpace(20, (2, 3)))
     assert student.dim == 512 and module.pos_embed.shape == (1, 6, 192)
     assert run(module, batch())["loss"].isfinite()
 
@@ -97,9 +100,8 @@ def test_without_attention_the_loss_is_plain_mse() -> None:
     from gkd_scale.models.conditioning import Conditioning
 
     b = batch()
-    d = distiller(
-        qsd=QsdConfig(form="mse"), loss=LossConfig(mask_weight=0), conditioning=Conditioning("layer")
-    )
+    space = TeacherSpace(20, (2, 3), Conditioning("layer"))
+    d = distiller(space=space, qsd=QsdConfig(form="mse"), loss=LossConfig(mask_weight=0))
     losses = run(d, b)
     plain = d.features(b.pixels)
     target = [torch.nn.functional.layer_norm(t.float(), (20,)) for t in b.teacher]

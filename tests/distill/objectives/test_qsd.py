@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig, published
 from gkd_scale.distill.losses.mse import mse
-from gkd_scale.distill.objectives.base import Objective
+from gkd_scale.distill.objectives.base import Objective, TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller, token_variance
 from gkd_scale.models.masking import masked_positions, random_mask
 from gkd_scale.models.students import load_student
@@ -32,12 +32,15 @@ def batch(count: int = 4, tokens: int = 6, dim: int = 20) -> Batch:
     )
 
 
-def distiller(name: str = "vit_tiny_patch16_224", **kwargs: object) -> Distiller:
+def distiller(
+    name: str = "vit_tiny_patch16_224", space: TeacherSpace | None = None, **kwargs: object
+) -> Distiller:
     torch.manual_seed(1)
     args = dict(TINY) if name.startswith("vit") else {}
     loss, qsd = published()
     kwargs = {"loss": loss, "qsd": qsd, **kwargs}
-    return Distiller(load_student(name, (32, 48), (2, 3), args=args), 20, (2, 3), **kwargs)  # type: ignore[arg-type]
+    student = load_student(name, (32, 48), (2, 3), args=args)
+    return Distiller(student, space or TeacherSpace(20, (2, 3)), **kwargs)  # type: ignore[arg-type]
 
 
 def run(module: Objective, of: Batch) -> dict[str, Tensor]:
@@ -74,7 +77,7 @@ def test_targets_keep_the_bits_of_the_cache_in_bf16() -> None:
         targets.append(teacher)
         return mse(student, teacher)
 
-    d.distance = distance
+    d.heads[0].distance = distance
     assert run(d, b)["loss"].dtype == torch.float32
     patches, cls = b.teacher.patches.float(), b.teacher.cls[:, None].float()
     wanted = [torch.cat([cls, patches], 1), cls, patches]
@@ -163,7 +166,7 @@ def test_a_student_of_another_grid_is_resampled_to_the_teachers() -> None:
     torch.manual_seed(0)
     student = load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args={**TINY, "patch_size": 8})
     assert student.grid == (4, 6)
-    losses = run(Distiller(student, 20, (2, 3)), batch())
+    losses = run(Distiller(student, TeacherSpace(20, (2, 3))), batch())
     assert all(torch.isfinite(value) for value in losses.values())
 
 
