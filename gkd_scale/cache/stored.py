@@ -48,7 +48,9 @@ class StoredViews:
         if (reason := self._reasons.get(sid)) is not None:
             return reason
         members = self.cache.read_members(view, self._places[sid], ("jpg", "json"))
-        return StoredView(members["jpg"], json.loads(bytes(members["json"])))
+        facts = json.loads(bytes(members["json"]))
+        assert facts["sid"] == sid, "the manifest says where the sample is"
+        return StoredView(members["jpg"], facts)
 
     def plan(self) -> ImagePlan:
         """The plan of the cache, whose views are these."""

@@ -38,6 +38,7 @@ from gkd_scale.cache.verify import verify
 from gkd_scale.cli import main
 from gkd_scale.config import build as build_config
 from gkd_scale.distill.certify import CertifyConfig, certify
+from gkd_scale.distill.estimate import probe
 from gkd_scale.errors import CacheError, DamageError, DataError
 from tests.conftest import ROOT
 
@@ -133,6 +134,12 @@ def test_the_teacher_sees_the_stored_bytes_whatever_became_of_the_images(
     pixels = Cache.open(whole[0])
     assert len(seen) == len(pixels)
     assert all(torch.equal(seen[place], pixels[place].pixels) for place in range(len(pixels)))
+
+
+def test_the_estimate_counts_no_pixels(whole: Whole, tmp_path: Path) -> None:
+    cfg = follow(over(whole[0], tmp_path))
+    pixels, rest = probe(cfg, plan_of(cfg, None, FORMAT), images=12)
+    assert len(pixels) == 10 and rest == 1024, "the JSON in its tar: a header and a block"
 
 
 @pytest.mark.parametrize("codec", ["int8", "pca4"])
