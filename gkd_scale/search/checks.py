@@ -69,8 +69,8 @@ class SearchPlan:
 
 def check(cfg: SearchConfig) -> SearchPlan:
     """The plan of a search; raises ConfigError, CacheError, DataError or ModelError."""
-    if cfg.address is not None:
-        refuse_silent(cfg.address, "--address")
+    if cfg.cluster.address is not None:
+        refuse_silent(cfg.cluster.address, "--address")
     base = _base(cfg)
     space = spaces.read(cfg.space, base)
     _check_space(cfg, space)
@@ -89,14 +89,14 @@ def check(cfg: SearchConfig) -> SearchPlan:
         val=val,
         test=test,
         image_size=_open(caches, cfg).image_size,
-        probe=cfg.probe,
-        probe_images=cfg.probe_images,
-        steps=cfg.steps,
-        every=cfg.every,
-        workers=cfg.workers_per_trial,
+        probe=cfg.trial.probe,
+        probe_images=cfg.trial.probe_images,
+        steps=cfg.trial.steps,
+        every=cfg.trial.every,
+        workers=cfg.trial.workers,
         cpu=cpu,
         gpu=gpu,
-        keep=cfg.steps if cfg.scheduler == "pbt" else 2,
+        keep=cfg.trial.steps if cfg.choice.scheduler == "pbt" else 2,
     )
     _check_student(plan)
     _check_datasets(plan)
@@ -107,30 +107,30 @@ def _provide(cfg: SearchConfig) -> None:
     """Write the embedded data, and the teacher's cache of it, if no other is named."""
     if not cfg.cache:
         cfg.cache = [str(defaults.proxy_cache())]
-    elif not cfg.train:
+    elif not cfg.domains.train:
         defaults.data()
 
 
 def _base(cfg: SearchConfig) -> dict[str, Any]:
     return {
-        "student": cfg.student,
-        "student_args": cfg.student_args,
-        "student_weights": cfg.student_weights,
+        "student": cfg.student.name,
+        "student_args": cfg.student.args,
+        "student_weights": cfg.student.weights,
         "ds_config": str(ds_config.find(cfg.ds_config, LAUNCHERS).resolve()),
         "seed": cfg.seed,
-        "steps": cfg.steps,
-        "save_every": cfg.every,
+        "steps": cfg.trial.steps,
+        "save_every": cfg.trial.every,
         "workers": 1,
     }
 
 
 def _check_space(cfg: SearchConfig, space: spaces.Space) -> None:
-    if cfg.search == "grid" and (key := space.only("choice")):
+    if cfg.choice.search == "grid" and (key := space.only("choice")):
         raise ConfigError(
             f"{space.path}: '{key}' is {space.searched[key].text()}, but --search grid needs choices",
             "write choice(x, y, ...), or use --search random",
         )
-    if cfg.scheduler == "pbt":
+    if cfg.choice.scheduler == "pbt":
         fixed = [key for key in space.searched if not key.startswith(spaces.MUTABLE)]
         if fixed:
             raise ConfigError(
@@ -150,7 +150,7 @@ def _check_batches(cfg: SearchConfig, space: spaces.Space) -> None:
             cfg.ds_config,
             LAUNCHERS,
             global_batch=batch,
-            world=cfg.workers_per_trial,
+            world=cfg.trial.workers,
             device=torch.device("cuda" if _gpus(cfg) else "cpu"),
             default=stage1.DEFAULT_GLOBAL_BATCH,
         )
@@ -161,8 +161,8 @@ def _check_batches(cfg: SearchConfig, space: spaces.Space) -> None:
 
 def _domains(cfg: SearchConfig) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """``train``, ``val`` and ``test`` as names to ADAPTER:PATH; ConfigError if a test domain selects."""
-    train, val = _named(cfg.train_refs(), "--train"), _named(cfg.val_refs(), "--val")
-    test = _named(cfg.test, "--test")
+    train, val = _named(cfg.domains.train_refs(), "--train"), _named(cfg.domains.val_refs(), "--val")
+    test = _named(cfg.domains.test, "--test")
     for flag, domains in (("--train", train), ("--val", val)):
         for name, ref in domains.items():
             _refuse_test(flag, name, ref, test)
@@ -262,36 +262,36 @@ def _shown(params: dict[str, Any]) -> str:
 
 def cores(cfg: SearchConfig) -> int:
     """CPU cores of a search on this machine."""
-    return cfg.cpus or len(os.sched_getaffinity(0))
+    return cfg.cluster.cpus or len(os.sched_getaffinity(0))
 
 
 def _gpus(cfg: SearchConfig) -> int:
     """GPUs that a rank gets, or could get on this machine."""
-    resources = cfg.resource_map().get("gpu")
+    resources = cfg.trial.resource_map().get("gpu")
     return int(resources > 0) if resources is not None else torch.cuda.device_count()
 
 
 def _resources(cfg: SearchConfig) -> tuple[float, float]:
     """CPU cores and GPUs of a rank; ConfigError if this machine can never give them."""
-    resources = cfg.resource_map()
+    resources = cfg.trial.resource_map()
     cpu, gpu = resources.get("cpu", 1.0), resources.get("gpu", float(min(1, _gpus(cfg))))
     if not cpu and not gpu:
         raise ConfigError(
-            f"--resources {cfg.resources} gives a rank nothing to run on", "give it cpu=1, or gpu=1"
+            f"--resources {cfg.trial.resources} gives a rank nothing to run on", "give it cpu=1, or gpu=1"
         )
     if gpu > 1:
         raise ConfigError(
             f"--resources gives a rank {gpu:g} GPUs", "a rank uses one: raise --workers-per-trial"
         )
-    if 0 < gpu < 1 and cfg.workers_per_trial > 1:
+    if 0 < gpu < 1 and cfg.trial.workers > 1:
         raise ConfigError(
-            f"--resources gives each of {cfg.workers_per_trial} ranks {gpu:g} of a GPU, which NCCL refuses",
+            f"--resources gives each of {cfg.trial.workers} ranks {gpu:g} of a GPU, which NCCL refuses",
             "use gpu=1, or --workers-per-trial 1",
         )
-    if cfg.address is None:
+    if cfg.cluster.address is None:
         have = {"CPU cores": cores(cfg), "GPUs": torch.cuda.device_count()}
         for (what, available), amount in zip(have.items(), (cpu, gpu), strict=True):
-            require_resources(cfg.workers_per_trial, amount, available, what, "this machine")
+            require_resources(cfg.trial.workers, amount, available, what, "this machine")
     return cpu, gpu
 
 

@@ -23,7 +23,7 @@ TEST = {name: f"embedded:{defaults.DATA / name}" for name in UNSEEN}
 def run(cfg: SearchConfig, plan: SearchPlan) -> None:
     """Stage 1 with the full budget, stage 2, and evaluate; GkdError if one fails."""
     out = cfg.out / "final"
-    test = plan.test or (TEST if not cfg.train else {})
+    test = plan.test or (TEST if not cfg.domains.train else {})
     steps = commands(cfg, plan, out, test)
     for number, (step, marker) in enumerate(steps, 1):
         if marker.exists():
@@ -47,8 +47,8 @@ def commands(cfg: SearchConfig, plan: SearchPlan, out: Path, test: dict[str, str
         for ref in refs.values():
             second += [flag, ref]
     second += ["--backbone", str(stage1), "--image-size", "x".join(map(str, plan.image_size))]
-    second += ["--head", cfg.head, "--steps", str(cfg.head_steps), "--out", str(stage2)]
-    first += ["--steps", str(cfg.final_steps or cfg.steps), "--out", str(stage1)]
+    second += ["--head", cfg.final.head, "--steps", str(cfg.final.head_steps), "--out", str(stage2)]
+    first += ["--steps", str(cfg.final.steps or cfg.trial.steps), "--out", str(stage1)]
     steps = [
         (Step("stage 1 with the best settings", first), stage1 / RECORD),
         (Step("stage 2", second), stage2 / RECORD),

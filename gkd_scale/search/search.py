@@ -36,7 +36,7 @@ def search(cfg: SearchConfig) -> None:
                 files.write_json(cfg.out / RECORD, settings)
                 tuner.run_trials(cfg, plan)
         summary.conclude(cfg, plan)
-        if cfg.final:
+        if cfg.final.run:
             final.run(cfg, plan)
 
 

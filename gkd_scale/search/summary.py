@@ -25,7 +25,7 @@ PAGE = "summary.html"
 def conclude(cfg: SearchConfig, plan: SearchPlan) -> None:
     """Write and print the summary; RunError if no trial has a result."""
     trials = results.Results(cfg.out).trials()
-    best = results.best(trials, cfg.steps)
+    best = results.best(trials, cfg.trial.steps)
     if best is None:
         causes = {trial.cause for trial in trials if trial.cause}
         raise RunError(
@@ -34,11 +34,11 @@ def conclude(cfg: SearchConfig, plan: SearchPlan) -> None:
         )
     importances = importance(trials, plan)
     files.write_text(cfg.out / BEST, best_yaml(best, plan, cfg))
-    files.write_text(cfg.out / PAGE, plots.page(trials, best, importances, plan.space, cfg.steps))
+    files.write_text(cfg.out / PAGE, plots.page(trials, best, importances, plan.space, cfg.trial.steps))
     numbers = _numbers(trials, best, importances, cfg)
     files.write_json(cfg.out / "summary.json", numbers)
     wide = None if console.out.is_terminal else 160
-    console.out.print(table(trials, cfg.steps, best), width=wide)
+    console.out.print(table(trials, cfg.trial.steps, best), width=wide)
     console.out.print(
         f"{numbers['share_saved']:.0%} of the trial-steps were saved by stopping early; "
         + "importance: "
@@ -60,7 +60,7 @@ def best_yaml(best: Trial, plan: SearchPlan, cfg: SearchConfig) -> str:
     stage1.run.save_every = max(1, min(500, stage1.run.steps or 500))
     header = (
         f"# Trial {best.number} ({best.name}): mIoU {best.score:.2f} after {best.steps} steps, "
-        f"{cfg.probe} probe on {', '.join(plan.val)}.\n"
+        f"{cfg.trial.probe} probe on {', '.join(plan.val)}.\n"
         f"# {commands.shell(*_command(cfg))}\n"
     )
     return header + config.to_yaml(stage1)
@@ -78,7 +78,7 @@ def _numbers(
             for kind in (results.DONE, results.STOPPED, results.FAILED)
         },
         "trial_steps": trained,
-        "share_saved": 1 - trained / (cfg.steps * len(whole)),
+        "share_saved": 1 - trained / (cfg.trial.steps * len(whole)),
         "importance": importances,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -36,10 +36,10 @@ def ray_of(cfg: SearchConfig, plan: SearchPlan) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the table names failures and causes
     warnings.filterwarnings("ignore", module="optuna")
-    if cfg.address is None:
-        ray.init(address="local", num_cpus=cores(cfg), include_dashboard=cfg.dashboard, **options)
+    if cfg.cluster.address is None:
+        ray.init(address="local", num_cpus=cores(cfg), include_dashboard=cfg.cluster.dashboard, **options)
     else:
-        join(cfg.address, "--address", **options)
+        join(cfg.cluster.address, "--address", **options)
     try:
         _show_resources(cfg, plan)
         yield
@@ -84,14 +84,14 @@ def _new(cfg: SearchConfig, plan: SearchPlan, trainable: Any) -> Any:
     run_config = tune.RunConfig(
         name=STATE,
         storage_path=str(cfg.out.resolve()),
-        failure_config=tune.FailureConfig(max_failures=cfg.retries),
-        callbacks=[Board(cfg.out.resolve(), cfg.steps, count)],
+        failure_config=tune.FailureConfig(max_failures=cfg.trial.retries),
+        callbacks=[Board(cfg.out.resolve(), cfg.trial.steps, count)],
         verbose=0,
     )
     return tune.Tuner(
         trainable,
         param_space=parameters,
-        tune_config=tune.TuneConfig(**algorithms, max_concurrent_trials=cfg.max_concurrent),
+        tune_config=tune.TuneConfig(**algorithms, max_concurrent_trials=cfg.cluster.max_concurrent),
         run_config=run_config,
     )
 
@@ -110,26 +110,26 @@ def _restored(state: Path, trainable: Any) -> Any:
 
 def _algorithms(cfg: SearchConfig, plan: SearchPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tune's parameter space, and the arguments of its TuneConfig with the ``count`` of trials."""
-    space = {key: domain(each, grid=cfg.search == "grid") for key, each in plan.space.searched.items()}
+    space = {key: domain(each, grid=cfg.choice.search == "grid") for key, each in plan.space.searched.items()}
     settings: dict[str, Any] = {**OBJECTIVE, "scheduler": _scheduler(cfg, space), "reuse_actors": False}
-    if cfg.search == "grid":
+    if cfg.choice.search == "grid":
         count = 1
         for each in plan.space.searched.values():
             count *= len(each.values)
         return space, {**settings, "num_samples": 1, "count": count}
     start = [plan.default] if plan.default else None
-    if cfg.search == "tpe" and cfg.scheduler != "pbt":
+    if cfg.choice.search == "tpe" and cfg.choice.scheduler != "pbt":
         from optuna.samplers import TPESampler
         from ray.tune.search.optuna import OptunaSearch
 
         logging.getLogger("optuna").setLevel(logging.ERROR)
         # Optuna's own 10 random trials would be most of a small search.
-        sampler = TPESampler(n_startup_trials=max(4, min(10, cfg.num_trials // 3)), seed=cfg.seed)
+        sampler = TPESampler(n_startup_trials=max(4, min(10, cfg.choice.num_trials // 3)), seed=cfg.seed)
         settings["search_alg"] = OptunaSearch(**OBJECTIVE, sampler=sampler, points_to_evaluate=start)
     else:
         whole = start if start and len(plan.default) == len(space) else None
         settings["search_alg"] = BasicVariantGenerator(random_state=cfg.seed, points_to_evaluate=whole)
-    return space, {**settings, "num_samples": cfg.num_trials, "count": cfg.num_trials}
+    return space, {**settings, "num_samples": cfg.choice.num_trials, "count": cfg.choice.num_trials}
 
 
 def domain(dimension: Dimension, *, grid: bool = False) -> Any:
@@ -142,13 +142,13 @@ def domain(dimension: Dimension, *, grid: bool = False) -> Any:
 
 
 def _scheduler(cfg: SearchConfig, space: dict[str, Any]) -> Any:
-    """Trials end by themselves after ``cfg.steps``; a scheduler only ends them earlier."""
-    if cfg.scheduler == "asha":
-        return Asha(cfg.out.resolve(), cfg.steps, cfg.least, cfg.reduction)
-    if cfg.scheduler == "hyperband":
-        return HyperBand(-(-cfg.steps // cfg.every), cfg.reduction)
-    if cfg.scheduler == "pbt":
+    """Trials end by themselves after ``cfg.trial.steps``; a scheduler only ends them earlier."""
+    if cfg.choice.scheduler == "asha":
+        return Asha(cfg.out.resolve(), cfg.trial.steps, cfg.least, cfg.choice.reduction)
+    if cfg.choice.scheduler == "hyperband":
+        return HyperBand(-(-cfg.trial.steps // cfg.trial.every), cfg.choice.reduction)
+    if cfg.choice.scheduler == "pbt":
         return schedulers.PopulationBasedTraining(
-            time_attr="step", perturbation_interval=cfg.every, hyperparam_mutations=dict(space)
+            time_attr="step", perturbation_interval=cfg.trial.every, hyperparam_mutations=dict(space)
         )
     return schedulers.FIFOScheduler()
