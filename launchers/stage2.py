@@ -15,7 +15,8 @@ EXAMPLES = """\
   deepspeed launchers/stage2.py --ds-config zero2.json --backbone runs/1b --student vit_small_patch16_224 \\
       --train camvid:camvid/source_day --val camvid:camvid/val_day --head fpn --image-size 160x192 \\
       --out runs/stage2 --steps 4000
-  python launchers/stage2.py --dry-run --world 64 --backbone runs/1b --train camvid:camvid/train --val camvid:camvid/val
+  python launchers/stage2.py --dry-run --world 64 --backbone runs/1b --image-size 160x192 \\
+      --train camvid:camvid/source_day --val camvid:camvid/val_day
   deepspeed launchers/stage2.py --ds-config zero2.json --method cwd \\
       --teacher vit_base_patch14_dinov2.lvd142m --teacher-patch 16 \\
       --backbone pretrained --student vit_small_patch16_224 --train gtav:data/gtav \\
