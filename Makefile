@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # Two processes, as most tests keep one core busy; a file's tests stay together, and share their fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow docs lint install clean
+.PHONY: demo test test-slow test-hosts docs lint install clean
 
 demo: $(READY)
 	$(BIN)/gkd-scale demo
@@ -18,6 +18,11 @@ test: $(READY) lint
 # Simulated Ray clusters, killed searches: many minutes on 2 cores.
 test-slow: $(READY)
 	$(PYTEST) -m slow
+
+# Two hosts of network namespaces, with sshd in each, under every launcher: as root, on Linux, with the
+# packages iproute2, openssh-server, pdsh and procps.
+test-hosts: $(READY)
+	$(PYTEST) -m hosts
 
 # The site, in build/docs. A warning is an error, as in the tests.
 docs: $(READY)

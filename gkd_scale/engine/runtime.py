@@ -19,8 +19,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from gkd_scale import console
+from gkd_scale.engine import interface, zero
 from gkd_scale.engine import world as worlds
-from gkd_scale.engine import zero
 from gkd_scale.engine.world import free_port as free_port
 from gkd_scale.errors import ConfigError, GkdError
 
@@ -74,6 +74,8 @@ class Runtime:
         store = worlds.gather(at, attempt, wait, _remark)
         if cuda:
             torch.cuda.set_device(device)
+        elif at.world > 1 and (name := interface.choose(store)):
+            os.environ[interface.VARIABLE] = name
         if not dist.is_initialized():
             _join(at, store, device)
         _tell_deepspeed(device)

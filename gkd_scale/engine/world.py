@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gkd_scale.engine import interface
 from gkd_scale.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ def gather(at: Place, agent: str | None, wait: float, say: Callable[[str], objec
                 f"rank {at.rank} of {at.world} is there twice at {at.host}:{at.port}",
                 "another launch uses this port: give this one a port of its own (deepspeed --master_port N)",
             )
+        interface.offer(store, at.host)
         store.set(names[at.rank], str(at.world))
         _roll_call(at, store, names, began, wait, say)
     except ConfigError as error:
