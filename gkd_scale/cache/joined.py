@@ -55,6 +55,7 @@ class Joined:
         self.views, self.shard_sizes, self.num_samples = first.views, first.shard_sizes, first.num_samples
         self._places = list(_places(teachers))
         self._ends = list(accumulate(first.shard_sizes))
+        self._starts = list(accumulate((place.pixels.num_samples for place in self._places), initial=0))
         sizes = [len(place.pixels.shard_sizes) for place in self._places]
         self._shards = [(place, shard) for place, count in enumerate(sizes) for shard in range(count)]
         self._agreed: set[tuple[int, int]] = set()
@@ -85,6 +86,11 @@ class Joined:
             pixels, others = self._places[place]
             _refuse_other_pixels(pixels, others, view % pixels.views, shard)
             self._agreed.add((view, number))
+
+    def jpeg(self, view: int, index: int) -> memoryview:
+        """The pixels of a sample, from the cache that stores them; DamageError if they are damaged."""
+        place, _ = self._shards[bisect_right(self._ends, index)]
+        return self._places[place].pixels.read_members(view, index - self._starts[place], ("jpg",))["jpg"]
 
 
 def open_joined(

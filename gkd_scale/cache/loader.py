@@ -8,7 +8,7 @@ the same global batch for every world size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -86,13 +86,15 @@ class CachedSource:
     """Micro batches from caches, of one teacher or of several that are joined; implements BatchSource.
 
     Epoch e reads view e modulo ``views``, by default all that the caches hold. ``pin`` puts batches into
-    pinned memory. With ``encoded`` a batch is an :class:`EncodedBatch`, unless no tokens need decoding.
+    pinned memory. With ``encoded`` a batch is an :class:`EncodedBatch`, unless no tokens need decoding. Of
+    the teachers with a number in ``silent`` no tokens are read: batches hold the others' features.
     """
 
     def __init__(
         self,
         caches: Cache | Caches | Joined,
         *,
+        silent: Collection[int] = (),
         global_batch: int,
         micro_batch: int,
         accumulation: int = 1,
@@ -111,10 +113,11 @@ class CachedSource:
                 f"--views {views} is more than the {caches.views} views of the cache",
                 f"give at most {caches.views}, or build a cache with --views {views}",
             )
-        self.grid, self.image_size, self.teacher_dim = caches.grid, caches.image_size, caches.dim
-        self.num_samples = caches.num_samples
         self._joined = caches if isinstance(caches, Joined) else None
-        self._teachers = caches.teachers if isinstance(caches, Joined) else (caches,)
+        every = caches.teachers if isinstance(caches, Joined) else (caches,)
+        self._teachers = [each for number, each in enumerate(every) if number not in silent]
+        self.grid, self.teacher_dim = self._teachers[0].grid, self._teachers[0].dim
+        self.image_size, self.num_samples = caches.image_size, caches.num_samples
         self._workers, self._skip = workers, skip_corrupt
         self._views = views or caches.views
         self._pin = pin
@@ -183,10 +186,12 @@ class CachedSource:
         """Read the samples of ``slots`` for some teachers; their names and JPEG bytes."""
 
         def read(row: int, view: int, index: int) -> SampleImage:
-            if self._joined is not None:
-                self._joined.check_shard_of(view, index)
+            if self._joined is None:
+                return tokens[0].read(row, view, index)
+            self._joined.check_shard_of(view, index)
             images = [each.read(row, view, index) for each in tokens]
-            return next((image for image in images if len(image.jpeg)), images[0])
+            stored = (image for image in images if len(image.jpeg))
+            return next(stored, None) or images[0]._replace(jpeg=self._joined.jpeg(view, index))
 
         return [self._whole(slot, partial(read, row)) for row, slot in enumerate(slots)]
 

@@ -54,7 +54,7 @@ class LossConfig:
     )
     teacher_weights: dict[str, float] = option(
         {},
-        "with several teachers: the weight of each one's losses (default: 1)",
+        "with several teachers: the weight of each one's losses (default: 1); 0 takes pixels alone",
         metavar="NAME=X",
         volatile=True,
     )
@@ -67,11 +67,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name, weight in self.teacher_weights.items():
-            if not 0 < weight < math.inf:
-                raise ConfigError(
-                    f"'loss.teacher_weights.{name}' is {weight:g}, not above 0",
-                    "leave out the caches of a teacher that should not teach",
-                )
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"'loss.teacher_weights.{name}' is {weight:g}", "give 0 or more")
 
 
 @dataclass

@@ -311,7 +311,7 @@ def _finish(
         "teacher_sha256": _one_or_all([each.fingerprint["weights_sha256"] for each in teacher.teachers]),
         "steps": steps,
     }
-    if len(teacher.teachers) > 1:
+    if "teachers" in teacher.identity:
         facts["teacher_fingerprint"] = [each.digest() for each in teacher.teachers]
     objective = _objective(job)
     net, rest = objective.exported(state)

@@ -93,12 +93,15 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
     by_teacher = caches.teachers if isinstance(caches, Joined) else (caches,)
     every = [cache for group in by_teacher for cache in group.caches]
     _require_named(cfg, by_teacher)
-    teachers = _facts(cfg, by_teacher)
+    weighed = _weighed(cfg, by_teacher)
+    teachers = [each for each in weighed if each.weight]
+    _require_enough(cfg, teachers)
     if isinstance(caches, Joined):
         runtime.on_main(partial(caches.check, max(1, cfg.run.workers)))
     source = CachedSource(
         caches,
         **share,
+        silent=[number for number, each in enumerate(weighed) if not each.weight],
         skip_corrupt=cfg.reading.on_corrupt == "skip",
         views=cfg.source.views,
         pin=runtime.device.type == "cuda",
@@ -110,7 +113,7 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
         source,
         caches.num_samples,
         teachers,
-        {"cache": [cache.spec.hash() for cache in every], **_shares(cfg, teachers)},
+        {"cache": [cache.spec.hash() for cache in every], **_shares(cfg, weighed)},
         [*lines, f"{caches.num_samples} images, {views} views"],
         source.times.cause,
         source.skipped,
@@ -130,29 +133,34 @@ def _require_named(cfg: Stage1Config, by_teacher: Sequence[Caches]) -> None:
             )
 
 
-def _facts(cfg: Stage1Config, by_teacher: Sequence[Caches]) -> list[TeacherFacts]:
-    """The teachers with their weights; ConfigError for options that do not fit their number or names."""
+def _weighed(cfg: Stage1Config, by_teacher: Sequence[Caches]) -> list[TeacherFacts]:
+    """The teachers with their weights; ConfigError for the weight of a name that none of them has."""
     names = _names([str(caches.fingerprint["model"]) for caches in by_teacher])
-    loss = cfg.loss
-    for name in loss.teacher_weights:
+    weights = cfg.loss.teacher_weights
+    for name in weights:
         if name not in names:
             raise ConfigError(
                 f"'loss.teacher_weights' names '{name}', and the caches are of {', '.join(names)}",
                 nearest(name, names) or "give one of these names",
             )
-    if len(names) == 1 and loss.teacher_drop:
-        raise ConfigError(
-            f"--loss.teacher-drop is given, and all caches are of {names[0]}", "leave it out with one teacher"
-        )
-    if len(names) > 1 and not OBJECTIVES[cfg.objective].several:
-        raise ConfigError(
-            f"--objective {cfg.objective} learns from one teacher, and the caches are of {', '.join(names)}",
-            "give the caches of one of them, or another --objective",
-        )
     return [
-        TeacherFacts(name, each.fingerprint, each.dim, each.grid, loss.teacher_weights.get(name, 1.0))
+        TeacherFacts(name, each.fingerprint, each.dim, each.grid, weights.get(name, 1.0))
         for name, each in zip(names, by_teacher, strict=True)
     ]
+
+
+def _require_enough(cfg: Stage1Config, teachers: Sequence[TeacherFacts]) -> None:
+    """ConfigError for options that do not go with the number of teachers that teach."""
+    names = ", ".join(each.name for each in teachers)
+    if not teachers:
+        raise ConfigError("'loss.teacher_weights' is 0 for every teacher", "nothing would be learned")
+    if len(teachers) == 1 and cfg.loss.teacher_drop:
+        raise ConfigError(f"--loss.teacher-drop is given, and {names} teaches alone", "leave it out")
+    if len(teachers) > 1 and not OBJECTIVES[cfg.objective].several:
+        raise ConfigError(
+            f"--objective {cfg.objective} learns from one teacher, and the caches are of {names}",
+            "give the others the weight 0 (--loss.teacher-weights NAME=0), or take another --objective",
+        )
 
 
 def _names(models: Sequence[str]) -> list[str]:
@@ -161,11 +169,11 @@ def _names(models: Sequence[str]) -> list[str]:
     return [f"{name}-{count}" if count > 1 else name for name, count in zip(models, counts, strict=True)]
 
 
-def _shares(cfg: Stage1Config, teachers: list[TeacherFacts]) -> dict[str, Any]:
+def _shares(cfg: Stage1Config, weighed: list[TeacherFacts]) -> dict[str, Any]:
     """What decides how much each of several teachers teaches, in JSON types."""
-    if len(teachers) == 1:
+    if len(weighed) == 1:
         return {}
-    weights = {each.name: float(each.weight) for each in teachers}
+    weights = {each.name: float(each.weight) for each in weighed}
     return {"teachers": weights, "teacher_drop": cfg.loss.teacher_drop}
 
 

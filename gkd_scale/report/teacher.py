@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -82,12 +80,16 @@ def taught_by(run: Run, weights: Path | None, device: str) -> TaughtBy | str | N
 
 
 def _load(phase: Phase, weights: Path | None, device: str) -> TaughtBy:
-    """The teacher of the first cache that is here, with its own head and conditioning."""
-    cache = next((Path(each) for each in phase.data() if is_cache(each)), None)
+    """The teacher of the first cache that is here and was learned from, with its head and conditioning."""
+    several = _fingerprints(phase.folder)
+    here = [Path(each) for each in phase.data() if is_cache(each)]
+    taught = (each for each in here if not several or digest(read_spec(each).teacher) in several)
+    cache = next(taught, None)
     if cache is None:
         raise RunError(f"the cache that {phase.folder} was trained from is not here", "keep caches in place")
     spec = read_spec(cache)
-    prefix = _prefix(phase, cache, spec.teacher)
+    number = several.index(digest(spec.teacher)) if several else 0
+    prefix = conditionings.prefixes(max(1, len(several)))[number]
     scaled = (phase.config.get("qsd") or {}).get("scale") == "sqrt"
     head = heads.feature_head(phase.folder, scaled=scaled, teacher=prefix)
     if head is None:
@@ -99,18 +101,10 @@ def _load(phase: Phase, weights: Path | None, device: str) -> TaughtBy:
     return TaughtBy(teacher, known or Conditioning(norm if norm == "layer" else "none"), head)
 
 
-def _prefix(phase: Phase, cache: Path, fingerprint: Mapping[str, Any]) -> str:
-    """What the run's files put before the names of the tensors of the teacher that made ``cache``.
-
-    RunError if the run had several teachers and that one is none of them.
-    """
-    path = phase.folder / backbone.CARD_FILE
-    several = (read_yaml(path) if path.is_file() else {}).get("teacher_fingerprint")
-    if several is None:
-        return ""
-    if digest(fingerprint) not in several:
-        raise RunError(f"{cache} is of another teacher than those of {phase.folder}", "keep caches in place")
-    return conditionings.prefixes(len(several))[several.index(digest(fingerprint))]
+def _fingerprints(folder: Path) -> list[str]:
+    """Digests of the teachers' fingerprints, of a run whose caches are of several; else none."""
+    path = folder / backbone.CARD_FILE
+    return list((read_yaml(path) if path.is_file() else {}).get("teacher_fingerprint") or [])
 
 
 def whole(image: UInt8Array, size: Size) -> Tensor:

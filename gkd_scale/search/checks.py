@@ -16,8 +16,9 @@ import torch
 
 from gkd_scale.cache.cluster import refuse_silent
 from gkd_scale.cache.config import MirrorConfig
+from gkd_scale.cache.joined import Joined, open_joined
 from gkd_scale.cache.location import is_url
-from gkd_scale.cache.reader import Caches, open_caches
+from gkd_scale.cache.reader import Caches
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
@@ -225,9 +226,9 @@ def _absolute(cache: str) -> str:
     return cache if is_url(cache) else str(Path(cache).expanduser().resolve())
 
 
-def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches:
+def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches | Joined:
     """The caches, which are all there and fit together; CacheError."""
-    return open_caches(caches, home=cfg.mirror.folder.expanduser(), limit=round(cfg.mirror.gb * 1e9))
+    return open_joined(caches, home=cfg.mirror.folder.expanduser(), limit=round(cfg.mirror.gb * 1e9))
 
 
 def _check_student(plan: SearchPlan) -> None:

@@ -26,6 +26,7 @@ from gkd_scale.types import Batch
 from .support import TinyTeacher, config, write_images
 
 Make = Callable[..., Path]
+ORDER: dict[str, Any] = {"global_batch": 6, "micro_batch": 3, "accumulation": 2}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def source(*paths: Path, **values: Any) -> CachedSource:
     caches = open_joined(paths)
     if isinstance(caches, Joined):
         caches.check(2)
-    return CachedSource(caches, **{"global_batch": 6, "micro_batch": 3, "accumulation": 2, **values})
+    return CachedSource(caches, **{**ORDER, **values})
 
 
 def alike(joined: Batch, alone: Batch, teacher: int) -> bool:
@@ -94,6 +95,12 @@ def test_pixels_come_from_the_cache_that_stores_them(one: Path, make: Make, tmp_
     for paths in ((one, blind), (blind, one)):
         for joined, alone in zip(source(*paths).batches(0, 4), source(one).batches(0, 4), strict=True):
             assert alike(joined, alone, paths.index(one))
+    caches = open_joined([one, blind])
+    for joined, alone in zip(
+        CachedSource(caches, silent=[0], **ORDER).batches(0, 4), source(one).batches(0, 4), strict=True
+    ):
+        assert torch.equal(joined.pixels, alone.pixels) and joined.sids == alone.sids
+        assert len(joined.teachers) == 1 and joined.teacher.cls.shape == (3, 8)
     again = make(12, codec="int8")
     for paths in ((blind, again), (blind, blind_of(6))):
         with pytest.raises(CacheError, match="holds no pixels"):

@@ -245,6 +245,20 @@ def test_the_next_phase_takes_the_heads_of_each_teacher_by_name(
         assert torch.equal(found["student.mask.token"], before["student.mask.token"])
 
 
+def test_a_teacher_of_weight_0_leaves_its_pixels(
+    runtime: Runtime, tiny_cache: Path, finer_cache: Path, tmp_path: Path
+) -> None:
+    """The run is that of the other teacher alone."""
+    silent = {NAMES[0]: 0.0}
+    both = config([tiny_cache, finer_cache], tmp_path / "both", steps=2, loss={"teacher_weights": silent})
+    train(runtime, both)
+    train(runtime, config([finer_cache], tmp_path / "one", steps=2, loss={}))
+    assert rows(tmp_path / "both") == rows(tmp_path / "one")
+    cards = [yaml.safe_load((tmp_path / name / "backbone.yaml").read_text()) for name in ("both", "one")]
+    assert [card["teacher"] for card in cards] == [NAMES[1]] * 2
+    assert len(cards[0].pop("teacher_fingerprint")) == 1 and cards[0] == cards[1]
+
+
 def test_heads_of_a_teacher_that_was_not_there_start_anew(run: Path) -> None:
     lines: list[str] = []
     student = load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=dict(TINY))
@@ -263,9 +277,11 @@ def test_mistakes_name_what_to_change(
     with pytest.raises(ConfigError, match="names 'vit_smal'") as near:
         train(runtime, config(both, tmp_path, loss={"teacher_weights": {"vit_smal": 1.0}}))
     assert near.value.hint == f"did you mean '{NAMES[1]}'?"
-    with pytest.raises(ConfigError, match="not above 0"):
-        config(both, tmp_path, loss={"teacher_weights": {NAMES[1]: 0.0}})
+    with pytest.raises(ConfigError, match="give 0 or more"):
+        config(both, tmp_path, loss={"teacher_weights": {NAMES[1]: -1.0}})
+    with pytest.raises(ConfigError, match="is 0 for every teacher"):
+        train(runtime, config(both, tmp_path, loss={"teacher_weights": dict.fromkeys(NAMES, 0.0)}))
     with pytest.raises(ConfigError, match="learns from one teacher"):
         train(runtime, config(both, tmp_path, objective="g2sd", loss={}))
-    with pytest.raises(ConfigError, match="all caches are of"):
+    with pytest.raises(ConfigError, match="teaches alone"):
         train(runtime, config([tiny_cache], tmp_path, loss={"teacher_drop": 0.5}))
