@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from gkd_scale.cache.spec import digest, read_spec
 from gkd_scale.cli import main
 from gkd_scale.distill import heads
 from gkd_scale.distill.qsd import QsdHead
+from gkd_scale.models import conditioning as conditionings
+from gkd_scale.models.conditioning import Affine, Conditioning
 from gkd_scale.segment.finished import load_segmenter
 from tests.segment.support import CLASSES, Blocks, write_folder, write_run
 
@@ -154,6 +158,34 @@ def test_the_teacher_stands_beside_the_student_in_one_basis(
     if form == "qsd":
         sums = maps.reshape(6, 6).sum(1) / 255 * np.array(peaks)
         np.testing.assert_allclose(sums, 1, atol=0.02)
+
+
+def test_of_several_teachers_one_is_shown_with_its_own_head(
+    tiny_cache: Path, finer_cache: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """The first cache is of another teacher by now, so the second one's is shown."""
+    digests = ["another", digest(read_spec(tiny_cache).teacher)]
+    phase = write_phase(tmp_path / "1b", {"cache": [str(finer_cache), str(tiny_cache)]})
+    (phase / "backbone.yaml").write_text(json.dumps({"teacher": ["a", "b"], "teacher_fingerprint": digests}))
+    run = write_phase(tmp_path / "head", {"backbone": str(phase)})
+    width = load_segmenter(write_run(run), "cpu").module.backbone.channels[0]
+    state = {
+        f"teachers.{number}.head_feature.{name}": value
+        for number, dim in enumerate((24, 48))
+        for name, value in QsdHead(width, dim, attend=False).state_dict().items()
+    }
+    heads.save(phase, state)
+    unlike = [
+        Conditioning("standard", *(Affine(torch.zeros(dim), torch.eye(dim)) for _ in range(2)))
+        for dim in (24, 48)
+    ]
+    conditionings.save(unlike, phase)
+    data, out = write_folder(tmp_path / "data", Blocks(1)), tmp_path / "page.html"
+    flags = ["--data", f"rain=folder:{data}", "--out", str(out)]
+    assert main(["report", str(run), *flags, "--teacher-weights", str(tiny_teacher)]) == 0
+    text = out.read_text()
+    assert "teacher vit_tiny_patch16_224" in Page(text).text()
+    assert 'data-rows="2" data-columns="3"' in text, "the grid of the second teacher"
 
 
 def test_a_teacher_that_cannot_be_had_is_said_and_the_page_is_made(
