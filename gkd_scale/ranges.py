@@ -77,6 +77,7 @@ SIZE = Range(ge=1, le=1_000_000, hint="give at least 1")
 """How many things are held at once."""
 NUMBER = Range(ge=0, hint="give 0 or more")
 SEED = Range(ge=0, hint="every seed is one run; there is no random one")
+MINUTES = Range(gt=0, le=60 * 24 * 30, hint="for example 30")
 RANKS = Range(ge=1, le=100_000, hint="the number of ranks: GPUs over all nodes")
 THREADS = Range(ge=0, le=1024, hint="threads; 0 works without any")
 EPOCHS = Range(gt=0, le=1e6, hint="passes over the images, more than 0")

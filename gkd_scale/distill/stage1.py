@@ -108,6 +108,7 @@ def _train(
         keep_every=cfg.run.keep_every,
         why_wait=teacher.why_wait,
         log=cfg.run.loggers(),
+        timeout_minutes=cfg.run.timeout_minutes,
     )
     if cfg.run.dry_run:
         reading = dry_run.Reading(teacher.images, teacher.source.bytes_of)

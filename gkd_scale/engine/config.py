@@ -31,6 +31,12 @@ class RunConfig:
     workers: int = option(2, "threads that read and decode, a rank", within=ranges.THREADS, volatile=True)
     log: list[str] = option(list(loggers.DEFAULT), loggers.HELP, choices=loggers.CHOICES, volatile=True)
     seed: int = option(0, "decides everything that is drawn at random", within=ranges.SEED)
+    timeout_minutes: float = option(
+        30.0,
+        "minutes that ranks wait for a late one in a step; then all end, and the late one is named",
+        within=ranges.MINUTES,
+        volatile=True,
+    )
     dry_run: bool = option(
         False, "check everything, measure a few steps, say what the run needs; write nothing", volatile=True
     )

@@ -24,6 +24,8 @@ LOST = re.compile(
     "|NCCL communicator was aborted|ncclRemoteError"
 )
 """In the message of a collective that failed because the process of another rank has ended."""
+LATE = re.compile("Timed out waiting|[Tt]imeout after waiting|Watchdog caught collective operation timeout")
+"""In the message of a collective that another rank did not join in time."""
 
 
 def main(
@@ -82,6 +84,12 @@ def _status(error: BaseException, rank: int) -> int | None:
         return 130
     if isinstance(error, RuntimeError) and LOST.search(str(error)):
         console.err.print(f"[bold red]error:[/] rank {rank} lost the others: one of them ended")
+        return 1
+    if isinstance(error, RuntimeError) and LATE.search(str(error)):
+        console.err.print(
+            f"[bold red]error:[/] rank {rank} waited in vain for the others: one of them is late or hangs "
+            "(--timeout-minutes)"
+        )
         return 1
     return None
 

@@ -36,6 +36,7 @@ from gkd_scale.engine.metrics import Row, Step, Window, steps_of_window
 from gkd_scale.engine.run import CHECKPOINTS
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
+from gkd_scale.engine.watchdog import COMPUTING, READING, Watchdog
 from gkd_scale.errors import GkdError
 from gkd_scale.randomness import seed_of
 
@@ -87,7 +88,7 @@ class TrainingPlan:
     ``batches(start, stop)`` yields this rank's micro batches of steps [start, stop), ``accumulation`` a
     step. The loop writes a checkpoint every ``save_every`` steps and after the last; it keeps the newest
     ``keep`` and those of every ``keep_every``-th step. ``why_wait`` returns why batches may be late. ``log``
-    names the loggers of every job.
+    names the loggers of every job. The run ends if a rank keeps the others waiting for ``timeout_minutes``.
     """
 
     batches: Callable[[int, int], Iterator[Any]]
@@ -98,6 +99,7 @@ class TrainingPlan:
     keep_every: int | None = None
     why_wait: Callable[[], str] = lambda: "the loader is slower than the model"
     log: Sequence[str] = loggers.DEFAULT
+    timeout_minutes: float = 30.0
 
 
 class Training:
@@ -181,7 +183,12 @@ def fit(
     trainings = [Training(job, runtime, deepspeed) for job in jobs]
     start = _resume(trainings, runtime)
     runs = [Tracked(job.title, job.out, job.config, job.tags) for job in jobs]
-    with RunLog(runs, start, plan.steps, runtime.main, plan.log) as log, stop.requests() as stop_requested:
+    watchdog = Watchdog(runtime, plan.timeout_minutes, jobs[0].out)
+    with (
+        RunLog(runs, start, plan.steps, runtime.main, plan.log) as log,
+        stop.requests() as stop_requested,
+        watchdog,
+    ):
         if start:
             log.note(f"going on from step {start} of {plan.steps}")
         batches = feed(plan.batches(start, plan.steps), runtime.device)
@@ -190,7 +197,7 @@ def fit(
         every = steps_of_window(runtime.device)
         for step in range(start, plan.steps):
             window.begin_step()
-            waited = _step(trainings, batches, plan.seed, runtime, deepspeed, step)
+            waited = _step(trainings, batches, plan.seed, runtime, deepspeed, step, watchdog)
             done = step + 1
             last, saves = done == plan.steps, done % plan.save_every == 0
             window.end_step([training.end(done) for training in trainings], waited)
@@ -198,6 +205,7 @@ def fit(
             if not (last or saves or hooked or done % every == 0):
                 continue
             rows, stopping = window.fetch(stop_requested())
+            watchdog.rest()
             _record(rows, done, trainings, log, last=last)
             for _ in rows:
                 if remark := monitor.step(*window.pace):
@@ -250,15 +258,18 @@ def _step(
     runtime: Runtime,
     deepspeed: DeepSpeedPlan,
     step: int,
+    watchdog: Watchdog,
 ) -> float:
     """One optimizer step of every training on the same batches. Returns the seconds of waiting for data."""
     waited = 0.0
     for training in trainings:
         training.begin(step)
     for micro in range(deepspeed.accumulation):
+        watchdog.at(step + 1, READING)
         began = time.perf_counter()
         batch = _next(batches, runtime.rank)
         waited += time.perf_counter() - began
+        watchdog.at(step + 1, COMPUTING)
         micro_seed = seed_of("step", seed, step, micro, runtime.rank)
         unknown_norm = deepspeed.stage == 0 and micro == deepspeed.accumulation - 1
         for training in trainings:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 JOIN = datetime.timedelta(minutes=10)
 """How long ranks that have all joined may take to connect to each other."""
 WAIT = datetime.timedelta(hours=12)
-"""How long a rank waits for the others in training: rank 0 may be building a cache."""
+"""How long a rank waits for the others before and after training: rank 0 may be building a cache."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,14 @@ def _join(at: worlds.Place, store: Store, device: torch.device) -> None:
         device_id=device if cuda and at.world > 1 else None,
     )
     store.set_timeout(WAIT)
+    set_timeouts(WAIT)
+
+
+def set_timeouts(wait: datetime.timedelta) -> None:
+    """Let collectives of all process groups, DeepSpeed's too, wait that long for the other ranks."""
     set_timeout: Any = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
-    set_timeout(WAIT)
+    for group in list(dist.distributed_c10d._world.pg_map):
+        set_timeout(wait, group)
 
 
 def _tell_deepspeed(device: torch.device) -> None:

@@ -231,7 +231,7 @@ def _roll_call(
     while missing := [rank for rank in missing if not _has_joined(at, store, rank, names[rank])]:
         waited = time.monotonic() - began
         first = next(rank for rank in range(at.world) if rank not in missing)
-        text = f"{_ranks(missing)} of {at.world} {'is' if len(missing) == 1 else 'are'} missing"
+        text = f"{in_words(missing)} of {at.world} {'is' if len(missing) == 1 else 'are'} missing"
         if waited > REMARK_AFTER and not remarked and at.rank == first:
             remarked = True
             say(f"waiting: after {waited:.0f} s {text} at {at.host}:{at.port}")
@@ -258,7 +258,8 @@ def _has_joined(at: Place, store: Store, rank: int, name: str) -> bool:
     return True
 
 
-def _ranks(ranks: list[int]) -> str:
+def in_words(ranks: list[int]) -> str:
+    """``rank 3``, or ``ranks 3, 4 and 9``; of many the first ones and their number."""
     shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
 

@@ -186,6 +186,7 @@ def _training_plan(
         keep_every=config.run.keep_every,
         why_wait=lambda: "reading and augmenting images; give --workers more, where cores are idle",
         log=config.run.loggers(),
+        timeout_minutes=config.run.timeout_minutes,
     )
 
 

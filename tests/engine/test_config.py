@@ -16,7 +16,7 @@ from gkd_scale.segment.config import Stage2Config
 
 RUN = {
     *("ds_config", "out", "steps", "global_batch", "save_every", "keep", "keep_every", "workers", "log"),
-    *("dry_run", "world"),
+    *("dry_run", "world", "timeout_minutes"),
 }
 STAGE1 = {"epochs", "grad_checkpointing", "mirror", "mirror_gb", "on_corrupt", "ledger"}
 
