@@ -131,7 +131,8 @@ _NVME = (
     "pipeline_write",
     "fast_init",
 )
-_ZERO3 = ("zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients")
+_QUANTISED = ("zero_quantized_weights", "zero_quantized_gradients")
+_ZERO3 = ("zero_hpz_partition_size", *_QUANTISED)
 _ZERO_DECIDES = ("stage", "device", "enabled")
 """Keys that decide how a run trains: "auto" is not filled with a default."""
 
@@ -502,8 +503,9 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
                 f"{path}: 'zero_force_ds_cpu_optimizer' is true, but the optimizer here is PyTorch's AdamW",
                 "remove it",
             )
-    if zero.get("zero_quantized_weights") and device.type == "cpu":
-        raise ConfigError(f"{path}: '{_ZERO}.zero_quantized_weights' needs a GPU", "remove it")
+    for key in _QUANTISED:
+        if zero.get(key) and device.type == "cpu":
+            raise ConfigError(f"{path}: '{_ZERO}.{key}' needs a GPU", "remove it")
     idle = [key for key in zero if (key.startswith("stage3_") or key in _ZERO3) and stage < 3]
     if stage == 0:
         idle = [key for key in zero if key != "stage"]

@@ -89,6 +89,7 @@ def test_what_is_auto_is_filled_and_said(tmp_path: Path) -> None:
         ({"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "ratio"),
         ({"stage": 3, "offload_optimizer": {"device": "disk"}}, "'disk'"),
         ({"stage": 3, "zero_quantized_weights": True}, "GPU"),
+        ({"stage": 3, "zero_quantized_gradients": True}, "GPU"),
     ],
 )
 def test_zero_is_checked_key_by_key(tmp_path: Path, zero: Any, said: str) -> None:
