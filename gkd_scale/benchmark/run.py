@@ -15,8 +15,8 @@ from rich.table import Table
 
 from gkd_scale import console, files
 from gkd_scale.benchmark import table
+from gkd_scale.benchmark.cells import Commands, Work, cells, evaluation, steps_of
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe, read_recipe
-from gkd_scale.benchmark.plan import Plan, Work, cells, evaluation, steps_of
 from gkd_scale.errors import ConfigError, GkdError, RunError
 from gkd_scale.subprocesses import Step, run_step
 
@@ -38,15 +38,15 @@ def benchmark(cfg: BenchmarkConfig) -> None:
             raise ConfigError(
                 f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
             )
-    plan = Plan(cfg, recipe, out)
-    works = plan.works(cells(recipe, cfg.only))
+    commands = Commands(cfg, recipe, out)
+    works = commands.works(cells(recipe, cfg.only))
     console.out.print(budget(recipe))
     if cfg.dry_run:
         for work in works:
             console.paste("", *work.step.command)
         return
     out.mkdir(parents=True, exist_ok=True)
-    with files.shared(out / files.LOCK, _digest(plan.works(cells(recipe, []))), partial(_same, out)):
+    with files.shared(out / files.LOCK, _digest(commands.works(cells(recipe, []))), partial(_same, out)):
         run(works, out)
         report(recipe, out)
     step = page(recipe, out)

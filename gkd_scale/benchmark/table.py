@@ -16,8 +16,8 @@ import yaml
 from rich.table import Table
 
 from gkd_scale import files
+from gkd_scale.benchmark.cells import evaluation
 from gkd_scale.benchmark.config import Recipe, title
-from gkd_scale.benchmark.plan import evaluation
 from gkd_scale.errors import ConfigError, nearest
 
 PUBLISHED = Path(__file__).with_name("published.yaml")

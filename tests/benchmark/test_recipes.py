@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkd_scale import config
+from gkd_scale.benchmark.cells import FROZEN_PASSES, Commands, Work, cells, steps_of
 from gkd_scale.benchmark.config import GKD, BenchmarkConfig, Budget, Recipe, methods, read_recipe
-from gkd_scale.benchmark.plan import FROZEN_PASSES, Plan, Work, cells, steps_of
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.errors import ConfigError
@@ -33,7 +33,7 @@ def recipe(name: str = "embedded") -> Recipe:
 
 
 def plan(of: Recipe, *only: str) -> list[Work]:
-    return Plan(BenchmarkConfig(Path("x.yaml")), of, Path("out")).works(cells(of, only))
+    return Commands(BenchmarkConfig(Path("x.yaml")), of, Path("out")).works(cells(of, only))
 
 
 def test_each_of_the_papers_benchmarks_has_a_recipe() -> None:

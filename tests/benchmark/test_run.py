@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from gkd_scale.benchmark.cells import Work
 from gkd_scale.benchmark.config import BenchmarkConfig, read_recipe
-from gkd_scale.benchmark.plan import Work
 from gkd_scale.benchmark.run import benchmark, page, run
 from gkd_scale.benchmark.table import Score, markdown, seconds
 from gkd_scale.errors import ConfigError, GkdError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gkd_scale.benchmark import table
-from gkd_scale.benchmark.plan import evaluation
+from gkd_scale.benchmark.cells import evaluation
 from gkd_scale.benchmark.table import AVERAGE, PUBLISHED, as_json, collect, markdown, read_published
 from gkd_scale.errors import ConfigError
 

@@ -87,7 +87,7 @@ def evaluation(out: Path, method: str, seed: int) -> Path:
     return out / method / f"seed{seed}" / "head" / "evaluation.json"
 
 
-class Plan:
+class Commands:
     """The commands of a recipe, in order, each once."""
 
     def __init__(self, cfg: BenchmarkConfig, recipe: Recipe, out: Path) -> None:
