@@ -6,8 +6,8 @@ One cache holds tokens of 768 channels and the pixels; of two others, one holds 
 the other 384 channels over the same pixels (``--images cache:CACHE``). Tokens are random; caches are written
 and read as always. A small student learns by stage 1's default losses and conditioning from either, one
 loader thread, one torch thread. Beside it batches/s with no student, where nothing hides the reading. Every
-figure is the least time of ``--turns`` turns, since other work on a machine only ever adds time. Prints one
-row of Markdown.
+figure is the least time of ``--turns`` turns, since other work on a machine only ever adds time; beside the
+ratio of times is that of the processor's seconds, which other work hardly changes. Prints a table of one row.
 """
 
 from __future__ import annotations
@@ -114,16 +114,25 @@ class Side:
             pass
 
 
-def least(turns: int, one: Callable[[], None], two: Callable[[], None]) -> tuple[float, float]:
-    """Least seconds of each of two works, in turns after one that does not count."""
-    found = [float("inf")] * 2
+def compared(turns: int, steps: int, one: Callable[[int], None], two: Callable[[int], None]) -> list[str]:
+    """Least seconds of two works of ``steps`` steps, in turns after one that does not count.
+
+    Steps a second of each, and the second's over the first's, by time and by the processor's seconds.
+    """
+    wall, cpu = np.full((2, turns + 1), np.inf), np.full((2, turns + 1), np.inf)
     for turn in range(turns + 1):
         for place, work in enumerate((one, two)):
-            began = time.perf_counter()
-            work()
+            began = time.perf_counter(), time.process_time()
+            work(steps)
             if turn:
-                found[place] = min(found[place], time.perf_counter() - began)
-    return found[0], found[1]
+                wall[place, turn] = time.perf_counter() - began[0]
+                cpu[place, turn] = time.process_time() - began[1]
+    (first, second), (mine, theirs) = wall.min(1), cpu.min(1)
+    return [
+        f"{steps / first:.2f}",
+        f"{steps / second:.2f}",
+        f"{first / second:.2f} ({mine / theirs:.2f})",
+    ]
 
 
 def main() -> None:
@@ -144,15 +153,13 @@ def main() -> None:
         half = write_cache(images, scratch / "half", RandomTeacher(384, 1), args.codec)
         rest = write_cache(f"cache:{half}", scratch / "rest", RandomTeacher(384, 2), args.codec)
         one, two = Side([whole], scratch, runtime), Side([half, rest], scratch, runtime)
-        steps = args.steps
-        learned = least(args.turns, lambda: one.learn(steps), lambda: two.learn(steps))
-        read = least(args.turns, lambda: one.read(steps), lambda: two.read(steps))
-    ratios = [f"{seconds[0] / seconds[1]:.2f}" for seconds in (learned, read)]
-    speeds = [f"{steps / seconds:.2f}" for seconds in (*learned, *read)]
-    print("| codec | bytes | steps/s of one | of two | ratio | batches/s of one | of two | ratio |")
+        learned = compared(args.turns, args.steps, one.learn, two.learn)
+        read = compared(args.turns, args.steps, one.read, two.read)
+    print(
+        "| codec | bytes | steps/s of one | of two | ratio (CPU) | batches/s of one | of two | ratio (CPU) |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    cells = [args.codec, f"{two.bytes / one.bytes:.3f}", *speeds[:2], ratios[0], *speeds[2:], ratios[1]]
-    print(f"| {' | '.join(cells)} |")
+    print(f"| {' | '.join([args.codec, f'{two.bytes / one.bytes:.3f}', *learned, *read])} |")
     runtime.stop()
 
 

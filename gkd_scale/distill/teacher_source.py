@@ -93,9 +93,12 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
     by_teacher = caches.teachers if isinstance(caches, Joined) else (caches,)
     every = [cache for group in by_teacher for cache in group.caches]
     _require_named(cfg, by_teacher)
-    weighed = _weighed(cfg, by_teacher)
-    teachers = [each for each in weighed if each.weight]
-    _require_enough(cfg, teachers)
+    names = _names([str(each.fingerprint["model"]) for each in by_teacher])
+    weighed = [
+        TeacherFacts(name, each.fingerprint, each.dim, each.grid, _weight(cfg, name))
+        for name, each in zip(names, by_teacher, strict=True)
+    ]
+    teachers = _teaching(cfg, weighed)
     if isinstance(caches, Joined):
         runtime.on_main(partial(caches.check, max(1, cfg.run.workers)))
     source = CachedSource(
@@ -133,24 +136,20 @@ def _require_named(cfg: Stage1Config, by_teacher: Sequence[Caches]) -> None:
             )
 
 
-def _weighed(cfg: Stage1Config, by_teacher: Sequence[Caches]) -> list[TeacherFacts]:
-    """The teachers with their weights; ConfigError for the weight of a name that none of them has."""
-    names = _names([str(caches.fingerprint["model"]) for caches in by_teacher])
-    weights = cfg.loss.teacher_weights
-    for name in weights:
-        if name not in names:
+def _weight(cfg: Stage1Config, name: str) -> float:
+    return float(cfg.loss.teacher_weights.get(name, 1.0))
+
+
+def _teaching(cfg: Stage1Config, weighed: Sequence[TeacherFacts]) -> list[TeacherFacts]:
+    """Those with a weight; ConfigError for options that do not go with the teachers' names or number."""
+    known = [each.name for each in weighed]
+    for name in cfg.loss.teacher_weights:
+        if name not in known:
             raise ConfigError(
-                f"'loss.teacher_weights' names '{name}', and the caches are of {', '.join(names)}",
-                nearest(name, names) or "give one of these names",
+                f"'loss.teacher_weights' names '{name}', and the teachers are {', '.join(known)}",
+                nearest(name, known) or "give one of these names",
             )
-    return [
-        TeacherFacts(name, each.fingerprint, each.dim, each.grid, weights.get(name, 1.0))
-        for name, each in zip(names, by_teacher, strict=True)
-    ]
-
-
-def _require_enough(cfg: Stage1Config, teachers: Sequence[TeacherFacts]) -> None:
-    """ConfigError for options that do not go with the number of teachers that teach."""
+    teachers = [each for each in weighed if each.weight]
     names = ", ".join(each.name for each in teachers)
     if not teachers:
         raise ConfigError("'loss.teacher_weights' is 0 for every teacher", "nothing would be learned")
@@ -161,6 +160,7 @@ def _require_enough(cfg: Stage1Config, teachers: Sequence[TeacherFacts]) -> None
             f"--objective {cfg.objective} learns from one teacher, and the caches are of {names}",
             "give the others the weight 0 (--loss.teacher-weights NAME=0), or take another --objective",
         )
+    return teachers
 
 
 def _names(models: Sequence[str]) -> list[str]:
@@ -173,7 +173,7 @@ def _shares(cfg: Stage1Config, weighed: list[TeacherFacts]) -> dict[str, Any]:
     """What decides how much each of several teachers teaches, in JSON types."""
     if len(weighed) == 1:
         return {}
-    weights = {each.name: float(each.weight) for each in weighed}
+    weights = {each.name: each.weight for each in weighed}
     return {"teachers": weights, "teacher_drop": cfg.loss.teacher_drop}
 
 
@@ -209,11 +209,13 @@ def _live(
         **share,
     )
     fingerprint = teacher.fingerprint()
+    name = str(fingerprint["model"])
+    facts = TeacherFacts(name, fingerprint, teacher.dim, teacher.grid, _weight(cfg, name))
     views = f"{cfg.source.views} views" if cfg.source.views else "new views each epoch"
     return TeacherSource(
         source,
         source.num_samples,
-        [TeacherFacts(str(fingerprint["model"]), fingerprint, teacher.dim, teacher.grid)],
+        _teaching(cfg, [facts]),
         {
             "images": source.images_hash(),
             "shards_format": FORMAT,

@@ -223,6 +223,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_several_students_learn_from_several_teachers_as_each_alone(
+    runtime: Runtime, run: Path, tiny_cache: Path, finer_cache: Path, tmp_path: Path
+) -> None:
+    small = {"name": "vit_tiny_patch16_224", "folder": "small", "args": {**TINY, "depth": 1}}
+    students = ["vit_tiny_patch16_224", small]
+    train(runtime, config([tiny_cache, finer_cache], tmp_path, student=students))
+    assert rows(tmp_path / "vit_tiny_patch16_224") == rows(run)
+    assert len(rows(tmp_path / "small")) == 4
+
+
 def test_the_next_phase_takes_the_heads_of_each_teacher_by_name(
     runtime: Runtime, run: Path, tiny_cache: Path, finer_cache: Path, tmp_path: Path, capsys: Any
 ) -> None:
