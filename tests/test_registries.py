@@ -31,6 +31,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "distill/certify.py": "a codec is judged by this objective's loss",
         "distill/config.py": "the form of that name, and a section",
         "distill/stage1.py": "the section of that name",
+        "distill/teacher_heads.py": "the form of that name",
         "report/teacher.py": "the section of that name",
     },
     "g2sd": {
