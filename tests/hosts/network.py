@@ -106,7 +106,7 @@ class Host:
         return self.run(["pkill", f"-{name}", "-f", pattern], Path("/"), 30).code == 0
 
     def off(self) -> None:
-        """Power off: all processes end at once, and nothing is sent."""
+        """End the host with all its processes."""
         self.holder.kill()
         self.holder.wait()
 

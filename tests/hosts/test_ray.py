@@ -15,7 +15,7 @@ from .network import Host
 
 pytestmark = [pytest.mark.hosts, pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1800)]
 PORT = 6379
-NODE = ["--num-cpus", 1, "--object-store-memory", 80_000_000, "--include-dashboard", "false"]
+NODE = ["--num-cpus", 1, "--object-store-memory", 80_000_000]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_USAGE_STATS_ENABLED": 0}
 
 BOTH = """
@@ -35,7 +35,7 @@ build(config(Path(images), Path(out), ray=address), TinyTeacher(), load=load, qu
 def start_ray(hosts: tuple[Host, Host], cwd: Path) -> str:
     """A head on the first host, which the second joins; its address."""
     address = f"{hosts[0].name}:{PORT}"
-    roles = (["--head", "--port", PORT], ["--address", address])
+    roles = (["--head", "--port", PORT, "--include-dashboard", "false"], ["--address", address])
     for host, role in zip(hosts, roles, strict=True):
         command = [BIN / "ray", "start", *role, "--node-ip-address", host.address, *NODE]
         done = host.run(command, cwd, **TOKEN)
