@@ -77,12 +77,25 @@ class Watchdog:
         while not self._over.wait(self._grace / 10):
             now = self._now
             if now is not None and time.monotonic() - now[2] > self._minutes * 60:
-                with suppress(RuntimeError):  # of the store: rank 0 has ended
-                    self._tell(*now[:2])
+                self._say(*now[:2])
                 _dump(self._out / RECORDER / f"rank_{self._runtime.rank}")
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(GkdError.exit_code)
+
+    def _say(self, step: int, doing: str) -> None:
+        """Tell the others where this rank is. If rank 0, which serves the store, does not answer, say so."""
+        told = threading.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # of the store
+                self._tell(step, doing)
+                told.set()
+
+        threading.Thread(target=tell, daemon=True).start()  # the store may hold it for hours
+        if not told.wait(3 * self._grace):
+            what = f"rank 0 does not answer; rank {self._runtime.rank} is {doing} in step {step}"
+            console.report(_no_step(self._minutes, what))
 
     def _tell(self, step: int, doing: str) -> None:
         """Say where this rank is; wait for what the others say, and print it if this rank was the first."""
@@ -113,8 +126,12 @@ def _error(places: dict[int, tuple[int, str]], world: int, minutes: float) -> Gk
     else:
         who = f"{in_words(late)} {'are' if len(late) > 1 else 'is'} late"
         what = f"{who}, {first[1]} for step {first[0]}; the others are"
+    return _no_step(minutes, f"{what} {last[1]} in step {last[0]}")
+
+
+def _no_step(minutes: float, what: str) -> GkdError:
     return GkdError(
-        f"no step for {minutes:g} minutes: {what} {last[1]} in step {last[0]}",
+        f"no step for {minutes:g} minutes: {what}",
         "look at that machine, its disk and the network; the same command goes on from the last checkpoint "
         f"(OUT/{RECORDER} has the last collectives; --timeout-minutes N waits longer)",
     )

@@ -33,7 +33,7 @@ def run(cfg, runtime, bundled):
     with Watchdog(runtime, 0.1, Path("run")) as watchdog:
         for step in (1, 2, 3):
             watchdog.at(step, READING)
-            if runtime.rank == 1 and step == 3:
+            if runtime.rank == WHO and step == 3:
                 LATE
             watchdog.at(step, COMPUTING)
             runtime.sum(torch.ones(4))
@@ -42,19 +42,21 @@ def run(cfg, runtime, bundled):
 
 leave(main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examples=""))
 """
+STOP = "signal.raise_signal(signal.SIGSTOP)"
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("late", "said"),
+    ("who", "late", "said"),
     [
-        ("time.sleep(300)", "rank 1 is late, reading data for step 3; the others are computing in step 3"),
-        ("signal.raise_signal(signal.SIGSTOP)", "rank 1 does not answer; the others are computing in step 3"),
+        (1, "time.sleep(300)", "rank 1 is late, reading data for step 3; the others are computing in step 3"),
+        (1, STOP, "rank 1 does not answer; the others are computing in step 3"),
+        (0, STOP, "rank 0 does not answer; rank 1 is computing in step 3"),
     ],
 )
-def test_a_late_rank_is_named_with_its_step(late: str, said: str, tmp_path: Path) -> None:
+def test_a_late_rank_is_named_with_its_step(who: int, late: str, said: str, tmp_path: Path) -> None:
     """What takes longer than the limit between steps ends nothing."""
-    (tmp_path / "script.py").write_text(SCRIPT.replace("LATE", late))
+    (tmp_path / "script.py").write_text(SCRIPT.replace("WHO", str(who)).replace("LATE", late))
     port = free_port()
     logs = [tmp_path / f"{rank}.log" for rank in (0, 1)]
     ranks = []
@@ -65,8 +67,8 @@ def test_a_late_rank_is_named_with_its_step(late: str, said: str, tmp_path: Path
             env = environment() | place
             ranks.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=file, stderr=file))
     try:
-        assert ranks[0].wait(timeout=300) == 1
-        assert "SIGSTOP" in late or ranks[1].wait(timeout=60) == 1
+        assert ranks[1 - who].wait(timeout=300) == 1
+        assert late == STOP or ranks[who].wait(timeout=60) == 1
     finally:
         for process in ranks:
             process.kill()
@@ -74,7 +76,7 @@ def test_a_late_rank_is_named_with_its_step(late: str, said: str, tmp_path: Path
     text = " ".join("".join(log.read_text() for log in logs).split())
     assert f"error: no step for 0.1 minutes: {said}" in text
     assert text.count("no step for") == 1 and "Traceback" not in text
-    assert pickle.loads((tmp_path / "run/flight-recorder/rank_0").read_bytes())["entries"]
+    assert pickle.loads((tmp_path / "run/flight-recorder" / f"rank_{1 - who}").read_bytes())["entries"]
 
 
 def test_the_loop_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,11 @@ class Host:
         """Send a signal to the host's processes whose command line matches; whether there are any."""
         return self.run(["pkill", f"-{name}", "-f", pattern], Path("/"), 30).code == 0
 
+    def unplug(self) -> None:
+        """Take the cable out: connections stay open, and nothing comes any more."""
+        done = self.run(["ip", "link", "set", "eth0", "down"], Path("/"), 30)
+        assert done.code == 0, done.text
+
     def off(self) -> None:
         """End the host with all its processes."""
         self.holder.kill()

@@ -69,6 +69,20 @@ def test_the_variables_of_slurm(
     assert_same(out, undisturbed)
 
 
+def test_hosts_without_a_cable_end(hosts: tuple[Host, Host], tiny_cache: Path, tmp_path: Path) -> None:
+    """Both: the one that has rank 0, where the ranks hear of each other, and the one that has not."""
+    out, minutes = tmp_path / "run", 0.5
+    more = ["--steps", 100_000, "--save-every", 100_000, "--timeout-minutes", minutes]
+    tasks = srun(hosts, [sys.executable, SCRIPT, *flags(tiny_cache, out), *more], tmp_path)
+    wait_for_steps(out, SAVE_EVERY, tasks[0])
+    hosts[0].unplug()
+    said = [" ".join(task.communicate(timeout=60 * minutes + 120)[0].split()) for task in tasks]
+    assert [task.returncode for task in tasks] == [1, 1], said
+    for rank, text in enumerate(said):
+        assert f"error: no step for {minutes} minutes: rank {1 - rank} does not answer" in text
+        assert "Traceback" not in text
+
+
 def test_deepspeed_over_ssh_ends_if_a_rank_is_killed_and_goes_on(
     hosts: tuple[Host, Host], tiny_cache: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
