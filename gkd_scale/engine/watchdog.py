@@ -2,9 +2,9 @@
 
 A thread of each rank knows in which micro batch its rank is, and since when. After the limit it says so in
 the store by which the ranks have found each other. They began together, so all say it at about the same time.
-One of them prints who is late, all write PyTorch's flight recorder, and all end with status 1. Waiting in a
-collective blocks the main thread, and NCCL ends the process by a signal: so it is a thread that prints and
-ends it. Until then nothing is sent.
+One of them prints who is late, or each does if rank 0, which serves the store, does not answer. All write
+PyTorch's flight recorder, and all end with status 1. Waiting in a collective blocks the main thread, and NCCL
+ends the process by a signal: so it is a thread that prints and ends it. Until then nothing is sent.
 """
 
 from __future__ import annotations
