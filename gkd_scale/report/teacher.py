@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,13 +82,31 @@ def taught_by(run: Run, weights: Path | None, device: str) -> TaughtBy | str | N
 
 
 def _load(phase: Phase, weights: Path | None, device: str) -> TaughtBy:
-    """The teacher of the first cache that is here and was learned from, with its head and conditioning."""
+    """The first teacher whose cache is here and whose weights can be had, with its head and conditioning."""
     several = _fingerprints(phase.folder)
     here = [Path(each) for each in phase.data() if is_cache(each)]
-    taught = (each for each in here if not several or digest(read_spec(each).teacher) in several)
-    cache = next(taught, None)
-    if cache is None:
+    taught = [each for each in here if not several or digest(read_spec(each).teacher) in several]
+    if not taught:
         raise RunError(f"the cache that {phase.folder} was trained from is not here", "keep caches in place")
+    failures = []
+    for cache in taught:
+        found = _attempt(partial(_of_cache, phase, cache, several, weights, device))
+        if isinstance(found, TaughtBy):
+            return found
+        failures.append(found)
+    raise failures[0]
+
+
+def _attempt(load: Callable[[], TaughtBy]) -> TaughtBy | GkdError | OSError:
+    """What ``load`` returns, or why it failed."""
+    try:
+        return load()
+    except (GkdError, OSError) as error:
+        return error
+
+
+def _of_cache(phase: Phase, cache: Path, several: list[str], weights: Path | None, device: str) -> TaughtBy:
+    """The teacher of ``cache``; ``several`` are the digests of all teachers of the run, if it had several."""
     spec = read_spec(cache)
     number = several.index(digest(spec.teacher)) if several else 0
     prefix = conditionings.prefixes(max(1, len(several)))[number]
