@@ -22,7 +22,7 @@ test-slow: $(READY)
 # Two hosts of network namespaces, with sshd in each, under every launcher: as root, on Linux, with the
 # packages iproute2, openssh-server, pdsh and procps.
 test-hosts: $(READY)
-	$(PYTEST) -m hosts
+	$(PYTEST) -m hosts tests/hosts
 
 # The site, in build/docs. A warning is an error, as in the tests.
 docs: $(READY)

@@ -31,8 +31,8 @@ def offer(store: Store, host: str) -> None:
 def choose(store: Store) -> str | None:
     """After all have joined: the interface that gloo has to be told; None if its own choice is right.
 
-    It is right if the user has chosen, if this machine's name means an address of a network, or if no rank
-    is on another machine.
+    It is right if the user has chosen, if this machine's name means an address of a network, or if all
+    ranks reach rank 0 without one.
     """
     if VARIABLE in os.environ or _name_is_reachable() or not store.check([_ADDRESS]):
         return None

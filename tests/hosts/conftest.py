@@ -16,11 +16,16 @@ from .network import SECONDS, Host, missing, two_hosts
 from .stage1 import SCRIPT, flags
 
 
+@pytest.fixture(scope="session", autouse=True)
+def possible() -> None:
+    """Before anything is built for them."""
+    if reason := missing():
+        pytest.skip(reason)
+
+
 @pytest.fixture
 def hosts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
     """Two hosts for one test; a parameter is what each takes its own name for."""
-    if reason := missing():
-        pytest.skip(reason)
     with two_hosts(tmp_path / "etc", getattr(request, "param", None)) as both:
         yield both
 
@@ -29,20 +34,21 @@ def hosts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Host
 def undisturbed(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of two ranks on this machine."""
     out, port = tmp_path_factory.mktemp("undisturbed") / "run", free_port()
+    command = [str(part) for part in (sys.executable, SCRIPT, *flags(tiny_cache, out))]
     ranks = [
-        start([sys.executable, SCRIPT, *flags(tiny_cache, out)], Place(rank, 2, rank, "127.0.0.1", port))
+        subprocess.Popen(
+            command,
+            env=environment() | Place(rank, 2, rank, "127.0.0.1", port).variables(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for rank in (0, 1)
     ]
-    said = [rank.communicate(timeout=SECONDS)[0] for rank in ranks]
+    try:
+        said = [rank.communicate(timeout=SECONDS)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], said
     return out
-
-
-def start(command: list[object], place: Place) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(part) for part in command],
-        env=environment() | place.variables(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
