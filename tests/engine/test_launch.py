@@ -77,7 +77,7 @@ def test_only_a_rank_that_is_done_leaves_the_group(
 ) -> None:
     """After an error the others may sit in a collective, and to leave the group would wait for them."""
     left: list[Runtime] = []
-    monkeypatch.setattr(Runtime, "start", lambda: Runtime(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(Runtime, "start", lambda *_: Runtime(0, 1, torch.device("cpu")))
     monkeypatch.setattr(Runtime, "stop", lambda self: left.append(self))
     for name in ("_quiet", "keep_freed"):  # this process goes on with other tests
         monkeypatch.setattr(launch, name, lambda: None)
