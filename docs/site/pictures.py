@@ -106,7 +106,7 @@ def main() -> None:
         page = photograph(args.tutorial / "report.html", args.chromium, (1100, 1500))
         save(page, "tutorial-report.webp", 900, 70)
     if args.demo:
-        page = photograph(args.demo / "report.html", args.chromium, (1240, 1700), shorten=True)
+        page = photograph(args.demo / "report.html", args.chromium, (1240, 1870), shorten=True)
         save(page, "report.webp", 1000, 75)
 
 
