@@ -45,8 +45,9 @@ from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
 from gkd_scale.cache.teacher import run_teacher
-from gkd_scale.distill.config import LossConfig, QsdConfig
+from gkd_scale.distill.config import published
 from gkd_scale.distill.losses.mse import mse
+from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.engine import ds_config
@@ -130,7 +131,7 @@ class Kit:
         made = load_student(student, source.image_size, source.grid)
         if options.pop("compile", False):
             layers.compile_features(made.net)
-        distiller = Distiller(made, source.teacher_dim, source.grid, **options)
+        distiller = Distiller(made, TeacherSpace(source.teacher_dim, source.grid), **options)
         plan = ds_config.resolve(
             config if self.cuda else "zero0.json",
             LAUNCHERS,
@@ -230,7 +231,8 @@ def _timed(kit: Kit, work: Callable[[], None], context: Any) -> str:
 def masked(kit: Kit) -> Rows:
     """The masked pass on the masked images alone against a second pass on all of them."""
     source = kit.source()
-    _, distiller = kit.training(source, kit.size.students[0], **published())
+    loss, form = published()
+    _, distiller = kit.training(source, kit.size.students[0], loss=loss, qsd=form)
     batch = on_device(next(source.batches(0, 1, distiller.draws)), kit)
 
     def all_twice() -> None:
@@ -238,15 +240,11 @@ def masked(kit: Kit) -> Rows:
         every = mask[:1].expand(len(batch.sids), -1).to(kit.device)
         plain, other = distiller.features(batch.pixels), distiller.features(batch.pixels, every)
         wanted = Features(*(each.float() for each in batch.teacher))
-        distiller.losses(plain, other.patches, wanted)["loss"].backward()
+        distiller.heads[0].losses(plain, other.patches, wanted)["loss"].backward()
 
     shared = kit.seconds(lambda: distiller(batch)["loss"].backward())
     full = kit.seconds(all_twice)
     yield "shared masked pass over two full passes", f"{full / shared:.2f}x ({1000 * shared:.1f} ms)"
-
-
-def published() -> dict[str, Any]:
-    return {"loss": LossConfig(mask_weight=1.0, cls_weight=1.0, ladder_weight=0.0), "qsd": QsdConfig("qsd")}
 
 
 def on_device(batch: Any, kit: Kit) -> Any:
@@ -396,7 +394,9 @@ def parity(kit: Kit) -> Rows:
     source = kit.source()
     torch.manual_seed(0)
     made = load_student(kit.size.students[0], source.image_size, source.grid)
-    distiller = Distiller(made, source.teacher_dim, source.grid, **published())
+    loss_config, form = published()
+    space = TeacherSpace(source.teacher_dim, source.grid)
+    distiller = Distiller(made, space, loss=loss_config, qsd=form)
     batch = on_device(next(source.batches(0, 1)), kit)
     few = Batch(batch.pixels[:4], Features(*(each[:4] for each in batch.teacher)), (), (), ())
 
@@ -404,7 +404,7 @@ def parity(kit: Kit) -> Rows:
         distiller.to(device)
         moved = map_tensors(few, lambda tensor: tensor.to(device))
         target = Features(*(each.float() for each in moved.teacher))
-        return float(distiller.losses(distiller.features(moved.pixels), None, target)["loss"])
+        return float(distiller.heads[0].losses(distiller.features(moved.pixels), None, target)["loss"])
 
     with torch.no_grad():
         expected = loss(torch.device("cpu"))

@@ -42,6 +42,7 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.live import LiveSource
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import open_caches
+from gkd_scale.distill.config import published
 from gkd_scale.distill.losses.mse import mse
 from gkd_scale.distill.objectives.base import TeacherSpace
 from gkd_scale.distill.objectives.qsd import Distiller
@@ -225,6 +226,13 @@ def two_passes(distiller: Distiller, batch: Batch, head: Callable[..., Tensor]) 
     return both + hidden + mse(soft_cls, wanted_cls)
 
 
+def published_distiller(source: CachedSource) -> Distiller:
+    """A student with the losses of the paper."""
+    loss, qsd = published()
+    student = load_student(STUDENT, (224, 224), source.grid)
+    return Distiller(student, TeacherSpace(source.teacher_dim, source.grid), loss=loss, qsd=qsd)
+
+
 def peers(bench: Bench) -> dict[str, Any]:
     """The reference loop gets its pixels from a thread, as ours; its teacher runs in every step."""
     name = "vit_base_patch14_dinov2"
@@ -232,9 +240,7 @@ def peers(bench: Bench) -> dict[str, Any]:
     cached, run = bench.cached(teacher, name), live_source(bench, teacher)
     training = bench.training(cached)
     torch.manual_seed(0)
-    distiller = Distiller(
-        load_student(STUDENT, (224, 224), cached.grid), TeacherSpace(cached.teacher_dim, cached.grid)
-    )
+    distiller = published_distiller(cached)
     optimizer = torch.optim.AdamW(distiller.parameters(), 1e-4)
     batches = run.batches(0, 10**6)
 
@@ -252,9 +258,7 @@ def peers(bench: Bench) -> dict[str, Any]:
 def masked(bench: Bench) -> dict[str, Any]:
     teacher = bench.teacher("vit_small_patch16_224")
     source = bench.cached(teacher, "vit_small_patch16_224")
-    distiller = Distiller(
-        load_student(STUDENT, (224, 224), source.grid), TeacherSpace(source.teacher_dim, source.grid)
-    )
+    distiller = published_distiller(source)
     batches = cycle(list(source.batches(0, 2, distiller.draws)))
     apart: list[float] = []
 

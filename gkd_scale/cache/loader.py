@@ -158,10 +158,14 @@ class CachedSource:
     def spread(self, most: int, teacher: int = 0) -> Iterator[Features]:
         """Features of at most ``most`` samples, evenly spread over all views; DamageError as ``batches``."""
         for slots in spread_slots(self.num_samples, self._views, most):
-            tokens = _Tokens(self._teachers[teacher], len(slots), False, self._empty)
-            with self.times.reading():
-                self._read(slots, [tokens])
-            yield tokens.features
+            yield self.read(slots, teacher)
+
+    def read(self, slots: list[Slot], teacher: int = 0) -> Features:
+        """One teacher's features of the micro batch of ``slots``, checked; DamageError as ``batches``."""
+        tokens = _Tokens(self._teachers[teacher], len(slots), False, self._empty)
+        with self.times.reading():
+            self._read(slots, [tokens])
+        return tokens.features
 
     def load(self, slots: list[Slot], draw: Draw | None = None) -> Batch:
         """Read, check and decode the micro batch of ``slots``, and ``draw`` for it, on a reading thread."""

@@ -24,7 +24,7 @@ from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.feed import feed
 from gkd_scale.engine.loop import Job, Training, TrainingPlan
 from gkd_scale.engine.memory_use import MemoryUse, memory_use
-from gkd_scale.engine.run import CHECKPOINTS
+from gkd_scale.engine.run import CHECKPOINTS, leaves_of
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.zero_memory import zero_memory
 from gkd_scale.errors import UserError
@@ -82,7 +82,7 @@ def show(
         ) from None
     if runtime.main:
         rows = [
-            (plan.path.name, ", ".join(_leaves(plan.json))),
+            (plan.path.name, ", ".join(f"{key}={value}" for key, value in leaves_of(plan.json).items())),
             ("a step", f"{plan.global_batch} images: {plan.summary()}"),
             *models,
             ("memory a GPU", _memory(found.memory, estimate, plan, runtime)),
@@ -198,15 +198,6 @@ def _table(runtime: Runtime, rows: Sequence[tuple[str, str]]) -> Table:
     for row in rows:
         table.add_row(*map(console.escape, row))
     return table
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """``key=value`` for each leaf, keys dotted."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value}"
 
 
 def _model(job: Job) -> tuple[str, str]:

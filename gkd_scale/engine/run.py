@@ -138,7 +138,7 @@ def require_same(out: Path, now: dict[str, Any]) -> None:
 
 def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """RunError, which names each setting that differs between ``before`` and ``now``."""
-    old, new = _leaves(before), _leaves(now)
+    old, new = leaves_of(before), leaves_of(now)
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if keys:
         shown = "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys)
@@ -150,12 +150,12 @@ def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
         raise RunError(f"{out} holds a run with other settings ({shown})", hint)
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves_of(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name."""
     leaves: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        leaves |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        leaves |= leaves_of(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return leaves
 
 

@@ -7,12 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu.py"
 
 
-@pytest.mark.slow
 def test_every_part_fills_its_rows(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "--tiny", "--out", tmp_path / "gpu.md"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
