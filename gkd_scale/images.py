@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import re
 import stat
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gkd_scale import tiff
 from gkd_scale.types import Size, UInt8Array
 
 MAX_PIXELS = 178_956_970
@@ -30,6 +32,8 @@ MAX_PIXELS = 178_956_970
 _BY_PILLOW = re.compile(r"PIL\.")
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0106, 0
+_WHITE = 65535
+_LOW_BITS = {"L;2": 85, "L;4": 17}
 _BITS = (8, 10, 12, 14)
 """Widths that sensors and wrong conversions leave in 16-bit files."""
 _OVERSHOOT = 0.05
@@ -70,8 +74,10 @@ def open_bytes(data: bytes) -> Opened:
                     f"{image.width}x{image.height} pixels are above the limit of {MAX_PIXELS}"
                 )
             source: dict[str, Any] = {"format": image.format, "mode": image.mode, "size": [*image.size[::-1]]}
+            refuse_misread(image)
             frames = getattr(image, "n_frames", 1)  # before the pixels: counting seeks
             sixteen = _raw_sixteen(image)
+            _scale_clear_colour(image)
             image.load()
             orientation = orientation_of(image)
             upright = turned(image, orientation)
@@ -85,11 +91,23 @@ def open_bytes(data: bytes) -> Opened:
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage("not an image, or a format that Pillow does not know") from None
+        raise _unidentified(data) from None
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more pixels than the limit of {MAX_PIXELS}") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise UnreadableImage(one_line(error)) from None
+
+
+def refuse_misread(image: Image.Image) -> None:
+    """Raise :class:`UnreadableImage` for an opened file whose pixels Pillow gets wrong without an error."""
+    if (why := tiff.misread(image)) is not None:
+        raise UnreadableImage(*why)
+
+
+def _unidentified(data: bytes) -> UnreadableImage:
+    if kind := tiff.unknown(data):
+        return UnreadableImage(f"a TIFF of {kind}, which Pillow cannot read", "store 8 bits, grey or RGB")
+    return UnreadableImage("not an image, or a format that Pillow does not know")
 
 
 def upright_size(path: Path) -> Size:
@@ -101,6 +119,7 @@ def upright_size(path: Path) -> Size:
     try:
         with Image.open(path) as image:
             deep = image.mode.startswith(("I", "F")) or _raw_sixteen(image) is not None
+            deep = deep or tiff.misread(image) is not None
             size, swapped = (image.height, image.width), _header_orientation(image) >= 5
             if not deep and image.width * image.height <= MAX_PIXELS:
                 # Of TIFFs, Pillow gives the upright size itself.
@@ -176,13 +195,13 @@ def _to_8_bits(image: Image.Image) -> UInt8Array:
 
 def _top_of_integers(values: npt.NDArray[np.float64]) -> float:
     low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
+    if low < 0 or high > _WHITE:
         raise UnreadableImage(
-            f"its integers reach from {low} to {high}, where 0 is black and 65535 is white",
+            f"its integers reach from {low} to {high}, where 0 is black and {_WHITE} is white",
             "scale them to that, or store 8 bits",
         )
-    _require_bright(high)
-    return 65535.0
+    _require_bright(values)
+    return _WHITE
 
 
 def _top_of_floats(values: npt.NDArray[np.float64]) -> float:
@@ -198,15 +217,43 @@ def _top_of_floats(values: npt.NDArray[np.float64]) -> float:
     )
 
 
-def _require_bright(high: int) -> None:
-    """Refuse 16-bit values that end at ``high``, if that says that they were never 16 bits."""
+def _require_bright(values: npt.NDArray[Any]) -> None:
+    """Refuse 16-bit values that were never 16 bits: all but white, which marks missing data, are small.
+
+    Multiples of 257 are 8 bits that were scaled, however dark.
+    """
+    known = values[values < _WHITE]
+    high = int(known.max(initial=0))
     bits = next((bits for bits in _BITS if high < 1 << bits), None)
-    if high and bits:
+    if high and bits and (values % 257).any():
+        white = f", but for {_WHITE}" if known.size < values.size else ""
         raise UnreadableImage(
-            f"its 16-bit values are all below {1 << bits}, as {bits}-bit values are, and would turn "
+            f"its 16-bit values are all below {1 << bits}{white}, as {bits}-bit values are, and would turn "
             f"{'dark' if bits == 14 else 'nearly black'}",
-            "scale them to 65535, or store 8 bits",
+            f"scale them to {_WHITE}, or store 8 bits",
         )
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Pillow's name of how the file stores pixels, such as "RGB;16B"; the empty string where it says none."""
+    tiles = getattr(image, "tile", [])
+    raw = tiles[0][3] if tiles else None
+    raw = raw[0] if isinstance(raw, tuple) and raw else raw
+    return raw if isinstance(raw, str) else ""
+
+
+def low_bits_scale(image: Image.Image) -> int | None:
+    """What Pillow multiplies greys of 2 or 4 bits with, so that they reach 255; None for any other file."""
+    return _LOW_BITS.get(_raw_mode(image)) if image.mode == "L" else None
+
+
+def _scale_clear_colour(image: Image.Image) -> None:
+    """Bring the colour that is transparent to the 8 bits that Pillow brings the pixels to."""
+    clear = image.info.get("transparency")
+    if isinstance(clear, int) and (scale := low_bits_scale(image)) is not None:
+        image.info["transparency"] = clear * scale
+    elif isinstance(clear, tuple) and _raw_sixteen(image) is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _raw_sixteen(image: Image.Image) -> str | None:
@@ -214,32 +261,32 @@ def _raw_sixteen(image: Image.Image) -> str | None:
 
     Pillow has no mode of several 16-bit channels: it decodes such files to the high bytes.
     """
-    tiles = getattr(image, "tile", [])
-    raw = tiles[0][3] if tiles else None
-    raw = raw[0] if isinstance(raw, tuple) and raw else raw
-    return raw if isinstance(raw, str) and ";16" in raw and not raw.startswith(("I", "F")) else None
+    raw = _raw_mode(image)
+    return raw if ";16" in raw and not raw.startswith(("I", "F")) else None
 
 
 def _require_bright_channels(image: Image.Image, raw: str, data: bytes) -> None:
     """The same for several channels, of which ``image`` has the high bytes; inks have no brightness."""
     if image.mode == "CMYK":
         return
-    colours = image.getbands()[:-1] if image.mode in ("RGBA", "LA", "RGBa", "La") else image.getbands()
-    high = max(int(np.asarray(image.getchannel(band)).max()) for band in colours)
-    _require_bright((high << 8) + 255 if high else _greatest_low_byte(data, raw))
+    high = np.atleast_3d(np.asarray(image))
+    high = high[..., : 1 if high.shape[2] < 3 else 3]
+    if high[high < 255].max(initial=0) < 1 << (_BITS[-1] - 8):
+        low = _low_bytes(data, raw)
+        _require_bright(high.astype(np.uint16) << 8 | (255 if low is None else low))
 
 
-def _greatest_low_byte(data: bytes, raw: str) -> int:
-    """The greatest low byte of 16-bit channels: with the other byte order, Pillow takes the low ones."""
-    swapped = {"B": "L", "L": "B"}.get(raw[-1])
+def _low_bytes(data: bytes, raw: str) -> UInt8Array | None:
+    """The low bytes of 16-bit RGB: with the other byte order, Pillow takes them for the high ones."""
+    swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}.get(raw[-1])
     if swapped is None or not raw.startswith("RGB"):
-        return 255  # not to be known: Pillow reads these in one byte order only
+        return None  # not to be known: Pillow reads these in one byte order only
     with Image.open(io.BytesIO(data)) as image:
         args = image.tile[0].args
         named = raw[:-1] + swapped
         args = (named, *args[1:]) if isinstance(args, tuple) else named
         image.tile = [image.tile[0]._replace(args=args)]
-        return int(np.asarray(image)[..., :3].max())
+        return np.asarray(image)[..., :3]
 
 
 # ---------------------------------------------------------------------------------------- files

@@ -361,7 +361,7 @@ def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None
     how = Inference(Windows.of(config.inference, config.size()))
     with console.progress() as progress:
         task = progress.add_task("checking images and labels", total=len(train) + len(val))
-        registry.check(train, config.run.workers, lambda: progress.advance(task))
+        registry.check(train, config.run.workers, lambda: progress.advance(task), least=2)
         for each in val.parts:
             bounded = partial(require_bounded_sample, dataset=each.name, size=config.size(), how=how)
             registry.check(each, config.run.workers, lambda: progress.advance(task), bounded)

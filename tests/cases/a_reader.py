@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
 from gkd_scale.segment.datasets.registry import open_dataset
@@ -13,6 +17,7 @@ from gkd_scale.types import UInt8Array
 from tests.cases.case import Bench, Ran, case
 from tests.cases.labelled import (
     PNG,
+    SCENES,
     Save,
     cached,
     evaluated,
@@ -22,7 +27,7 @@ from tests.cases.labelled import (
     same_features,
     saved,
 )
-from tests.segment.datasets.miniature import write_png16
+from tests.segment.datasets.miniature import write_grey, write_png16, write_tiff
 
 KIND = "A. One image reader"
 
@@ -194,3 +199,168 @@ def exif_label(bench: Bench) -> object:
     Image.fromarray(stored).save(root / "labels/000.png", exif=_exif(3))
     assert (open_dataset(f"folder:{root}")[0].label == upright).all()
     return evaluated(bench, root)[0]
+
+
+def _tiff(change: Callable[[UInt8Array], npt.NDArray[Any]], **how: Any) -> Save:
+    return lambda pixels, path: write_tiff(path.with_suffix(".tif"), change(pixels), **how)
+
+
+def _refused(bench: Bench, save: Save, said: str) -> Ran:
+    """Evaluate and cache-teacher refuse the same scenes in this form, for one reason."""
+    root = folder(bench.folder / "a", save)
+    ran, _ = evaluated(bench, root)
+    assert ran.code == 2 and said in ran.text, ran.text
+    alone = cached(bench, root / "images", bench.folder / "cache")
+    assert alone.code == 2 and said in alone.text and not (bench.folder / "cache").exists(), alone.text
+    return ran
+
+
+def _wide(pixels: UInt8Array) -> npt.NDArray[np.uint16]:
+    return pixels.astype(np.uint16) * 257
+
+
+@case(KIND, "evaluate: 16-bit RGB TIFFs whose channels lie one behind the other, compressed")
+def planes_packed(bench: Bench) -> object:
+    return _same(bench, PNG, _tiff(_wide, planes=True, packed=True))
+
+
+@case(KIND, "evaluate: the same, not compressed (GDAL's INTERLEAVE=BAND), which Pillow reads as noise")
+def planes(bench: Bench) -> object:
+    return _refused(bench, _tiff(_wide, planes=True), "one behind the other")
+
+
+@case(KIND, "evaluate: compressed float TIFFs in Motorola's byte order, which Pillow reads as black")
+def motorola(bench: Bench) -> object:
+    save = _tiff(lambda pixels: grey(pixels).astype(np.float32), order=">", packed=True)
+    return _refused(bench, save, "byte order")
+
+
+@case(KIND, "evaluate: float TIFFs in Motorola's byte order score as the same scenes in 8 bits")
+def motorola_plain(bench: Bench) -> object:
+    return _same(bench, GREY, _tiff(lambda pixels: grey(pixels).astype(np.float32), order=">"))
+
+
+@case(KIND, "evaluate: 16-bit TIFFs of signed integers, of which half the range is used")
+def signed(bench: Bench) -> object:
+    return _refused(bench, _tiff(lambda pixels: grey(pixels).astype(np.int16) * 128), "signed")
+
+
+@case(KIND, "evaluate: 8-bit TIFFs of signed integers, which Pillow reads as if they were not")
+def signed_8(bench: Bench) -> object:
+    return _refused(bench, _tiff(lambda pixels: (grey(pixels) ^ 128).view(np.int8)), "signed")
+
+
+@case(KIND, "evaluate: 12 bits in 16, with 65535 where data are missing")
+def missing(bench: Bench) -> object:
+    def change(pixels: UInt8Array) -> npt.NDArray[np.uint16]:
+        values = grey(pixels).astype(np.uint16) * 16
+        values[:2] = 65535
+        return values
+
+    return _refused(bench, saved(".png", change), "12-bit")
+
+
+@case(KIND, "evaluate: the same in three channels")
+def missing_rgb(bench: Bench) -> object:
+    def save(pixels: UInt8Array, path: Path) -> object:
+        values = pixels.astype(np.uint16) * 16
+        values[:2] = 65535
+        return write_png16(path.with_suffix(".png"), values)
+
+    return _refused(bench, save, "12-bit")
+
+
+@case(KIND, "evaluate: night in 16 bits, so dark that it would fit into 12 bits, scores as in 8 bits")
+def dark(bench: Bench) -> object:
+    return _same(
+        bench, saved(".png", lambda pixels: grey(pixels) // 17), saved(".png", lambda p: _wide(grey(p) // 17))
+    )
+
+
+@case(KIND, "evaluate: TIFFs with a palette that counts to 255, not to 65535")
+def palette_255(bench: Bench) -> object:
+    colours = [value for _ in range(3) for value in range(256)]
+    return _refused(bench, _tiff(grey, tags={262: [3], 320: colours}), "palette")
+
+
+@case(KIND, "evaluate: TIFFs whose three channels are three pages (arrays of channels, rows, columns)")
+def pages(bench: Bench) -> object:
+    def save(pixels: UInt8Array, path: Path) -> object:
+        first, *others = (Image.fromarray(pixels[..., each]) for each in range(3))
+        return first.save(path.with_suffix(".tif"), save_all=True, append_images=others)
+
+    return _refused(bench, save, "channels of one image")
+
+
+@case(KIND, "evaluate: float TIFFs of three channels: the reason says what they are")
+def float_rgb(bench: Bench) -> object:
+    save = _tiff(lambda pixels: (pixels / 255).astype(np.float32))
+    return _refused(bench, save, "3 channels of 32-bit floats")
+
+
+@case(KIND, "evaluate: TIFFs of five bands (satellites): the reason says what they are")
+def bands(bench: Bench) -> object:
+    save = _tiff(lambda pixels: np.dstack([pixels, pixels[..., :2]]).astype(np.uint16) * 257)
+    return _refused(bench, save, "5 channels of 16-bit unsigned integers")
+
+
+@case(KIND, "evaluate: alpha that is multiplied into the colours of TIFFs lies over black")
+def premultiplied(bench: Bench) -> object:
+    ramp = np.linspace(0, 255, 48).astype(np.uint8)
+
+    def over_black(pixels: UInt8Array) -> UInt8Array:
+        return np.round(pixels * (ramp[:, None] / 255)).astype(np.uint8)
+
+    def with_alpha(pixels: UInt8Array) -> UInt8Array:
+        return np.dstack([over_black(pixels), np.broadcast_to(ramp, pixels.shape[:2])])
+
+    root = folder(bench.folder / "a", _tiff(with_alpha, tags={262: [2], 338: [1]}))
+    for sample, scene in zip(open_dataset(f"folder:{root}"), SCENES.samples, strict=False):  # type: ignore[call-overload]
+        np.testing.assert_allclose(sample.image[:, 8:], over_black(scene.image)[:, 8:], atol=4)
+    return evaluated(bench, root)[0]
+
+
+@case(KIND, "evaluate: 4-bit grey PNGs with a transparent grey, which lies over black")
+def clear_grey(bench: Bench) -> object:
+    def low(pixels: UInt8Array) -> UInt8Array:
+        return grey(pixels) // 17
+
+    return _same(
+        bench,
+        saved(".png", lambda pixels: np.where(low(pixels) == 8, 0, 17 * low(pixels)).astype(np.uint8)),
+        lambda pixels, path: write_grey(path.with_suffix(".png"), low(pixels), 4, clear=8),
+    )
+
+
+@case(KIND, "evaluate: EXIF orientations 2 to 8 of PNG, WebP and TIFF, in 8 and in 16 bits")
+def exif_all(bench: Bench) -> object:
+    stored = {
+        2: lambda p: p[:, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.swapaxes(0, 1),
+        7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+        8: lambda p: np.rot90(p, -1),
+    }
+    turned = {**stored, 3: lambda p: np.rot90(p, 2), 6: lambda p: np.rot90(p, 1)}
+    forms = itertools.cycle(itertools.product(turned.items(), (".png", ".webp", ".tif", "16.png", "16.tif")))
+
+    def save(pixels: UInt8Array, path: Path) -> object:
+        (orientation, turn), suffix = next(forms)
+        values = np.ascontiguousarray(turn(grey(pixels)))
+        image = Image.fromarray(_wide(values) if suffix.startswith("16") else values)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        lossless = {"lossless": True} if suffix == ".webp" else {}
+        return image.save(path.with_suffix(suffix.removeprefix("16")), exif=exif, **lossless)
+
+    for number in range(12):  # 3 files each: all 35 forms
+        one, other = bench.folder / f"a{number}", bench.folder / f"b{number}"
+        pairs = zip(
+            open_dataset(f"folder:{folder(one, GREY)}"),  # type: ignore[call-overload]
+            open_dataset(f"folder:{folder(other, save)}"),  # type: ignore[call-overload]
+            strict=True,
+        )
+        assert all((a.image == b.image).all() for a, b in pairs)
+    ran, scores = evaluated(bench, one, other)
+    assert scores[0] == scores[1]
+    return ran

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from gkd_scale.types import UInt8Array
@@ -164,6 +166,156 @@ def soft(bench: Bench) -> object:
     return refused(bench, folder(bench, save))
 
 
+def of_nine(bench: Bench, change: Callable[[UInt8Array], UInt8Array]) -> Path:
+    """Labels of nine classes, changed, with nine names."""
+    spread = np.array([0, 8, 3, 5], np.uint8)
+
+    def save(label: UInt8Array, path: Path) -> None:
+        Image.fromarray(change(spread[label])).save(path)
+
+    return folder(bench, save, "".join(f"class{number}\n" for number in range(9)))
+
+
+def resized(label: UInt8Array, small: float, how: Image.Resampling) -> UInt8Array:
+    """The label at ``small`` of its size, brought back with an interpolation."""
+    size = (round(small * label.shape[1]), round(small * label.shape[0]))
+    coarse = Image.fromarray(label).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(coarse.resize(label.shape[::-1], how)).clip(0, 8)
+
+
+@case(KIND, "labels that were enlarged with bilinear interpolation: the classes between are no classes")
+def bilinear(bench: Bench) -> object:
+    return refused(bench, of_nine(bench, lambda label: resized(label, 0.5, Image.Resampling.BILINEAR)))
+
+
+@case(KIND, "labels that were enlarged with bicubic interpolation")
+def bicubic(bench: Bench) -> object:
+    return refused(bench, of_nine(bench, lambda label: resized(label, 0.6, Image.Resampling.BICUBIC)))
+
+
+@case(KIND, "labels that were made smaller with interpolation")
+def smaller(bench: Bench) -> object:
+    return refused(bench, of_nine(bench, lambda label: resized(label, 3, Image.Resampling.BILINEAR)))
+
+
+@case(KIND, "labels that were made smaller with the nearest neighbour")
+def nearest(bench: Bench) -> object:
+    root = of_nine(bench, lambda label: resized(label, 0.5, Image.Resampling.NEAREST))
+    assert stage2(bench, f"folder:{root}").code == 0
+    checked = bench.cli("datasets", "check", "folder", root)
+    assert checked.code == 0 and "0 faults" in checked.text
+    return "ok"
+
+
+@case(KIND, "labels that were JPEG once and are PNG now")
+def once_jpeg(bench: Bench) -> object:
+    def compressed(label: UInt8Array) -> UInt8Array:
+        buffer = io.BytesIO()
+        Image.fromarray(label).save(buffer, "JPEG", quality=60)
+        return np.asarray(Image.open(buffer)).clip(0, 8)
+
+    return refused(bench, of_nine(bench, compressed))
+
+
+@case(KIND, "masks of 0 and 255 among masks of 0 and 1")
+def two_scales(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        Image.fromarray(((label > 1) * (255 if path.stem in "02" else 1)).astype(np.uint8)).save(path)
+
+    return refused(bench, folder(bench, save, "ground\nhouse\n"))
+
+
+@case(KIND, "all labels are 0, with four names in classes.txt")
+def empty_named(bench: Bench) -> object:
+    root = folder(bench, table(0, 0, 0, 0), NAMES)
+    checked = bench.cli("datasets", "check", "folder", root)
+    assert "the labels show one of 4 classes, 'red'" in checked.text
+    ran = stage2(bench, f"folder:{root}")
+    assert ran.code == 2 and not (bench.folder / "run").exists()
+    return ran
+
+
+@case(KIND, "all labels are 255, with four names in classes.txt")
+def void(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(255, 255, 255, 255), NAMES))
+
+
+@case(KIND, "254 for void, beside three classes, with their names")
+def void_254(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(0, 1, 2, 254), "red\ngreen\nblue\n"))
+
+
+@case(KIND, "254 for void, and no names")
+def void_254_unnamed(bench: Bench) -> object:
+    return refused(bench, folder(bench, table(0, 1, 2, 254)))
+
+
+@case(KIND, "0 for void and 1 to 4 for the four names of classes.txt, as ADE20K has it")
+def zero_is_void(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        stored = label + 1
+        stored[:4] = 0
+        Image.fromarray(stored).save(path)
+
+    return refused(bench, folder(bench, save, NAMES))
+
+
+def sixteen(change: Callable[[npt.NDArray[np.uint16]], npt.NDArray[np.uint16]]) -> Change:
+    return lambda label, path: Image.fromarray(change(label.astype(np.uint16))).save(path)
+
+
+@case(KIND, "16-bit labels with 65535 for void")
+def void_65535(bench: Bench) -> object:
+    return refused(bench, folder(bench, sixteen(lambda ids: np.where(ids == 3, np.uint16(65535), ids))))
+
+
+@case(KIND, "16-bit instance ids (class x 256 + number)")
+def instances_256(bench: Bench) -> object:
+    return refused(
+        bench, folder(bench, sixteen(lambda ids: 256 * ids + np.arange(96, dtype=np.uint16) // 40))
+    )
+
+
+@case(KIND, "16-bit labels of class ids: the score of 8 bits")
+def sixteen_bits(bench: Bench) -> object:
+    return as_usual(bench, folder(bench, sixteen(lambda ids: ids)))
+
+
+@case(KIND, "labels of 32-bit integers with -1 for void, as TIFF in labels/*.png")
+def minus_one(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        Image.fromarray(np.where(label == 3, -1, label.astype(np.int32))).save(path, "TIFF")
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "one page a class (one-hot) in labels/*.png")
+def one_hot(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        first, *others = (Image.fromarray((label == each).astype(np.uint8)) for each in range(4))
+        first.save(path, "TIFF", save_all=True, append_images=others)
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "an empty file among the labels")
+def no_bytes(bench: Bench) -> object:
+    def save(label: UInt8Array, path: Path) -> None:
+        Image.fromarray(label).save(path)
+        if path.stem == "2":
+            path.write_bytes(b"")
+
+    return refused(bench, folder(bench, save))
+
+
+@case(KIND, "labels that lack one row, and labels turned by 90°")
+def other_sizes(bench: Bench) -> object:
+    refused(
+        bench, folder(bench, lambda label, path: Image.fromarray(label.T.copy()).save(path), name="turned")
+    )
+    return refused(bench, folder(bench, lambda label, path: Image.fromarray(label[1:]).save(path)))
+
+
 @case(KIND, "labels stored as 255 - id")
 def inverted(bench: Bench) -> object:
     return refused(bench, folder(bench, table(255, 254, 253, 252)))
@@ -187,8 +339,8 @@ def jpeg(bench: Bench) -> object:
     return refused(bench, folder(bench, lambda label, path: Image.fromarray(label).save(path, "JPEG")))
 
 
-@case(KIND, "labels that were JPEG once and are PNG now")
-def once_jpeg(bench: Bench) -> object:
+@case(KIND, "labels with single pixels of other classes everywhere")
+def smeared(bench: Bench) -> object:
     def save(label: UInt8Array, path: Path) -> None:
         random = np.random.default_rng(int(path.stem))
         smeared = np.where(random.random(SIZE) < 0.15, random.integers(0, 4, SIZE), label)

@@ -18,6 +18,7 @@ from pathlib import Path
 from gkd_scale import text
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.adapter import Adapter
+from gkd_scale.segment.datasets.facts import Facts, facts_of
 from gkd_scale.segment.datasets.labels import (
     MOST_CLASSES,
     Encoding,
@@ -27,7 +28,7 @@ from gkd_scale.segment.datasets.labels import (
     read_stored,
 )
 from gkd_scale.segment.datasets.layout import Found, Layout, Pair
-from gkd_scale.segment.datasets.plausible import Evidence, Facts, facts_of
+from gkd_scale.segment.datasets.plausible import Evidence
 from gkd_scale.types import IGNORE
 
 ABSENT_FILE = "absent.txt"

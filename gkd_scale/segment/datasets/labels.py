@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gkd_scale import images
 from gkd_scale.errors import DataError
@@ -32,7 +32,6 @@ MOST_CLASSES = 254
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 _INDEXED = 3
 """PNG's colour type of palettes."""
-_LOW_BITS = {"L;2": 85, "L;4": 17}
 _UNKNOWN = 254
 _MODES = {2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -157,13 +156,25 @@ def _too_wide(stored: Stored, path: Path) -> DataError:
     """Why values outside of 0 to 255 are no class ids."""
     value = int(stored.max() if stored.max() > 255 else stored.min())
     hint = "store class ids, 255 for ignored"
-    if value >= 1000 and value // 1000 < 256 and not ((stored >= 256) & (stored < 1000)).any():
+    others = stored[stored != value]
+    if value == 65535 and (not others.size or others.max() < 256):
+        hint = "65535 is void in 16 bits: store 8 bits, with 255 for it"
+    elif value >= 1000 and value // 1000 < 256 and not ((stored >= 256) & (stored < 1000)).any():
         hint = "ids of instances (class id x 1000 + number)? give the files of class ids"
+    elif stored.min() >= 0 and _inside_classes(stored):
+        hint = "ids of instances (class id x 256 + number)? give the files of class ids"
     elif not (stored % 257).any():
         hint = "all values are multiples of 257: 8-bit ids stored in 16 bits; divide by 257"
     elif len(np.unique(stored)) > MANY:
         hint = "store class ids; so many values are those of instances, of depths or of a photograph"
     return DataError(f"{path}: label value {value} is not in 0 to 255", hint)
+
+
+def _inside_classes(stored: Stored) -> bool:
+    """Whether values look like class id x 256 + number: of few classes, numbered from the smallest up."""
+    values = np.unique(stored)
+    classes, numbers = np.unique(values // 256), values % 256
+    return len(classes) < len(values) < MANY and bool(numbers.max() < len(values))
 
 
 def ranges(values: Iterable[int]) -> str:
@@ -210,7 +221,8 @@ def read_stored(path: Path) -> Stored:
     try:
         with Image.open(path) as image:
             _refuse_lossy(image, path)
-            scale = _low_bits_scale(image)
+            images.refuse_misread(image)
+            scale = images.low_bits_scale(image)
             sixteen = _low_bytes_mode(image)
             stored = _upright(image)
         if scale is not None:
@@ -222,6 +234,11 @@ def read_stored(path: Path) -> Stored:
             return stored.astype(np.uint16) << 8 | _upright(image)
     except DataError:
         raise
+    except images.UnreadableImage as error:
+        raise _unreadable(path, error.reason, "store class ids as 8-bit PNG") from None
+    except UnidentifiedImageError:
+        reason = "no image" if path.stat().st_size else "the file is empty"
+        raise _unreadable(path, reason) from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise _unreadable(path, error) from None
 
@@ -255,14 +272,6 @@ def _refuse_lossy(image: Image.Image, path: Path) -> None:
             "lossy compression changes class ids",
             "write the labels as PNG again from the original: to convert this file would keep its faults",
         )
-
-
-def _low_bits_scale(image: Image.Image) -> int | None:
-    """What Pillow multiplies greys of 2 or 4 bits with, so that they reach 255; None for any other file."""
-    tiles = getattr(image, "tile", [])
-    args = tiles[0].args if len(tiles) == 1 else None
-    mode = args[0] if isinstance(args, tuple) and args else args
-    return _LOW_BITS.get(mode) if isinstance(mode, str) and image.mode == "L" else None
 
 
 def _low_bytes_mode(image: Image.Image) -> str | None:

@@ -18,21 +18,17 @@ from typing import NamedTuple
 import numpy as np
 
 from gkd_scale.errors import DataError
-from gkd_scale.segment.datasets.labels import Colour, Encoding, Stored, ranges, read_palette
+from gkd_scale.segment.datasets.facts import VALUES, Facts, Palette, facts_of
+from gkd_scale.segment.datasets.labels import Colour, Encoding, Stored, ranges
 from gkd_scale.segment.datasets.values import MANY, explain
 from gkd_scale.types import IGNORE, Int64Array
 
 _PALETTES = 8
 """Palettes that are held against each other."""
 
-_ROWS = 64
-"""Rows of a label that are looked at, evenly spread."""
-_VALUES = 256
+_LEAST_CHANGES = 50
 _LEAST_PIXELS = 4096
 """Fewer pixels in all labels say nothing about how they were made."""
-
-Palette = bytes
-"""Red, green and blue of index 0, of index 1, and so on."""
 
 
 class Finding(NamedTuple):
@@ -46,46 +42,12 @@ class Finding(NamedTuple):
         return f"{self.text} ({self.hint})"
 
 
-class Facts(NamedTuple):
-    """What one label holds, on some of its rows: pixels of each stored value, (256,), and neighbours.
-
-    Of the pairs of horizontal neighbours ``changes`` differ; ``specks`` pixels differ from both of theirs.
-    """
-
-    path: Path
-    pixels: Int64Array
-    pairs: int
-    changes: int
-    specks: int
-    palette: Palette | None
-
-
-def facts_of(stored: Stored, path: Path, channel: int | None = None, *, whole: bool = False) -> Facts | None:
-    """The facts of a label file's values; None for colours, or for values that no label has.
-
-    ``whole`` looks at all rows. Values that are rare are seen too where there are hardly any others.
-    """
-    if stored.ndim == 3 and channel is not None:
-        stored = stored[..., channel]
-    if stored.ndim != 2 or stored.size == 0 or (stored.dtype != np.bool_ and stored.dtype.kind not in "ui"):
-        return None
-    if stored.dtype not in (np.bool_, np.uint8):
-        if stored.min() < 0 or stored.max() >= _VALUES:
-            return None
-        stored = stored.astype(np.uint8)
-    rows = stored if whole else stored[:: max(1, stored.shape[0] // _ROWS)]
-    pixels = np.bincount(rows.ravel(), minlength=_VALUES)
-    if rows is not stored and not pixels[1:IGNORE].any():
-        others = stored[(stored != 0) & (stored != IGNORE)]
-        pixels += np.bincount(others, minlength=_VALUES)
-    change = rows[:, 1:] != rows[:, :-1]
-    specks = int(np.count_nonzero(change[:, 1:] & change[:, :-1]))
-    return Facts(path, pixels, change.size, int(np.count_nonzero(change)), specks, read_palette(path))
-
-
 @dataclass
 class Evidence:
-    """The facts of many labels, or of all of a dataset unless ``partial``."""
+    """The facts of many labels, or of all of a dataset unless ``partial``.
+
+    ``void_alone`` labels hold 0 and 255 and nothing else, ``void_beside`` 255 beside greater values than 0.
+    """
 
     encoding: Encoding
     classes: Sequence[str]
@@ -93,11 +55,14 @@ class Evidence:
     partial: bool = False
     where: str = ""
     labels: int = 0
-    pixels: Int64Array = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
+    pixels: Int64Array = field(default_factory=lambda: np.zeros(VALUES, np.int64))
     pairs: int = 0
     changes: int = 0
     specks: int = 0
+    ramps: int = 0
     constant: int = 0
+    void_alone: int = 0
+    void_beside: int = 0
     alike: Counter[int] = field(default_factory=Counter)
     palettes: dict[Palette, tuple[Path, list[int]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -124,6 +89,11 @@ class Evidence:
         self.pairs += facts.pairs
         self.changes += facts.changes
         self.specks += facts.specks
+        self.ramps += facts.ramps
+        if facts.pixels[IGNORE]:
+            beside = bool(facts.pixels[1:IGNORE].any())
+            self.void_beside += beside
+            self.void_alone += not beside and bool(facts.pixels[0])
         self.constant += int(np.count_nonzero(facts.pixels) == 1)
         self.alike[hash(facts.pixels.tobytes())] += 1
         if facts.palette is not None:
@@ -158,11 +128,11 @@ class Evidence:
 
     def train_pixels(self) -> Int64Array:
         """Pixels of each train id, (256,): what the stored values mean."""
-        table = np.full(_VALUES, IGNORE, np.int64)
+        table = np.full(VALUES, IGNORE, np.int64)
         for stored, train in self.encoding.ids.items():
-            if 0 <= stored < _VALUES:
+            if 0 <= stored < VALUES:
                 table[stored] = train
-        return np.bincount(table, weights=self.pixels, minlength=_VALUES).astype(np.int64)
+        return np.bincount(table, weights=self.pixels, minlength=VALUES).astype(np.int64)
 
     def require(self) -> list[str]:
         """Raise the first error as a DataError; return the warnings."""
@@ -218,10 +188,12 @@ def findings(seen: Evidence) -> Iterator[Finding]:
             False, f"palettes differ from file to file: {recoloured}", "check that indices are class ids"
         )
     yield from _one_class(seen)
+    yield from _two_scales(seen)
     yield from _photographs(seen)
     yield from _train_ids(seen)
     if seen.encoding.found:
         yield from _values(seen)
+    yield from _interpolated(seen)
     yield from _doubts(seen)
 
 
@@ -263,6 +235,30 @@ def _photographs(seen: Evidence) -> Iterator[Finding]:
             f"the labels look like photographs: {len(seen.values)} values, and "
             f"{100 * seen.changes // seen.pairs} % of all pixels differ from the next",
             "check that images/ and labels/ are not swapped",
+        )
+
+
+def _two_scales(seen: Evidence) -> Iterator[Finding]:
+    """Masks of 0 and 255 among masks of 0 and 1."""
+    if seen.values == [0, 1] and seen.void_alone and not seen.void_beside:
+        yield Finding(
+            seen.void_alone > 1,
+            f"{seen.void_alone} of {seen.labels} labels hold 0 and 255 alone, the others 0 and 1: masks of two "
+            "scales, and 255 is ignored",
+            "store 1 in all of them, if 255 means the same",
+        )
+
+
+def _interpolated(seen: Evidence) -> Iterator[Finding]:
+    """Labels whose borders were blurred: between two classes lie the classes of the ids between theirs."""
+    if seen.pairs < _LEAST_PIXELS or seen.changes < _LEAST_CHANGES:
+        return
+    if seen.ramps > 0.15 * seen.changes and seen.ramps > 0.4 * seen.specks:
+        yield Finding(
+            True,
+            f"the labels were resized with interpolation, or saved as JPEG once: of {seen.changes} borders "
+            f"between pixels, {100 * seen.ramps // seen.changes} % have a value between those of their sides",
+            "make the labels anew from the originals; resize them with the nearest neighbour",
         )
 
 
@@ -311,9 +307,9 @@ def _doubts(seen: Evidence) -> Iterator[Finding]:
         )
     if seen.pixels[IGNORE] > 0.95 * total:
         yield Finding(
-            False,
+            seen.pixels[IGNORE] == total and not seen.partial,
             f"{100 * seen.pixels[IGNORE] // total} % of the labels' pixels are 255, ignored",
-            "check them",
+            "check that they are what was meant",
         )
     rough = seen.changes > 0.04 * seen.pairs and seen.specks > 0.45 * seen.changes
     if seen.pairs >= _LEAST_PIXELS and len(values) > 3 and rough:

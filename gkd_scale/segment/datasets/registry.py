@@ -15,6 +15,8 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from gkd_scale import console, text
 from gkd_scale.cache.source import LabelledSource
 from gkd_scale.errors import ConfigError, DataError, nearest
@@ -36,7 +38,8 @@ from gkd_scale.segment.datasets import (
     urbansyn,
 )
 from gkd_scale.segment.datasets.adapter import Adapter, PairDataset
-from gkd_scale.types import SegDataset, SegSample, UInt8Array
+from gkd_scale.segment.datasets.plausible import Evidence
+from gkd_scale.types import IGNORE, SegDataset, SegSample, UInt8Array
 
 ADAPTERS: dict[str, Adapter] = {
     adapter.name: adapter
@@ -217,20 +220,28 @@ def check(
     workers: int,
     advance: Callable[[], object] = lambda: None,
     require: Callable[[SegSample], None] = lambda _: None,
+    least: int = 1,
 ) -> None:
     """Read every sample once, so that a bad file ends the run before training; raises its DataError.
 
-    So do labels that cannot be what they seem (:mod:`.plausible`); doubts about them are printed. ``require``
-    raises a DataError for a sample that can be read, but not used.
+    So do labels that cannot be what they seem (:mod:`.plausible`), or that show fewer than ``least`` classes;
+    doubts about them are printed. ``require`` raises a DataError for a sample that can be read, but not used.
     """
     if len(dataset.classes) == 1:
         raise DataError(
             f"{dataset.name} has one class, '{dataset.classes[0]}', which every model finds",
             "label what is not that class too, with a value and a name of its own",
         )
-    with _plausible(dataset):
+    with _plausible(dataset) as seen:
         for _ in prefetch(lambda index: require(dataset[index]), range(len(dataset)), workers, 4 * workers):
             advance()
+    shown = {int(train) for each in seen for train in np.flatnonzero(each.train_pixels()[:IGNORE])}
+    if seen and len(shown) < least:
+        what = "no class" if not shown else f"the class '{dataset.classes[min(shown)]}' alone"
+        raise DataError(
+            f"the labels of {dataset.name} show {what}: nothing to {'learn' if least > 1 else 'score'}",
+            "check that they are what was meant",
+        )
 
 
 def labelled(images: str | Path, *, quiet: bool = False) -> LabelledSource | None:
@@ -251,11 +262,13 @@ def glance(dataset: SegDataset, *, quiet: bool = False) -> None:
 
 
 @contextmanager
-def _plausible(dataset: SegDataset, *, quiet: bool = False, some: bool = False) -> Iterator[None]:
+def _plausible(
+    dataset: SegDataset, *, quiet: bool = False, some: bool = False
+) -> Iterator[Sequence[Evidence]]:
     """Judge the labels that are read meanwhile, ``some`` of them or all."""
     with ExitStack() as stack:
         seen = [stack.enter_context(each.watched()) for each in _of_files(dataset)]
-        yield
+        yield seen
     for evidence in seen:
         evidence.partial = some or evidence.labels < evidence.of
         for doubt in evidence.require():

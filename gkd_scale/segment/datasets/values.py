@@ -28,6 +28,12 @@ def unknown_values(pixels: Int64Array, classes: int, text: str) -> tuple[str, st
             f"its values count from 1 to {classes}",
             "subtract 1 from all, or name what 0 is in the first line of the class list (classes.txt)",
         )
+    if values[0] == 0 and values[-1] == classes:
+        return (
+            f"its values count from 0 to {classes}",
+            "name what 0 is in the first line of the class list (classes.txt); if 0 is void (as in ADE20K), "
+            "subtract 1 from all but 0, and make that 255",
+        )
     if text.startswith("train ids") and classes < values[-1] < _LABEL_IDS:
         return "the values look like label ids", "give the files of train ids (*_labelTrainIds.png)"
     found = explain(values, pixels)
@@ -58,6 +64,11 @@ def explain(values: Sequence[int], pixels: Int64Array) -> Explained | None:
         )
     if len(values) >= MANY:
         return Explained("more than segmentation labels have", "store class ids, one small number a class")
+    if len(values) > 2 and values[-1] >= IGNORE - 5 and values[-2] < min(MANY, values[-1] // 2):
+        return Explained(
+            f"{values[-1]} lies far above the others, as values do that mean nothing",
+            f"write {values[-1]} into ignore.txt, if it is void",
+        )
     if values[0] >= IGNORE // 2 and 2 * len(values) < classes:
         return Explained("they count down from 255: ids that were stored as 255 - id", "invert the labels")
     if step > 1 and (len(values) > 3 or 2 * len(values) < classes):

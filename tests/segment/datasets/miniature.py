@@ -44,22 +44,77 @@ def write_png16(path: Path, samples: npt.NDArray[np.uint16]) -> Path:
     return write_png(path, (height, width), 16, {3: 2, 4: 6}[channels], data)
 
 
-def write_grey(path: Path, values: npt.NDArray[Any], bits: int) -> Path:
-    """A greyscale PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+def write_tiff(
+    path: Path,
+    samples: npt.NDArray[Any],
+    *,
+    order: str = "<",
+    planes: bool = False,
+    packed: bool = False,
+    tags: dict[int, list[int]] | None = None,
+) -> Path:
+    """(H, W) or (H, W, C) samples as a TIFF as Pillow cannot write it.
+
+    ``order`` is the byte order, ``planes`` puts one channel behind the other, ``packed`` compresses; ``tags``
+    are more, or other, of TIFF's.
+    """
+    channels = 1 if samples.ndim == 2 else samples.shape[2]
+    ordered = samples.astype(samples.dtype.newbyteorder(order))
+    strips = [ordered[..., each].tobytes() for each in range(channels)] if planes else [ordered.tobytes()]
+    strips = [zlib.compress(strip) for strip in strips] if packed else strips
+    places = [8 + sum(map(len, strips[:index])) for index in range(len(strips))]
+    entries = {
+        256: [samples.shape[1]],
+        257: [samples.shape[0]],
+        258: [8 * samples.itemsize] * channels,
+        259: [8 if packed else 1],
+        262: [2 if channels == 3 else 1],
+        273: places,
+        277: [channels],
+        278: [samples.shape[0]],
+        279: list(map(len, strips)),
+        284: [2 if planes else 1],
+        339: [{"u": 1, "i": 2, "f": 3}[samples.dtype.kind]] * channels,
+        **(tags or {}),
+    }
+    data = b"".join(strips)
+    data += bytes(len(data) % 2)
+    directory, extra = struct.pack(f"{order}H", len(entries)), b""
+    after = 8 + len(data) + 2 + 12 * len(entries) + 4
+    for tag, values in sorted(entries.items()):
+        content = struct.pack(f"{order}{len(values)}I", *values)
+        place = content if len(values) == 1 else struct.pack(f"{order}I", after + len(extra))
+        extra += content if len(values) > 1 else b""
+        directory += struct.pack(f"{order}HHI", tag, 4, len(values)) + place
+    mark = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(mark + struct.pack(f"{order}I", 8 + len(data)) + data + directory + bytes(4) + extra)
+    return path
+
+
+def write_grey(path: Path, values: npt.NDArray[Any], bits: int, clear: int | None = None) -> Path:
+    """A greyscale PNG of 1, 2 or 4 bits, which Pillow cannot write; the value ``clear`` is transparent."""
     per_byte = 8 // bits
     padded = np.pad(values, ((0, 0), (0, -values.shape[1] % per_byte)))
     shifts = bits * np.arange(per_byte)[::-1]
     packed = (padded.reshape(len(values), -1, per_byte) << shifts).sum(2).astype(np.uint8)
-    return write_png(path, values.shape, bits, 0, b"".join(b"\0" + row.tobytes() for row in packed))
+    key = b"" if clear is None else struct.pack(">H", clear)
+    return write_png(path, values.shape, bits, 0, b"".join(b"\0" + row.tobytes() for row in packed), key)
 
 
-def write_png(path: Path, size: tuple[int, ...], bits: int, kind: int, data: bytes) -> Path:
-    """A PNG of ``size`` (H, W) and colour type ``kind``; ``data`` are its rows with their filters."""
+def write_png(
+    path: Path, size: tuple[int, ...], bits: int, kind: int, data: bytes, clear: bytes = b""
+) -> Path:
+    """A PNG of ``size`` (H, W) and colour type ``kind``; ``data`` are its rows with their filters.
+
+    ``clear`` is what the chunk of the transparent colour holds.
+    """
     header = struct.pack(">IIBBBBB", size[1], size[0], bits, kind, 0, 0, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + _chunk(b"IHDR", header)
+        + (_chunk(b"tRNS", clear) if clear else b"")
         + _chunk(b"IDAT", zlib.compress(data))
         + _chunk(b"IEND")
     )

@@ -12,8 +12,9 @@ from PIL import Image
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets import cityscapes, gtav, mapillary
 from gkd_scale.segment.datasets.adapter import Adapter
+from gkd_scale.segment.datasets.facts import facts_of
 from gkd_scale.segment.datasets.labels import Encoding, identity
-from gkd_scale.segment.datasets.plausible import Evidence, facts_of, findings
+from gkd_scale.segment.datasets.plausible import Evidence, findings
 from gkd_scale.segment.datasets.registry import check, glance, open_dataset
 from gkd_scale.types import IGNORE, UInt8Array
 

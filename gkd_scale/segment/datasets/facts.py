@@ -1,0 +1,67 @@
+"""What one label file holds, as far as that tells how it was made: values, neighbours, palette."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gkd_scale.segment.datasets.labels import Stored, read_palette
+from gkd_scale.types import IGNORE, Int64Array
+
+VALUES = 256
+_ROWS = 64
+"""Rows of a label that are looked at, evenly spread."""
+
+Palette = bytes
+"""Red, green and blue of index 0, of index 1, and so on."""
+
+
+class Facts(NamedTuple):
+    """What one label holds, on some of its rows: pixels of each stored value, (256,), and neighbours.
+
+    Of the pairs of horizontal neighbours ``changes`` differ; ``specks`` pixels differ from both of theirs,
+    and ``ramps`` of them lie between the two (255 is never a neighbour of these).
+    """
+
+    path: Path
+    pixels: Int64Array
+    pairs: int
+    changes: int
+    specks: int
+    ramps: int
+    palette: Palette | None
+
+
+def facts_of(stored: Stored, path: Path, channel: int | None = None, *, whole: bool = False) -> Facts | None:
+    """The facts of a label file's values; None for colours, or for values that no label has.
+
+    ``whole`` looks at all rows. Values that are rare are seen too where there are hardly any others.
+    """
+    if stored.ndim == 3 and channel is not None:
+        stored = stored[..., channel]
+    if stored.ndim != 2 or stored.size == 0 or (stored.dtype != np.bool_ and stored.dtype.kind not in "ui"):
+        return None
+    if stored.dtype not in (np.bool_, np.uint8):
+        if stored.min() < 0 or stored.max() >= VALUES:
+            return None
+        stored = stored.astype(np.uint8)
+    rows = stored if whole else stored[:: max(1, stored.shape[0] // _ROWS)]
+    pixels = np.bincount(rows.ravel(), minlength=VALUES)
+    if rows is not stored and np.count_nonzero(pixels[:IGNORE]) < 2:
+        pixels = np.bincount(stored.ravel(), minlength=VALUES)
+    change = rows[:, 1:] != rows[:, :-1]
+    specks = change[:, 1:] & change[:, :-1]
+    changes, alone, ramps = (
+        int(np.count_nonzero(each)) for each in (change, specks, specks & _between(rows))
+    )
+    return Facts(path, pixels, change.size, changes, alone, ramps, read_palette(path))
+
+
+def _between(rows: Stored) -> npt.NDArray[np.bool_]:
+    """Which inner pixels (H, W-2) lie between their horizontal neighbours in value."""
+    left, middle, right = rows[:, :-2], rows[:, 1:-1], rows[:, 2:]
+    up, down = (left < middle) & (middle < right), (left > middle) & (middle > right)
+    return (up & (right != IGNORE)) | (down & (left != IGNORE))
