@@ -12,6 +12,7 @@ from gkd_scale.cache.config import MirrorConfig
 from gkd_scale.config import again, inline, option, section
 from gkd_scale.distill.losses import DISTANCES
 from gkd_scale.distill.objectives.registry import OBJECTIVES
+from gkd_scale.engine import optimizers
 from gkd_scale.engine.config import RunConfig
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.config import ConditioningConfig
@@ -106,8 +107,9 @@ class MaskConfig:
 
 @dataclass
 class OptimConfig:
-    """optimizer: AdamW with warmup and cosine schedule"""
+    """optimizer: with warmup and cosine schedule"""
 
+    name: str = option(optimizers.DEFAULT, optimizers.HELP, choices=optimizers.OPTIMIZERS)
     lr: float | None = option(
         None,
         "peak learning rate (default: 5e-4 · global batch / 512, at least 2.5e-4, from scratch 1e-3)",
@@ -115,7 +117,9 @@ class OptimConfig:
         within=ranges.PEAK_RATE,
     )
     weight_decay: float = option(0.05, "decoupled weight decay", within=ranges.WEIGHT_DECAY)
-    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas", within=ranges.DECAY)
+    betas: tuple[float, float] = option(
+        (0.9, 0.999), "decay of AdamW's or LAMB's moments", within=ranges.DECAY
+    )
     warmup: float = option(0.05, "share of the steps that the learning rate rises", within=ranges.WARMUP)
     warmup_lr: float = option(1e-6, "learning rate of the first step", within=ranges.RATE)
     layer_decay: float = option(

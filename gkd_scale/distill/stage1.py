@@ -222,6 +222,7 @@ def _training(
             step, base=base, steps=steps, warmup=warmup, warmup_lr=optim.warmup_lr, final=optim.final_lr
         ),
         out=cfg.run.out,
+        optimizer=optim.name,
         weight_decay=optim.weight_decay,
         betas=optim.betas,
         ema=cfg.ema,

@@ -1,10 +1,11 @@
 """Checkpoints that are whole, safe, and independent of world size and ZeRO stage.
 
 DeepSpeed's checkpoints are one pickle a rank for one world size, and after a kill ``latest`` may name a
-half-written folder. Ours is one safetensors file of whole tensors: parameters in fp32, both Adam moments,
-the moving average, and buffers. Rank 0 writes it under a temporary name, calls fsync and renames it. It
-removes older ones only afterwards, so a kill at any moment leaves a whole one. Each rank reads the part that
-it holds, so a run goes on exactly where it was, also with another number of ranks or another ZeRO stage.
+half-written folder. Ours is one safetensors file of whole tensors: parameters in fp32, the optimizer's
+moments, the moving average, and buffers. Rank 0 writes it under a temporary name, calls fsync and renames
+it. It removes older ones only afterwards, so a kill at any moment leaves a whole one. Each rank reads the
+part that it holds, so a run goes on exactly where it was, also with another number of ranks or another ZeRO
+stage.
 
 All randomness of training is a function of (seed, step), so a checkpoint holds no generator state.
 """
@@ -152,7 +153,7 @@ def _collect(engine: Any, ema: Ema | None, runtime: Runtime) -> dict[str, Tensor
 
     for name, parameter in _trained(engine).items():
         add(f"param/{name}", zero.master(parameter))
-        for key in zero.MOMENTS:
+        for key in zero.moments(parameter):
             add(f"{key}/{name}", zero.moment(engine, parameter, key))
     for name, value in (ema.full() if ema else {}).items():
         add(f"ema/{name}", value)
@@ -171,7 +172,7 @@ def _restore(engine: Any, ema: Ema | None, reader: Any, optimizer_step: int) -> 
         odd = sorted(stored ^ set(trained))
         raise ValueError(f"its parameters are not the model's: {odd[0]} ({nearest(odd[0], trained)})")
     for name, parameter in trained.items():
-        moments = {key: reader.get_tensor(f"{key}/{name}") for key in zero.MOMENTS}
+        moments = {key: reader.get_tensor(f"{key}/{name}") for key in zero.moments(parameter)}
         zero.restore(engine, parameter, reader.get_tensor(f"param/{name}"), moments, optimizer_step)
     if ema is not None:
         ema.load({name: reader.get_tensor(f"ema/{name}") for name in trained})

@@ -33,6 +33,10 @@ from gkd_scale.engine.feed import feed
 from gkd_scale.engine.health import DataWaitMonitor, HealthCheck
 from gkd_scale.engine.loggers import Tracked
 from gkd_scale.engine.metrics import Row, Step, Window, steps_of_window
+from gkd_scale.engine.optimizers import DEFAULT as ADAMW
+from gkd_scale.engine.optimizers import registry as optimizers
+from gkd_scale.engine.optimizers.lamb import Lamb
+from gkd_scale.engine.optimizers.muon import Muon
 from gkd_scale.engine.run import CHECKPOINTS
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
@@ -57,7 +61,8 @@ class Hook:
 class Job:
     """One model to train. ``module(batch)`` returns losses by name; the loop minimises ``"loss"``.
 
-    Metrics, logs and checkpoints go to ``out``. ``lr`` is a function of the step (from 0). Parameters
+    Metrics, logs and checkpoints go to ``out``. ``optimizer`` is a name of
+    :data:`gkd_scale.engine.optimizers.OPTIMIZERS`. ``lr`` is a function of the step (from 0). Parameters
     named in ``lr_scales`` learn at that multiple of it. Those in ``no_decay`` have no weight decay; nor
     have norms, biases, tokens and positions. The loop calls ``saved(step)`` on every rank once the checkpoint
     of ``step`` is whole. ``identity`` (JSON types) must be the same when the run is resumed. Loggers get
@@ -68,6 +73,7 @@ class Job:
     module: nn.Module
     lr: Callable[[int], float]
     out: Path
+    optimizer: str = ADAMW
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     ema: float = 0.0
@@ -296,7 +302,15 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
     """DeepSpeed's engine around the job's module, on this rank's device."""
     import deepspeed
 
-    optimizer = torch.optim.AdamW(_groups(job), lr=job.lr(0), betas=job.betas)
+    groups = optimizers.groups(
+        job.module,
+        weight_decay=job.weight_decay,
+        lr_scales=job.lr_scales,
+        no_decay=job.no_decay,
+        matrices=job.optimizer == "muon",
+    )
+    fused = runtime.device.type == "cuda"
+    optimizer = optimizers.build(job.optimizer, groups, lr=job.lr(0), betas=job.betas, fused=fused)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(
@@ -305,19 +319,6 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
             config=dict(plan.json),
             dist_init_required=False,
         )
+    if isinstance(optimizer, (Lamb, Muon)):
+        optimizer.layouts = zero.layouts(engine)
     return engine
-
-
-def _groups(job: Job) -> list[dict[str, Any]]:
-    """Parameter groups: with and without weight decay, for each multiple of the learning rate."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    embeddings = {id(layer.weight) for layer in job.module.modules() if isinstance(layer, nn.Embedding)}
-    for name, parameter in job.module.named_parameters():
-        if parameter.requires_grad:
-            token = parameter.ndim <= 1 or name.endswith(("token", "pos_embed", "level_embed"))
-            plain = token or id(parameter) in embeddings or name in job.no_decay
-            groups.setdefault((job.lr_scales.get(name, 1.0), not plain), []).append(parameter)
-    return [
-        {"params": parameters, "lr_scale": scale, "weight_decay": job.weight_decay if decays else 0.0}
-        for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
-    ]

@@ -16,6 +16,7 @@ from typing import Any
 
 from gkd_scale import __version__, config, files
 from gkd_scale.cache.spec import SPEC
+from gkd_scale.engine import optimizers
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import ConfigError, RunError
 
@@ -25,6 +26,8 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 OTHERS = {SPEC: "a teacher cache", "search.json": "a search", "data.json": "the embedded scenes"}
 """What other folders our commands write, by a file that each of them has."""
+LATER = {"optim.name": optimizers.DEFAULT}
+"""Settings that came after the first runs, with what runs did before: at that value nothing is noted."""
 
 
 def identity(options: Any, **resolved: Any) -> dict[str, Any]:
@@ -32,7 +35,12 @@ def identity(options: Any, **resolved: Any) -> dict[str, Any]:
 
     ``resolved`` has what volatile options come to, for example the steps that ``--epochs`` gives.
     """
-    return json.loads(json.dumps({**config.to_dict(options, volatile=False), **resolved}))
+    noted: dict[str, Any] = json.loads(json.dumps({**config.to_dict(options, volatile=False), **resolved}))
+    for name, before in LATER.items():
+        section, _, key = name.rpartition(".")
+        if noted.get(section, {}).get(key) == before:
+            del noted[section][key]
+    return noted
 
 
 @contextmanager
@@ -138,7 +146,7 @@ def require_same(out: Path, now: dict[str, Any]) -> None:
 
 def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """RunError, which names each setting that differs between ``before`` and ``now``."""
-    old, new = leaves_of(before), leaves_of(now)
+    old, new = LATER | leaves_of(before), LATER | leaves_of(now)
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if keys:
         shown = "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys)

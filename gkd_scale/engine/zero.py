@@ -16,20 +16,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gkd_scale.engine.optimizers.layout import Part, Shards, Whole
+
 READ = (">=0.19.8", "<0.20")
 """The versions of DeepSpeed whose source this module was written against."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's moments, as PyTorch names them."""
 
+KEPT = "gkd_scale_moments"
+"""Attribute of a parameter whose optimizer keeps other moments than :data:`MOMENTS`: their names."""
+
 AVERAGE = "gkd_scale_average"
 """Attribute of a parameter while :meth:`Ema.applied` lasts: this rank's part of its fp32 average."""
 
-_FLAT = (
-    "fp32_partitioned_groups_flat",  # ZeRO-3
-    "single_partition_of_fp32_groups",  # ZeRO-1 and ZeRO-2
-    "fp32_groups_flat_partition",  # bf16 without offload
-)
+_FLAT = {
+    "fp32_partitioned_groups_flat": "fp16_groups",  # ZeRO-3
+    "single_partition_of_fp32_groups": "bit16_groups",  # ZeRO-1 and ZeRO-2
+    "fp32_groups_flat_partition": "bf16_groups",  # bf16 without offload
+}
+"""The flat tensors that the optimizer steps on, and the parameters of each."""
 
 
 # ----------------------------------------------------------------------------- parts and whole tensors
@@ -111,6 +117,12 @@ def master(parameter: Any) -> Tensor:
     return parameter.data if whole is None else whole
 
 
+def moments(parameter: Any) -> tuple[str, ...]:
+    """The names of the moments that the optimizer keeps of ``parameter``."""
+    names: tuple[str, ...] = getattr(parameter, KEPT, MOMENTS)
+    return names
+
+
 def moment(engine: Any, parameter: Any, key: str) -> Tensor:
     """The whole moment ``key`` of ``parameter``. Collective; call :func:`link` first."""
     from deepspeed.utils import safe_get_full_optimizer_state
@@ -133,10 +145,44 @@ def link(engine: Any) -> None:
 
 def prepare(engine: Any, step: int) -> None:
     """Give the optimizer moments of zero for all that it steps on, as after ``step`` steps of Adam."""
-    state = _adam(engine).state
-    for flat in next((getattr(engine.optimizer, n) for n in _FLAT if hasattr(engine.optimizer, n)), ()):
-        state[flat] = _zeros(flat, step)
+    for flat, parameters in _flats(engine):
+        _adam(engine).state[flat] = _zeros(engine, flat, moments(parameters[0]), step)
     link(engine)
+
+
+def layouts(engine: Any) -> dict[Tensor, Whole]:
+    """What each flat tensor that the optimizer steps on holds; empty without ZeRO."""
+    return {
+        flat: Shards(
+            [full_shape(p) for p in parameters],
+            [part for index, p in enumerate(parameters) for part in _parts(engine, p, index)],
+            parameters[0].device,
+        )
+        for flat, parameters in _flats(engine)
+    }
+
+
+def _parts(engine: Any, parameter: Any, index: int) -> list[Part]:
+    """What this rank's flat tensor holds of a parameter: one part, or none."""
+    if is_sharded(parameter):
+        _, offset, size = engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)]
+        start = dist.get_rank() * size
+        length = min(size, parameter.ds_numel - start)  # the rest is padding
+    elif parameter._hp_mapping is None:
+        return []
+    else:
+        here, there = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+        start, offset, length = here.start, there.start, here.numel
+    return [Part(index, start, offset, length)] if length > 0 else []
+
+
+def _flats(engine: Any) -> list[tuple[Tensor, list[Any]]]:
+    """The flat tensors that the optimizer steps on, each with its parameters; none without ZeRO."""
+    optimizer = engine.optimizer
+    for name, of in _FLAT.items():
+        if hasattr(optimizer, name):
+            return list(zip(getattr(optimizer, name), getattr(optimizer, of), strict=True))
+    return []
 
 
 def restore(engine: Any, parameter: Any, values: Tensor, moments: dict[str, Tensor], step: int) -> None:
@@ -156,7 +202,7 @@ def restore(engine: Any, parameter: Any, values: Tensor, moments: dict[str, Tens
         for key, whole in moments.items():
             utils.safe_set_full_optimizer_state(parameter, whole, key)
     else:
-        state = _adam(engine).state[parameter] = _zeros(parameter, step)
+        state = _adam(engine).state[parameter] = _zeros(engine, parameter, tuple(moments), step)
         for key, whole in moments.items():
             state[key].copy_(whole)
 
@@ -186,9 +232,11 @@ def _adam(engine: Any) -> torch.optim.Optimizer:
     return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
 
 
-def _zeros(like: Tensor, step: int) -> dict[str, Tensor]:
-    moments = {key: torch.zeros_like(like, memory_format=torch.preserve_format) for key in MOMENTS}
-    return {"step": torch.tensor(float(step)), **moments}
+def _zeros(engine: Any, like: Tensor, names: tuple[str, ...], step: int) -> dict[str, Tensor]:
+    """The state of ``like`` after ``step`` steps of moments that stayed zero; a fused kernel counts there."""
+    device = like.device if _adam(engine).defaults.get("fused") else None
+    zeros = {key: torch.zeros_like(like, memory_format=torch.preserve_format) for key in names}
+    return {"step": torch.tensor(float(step), device=device), **zeros}
 
 
 # --------------------------------------------------------------------------------------- DeepSpeed itself

@@ -132,11 +132,11 @@ def _check_space(cfg: SearchConfig, space: spaces.Space) -> None:
             "write choice(x, y, ...), or use --search random",
         )
     if cfg.choice.scheduler == "pbt":
-        fixed = [key for key in space.searched if not key.startswith(spaces.MUTABLE)]
+        fixed = [key for key in space.searched if not spaces.may_change(key)]
         if fixed:
             raise ConfigError(
                 f"{space.path}: '{fixed[0]}' cannot change in the middle of a run, as --scheduler pbt would",
-                "search optim.*, loss.*, mask.* and drop_path, for example --space pbt.yaml",
+                "search optim.* except optim.name, loss.*, mask.*, drop_path, for example --space pbt.yaml",
             )
     _check_batches(cfg, space)
 

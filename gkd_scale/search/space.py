@@ -246,5 +246,12 @@ def _leaf_or_none(cfg: Stage1Config, key: str) -> Any:
         return None
 
 
-MUTABLE = ("optim.", "loss.", "mask.", "drop_path")
-"""Options that may change in the middle of a run: what population-based training may search."""
+_MUTABLE = ("optim.", "loss.", "mask.", "drop_path")
+
+
+def may_change(key: str) -> bool:
+    """Whether an option may change in the middle of a run: what population-based training may search.
+
+    Another optimizer has other moments.
+    """
+    return key.startswith(_MUTABLE) and key != "optim.name"

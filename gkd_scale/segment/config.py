@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gkd_scale import ranges
 from gkd_scale.cache.config import parse_size
 from gkd_scale.config import again, inline, option, section
+from gkd_scale.engine import optimizers
 from gkd_scale.engine.config import RunConfig
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.config import ConditioningConfig, DemoTeacherConfig, TeacherConfig
@@ -34,8 +35,9 @@ _LAST = re.compile(r"last([1-9]\d*)")
 
 @dataclass
 class HeadOptimConfig:
-    """optimizer: AdamW with a polynomial schedule"""
+    """optimizer: with a polynomial schedule"""
 
+    name: str = option(optimizers.DEFAULT, optimizers.HELP, choices=optimizers.OPTIMIZERS)
     lr: float | None = option(
         None,
         "peak learning rate (default: 5e-3 linear, 1e-4 mask2former, 3e-3 other heads; at most 1e-3 if "
@@ -44,7 +46,9 @@ class HeadOptimConfig:
         within=ranges.PEAK_RATE,
     )
     weight_decay: float = option(0.05, "decoupled weight decay", within=ranges.WEIGHT_DECAY)
-    betas: tuple[float, float] = option((0.9, 0.999), "AdamW's betas", within=ranges.DECAY)
+    betas: tuple[float, float] = option(
+        (0.9, 0.999), "decay of AdamW's or LAMB's moments", within=ranges.DECAY
+    )
     power: float = option(
         0.9,
         "exponent of the polynomial decay",

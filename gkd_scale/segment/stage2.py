@@ -153,6 +153,7 @@ def _job(
         module=module,
         lr=lambda step: learning_rate(config, step),
         out=config.run.out,
+        optimizer=config.optim.name,
         weight_decay=config.optim.weight_decay,
         betas=config.optim.betas,
         hooks=[loop.Hook(config.val_every, lambda step, module: validator(step, segmenter_in(module)))],

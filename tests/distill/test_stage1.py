@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gkd_scale import files
 from gkd_scale.config import build
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
@@ -279,6 +280,43 @@ def test_another_setting_than_that_of_the_checkpoint_is_refused(
     train(runtime, config(tiny_cache, tmp_path, steps=2))
     with pytest.raises(RunError, match="views: None then, 1 now"):
         train(runtime, config(tiny_cache, tmp_path, steps=2, views=1))
+
+
+def test_another_optimizer_is_refused_and_the_usual_one_is_not_noted(
+    runtime: Runtime, tiny_cache: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Runs that know of no other optimizer go on; their files have the bytes that they had."""
+    assert "name" not in files.read_json(alone / "begun.json")["identity"]["optim"]
+    with pytest.raises(RunError, match=r"optim\.name: 'adamw' then, 'lamb' now") as refused:
+        train(runtime, config(tiny_cache, alone, optim={"name": "lamb"}))
+    assert "the same settings" in str(refused.value.hint)
+    train(runtime, config(tiny_cache, tmp_path, steps=2, optim={"name": "lamb"}))
+    with pytest.raises(RunError, match=r"optim\.name: 'lamb' then, 'adamw' now"):
+        train(runtime, config(tiny_cache, tmp_path, steps=2))
+
+
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_an_optimizer_learns_and_goes_on_to_the_bit(
+    name: str, runtime: Runtime, tiny_cache: Path, tmp_path: Path
+) -> None:
+    optim = {"name": name, "lr": 3e-3, "layer_decay": 0.8}
+    train(runtime, config(tiny_cache, tmp_path / "a", ds_config="zero2.json", optim=optim))
+    found = losses(tmp_path / "a")
+    assert found[-1] < found[0]
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, _module: Any) -> dict[str, float]:
+        if step == 5:
+            raise Killed
+        return {}
+
+    cut = config(tiny_cache, tmp_path / "b", ds_config="zero2.json", optim=optim)
+    with pytest.raises(Killed):
+        train(runtime, cut, Hook(1, kill))
+    train(runtime, cut)
+    assert files_of(tmp_path / "b") == files_of(tmp_path / "a")
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # DeepSpeed's use of torch

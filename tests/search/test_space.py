@@ -127,6 +127,11 @@ def test_what_does_not_fit_is_refused_before_the_search(tmp_path: Path, text: st
     assert str(path) in str(caught.value)
 
 
+def test_what_population_based_training_may_change() -> None:
+    assert spaces.may_change("optim.lr") and spaces.may_change("drop_path")
+    assert not spaces.may_change("optim.name") and not spaces.may_change("student")
+
+
 def test_what_may_change_when_a_search_goes_on() -> None:
     from gkd_scale.search.config import SearchConfig
 
