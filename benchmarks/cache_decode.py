@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     flags = ["--config", str(options.recipe), "--images", str(options.images), "--out", "unused"]
     cfg = parse(CacheTeacherConfig, flags, prog="cache_decode", description="")
-    entries = list(make_plan(options.images, 512).entries)[: options.limit]
+    entries = list(make_plan(options.images, 512))[: options.limit]
     best: dict[str, float] = {}
     for _ in range(options.repeats):
         for kind in (threads, processes):

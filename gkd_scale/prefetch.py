@@ -63,6 +63,12 @@ class BackgroundJobs:
                 self._pending.popleft().result()
             self._pending.append(self._pool.submit(job))
 
+    def wait(self) -> None:
+        """Wait for all jobs; raises what the first failed one raised."""
+        with self._lock:
+            while self._pending:
+                self._pending.popleft().result()
+
     def __enter__(self) -> BackgroundJobs:
         return self
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 from gkd_scale.cache.cluster import Load
 from gkd_scale.cache.codecs.base import state_bytes, state_hash
@@ -26,7 +27,7 @@ from gkd_scale.cache.progress import BuildReport, Display
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.runner import BuildJob, Events
 from gkd_scale.cache.source import LabelledSource, Source
-from gkd_scale.cache.spec import SORTED, Spec
+from gkd_scale.cache.spec import Spec
 from gkd_scale.cache.stored import follow, open_stored
 from gkd_scale.errors import ModelError
 from gkd_scale.prefetch import BackgroundJobs
@@ -54,18 +55,18 @@ def build(
     started = time.monotonic()
     parse(cfg.codec)  # an unknown codec is an error before anything is read
     cfg = follow(cfg)
-    plan = plan_of(cfg, source, format_of(cfg.out))
-    spec = make_spec(cfg, teacher, plan)
     with locked(cfg.out):
+        plan = plan_of(cfg, source, format_of(cfg.out), cfg.out, quiet)
+        spec = make_spec(cfg, teacher, plan)
         codec = codec_for(cfg, teacher, plan)
         spec = replace(spec, codec_state=state_hash(state_bytes(codec)))
-        prepare(cfg.out, spec, plan, codec)
+        plan = prepare(cfg.out, spec, plan, codec)
         if outbox is not None:
             outbox.begin()
-        total, shards = spec.views * len(plan.entries), spec.views * spec.shards
-        report = BuildReport(cfg.out, len(plan.entries), spec.views, shards, notes=plan.notes)
+        total, shards = spec.views * len(plan), spec.views * spec.shards
+        report = BuildReport(cfg.out, len(plan), spec.views, shards, notes=plan.notes)
         if tasks := missing_shards(cfg.out, spec, outbox):
-            done = total - sum(len(plan.shard(task.shard)) for task in tasks)
+            done = total - sum(plan.size_of(task.shard) for task in tasks)
             with Display(report, total, done, quiet) as display, BackgroundJobs() as sender:
 
                 def committed(task: ShardTask) -> None:
@@ -81,15 +82,29 @@ def build(
     return report
 
 
-def plan_of(cfg: CacheTeacherConfig, source: Source | None, version: int) -> ImagePlan:
-    """The plan of the cache that ``cfg`` describes, in the format ``version``.
+def plan_of(
+    cfg: CacheTeacherConfig,
+    source: Source | None,
+    version: int,
+    folder: Path | None = None,
+    quiet: bool = True,
+) -> ImagePlan:
+    """The plan of the cache that ``cfg`` describes, in the format ``version``; see :func:`make_plan`.
 
     With ``cache:CACHE`` as images that cache's plan, in its format.
     """
     if is_stored(cfg.images):
         return open_stored(cfg.images).plan()
-    seed = None if version == SORTED else cfg.seed
-    return make_plan(cfg.images, cfg.samples_per_shard, skip=cfg.out, source=source, seed=seed)
+    return make_plan(
+        cfg.images,
+        cfg.samples_per_shard,
+        cfg.out,
+        source,
+        cfg.seed,
+        version=version,
+        folder=folder,
+        quiet=quiet,
+    )
 
 
 def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Spec:
@@ -109,7 +124,7 @@ def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Spe
         view=asdict(cfg.view),
         views=cfg.views,
         seed=cfg.seed,
-        images=len(plan.entries),
+        images=len(plan),
         samples_per_shard=cfg.samples_per_shard,
         plan=plan.hash(),
         format=plan.format,

@@ -74,7 +74,7 @@ def _on_cluster(
 ) -> None:
     def finished(task: ShardTask, done: ShardResult) -> None:
         report.count(shards=1, samples=done.samples, size=done.bytes)
-        events.advance(len(job.plan.shard(task.shard)))
+        events.advance(job.plan.size_of(task.shard))
         events.committed(task)
 
     distribute(tasks, partial(_one_by_one, job), load, address, finished)

@@ -35,7 +35,7 @@ def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
 
     A function of the images, the teacher and the batch size. DataError if no image can be read.
     """
-    chosen = plan.entries[:: max(1, len(plan.entries) // cfg.codec_fit)][: cfg.codec_fit]
+    chosen = plan.spread(cfg.codec_fit)
     views = prefetch(
         lambda entry: view_of(cfg, plan, entry, 0),
         chosen,

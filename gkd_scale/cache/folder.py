@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 import gkd_scale
 from gkd_scale.cache.codecs.base import STATE, Codec, state_bytes
-from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
-from gkd_scale.cache.plan import PLAN, ImagePlan, read_plan_format, read_plan_sizes, write_plan
+from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, SHARDS, ShardTable, read_shards
+from gkd_scale.cache.parts import PARTS
+from gkd_scale.cache.plan import PLAN, ImagePlan, read_plan, read_plan_format, write_plan
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.shard import index_path, read_info, tar_path
 from gkd_scale.cache.spec import FORMAT, SPEC, Spec, read_spec, refuse_other, write_spec
@@ -51,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _refuse_foreign(folder: Path) -> None:
     """CacheError if ``folder`` holds something that is not a cache, neither whole nor begun."""
-    ours = {LOCK, SPEC + TEMPORARY, STATE, STATE + TEMPORARY}
+    ours = {LOCK, SPEC + TEMPORARY, STATE, STATE + TEMPORARY, PARTS}
     if (folder / MANIFEST).exists() or (folder / PLAN).exists():
         return  # a cache that lost its spec
     if not (folder / SPEC).exists() and (foreign := {path.name for path in folder.iterdir()} - ours):
@@ -70,8 +73,11 @@ def format_of(folder: Path) -> int:
     return FORMAT
 
 
-def prepare(folder: Path, spec: Spec, plan: ImagePlan, codec: Codec) -> None:
-    """Refuse another spec, clear what a kill left, and write the codec's state, the spec and the plan."""
+def prepare(folder: Path, spec: Spec, plan: ImagePlan, codec: Codec) -> ImagePlan:
+    """Refuse another spec, clear what a kill left, and write the codec's state, the spec and the plan.
+
+    Returns the plan that reads the file in ``folder``.
+    """
     if (folder / SPEC).exists():
         try:
             refuse_changed(folder, read_spec(folder), spec, plan)
@@ -91,7 +97,7 @@ def prepare(folder: Path, spec: Spec, plan: ImagePlan, codec: Codec) -> None:
         versions = {"gkd-scale": gkd_scale.__version__}
         versions |= {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow", "numpy")}
         write_spec(spec, folder, versions)
-    write_plan(plan, folder / PLAN)
+    return write_plan(plan, folder / PLAN)
 
 
 def remove_temporary(folder: Path) -> None:
@@ -102,32 +108,33 @@ def remove_temporary(folder: Path) -> None:
 
 def refuse_changed(folder: Path, old: Spec, new: Spec, plan: ImagePlan) -> None:
     """CacheError that says what differs if ``folder`` does not hold a cache of ``new`` over ``plan``."""
-    refuse_other(folder, old, new, "" if old.plan == new.plan else _changed_images(folder, plan))
+    refuse_other(folder, old, new, None if old.plan == new.plan else _changed_images(folder, old, plan))
 
 
-def _changed_images(folder: Path, plan: ImagePlan) -> str:
-    """How the image folder differs from the plan on disk, in words."""
+def _changed_images(folder: Path, spec: Spec, plan: ImagePlan) -> str:
+    """How the images differ from the plan on disk, in words; '' if they are the same in another order."""
     try:
-        old = read_plan_sizes(folder / PLAN)
+        old = read_plan(folder / PLAN, spec)
+        (before, sizes), (now, new_sizes) = old.names(), plan.names()
     except Exception:  # a damaged plan must not hide that the folder changed
         return f"{PLAN} cannot be read to say how"
-    new = {entry.sid: (entry.name, entry.bytes) for entry in plan.entries}
-    groups = {
-        "added": [new[sid][0] for sid in new if sid not in old],
-        "removed": [old[sid][0] for sid in old if sid not in new],
-        "resized": [new[sid][0] for sid in new if sid in old and old[sid][1] != new[sid][1]],
-    }
+    _, at, place = np.intersect1d(before, now, assume_unique=True, return_indices=True)
+    groups = (
+        ("added", plan, np.flatnonzero(~np.isin(now, before))),
+        ("removed", old, np.flatnonzero(~np.isin(before, now))),
+        ("resized", plan, place[sizes[at] != new_sizes[place]]),
+    )
     return ", ".join(
-        f"{len(names)} {what} ({names[0]}{' …' * (len(names) > 1)})"
-        for what, names in groups.items()
-        if names
+        f"{len(rows)} {what} ({of.image(int(rows.min())).name}{' …' * (len(rows) > 1)})"
+        for what, of, rows in groups
+        if len(rows)
     )
 
 
 def _shards_are_of(folder: Path, spec: Spec) -> bool:
     """Whether a whole manifest or index in ``folder`` belongs to ``spec``."""
     with contextlib.suppress(Exception):
-        return read_manifest_info(folder).spec == spec.hash()
+        return read_shards(folder, spec).spec == spec.hash()
     for path in sorted(folder.glob("v*/shard-*.parquet")):
         with contextlib.suppress(Exception):
             return read_info(path).spec == spec.hash()
@@ -139,27 +146,26 @@ def _shards_are_of(folder: Path, spec: Spec) -> bool:
 
 def missing_shards(folder: Path, spec: Spec, outbox: Outbox | None) -> list[ShardTask]:
     """The shards to build, in order. Their indexes are removed, and with them the manifest."""
-    try:
-        checksums = read_manifest_info(folder).files
-    except Exception:  # none yet, or damaged: the shards speak for themselves
-        checksums = {}
+    table = None
+    with contextlib.suppress(Exception):  # none yet, or damaged: the shards speak for themselves
+        table = read_shards(folder, spec)
     tasks = [ShardTask(view, shard) for view in range(spec.views) for shard in range(spec.shards)]
-    missing = [task for task in tasks if not _is_built(folder, spec, task, checksums, outbox)]
+    missing = [task for task in tasks if not _is_built(folder, spec, task, table, outbox)]
     if missing:
         for task in missing:
             index_path(folder, *task).unlink(missing_ok=True)
-        for name in (MANIFEST, CHECKSUM):
+        for name in (MANIFEST, SHARDS, CHECKSUM):
             (folder / name).unlink(missing_ok=True)
     return missing
 
 
 def _is_built(
-    folder: Path, spec: Spec, task: ShardTask, checksums: Mapping[str, str], outbox: Outbox | None
+    folder: Path, spec: Spec, task: ShardTask, table: ShardTable | None, outbox: Outbox | None
 ) -> bool:
     """Whether a shard is complete: a whole index of this spec, and a whole tar, here or sent."""
     path = index_path(folder, *task)
     try:
-        checksum = checksums.get(path.relative_to(folder).as_posix())
+        checksum = table.index(*task) if table is not None else None
         info = read_info(path)
         return (
             (info.spec, info.view, info.shard) == (spec.hash(), *task)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.cache.reader import MIRROR_LIMIT, MIRRORS, Cache, Caches
-from gkd_scale.cache.shard import index_path
+from gkd_scale.cache.rows import GROUP, Rows
 from gkd_scale.cache.spec import differences
 from gkd_scale.errors import CacheError
 from gkd_scale.prefetch import prefetch
@@ -147,14 +147,14 @@ def _refuse_other_settings(pixels: Cache, other: Cache) -> None:
 
 
 def _refuse_other_names(pixels: Cache, other: Cache) -> None:
-    mine, theirs = (
-        pq.read_table(each.path / MANIFEST, columns=["sid", "status"]) for each in (pixels, other)
-    )
-    found = first_difference(mine, theirs)
-    if found is not None:
-        ways = {"sid": "is not in the same place of both", "status": "could be read for one of them only"}
-        what = f"sample {_name(mine, theirs, found.row)} {ways[found.column]}"
-        raise _other_views(pixels, other, what)
+    all_rows = [Rows(each.checked(MANIFEST), ["sid", "status"]) for each in (pixels, other)]
+    for start in range(0, max(map(len, all_rows)), GROUP):
+        mine, theirs = (rows.read(start, start + GROUP) for rows in all_rows)
+        found = first_difference(mine, theirs)
+        if found is not None:
+            ways = {"sid": "is not in the same place of both", "status": "could be read for one of them only"}
+            what = f"sample {_name(mine, theirs, found.row)} {ways[found.column]}"
+            raise _other_views(pixels, other, what)
     if pixels.shard_sizes != other.shard_sizes:
         raise _other_views(pixels, other, "they cut the images into other shards (--samples-per-shard)")
 
@@ -176,7 +176,7 @@ def _refuse_other_pixels(pixels: Cache, others: Sequence[Cache], view: int, shar
 
 def _jpegs(cache: Cache, view: int, shard: int) -> pa.Table:
     """Name, size and CRC32 of each JPEG of a shard, in the order of its samples."""
-    data = io.BytesIO(cache.read_file(index_path(Path(), view, shard).as_posix()))
+    data = io.BytesIO(cache.read_index(view, shard))
     table = pq.read_table(data, columns=["sid", "member", "bytes", "crc32"], use_threads=False)
     return table.filter(pc.equal(table["member"], "jpg")).drop_columns(["member"])
 

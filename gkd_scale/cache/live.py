@@ -62,12 +62,11 @@ class LiveSource:
         self._view, self._views, self._view_seed, self._workers = view, views, view_seed, workers
         self.times = LoaderTimes(workers)
         self._plan = plan = make_plan(images, samples_per_shard, source=source, seed=view_seed)
-        reasons = list(prefetch(self._reason, plan.entries, workers, depth=4 * workers))
-        readable = [reasons[index] is None for index in plan.order]
-        self._entries = [plan.entries[index] for index in plan.order if reasons[index] is None]
-        self.errors = {
-            entry.name: reason for entry, reason in zip(plan.entries, reasons, strict=True) if reason
-        }
+        entries = list(plan)
+        reasons = list(prefetch(self._reason, entries, workers, depth=4 * workers))
+        readable = [reason is None for reason in reasons]
+        self._entries = [entry for entry, reason in zip(entries, reasons, strict=True) if reason is None]
+        self.errors = {entry.name: reason for entry, reason in zip(entries, reasons, strict=True) if reason}
         """Images that are left out, and why."""
         if not self._entries:
             name, reason = next(iter(self.errors.items()))

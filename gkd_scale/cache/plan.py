@@ -1,45 +1,50 @@
 """The plan: the images of a cache, the name and the shard of each.
 
 The plan is made before the teacher sees its first pixel and never changes: shards are cut, a fixed number
-of images each, from a seeded permutation of the sorted list, readable or not. A resumed build, another
-worker or another node therefore agree about every shard without talking to each other. Training mixes a few
-shards at a time: without the permutation, a folder with a subfolder a class would give batches of few
+of images each, from the images in the order of their keys, readable or not. A resumed build, another worker
+or another node therefore agree about every shard without talking to each other. A key is noise: training
+mixes a few shards at a time, and a folder with a subfolder a class would otherwise give batches of few
 classes.
+
+A plan is a Parquet file, made and read a few images at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
-import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar, printable
+from gkd_scale import console
+from gkd_scale.cache import older
+from gkd_scale.cache.listing import Listing, list_images, listing_of
+from gkd_scale.cache.location import printable
+from gkd_scale.cache.parts import PARTS, Parts, UInt64, number_of
+from gkd_scale.cache.rows import Rows, RowWriter
 from gkd_scale.cache.source import Source, ViewSource, open_source
-from gkd_scale.cache.spec import FORMAT, SORTED
+from gkd_scale.cache.spec import FORMAT, SORTED, Spec
 from gkd_scale.cache.tars import Tars
-from gkd_scale.errors import DataError
-from gkd_scale.files import write_bytes
-from gkd_scale.prefetch import prefetch
-from gkd_scale.randomness import generator
-from gkd_scale.text import spelled
+from gkd_scale.files import atomic, sha256_file, write_bytes
+from gkd_scale.randomness import seed_of
 
 PLAN = "plan.parquet"
 
-_THREADS, _TOGETHER = 8, 1000
-"""Threads that ask for the sizes of files, and how many files each asks for at a time."""
-
-_METADATA = {"gkd-scale": json.dumps({"format": FORMAT})}
+_METADATA = b"gkd-scale"
+_SCHEMA = pa.schema({"sid": pa.string(), "path": pa.string(), "bytes": pa.int64(), "shard": pa.int64()})
+_HEX = np.array([int.from_bytes(f"{byte:02x}".encode(), "little") for byte in range(256)], "<u2")
+"""The two hex digits of each byte."""
 
 
 @dataclass(frozen=True)
@@ -58,50 +63,84 @@ class Entry:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The images, sorted by path, and the shards of ``samples_per_shard`` that they go to."""
+    """The images in the order of the shards: the rows of ``plan.parquet``, read a few at a time."""
 
-    entries: tuple[Entry, ...]
+    rows: Rows
     samples_per_shard: int
+    digest: str
+    """SHA-256 over the names and sizes of the images."""
+    seed: int = 0
+    format: int = FORMAT
+    """Version of the cache's files."""
     source: Source | None = None
     """What reads the images; None for a folder."""
     notes: tuple[str, ...] = ()
     """Lines about files beside the images that are left out."""
-    seed: int | None = None
-    """Seed of the permutation that the shards are cut from; None: from the sorted list (format 1)."""
     stored: ViewSource | None = None
     """What has their views already; None if they are made of the images."""
+    escaped: dict[str, str] = field(default_factory=dict)
+    """Paths by sid, of the images whose ``path`` in the file is not their path: it is not valid Unicode."""
+    _parts: Parts | None = None
+    """Keeps the file of the rows, if it lies with them."""
 
-    @property
-    def format(self) -> int:
-        """Version of the cache's files."""
-        return SORTED if self.seed is None else FORMAT
+    def __len__(self) -> int:
+        """Number of images, readable or not."""
+        return len(self.rows)
 
-    @cached_property
-    def order(self) -> npt.NDArray[np.uint32]:
-        """Indices into ``entries`` in the order of the shards; a function of seed and number of images.
-
-        4 bytes an image.
-        """
-        order = np.arange(len(self.entries), dtype=np.uint32)
-        if self.seed is not None:
-            generator("plan", self.seed, len(order)).shuffle(order)
-        return order
+    def __iter__(self) -> Iterator[Entry]:
+        """All images in the order of the shards."""
+        for table in self.rows.tables():
+            yield from self._entries(table)
 
     @property
     def shards(self) -> int:
-        return -(-len(self.entries) // self.samples_per_shard)
+        return -(-len(self) // self.samples_per_shard)
 
     def shard(self, shard: int) -> tuple[Entry, ...]:
         """The images of one shard."""
         start = shard * self.samples_per_shard
-        return tuple(self.entries[index] for index in self.order[start : start + self.samples_per_shard])
+        return self._entries(self.rows.read(start, start + self.samples_per_shard))
+
+    def image(self, row: int) -> Entry:
+        """One image by its place in the order of the shards."""
+        return self._entries(self.rows.read(row, row + 1))[0]
+
+    def size_of(self, shard: int) -> int:
+        """The number of images of one shard."""
+        return min(self.samples_per_shard, len(self) - shard * self.samples_per_shard)
+
+    def spread(self, most: int) -> list[Entry]:
+        """At most ``most`` images, evenly spread."""
+        places = np.arange(0, len(self), max(1, len(self) // most))[:most]
+        if self.format != FORMAT:  # they were spread over the sorted list
+            places = np.argsort(older.order(len(self), self.seed, self.format))[places]
+        found = {place: self.image(place) for place in np.sort(places).tolist()}
+        return [found[place] for place in places.tolist()]
+
+    def names(self) -> tuple[UInt64, np.ndarray[Any, np.dtype[np.int64]]]:
+        """The sids as numbers, and the sizes in bytes, of all images."""
+        sids, sizes = zip(
+            *((numbers_of(table), table["bytes"].to_numpy()) for table in self.rows.tables()), strict=True
+        )
+        return np.concatenate(sids), np.concatenate(sizes)
 
     def hash(self) -> str:
-        """SHA-256 over the names and sizes of the images, sorted by path."""
-        state = hashlib.sha256()
-        for entry in self.entries:
-            state.update(f"{entry.sid} {entry.bytes}\n".encode())
-        return state.hexdigest()
+        """SHA-256 over the names and sizes of the images."""
+        return self.digest
+
+    def _entries(self, table: pa.Table) -> tuple[Entry, ...]:
+        columns = (table[name].to_pylist() for name in ("sid", "path", "bytes"))
+        return tuple(
+            Entry(sid, self.escaped.get(sid, path), size) for sid, path, size in zip(*columns, strict=True)
+        )
+
+
+def sid_of(path: str) -> str:
+    """The name of a sample, 16 lowercase hex digits: the 64-bit BLAKE2b of its relative path."""
+    return f"{number_of(path):016x}"
+
+
+# ------------------------------------------------------------------------------------ making it
 
 
 def make_plan(
@@ -109,183 +148,147 @@ def make_plan(
     samples_per_shard: int,
     skip: Path | None = None,
     source: Source | None = None,
-    seed: int | None = None,
+    seed: int = 0,
+    *,
+    version: int = FORMAT,
+    folder: Path | None = None,
+    quiet: bool = True,
 ) -> ImagePlan:
     """The plan of a folder or another source; ``skip`` is a folder inside it that is left out (the cache).
 
-    ``source`` reads ``images`` if the caller has opened them. ``seed`` is that of :class:`ImagePlan`.
+    ``source`` reads ``images`` if the caller has opened them. ``folder`` is that of the cache: the list of
+    many images grows in it, and goes on there after a kill. ``quiet`` shows no progress bar.
 
     Raises DataError for a folder that is missing, cannot be listed or holds no image.
     """
     source = source or open_source(images)
-    if source is not None:
-        entries = [Entry(sid_of(name), name, size) for name, size in sorted(source.entries())]
-        notes = source.notes if isinstance(source, Tars) else ()
-        return _planned(entries, samples_per_shard, source, notes, seed)
-    images = Path(images)
-    if not images.is_dir():
-        what = "is not a folder" if images.exists() else "does not exist"
-        if (twin := spelled(images)) != images:
-            what = f"does not exist in this Unicode form, but there is {str(twin)!a}"
-        raise DataError(f"the image folder {images} {what}", f"check --images: {ACCEPTED}")
-    tars: list[str] = []
-    paths = sorted(_walk(images, skip, tars))
-    if not paths:
-        raise DataError(
-            f"the folder {images} holds no images" + (f", but tars: {len(tars)}" if tars else ""),
-            f"to read images in tars, give --images '{_pattern(images, tars)}'"
-            if tars
-            else f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
-        )
-    notes = [f"tars in the folder, left out: {len(tars)}; --images '{_pattern(images, tars)}' reads them"]
-    entries = [
-        Entry(sid_of(path), path, size) for path, size in zip(paths, _sizes(images, paths), strict=True)
-    ]
-    return _planned(entries, samples_per_shard, None, notes if tars else (), seed)
-
-
-def _planned(
-    entries: list[Entry],
-    samples_per_shard: int,
-    source: Source | None,
-    notes: Sequence[str],
-    seed: int | None,
-) -> ImagePlan:
-    _refuse_collisions(entries)
-    return ImagePlan(tuple(entries), samples_per_shard, source, tuple(notes), seed)
-
-
-def _pattern(images: Path, tars: Sequence[str]) -> str:
-    """A pattern that names all ``tars``, paths below ``images``."""
-    flat = all("/" not in tar for tar in tars)
-    return f"{images}/{'' if flat else '**/'}*.tar"
-
-
-def sid_of(path: str) -> str:
-    """The name of a sample, 16 lowercase hex digits: the 64-bit BLAKE2b of its relative path."""
-    return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
-
-
-def write_plan(plan: ImagePlan, path: Path) -> None:
-    """``plan.parquet``: a row an image with sid, path, bytes, shard. A whole file stays as it is."""
-    entries = [plan.entries[index] for index in plan.order]
-    table = pa.table(
-        {
-            "sid": pa.array([entry.sid for entry in entries], pa.string()),
-            "path": pa.array([entry.name for entry in entries], pa.string()),
-            "bytes": pa.array([entry.bytes for entry in entries], pa.int64()),
-            "shard": pa.array([i // plan.samples_per_shard for i in range(len(entries))], pa.int64()),
-        },
-        metadata=None if plan.format == SORTED else _METADATA,
+    if version != FORMAT:
+        entries = [Entry(sid_of(path), path, size) for path, size in list_images(images, skip, source)]
+        return _old_plan(entries, samples_per_shard, seed, version, source)
+    listing, made_from = listing_of(images, skip, source), {"images": str(images), "format": version}
+    home = None if folder is None else folder / PARTS
+    parts = Parts(home, {**made_from, "seed": seed}, seed_of("plan", seed), listing.stamp)
+    if not _collect(listing, parts, quiet):  # a folder that was listed before is no longer reached
+        parts.remove()
+        return make_plan(images, samples_per_shard, skip, source, seed, folder=folder, quiet=quiet)
+    rows, digest, escaped = _write(parts, samples_per_shard)
+    return ImagePlan(
+        rows,
+        samples_per_shard,
+        digest,
+        seed,
+        source=source,
+        notes=tuple(listing.notes),
+        escaped=escaped,
+        _parts=parts,
     )
-    data = table_bytes(table)
-    if not (path.exists() and path.read_bytes() == data):
-        write_bytes(path, data)
 
 
-def read_plan(data: bytes, samples_per_shard: int, seed: int | None) -> ImagePlan:
-    """The plan in the bytes of a whole ``plan.parquet``. Paths are printable text."""
-    columns = pq.read_table(pa.BufferReader(data), columns=["sid", "path", "bytes"]).to_pydict()
-    rows = list(map(Entry, columns["sid"], columns["path"], columns["bytes"]))
-    order = ImagePlan(tuple(rows), samples_per_shard, seed=seed).order
-    return ImagePlan(tuple(rows[row] for row in np.argsort(order)), samples_per_shard, seed=seed)
+def _collect(listing: Listing, parts: Parts, quiet: bool) -> bool:
+    """Take all images of a listing; whether each unit that was known was met. DataError if there are none."""
+    missed = set(parts.known)
+    with console.progress(disable=quiet) as bar:
+        task = bar.add_task("list images", total=None, completed=parts.images)
+        for unit, images in listing.units(parts.known):
+            if unit is not None and unit.name in parts.known:
+                missed.discard(unit.name)
+            else:
+                parts.add(images, unit)
+            bar.update(task, completed=parts.images)
+    if not parts.images:
+        raise listing.empty()
+    return not missed
 
 
-def read_plan_sizes(path: Path) -> dict[str, tuple[str, int]]:
-    """``{sid: (path, bytes)}`` of a plan on disk; raises OSError or ArrowInvalid for a damaged file."""
-    columns = pq.read_table(path, columns=["sid", "path", "bytes"]).to_pydict()
-    return {
-        sid: (name, size)
-        for sid, name, size in zip(columns["sid"], columns["path"], columns["bytes"], strict=True)
-    }
+def _write(parts: Parts, samples_per_shard: int) -> tuple[Rows, str, dict[str, str]]:
+    """The plan's rows, as a file beside the parts if they are many; their digest; and the escaped paths."""
+    state, escaped, rows = hashlib.sha256(), dict[str, str](), 0
+    path = parts.folder / PLAN if parts.many else None
+    schema = _SCHEMA.with_metadata({_METADATA: json.dumps({"format": FORMAT}).encode()})
+    with io.BytesIO() if path is None else open(path, "wb") as file:
+        with RowWriter(file, schema, plain=("sid", "path", "bytes")) as writer:
+            for table in parts.in_order():
+                sids, names = _hex(table["sid"].to_numpy()), _printable(table["path"], table["sid"], escaped)
+                shards = pa.array((rows + np.arange(len(table))) // samples_per_shard)
+                writer.add(pa.Table.from_arrays([sids, names, table["bytes"], shards], schema=schema))
+                lines = pc.binary_join_element_wise(sids, " ", table["bytes"].cast(pa.string()), "\n", "")
+                state.update("".join(lines.to_pylist()).encode())
+                rows += len(table)
+        file.flush()
+        if path is not None:
+            os.fsync(file.fileno())
+        made = file.getvalue() if isinstance(file, io.BytesIO) else Path(file.name)
+    return Rows(made, _SCHEMA.names[:3]), state.hexdigest(), escaped
+
+
+def _hex(sids: UInt64) -> pa.Array:
+    """Numbers as 16 hex digits each."""
+    digits = _HEX[sids.astype(">u8").view(np.uint8)]
+    offsets = np.arange(len(sids) + 1, dtype=np.int32) * 16
+    return pa.StringArray.from_buffers(len(sids), pa.py_buffer(offsets), pa.py_buffer(digits))
+
+
+def numbers_of(table: pa.Table) -> UInt64:
+    """The column ``sid`` as numbers."""
+    return np.array([int(sid, 16) for sid in table["sid"].to_pylist()], np.uint64)
+
+
+def _printable(paths: pa.ChunkedArray, sids: pa.ChunkedArray, escaped: dict[str, str]) -> pa.ChunkedArray:
+    """Paths as text. Those that are not valid Unicode are escaped, and go to ``escaped`` by sid."""
+    with contextlib.suppress(pa.ArrowInvalid):
+        return paths.cast(pa.string())
+    names = []
+    for path, sid in zip(map(os.fsdecode, paths.to_pylist()), sids.to_pylist(), strict=True):
+        names.append(printable(path))
+        if names[-1] != path:
+            escaped[f"{sid:016x}"] = path
+    return pa.chunked_array([pa.array(names, pa.string())])
+
+
+# -------------------------------------------------------------------------------- as a file
+
+
+def write_plan(plan: ImagePlan, path: Path) -> ImagePlan:
+    """``plan.parquet``: a row an image with sid, path, bytes, shard. A whole file stays as it is.
+
+    Returns the plan that reads that file.
+    """
+    made, parts = plan.rows.file, path.parent / PARTS
+    if isinstance(made, bytes):
+        if not (path.exists() and path.read_bytes() == made):
+            write_bytes(path, made)
+    elif not (path.exists() and sha256_file(path) == sha256_file(made)):
+        if made.parent == parts:
+            made.replace(path)
+        else:
+            with open(made, "rb") as source, atomic(path) as file:
+                shutil.copyfileobj(source, file)
+    shutil.rmtree(parts, ignore_errors=True)
+    return replace(plan, rows=Rows(path, _SCHEMA.names[:3]), _parts=None)
+
+
+def read_plan(path: Path, spec: Spec) -> ImagePlan:
+    """The plan of a cache of ``spec``. Paths are printable text."""
+    rows = Rows(path, _SCHEMA.names[:3])
+    return ImagePlan(rows, spec.samples_per_shard, spec.plan, spec.seed, spec.format)
 
 
 def read_plan_format(path: Path) -> int:
     """The format of the cache of a plan on disk; raises OSError or ArrowInvalid for a damaged file."""
     metadata = pq.read_schema(path).metadata or {}
-    stored: dict[str, Any] = json.loads(metadata.get(b"gkd-scale", b"{}"))
+    stored: dict[str, Any] = json.loads(metadata.get(_METADATA, b"{}"))
     return int(stored.get("format", SORTED))
 
 
-def table_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file; equal tables give equal bytes."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue())
-
-
-def _walk(root: Path, skip: Path | None, tars: list[str]) -> Iterator[str]:
-    """Relative paths of images below ``root``; those of tars go into ``tars``.
-
-    Each real folder is read once, so links cannot loop.
-
-    Real folders come first: a folder that is also reached through a link keeps its real path. Hidden
-    files and folders (``.name``) are left out.
-    """
-    seen = {_identity(skip)} - {_identity(root)} if skip is not None and skip.is_dir() else set()
-    real, links = [""], list[str]()
-    while real or links:
-        folder = real.pop() if real else links.pop(0)
-        identity = _identity(root / folder)
-        if identity in seen:
-            continue
-        seen.add(identity)
-        for entry in _listing(root / folder):
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                (links if entry.is_symlink() else real).append(path)
-            elif Path(entry.name).suffix.lower() in EXTENSIONS:
-                yield path
-            elif is_tar(entry.name):
-                tars.append(path)
-        links.sort()
-
-
-def _listing(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"the folder {folder} cannot be listed: {error.strerror}", "check permissions"
-        ) from None
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _sizes(root: Path, paths: Sequence[str]) -> list[int]:
-    """Bytes of files below ``root``. A network file system answers several threads at a time."""
-    parts = [paths[start : start + _TOGETHER] for start in range(0, len(paths), _TOGETHER)]
-    found = prefetch(lambda part: [_size(root / path) for path in part], parts, _THREADS, 2 * _THREADS)
-    return [size for part in found for size in part]
-
-
-def _size(path: Path) -> int:
-    """Bytes of a regular file; 0 for anything else, which the build then records as unreadable."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0
-    return status.st_size if stat.S_ISREG(status.st_mode) else 0
-
-
-def _refuse_collisions(entries: Sequence[Entry]) -> None:
-    seen: dict[str, str] = {}
-    for entry in entries:
-        other = seen.setdefault(entry.sid, entry.name)
-        if other != entry.name:
-            raise DataError(
-                f"{other} and {entry.name} have the same 64-bit name {entry.sid}", "rename one of them"
-            )
+def _old_plan(
+    entries: list[Entry], samples_per_shard: int, seed: int, version: int, source: Source | None
+) -> ImagePlan:
+    """The plan of a cache of an older format, to go on with it."""
+    digest = hashlib.sha256("".join(f"{entry.sid} {entry.bytes}\n" for entry in entries).encode()).hexdigest()
+    entries = [entries[place] for place in older.order(len(entries), seed, version)]
+    columns = [(entry.sid, entry.name, entry.bytes) for entry in entries]
+    escaped = {entry.sid: entry.path for entry in entries if entry.path != entry.name}
+    data = older.plan_bytes(columns, samples_per_shard, version)
+    notes = tuple(source.notes) if isinstance(source, Tars) else ()
+    rows = Rows(data, _SCHEMA.names[:3])
+    return ImagePlan(rows, samples_per_shard, digest, seed, version, source, notes, escaped=escaped)

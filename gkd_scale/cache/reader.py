@@ -28,7 +28,7 @@ from zlib_ng import zlib_ng
 from gkd_scale.cache.codecs.base import STATE, Array, Codec, Float16
 from gkd_scale.cache.codecs.registry import load_codec
 from gkd_scale.cache.location import is_url
-from gkd_scale.cache.manifest import holds, manifest_info, read_manifest
+from gkd_scale.cache.manifest import MANIFEST, ShardTable, holds, is_complete, read_shards
 from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.remote import Mirror
 from gkd_scale.cache.shard import (
@@ -56,6 +56,9 @@ MIRROR_LIMIT = 50 * 10**9
 
 OPEN_SHARDS = 64
 """Indexes and tars that one cache keeps open."""
+
+_LARGE = 1 << 26
+"""Bytes of a plan that is not read when its cache is opened."""
 
 
 class SampleImage(NamedTuple):
@@ -139,24 +142,22 @@ class Cache(Dataset[Item]):
         self,
         path: Path,
         spec: Spec,
-        shard_sizes: Sequence[int],
-        files: dict[str, str],
+        table: ShardTable,
         mirror: Mirror | None = None,
-        manifest: str = "",
     ) -> None:
         self._mirror = mirror
         self._source, self._opened = str(path), dict[str, Any]()
-        self.path, self.spec, self.shard_sizes = path, spec, tuple(shard_sizes)
-        self.manifest = manifest
-        """SHA-256 of the manifest, which stands for every byte of the cache."""
+        self.path, self.spec, self._table = path, spec, table
+        self.shard_sizes: tuple[int, ...] = tuple(table.sizes.tolist())
+        self.manifest = table.identity
+        """A SHA-256 that stands for every byte of the cache."""
         self.grid: Grid = spec.grid
         self.dim = spec.dim
         self.image_size: Size = spec.image_size
         self.views = spec.views
         self.fingerprint: dict[str, Any] = spec.to_dict()["teacher"]
-        self.num_samples = sum(shard_sizes)
-        self._files = files
-        self._ends = list(accumulate(shard_sizes))
+        self.num_samples = sum(self.shard_sizes)
+        self._ends = np.cumsum(table.sizes)
         self.codec = _load_codec(path, spec)
         self._index = lru_cache(maxsize=OPEN_SHARDS)(self._load_index)
         self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
@@ -176,16 +177,15 @@ class Cache(Dataset[Item]):
         mirror = Mirror(source, home, limit) if is_url(path) else None
         path = Path(path) if mirror is None else mirror.folder
         spec = read_spec(path)
-        try:
-            manifest = read_manifest(path)
-        except FileNotFoundError:
-            raise _unfinished(path, spec) from None
-        info = manifest_info(manifest)
-        if info.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != info.files.get(SPEC):
+        if not (is_complete(path) if mirror is None else mirror.has(MANIFEST)):
+            raise _unfinished(path, spec)
+        table = read_shards(path, spec)
+        if table.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != table.files.get(SPEC):
             raise _damage(path, SPEC, "it does not match the manifest")
-        if mirror is None and not holds(path / PLAN, info.files.get(PLAN)):
-            raise _damage(path, PLAN, "it does not match the manifest")
-        cache = cls(path, spec, info.shard_sizes, info.files, mirror, _sha256(manifest))
+        for name in (PLAN, MANIFEST) if mirror is None else ():
+            if not _is_there(path / name, table.files.get(name)):
+                raise _damage(path, name, "it does not match the manifest")
+        cache = cls(path, spec, table, mirror)
         cache._source, cache._opened = source, {"home": home, "limit": limit}
         return cache
 
@@ -277,9 +277,9 @@ class Cache(Dataset[Item]):
     def _locate(self, view: int, index: int) -> tuple[int, int, list[Member]]:
         """The folder, the shard and the members of a sample."""
         view %= self.views
-        shard = bisect_right(self._ends, index)
+        shard = int(self._ends.searchsorted(index, side="right"))
         samples = self._index(view, shard).samples
-        return view, shard, samples[index - self._ends[shard] + self.shard_sizes[shard]]
+        return view, shard, samples[index - int(self._ends[shard]) + self.shard_sizes[shard]]
 
     def sids(self, shard: int) -> list[str]:
         """Names of the samples of one shard, in order."""
@@ -346,22 +346,38 @@ class Cache(Dataset[Item]):
         if self._mirror is not None:
             self._mirror.fetch(path.relative_to(self.path).as_posix())
 
-    def read_file(self, name: str) -> bytes:
-        """A file that the manifest names, the plan or an index; DamageError if it is not whole."""
-        path = self.path / name
+    def read_index(self, view: int, shard: int) -> bytes:
+        """The bytes of a shard's index; DamageError if they are not those that were written."""
+        path = index_path(self.path, view, shard)
         try:
             self._fetch(path)
             data = path.read_bytes()
         except OSError as error:
-            raise _damage(self.path, name, error.strerror or str(error), self.spec.images_flag) from None
-        if _sha256(data) != self._files.get(name):
-            raise _damage(self.path, name, "it does not match the manifest", self.spec.images_flag)
+            raise self._damaged_file(path, error.strerror or str(error)) from None
+        if _sha256(data) != self._table.index(view, shard):
+            raise self._damaged_file(path, "it does not match the manifest")
         return data
+
+    def checked(self, name: str) -> Path:
+        """The path of the plan or the manifest, whose bytes are those that were written; DamageError."""
+        path = self.path / name
+        try:
+            self._fetch(path)
+            whole = holds(path, self._table.files.get(name))
+        except OSError as error:
+            raise self._damaged_file(path, error.strerror or str(error)) from None
+        if not whole:
+            raise self._damaged_file(
+                path, "it does not match the manifest" if path.exists() else "it is missing"
+            )
+        return path
+
+    def _damaged_file(self, path: Path, why: str) -> DamageError:
+        return _damage(self.path, path.relative_to(self.path).as_posix(), why, self.spec.images_flag)
 
     def _load_index(self, view: int, shard: int) -> _Index:
         """The index of a shard, checked against the manifest."""
-        data = self.read_file(index_path(Path(), view, shard).as_posix())
-        info, members = (index := parse_index(data)).info, index.members
+        info, members = (index := parse_index(self.read_index(view, shard))).info, index.members
         last = members[-1].offset + members[-1].bytes if members else 0
         samples = [list(group) for _, group in groupby(members, key=lambda member: member.sid)]
         return _Index(samples, last, info.tar_bytes)
@@ -477,6 +493,11 @@ def _problem(member: Member, part: Callable[[int, int], memoryview], row: memory
 
 def _zero(data: memoryview) -> bool:
     return not bytes(data).strip(b"\0")
+
+
+def _is_there(path: Path, digest: str | None) -> bool:
+    """Whether a file is whole; of a large one, which verify reads, whether it exists."""
+    return path.exists() and (path.stat().st_size > _LARGE or holds(path, digest))
 
 
 def _sha256(data: bytes) -> str:

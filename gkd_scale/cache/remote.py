@@ -20,10 +20,10 @@ from gkd_scale import console
 from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.config import PushConfig
 from gkd_scale.cache.location import file_system, url_of
-from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, read_manifest_info
+from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, SHARDS, is_complete, read_shards
 from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.shard import tar_path
-from gkd_scale.cache.spec import SPEC
+from gkd_scale.cache.spec import SPEC, read_spec
 from gkd_scale.errors import CacheError
 from gkd_scale.files import LOCK, locked, own_temporary, write_bytes
 
@@ -39,18 +39,18 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
 
     CacheError if the cache is unfinished.
     """
-    try:
-        info = read_manifest_info(folder)
-    except FileNotFoundError:
-        raise CacheError(f"{folder} is unfinished", "run cache-teacher to its end, then push") from None
+    spec = read_spec(folder)
+    if not is_complete(folder):
+        raise CacheError(f"{folder} is unfinished", "run cache-teacher to its end, then push")
+    read_shards(folder, spec)
     fs, root = file_system(url_of(url))
     root = root.rstrip("/")
-    indexes = [name for name in info.files if "/" in name]
-    shards = [name for index in indexes for name in (index.replace(".parquet", ".tar"), index)]
+    tars = [tar_path(Path(), view, shard) for view in range(spec.views) for shard in range(spec.shards)]
+    shards = [path.as_posix() for tar in tars for path in (tar, tar.with_suffix(".parquet"))]
     small = [name for name in (SPEC, PLAN, STATE) if (folder / name).exists()]
     certificates = [path.name for path in sorted(folder.glob("certificate-*.json"))]
     sent = 0
-    for name in [*small, *certificates, *shards, CHECKSUM, MANIFEST]:
+    for name in [*small, *certificates, *shards, *_last(folder)]:
         target = f"{root}/{name}"
         if name.endswith(".tar") and _size(fs, target) == (folder / name).stat().st_size:
             continue
@@ -59,6 +59,11 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
         sent += 1
         report(name)
     return sent
+
+
+def _last(folder: Path) -> list[str]:
+    """The files that are sent last; the manifest at the end, because a cache that has it is complete."""
+    return [name for name in (CHECKSUM, SHARDS, MANIFEST) if (folder / name).exists()]
 
 
 def _size(fs: object, path: str) -> int | None:
@@ -110,7 +115,7 @@ class Outbox:
         """Upload the shards that a killed build left here, then the manifest."""
         for tar in sorted(self.folder.glob("v*/shard-*.tar")):
             self.send(int(tar.parent.name[1:]), int(tar.stem.removeprefix("shard-")))
-        for name in (CHECKSUM, MANIFEST):
+        for name in _last(self.folder):
             self._put(self.folder / name)
 
     def _put(self, path: Path) -> None:
@@ -149,8 +154,14 @@ class Mirror:
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
         self.fetched = 0
-        for name in (SPEC, MANIFEST, CHECKSUM, STATE):
+        for name in (SPEC, SHARDS, CHECKSUM, STATE):
             self.fetch(name)
+        if not (self.folder / SHARDS).exists():  # of an older format
+            self.fetch(MANIFEST)
+
+    def has(self, name: str) -> bool:
+        """Whether the cache has the file ``name``, here or there."""
+        return (self.folder / name).exists() or _size(self._fs, self._remote(name)) is not None
 
     def fetch(self, name: str) -> None:
         """Download ``name`` to ``folder`` if it exists and is not there yet; old tars make room for it."""
@@ -160,7 +171,7 @@ class Mirror:
             path = self.folder / name
             if _touched(path):
                 return
-            remote = f"{self._root.rstrip('/')}/{name}"
+            remote = self._remote(name)
             size = _size(self._fs, remote)
             if size is None:
                 return
@@ -172,6 +183,9 @@ class Mirror:
                         self._download(remote, path, size)
                 finally:
                     lock.unlink(missing_ok=True)
+
+    def _remote(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
 
     def _download(self, remote: str, path: Path, size: int) -> None:
         is_tar = path.suffix == ".tar"

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codecs.base import Array
-from gkd_scale.cache.plan import table_bytes
+from gkd_scale.cache.rows import table_bytes
 from gkd_scale.errors import DamageError
 from gkd_scale.files import atomic, own_temporary, sync_folder
 

@@ -23,14 +23,15 @@ import io
 import os
 import stat
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
+from gkd_scale.cache.listing import PrefixListing
 from gkd_scale.cache.location import (
     ACCEPTED,
-    EXTENSIONS,
     file_system,
     is_stored,
     is_tar,
@@ -230,35 +231,51 @@ class LabelledSource:
 
 
 class UrlSource:
-    """Images below a URL prefix, through fsspec."""
+    """Images below a URL prefix, through fsspec; a :class:`~gkd_scale.cache.listing.Listing` too."""
+
+    notes = ()
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._fs, self._root = file_system(url)
+        self._root = self._root.rstrip("/")
+        self._prefixes = PrefixListing(self._objects)
+        self.units, self.stamp = self._prefixes.units, self._prefixes.stamp
 
     def entries(self) -> list[tuple[str, int]]:
+        return [image for _, images in self.units({}) for image in images]
+
+    def empty(self) -> DataError:
+        """The error of a prefix without images."""
+        how = f"; its tars are read as '{self._url.rstrip('/')}/**/*.tar'" if self._prefixes.tars else ""
+        return DataError(f"{self._url} holds no images", f"check --images{how}")
+
+    def _objects(self, prefix: str, whole: bool) -> list[tuple[str, int | None]]:
+        """As :class:`PrefixListing` asks for them."""
+        place = f"{self._root}/{prefix}".rstrip("/")
         try:
-            files = self._fs.find(self._root, detail=True)
+            found = self._fs.find(place, detail=True).values() if whole else self._fs.ls(place, detail=True)
+        except FileNotFoundError:
+            return []
         except Exception as error:
             raise DataError(
                 f"{self._url} cannot be listed: {error}", "check --images and your keys"
             ) from None
-        start = len(self._root.rstrip("/")) + 1
-        images = [
-            (path[start:], int(info.get("size") or 0))
-            for path, info in files.items()
-            if path.lower().endswith(EXTENSIONS) and "/." not in f"/{path[start:]}"
+        return [
+            (item["name"].rstrip("/")[len(self._root) + 1 :], _bytes_of(item))
+            for item in found
+            if item["name"].rstrip("/") != place
         ]
-        if not images:
-            tars = any(is_tar(path) for path in files)
-            how = f"; its tars are read as '{self._url.rstrip('/')}/**/*.tar'" if tars else ""
-            raise DataError(f"{self._url} holds no images", f"check --images{how}")
-        return images
 
     def read(self, name: str) -> bytes:
         try:
-            return bytes(self._fs.cat_file(f"{self._root.rstrip('/')}/{name}"))
+            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
         except OSError:
             raise
         except Exception as error:  # each backend has errors of its own
             raise OSError(5, f"{type(error).__name__}: {error}") from None
+
+
+def _bytes_of(item: Mapping[str, Any]) -> int | None:
+    """Bytes of an object of fsspec; None for a folder."""
+    return None if item["type"] == "directory" else int(item.get("size") or 0)

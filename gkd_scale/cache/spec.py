@@ -19,7 +19,7 @@ from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.files import write_json
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files of a new cache."""
 
 SORTED = 1
@@ -119,7 +119,7 @@ def read_spec(folder: Path) -> Spec:
             raise ValueError("its checksum does not match its content")
         values = dict(stored["spec"])
         version = values["format"]
-        if version in (SORTED, FORMAT):
+        if version in range(SORTED, FORMAT + 1):
             values["grid"], values["image_size"] = tuple(values["grid"]), tuple(values["image_size"])
             return Spec(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -127,7 +127,7 @@ def read_spec(folder: Path) -> Spec:
             f"{path} is damaged: {error}", f"see what is whole with: {shell('gkd-scale', 'verify', folder)}"
         ) from None
     raise CacheError(
-        f"{path} has format {version}; this version reads formats {SORTED} and {FORMAT}",
+        f"{path} has format {version}; this version reads formats {SORTED} to {FORMAT}",
         "use the version of gkd-scale that wrote it, or make the cache again",
     )
 
@@ -152,15 +152,18 @@ def differences(
     return differing
 
 
-def refuse_other(folder: Path, old: Spec, new: Spec, changed_images: str = "") -> None:
-    """CacheError that lists the differences, unless ``new`` is what ``folder`` already holds."""
+def refuse_other(folder: Path, old: Spec, new: Spec, changed_images: str | None = None) -> None:
+    """CacheError that lists the differences, unless ``new`` is what ``folder`` already holds.
+
+    ``changed_images`` says how the images differ; '' if they are the same in another order.
+    """
     differing = differences(old.identity(), new.identity())
     if not differing:
         return
     lines = [
         f"{key}: the cache has {json.dumps(before)}, asked for {json.dumps(after)}"
         for key, before, after in differing
-        if not (changed_images and key in ("plan", "images"))
+        if changed_images is None or key not in ("plan", "images")
     ]
     if changed_images:
         lines.append(f"the image folder changed: {changed_images}")

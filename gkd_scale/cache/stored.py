@@ -15,13 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow.compute as pc
+
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
 from gkd_scale.cache.location import STORED, is_stored, is_url, url_of
-from gkd_scale.cache.manifest import read_manifest, read_outcomes
-from gkd_scale.cache.plan import PLAN, ImagePlan, read_plan
+from gkd_scale.cache.manifest import MANIFEST
+from gkd_scale.cache.plan import PLAN, ImagePlan, numbers_of, read_plan
 from gkd_scale.cache.reader import Cache
+from gkd_scale.cache.rows import Rows
 from gkd_scale.cache.source import StoredView
-from gkd_scale.cache.spec import SORTED
 from gkd_scale.config import build, given
 from gkd_scale.errors import CacheError, ConfigError
 
@@ -33,10 +36,15 @@ class StoredViews:
 
     def __init__(self, cache: Cache, place: str) -> None:
         self.cache, self._place = cache, place
-        outcomes = read_outcomes(read_manifest(cache.path))
-        readable = [sid for sid, reason in outcomes.items() if reason is None]
-        self._places = {sid: place for place, sid in enumerate(readable)}
-        self._reasons = {sid: reason for sid, reason in outcomes.items() if reason is not None}
+        sids, readable, self._reasons = [], [], dict[str, str]()
+        for table in Rows(cache.checked(MANIFEST), ["sid", "error"]).tables():
+            sids.append(numbers_of(table))
+            readable.append(pc.is_null(table["error"]).to_numpy())
+            failed = table.filter(pc.is_valid(table["error"]))
+            self._reasons |= zip(failed["sid"].to_pylist(), failed["error"].to_pylist(), strict=True)
+        places = np.cumsum(np.concatenate(readable)) - 1
+        order = np.argsort(all_sids := np.concatenate(sids))
+        self._sids, self._places = all_sids[order], places[order]
 
     @property
     def origin(self) -> dict[str, str]:
@@ -47,17 +55,15 @@ class StoredViews:
         """The stored view ``view`` of one image; or why the image could not be read."""
         if (reason := self._reasons.get(sid)) is not None:
             return reason
-        members = self.cache.read_members(view, self._places[sid], ("jpg", "json"))
+        place = self._places[self._sids.searchsorted(np.uint64(int(sid, 16)))]
+        members = self.cache.read_members(view, int(place), ("jpg", "json"))
         facts = json.loads(bytes(members["json"]))
         assert facts["sid"] == sid, "the manifest says where the sample is"
         return StoredView(members["jpg"], facts)
 
     def plan(self) -> ImagePlan:
         """The plan of the cache, whose views are these."""
-        spec = self.cache.spec
-        seed = None if spec.format == SORTED else spec.seed
-        plan = read_plan(self.cache.read_file(PLAN), spec.samples_per_shard, seed)
-        return replace(plan, stored=self)
+        return replace(read_plan(self.cache.checked(PLAN), self.cache.spec), stored=self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache anew, and refuses one that has changed."""

@@ -1,8 +1,8 @@
 """``verify``: every byte of a cache against a checksum, nothing trusted.
 
-The chain of checks is that of the files: ``manifest.sha256`` covers the manifest, the manifest covers
-the spec, the plan and every index, an index covers its tar and each member in it. A file is parsed only
-after its checksum was compared, and whatever goes wrong becomes a line, never a traceback.
+The chain of checks is that of the files: ``manifest.sha256`` covers the table of the shards and the manifest,
+the table covers the spec, the plan and every index, an index covers its tar and each member in it. A file is
+parsed only after its checksum was compared, and whatever goes wrong becomes a line, never a traceback.
 """
 
 from __future__ import annotations
@@ -13,27 +13,36 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+import pyarrow.compute as pc
 from zlib_ng import zlib_ng
 
 from gkd_scale import console
 from gkd_scale.cache.certificate import PATTERN, certificate_damage
 from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.config import default_workers
-from gkd_scale.cache.manifest import CHECKSUM, MANIFEST, ManifestInfo, read_manifest_rows
-from gkd_scale.cache.plan import PLAN
+from gkd_scale.cache.manifest import (
+    CHECKSUM,
+    MANIFEST,
+    SHARDS,
+    ShardTable,
+    is_complete,
+    manifest_rows,
+    parse_shards,
+)
+from gkd_scale.cache.plan import PLAN, numbers_of
+from gkd_scale.cache.rows import Rows
 from gkd_scale.cache.shard import (
     Member,
     ShardIndex,
     index_path,
-    metadata_of,
     parse_index,
     tar_path,
 )
-from gkd_scale.cache.spec import SPEC, Spec, read_spec
+from gkd_scale.cache.spec import FORMAT, SPEC, Spec, read_spec
 from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, GkdError
+from gkd_scale.files import sha256_file
 from gkd_scale.prefetch import prefetch
 
 _CHUNK = 1 << 20
@@ -44,9 +53,18 @@ class _Root:
     """The whole files of the root; None for a damaged one."""
 
     spec: Spec | None = None
-    manifest: ManifestInfo | None = None
-    rows: dict[int, list[str]] | None = None
-    """sids of the readable images of each shard, in order."""
+    table: ShardTable | None = None
+    rows: Rows | None = None
+    """The rows of the manifest: an image each, shard by shard."""
+
+    def sids(self, shard: int) -> list[str] | None:
+        """The names of the readable images of a shard, in order; None if nobody knows them."""
+        if self.rows is None or self.spec is None:
+            return None
+        start = shard * self.spec.samples_per_shard
+        rows = self.rows.read(start, start + self.spec.samples_per_shard)
+        names: list[str] = rows.filter(pc.equal(rows["status"], "ok"))["sid"].to_pylist()
+        return names
 
 
 def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) -> int:
@@ -108,49 +126,66 @@ def _summary(path: Path, spec: Spec | None, shards: int, damages: int) -> str:
 
 def _check_root(path: Path, root: _Root) -> Iterator[str]:
     """Lines about the files of the root; fills ``root``."""
-    manifest = _bytes(path / MANIFEST)
-    if manifest is None:
+    if not is_complete(path):
         yield f"{MANIFEST}: missing, the cache is unfinished (the same cache-teacher command goes on)"
-    else:
-        yield from _check_manifest(path, manifest, root)
     try:
         root.spec = read_spec(path)
     except GkdError as error:
         yield f"{SPEC}: {error.message.removeprefix(f'{path / SPEC} ')}"
     except Exception as error:
         yield f"{SPEC}: cannot be read ({_reason(error)})"
+    if root.spec and is_complete(path):
+        yield from _check_table(path, root.spec, root)
+        yield from _check_manifest(path, root.spec, root)
     fitted = root.spec is not None and root.spec.codec_state
     for name in (SPEC, PLAN, *([STATE] if fitted else [])):
-        yield from _check_small(path, name, root)
+        yield from _check_file(path, name, root)
     if root.spec:
         yield from _check_certificates(path, root.spec)
-    if root.spec and root.manifest:
-        if root.manifest.spec != root.spec.hash():
-            yield f"{MANIFEST}: is of another spec than {SPEC}"
-        if len(root.manifest.shard_sizes) != root.spec.shards:
-            yield f"{MANIFEST}: has {len(root.manifest.shard_sizes)} shards, {SPEC} has {root.spec.shards}"
 
 
-def _check_manifest(path: Path, data: bytes, root: _Root) -> Iterator[str]:
-    expected = f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode()
-    if _bytes(path / CHECKSUM) != expected:
-        yield f"{MANIFEST}: does not match {CHECKSUM}"
+def _check_table(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
+    """The table of the shards; in older caches it is a part of the manifest."""
+    name = SHARDS if spec.format == FORMAT else MANIFEST
+    data = _bytes(path / name)
+    if data is None:
+        yield f"{name}: missing"
+        return
+    lines = {file: f"{_digest(path / file)}  {file}\n".encode() for file in dict.fromkeys((name, MANIFEST))}
+    written = _bytes(path / CHECKSUM) or b""
+    for file, line in lines.items():
+        if line not in written:
+            yield f"{file}: does not match {CHECKSUM}"
+    if all(line in written for line in lines.values()) and written != b"".join(lines.values()):
+        yield f"{CHECKSUM}: has other lines too"
     try:
-        root.manifest = ManifestInfo(**metadata_of(pq.read_schema(pa.BufferReader(data))))
-        rows = read_manifest_rows(data)
-        root.rows = {shard: [] for shard in range(len(root.manifest.shard_sizes))}
-        for row in rows:
-            if row["status"] == "ok":
-                root.rows[row["shard"]].append(row["sid"])
+        root.table = parse_shards(data, spec)
     except Exception as error:
-        root.manifest = root.rows = None
+        yield f"{name}: cannot be read ({_reason(error)})"
+        return
+    if root.table.spec != spec.hash():
+        yield f"{name}: is of another spec than {SPEC}"
+    if len(root.table.sizes) != spec.shards:
+        yield f"{name}: has {len(root.table.sizes)} shards, {SPEC} has {spec.shards}"
+
+
+def _check_manifest(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
+    """The manifest against itself and the table: each name once, as many images a shard as there are."""
+    sids, shards = [], []
+    try:
+        root.rows = manifest_rows(path / MANIFEST)
+        for table in root.rows.tables():
+            sids.append(numbers_of(table))
+            shards.append(table.filter(pc.equal(table["status"], "ok"))["shard"].to_numpy())
+        sizes = np.bincount(np.concatenate(shards), minlength=spec.shards)
+        names = np.concatenate(sids)
+    except Exception as error:
+        root.rows = None
         yield f"{MANIFEST}: cannot be read ({_reason(error)})"
         return
-    sids = {row["sid"] for row in rows}
-    if len(sids) != len(rows):
-        yield f"{MANIFEST}: {len(rows) - len(sids)} sids are there twice"
-    sizes = [len(of_shard) for of_shard in root.rows.values()]
-    if sizes != root.manifest.shard_sizes:
+    if again := len(names) - len(np.unique(names)):
+        yield f"{MANIFEST}: {again} sids are there twice"
+    if root.table is not None and sizes.tolist() != root.table.sizes.tolist():
         yield f"{MANIFEST}: its rows do not add up to its shard sizes"
 
 
@@ -160,17 +195,29 @@ def _check_certificates(path: Path, spec: Spec) -> Iterator[str]:
             yield f"{file.name}: {damage}"
 
 
-def _check_small(path: Path, name: str, root: _Root) -> Iterator[str]:
-    """A small file against the manifest's checksum of it."""
-    data = _bytes(path / name)
-    if data is None:
+def _check_file(path: Path, name: str, root: _Root) -> Iterator[str]:
+    """A file of the root against the checksum of it."""
+    if not (path / name).exists():
         yield f"{name}: missing"
-    elif root.manifest and root.manifest.files.get(name) != hashlib.sha256(data).hexdigest():
-        yield f"{name}: SHA-256 mismatch with {MANIFEST}"
+    elif root.table and root.table.files.get(name) != _digest(path / name):
+        yield f"{name}: SHA-256 mismatch with {_table_name(root)}"
+
+
+def _table_name(root: _Root) -> str:
+    """The file that holds the checksums of the others."""
+    return MANIFEST if root.spec is None or root.spec.format != FORMAT else SHARDS
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file; '' if it cannot be read."""
+    try:
+        return sha256_file(path)
+    except OSError:
+        return ""
 
 
 def _shards(path: Path, root: _Root) -> list[tuple[int, int]]:
-    """(view, shard) of all shards that the spec, or else the manifest, names, and of all tars that exist."""
+    """(view, shard) of all shards that the spec names, and of all tars that exist."""
     found = {
         (int(tar.parent.name[1:]), int(tar.stem.removeprefix("shard-")))
         for tar in path.glob("v[0-9][0-9]*/shard-[0-9]*.tar")
@@ -178,9 +225,6 @@ def _shards(path: Path, root: _Root) -> list[tuple[int, int]]:
     }
     if root.spec:
         found |= {(view, shard) for view in range(root.spec.views) for shard in range(root.spec.shards)}
-    elif root.manifest:
-        names = [Path(name) for name in root.manifest.files if name.endswith(".parquet") and "/" in name]
-        found |= {(int(name.parent.name[1:]), int(name.stem.removeprefix("shard-"))) for name in names}
     return sorted(found)
 
 
@@ -202,8 +246,8 @@ def _shard_lines(path: Path, root: _Root, view: int, shard: int) -> Iterator[str
     if data is None:
         yield f"{index_name}: missing" + ("" if tar.exists() else f", and {tar_name} too")
         return
-    if root.manifest and root.manifest.files.get(index_name) != hashlib.sha256(data).hexdigest():
-        yield f"{index_name}: SHA-256 mismatch with {MANIFEST}"
+    if root.table and root.table.index(view, shard) != hashlib.sha256(data).hexdigest():
+        yield f"{index_name}: SHA-256 mismatch with {_table_name(root)}"
     try:
         index = parse_index(data)
     except Exception as error:
@@ -228,7 +272,7 @@ def _check_index(name: str, index: ShardIndex, root: _Root, view: int, shard: in
     names = [(member.sid, member.member) for member in index.members]
     if len(set(names)) != len(names):
         yield f"{name}: lists a member twice"
-    if root.rows is not None and root.rows.get(shard) != sids:
+    if root.sids(shard) not in (None, sids):
         yield f"{name}: its samples are not those of {MANIFEST}"
 
 

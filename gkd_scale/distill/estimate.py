@@ -111,21 +111,19 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     seconds = _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * _peak(cfg) * 1e12)
     chosen = next(found for found in codecs if found.codec == cfg.codec)
     return Estimate(
-        images=len(plan.entries),
+        images=len(plan),
         views=cfg.views,
         grid=work.grid,
         dim=work.dim,
         teacher=str(cfg.teacher.name),
         teacher_gflops=work.flops / 1e9,
-        teacher_hours=seconds * len(plan.entries) * cfg.views / 3600,
+        teacher_hours=seconds * len(plan) * cfg.views / 3600,
         measured=bool(cfg.measure),
         gpu=cfg.gpu,
         codec=cfg.codec,
         disk_free=free,
         codecs=codecs,
-        students=[
-            _student(cfg, name, seconds, chosen.view / len(plan.entries)) for name in cfg.students or STUDENTS
-        ],
+        students=[_student(cfg, name, seconds, chosen.view / len(plan)) for name in cfg.students or STUDENTS],
     )
 
 
@@ -137,9 +135,7 @@ def probe(
     DataError if none of the images can be read.
     """
     count = images if images is not None else getattr(cfg, "probe", 16)
-    made = [
-        view_of(cfg, plan, entry, 0) for entry in plan.entries[:: max(1, len(plan.entries) // count)][:count]
-    ]
+    made = [view_of(cfg, plan, entry, 0) for entry in plan.spread(count)]
     whole = [item for item in made if not isinstance(item, str)]
     if not whole:
         raise DataError(f"none of {len(made)} images of {cfg.images} could be read", "check --images")
@@ -162,8 +158,8 @@ def _codec(
 ) -> CodecEstimate:
     members = _member_bytes(name, work.grid[0] * work.grid[1], work.dim)
     cls = _in_tar(len(npy_bytes(np.empty(work.dim, np.float16))))
-    view = round(len(plan.entries) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
-    total = cfg.views * (view + plan.shards * 4096 + len(plan.entries) * 128)
+    view = round(len(plan) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
+    total = cfg.views * (view + plan.shards * 4096 + len(plan) * 128)
     return CodecEstimate(name, sum(members), view, total, free is None or total < free)
 
 

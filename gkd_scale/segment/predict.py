@@ -35,8 +35,8 @@ from PIL import Image
 from torch import Tensor
 
 from gkd_scale import console, files
-from gkd_scale.cache.location import EXTENSIONS, is_url
-from gkd_scale.cache.plan import make_plan
+from gkd_scale.cache.listing import list_images
+from gkd_scale.cache.location import EXTENSIONS, is_url, printable
 from gkd_scale.cache.source import Source, open_source
 from gkd_scale.engine.run import claimed
 from gkd_scale.engine.runtime import Runtime
@@ -306,7 +306,7 @@ def _of_files(images: str) -> Source | None:
 
 
 def _listed(config: PredictConfig, source: Source | None) -> list[str]:
-    return [entry.name for entry in make_plan(config.images, 1, skip=config.out, source=source).entries]
+    return [printable(name) for name, _ in list_images(config.images, config.out, source)]
 
 
 def _reader(config: PredictConfig, source: Source | None) -> Callable[[str], Image.Image]:

@@ -12,26 +12,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gkd_scale.cache import folder
+from gkd_scale.cache import build as build_module
+from gkd_scale.cache import folder, older
 from gkd_scale.cache.build import build
 from gkd_scale.cache.inspect import describe
 from gkd_scale.cache.loader import CachedSource
-from gkd_scale.cache.manifest import read_manifest_rows
 from gkd_scale.cache.order import Order
-from gkd_scale.cache.plan import Entry, ImagePlan, read_plan_sizes, sid_of, write_plan
+from gkd_scale.cache.plan import ImagePlan, make_plan, write_plan
 from gkd_scale.cache.reader import Cache, open_caches
 from gkd_scale.cache.repair import refuse_other_source
-from gkd_scale.cache.spec import read_spec
+from gkd_scale.cache.spec import FORMAT, read_spec
 from gkd_scale.cache.verify import verify
 from gkd_scale.errors import CacheError
 
 from .support import TinyTeacher, config, tree, write_images
 
 
-def by_class(classes: int, images: int, samples_per_shard: int, seed: int | None) -> ImagePlan:
+class ByClass:
+    """A source with a folder a class."""
+
+    def __init__(self, classes: int, images: int) -> None:
+        self.paths = [f"{label:04d}/{image:05d}.jpg" for label in range(classes) for image in range(images)]
+
+    def entries(self) -> list[tuple[str, int]]:
+        return [(path, 1) for path in self.paths]
+
+    def read(self, name: str) -> bytes:
+        raise OSError(name)
+
+
+def by_class(
+    classes: int, images: int, samples_per_shard: int, seed: int = 0, version: int = FORMAT
+) -> ImagePlan:
     """The plan of a folder with a subfolder a class."""
-    paths = [f"{label:04d}/{image:05d}.jpg" for label in range(classes) for image in range(images)]
-    return ImagePlan(tuple(Entry(sid_of(path), path, 1) for path in paths), samples_per_shard, seed=seed)
+    source = ByClass(classes, images)
+    return make_plan("images", samples_per_shard, source=source, seed=seed, version=version)
 
 
 def classes_a_batch(plan: ImagePlan, batch: int, batches: Iterable[int]) -> float:
@@ -57,10 +72,13 @@ def test_a_batch_of_images_sorted_by_class_holds_most_classes(
         [len(set(mixed.choice(classes * images, batch, replace=False) // images)) for _ in range(50)]
     )
     batches = range(0, classes * images // batch, max(1, classes * images // batch // 32))
-    new = classes_a_batch(by_class(classes, images, samples_per_shard, seed=0), batch, batches)
-    old = classes_a_batch(by_class(classes, images, samples_per_shard, seed=None), batch, batches)
+    sorted_, permuted, new = (
+        classes_a_batch(by_class(classes, images, samples_per_shard, version=version), batch, batches)
+        for version in (1, 2, 3)
+    )
     assert new >= 0.85 * perfect, f"{new:.1f} of {perfect:.1f}"
-    assert old < 0.3 * perfect, "the test tells the formats apart"
+    assert permuted >= 0.85 * perfect, f"{permuted:.1f} of {perfect:.1f}"
+    assert sorted_ < 0.3 * perfect, "the test tells the formats apart"
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**31))
@@ -69,24 +87,44 @@ def test_each_image_is_in_one_shard(images: int, samples_per_shard: int, seed: i
     sizes = [len(plan.shard(shard)) for shard in range(plan.shards)]
     assert sizes[:-1] == [samples_per_shard] * (plan.shards - 1)
     placed = [entry for shard in range(plan.shards) for entry in plan.shard(shard)]
-    assert sorted(placed, key=lambda entry: entry.path) == list(plan.entries)
-    assert plan.hash() == by_class(1, images, samples_per_shard, None).hash(), "the images are the same"
+    assert placed == list(plan) and sizes == [plan.size_of(shard) for shard in range(plan.shards)]
+    assert sorted(entry.path for entry in placed) == ByClass(1, images).paths
+    assert plan.hash() == by_class(1, images, 9, seed).hash(), "the images are the same"
+    old, older_ = (by_class(1, images, samples_per_shard, seed, version) for version in (1, 2))
+    assert old.hash() == older_.hash() and sorted(entry.path for entry in older_) == ByClass(1, images).paths
 
 
-def test_the_permutation_never_changes() -> None:
-    """A begun cache goes on with it, on any machine."""
-    assert by_class(1, 12, 4, seed=3).order.tolist() == [7, 8, 2, 10, 9, 3, 5, 6, 4, 11, 0, 1]
+def test_the_permutations_never_change() -> None:
+    """A begun cache goes on with them, on any machine."""
+    assert older.order(12, 3, 2).tolist() == [7, 8, 2, 10, 9, 3, 5, 6, 4, 11, 0, 1]
+    assert [int(entry.path[5:10]) for entry in by_class(1, 12, 4, seed=3, version=2)] == [
+        *(7, 8, 2, 10, 9, 3, 5, 6, 4, 11, 0, 1)
+    ]
+    new = [int(entry.path[5:10]) for entry in by_class(1, 12, 4, seed=3)]
+    assert new == [
+        11,
+        0,
+        10,
+        2,
+        8,
+        5,
+        3,
+        4,
+        1,
+        6,
+        7,
+        9,
+    ]
 
 
-def test_plans_of_both_formats_are_told_apart(tmp_path: Path) -> None:
-    for seed, version in ((None, 1), (0, 2)):
-        plan = by_class(2, 5, 4, seed)
-        write_plan(plan, tmp_path / "plan.parquet")
+def test_plans_of_all_formats_are_told_apart(tmp_path: Path) -> None:
+    for version in (1, 2, 3):
+        plan = write_plan(by_class(2, 5, 4, version=version), tmp_path / "plan.parquet")
         assert folder.format_of(tmp_path) == plan.format == version
         rows = pq.read_table(tmp_path / "plan.parquet").to_pydict()
         assert rows["sid"] == [entry.sid for shard in range(3) for entry in plan.shard(shard)]
         assert rows["shard"] == [0] * 4 + [1] * 4 + [2] * 2
-        assert len(read_plan_sizes(tmp_path / "plan.parquet")) == 10
+        assert len(set(rows["path"])) == 10 and plan.spread(3) == by_class(2, 5, 4, version=version).spread(3)
 
 
 Build = Callable[..., Path]
@@ -100,13 +138,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return images
 
 
-@pytest.fixture
-def old(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of format 1."""
+@pytest.fixture(params=[1, 2])
+def old(
+    request: pytest.FixtureRequest, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A cache of an older format."""
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "FORMAT", 1)
+        patch.setattr(build_module, "format_of", lambda _: request.param)
         build(config(pictures, tmp_path / "old"), TinyTeacher(), quiet=True)
-    assert read_spec(tmp_path / "old").format == 1
+    assert read_spec(tmp_path / "old").format == request.param
     return tmp_path / "old"
 
 
@@ -127,10 +167,10 @@ def test_a_new_cache_holds_the_samples_of_an_old_one_in_another_order(
     before, after = list(members(old)), list(members(tmp_path / "new"))
     assert dict(before) == dict(after) and len(before) == len(after) == 2 * 14 * 4
     assert [name for name, _ in before] != [name for name, _ in after]
-    rows = read_manifest_rows((tmp_path / "new" / "manifest.parquet").read_bytes())
+    rows = pq.read_table(tmp_path / "new" / "manifest.parquet").to_pylist()
     assert {row["sid"]: row["path"] for row in rows if row["status"] == "ok"} == {
         row["sid"]: row["path"]
-        for row in read_manifest_rows((old / "manifest.parquet").read_bytes())
+        for row in pq.read_table(old / "manifest.parquet").to_pylist()
         if row["status"] == "ok"
     }
     assert [row["path"] for row in rows] != sorted(row["path"] for row in rows)
@@ -144,8 +184,8 @@ def test_an_old_cache_is_read_verified_and_chained_with_a_new_one(
         verify(old, lambda _: None, quiet=True) == verify(tmp_path / "new", lambda _: None, quiet=True) == 0
     )
     assert (
-        "format 1," in describe(Cache.open(old))[0]
-        and "format 2," in describe(Cache.open(tmp_path / "new"))[0]
+        f"format {read_spec(old).format}," in describe(Cache.open(old))[0]
+        and "format 3," in describe(Cache.open(tmp_path / "new"))[0]
     )
     both = CachedSource(open_caches([old, tmp_path / "new"]), global_batch=7, micro_batch=7)
     sids = [sid for batch in both.batches(0, 4) for sid in batch.sids]

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from gkd_scale.cache import plan as plan_module
-from gkd_scale.cache.plan import EXTENSIONS, make_plan, read_plan_sizes, sid_of, write_plan
+from gkd_scale.cache.listing import list_images
+from gkd_scale.cache.location import EXTENSIONS
+from gkd_scale.cache.plan import make_plan, sid_of, write_plan
 from gkd_scale.errors import DataError
 
 
@@ -19,7 +21,9 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def paths(folder: Path) -> list[str]:
-    return [entry.path for entry in make_plan(folder, 4).entries]
+    found = [path for path, _ in list_images(folder)]
+    assert found == sorted(entry.path for entry in make_plan(folder, 4))
+    return found
 
 
 def test_images_are_found_and_sorted(tmp_path: Path) -> None:
@@ -41,8 +45,13 @@ def test_shards_are_fixed_cuts_of_the_list(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{i}.png" for i in range(10)))
     plan = make_plan(tmp_path, 4)
     assert plan.shards == 3 and [len(plan.shard(s)) for s in range(3)] == [4, 4, 2]
-    write_plan(plan, tmp_path / "plan.parquet")
-    assert read_plan_sizes(tmp_path / "plan.parquet")[sid_of("3.png")] == ("3.png", 5)
+    written = write_plan(plan, tmp_path / "plan.parquet")
+    assert [written.shard(shard) for shard in range(3)] == [plan.shard(shard) for shard in range(3)]
+    rows = pq.read_table(tmp_path / "plan.parquet").to_pylist()
+    assert {"sid": sid_of("3.png"), "path": "3.png", "bytes": 5} in [
+        {key: row[key] for key in ("sid", "path", "bytes")} for row in rows
+    ]
+    assert [row["shard"] for row in rows] == [0] * 4 + [1] * 4 + [2] * 2
 
 
 def test_sids_are_hex_and_stable() -> None:
@@ -62,9 +71,9 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path) -> None:
 
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_text("x")
-    plan = make_plan(tmp_path, 4)
-    write_plan(plan, tmp_path / "plan.parquet")
-    assert [name for name, _ in read_plan_sizes(tmp_path / "plan.parquet").values()] == ["caf\\xe9.png"]
+    plan = write_plan(make_plan(tmp_path, 4), tmp_path / "plan.parquet")
+    assert pq.read_table(tmp_path / "plan.parquet")["path"].to_pylist() == ["caf\\xe9.png"]
+    assert [entry.path for entry in plan] == [os.fsdecode(b"caf\xe9.png")], "the build opens it"
 
 
 def test_empty_and_missing_folders_name_what_is_read(tmp_path: Path) -> None:
@@ -76,13 +85,6 @@ def test_empty_and_missing_folders_name_what_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images") as empty:
         make_plan(tmp_path, 4)
     assert all(extension in str(empty.value) for extension in EXTENSIONS)
-
-
-def test_two_images_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "a.png", "b.png")
-    monkeypatch.setattr(plan_module, "sid_of", lambda _: "0" * 16)
-    with pytest.raises(DataError, match=r"a.png and b.png have the same 64-bit name"):
-        make_plan(tmp_path, 4)
 
 
 def test_help_imports_neither_torch_nor_pyarrow() -> None:

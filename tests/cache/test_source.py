@@ -36,7 +36,7 @@ Whole = tuple[Path, BuildReport]
 
 
 def names_of(images: str | Path) -> list[str]:
-    return [entry.path for entry in make_plan(images, 4).entries]
+    return sorted(entry.path for entry in make_plan(images, 4))
 
 
 def test_locations() -> None:

@@ -203,7 +203,7 @@ def test_a_cache_behind_a_url(whole: Whole, tokens: Path, tmp_path: Path, monkey
     found, local = tree(tmp_path / "tokens"), tree(tokens)
     assert read_spec(tmp_path / "tokens").pixels["path"] == url
     named = {name for name in found if found[name] != local[name]}
-    assert named == {"cache.json", "manifest.parquet", "manifest.sha256"}, "the place is no part of the rest"
+    assert named == {"cache.json", "shards.parquet", "manifest.sha256"}, "the place is no part of the rest"
     push(tmp_path / "tokens", f"memory://{tmp_path.name}/tokens", lambda _: None)
     assert Cache.open(f"memory://{tmp_path.name}/tokens").read(0, 3).sid == Cache.open(tokens).sid(3)
 

@@ -79,7 +79,7 @@ def test_sids_of_the_same_name_do_not_depend_on_the_place(tmp_path: Path) -> Non
         for part in range(2):
             write_tar(tmp_path / place / f"p{part}/data.tar", [("0.jpg", A)])
     found = [
-        {entry.sid for entry in make_plan(str(tmp_path / place / "p{0..1}/data.tar"), 4).entries}
+        {entry.sid for entry in make_plan(str(tmp_path / place / "p{0..1}/data.tar"), 4)}
         for place in ("here", "there")
     ]
     assert found[0] == found[1] == {sid_of("p0/data.tar/0.jpg"), sid_of("p1/data.tar/0.jpg")}
@@ -157,7 +157,7 @@ def test_long_names_and_names_that_are_no_unicode(tmp_path: Path, format: int) -
     names = ["d" * 90 + "/" + "e" * 120 + ".jpg", "ü.jpg", b"caf\xe9.jpg".decode("utf-8", "surrogateescape")]
     found, _ = contents(write_tar(tmp_path / "x.tar", [(name, A) for name in names], format))
     assert found == {f"x.tar/{name}": A for name in names}
-    assert len(make_plan(str(tmp_path / "x.tar"), 4).entries) == 3
+    assert len(make_plan(str(tmp_path / "x.tar"), 4)) == 3
 
 
 @pytest.mark.parametrize("format", ["gnu", "posix"])
@@ -272,6 +272,6 @@ def test_patterns_and_joins(tmp_path: Path) -> None:
         f"{tmp_path}/a.tar",
     ]
     assert locations(f"{tmp_path}/odd{{0..1}}.tar") == [f"{tmp_path}/odd{{0..1}}.tar"], "a file of that name"
-    assert len(make_plan(f"{tmp_path}/**/*.tar", 4).entries) == 4
+    assert len(make_plan(f"{tmp_path}/**/*.tar", 4)) == 4
     with pytest.raises(DataError, match="no file matches"):
         make_plan(f"{tmp_path}/none*.tar", 4)

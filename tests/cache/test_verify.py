@@ -50,8 +50,8 @@ def test_random_bit_flips_in_any_file_are_lines_and_clear_errors(copy: Callable[
     """Each flip is found by verify; the reader meets it as an error of ours or does not read that byte."""
     out, random = copy(), Random(7)
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.stat().st_size)
-    assert len(files) == 16
-    for number in range(96):
+    assert len(files) == 17
+    for number in range(102):
         path = files[number % len(files)]
         bit = random.randrange(8 * path.stat().st_size)
         flip(path, bit)
@@ -88,6 +88,8 @@ def test_truncation_at_every_member_boundary_is_found(copy: Callable[[], Path]) 
         ("plan.parquet", "plan.parquet: missing"),
         ("manifest.parquet", "manifest.parquet: missing"),
         ("manifest.sha256", "manifest.parquet: does not match manifest.sha256"),
+        ("manifest.sha256", "shards.parquet: does not match manifest.sha256"),
+        ("shards.parquet", "shards.parquet: missing"),
         ("cache.json", "cache.json: missing"),
     ],
 )

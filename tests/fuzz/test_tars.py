@@ -46,7 +46,7 @@ def read_all(data: bytes) -> list[bytes]:
         plan = make_plan(str(path), 4)
         assert isinstance(plan.source, Tars) and all(each.isprintable() for each in plan.notes)
         found = []
-        for entry in plan.entries:
+        for entry in plan:
             entry.name.encode()
             with contextlib.suppress(OSError):
                 found.append(plan.source.read(entry.path))

@@ -243,8 +243,8 @@ def _two_scales(seen: Evidence) -> Iterator[Finding]:
     if seen.values == [0, 1] and seen.void_alone and not seen.void_beside:
         yield Finding(
             seen.void_alone > 1,
-            f"{seen.void_alone} of {seen.labels} labels hold 0 and 255 alone, the others 0 and 1: masks of two "
-            "scales, and 255 is ignored",
+            f"{seen.void_alone} of {seen.labels} labels hold 0 and 255 alone, the others 0 and 1: masks of "
+            "two scales, and 255 is ignored",
             "store 1 in all of them, if 255 means the same",
         )
 

@@ -1,0 +1,296 @@
+"""What images there are: a folder or a bucket, listed a unit at a time by several threads.
+
+A unit is a folder with what lies directly in it, or a part of a bucket. It is known by its name and by a
+stamp that changes when it does, so that a listing that was killed goes on with the units that it lacks.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar
+from gkd_scale.errors import DataError
+from gkd_scale.prefetch import prefetch
+from gkd_scale.text import spelled
+
+_TOGETHER = 1 << 16
+"""Images that are taken from a source at a time."""
+
+THREADS = 8
+"""Folders that are listed at a time: a network file system answers several threads as fast as one."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One folder, or a part of a bucket. All paths are below the root, with '/'."""
+
+    name: str
+    stamp: str
+    folders: list[str] = field(default_factory=list)
+    """The units below it."""
+    links: list[str] = field(default_factory=list)
+    """Links to folders."""
+    tars: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The unit as JSON types."""
+        return asdict(self)
+
+
+Images = Sequence[tuple[str, int]]
+"""(path, bytes) of images."""
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """A place that is listed a unit at a time."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines about what is left out. Complete after the last unit."""
+        ...
+
+    def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[Unit | None, Images]]:
+        """All units with their images; ``known`` ones without, as they were listed before."""
+        ...
+
+    def stamp(self, unit: str) -> str:
+        """What changes when a unit does; '' if nobody can know. OSError if there is no such unit."""
+        ...
+
+    def empty(self) -> DataError:
+        """The error of a place without images."""
+        ...
+
+
+class Lister(Protocol):
+    """What gives all its images at once."""
+
+    def entries(self) -> Iterable[tuple[str, int]]:
+        """(path, bytes) of all images, in no particular order."""
+        ...
+
+
+def list_images(
+    images: str | Path, skip: Path | None = None, source: Lister | Listing | None = None
+) -> list[tuple[str, int]]:
+    """(path, bytes) of all images of a folder, or of the ``source`` that reads ``images``, by path.
+
+    ``skip`` is a folder that is left out. DataError if there are none.
+    """
+    listing = listing_of(images, skip, source)
+    found = sorted(image for _, images in listing.units({}) for image in images)
+    if not found:
+        raise listing.empty()
+    return found
+
+
+def listing_of(images: str | Path, skip: Path | None, source: Lister | Listing | None) -> Listing:
+    """The listing of a folder, or of the ``source`` that reads ``images``."""
+    if source is None:
+        return FolderListing(images, skip)
+    return source if isinstance(source, Listing) else WholeListing(images, source)
+
+
+class WholeListing:
+    """What can be listed in one go only."""
+
+    def __init__(self, images: str | Path, lister: Lister) -> None:
+        self._images, self._lister = images, lister
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """As :attr:`Listing.notes`."""
+        return getattr(self._lister, "notes", ())
+
+    def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[None, Images]]:  # noqa: ARG002
+        """As :meth:`Listing.units`: images without a unit."""
+        images = iter(self._lister.entries())
+        while some := list(islice(images, _TOGETHER)):
+            yield None, some
+
+    def stamp(self, unit: str) -> str:
+        """As :meth:`Listing.stamp`: there is no unit."""
+        raise FileNotFoundError(unit)
+
+    def empty(self) -> DataError:
+        """As :meth:`Listing.empty`."""
+        return DataError(f"{self._images} holds no images", f"check --images: {ACCEPTED}")
+
+
+class FolderListing:
+    """The images in a folder and in the folders below it; hidden ones (``.name``) are left out.
+
+    Each real folder is read once, so links cannot loop. Real folders come first: one that is also reached
+    through a link keeps its real path. ``skip`` is a folder that is left out. DataError for a folder that is
+    missing or cannot be listed.
+    """
+
+    def __init__(self, images: str | Path, skip: Path | None = None) -> None:
+        self._root = Path(images)
+        if not self._root.is_dir():
+            raise _no_folder(self._root)
+        self._seen = {_identity(skip)} - {_identity(self._root)} if skip and skip.is_dir() else set()
+        self.tars: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines about what is left out. Complete after the last unit."""
+        if not self.tars:
+            return ()
+        return (f"tars in the folder, left out: {len(self.tars)}; --images '{self._pattern()}' reads them",)
+
+    def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
+        """As :meth:`Listing.units`."""
+        links = [""]
+        while links:
+            level = [links.pop(0)]
+            while level := [folder for folder in level if self._is_new(folder)]:
+                below: list[str] = []
+                for unit, images in prefetch(partial(self._list, known), level, THREADS, 4 * THREADS):
+                    below += unit.folders
+                    links += unit.links
+                    self.tars += unit.tars
+                    yield unit, images
+                level = below
+            links.sort()
+
+    def stamp(self, unit: str) -> str:
+        """As :meth:`Listing.stamp`: the time of the folder's last change."""
+        return str((self._root / unit).stat().st_mtime_ns)
+
+    def empty(self) -> DataError:
+        """The error of a folder without images."""
+        if self.tars:
+            return DataError(
+                f"the folder {self._root} holds no images, but tars: {len(self.tars)}",
+                f"to read images in tars, give --images '{self._pattern()}'",
+            )
+        return DataError(
+            f"the folder {self._root} holds no images",
+            f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
+        )
+
+    def _is_new(self, folder: str) -> bool:
+        identity = _identity(self._root / folder)
+        if identity in self._seen:
+            return False
+        self._seen.add(identity)
+        return True
+
+    def _list(self, known: Mapping[str, Unit], folder: str) -> tuple[Unit, Images]:
+        if folder in known:
+            return known[folder], []
+        unit = Unit(folder, self.stamp(folder))
+        images: list[tuple[str, int]] = []
+        for entry in _entries(self._root / folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                (unit.links if entry.is_symlink() else unit.folders).append(path)
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122  # a million of them
+                images.append((path, _size(entry)))
+            elif is_tar(entry.name):
+                unit.tars.append(path)
+        return unit, images
+
+    def _pattern(self) -> str:
+        """A pattern that names all tars."""
+        flat = all("/" not in tar for tar in self.tars)
+        return f"{self._root}/{'' if flat else '**/'}*.tar"
+
+
+def _no_folder(images: Path) -> DataError:
+    what = "is not a folder" if images.exists() else "does not exist"
+    if (twin := spelled(images)) != images:
+        what = f"does not exist in this Unicode form, but there is {str(twin)!a}"
+    return DataError(f"the image folder {images} {what}", f"check --images: {ACCEPTED}")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"the folder {folder} cannot be listed: {error.strerror}", "check permissions"
+        ) from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Bytes of a regular file; 0 for anything else, which the build then records as unreadable."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+# ------------------------------------------------------------------------------------- buckets
+
+_ENOUGH = 2 * THREADS
+"""Prefixes that keep the threads busy: no deeper level is asked for."""
+
+
+class PrefixListing:
+    """The objects below a prefix of a bucket, listed in parts: by its first level with enough folders.
+
+    ``listing(prefix, whole)`` is (path below the root, bytes or None for a folder) of what lies in a prefix:
+    directly, or ``whole``.
+    """
+
+    def __init__(self, listing: Callable[[str, bool], Sequence[tuple[str, int | None]]]) -> None:
+        self._listing = listing
+        self.tars = 0
+
+    def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
+        """As :meth:`Listing.units`."""
+        level, whole = [""], False
+        while level:
+            whole = whole or len(level) >= _ENOUGH
+            below: list[str] = []
+            for unit, images in prefetch(partial(self._list, known, whole), level, THREADS, 4 * THREADS):
+                below += unit.folders
+                self.tars += len(unit.tars)
+                yield unit, images
+            level = below
+
+    def stamp(self, unit: str) -> str:  # noqa: ARG002
+        """As :meth:`Listing.stamp`: no bucket says when a prefix changed."""
+        return ""
+
+    def _list(self, known: Mapping[str, Unit], whole: bool, prefix: str) -> tuple[Unit, Images]:
+        if prefix in known:
+            return known[prefix], []
+        unit = Unit(prefix, "")
+        images: list[tuple[str, int]] = []
+        for path, size in self._listing(prefix, whole):
+            if "/." in f"/{path}":
+                continue
+            if size is None:
+                unit.folders.append(path)
+            elif path.lower().endswith(EXTENSIONS):
+                images.append((path, size))
+            elif is_tar(path):
+                unit.tars.append(path)
+        return unit, images

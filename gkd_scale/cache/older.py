@@ -1,0 +1,54 @@
+"""The files of caches of formats 1 and 2: read, and built to their end.
+
+Format 1 cuts its shards from the list of images sorted by path, format 2 from a seeded permutation of it. The
+manifest of both holds the sizes of the shards and the SHA-256 of every index as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gkd_scale.cache.rows import table_bytes
+from gkd_scale.cache.spec import SORTED
+from gkd_scale.randomness import generator
+
+
+def order(images: int, seed: int, version: int) -> npt.NDArray[np.uint32]:
+    """Places in the list sorted by path, in the order of the shards."""
+    places = np.arange(images, dtype=np.uint32)
+    if version != SORTED:
+        generator("plan", seed, images).shuffle(places)
+    return places
+
+
+def plan_bytes(rows: Sequence[tuple[str, str, int]], samples_per_shard: int, version: int) -> bytes:
+    """``plan.parquet`` of (sid, name, bytes) in the order of the shards."""
+    sids, names, sizes = zip(*rows, strict=True)
+    table = pa.table(
+        {
+            "sid": pa.array(sids, pa.string()),
+            "path": pa.array(names, pa.string()),
+            "bytes": pa.array(sizes, pa.int64()),
+            "shard": pa.array([row // samples_per_shard for row in range(len(rows))], pa.int64()),
+        },
+        metadata=None if version == SORTED else {"gkd-scale": json.dumps({"format": version})},
+    )
+    return table_bytes(table)
+
+
+def manifest_bytes(
+    columns: Mapping[str, pa.DataType], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]
+) -> bytes:
+    """``manifest.parquet`` of all rows, with what ``about`` says as JSON."""
+    arrays = [
+        pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), columns.values(), strict=True)
+    ]
+    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+    schema = pa.schema(list(columns.items()), metadata={"gkd-scale": text})
+    return table_bytes(pa.Table.from_arrays(arrays, schema=schema))
