@@ -2,10 +2,10 @@
 
 DeepSpeed's checkpoints are one pickle a rank for one world size, and after a kill ``latest`` may name a
 half-written folder. Ours is one safetensors file of whole tensors: parameters in fp32, the optimizer's
-moments, the moving average, and buffers. Rank 0 writes it under a temporary name, calls fsync and renames
-it. It removes older ones only afterwards, so a kill at any moment leaves a whole one. Each rank reads the
-part that it holds, so a run goes on exactly where it was, also with another number of ranks or another ZeRO
-stage.
+moments, the moving average, and buffers. All ranks take a snapshot in the memory of rank 0, which writes it
+under a temporary name, calls fsync and renames it (:mod:`gkd_scale.engine.saver`, beside the next steps).
+Older ones are removed only afterwards, so a kill at any moment leaves a whole one. Each rank reads the part
+that it holds, so a run goes on exactly where it was, also with another number of ranks or another ZeRO stage.
 
 All randomness of training is a function of (seed, step), so a checkpoint holds no generator state.
 """
@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale import files
-from gkd_scale.engine import zero
+from gkd_scale.engine import safetensors_stream, zero
 from gkd_scale.engine.ema import Ema
 from gkd_scale.engine.run import begin_again, refuse_changed
 from gkd_scale.engine.runtime import Runtime
@@ -55,24 +56,28 @@ def remove_torn(folders: Sequence[Path]) -> None:
             torn.unlink()
 
 
-def save(
-    folder: Path, step: int, engine: Any, ema: Ema | None, runtime: Runtime, identity: dict[str, Any]
-) -> None:
-    """Write the checkpoint of ``step``. Collective.
+@dataclass(frozen=True)
+class Snapshot:
+    """A run's state after ``step``: whole ``tensors`` in the CPU's memory, on rank 0 alone, and ``facts``."""
 
-    If the disk is full, every rank raises OSError, and the older checkpoints stay as they were.
-    """
-    tensors = _collect(engine, ema, runtime)
-    meta = {"step": step, "optimizer_step": zero.optimizer_step(engine), "identity": identity}
+    step: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def take(step: int, engine: Any, ema: Ema | None, runtime: Runtime, identity: dict[str, Any]) -> Snapshot:
+    """A copy of the state after ``step``. Collective."""
+    facts = {"step": step, "optimizer_step": zero.optimizer_step(engine), "identity": identity}
     if scale := zero.loss_scale(engine):
-        meta["loss_scale"] = scale
+        facts["loss_scale"] = scale
+    return Snapshot(step, _collect(engine, ema, runtime), facts)
 
-    def write() -> None:
-        from safetensors.torch import save as to_bytes
 
-        files.write_bytes(path(folder, step), to_bytes(tensors, {"gkd_scale": json.dumps(meta)}))
-
-    runtime.on_main(write)
+def write(folder: Path, snapshot: Snapshot) -> None:
+    """Write the checkpoint of a snapshot, whole or not at all. OSError if, for example, the disk is full."""
+    with files.atomic(path(folder, snapshot.step)) as file:
+        metadata = {"gkd_scale": json.dumps(snapshot.facts)}
+        safetensors_stream.write(file, snapshot.tensors, metadata)
 
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
@@ -121,7 +126,6 @@ def fork(source: Path, folder: Path, changes: dict[str, Any]) -> None:
     settings.
     """
     from safetensors import safe_open
-    from safetensors.torch import save as to_bytes
 
     with safe_open(str(source), framework="pt") as reader:
         meta = json.loads(reader.metadata()["gkd_scale"])
@@ -130,7 +134,7 @@ def fork(source: Path, folder: Path, changes: dict[str, Any]) -> None:
     begin_again(folder.parent, meta["identity"])
     for old in steps(folder):
         path(folder, old).unlink()
-    files.write_bytes(path(folder, int(meta["step"])), to_bytes(tensors, {"gkd_scale": json.dumps(meta)}))
+    write(folder, Snapshot(int(meta["step"]), tensors, meta))
 
 
 def _trained(engine: Any) -> dict[str, nn.Parameter]:
@@ -149,7 +153,7 @@ def _collect(engine: Any, ema: Ema | None, runtime: Runtime) -> dict[str, Tensor
 
     def add(name: str, value: Tensor) -> None:
         if runtime.main:
-            tensors[name] = value.detach().cpu().contiguous().clone()
+            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
 
     for name, parameter in _trained(engine).items():
         add(f"param/{name}", zero.master(parameter))

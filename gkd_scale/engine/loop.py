@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from gkd_scale.engine.optimizers.muon import Muon
 from gkd_scale.engine.run import CHECKPOINTS
 from gkd_scale.engine.runlog import RunLog
 from gkd_scale.engine.runtime import Runtime
+from gkd_scale.engine.saver import Saver
 from gkd_scale.engine.watchdog import COMPUTING, READING, Watchdog
 from gkd_scale.errors import GkdError
 from gkd_scale.randomness import seed_of
@@ -64,9 +64,10 @@ class Job:
     Metrics, logs and checkpoints go to ``out``. ``optimizer`` is a name of
     :data:`gkd_scale.engine.optimizers.OPTIMIZERS`. ``lr`` is a function of the step (from 0). Parameters
     named in ``lr_scales`` learn at that multiple of it. Those in ``no_decay`` have no weight decay; nor
-    have norms, biases, tokens and positions. The loop calls ``saved(step)`` on every rank once the checkpoint
-    of ``step`` is whole. ``identity`` (JSON types) must be the same when the run is resumed. Loggers get
-    ``config`` (nested plain types), ``tags``, and at the end what ``final()`` returns on rank 0.
+    have norms, biases, tokens and positions. If there is ``saved``, the loop waits until the checkpoint of a
+    step is whole, and calls ``saved(step)`` on every rank. ``identity`` (JSON types) must be the same when
+    the run is resumed. Loggers get ``config`` (nested plain types), ``tags``, and at the end what ``final()``
+    returns on rank 0.
     """
 
     title: str
@@ -80,7 +81,7 @@ class Job:
     lr_scales: dict[str, float] = field(default_factory=dict)
     no_decay: frozenset[str] = frozenset()
     hooks: list[Hook] = field(default_factory=list)
-    saved: Callable[[int], None] = lambda _: None
+    saved: Callable[[int], None] | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -194,6 +195,7 @@ def fit(
         RunLog(runs, start, plan.steps, runtime.main, plan.log) as log,
         stop.requests() as stop_requested,
         watchdog,
+        Saver(runtime, plan.keep, plan.keep_every) as saver,
     ):
         if start:
             log.note(f"going on from step {start} of {plan.steps}")
@@ -210,14 +212,16 @@ def fit(
             hooked = any(training.due(done, last=last) for training in trainings)
             if not (last or saves or hooked or done % every == 0):
                 continue
-            rows, stopping = window.fetch(stop_requested())
+            rows, stopping = window.fetch(stop_requested() or saver.failed)
             watchdog.rest()
             _record(rows, done, trainings, log, last=last)
             for _ in rows:
                 if remark := monitor.step(*window.pace):
                     log.note(f"[yellow]{remark}[/]")
             if last or stopping or saves:
-                _save(trainings, plan, runtime, done)
+                _save(trainings, saver, runtime, done)
+            if last or stopping:
+                saver.wait()
             if stopping and not last:
                 raise stop.Stopped(done, plan.steps)
         if runtime.main:
@@ -248,13 +252,20 @@ def _resume(trainings: Sequence[Training], runtime: Runtime) -> int:
     return start
 
 
-def _save(trainings: Sequence[Training], plan: TrainingPlan, runtime: Runtime, done: int) -> None:
-    """Write the checkpoints of all trainings, then remove older ones: one step is always whole in all."""
-    for training in trainings:
-        checkpoint.save(training.folder, done, training.engine, training.ema, runtime, training.job.identity)
-    for training in trainings:
-        runtime.on_main(partial(checkpoint.prune, training.folder, plan.keep, plan.keep_every))
-        training.job.saved(done)
+def _save(trainings: Sequence[Training], saver: Saver, runtime: Runtime, done: int) -> None:
+    """Take the state of all trainings and begin to write it; the checkpoints before are whole then."""
+    saver.wait()
+    saver.write(
+        [
+            (each.folder, checkpoint.take(done, each.engine, each.ema, runtime, each.job.identity))
+            for each in trainings
+        ]
+    )
+    listeners = [each.job.saved for each in trainings if each.job.saved is not None]
+    if listeners:
+        saver.wait()
+    for saved in listeners:
+        saved(done)
 
 
 def _step(

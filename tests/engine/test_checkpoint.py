@@ -30,7 +30,7 @@ def engine(seed: int) -> Any:
 
 
 def save(folder: Path, step: int, seed: int = 0) -> None:
-    checkpoint.save(folder, step, engine(seed), None, ALONE, {"seed": 0})
+    checkpoint.write(folder, checkpoint.take(step, engine(seed), None, ALONE, {"seed": 0}))
 
 
 def test_the_newest_and_every_mth_stay(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def train(made: Training, start: int, stop: int) -> dict[str, Tensor]:
 
 
 def save(made: Training, step: int) -> None:
-    checkpoint.save(made.folder, step, made.engine, made.ema, made.runtime, {})
+    snapshot = checkpoint.take(step, made.engine, made.ema, made.runtime, {})
+    made.runtime.on_main(partial(checkpoint.write, made.folder, snapshot))
 
 
 def _rank(rank: int, port: int, root: Path) -> None:
