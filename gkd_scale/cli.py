@@ -17,20 +17,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         from gkd_scale.completion import complete
 
         complete()
+    from gkd_scale import console
+
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return console.run(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """The exit status of a command; raises GkdError."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
         print(f"gkd-scale {__version__}")
         return 0
-    from gkd_scale import console
-
-    return console.run(lambda: _run(arguments))
-
-
-def _run(arguments: Sequence[str]) -> int:
-    """The exit status of a command; raises GkdError."""
     from gkd_scale.config import parse
     from gkd_scale.memory import keep_freed
 

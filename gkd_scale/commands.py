@@ -10,11 +10,16 @@ from pathlib import Path
 
 def shell(*command: object) -> str:
     """The quoted line for a POSIX shell; a program of this environment that is not on PATH, by its path."""
-    program, *arguments = map(str, command)
+    program, *arguments = map(_word, command)
     installed = Path(sys.executable).parent / program
     if shutil.which(program) is None and installed.is_file():
         program = str(installed)
     return shlex.join([program, *arguments])
+
+
+def _word(part: object) -> str:
+    """A word of a command. A path that begins with '-' would be taken for a flag."""
+    return f"./{part}" if isinstance(part, Path) and str(part).startswith("-") else str(part)
 
 
 def script(folder: Path, name: str) -> Path:

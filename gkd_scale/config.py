@@ -222,7 +222,8 @@ def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` by attribute, as the types expect them.
 
     If a type takes any number of values, a single one becomes a list of one. If a type takes a text, a number
-    becomes that text: ``image_size: 224``.
+    becomes that text: ``image_size: 224``. A ``~/`` that no shell saw (in YAML, after ``=`` or ``folder:``)
+    becomes the home folder.
     """
 
     def prepared(hint: Any, value: Any) -> Any:
@@ -230,6 +231,8 @@ def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
             return _prepared(typing.cast(type, hint), value)
         if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
+        if isinstance(value, str) and {str, Path} & {hint, *typing.get_args(hint)}:
+            return _HOME.sub(lambda home: f"{home[1]}{Path.home()}/", value)
         if _any_number(hint) and value is not None:
             inner = typing.get_args(hint)[0]
             items = value if isinstance(value, (list, tuple)) else [value]
@@ -238,6 +241,9 @@ def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
     known = options(cls)
     return _placed({known[key].path: prepared(known[key].hint, value) for key, value in values.items()}, cls)
+
+
+_HOME = re.compile(r"^((?:[^/~]*[=:])?)~/")
 
 
 def _placed(values: Mapping[tuple[str, ...], Any], cls: type) -> dict[str, Any]:
@@ -470,10 +476,11 @@ def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -
         dotted = f"{prefix}{key}"
         if key not in known:
             parent, dot, leaf = str(key).partition(".")
+            place = parent if dot and parent in known else _section_of(str(key), known)
             raise ConfigError(
                 f"{where}: unknown key '{dotted}'",
-                f"write '{leaf}' below '{parent}:'"
-                if dot and parent in known
+                f"write '{leaf if dot else key}' below '{place}:'"
+                if place
                 else nearest(str(key), known) or f"known: {', '.join(known)}",
             )
         hint, meta = known[key].hint, known[key].field.metadata
@@ -482,9 +489,11 @@ def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -
             continue
         if known[key].optional and value in ("None", "null", "~"):
             raise ConfigError(f"{where}: '{dotted}' is '{value}'", "leave it out (in YAML, write null)")
+        if hint is str and isinstance(value, bool):
+            raise ConfigError(f"{where}: '{dotted}' is {str(value).lower()}", "write a text")
         choices = meta.get("choices")
         for item in value if isinstance(value, list) else [value]:
-            if choices and item is not None and item not in choices:
+            if choices and item is not None and item not in list(choices):
                 raise ConfigError(
                     f"{where}: '{dotted}' is {_short(item)}",
                     nearest(str(item), choices) or f"choose one of {', '.join(choices)}",
@@ -494,6 +503,12 @@ def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -
         elif isinstance(value, Mapping):
             for inner, item in value.items():
                 _check_argument((meta.get("keys") or {}).get(inner), item, f"{where}: '{dotted}.{inner}'")
+
+
+def _section_of(key: str, known: Mapping[str, Option]) -> str:
+    """The section that has an option ``key``; the empty string where none does."""
+    sections = (name for name, each in known.items() if each.is_section and key in options(each.hint))
+    return next(sections, "")
 
 
 def is_numeric(hint: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -20,8 +21,19 @@ from rich.progress import (
 )
 
 from gkd_scale.commands import shell
-from gkd_scale.errors import GkdError, disk_full
+from gkd_scale.errors import GkdError, refusal
 
+
+def _mend_streams() -> None:
+    """Let closed streams be silent, and stdout show a '?' for what its encoding lacks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+_mend_streams()
 out = Console(force_jupyter=False, highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 err = Console(force_jupyter=False, stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
@@ -53,7 +65,10 @@ def run(command: Callable[[], int | None]) -> int:
     """
     explain_bugs()
     try:
-        return command() or 0
+        try:
+            return command() or 0
+        finally:
+            sys.stdout.flush()
     except GkdError as error:
         report(error)
         return error.exit_code
@@ -61,14 +76,21 @@ def run(command: Callable[[], int | None]) -> int:
         err.print("[yellow]stopped[/]; the same command goes on where it stopped")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except OSError as error:
-        full = disk_full(error, error.filename or "output")
-        if full is None:
+        refused = refusal(error)
+        if refused is None:
             raise
-        report(full)
-        return full.exit_code
+        if error.filename is None:
+            _drop_output()
+        report(refused)
+        return refused.exit_code
+
+
+def _drop_output() -> None:
+    """Let go of what stdout could not take: at the process's end it would be tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain_bugs() -> None:
@@ -91,9 +113,14 @@ def _explained(kind: type[BaseException], error: BaseException, trace: Traceback
 
 def report(error: GkdError) -> None:
     """One error, in red, on stderr."""
-    err.print(f"[bold red]error:[/] {escape(error.message)}")
+    err.print(f"[bold red]error:[/] {escape(_one_line(error.message))}")
     if error.hint:
-        err.print(f"  → {escape(error.hint)}")
+        err.print(f"  → {escape(_one_line(error.hint))}")
+
+
+def _one_line(text: str) -> str:
+    """``text`` without line breaks and escape sequences, which names of files may have."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def progress(*columns: str, disable: bool = False) -> Progress:

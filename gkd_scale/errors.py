@@ -73,11 +73,11 @@ class DamageError(GkdError):
     """The bytes on disk differ from the bytes that were written."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """'Did you mean …?' for ``name`` among ``known``; the empty string if none of them is near."""
     names = list(known)
     same = [other for other in names if other.lower() == name.lower()]
-    best = same or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    best = same or difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f"did you mean '{best[0]}'?" if best else ""
 
 
@@ -89,3 +89,18 @@ def disk_full(error: OSError, where: object) -> DiskFullError | None:
             "free space or choose another --out, then run the same command again: it goes on",
         )
     return None
+
+
+_OF_THE_SYSTEM = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR),
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV),
+)
+"""Of paths that cannot be used, and of disks and mounts that have gone."""
+
+
+def refusal(error: OSError) -> UserError | None:
+    """What the system says of a path that only the user can mend; None for what may be our fault."""
+    path = error.filename2 or error.filename
+    if error.errno in _OF_THE_SYSTEM and path:
+        return UserError(f"{path}: {error.strerror}", "check the path, its permissions and its disk")
+    return disk_full(error, error.filename or "output")

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gkd_scale.errors import DamageError, RunError, UserError
+from gkd_scale.errors import DamageError, RunError, UserError, disk_full
 
 TEMPORARY = ".part"
 """Suffix of files that are being written; never read, removed when a command starts again."""
@@ -57,7 +57,7 @@ def whole_folder(out: Path, error: type[UserError] = RunError) -> Iterator[Path]
             raise error(f"{out} exists already", "give another --out, or remove it")
 
     refuse()
-    made = [each for each in (out.parent, *out.parent.parents) if not each.exists()]
+    made = [each for each in (out.parent, *out.parent.parents) if not _exists(each)]
     beside = out.with_name(f".{out.name}{TEMPORARY}")
     try:
         with claimed(beside, error):
@@ -80,6 +80,14 @@ def whole_folder(out: Path, error: type[UserError] = RunError) -> Iterator[Path]
                 each.rmdir()
         raise
     sync_folder(out.parent)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something at ``path``, which may be no name that the file system takes."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def empty(folder: Path) -> None:
@@ -127,7 +135,7 @@ def claimed(
             return
         raise _busy(folder, holder, error)
 
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    made = [each for each in (folder, *folder.parents) if not _exists(each)]
     try:
         with ExitStack() as held:
             while True:
@@ -227,9 +235,9 @@ def _acquire(path: Path, busy: Callable[[str], object], error: type[UserError]) 
 
 
 def _unwritable(path: Path, failed: OSError, error: type[UserError]) -> Exception:
-    if failed.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return error(f"{path} cannot be written: {failed.strerror}", "choose another --out")
-    return failed
+    if disk_full(failed, path):
+        return failed
+    return error(f"{path} cannot be written: {failed.strerror}", "choose another --out")
 
 
 def _flock(descriptor: int, how: int) -> bool:

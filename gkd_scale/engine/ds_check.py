@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import math
+import pkgutil
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +113,9 @@ _SECTION_REFUSED = {
         "master weights and moments are float32 here",
     ),
     "zenflow": "gkd-scale's checkpoints do not hold its state",
-    "leaf_module": "no model here has modules of that kind",
+    **dict.fromkeys(
+        ("leaf_module", "module_granularity_threshold"), "no model here has modules of that kind"
+    ),
     "legacy_stage1": "DeepSpeed has removed it",
     "super_offload": "it needs DeepSpeed's own Adam, and the optimizer here is PyTorch's",
     "ratio": "it needs DeepSpeed's own Adam, and the optimizer here is PyTorch's",
@@ -189,6 +193,18 @@ def built(path: Path, config: dict[str, Any]) -> None:
         raise ConfigError(f"{path}: DeepSpeed refuses it: {_first_line(error)}", "mend the file") from None
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def starting(path: Path) -> Iterator[None]:
+    """ConfigError where DeepSpeed refuses only with the network in hand what the file ``path`` asks for."""
+    try:
+        yield
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"DeepSpeed does not start with {path}: {type(error).__name__}: {_first_line(error)}",
+            "mend the file; --ds-config zero2.json, the bundled one, starts",
+        ) from error
 
 
 # --------------------------------------------------------------------------------------- top level
@@ -282,9 +298,8 @@ def _dtype(checked: Checked, key: str, value: Any) -> Any:
 def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, Any]:
     """A section, checked against DeepSpeed's pydantic ``model``, without "auto"."""
     if not isinstance(value, Mapping):
-        checked.refuse(
-            key, value, 'write {"stage": 0}, 1, 2 or 3' if key == _ZERO else 'write {"enabled": true}'
-        )
+        zero = 'write {"stage": 0}' + ", 1, 2 or 3" * bool(value)
+        checked.refuse(key, value, zero if key == _ZERO else _switched(value))
     fields: dict[str, Any] = model.model_fields
     names = {field.alias or name: name for name, field in fields.items()} | {name: name for name in fields}
     written: dict[str, str] = {}
@@ -307,6 +322,10 @@ def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, An
             filled[inner] = filled_item
     _validate(checked, key, filled, model)
     return filled
+
+
+def _switched(value: Any) -> str:
+    return f'write {{"enabled": {"true" if value else "false"}}}'
 
 
 def _note_or_refuse(checked: Checked, key: str, name: str, value: Any, field: Any) -> None:
@@ -365,17 +384,21 @@ def _value(checked: Checked, key: str, name: str, value: Any, field: Any) -> Any
     nested = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     if nested and isinstance(value, Mapping):
         return _section(checked, key, value, nested)
+    if nested and value is not None and "device" in nested.model_fields:
+        checked.refuse(key, value, 'write {"device": "cpu"}')
     if value is None and type(None) not in kinds:
         checked.refuse(key, value, "remove it, or give a value")
     if bool in kinds and not isinstance(value, (bool, type(None))):
         checked.refuse(key, value, "write true or false")
     if bool not in kinds and isinstance(value, bool):
         checked.refuse(key, value, "it is no switch: see DeepSpeed's documentation")
-    if kinds & {int, float}:
+    if any(issubclass(kind, (int, float)) for kind in kinds - {bool} if isinstance(kind, type)):
         if isinstance(value, str):
             checked.refuse(key, value, "write a number, without quotes")
         if wrong := Range(ge=0, le=_MOST_ELEMENTS if name.endswith("bucket_size") else None).wrong(value):
             raise ConfigError(f"{checked.path}: '{key}' is {wrong}", "see DeepSpeed's documentation")
+        if name == "allgather_bucket_size" and value % 2:
+            checked.refuse(key, value, "write an even number: NCCL wants its parts aligned")
     return value
 
 
@@ -396,12 +419,24 @@ def _autocast(checked: Checked, key: str, value: Any) -> Any:
         checked.refuse(
             f"{key}.dtype", dtype, "write bfloat16: DeepSpeed leaves its loss scale in the gradients"
         )
-    if value.get("enabled") and dtype not in ("bfloat16", "bf16"):
+    if value.get("enabled") is True and dtype not in ("bfloat16", "bf16"):
         checked.refuse(f"{key}.dtype", dtype, "write bfloat16")
     modules = value.get("lower_precision_safe_modules")
-    if modules is not None and not (isinstance(modules, list) and all(isinstance(m, str) for m in modules)):
-        checked.refuse(f"{key}.lower_precision_safe_modules", modules, "give a list of class names")
+    for each in modules if isinstance(modules, list) else [modules] * (modules is not None):
+        if not (isinstance(each, str) and each.startswith("torch.nn.") and _is_class(each)):
+            checked.refuse(
+                f"{key}.lower_precision_safe_modules",
+                each,
+                'give a list of classes, for example "torch.nn.Linear"',
+            )
     return dict(value)
+
+
+def _is_class(name: str) -> bool:
+    try:
+        return isinstance(pkgutil.resolve_name(name), type)
+    except (ImportError, AttributeError, ValueError):
+        return False
 
 
 def _data_types(checked: Checked, key: str, value: Any) -> Any:
@@ -440,7 +475,7 @@ def _flops_profiler(checked: Checked, key: str, value: Any) -> Any:
 def _plain_section(checked: Checked, key: str, value: Any, names: Iterable[str]) -> None:
     """Check keys and ``enabled`` of a section for which DeepSpeed has no model."""
     if not isinstance(value, Mapping):
-        checked.refuse(key, value, 'write {"enabled": true}')
+        checked.refuse(key, value, _switched(value))
     for inner in value:
         if inner not in names:
             _unknown(checked, f"{key}.{inner}", names)
@@ -483,6 +518,12 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
     for key, usual in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
         if stage and config.get(key, usual) != usual:
             raise ConfigError(f"{path}: '{key}' does not go with ZeRO {stage}", "remove it, or use ZeRO 0")
+    accumulated = config.get("data_types", {}).get("grad_accum_dtype", "fp32")
+    if stage == 0 and accumulated != "fp32":
+        raise ConfigError(
+            f"{path}: 'data_types.grad_accum_dtype' is {accumulated!r}, which does not go with ZeRO 0",
+            "remove it, or use ZeRO 1 or 2",
+        )
     for part, least in (("offload_optimizer", 1), ("offload_param", 3)):
         target = (zero.get(part) or {}).get("device", "none")
         if target == "none":

@@ -10,7 +10,10 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from gkd_scale.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -26,6 +29,17 @@ def offer(store: Store, host: str) -> None:
     address = _own_address_towards(host)
     if address is not None and not _is_loopback(address):
         store.set(_ADDRESS, address)
+
+
+def require_known(environment: Mapping[str, str]) -> None:
+    """ConfigError if the user has chosen an interface that this machine does not have."""
+    chosen = [name.strip() for name in environment.get(VARIABLE, "").split(",") if name.strip()]
+    known = [name for _, name in socket.if_nameindex()]
+    if unknown := [name for name in chosen if name not in known]:
+        raise ConfigError(
+            f"{VARIABLE} is '{environment[VARIABLE]}': this machine has no interface {', '.join(unknown)}",
+            f"unset {VARIABLE}, or give one of {', '.join(known)}",
+        )
 
 
 def choose(store: Store) -> str | None:

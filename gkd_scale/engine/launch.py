@@ -8,13 +8,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from gkd_scale import config, console
 from gkd_scale.engine import world
 from gkd_scale.engine.stop import Stopped
-from gkd_scale.errors import GkdError, disk_full
+from gkd_scale.errors import GkdError, refusal
 from gkd_scale.memory import keep_freed
 
 C = TypeVar("C")
@@ -68,7 +69,7 @@ def main(
 def _status(error: BaseException, rank: int) -> int | None:
     """Print what ended a run, and return the exit status; None for a bug, which keeps its traceback."""
     if isinstance(error, OSError):
-        error = disk_full(error, error.filename or "output") or error
+        error = refusal(error) or error
     if isinstance(error, GkdError):
         return _report(error, rank)
     if isinstance(error, Stopped):
@@ -109,8 +110,9 @@ def leave(status: int) -> NoReturn:
     it aborts the process ("terminate called without an active exception"), although the run is whole on
     disk. So a launched rank does not shut the interpreter down.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk, a reader that has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 

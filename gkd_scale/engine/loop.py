@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gkd_scale.engine import checkpoint, loggers, stop, zero
+from gkd_scale.engine import checkpoint, ds_check, loggers, stop, zero
 from gkd_scale.engine.batch_norm import batch_norms, kept_statistics, share_statistics
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.ema import Ema
@@ -322,7 +322,7 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
     )
     fused = runtime.device.type == "cuda"
     optimizer = optimizers.build(job.optimizer, groups, lr=job.lr(0), betas=job.betas, fused=fused)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ds_check.starting(plan.path):
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(
             model=job.module.to(runtime.device),

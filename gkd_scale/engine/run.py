@@ -189,7 +189,9 @@ def read(out: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}", "choose another --out") from None
+    except ValueError as error:
         raise RunError(f"{path} cannot be read: {error}", "remove it, then run the same command") from None
     if not isinstance(record, dict) or "kind" not in record:
         raise RunError(f"{path} is no record of a run", "give another --out")

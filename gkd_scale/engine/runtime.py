@@ -64,6 +64,7 @@ class Runtime:
         if ranks is not None and ranks != at.world:
             return cls._plan(at, ranks)
         wait = worlds.patience(os.environ, at.rank)
+        interface.require_known(os.environ)
         if idle := worlds.unused_tasks(os.environ):
             _remark(f"one process: the other {idle} tasks of this Slurm job are idle, start it with srun")
         cuda = torch.cuda.is_available()
@@ -182,7 +183,13 @@ def set_timeouts(wait: datetime.timedelta) -> None:
 
 def _tell_deepspeed(device: torch.device) -> None:
     """Let DeepSpeed use the process group that is there."""
-    import deepspeed
+    try:
+        import deepspeed
+    except ValueError as error:  # it reads its environment when it is imported
+        name = "DS_ACCELERATOR"
+        raise ConfigError(
+            f"{name} is '{os.environ.get(name)}': {' '.join(str(error).split())[:200]}", f"unset {name}"
+        ) from None
 
     zero.without_shared_memory_kernel()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from gkd_scale.engine import interface
 from gkd_scale.errors import ConfigError, UserError
+from gkd_scale.ranges import RANKS
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -144,6 +145,8 @@ def _check_rank(
 ) -> None:
     if world < 1:
         raise ConfigError(f"{size} is {world}, not at least 1", hint)
+    if world not in RANKS:
+        raise ConfigError(f"{size} is {world}: it must be {RANKS.text()}", hint)
     if not 0 <= rank < world:
         whole = f"{size}={world}" if size in environment else "a world of one"
         raise ConfigError(f"{name}={rank} is none of the ranks 0 to {world - 1} of {whole}", hint)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale.errors import ModelError
-from gkd_scale.models import dialects
+from gkd_scale.models import dialects, layouts
 from gkd_scale.models.layouts import Found
 from gkd_scale.models.tensor_files import StateDict, index_of
 
@@ -38,7 +38,7 @@ _OTHER_PARTS = re.compile(
     r"|student.*|optimizer.*|optim|scheduler.*|scaler|discriminator|n_averaged|dino_.*|ibot_.*|ema.*"
     r"|momentum_.*|(global_)?steps?|epochs?|iter(ation)?s?|best.*|seed|.*rng.*|args|config|cfg|meta|version"
     r"|hyper_parameters|(pixel_)?(mean|std)|normali[sz].*|contrast.*|mlp|.*_(proj|mlp|fc|logits)|linear"
-    r"|pred.*|output.*|cls_(?!token).*|bbox.*|rpn.*|roi_.*|seg_.*|arcface.*|margin.*",
+    r"|pred.*|output(?!.*norm).*|cls_(?!.*(token|norm|pos|embed)).*|bbox.*|rpn.*|roi_.*|seg_.*|arcface.*|margin.*",
     re.IGNORECASE,
 )
 # Buffers that timm computes itself, anywhere in a name; those of rotary embeddings where the model has such.
@@ -54,7 +54,17 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 
+# Words in a prefix under which there are no weights, but what is added to weights or was learned about them.
+_NO_NETWORK = {
+    *("delta", "deltas", "diff", "fisher", "gradient", "hessian"),
+    *("momentum_buffer", "mu", "nu", "velocity"),
+}
+_FAINT = 0.1
+"""No network's largest scale of all norms is below that; differences between weights, and moments, are."""
+
 _MERGE = "merge the adapters into the weights and save them anew"
+_JOIN = "join the parts that ZeRO-3 or FSDP saved (DeepSpeed: zero_to_fp32.py), and give what comes of it"
+_THEMSELVES = "give the file of the weights themselves"
 _FLOAT_WEIGHTS = "give the weights in float32, float16 or bfloat16, not quantised"
 _OTHER_MODEL = "name the model that they were made with, with its arguments"
 # A model's name brings the mean and std of its pixels along; an argument alone does not.
@@ -78,6 +88,7 @@ _KINDS = (
 def require(model: nn.Module, own: StateDict, found: Found, source: Path | str) -> None:
     """ModelError where ``found`` lacks tensors of ``own``, the model's, or holds what it would drop."""
     _refuse_scales(own, found, source)
+    _refuse_shards(own, found.state, source)
     _refuse_incomplete(own, found, source)
     if found.rivals:
         raise ModelError(
@@ -85,35 +96,55 @@ def require(model: nn.Module, own: StateDict, found: Found, source: Path | str) 
             f"{place(found.rivals[0])}",
             "save the one that is meant as a file of its own",
         )
+    if words := set(found.prefix.lower().split(".")) & _NO_NETWORK:
+        raise ModelError(f"{source} holds '{min(words)}' of a network, not its weights", _THEMSELVES)
     _refuse_types(own, found.state, source)
     _refuse_unplaced(model, own, found, source)
     if found.failure is None:
         _refuse_shapes(model, own, found.state, source)
 
 
-def require_finite(own: StateDict, names: Iterable[str], source: Path | str) -> None:
-    """ModelError for NaN, infinity or zeros alone in what was loaded into ``own``; one sum a tensor."""
-    matrices, loud = [], False
+def require_plausible(own: StateDict, names: Iterable[str], source: Path | str) -> None:
+    """ModelError for values that no trained network has in what was loaded into ``own``; one sum a tensor.
+
+    These are NaN and infinity, matrices of zeros, negative variances, and norms that silence every channel.
+    """
+    matrices, silent, scales = 0, [], []
     for name in names:
         value = own.get(name)
         if value is None or not value.is_floating_point():
             continue
         total = float(value.sum())
-        if value.ndim > 1:
-            matrices.append(value)
-            loud = loud or total != 0
-        if math.isfinite(total):
-            continue
-        bad = value.numel() - int(torch.isfinite(value).sum())
-        if bad:  # else the sum alone was too large
-            raise ModelError(
-                f"{source} holds NaN or infinite values: {bad} of {value.numel()} in {name}",
-                "the weights are damaged, or their training diverged: give others",
-            )
-    if matrices and not loud and not any(bool(value.any()) for value in matrices):
+        if not math.isfinite(total):
+            _refuse_not_finite(name, value, source)
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise ModelError(f"{source} holds negative variances in {name}", _THEMSELVES)
+        if value.ndim > 1 and name.endswith("weight"):
+            matrices += 1
+            silent += [name] * (total == 0 and not bool(value.any()))
+        elif value.ndim == 1 and name.endswith("weight"):
+            scales.append(float(value.abs().amax()))
+    if silent:
+        what = f"{len(silent)} of {matrices} matrices in {source} are zero ({shown(silent)})"
         raise ModelError(
-            f"all weights in {source} are zero",
-            "it was saved before its weights were there (a shard, a meta device): give another file",
+            f"all weights in {source} are zero" if len(silent) == matrices else what,
+            "it was saved before its weights were there (a shard, a meta device), or its download was not "
+            "finished: give another file",
+        )
+    if scales and max(scales) < _FAINT:
+        raise ModelError(
+            f"every norm in {source} scales by less than {_FAINT:g}: it holds differences from other "
+            "weights, or an optimizer's moments",
+            _THEMSELVES,
+        )
+
+
+def _refuse_not_finite(name: str, value: Tensor, source: Path | str) -> None:
+    bad = value.numel() - int(torch.isfinite(value).sum())
+    if bad:  # else the sum alone was too large
+        raise ModelError(
+            f"{source} holds NaN or infinite values: {bad} of {value.numel()} in {name}",
+            "the weights are damaged, or their training diverged: give others",
         )
 
 
@@ -164,6 +195,15 @@ def _classifiers(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
+def _refuse_shards(own: StateDict, state: StateDict, source: Path | str) -> None:
+    """ModelError for tensors without a number: a rank saved them that holds other parts of the network."""
+    empty = [
+        name for name, value in own.items() if value.numel() and name in state and not state[name].numel()
+    ]
+    if empty:
+        raise ModelError(f"{source} holds {len(empty)} empty tensors: {shown(empty)}", _JOIN)
+
+
 def _refuse_incomplete(own: StateDict, found: Found, source: Path | str) -> None:
     """ModelError where tensors are missing, with the names that are there beside those wanted."""
     wanted = [name for name in own if not name.endswith("num_batches_tracked")]
@@ -184,6 +224,8 @@ def _refuse_incomplete(own: StateDict, found: Found, source: Path | str) -> None
             f"{source} holds {shallower} blocks, and the model has {depth}",
             _ARGUMENT.format(f"depth={shallower}"),
         )
+    if all(layouts.of_an_optimizer(name) for name in (*found.raw, *found.outside)):
+        raise ModelError(f"{source} holds an optimizer's state alone", _THEMSELVES)
     if len(missing) == len(wanted):
         raise ModelError(
             f"{source} holds none of the model's {len(wanted)} tensors: it has "

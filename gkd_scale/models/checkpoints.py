@@ -324,7 +324,7 @@ def _require_whole(net: nn.Module, place: str, info: dict[str, Any]) -> None:
             f"{place} holds tensors that its config.json has no place for: {belonging.shown(extra)}",
             "check that config.json and the weights are of one model",
         )
-    belonging.require_finite(own, own, place)
+    belonging.require_plausible(own, own, place)
 
 
 def _processor(checkpoint: Checkpoint) -> Any:

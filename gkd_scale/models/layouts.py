@@ -222,6 +222,11 @@ def _is_larger(state: StateDict, wanted: StateDict) -> bool:
     return any(name not in wanted and name.partition(".")[0] in parts for name in state)
 
 
+def of_an_optimizer(name: str) -> bool:
+    """Whether a tensor of this name is an optimizer's, or a gradient."""
+    return bool(_words(name) & _NO_WEIGHTS)
+
+
 def _words(prefix: str) -> set[str]:
     return set(re.split(r"[._]", prefix.lower()))
 

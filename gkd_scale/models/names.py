@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from gkd_scale.errors import nearest
 
@@ -35,10 +36,14 @@ _KNOWN = tuple(
         ),
         (rf"(?P<kind>convnext(?:v2)?)-{_SIZE}(?:-.*)?", "{kind}_{size}"),
         (r"resnet-(?P<depth>\d+)", "resnet{depth}"),
-        (r"(?:.*-)?sam-vit-(?P<size>base|large|huge)", "samvit_{size}_patch16"),
+        (rf"(?:.*-)?sam-vit-{_SIZE}", "samvit_{size}_patch16"),
+        (rf"vit-?{_SIZE}-?(?P<p>\d+)", "vit_{size}_patch{p}_224"),  # torchvision, Google, OpenAI
+        (rf"vit-?{_SIZE}-?(?P<p>\d+)(?:@|-)(?P<image>\d+)(?:px)?.*", "vit_{size}_patch{p}_clip_{image}"),
+        (rf"vit-?{_SIZE}-?(?P<p>\d+)-quickgelu", "vit_{size}_patch{p}_clip_quickgelu_224"),
     )
 )
 
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 ACCEPTED = "names are timm's, such as vit_small_patch14_dinov2.lvd142m; 'gkd-scale students' lists some"
 
 
@@ -46,17 +51,36 @@ def suggest(name: str, known: list[str]) -> str:
     """The next step for ``name``, which is none of the ``known`` names: timm's name of what is meant."""
     if re.search(r"\.(safetensors|pth|pt|bin|ckpt)$", name):
         return f"that is a file of weights: give it as --teacher-weights or --student-weights; {ACCEPTED}"
+    if Path(name).is_dir():
+        return (
+            f"that is a folder: a run is --backbone or --student-weights, a model of transformers {HF}{name}"
+        )
     meant = timm_name(name, known)
     accepted = ACCEPTED
-    if "/" in name and not name.startswith(("timm/", "hf-hub:")):
+    if _HUB_ID.fullmatch(name) and not name.startswith("timm/"):
         accepted = f"{ACCEPTED}; a model of transformers is {HF}{name}"
     if meant:
         return f"did you mean '{meant}'? {accepted}"
-    return accepted if "/" in name else nearest(name, known) or accepted
+    return accepted if "/" in name else _alike(name, known) or accepted
+
+
+def _alike(name: str, known: list[str]) -> str:
+    """timm's name that begins with the letters and digits of ``name``, or is near, or has them."""
+    plain = _plain(name)
+    names = sorted((n for n in known if not n.startswith("test_")), key=lambda each: (len(each), each))
+    begins = [each for each in names if plain and _plain(each).startswith(plain)]
+    near = "" if begins else nearest(name, known, cutoff=0.8)
+    found = begins or [each for each in names if plain and plain in _plain(each)]
+    return near or (f"did you mean '{found[0]}'? {ACCEPTED}" if found else "")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def timm_name(name: str, known: list[str]) -> str:
     """timm's name of a model of the Hugging Face hub or torch.hub; the empty string where none is known."""
+    name = re.sub(r"(?i)^(vit-\w+)/(\d+)", r"\1-\2", name)  # ViT-B/16
     last = name.rstrip("/").rsplit("/", 1)[-1]
     if last.split(".")[0] in known:  # timm/NAME, hf-hub:timm/NAME
         return last

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from gkd_scale.errors import ModelError
+from gkd_scale.errors import ModelError, nearest
 from gkd_scale.models import names
 from gkd_scale.types import Size
 
@@ -94,10 +94,16 @@ def resolve(
         named = ZOO[name]()
         spec, weights = named.spec, named.weights
     else:
-        base = name.split(".")[0]
+        base, _, tag = name.partition(".")
         if not timm.is_model(base):
             known = [*ZOO, *timm.list_models()]
             raise ModelError(f"timm {timm.__version__} has no model '{name}'", names.suggest(name, known))
+        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
+        if tag and tag not in tags:
+            raise ModelError(
+                f"timm {timm.__version__} has no weights '{tag}' of '{base}'",
+                nearest(tag, tags) or (f"known: {', '.join(tags)}" if tags else f"give '{base}' alone"),
+            )
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         spec = ModelSpec(name, {}, _triple(config.mean), _triple(config.std)) if config else ModelSpec(name)
         weights = None

@@ -180,7 +180,8 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
     file, resize = config.weights or shipped, config.patch_resize
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
     if file is not None:
-        made_for = specs.resolve(name, {})[0].args.get("img_size") if file == shipped else None
+        own = specs.resolve(name)[0].args if file == shipped else {}
+        made_for = {**own, **args}.get("img_size")
         state = weight_files.read_state_dict(file)
         weight_files.load_into(net, state, file, resize=resize, image_size=made_for)
     elif resize != "pi":
@@ -242,9 +243,8 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"device '{device}' cannot be used: {str(error).splitlines()[0]}", "use auto or cpu"
-        ) from None
+        reason = str(error).splitlines()[0][:160]
+        raise ModelError(f"device '{device}' cannot be used: {reason}", "use auto or cpu") from None
     return device

@@ -9,6 +9,7 @@ lies is a question of its names alone (``layouts.py``). Anything else that peopl
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import pickle
 import pickletools
@@ -16,18 +17,33 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gkd_scale.commands import shell
 from gkd_scale.errors import ModelError
 
 StateDict = dict[str, Tensor]
 
-HARMLESS_CLASSES = (argparse.Namespace,)
-"""What ``weights_only`` may make beside tensors: the options that many projects save beside the network."""
+_NUMPY = [
+    (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+    for name, value in (("scalar", np.float64()), ("_reconstruct", np.empty(0)))
+    for core in ("core", "_core")  # as NumPy 1 and 2 write it
+]
+HARMLESS: list[Any] = [
+    *(list, dict, int, float, frozenset, datetime.datetime, argparse.Namespace),
+    (int, "builtins.long"),  # as torch calls Python 2's
+    *_NUMPY,
+    *(np.ndarray, np.dtype, *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"}),
+    *((PurePath, f"pathlib.{name}") for name in ("PosixPath", "WindowsPath", "PurePosixPath")),
+    *((PurePath, f"pathlib._local.{name}") for name in ("PosixPath", "WindowsPath", "PurePosixPath")),
+]
+"""What ``weights_only`` may make beside tensors: options, scores, paths and random states, as many projects
+save them beside the network. None of it runs code."""
 
 _LONGEST_HEADER = 100_000_000
 """Bytes: what the safetensors format allows."""
@@ -36,6 +52,8 @@ _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 
 _AGAIN = "download the file itself again"
 _UNPACK = "unpack it and give the weights file inside"
+_CONVERT = "convert it to safetensors where you trust it, then give that file"
+_GIVE_STATE = "give a safetensors file or a PyTorch state dict"
 # By a file's first bytes: what it is, and what to do.
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "run 'git lfs pull' there"),
@@ -47,7 +65,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"Rar!", "a RAR archive", _UNPACK),
     (b"\x89HDF", "an HDF5 file (Keras)", "give the model's PyTorch weights"),
     (b"GGUF", "a GGUF file, which is quantised", "give the model's safetensors or PyTorch weights"),
-    (b"\x93NUMPY", "a NumPy array", "give a safetensors file or a PyTorch state dict"),
+    (b"\x93NUMPY", "a NumPy array", _GIVE_STATE),
     (b"\x89PNG", "a PNG image", "check the path"),
     (b"\xff\xd8\xff", "a JPEG image", "check the path"),
     (b"%PDF", "a PDF document", _AGAIN),
@@ -98,10 +116,20 @@ def _read(path: Path, *, part: bool = False) -> StateDict:
 
 def file_in(folder: Path) -> str:
     """The next step for someone who gave a folder instead of a file."""
+    join = next((each for each in (folder, folder.parent) if (each / "zero_to_fp32.py").is_file()), None)
+    if join is not None:
+        command = shell("python", join / "zero_to_fp32.py", join, join / "joined")
+        return f"it is DeepSpeed's: join its parts ({command}), then give the file in {join / 'joined'}"
+    if any(folder.glob("*.distcp")):
+        module = "torch.distributed.checkpoint.format_utils"
+        command = shell("python", "-m", module, "dcp_to_torch", folder, folder / "joined.pth")
+        return f"it is in parts: join them ({command}), then give {folder / 'joined.pth'}"
     names = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
     patterns = ("*.index.json", "*.safetensors", "*.bin", "*.pth", "*.pt")
     known = [folder / name for name in names if (folder / name).is_file()]
-    known += [found for pattern in patterns for found in sorted(folder.glob(pattern))]
+    known += [
+        each for pattern in patterns for each in sorted(folder.glob(pattern)) if "optim" not in each.name
+    ]
     return f"give a file in it: {known[0]}" if known else "give a safetensors or .pth file"
 
 
@@ -170,7 +198,7 @@ def _indexed(path: Path) -> StateDict:
 
 def _pytorch(path: Path) -> StateDict:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS_CLASSES)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")
             with path.open("rb") as file:  # by its path, torch would go by its suffix
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
@@ -196,20 +224,34 @@ def _refusal(path: Path, error: Exception) -> ModelError:
                 f"{path} is a TorchScript program, which holds code",
                 "save its state dict where you trust it (torch.save(torch.jit.load(FILE).state_dict(), NEW))",
             )
+        if any(
+            name.endswith((".pt2", "serialized_exported_program.json", "archive_format")) for name in names
+        ):
+            return ModelError(f"{path} is a torch.export program, no weights file", _GIVE_STATE)
         if not any(name.endswith("data.pkl") for name in names):
             arrays = all(name.endswith(".npy") for name in names)
             what = "a NumPy archive (.npz)" if arrays else "a zip archive"
             return ModelError(
                 f"{path} is no weights file: it is {what}",
-                "give a safetensors file or a PyTorch state dict" if arrays else _UNPACK,
+                _GIVE_STATE if arrays else _UNPACK,
             )
     foreign = _foreign_globals(path)
     if isinstance(error, pickle.UnpicklingError) and foreign:
         return ModelError(
             f"{path} holds more than tensors ({', '.join(foreign[:3])}), and loading it could run code",
-            "convert it to safetensors where you trust it, then give that file",
+            _CONVERT,
+        )
+    if not names and not _is_torchs(path):
+        return ModelError(
+            f"{path} is a pickle that PyTorch did not write (Detectron2 and PaddlePaddle save such)", _CONVERT
         )
     return ModelError(f"{path} cannot be read: it is damaged, or no PyTorch file", _AGAIN)
+
+
+def _is_torchs(path: Path) -> bool:
+    """Whether a file begins as torch's older format does: with a pickled number."""
+    with path.open("rb") as file:
+        return file.read(64).startswith(pickle.dumps(torch.serialization.MAGIC_NUMBER, 2)[:12])
 
 
 def _is_zip(path: Path) -> bool:
@@ -244,11 +286,15 @@ def _foreign_globals(path: Path) -> list[str]:
                     found.update(_globals(stream))
     except Exception:  # the rest is no pickle
         pass
-    known = (
-        *("torch ", "torch._", "torch.storage", "torch.serialization", "torch.nn.parameter ", "_codecs "),
-        *("collections OrderedDict", "argparse Namespace", "builtins set", "__builtin__ set"),
-    )
-    return sorted(name.replace(" ", ".") for name in found if not name.startswith(known))
+    torchs = ("torch ", "torch._", "torch.storage", "torch.serialization", "torch.nn.parameter ", "_codecs ")
+    names = {name.replace("__builtin__", "builtins") for name in found if not name.startswith(torchs)}
+    harmless = {each[1] if isinstance(each, tuple) else _full_name(each) for each in HARMLESS}
+    harmless |= {"collections.OrderedDict", "builtins.set"}
+    return sorted({name.replace(" ", ".") for name in names} - harmless)
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _globals(stream: IO[bytes]) -> Iterator[str]:
@@ -267,6 +313,8 @@ def _tensors(value: Any, at: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     stack = [(at, value, frozenset[int]())]
     while stack:
         place, each, above = stack.pop()
+        if isinstance(each, np.ndarray) and each.dtype in (np.float16, np.float32, np.float64):
+            each = torch.tensor(each)
         if isinstance(each, Tensor):
             yield ".".join(place) or "tensor", each
             continue

@@ -67,6 +67,8 @@ def load_into(
         belonging.require(model, own, found, source)
         if found.failure is not None:
             raise found.failure
+        if image_size is None:
+            _require_known_grid(model, found.raw.get("pos_embed"), found.state.get("pos_embed"))
         model.load_state_dict(found.state, strict=False)
     except ModelError as error:
         known = str(source) in error.message
@@ -76,7 +78,7 @@ def load_into(
             f"{source} does not fit {type(model).__name__}: {' '.join(str(error).split())[:300]}",
             belonging.CHECK_NAME,
         ) from None
-    belonging.require_finite(own, found.state, source)
+    belonging.require_plausible(own, found.state, source)
     if found.equals and os.environ.get("RANK", "0") == "0":
         passed = ", ".join(map(belonging.place, found.equals))
         console.err.print(f"{source}: {belonging.place(found.prefix)} is taken, not {passed}", markup=False)
@@ -85,11 +87,12 @@ def load_into(
 def _convert(model: nn.Module, own: StateDict, part: StateDict, resize: str) -> StateDict:
     """``part`` with the model's names and sizes; ValueError for what would be reshaped into nonsense."""
     for name in (each for each in own if each in part):
-        kernel = name == KERNEL and (part[name].ndim not in (2, 4) or len(part[name]) != len(own[name]))
-        tokens = "pos_embed" in name and own[name].ndim == 3
-        if kernel or (tokens and part[name].shape[-1:] != own[name].shape[-1:]):
-            there, wanted = belonging.shape(part[name]), belonging.shape(own[name])
-            raise ValueError(f"{name} is {there}, and the model's is {wanted}")
+        there, wanted = part[name], own[name]
+        kernel = name == KERNEL and (there.ndim != wanted.ndim or len(there) != len(wanted))
+        width = there.ndim != wanted.ndim or there.shape[-1:] != wanted.shape[-1:]
+        if kernel or ("pos_embed" in name and wanted.ndim == 3 and width):
+            shapes = (belonging.shape(each) for each in (there, wanted))
+            raise ValueError("{} is {}, and the model's is {}".format(name, *shapes))
     if "register_tokens" in part:
         part = {"mask_token": torch.zeros(()), **part}  # by which timm knows the names of DINOv2
     state = layouts.timm_filter(model, part)
@@ -116,7 +119,32 @@ def _slots(model: Any, own: StateDict, part: StateDict) -> StateDict:
         return {**part, "cls_token": cls + found[:, :1], "pos_embed": found[:, 1:]}
     if slots == 1 and _is_square(count):
         return {**part, "pos_embed": torch.cat([torch.zeros_like(found[:, :1]), found], 1)}
-    return part
+    raise ModelError(f"its {count} position embeddings are of no square grid", _GRID)
+
+
+_GRID = (
+    "say for which images they were made: --teacher-args 'img_size=[H, W]'; for a student, leave img_size "
+    "out if those were squares"
+)
+
+
+def _require_known_grid(model: Any, found: Tensor | None, kept: Tensor | None) -> None:
+    """ModelError where positions, kept as they are for a grid that is no square, may be those of a square."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", (1, 1))
+    if found is None or kept is None or grid[0] == grid[1] or found.ndim != 3 or not _same(found, kept):
+        return
+    slots = found.shape[1] - grid[0] * grid[1]
+    if _is_square(grid[0] * grid[1]):
+        side = math.isqrt(grid[0] * grid[1])
+        raise ModelError(
+            f"its {found.shape[1] - slots} position embeddings may be of {side}x{side} patches or of "
+            f"{grid[0]}x{grid[1]}",
+            _GRID,
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.equal(one, other))
 
 
 def _is_square(number: int) -> bool:

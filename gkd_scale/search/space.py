@@ -29,7 +29,10 @@ from gkd_scale.errors import ConfigError, nearest
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = (*RANGES, "choice")
 ACCEPTED = "write a value, or uniform, loguniform, randint or lograndint(low, high), or choice(x, y, ...)"
-OWNED = ("out", "steps", "epochs", "save_every", "keep", "keep_every", "dry_run", "world")
+OWNED = (
+    *("out", "steps", "epochs", "save_every", "keep", "keep_every", "dry_run", "world"),
+    *("cache", "mirror", "mirror_gb"),
+)
 """Options that the search sets itself."""
 SPACES = Path(__file__).resolve().parents[2] / "tuning/spaces"
 
@@ -106,6 +109,7 @@ def parse(value: Any, where: str) -> Dimension | None:
     if kind not in KINDS or library:
         hint = nearest(kind, KINDS) or ACCEPTED
         if kind in KINDS:
+            text = re.sub(r"^\s*\[(.*)\]\s*$", r"\1", text)
             ends = ", whose ends are both included" if kind.endswith("randint") else ""
             hint = f"write {kind}({text}){ends}, without '{library}'"
         raise ConfigError(f"{where} is drawn from '{library}{kind}'", hint)
@@ -143,6 +147,10 @@ def _flatten(path: Path, values: Mapping[str, Any], prefix: str = "") -> dict[st
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if str(key).endswith(")"):
+            raise ConfigError(
+                f"{path}: a comma in braces cuts off '{key}'", "quote it: {lr: 'loguniform(1e-4, 1e-2)'}"
+            )
         below = _flatten(path, value, f"{name}.") if isinstance(value, Mapping) else {name: value}
         if twice := flat.keys() & below.keys():
             raise ConfigError(f"{path}: the key '{min(twice)}' is there twice", "keep one of them")

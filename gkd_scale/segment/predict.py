@@ -141,14 +141,13 @@ class _Task:
             "inference": self.how.facts(),
             "classes": self.card.classes,
             "palette": [list(colour) for colour in self.card.palette],
+            "images": _whole(self.config.images),
         }
         before = files.read_json(out / CARD_FILE)
-        changed = [key for key in asked if before and before.get(key) != asked[key]]
+        changed = [key for key in asked if before.get(key, asked[key]) != asked[key]]
         if changed:
-            raise RunError(
-                f"{out} holds predictions of another {' and '.join(changed)}",
-                "give another --out, or remove that folder",
-            )
+            what = "other images" if changed == ["images"] else f"another {' and '.join(changed)}"
+            raise RunError(f"{out} holds predictions of {what}", "give another --out, or remove that folder")
         if not before and any(path.name != files.LOCK for path in out.iterdir()):
             raise RunError(f"{out} holds other files", "give --out a folder of its own")
         files.write_json(out / CARD_FILE, asked)
@@ -303,6 +302,11 @@ def _of_files(images: str) -> Source | None:
     single = path.is_file() and path.suffix.lower() in EXTENSIONS
     pattern = glob.has_magic(images) and not path.is_dir() and not is_url(images) and "{" not in images
     return Matching(glob.escape(images) if single else images) if single or pattern else None
+
+
+def _whole(images: str) -> str:
+    """``--images`` as it means the same from every folder, where it is a path."""
+    return images if ":" in images else os.path.abspath(images)  # noqa: PTH100 (patterns too)
 
 
 def _listed(config: PredictConfig, source: Source | None) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
 
 from gkd_scale.models.tensor_files import StateDict
 from tests.cases.case import Bench, case
@@ -185,3 +187,88 @@ def zeros(bench: Bench) -> object:
     ran = cached(bench, saved(bench, {name: torch.zeros_like(value) for name, value in state().items()}))
     assert ran.code == 2, ran.text
     return ran
+
+
+@case(KIND, "a download that was not finished, in a file of full length: its end is zeros")
+def unfinished(bench: Bench) -> object:
+    path = bench.folder / "model.safetensors"
+    save_file(state(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:80_000] + bytes(len(content) - 80_000))
+    return cached(bench, path)
+
+
+@case(KIND, "one matrix of zeros")
+def one_of_zeros(bench: Bench) -> object:
+    tensors = state()
+    tensors["blocks.1.mlp.fc2.weight"] = torch.zeros_like(tensors["blocks.1.mlp.fc2.weight"])
+    return cached(bench, saved(bench, tensors))
+
+
+@case(KIND, "a patch embedding as a matrix, whose numbers have no known order")
+def flat_kernel(bench: Bench) -> object:
+    tensors = state()
+    kernel = tensors["patch_embed.proj.weight"]
+    tensors["patch_embed.proj.weight"] = kernel.permute(0, 2, 3, 1).flatten(1)
+    return cached(bench, saved(bench, tensors))
+
+
+@case(KIND, "differences from a base model (delta weights), under `delta`")
+def named_delta(bench: Bench) -> object:
+    return cached(bench, saved(bench, {"delta": {name: value / 99 for name, value in state().items()}}))
+
+
+@case(KIND, "differences from a base model, under the network's names")
+def delta(bench: Bench) -> object:
+    return cached(bench, saved(bench, {name: value / 99 for name, value in state().items()}))
+
+
+@case(KIND, "weights and differences from them in one file")
+def and_delta(bench: Bench) -> object:
+    delta = {name: value / 99 for name, value in state().items()}
+    return cached(bench, saved(bench, {"model": state(), "delta": delta}))
+
+
+@case(KIND, "ZeRO-3's model states, whose tensors are empty")
+def zero3(bench: Bench) -> object:
+    return cached(bench, saved(bench, {"module": {name: torch.empty(0) for name in state()}}))
+
+
+@case(KIND, "an optimizer's states alone")
+def optimizer_alone(bench: Bench) -> object:
+    moments = {number: {"exp_avg": torch.ones(9)} for number in range(3)}
+    return cached(bench, saved(bench, {"optimizer_state_dict": {"state": moments}}))
+
+
+@case(KIND, "a norm of the class token alone (DINOv3, untied) that the model has no place for")
+def class_norm(bench: Bench) -> object:
+    return cached(bench, saved(bench, {**state(), "cls_norm.weight": torch.ones(48)}))
+
+
+@case(KIND, "a position embedding of the class token that the model has no place for")
+def class_position(bench: Bench) -> object:
+    return cached(bench, saved(bench, {**state(), "cls_pos_embed": torch.ones(1, 1, 48)}))
+
+
+@case(KIND, "position embeddings as a map (SAM)")
+def map_of_positions(bench: Bench) -> object:
+    return cached(bench, saved(bench, {**state(), "pos_embed": torch.ones(1, 14, 14, 48)}))
+
+
+@case(KIND, "16 positions, of 4x4 patches, into a model of 2x8; then with what they were made for")
+def other_grid(bench: Bench) -> object:
+    weights = saved(bench, state(img_size=(64, 64)))
+    refused = cached(bench, weights, image_size="32x128")
+    told = cached(bench, weights, "img_size=[64,64]", image_size="32x128")
+    assert told.code == 0, told.text
+    wide = state(img_size=(64, 64))
+    wide["pos_embed"] = resample_abs_pos_embed(wide["pos_embed"], [2, 8])
+    plain = saved(bench, wide, "plain.pth")
+    assert cached(bench, plain, "img_size=[32,128]", image_size="32x128", out="plain").code == 0
+    assert taught_by(bench, "cache") == taught_by(bench, "plain")
+    return refused
+
+
+@case(KIND, "21 positions, of 3x7 patches, into another grid")
+def no_square(bench: Bench) -> object:
+    return cached(bench, saved(bench, state(img_size=(48, 112))))

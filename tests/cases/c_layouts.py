@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import pickle
 import re
 from collections import OrderedDict
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -181,6 +184,39 @@ def folder(bench: Bench) -> object:
     (bench.folder / "dinov2").mkdir()
     save_file(state(), bench.folder / "dinov2/model.safetensors")
     return cached(bench, bench.folder / "dinov2")
+
+
+@case(KIND, "scores of NumPy, paths, dates and random states beside the weights")
+def things_beside(bench: Bench) -> object:
+    beside = {"miou": np.float64(61.5), "epoch": np.int64(3), "out": Path("runs/1"), "at": datetime.now()}
+    return right(bench, {"state_dict": state(), **beside, "random": np.arange(624, dtype=np.uint32)})
+
+
+@case(KIND, "weights as arrays of NumPy in a PyTorch file")
+def arrays(bench: Bench) -> object:
+    return right(bench, {name: value.numpy() for name, value in state().items()})
+
+
+@case(KIND, "a pickle of PaddlePaddle")
+def paddle(bench: Bench) -> object:
+    arrays = {name: value.numpy() for name, value in state().items()}
+    return _file(bench, "model.pdparams", pickle.dumps(arrays, protocol=2))
+
+
+@case(KIND, "a torch.export program")
+def program(bench: Bench) -> object:
+    exported = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(exported, bench.folder / "model.pt2")
+    return cached(bench, bench.folder / "model.pt2")
+
+
+@case(KIND, "the folder of DeepSpeed's checkpoints, and one of torch.distributed.checkpoint")
+def folders_of_parts(bench: Bench) -> object:
+    for name, files in (("ds", ("zero_to_fp32.py", "latest")), ("dcp", (".metadata", "__0_0.distcp"))):
+        (bench.folder / name).mkdir()
+        for file in files:
+            (bench.folder / name / file).touch()
+    return f"{cached(bench, bench.folder / 'ds')}; {cached(bench, bench.folder / 'dcp')}"
 
 
 @case(KIND, "NaN in one tensor")

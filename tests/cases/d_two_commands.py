@@ -13,7 +13,7 @@ from pathlib import Path
 from gkd_scale import files
 from tests.cases import tiny
 from tests.cases.case import Bench, Ran, case
-from tests.conftest import ROOT, cache_flags
+from tests.conftest import ROOT, cache_flags, write_images
 
 KIND = "D. Two commands in one folder"
 
@@ -176,6 +176,31 @@ def readers(bench: Bench) -> object:
     assert (head / "evaluation.json").is_file()
     assert after.code == 0, after.text
     return scored
+
+
+@case(KIND, "predict of other images, of the same names, into one --out")
+def other_images(bench: Bench) -> object:
+    head, out = bench.folder / "head", bench.folder / "masks"
+    assert bench.stage2(*tiny.stage2(head)).code == 0
+    first = write_images(bench.folder / "a", 2)
+    assert bench.cli("predict", head, "--images", first, "--out", out).code == 0
+    before = listing(out)
+    refused = bench.cli(
+        "predict", head, "--images", write_images(bench.folder / "b", 2, seed=1), "--out", out
+    )
+    assert listing(out) == before
+    write_images(first, 3)  # the same folder may grow
+    assert bench.cli("predict", head, "--images", first, "--out", out).code == 0
+    assert (out / "masks/002.png").is_file()
+    return refused
+
+
+@case(KIND, "evaluate --json with a folder in the place of the file")
+def folder_for_a_file(bench: Bench) -> object:
+    head = bench.folder / "head"
+    assert bench.stage2(*tiny.stage2(head)).code == 0
+    given = ("--data", f"val=folder:{tiny.scenes() / 'val'}", "--json", tiny.scenes() / "val")
+    return str(bench.cli("evaluate", head, *given)).replace(str(tiny.scenes()), "scenes")
 
 
 @case(KIND, "a command that is refused (no such weights), then the mended one in the same --out")

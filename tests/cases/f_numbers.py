@@ -113,6 +113,17 @@ _preset("a preset with `steps: yes`", "'steps'", "steps: yes\n")
 _preset("a preset with `steps: true`", "'steps'", "steps: true\n")
 
 
+_preset("a preset with `objective: {}`", "'objective'", "objective: {}\n")
+
+
+@case(KIND, "a preset with `image_size: true`")
+def a_switch_for_a_size(bench: Bench) -> object:
+    (bench.folder / "preset.yaml").write_text("image_size: true\n")
+    given = ("--images", bench.folder, "--out", bench.folder / "run")
+    ran = bench.cli("cache-teacher", "--config", bench.folder / "preset.yaml", *given)
+    return refused(bench, ran, "preset.yaml", "'image_size'")
+
+
 def _space(what: str, key: str, text: str, kind: str = KIND) -> None:
     def run(bench: Bench) -> object:
         (bench.folder / "space.yaml").write_text(text)
@@ -128,6 +139,10 @@ _space("a space with `student_args.depth: uniform(2, 4)`", "depth", "student_arg
 _space("a space with `views: uniform(1, 3)`", "'views'", "views: uniform(1, 3)\n")
 _space("a space with `optim.warmup: uniform(0, 10)`", "'optim.warmup'", "optim.warmup: uniform(0, 10)\n")
 
+_space(
+    "a space with `cache: choice(a, b)`, which the search would not heed", "'cache'", "cache: choice(a, b)\n"
+)
+
 L = "L. Wrong cause or no next step"
 for _text in (
     "optim.lr: tune.loguniform(1e-4, 1e-2)",
@@ -135,8 +150,17 @@ for _text in (
     "optim.lr: {distribution: log_uniform, min: 1e-4, max: 1e-2}",
     "views: tune.randint(1, 4)",
     "global_batch: choice([16, 32])",
+    "optim.lr: tune.choice([1e-4, 1e-3])",
+    "lr: loguniform(1e-4, 1e-2)",
 ):
     _space(f"a space with `{_text}`", f"'{_text.partition(':')[0]}'", f"{_text}\n", L)
+
+_space(
+    "a space with `optim: {lr: loguniform(1e-4, 1e-2)}`",
+    "quote it",
+    "optim: {lr: loguniform(1e-4, 1e-2)}\n",
+    L,
+)
 
 
 def _recipe(what: str, key: str, before: str, after: str) -> None:

@@ -50,6 +50,10 @@ def train(bench: Bench, config: Any, out: str = "run") -> Ran:
     )
 
 
+def _zero(stage: object, **more: object) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage, **more}}
+
+
 def losses(bench: Bench, out: str) -> list[float]:
     rows = [json.loads(line) for line in (bench.folder / out / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(row["loss"]) for row in rows)
@@ -244,6 +248,31 @@ _trains(
     "\ufeff" + json.dumps(ZERO2),
     ZERO2,
     "ZeRO 2, float32, not clipped",
+)
+
+_refused('`"stage": "3"` with an offload', _zero("3", offload_param={"device": "cpu"}), "without quotes")
+_refused('`"stage": "0"` with bf16', {"bf16": {"enabled": True}, **_zero("0")}, "without quotes")
+_refused("an odd `allgather_bucket_size`", _zero(2, allgather_bucket_size=500_000_001), "an even number")
+_refused('`"offload_optimizer": "cpu"`', _zero(2, offload_optimizer="cpu"), '{"device": "cpu"}')
+_refused('`"fp16": false`', {"fp16": False, **ZERO2}, 'write {"enabled": false}')
+_refused(
+    "`stage3_module_granularity_threshold`", _zero(3, stage3_module_granularity_threshold=9), "remove it"
+)
+_refused(
+    "`grad_accum_dtype` without ZeRO",
+    {"data_types": {"grad_accum_dtype": "bf16"}},
+    "'data_types.grad_accum_dtype'",
+)
+_refused(
+    "`lower_precision_safe_modules` without their package",
+    {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["Linear"]}},
+    "'torch_autocast.lower_precision_safe_modules'",
+    "torch.nn.Linear",
+)
+_refused(
+    '`"torch_autocast": {"enabled": "auto"}`',
+    {"torch_autocast": {"enabled": "auto"}, **ZERO2},
+    "'torch_autocast.enabled'",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 from collections.abc import Mapping
 from unittest import mock
 
@@ -16,7 +17,7 @@ from tests.cases.d_two_commands import search
 from tests.conftest import ROOT, cache_flags
 
 KIND = "J. Environment and cluster"
-_LAUNCHED = re.compile("RANK|WORLD_SIZE|LOCAL_.*|MASTER_.*|SLURM_.*|RAY_ADDRESS")
+_LAUNCHED = re.compile("RANK|WORLD_SIZE|LOCAL_.*|MASTER_.*|SLURM_.*|GLOO_.*|RAY_ADDRESS")
 
 
 def launched(bench: Bench, variables: Mapping[str, object]) -> Ran:
@@ -82,6 +83,44 @@ def no_size(bench: Bench) -> object:
 @case(KIND, "`MASTER_PORT=http`")
 def no_port(bench: Bench) -> object:
     return launched(bench, {**PAIR, "RANK": 0, "MASTER_PORT": "http"})
+
+
+@case(KIND, "`WORLD_SIZE=1000000000`")
+def no_such_world(bench: Bench) -> object:
+    return launched(bench, {**PAIR, "RANK": 0, "WORLD_SIZE": 10**9})
+
+
+@case(KIND, "`GLOO_SOCKET_IFNAME` of another machine")
+def no_interface(bench: Bench) -> object:
+    ran = str(launched(bench, {**PAIR, "RANK": 0, "GLOO_SOCKET_IFNAME": "nope0"}))
+    return re.sub(r"give one of .*", "give one of NAMES", ran)
+
+
+@case(KIND, "stdout is closed, full, or of an encoding without arrows (the POSIX locale)")
+def odd_stdout(_bench: Bench) -> object:
+    plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = [
+        shelled("gkd-scale students >&-"),
+        shelled("gkd-scale students", **plain),
+        shelled("gkd-scale --help > /dev/full"),
+    ]
+    assert [each.returncode for each in done] == [0, 0, 2], done
+    assert "?" in done[1].stdout and not any("Traceback" in each.stderr for each in done)
+    return f"ok; ok; exit 2: {' '.join(done[2].stderr.split())}"
+
+
+def shelled(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command of ours in a shell of its own."""
+    known = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(["bash", "-c", command], env=known, capture_output=True, text=True, timeout=300)
+
+
+@case(KIND, "a folder's name that is longer than file systems take, as --out")
+def long_name(bench: Bench) -> object:
+    out = bench.folder / ("x" * 300)
+    trained = bench.stage1(*tiny.stage1(out))
+    cached = bench.cli("cache-teacher", *cache_flags(tiny.images(), tiny.teacher(), out))
+    return f"{trained}; {cached}".replace("x" * 300, "xxx…")
 
 
 @case(KIND, "the port of another launch on this machine")

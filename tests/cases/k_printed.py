@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import yaml
 
@@ -139,6 +141,19 @@ def hint_of_stage2(bench: Bench) -> object:
     name, cfg = parse(found[1])
     assert name == "stage1.py" and isinstance(cfg, Stage1Config) and cfg.run.out == bench.folder / ODD / "1a"
     return "ok"
+
+
+@case(KIND, "a run whose folder begins with '-', and labelled images below `~` (`--train folder:~/town`)")
+def dash_and_home(bench: Bench) -> object:
+    from gkd_scale.commands import shell
+
+    name, cfg = parse(
+        shell("deepspeed", ROOT / "launchers/stage2.py", "--out", Path("-head"), "--backbone=-1a")
+    )
+    assert name == "stage2.py" and isinstance(cfg, Stage2Config)
+    assert (cfg.run.out, cfg.backbone.weights) == (Path("-head"), Path("-1a"))
+    with mock.patch.dict(os.environ, {"HOME": str(tiny.scenes())}):
+        return bench.stage2(*tiny.stage2(bench.folder / "head", "--train=folder:~/fit", "--val=folder:~/val"))
 
 
 @case(KIND, "the commands of a benchmark's dry run")

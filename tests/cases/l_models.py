@@ -46,6 +46,25 @@ def file_as_name(bench: Bench) -> object:
     return _teacher(bench, "model.safetensors")
 
 
+@case(KIND, "`--teacher vit_small_patch14_dinov2.lvd142M`, and other tags that timm does not have")
+def tag(bench: Bench) -> object:
+    other = _teacher(bench, "vit_small_patch14_dinov2.meta")
+    return f"{_teacher(bench, 'vit_small_patch14_dinov2.lvd142M')}; {other}"
+
+
+@case(KIND, "`--teacher` vit_b_16, ViT-B/16, ViT-L/14@336px, swin_t, mobilenet_v2, deit_tiny, dinov2")
+def names_of_others(bench: Bench) -> object:
+    given = ("vit_b_16", "ViT-B/16", "ViT-L/14@336px", "swin_t", "mobilenet_v2", "deit_tiny", "dinov2")
+    found = [re.search(r"did you mean '([^']+)'", _teacher(bench, name)) for name in given]
+    return f"exit 2: did you mean {', '.join(each[1] if each else 'nothing' for each in found)}?"
+
+
+@case(KIND, "`--teacher ./runs/1a`, a folder")
+def folder_as_name(bench: Bench) -> object:
+    (bench.folder / "1a").mkdir()
+    return _teacher(bench, str(bench.folder / "1a"))
+
+
 @case(KIND, "a NaFlex network (RADIO) as the teacher")
 def naflex(bench: Bench) -> object:
     args = {"depth": 1, "embed_dim": 48, "num_heads": 3}

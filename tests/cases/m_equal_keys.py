@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from gkd_scale import config
 from gkd_scale.distill.config import Stage1Config
@@ -89,6 +90,13 @@ _read(
     lambda made: (
         [(each.student.names, each.student.drop_path) for each in made.each()] == [(["a"], 0.1), (["b"], 0.1)]
     ),
+)
+
+
+_read(
+    "`out: ~/runs/1a` and `cache: [~/caches/a]`, which no shell expands",
+    "out: ~/runs/1a\ncache: [~/caches/a]\n",
+    lambda made: (made.run.out, made.source.cache) == (Path.home() / "runs/1a", [f"{Path.home()}/caches/a"]),
 )
 
 

@@ -40,7 +40,14 @@ def saved(bench: Bench, content: object, name: str = "weights.pth") -> Path:
     return path
 
 
-def cached(bench: Bench, weights: Path, *arguments: str, out: str = "cache", args: Sequence[str] = ()) -> Ran:
+def cached(
+    bench: Bench,
+    weights: Path,
+    *arguments: str,
+    out: str = "cache",
+    args: Sequence[str] = (),
+    image_size: str = "32x48",
+) -> Ran:
     """``cache-teacher`` with the tiny network as the teacher; a refusal must leave no folder."""
     images = bench.folder / "images"
     if not images.is_dir():
@@ -48,7 +55,7 @@ def cached(bench: Bench, weights: Path, *arguments: str, out: str = "cache", arg
     ran = bench.cli(
         *("cache-teacher", "--images", images, "--teacher", "vit_tiny_patch16_224"),
         *("--teacher-weights", weights, "--teacher-args", *(args or tiny_args()), *arguments),
-        *("--image-size", "32x48", "--device", "cpu", "--workers", 0, "--out", bench.folder / out),
+        *("--image-size", image_size, "--device", "cpu", "--workers", 0, "--out", bench.folder / out),
     )
     assert (bench.folder / out).exists() == (ran.code == 0)
     return ran

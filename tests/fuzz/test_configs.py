@@ -43,7 +43,25 @@ ODD = st.one_of(
     st.booleans(),
     st.integers(-3, 3),
     st.sampled_from(
-        ["auto", "", "cpu", "nvme", "bf16", "true", "1e-3", "nan", 1e-3, 0.5, 5.0, 1e300, 10**30, -1, {}, []]
+        [
+            "auto",
+            "",
+            "cpu",
+            "bf16",
+            "true",
+            "0",
+            "3",
+            "1e-3",
+            "nan",
+            1e-3,
+            0.5,
+            5.0,
+            1e300,
+            10**30,
+            -1,
+            {},
+            [],
+        ]
     ),
     st.dictionaries(st.sampled_from(["enabled", "stage", "device", "x"]), st.integers(0, 2), max_size=2),
 )
@@ -168,6 +186,7 @@ def test_flags_are_a_config_or_an_error(data: st.DataObject) -> None:
                 "x=!!set {a}",
                 "1e400",
                 "96x128",
+                "~/x",
             ]
         )
         argv += data.draw(st.lists(values, max_size=3))

@@ -119,6 +119,25 @@ def test_another_form_is_the_same_or_refused(name: str, change: str, segments: l
 
 
 @_BOUNDED
+@given(NAMES, SEGMENTS, st.sampled_from((0.0, 1e-4)))
+def test_what_no_training_leaves_is_refused(name: str, segments: list[str], factor: float) -> None:
+    """One matrix of zeros, or differences from other weights in place of all."""
+    state, _ = source()
+    prefix = "".join(f"{segment}." for segment in segments)
+    changed = {key: value * (factor if factor or key == name else 1.0) for key, value in state.items()}
+    found = loaded({prefix + key: value for key, value in changed.items()})
+    if factor or (state[name].ndim > 1 and name.endswith("weight")):
+        assert found is None
+
+
+@_BOUNDED
+@given(st.sampled_from(("delta", "diff", "mu", "nu", "fisher", "momentum_buffer")), SEGMENTS)
+def test_what_was_learned_about_weights_is_refused(word: str, segments: list[str]) -> None:
+    prefix = "".join(f"{segment}." for segment in [*segments, word])
+    assert loaded({prefix + key: value for key, value in source()[0].items()}) is None
+
+
+@_BOUNDED
 @given(NAMES, st.sampled_from(("", "x.", "blocks.", "norm.", "blocks.0.0.", "embeddings.patch_embeddings.")))
 def test_a_renamed_tensor_is_refused(name: str, prefix: str) -> None:
     state, _ = source()
