@@ -113,14 +113,14 @@ def _explained(kind: type[BaseException], error: BaseException, trace: Traceback
 
 def report(error: GkdError) -> None:
     """One error, in red, on stderr."""
-    err.print(f"[bold red]error:[/] {escape(_one_line(error.message))}")
+    err.print(f"[bold red]error:[/] {escape(_shown(error.message))}")
     if error.hint:
-        err.print(f"  → {escape(_one_line(error.hint))}")
+        err.print(f"  → {escape(_shown(error.hint))}")
 
 
-def _one_line(text: str) -> str:
-    """``text`` without line breaks and escape sequences, which names of files may have."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+def _shown(text: str) -> str:
+    """``text`` with escape sequences spelled out, which names of files may have."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
 
 
 def progress(*columns: str, disable: bool = False) -> Progress:

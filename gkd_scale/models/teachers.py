@@ -179,6 +179,7 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
     spec, shipped = specs.resolve(name, args, config.mean, config.std)
     file, resize = config.weights or shipped, config.patch_resize
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
+    check_divisible(net, image_size, name)
     if file is not None:
         own = specs.resolve(name)[0].args if file == shipped else {}
         made_for = {**own, **args}.get("img_size")
@@ -188,7 +189,6 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
         weight_files.load_downloaded(net, spec, resize)
     if config.patch_size is not None and not is_tokens(net):
         raise ModelError(f"{name} has no patch size to set", "leave --patch-size out")
-    check_divisible(net, image_size, name)
     check_layers(net, layers, name)
     return TimmTeacher(
         name,
