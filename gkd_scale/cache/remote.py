@@ -45,6 +45,8 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     read_shards(folder, spec)
     fs, root = file_system(url_of(url))
     root = root.rstrip("/")
+    if not root:
+        raise CacheError(f"{url} names no bucket or folder", "for example s3://bucket/proxy")
     tars = [tar_path(Path(), view, shard) for view in range(spec.views) for shard in range(spec.shards)]
     shards = [path.as_posix() for tar in tars for path in (tar, tar.with_suffix(".parquet"))]
     small = [name for name in (SPEC, PLAN, STATE) if (folder / name).exists()]
@@ -54,8 +56,14 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
         target = f"{root}/{name}"
         if name.endswith(".tar") and _size(fs, target) == (folder / name).stat().st_size:
             continue
-        fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        fs.put_file(os.fspath(folder / name), target)
+        try:
+            fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            fs.put_file(os.fspath(folder / name), target)
+        except Exception as error:  # each backend has errors of its own
+            raise CacheError(
+                f"{url} cannot be written: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                "check the address, the credentials and the network; then the same command goes on",
+            ) from error
         sent += 1
         report(name)
     return sent

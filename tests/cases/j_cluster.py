@@ -199,6 +199,14 @@ def nothing_to_run_on(bench: Bench) -> object:
     return ran
 
 
+@case(KIND, "`push --to` a URL without a bucket, and to a place that cannot be written")
+def push_nowhere(bench: Bench) -> object:
+    (bench.folder / "file").touch()
+    refused = bench.cli("push", tiny.cache(), "--to", "s3://")
+    other = str(bench.cli("push", tiny.cache(), "--to", f"file://{bench.folder}/file/x"))
+    return f"{refused}; {re.sub('Error: .* →', 'Error: REASON →', other)}"
+
+
 @case(KIND, "an empty search.json")
 def empty_record(bench: Bench) -> object:
     (bench.folder / "tune").mkdir()
