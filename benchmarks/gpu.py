@@ -54,7 +54,6 @@ from gkd_scale.engine import ds_config
 from gkd_scale.engine.feed import feed, map_tensors
 from gkd_scale.engine.loop import Job, Training
 from gkd_scale.engine.runtime import Runtime
-from gkd_scale.models import layers
 from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.students import load_student
@@ -129,9 +128,10 @@ class Kit:
         """A student under DeepSpeed, as stage 1 trains it; ``options``: the Distiller's, and ``compile``."""
         torch.manual_seed(0)
         made = load_student(student, source.image_size, source.grid)
-        if options.pop("compile", False):
-            layers.compile_features(made.net)
+        compiled = options.pop("compile", False)
         distiller = Distiller(made, TeacherSpace(source.teacher_dim, source.grid), **options)
+        if compiled:
+            distiller.compile_losses()
         plan = ds_config.resolve(
             config if self.cuda else "zero0.json",
             LAUNCHERS,

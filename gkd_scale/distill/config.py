@@ -306,7 +306,7 @@ class Stage1Config:
     grad_checkpointing: bool = option(
         False, "compute activations again in the backward pass: less memory", volatile=True
     )
-    compile: bool = option(False, "compile the student with torch.compile")
+    compile: bool = option(False, "compile student and losses as one, with torch.compile")
     reading: ReadingConfig = inline(ReadingConfig)
     loss: LossConfig = section(LossConfig)
     qsd: QsdConfig = section(QsdConfig)

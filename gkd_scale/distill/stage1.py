@@ -287,15 +287,16 @@ def _build(cfg: Stage1Config, teacher: TeacherSource, conditioned: list[Conditio
         refuse_far(str(name), source.image_size, student.grid, grid)
     if cfg.grad_checkpointing:
         layers.checkpoint_activations(student.net, str(name))
-    if cfg.compile:
-        layers.compile_features(student.net)
     sections = {"loss": cfg.loss, "qsd": cfg.qsd, "mask": cfg.mask}
     spaces = [
         TeacherSpace(each.dim, each.grid, own, each.name, each.weight)
         for each, own in zip(teacher.teachers, conditioned, strict=True)
     ]
     args = {**sections, "jitter": cfg.student.jitter, "seed": cfg.run.seed}
-    return build_objective(cfg.objective, student, spaces, args)
+    objective = build_objective(cfg.objective, student, spaces, args)
+    if cfg.compile:
+        objective.compile_losses()
+    return objective
 
 
 def _objective(job: Job) -> Objective:

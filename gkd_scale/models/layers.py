@@ -1,10 +1,7 @@
-"""What timm knows of the layers of a network: depth, weight decay, checkpointed activations, compilation."""
+"""What timm knows of the layers of a network: depth, weight decay, checkpointed activations."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import nn
 
 from gkd_scale.errors import ModelError
@@ -40,9 +37,3 @@ def checkpoint_activations(net: nn.Module, name: str) -> None:
         raise ModelError(
             f"timm cannot checkpoint the activations of {name}", "leave --grad-checkpointing out"
         ) from None
-
-
-def compile_features(net: nn.Module) -> None:
-    """Compile ``net.forward_features`` in place; parameters keep their names."""
-    whole: Any = net
-    whole.forward_features = torch.compile(whole.forward_features)

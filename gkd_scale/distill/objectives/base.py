@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gkd_scale.distill.draws import Draws
@@ -38,9 +41,20 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.student = student
 
-    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of one micro batch by name, each a mean over the batch; the loop minimises ``"loss"``."""
+        return self.losses(*self.inputs(batch))
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """What ``losses`` takes of a batch, on this module's device."""
+
+    losses: Callable[..., dict[str, Tensor]]
+    """``inputs`` to losses: the student's passes and all that is computed from them, tensors alone."""
+
+    def compile_losses(self, **options: Any) -> None:
+        """Compile ``losses``, forward and backward, as one graph; parameters keep their names."""
+        self.losses = torch.compile(self.losses, **options)
 
     @cached_property
     def prefix(self) -> str:

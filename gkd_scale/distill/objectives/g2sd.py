@@ -67,14 +67,18 @@ class G2sdGeneric(Objective):
             nn.Linear(width, teacher.dim),
         )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        device = self.pos_embed.device
-        masks = drawn(batch).masks[self.student.mask_tokens].to(device, non_blocking=True)
-        pixels = batch.pixels.to(device, non_blocking=True)
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, masks and the teacher's patches."""
+        found = batch.pixels, drawn(batch).masks[self.student.mask_tokens], batch.teacher.patches
+        pixels, masks, patches = (each.to(self.pos_embed.device, non_blocking=True) for each in found)
+        return pixels, masks, patches
+
+    def losses(self, pixels: Tensor, masks: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        """The loss of one micro batch."""
         tokens = self._fill(pixels, masks) if self._visible else self._paint(pixels, masks)
         tokens = self.decoder(tokens + self.pos_embed.to(tokens.dtype))
         predicted = resample_tokens(tokens, self.student.mask_grid, self.teacher_grid).float()
-        target = batch.teacher.patches.to(device, non_blocking=True).float()
+        target = patches.float()
         target = F.layer_norm(target, target.shape[-1:])
         return {"loss": F.smooth_l1_loss(predicted, target, beta=BETA)}
 

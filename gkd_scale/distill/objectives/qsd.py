@@ -23,6 +23,8 @@ as for many.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,20 @@ from gkd_scale.engine.batch_norm import batch_norms, kept_statistics
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.students import Student
 from gkd_scale.types import Batch, Features
+
+
+class Second(NamedTuple):
+    """The second pass: the images ``rows`` (R,) and their ``mask`` (R, tokens). ``stand_in``: none of them is
+    masked, and the result is left out.
+    """
+
+    rows: Tensor
+    mask: Tensor
+    stand_in: bool
+
+
+Kept = tuple[Tensor | None, float]
+"""The rows (K,) of the images that keep a teacher, None for all, and the factor of their mean loss."""
 
 
 class Distiller(Objective):
@@ -77,43 +93,50 @@ class Distiller(Objective):
         if not self.weights.mask_weight:  # no gradient would reach it
             student.mask.requires_grad_(False)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of one micro batch, each the mean over all its elements, and ``token_variance``.
-
-        With several teachers ``loss``, and those of each as ``loss/NAME``, ``loss_feature/NAME``, ...
-        """
+    def inputs(self, batch: Batch) -> tuple[Tensor, list[Features], Second | None, list[Kept]]:
+        """Pixels, the teachers' features, the second pass and which images keep which teacher."""
         device = next(self.heads[0].parameters()).device
         pixels = batch.pixels.to(device, non_blocking=True)
         if self.draws.jitter:
             pixels = jitter(pixels, drawn(batch).jitter.to(device, non_blocking=True))
+        taught = [Features(*(t.to(device, non_blocking=True) for t in each)) for each in batch.teachers]
+        second = self._second(batch, device) if self.weights.mask_weight else None
+        kept = [self._kept(batch, teacher, device) for teacher in range(len(self.heads))]
+        return pixels, taught, second, kept
+
+    def losses(
+        self, pixels: Tensor, taught: list[Features], second: Second | None, kept: list[Kept]
+    ) -> dict[str, Tensor]:
+        """Losses of one micro batch, each the mean over all its elements, and ``token_variance``.
+
+        With several teachers ``loss``, and those of each as ``loss/NAME``, ``loss_feature/NAME``, ...
+        """
         if len(self.heads[0].ladder):
             plain, levels = self.student.with_levels(pixels)
         else:
             plain, levels = self.student(pixels), []
         seen, idle = Seen(plain, levels), None
-        if self.weights.mask_weight:
-            seen, idle = self._with_masked(batch, pixels, seen)
-        losses = self._compared(seen, batch)
+        if second is not None:
+            seen, idle = self._with_masked(second, pixels, seen)
+        losses = self._compared(seen, taught, kept)
         if idle is not None:
             losses["loss"] = losses["loss"] + idle
         return {**losses, "token_variance": token_variance(self.heads[0].on_grid(plain).patches)}
 
-    def _compared(self, seen: Seen, batch: Batch) -> dict[str, Tensor]:
+    def _compared(self, seen: Seen, taught: list[Features], kept: list[Kept]) -> dict[str, Tensor]:
         """The losses of each teacher, and their weighted mean."""
-        device = seen.plain.patches.device
-        taught = [Features(*(t.to(device, non_blocking=True) for t in each)) for each in batch.teachers]
         if len(self.heads) == 1:
             return self.heads[0].forward(seen, taught[0])
         total = sum(heads.weight for heads in self.heads)
-        losses, shares = dict[str, Tensor](), []
-        for number, (heads, teacher) in enumerate(zip(self.heads, taught, strict=True)):
-            kept, share = self._kept(batch, number)
-            found = heads.forward(seen, teacher, None if kept is None else kept.to(device, non_blocking=True))
+        losses: dict[str, Tensor] = {}
+        shares = []
+        for heads, teacher, (rows, share) in zip(self.heads, taught, kept, strict=True):
+            found = heads.forward(seen, teacher, rows)
             losses |= {f"{name}/{heads.name}": share * value for name, value in found.items()}
             shares.append(heads.weight / total * losses[f"loss/{heads.name}"])
         return {"loss": torch.stack(shares).sum(), **losses}
 
-    def _kept(self, batch: Batch, teacher: int) -> tuple[Tensor | None, float]:
+    def _kept(self, batch: Batch, teacher: int, device: torch.device) -> Kept:
         """The rows of the images that keep a teacher, and the factor of their mean loss.
 
         If none does, the first one stands in with a factor of 0: every rank does the same collectives.
@@ -122,30 +145,34 @@ class Distiller(Objective):
             return None, 1.0
         rows = drawn(batch).kept[teacher]
         share = len(rows) / (len(batch.sids) * self.draws.kept)
-        return rows if len(rows) else rows.new_zeros(1), share
+        return (rows if len(rows) else rows.new_zeros(1)).to(device, non_blocking=True), share
 
     def features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
         """The student's features, patches on the first teacher's grid."""
         return self.heads[0].on_grid(self.student(pixels, mask))
 
-    def _with_masked(self, batch: Batch, pixels: Tensor, seen: Seen) -> tuple[Seen, Tensor | None]:
+    def _second(self, batch: Batch, device: torch.device) -> Second | None:
+        """The second pass; None if no image is masked."""
+        found = drawn(batch)
+        if not len(found.masked):
+            return None
+        rows, mask = (
+            each.to(device, non_blocking=True)
+            for each in (found.masked, found.masks[self.student.mask_tokens])
+        )
+        return Second(rows, mask, found.stand_in)
+
+    def _with_masked(self, second: Second, pixels: Tensor, seen: Seen) -> tuple[Seen, Tensor | None]:
         """The same with the second pass, which masked images go through; the others' patches are shared.
 
         Beside it, if an image stands in, a zero whose gradient is zero for all that its pass uses: so ranks
         reduce the same parameters, and ZeRO-3 gathers them as often.
         """
-        found = drawn(batch)
-        if not len(found.masked):
-            return seen, None
-        rows, mask = (
-            each.to(pixels.device, non_blocking=True)
-            for each in (found.masked, found.masks[self.student.mask_tokens])
-        )
         with kept_statistics(batch_norms(self.student)):
-            masked = self.student(pixels[rows], mask).patches
-        if found.stand_in:
+            masked = self.student(pixels[second.rows], second.mask).patches
+        if second.stand_in:
             return seen, torch.where(torch.zeros_like(masked, dtype=torch.bool), masked, 0).sum()
-        return seen._replace(rows=rows, masked=masked), None
+        return seen._replace(rows=second.rows, masked=masked), None
 
 
 @torch.no_grad()
