@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -87,7 +88,8 @@ def main() -> None:
             f"{row['shard'] * 1e3:.0f} |",
             flush=True,
         )
-    print(print("\n| shards | open, s | batch, s | memory, MB | of it added, MB | shards.parquet, MB |"))
+    print("\n| shards | open, s | batch, s | memory, MB | of it added, MB | shards.parquet, MB |")
+    print("|---|---|---|---|---|---|")
     for shards in options.shards:
         row = _alone("read", shards, options.work)
         print(
@@ -147,17 +149,20 @@ def make(shards: int, folder: Path) -> dict[str, float]:
     spec = replace(read_spec(folder), images=shards * SHARD)
     files = manifest.read_shards(folder, read_spec(folder)).files
     write_spec(spec, folder, {})
+    order = Order([SHARD] * shards, seed=0)
+    read = {0} | {order.position(p)[1] // SHARD for p in range(BATCH)}
     index = bytes.fromhex(sha256_file(index_path(folder, 0, 0)))
+    others = np.random.default_rng(0)
+    indexes = [index if shard in read else others.bytes(32) for shard in range(shards)]
     about = {"spec": spec.hash(), "files": {**files, SPEC: sha256_file(folder / SPEC)}}
-    table = pa.table({"samples": [SHARD] * shards, "index": pa.array([index] * shards, pa.binary(32))})
+    table = pa.table({"samples": [SHARD] * shards, "index": pa.array(indexes, pa.binary(32))})
     data = table_bytes(table.replace_schema_metadata({METADATA: json_bytes(about)}))
     (folder / manifest.SHARDS).write_bytes(data)
     (folder / manifest.CHECKSUM).write_text(
         f"{hashlib.sha256(data).hexdigest()}  {manifest.SHARDS}\n"
         f"{files[manifest.MANIFEST]}  {manifest.MANIFEST}\n"
     )
-    order = Order([SHARD] * shards, seed=0)
-    for shard in {order.position(p)[1] // SHARD for p in range(BATCH)} - {0}:
+    for shard in read - {0}:
         for path in (tar_path, index_path):
             path(folder, 0, shard).symlink_to(path(folder, 0, 0))
     return {}
