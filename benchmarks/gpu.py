@@ -130,8 +130,8 @@ class Kit:
         made = load_student(student, source.image_size, source.grid)
         compiled = options.pop("compile", False)
         distiller = Distiller(made, TeacherSpace(source.teacher_dim, source.grid), **options)
-        if compiled:
-            distiller.compile_losses()
+        if compiled:  # a CPU would compile kernels for minutes
+            distiller.compile_losses(backend="inductor" if self.cuda else "eager")
         plan = ds_config.resolve(
             config if self.cuda else "zero0.json",
             LAUNCHERS,
