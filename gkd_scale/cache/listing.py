@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from gkd_scale.cache.beside import is_hidden, is_system_file, kinds
 from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
@@ -38,6 +40,8 @@ class Unit:
     links: list[str] = field(default_factory=list)
     """Links to folders."""
     tars: list[str] = field(default_factory=list)
+    others: dict[str, int] = field(default_factory=dict)
+    """Counts of other files by their ending."""
 
     def to_dict(self) -> dict[str, Any]:
         """The unit as JSON types."""
@@ -78,20 +82,6 @@ class Lister(Protocol):
         ...
 
 
-def list_images(
-    images: str | Path, skip: Path | None = None, source: Lister | Listing | None = None
-) -> list[tuple[str, int]]:
-    """(path, bytes) of all images of a folder, or of the ``source`` that reads ``images``, by path.
-
-    ``skip`` is a folder that is left out. DataError if there are none.
-    """
-    listing = listing_of(images, skip, source)
-    found = sorted(image for _, images in listing.units({}) for image in images)
-    if not found:
-        raise listing.empty()
-    return found
-
-
 def listing_of(images: str | Path, skip: Path | None, source: Lister | Listing | None) -> Listing:
     """The listing of a folder, or of the ``source`` that reads ``images``."""
     if source is None:
@@ -112,8 +102,12 @@ class WholeListing:
 
     def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[None, Images]]:  # noqa: ARG002
         """As :meth:`Listing.units`: images without a unit."""
-        images = iter(self._lister.entries())
-        while some := list(islice(images, _TOGETHER)):
+        images = self._lister.entries()
+        if isinstance(images, list):  # a label may lie far from its image
+            yield None, images
+            return
+        rest = iter(images)
+        while some := list(islice(rest, _TOGETHER)):
             yield None, some
 
     def stamp(self, unit: str) -> str:
@@ -126,7 +120,8 @@ class WholeListing:
 
 
 class FolderListing:
-    """The images in a folder and in the folders below it; hidden ones (``.name``) are left out.
+    """The images in a folder and in the folders below it; hidden ones (``.name``) are left out,
+    and those of operating systems.
 
     Each real folder is read once, so links cannot loop. Real folders come first: one that is also reached
     through a link keeps its real path. ``skip`` is a folder that is left out. DataError for a folder that is
@@ -138,14 +133,19 @@ class FolderListing:
         if not self._root.is_dir():
             raise _no_folder(self._root)
         self._seen = {_identity(skip)} - {_identity(self._root)} if skip and skip.is_dir() else set()
-        self.tars: list[str] = []
+        self._tars: list[str] = []
+        self._others: Counter[str] = Counter()
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> list[str]:
         """Lines about what is left out. Complete after the last unit."""
-        if not self.tars:
-            return ()
-        return (f"tars in the folder, left out: {len(self.tars)}; --images '{self._pattern()}' reads them",)
+        notes = []
+        if self._tars:
+            read = f"--images '{self._pattern()}' reads them"
+            notes.append(f"tars in the folder, left out: {len(self._tars)}; {read}")
+        if self._others:
+            notes.append(f"files in the folder that are no images by name, left out: {kinds(self._others)}")
+        return notes
 
     def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
         """As :meth:`Listing.units`."""
@@ -157,7 +157,8 @@ class FolderListing:
                 for unit, images in prefetch(partial(self._list, known), level, THREADS, 4 * THREADS):
                     below += unit.folders
                     links += unit.links
-                    self.tars += unit.tars
+                    self._tars += unit.tars
+                    self._others.update(unit.others)
                     yield unit, images
                 level = below
             links.sort()
@@ -168,15 +169,14 @@ class FolderListing:
 
     def empty(self) -> DataError:
         """The error of a folder without images."""
-        if self.tars:
-            return DataError(
-                f"the folder {self._root} holds no images, but tars: {len(self.tars)}",
-                f"to read images in tars, give --images '{self._pattern()}'",
-            )
-        return DataError(
-            f"the folder {self._root} holds no images",
-            f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images",
-        )
+        tars = [f"tars: {len(self._tars)}"] if self._tars else []
+        what = ", ".join([*tars, kinds(self._others)] if self._others else tars)
+        hint = f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images"
+        if self._tars:
+            hint = f"to read images in tars, give --images '{self._pattern()}'"
+        elif self._others.keys() & {".zip", ".gz", ".tgz", ".7z", ".rar"}:
+            hint = f"unpack the archives; {hint}"
+        return DataError(f"the folder {self._root} holds no images" + (f", but {what}" if what else ""), hint)
 
     def _is_new(self, folder: str) -> bool:
         identity = _identity(self._root / folder)
@@ -192,19 +192,24 @@ class FolderListing:
         images: list[tuple[str, int]] = []
         for entry in _entries(self._root / folder):
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if _is_folder(entry):
                 (unit.links if entry.is_symlink() else unit.folders).append(path)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122  # a million of them
+                continue
+            ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  # a million of them
+            if ending in EXTENSIONS:
                 images.append((path, _size(entry)))
             elif is_tar(entry.name):
                 unit.tars.append(path)
+            elif not is_system_file(entry.name):
+                ending = ending or "without an ending"
+                unit.others[ending] = unit.others.get(ending, 0) + 1
         return unit, images
 
     def _pattern(self) -> str:
         """A pattern that names all tars."""
-        flat = all("/" not in tar for tar in self.tars)
+        flat = all("/" not in tar for tar in self._tars)
         return f"{self._root}/{'' if flat else '**/'}*.tar"
 
 
@@ -285,7 +290,7 @@ class PrefixListing:
         unit = Unit(prefix, "")
         images: list[tuple[str, int]] = []
         for path, size in self._listing(prefix, whole):
-            if "/." in f"/{path}":
+            if any(map(is_hidden, path.split("/"))):
                 continue
             if size is None:
                 unit.folders.append(path)

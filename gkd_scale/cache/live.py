@@ -62,6 +62,8 @@ class LiveSource:
         self._view, self._views, self._view_seed, self._workers = view, views, view_seed, workers
         self.times = LoaderTimes(workers)
         self._plan = plan = make_plan(images, samples_per_shard, source=source, seed=view_seed)
+        self.notes = plan.notes
+        """Lines about what lies beside the images."""
         entries = list(plan)
         reasons = list(prefetch(self._reason, entries, workers, depth=4 * workers))
         readable = [reason is None for reason in reasons]

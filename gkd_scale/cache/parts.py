@@ -17,14 +17,16 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import count, pairwise
+from itertools import compress, count, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from gkd_scale.cache.beside import Suspects, suspicious
 from gkd_scale.cache.listing import Images, Unit
 from gkd_scale.errors import DataError
 from gkd_scale.files import atomic
@@ -40,7 +42,15 @@ _TOGETHER = 1 << 16
 """Images that become columns together."""
 
 _BYTES = 256
-_SCHEMA = pa.schema({"key": pa.uint64(), "sid": pa.uint64(), "path": pa.large_binary(), "bytes": pa.int64()})
+_SCHEMA = pa.schema(
+    {
+        "key": pa.uint64(),
+        "sid": pa.uint64(),
+        "path": pa.large_binary(),
+        "bytes": pa.int64(),
+        "suspect": pa.bool_(),
+    }
+)
 _METADATA = b"gkd-scale"
 
 UInt64 = npt.NDArray[np.uint64]
@@ -66,14 +76,23 @@ class Parts:
     """The images of one plan. ``folder`` keeps the parts, or a temporary one as long as this object lives.
 
     ``made_from`` says what they are parts of, ``stamp`` is that of the listing. Parts of the same images that
-    lie there hold the units ``known``; a part with a unit that has changed since is dropped.
+    lie there hold the units ``known``; a part with a unit that has changed since is dropped. ``sift``: look
+    out for labels among the images.
     """
 
     def __init__(
-        self, folder: Path | None, made_from: dict[str, Any], seed: int, stamp: Callable[[str], str]
+        self,
+        folder: Path | None,
+        made_from: dict[str, Any],
+        seed: int,
+        stamp: Callable[[str], str],
+        *,
+        sift: bool,
     ) -> None:
         self._folder, self._made_from, self._seed = folder, made_from, seed
         self._paths: list[str] = []
+        self._flags: list[bool] = []
+        self._suspects = Suspects()
         self._sizes: list[int] = []
         self._tables: list[pa.Table] = []
         self._rows = 0
@@ -82,6 +101,8 @@ class Parts:
         self._writer = BackgroundJobs(depth=1)
         self.known: dict[str, Unit] = {}
         self.images = 0
+        self.suspects = Suspects()
+        self._sift, self._only_images = sift, False
         for path in sorted(folder.glob("part-*.arrow")) if folder else ():
             self._take(path, stamp)
 
@@ -89,6 +110,8 @@ class Parts:
         """Take (path, bytes) of images: all of ``unit``, if there are units."""
         self._paths += [path for path, _ in images]
         self._sizes += [size for _, size in images]
+        if self._sift:
+            self._flag([path for path, _ in images])
         self.images += len(images)
         if unit is not None:
             self._units.append(unit)
@@ -120,7 +143,7 @@ class Parts:
         """
         self._pack()
         self._writer.wait()
-        last = _sorted(pa.concat_tables([_SCHEMA.empty_table(), *self._tables]))
+        last = _sorted(self._wanted(pa.concat_tables([_SCHEMA.empty_table(), *self._tables])))
         if not self._files and not len(_later(last)):
             yield last
             return
@@ -129,28 +152,46 @@ class Parts:
 
         def load(byte: int) -> pa.Table:
             batches = [pa.Table.from_batches([file.get_batch(byte)], _SCHEMA) for file in files]
-            return _sorted(
-                pa.concat_tables([*batches, last.slice(bounds[byte], bounds[byte + 1] - bounds[byte])])
-            )
+            batches.append(last.slice(bounds[byte], bounds[byte + 1] - bounds[byte]))
+            return _sorted(self._wanted(pa.concat_tables(batches)))
 
         moved: dict[int, list[dict[str, Any]]] = {}
         for byte, table in enumerate(prefetch(load, range(_BYTES), workers=1, depth=2)):
             yield _distinct(table, byte, moved, self._seed)
 
+    def _wanted(self, table: pa.Table) -> pa.Table:
+        return table.filter(pc.invert(table["suspect"])) if self._only_images else table
+
     def remove(self) -> None:
         """Remove the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def leave_out_labels(self, read: Callable[[str], bytes]) -> str | None:
+        """Leave out the labels that lie beside images; a line about them, if there are any."""
+        self.suspects.merge(self._suspects.to_dict())
+        self._suspects = Suspects()
+        if not self.suspects.are_labels(self.images, read):
+            return None
+        self._only_images = True
+        self.images -= self.suspects.count
+        return self.suspects.note()
+
+    def _flag(self, paths: list[str]) -> None:
+        flags = suspicious(paths)
+        self._flags += flags
+        self._suspects.add(compress(paths, flags))
 
     def _pack(self) -> None:
         """Turn the last images into columns."""
         encoded = [path.encode() if path.isascii() else os.fsencode(path) for path in self._paths]
         digests = b"".join([hashlib.blake2b(path, digest_size=8).digest() for path in encoded])
         sids = np.frombuffer(digests, ">u8").astype(np.uint64)
-        columns = [key_of(sids, self._seed), sids, encoded, self._sizes]
+        flags = self._flags or [False] * len(encoded)
+        columns = [key_of(sids, self._seed), sids, encoded, self._sizes, flags]
         arrays = [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
         self._tables.append(pa.Table.from_arrays(arrays, schema=_SCHEMA))
         self._rows += len(encoded)
-        self._paths, self._sizes = [], []
+        self._paths, self._sizes, self._flags = [], [], []
 
     def _write(self) -> None:
         """Make a part of what was taken, on another thread."""
@@ -158,9 +199,11 @@ class Parts:
         numbers = [int(path.stem.removeprefix("part-")) for path in self._files]
         path = self.folder / f"part-{max(numbers, default=-1) + 1:06d}.arrow"
         about = {**self._made_from, "rows": self._rows, "units": [unit.to_dict() for unit in self._units]}
+        about["suspects"] = self._suspects.to_dict()
+        self.suspects.merge(about["suspects"])
         self._writer.submit(partial(_write_part, path, self._tables, about))
         self._files.append(path)
-        self._tables, self._rows, self._units = [], 0, []
+        self._tables, self._rows, self._units, self._suspects = [], 0, [], Suspects()
 
     def _take(self, path: Path, stamp: Callable[[str], str]) -> None:
         """Go on with a part of an earlier listing, or remove it."""
@@ -168,11 +211,12 @@ class Parts:
             with pa.memory_map(str(path)) as file:
                 about = json.loads(pa.ipc.open_file(file).schema.metadata[_METADATA])
             units = [Unit(**unit) for unit in about.pop("units")]
-            rows = about.pop("rows")
+            rows, suspects = about.pop("rows"), about.pop("suspects")
             if about == self._made_from and units and all(stamp(unit.name) == unit.stamp for unit in units):
                 self._files.append(path)
                 self.known |= {unit.name: unit for unit in units}
                 self.images += rows
+                self.suspects.merge(suspects)
                 return
         path.unlink()
 

@@ -29,13 +29,12 @@ import pyarrow.parquet as pq
 
 from gkd_scale import console
 from gkd_scale.cache import older
-from gkd_scale.cache.listing import Listing, list_images, listing_of
+from gkd_scale.cache.listing import Listing, listing_of
 from gkd_scale.cache.location import printable
 from gkd_scale.cache.parts import PARTS, Parts, UInt64, number_of
 from gkd_scale.cache.rows import Rows, RowWriter
-from gkd_scale.cache.source import Source, ViewSource, open_source
+from gkd_scale.cache.source import LabelledSource, Source, ViewSource, open_source
 from gkd_scale.cache.spec import FORMAT, SORTED, Spec
-from gkd_scale.cache.tars import Tars
 from gkd_scale.files import atomic, sha256_file, write_bytes
 from gkd_scale.randomness import seed_of
 
@@ -162,25 +161,22 @@ def make_plan(
     Raises DataError for a folder that is missing, cannot be listed or holds no image.
     """
     source = source or open_source(images)
-    if version != FORMAT:
-        entries = [Entry(sid_of(path), path, size) for path, size in list_images(images, skip, source)]
-        return _old_plan(entries, samples_per_shard, seed, version, source)
-    listing, made_from = listing_of(images, skip, source), {"images": str(images), "format": version}
-    home = None if folder is None else folder / PARTS
-    parts = Parts(home, {**made_from, "seed": seed}, seed_of("plan", seed), listing.stamp)
+    listing, made_from = listing_of(images, skip, source), {"images": str(images), "seed": seed}
+    home, sift = None if folder is None else folder / PARTS, not isinstance(source, LabelledSource)
+    parts = Parts(home, made_from, seed_of("plan", seed), listing.stamp, sift=sift)
     if not _collect(listing, parts, quiet):  # a folder that was listed before is no longer reached
         parts.remove()
-        return make_plan(images, samples_per_shard, skip, source, seed, folder=folder, quiet=quiet)
+        return make_plan(
+            images, samples_per_shard, skip, source, seed, version=version, folder=folder, quiet=quiet
+        )
+    read = source.read if source is not None else lambda path: (Path(images) / path).read_bytes()
+    labels = parts.leave_out_labels(read)
+    notes = (*listing.notes, *([labels] if labels else []))
+    if version != FORMAT:
+        return _old_plan(parts, samples_per_shard, seed, version, source, notes)
     rows, digest, escaped = _write(parts, samples_per_shard)
     return ImagePlan(
-        rows,
-        samples_per_shard,
-        digest,
-        seed,
-        source=source,
-        notes=tuple(listing.notes),
-        escaped=escaped,
-        _parts=parts,
+        rows, samples_per_shard, digest, seed, source=source, notes=notes, escaped=escaped, _parts=parts
     )
 
 
@@ -281,14 +277,23 @@ def read_plan_format(path: Path) -> int:
 
 
 def _old_plan(
-    entries: list[Entry], samples_per_shard: int, seed: int, version: int, source: Source | None
+    parts: Parts,
+    samples_per_shard: int,
+    seed: int,
+    version: int,
+    source: Source | None,
+    notes: tuple[str, ...],
 ) -> ImagePlan:
     """The plan of a cache of an older format, to go on with it."""
+    columns = pa.concat_tables(list(parts.in_order()))
+    paths = sorted(
+        zip(map(os.fsdecode, columns["path"].to_pylist()), columns["bytes"].to_pylist(), strict=True)
+    )
+    entries = [Entry(sid_of(path), path, size) for path, size in paths]
     digest = hashlib.sha256("".join(f"{entry.sid} {entry.bytes}\n" for entry in entries).encode()).hexdigest()
     entries = [entries[place] for place in older.order(len(entries), seed, version)]
-    columns = [(entry.sid, entry.name, entry.bytes) for entry in entries]
+    lines = [(entry.sid, entry.name, entry.bytes) for entry in entries]
     escaped = {entry.sid: entry.path for entry in entries if entry.path != entry.name}
-    data = older.plan_bytes(columns, samples_per_shard, version)
-    notes = tuple(source.notes) if isinstance(source, Tars) else ()
+    data = older.plan_bytes(lines, samples_per_shard, version)
     rows = Rows(data, _SCHEMA.names[:3])
     return ImagePlan(rows, samples_per_shard, digest, seed, version, source, notes, escaped=escaped)

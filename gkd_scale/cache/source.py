@@ -21,17 +21,20 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import unicodedata
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
 
 from PIL import Image
 
 from gkd_scale.cache.listing import PrefixListing
 from gkd_scale.cache.location import (
     ACCEPTED,
+    EXTENSIONS,
     file_system,
     is_stored,
     is_tar,
@@ -101,7 +104,7 @@ def open_source(images: str | Path) -> Source | None:
     if len(places) > 1:
         others = [place for place in places if not is_tar(place)]
         raise DataError(f"--images {text} names {len(places)} places, and {others[0]} is no tar", ACCEPTED)
-    if text.endswith((".txt", ".parquet")):
+    if text.lower().endswith((".txt", ".parquet")):
         return PathList(Path(text))
     return UrlSource(url_of(text)) if is_url(text) else None
 
@@ -113,13 +116,15 @@ class PathList:
         self._file = file
 
     def entries(self) -> list[tuple[str, int]]:
-        names = list(dict.fromkeys(self._names()))
+        names = list({os.path.normpath(name): name for name in reversed(self._names())}.values())[::-1]
         if not names:
             raise DataError(f"{self._file} names no images", "write one path a line")
         if not any(os.path.lexists(self._path(name)) for name in names):
+            near = next(filter(os.path.lexists, map(self._path, _respelled(names[0]))), None)
             raise DataError(
                 f"{self._file} names {len(names)} files, none of which exists; the first is {names[0]!r}",
-                f"write one path a line and nothing else, absolute or below {self._file.parent}, with '/'",
+                (f"there is {near}; " if near else "")
+                + f"write one path a line and nothing else, absolute or below {self._file.parent}, with '/'",
             )
         return [(name, self._size(name)) for name in names]
 
@@ -132,7 +137,7 @@ class PathList:
 
     def _names(self) -> list[str]:
         try:
-            if self._file.suffix == ".parquet":
+            if self._file.suffix.lower() == ".parquet":
                 return _column(self._file)
             return read_lines(self._file, names=True)
         except DataError:
@@ -156,6 +161,16 @@ class PathList:
     def _size(self, name: str) -> int:
         status = _status(self._path(name))
         return status.st_size if status and stat.S_ISREG(status.st_mode) else 0
+
+
+def _respelled(line: str) -> Iterator[str]:
+    """What a line of a list may mean: quotes, a URL, backslashes, columns, a name without its ending."""
+    bare = line.strip("\"'")
+    plain = unquote(bare.removeprefix("file://")).replace("\\", "/")
+    yield plain
+    yield from filter(None, re.split(r"[\s,;]+", plain))
+    yield from (f"{plain}{ending}" for ending in EXTENSIONS)
+    yield PurePosixPath(plain).name
 
 
 def _status(path: Path) -> os.stat_result | None:

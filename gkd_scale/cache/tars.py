@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from gkd_scale.cache.beside import kinds
 from gkd_scale.cache.location import EXTENSIONS, is_url, on_a_line, open_location, packed_as, path_of
 from gkd_scale.errors import DataError
 
@@ -68,7 +69,7 @@ class Tars:
         for scan in scans.values():
             self._places |= scan.images
         if not self._places:
-            others = _kinds(sum((scan.others for scan in scans.values()), Counter()))
+            others = kinds(sum((scan.others for scan in scans.values()), Counter()))
             raise DataError(
                 f"the tars hold no images ({_some(list(scans))})" + (f": {others}" if others else ""),
                 f"images are files called {' '.join(EXTENSIONS)}; tars in a tar have to be unpacked",
@@ -287,7 +288,7 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
     """What tars hold beside images, in a few lines."""
     others = sum((scan.others for scan in scans.values()), Counter[str]())
     if others:
-        yield f"files in the tars that are no images by name, left out: {_kinds(others)}"
+        yield f"files in the tars that are no images by name, left out: {kinds(others)}"
     if forks := sum(scan.forks for scan in scans.values()):
         yield f"resource forks of macOS (._NAME) in the tars, left out: {forks}"
     again = [name for scan in scans.values() for name in scan.again]
@@ -307,11 +308,3 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(on_a_line(name) for name in names[:_SHOWN]) + more
-
-
-def _kinds(others: Counter[str]) -> str:
-    shown = others.most_common(_SHOWN)
-    rest = others.total() - sum(count for _, count in shown)
-    return ", ".join(f"{count} {on_a_line(kind)}" for kind, count in shown) + (
-        f", {rest} others" if rest else ""
-    )

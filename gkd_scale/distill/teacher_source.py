@@ -228,7 +228,9 @@ def _live(
 
 
 def _left_out(source: LiveSource) -> list[str]:
-    """One line about images that could not be read, if there are any."""
+    """Lines about images that could not be read, and about what lies beside the images."""
+    notes = [f"note: {note}" for note in source.notes]
     for name, reason in source.errors.items():
-        return [f"{len(source.errors)} images could not be read and are left out, as {name}: {reason}"]
-    return []
+        notes.append(f"{len(source.errors)} images could not be read and are left out, as {name}: {reason}")
+        break
+    return notes

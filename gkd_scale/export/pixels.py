@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from gkd_scale import scenes
-from gkd_scale.cache.listing import list_images
-from gkd_scale.cache.location import printable
 from gkd_scale.cache.manifest import MANIFEST
+from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.source import Source, open_source
 from gkd_scale.cache.stored import storing
@@ -71,7 +70,7 @@ def _of_training(place: str, count: int) -> list[UInt8Array]:
 def _of_place(images: str, count: int) -> list[UInt8Array]:
     """Images of a folder, a list, tars, a URL or a labelled dataset, evenly spread; DataError."""
     source: Source | None = registry.labelled(images, quiet=True) or open_source(images)
-    names = [printable(name) for name, _ in list_images(images, source=source)]
+    names = sorted(entry.path for entry in make_plan(images, 1, source=source))
     found = []
     for index in _spread(len(names), count):
         try:

@@ -60,8 +60,9 @@ class FinishedSegmenter:
 
         An image is a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), both uint8. Several are any
         iterable of them, an array (B, H, W, 3) or a tensor (B, 3, H, W). Images go through the model as in
-        ``gkd-scale evaluate``; ``scales`` and ``flip`` average over sizes and mirror images. Raises DataError
-        for anything else, and for a file that cannot be read.
+        ``gkd-scale evaluate``; ``scales`` and ``flip`` average over sizes and mirror images. A file is read
+        upright, as its EXIF says; a PIL image is taken as it is. Raises DataError for anything else, and for
+        what cannot be read.
         """
         if _is_one(images):
             return self._classes([images], scales, flip, 1)[0]
@@ -100,13 +101,16 @@ def _is_one(images: object) -> bool:
 
 def _pixels(image: Any) -> UInt8Array:
     """One image as RGB (H, W, 3) uint8."""
-    if isinstance(image, (str, Path)):
-        try:
+    try:
+        if isinstance(image, (str, Path)):
             return np.asarray(open_image(Path(image)).image)
-        except (OSError, UnreadableImage) as error:
-            raise DataError(f"{image} cannot be read: {error}", "give another image") from None
-    if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
+        if isinstance(image, Image.Image):
+            return np.asarray(to_rgb(image))
+    except (OSError, UnreadableImage) as error:
+        what = image if isinstance(image, (str, Path)) else "the PIL image"
+        raise DataError(f"{what} cannot be read: {error}", "give another image") from None
+    if 0 in getattr(image, "shape", ()):
+        raise DataError(f"an image of {tuple(image.shape)} has no pixels", "leave it out")
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
         return image.permute(1, 2, 0).cpu().numpy()
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:

@@ -35,8 +35,8 @@ from PIL import Image
 from torch import Tensor
 
 from gkd_scale import console, files
-from gkd_scale.cache.listing import list_images
-from gkd_scale.cache.location import EXTENSIONS, is_url, printable
+from gkd_scale.cache.location import EXTENSIONS, is_url
+from gkd_scale.cache.plan import ImagePlan, make_plan
 from gkd_scale.cache.source import Source, open_source
 from gkd_scale.engine.run import claimed
 from gkd_scale.engine.runtime import Runtime
@@ -111,9 +111,11 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     source: Source | None = registry.labelled(config.images, quiet=not runtime.main)
     source = source or _of_files(config.images) or open_source(config.images)
     segmenter, card = export.load_segmenter(config.run)
-    names = _listed(config, source)  # on every rank: a source reads what it has listed
+    # on every rank: a source reads what it has listed
+    plan = make_plan(config.images, 1, skip=config.out, source=source)
+    names = sorted(entry.name for entry in plan)
     wanted = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in output_stems(names)]
-    task = _Task(config, card, how_to_look(config, card), _reader(config, source), names, wanted)
+    task = _Task(config, card, how_to_look(config, card), _reader(config, plan), names, wanted, plan.notes)
     segmenter.to(runtime.device)
     with claimed(runtime, [config.out]):
         runtime.on_main(task.begin)
@@ -124,7 +126,7 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
 
 @dataclass(frozen=True)
 class _Task:
-    """All images of a command: their ``names``, how one is read, and where its files go."""
+    """All images of a command: their ``names``, how one is read, where its files go, what lies beside."""
 
     config: PredictConfig
     card: export.Card
@@ -132,6 +134,7 @@ class _Task:
     read: Callable[[str], Image.Image]
     names: Sequence[str]
     wanted: Sequence[Outputs]
+    notes: Sequence[str] = ()
 
     def begin(self) -> None:
         """Write ``predict.json``, or find that what is there is of the same run and settings. Rank 0."""
@@ -202,6 +205,7 @@ class _Task:
         reasons = [(self.names[place], self._reason(self.names[place])) for place in missing]
         if not there:
             name, reason = reasons[0]
+            (self.config.out / CARD_FILE).unlink()
             raise DataError(
                 f"none of the {len(self.names)} images can be used; {name!r}: {reason}", "check --images"
             )
@@ -214,6 +218,8 @@ class _Task:
             f"{out / SHEET_FILE} shows {len(shown)}",
             markup=False,
         )
+        for note in self.notes:
+            console.out.print(f"note: {note}", markup=False)
         _tell_unused(out / UNUSED_FILE, reasons)
         return len(reasons)
 
@@ -309,15 +315,12 @@ def _whole(images: str) -> str:
     return images if ":" in images else os.path.abspath(images)  # noqa: PTH100 (patterns too)
 
 
-def _listed(config: PredictConfig, source: Source | None) -> list[str]:
-    return [printable(name) for name, _ in list_images(config.images, config.out, source)]
-
-
-def _reader(config: PredictConfig, source: Source | None) -> Callable[[str], Image.Image]:
-    """Reads one image by name; raises OSError or UnreadableImage."""
+def _reader(config: PredictConfig, plan: ImagePlan) -> Callable[[str], Image.Image]:
+    """Reads one image by its printable name; raises OSError or UnreadableImage."""
+    paths, source = {entry.name: entry.path for entry in plan}, plan.source
     if source is None:
-        return lambda name: open_image(Path(config.images) / name).image
-    return lambda name: open_bytes(source.read(name)).image
+        return lambda name: open_image(Path(config.images) / paths[name]).image
+    return lambda name: open_bytes(source.read(paths[name])).image
 
 
 @dataclass(frozen=True)

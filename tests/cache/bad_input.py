@@ -221,6 +221,7 @@ def table(found: dict[str, str]) -> str:
             "`{sid}.json` says of the source (format, mode, width x height); *left out* is the reason in",
             "`manifest.parquet`. Nothing here stops a build. Pixels become upright 8-bit RGB: EXIF",
             "orientation is applied, alpha lies over black, 16 bits become 8, the first frame is taken.",
+            "Colour profiles and gamma are not applied.",
             "",
             "| input | outcome |",
             "|---|---|",

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gkd_scale.cache import listing, parts
-from gkd_scale.cache.listing import FolderListing, list_images
+from gkd_scale.cache.listing import FolderListing
 from gkd_scale.cache.parts import PARTS, key_of
 from gkd_scale.cache.plan import ImagePlan, make_plan, sid_of, write_plan
 from gkd_scale.errors import DataError
@@ -203,6 +203,11 @@ def test_a_plan_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert list(make_plan(images, 3, folder=out)) == list(make_plan(images, 3))
 
 
+def _images(folder: Path) -> list[tuple[str, int]]:
+    """(path, bytes) of the images of a folder."""
+    return sorted(image for _, images in FolderListing(folder).units({}) for image in images)
+
+
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are read from now on."""
     folders, read = list[str](), listing._entries
@@ -275,9 +280,9 @@ def test_a_listing_of_several_threads_is_that_of_one(tmp_path: Path, monkeypatch
         (images / f"{folder:02d}" / "up").symlink_to(images)
         (images / f"{folder:02d}" / "inner").mkdir()
         (images / f"{folder:02d}" / "inner" / "x.jpg").write_text("x")
-    found = list_images(images)
+    found = _images(images)
     monkeypatch.setattr(listing, "THREADS", 0)
-    assert list_images(images) == found and len(found) == 95
+    assert _images(images) == found and len(found) == 95
     assert [size for _, size in found[:3]] == [0, 1, 2]
 
 
@@ -288,7 +293,7 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path) -> None:
         if os.access(images / "01", os.R_OK):
             pytest.skip("root may list all")
         with pytest.raises(DataError, match="01 cannot be listed"):
-            list_images(images)
+            _images(images)
     finally:
         (images / "01").chmod(0o755)
 

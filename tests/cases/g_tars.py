@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
+import os
 import re
 import tarfile
 import tempfile
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from tests.cache.archives import Member, picture, tar_of, write_tar
 from tests.cases.case import Bench, Ran, case
@@ -229,3 +232,84 @@ def nested_braces(bench: Bench) -> object:
     for index, name in enumerate(("a/x", "a/y", "b/x", "b/y")):
         write_tar(bench.folder / f"{name}.tar", members(IMAGES[index : index + 1]))
     return holds(bench, cache(bench, bench.folder / "{a,b}/{x,y}.tar"), 4)
+
+
+def mask(seed: int = 0) -> bytes:
+    """A label of three classes as PNG."""
+    buffer = io.BytesIO()
+    values = np.random.default_rng(seed).integers(0, 3, (5, 7), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@case(KIND, "`0000.seg.png` beside `0000.jpg`, as webdataset keeps labels: no image")
+def seg_png(bench: Bench) -> object:
+    labels: list[Member] = [(f"{index:04}.seg.png", mask(index)) for index in range(2)]
+    write_tar(bench.folder / "x.tar", [*members(IMAGES[:2]), *labels])
+    return holds(bench, cache(bench, bench.folder / "x.tar"), 2)
+
+
+@case(KIND, "`0000.png` beside `0000.jpg`: labels again")
+def same_key(bench: Bench) -> object:
+    labels: list[Member] = [(f"{index:04}.png", mask(index)) for index in range(2)]
+    write_tar(bench.folder / "x.tar", [*members(IMAGES[:2]), *labels])
+    return holds(bench, cache(bench, bench.folder / "x.tar"), 2)
+
+
+@case(KIND, "the tars of a cache with labels")
+def own_shards(bench: Bench) -> object:
+    from tests.cases.tiny import scenes
+
+    assert cache(bench, f"folder:{scenes() / 'fit'}", "labelled").code == 0
+    ran = cache(bench, bench.folder / "labelled/v00/*.tar")
+    assert len(features(bench.folder / "cache")) == 4
+    return said(ran).partition(", the first is")[0]
+
+
+@case(KIND, "`0000.input.jpg` and `0000.target.jpg`, both photographs")
+def two_of_a_key(bench: Bench) -> object:
+    tar = [("0000.input.jpg", IMAGES[0]), ("0000.target.jpg", IMAGES[1])]
+    write_tar(bench.folder / "x.tar", tar)
+    return holds(bench, cache(bench, bench.folder / "x.tar"), 2)
+
+
+@case(KIND, "keys with dots, folders with dots, `.JPG` and `.Jpeg`")
+def dots(bench: Bench) -> object:
+    tar = [("v1.2/a.b.c.JPG", IMAGES[0]), ("v1.2/a.b.d.Jpeg", IMAGES[1]), ("v1.2/a.b.c.json", b"{}")]
+    write_tar(bench.folder / "x.tar", tar)
+    return holds(bench, cache(bench, bench.folder / "x.tar"), 2)
+
+
+@case(KIND, "members called `/abs/0.jpg` and `../1.jpg`: nothing is written there")
+def outside(bench: Bench) -> object:
+    write_tar(bench.folder / "x.tar", [("/abs/0.jpg", IMAGES[0]), ("../1.jpg", IMAGES[1])])
+    outcome = holds(bench, cache(bench, bench.folder / "x.tar"), 2)
+    assert {path.name for path in bench.folder.iterdir()} == {"x.tar", "cache"}
+    return outcome
+
+
+@case(KIND, "one tar named twice: `x.tar::./x.tar`")
+def named_twice(bench: Bench) -> object:
+    write_tar(bench.folder / "x.tar", members(IMAGES[:2]))
+    return holds(bench, cache(bench, f"{bench.folder}/x.tar::{bench.folder}/./x.tar"), 2)
+
+
+@case(KIND, "a zip, a 7z, a compressed tar of lz4, each named .tar")
+def other_archives(bench: Bench) -> object:
+    outcomes = []
+    for magic in (b"PK\3\4", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18"):
+        (bench.folder / "x.tar").write_bytes(magic + bytes(600))
+        outcomes.append(str(nothing_written(bench, cache(bench, bench.folder / "x.tar"))))
+    return "; ".join(outcome.partition(" → ")[0] for outcome in outcomes)
+
+
+@case(KIND, "predict: names in a tar that are not UTF-8")
+def predict_latin(bench: Bench) -> object:
+    from tests.cases.labelled import finished_run
+
+    write_tar(bench.folder / "x.tar", [(os.fsdecode(b"caf\xe9.jpg"), IMAGES[0]), ("b.jpg", IMAGES[1])])
+    ran = bench.cli(
+        "predict", finished_run(bench), "--images", bench.folder / "x.tar", "--out", bench.folder / "out"
+    )
+    assert ran.code == 0 and "2 of 2 images predicted" in ran.text, ran.text
+    return ran

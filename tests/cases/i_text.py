@@ -147,6 +147,88 @@ def list_numbers(bench: Bench) -> object:
     return _listed(bench, "\n".join(f"{path} 7" for path in PATHS).encode())
 
 
+def _near(bench: Bench, lines: Sequence[str]) -> Ran:
+    """A list of which no line is a path: the error says what there is."""
+    ran = _listed(bench, "\n".join(lines).encode())
+    assert ran.code == 2 and f"there is {PATHS[0]}; write one path a line" in ran.text, ran.text
+    return ran
+
+
+@case(KIND, "a list of images in quotes")
+def list_quotes(bench: Bench) -> object:
+    return _near(bench, [f'"{path}"' for path in PATHS])
+
+
+@case(KIND, "a list of images and labels, two paths a line (MMSegmentation, Cityscapes)")
+def list_pairs(bench: Bench) -> object:
+    return _near(bench, [f"{path},labels/{index}.png" for index, path in enumerate(PATHS)])
+
+
+@case(KIND, "a list of names without their endings (Pascal VOC's ImageSets)")
+def list_stems(bench: Bench) -> object:
+    return _near(bench, [path.removesuffix(".png") for path in PATHS])
+
+
+@case(KIND, "a list of file:// URLs with %20")
+def list_urls(bench: Bench) -> object:
+    return _near(bench, [f"file://{bench.folder}/{path.replace('0', '%30')}" for path in PATHS])
+
+
+@case(KIND, "a list that spells one image in three ways: it is one")
+def list_spellings(bench: Bench) -> object:
+    more = [f"./{PATHS[0]}", f"images/../{PATHS[0]}", *PATHS]
+    return _all_three(bench, "\n".join(more).encode())
+
+
+@case(KIND, "a list called LIST.TXT")
+def list_capitals(bench: Bench) -> object:
+    _all_three(bench, "\n".join(PATHS).encode())
+    ran = cached(bench, (bench.folder / "list.txt").rename(bench.folder / "LIST.TXT"), bench.folder / "third")
+    assert ran.code == 0 and same_features(bench.folder / "third", bench.folder / "cache"), ran.text
+    return ran
+
+
+@case(KIND, "a list that begins with a comment: the line is counted as an image that is not there")
+def list_comment(bench: Bench) -> object:
+    ran = _listed(bench, "\n".join(["# mine", *PATHS]).encode())
+    assert len(features(bench.folder / "listed")) == 3
+    assert "1 of 4 images could not be read" in ran.text and "# mine: no such file" in ran.text
+    return f"{ran}, with the line"
+
+
+@case(KIND, "a list of which one path is of another machine")
+def list_elsewhere(bench: Bench) -> object:
+    ran = _listed(bench, "\n".join([*PATHS, "/mnt/elsewhere/1.jpg"]).encode())
+    assert "1 of 4 images could not be read" in ran.text and "/mnt/elsewhere/1.jpg: no such file" in ran.text
+    return f"{ran}, with the line"
+
+
+@case(KIND, "classes.txt with a header over numbered names: `id name`, `0 red`")
+def classes_header(bench: Bench) -> object:
+    return _with_classes(
+        bench, "\n".join(["id name", *(f"{i} {name}" for i, name in enumerate(CLASSES))]).encode()
+    )
+
+
+@case(KIND, "classes.txt whose numbers begin at 1: `1: red`")
+def classes_from_one(bench: Bench) -> object:
+    return _with_classes(bench, "\n".join(f"{i}: {name}" for i, name in enumerate(CLASSES, 1)).encode())
+
+
+@case(KIND, "classes.txt with colours behind the names, and a header: `name,r,g,b`")
+def classes_columns(bench: Bench) -> object:
+    return _with_classes(bench, "\n".join(["name,r,g,b", *(f"{name},1,2,3" for name in CLASSES)]).encode())
+
+
+@case(KIND, "classes.txt called CLASSES.TXT")
+def classes_capitals(bench: Bench) -> object:
+    finished_run(bench)
+    root = folder(bench.folder / "day", PNG)
+    (root / "classes.txt").rename(root / "CLASSES.TXT")
+    assert list(open_dataset(f"folder:{root}").classes) == list(CLASSES)
+    return evaluated(bench, root)[0]
+
+
 @case(KIND, "a list of images written on a Mac (NFD), the files named in NFC")
 def list_nfd(bench: Bench) -> object:
     photos, name = write_images(bench.folder / "photos", 1), "été.png"

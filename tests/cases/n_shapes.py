@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+import gkd_scale
+from gkd_scale.errors import DataError
+from tests.cache.bad_input import png
 from tests.cases.case import Bench, Ran, case
 from tests.cases.labelled import PNG, SIZE, cached, evaluated, features, finished_run, folder
 
@@ -119,3 +123,64 @@ def probe(bench: Bench) -> object:
     )
     assert (bench.folder / "probe/probe.json").is_file(), ran.text
     return ran
+
+
+def _predict(bench: Bench, *flags: object) -> Ran:
+    out = bench.folder / "out"
+    return bench.cli(
+        "predict", finished_run(bench), "--images", bench.folder / "photos", "--out", out, *flags
+    )
+
+
+def _photo(bench: Bench, height: int, width: int, name: str = "0") -> None:
+    (bench.folder / "photos").mkdir(exist_ok=True)
+    Image.new("RGB", (width, height), (9, 99, 199)).save(bench.folder / f"photos/{name}.png")
+
+
+@case(KIND, "predict: one image, of 3000x1 pixels")
+def predict_line(bench: Bench) -> object:
+    _photo(bench, 1, 3000)
+    ran = _predict(bench)
+    assert ran.code == 2 and not (bench.folder / "out").exists(), ran.text
+    return f"exit 2: {ran.text.partition('error: ')[2]}"
+
+
+@case(KIND, "predict: images of 1x1 and 400x5 pixels, with overlays and logits")
+def predict_pixel(bench: Bench) -> object:
+    _photo(bench, 1, 1)
+    _photo(bench, 5, 400, "1")
+    ran = _predict(bench, "--overlay", "--save-logits")
+    assert ran.code == 0 and "2 of 2 images predicted" in ran.text, ran.text
+    return ran
+
+
+@case(KIND, "predict: a PNG that claims 20000x20000 pixels, and one of 0x0, beside a good one")
+def predict_bomb(bench: Bench) -> object:
+    _photo(bench, 32, 48)
+    for size in (20000, 0):
+        (bench.folder / f"photos/of-{size}.png").write_bytes(png(size, size, 8, 2, b"\0" * 100))
+    ran = _predict(bench)
+    assert "1 of 3 images predicted" in ran.text, ran.text
+    return f"exit {ran.code}: {ran.text.partition('shows 1 ')[2]}"
+
+
+@case(KIND, "datasets check: an image that claims 20000x20000 pixels")
+def check_bomb(bench: Bench) -> object:
+    root = folder(bench.folder / "day", PNG)
+    (root / "images/000.png").write_bytes(png(20000, 20000, 8, 2, b"\0" * 100))
+    ran = bench.cli("datasets", "check", "folder", root, "--json")
+    faults = json.loads(ran.text)[0]["faults"]
+    assert ran.code == 1 and len(faults) == 1
+    return f"exit 1: {faults[0]}"
+
+
+@case(KIND, "Python: arrays without pixels, and a PIL image of 10 bits in 16")
+def in_python(bench: Bench) -> object:
+    segmenter = gkd_scale.load_segmenter(finished_run(bench), device="cpu")
+    images = [np.zeros((0, 48, 3), np.uint8), Image.fromarray(np.full((4, 4), 999, np.uint16))]
+    said = []
+    for image in images:
+        with pytest.raises(DataError) as error:
+            segmenter.predict(image)
+        said.append(f"DataError: {error.value.message}")
+    return "; ".join(said)

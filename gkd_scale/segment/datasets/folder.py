@@ -38,6 +38,8 @@ IMAGES, LABELS = "images/*", "labels/*"
 _THREADS = 8
 _LIST = re.compile(r"[,;\t]")
 """What parts names that were written into one line."""
+_COLUMNS = re.compile(r"[,;\t]\s*\d+\s*(?:[,;\t]|$)")
+_NUMBER = re.compile(r"(\d+)(?:\s*[:,;.)]\s*|\s+)\S")
 _ANY = identity(MOST_CLASSES)
 
 
@@ -78,6 +80,7 @@ ADAPTER = FolderAdapter(
 
 def read_classes(path: Path) -> list[str] | None:
     """The class names in ``classes.txt``, one a line; None where there is no such file."""
+    path = _spelled(path)
     if not path.is_file():
         return None
     names = _lines(path)
@@ -85,8 +88,9 @@ def read_classes(path: Path) -> list[str] | None:
     odd = next((name for name in names if name.startswith("#")), None)
     if len(names) == 1 and _LIST.search(names[0]):
         odd = names[0]
-    if not names or twice or odd or len(names) > MOST_CLASSES:
-        what = f"holds {len(names)} names"
+    table = _table(names)
+    if not names or twice or odd or table or len(names) > MOST_CLASSES:
+        what = table or f"holds {len(names)} names"
         if odd:
             what = f"holds {odd!r}, " + ("a comment" if odd.startswith("#") else "several names in one line")
         elif twice:
@@ -97,8 +101,29 @@ def read_classes(path: Path) -> list[str] | None:
     return names
 
 
+def _table(names: Sequence[str]) -> str:
+    """Why lines that mostly have numbers or columns are no names of the values 0, 1, 2 ...; else empty."""
+    columns = next((name for name in names if _COLUMNS.search(name)), "")
+    if 2 * sum(bool(_COLUMNS.search(name)) for name in names) > len(names):
+        return f"holds {columns!r}, several columns"
+    numbers = [int(found[1]) if (found := _NUMBER.match(name)) else None for name in names]
+    if 2 * sum(number is not None for number in numbers) > len(names):
+        for value, (number, name) in enumerate(zip(numbers, names, strict=True)):
+            if number != value:
+                return f"holds {name!r} as line {value + 1}, which is the name of value {value}"
+    return ""
+
+
+def _spelled(path: Path) -> Path:
+    """``path``, or the same name in capitals where only that is there."""
+    if path.exists() or not path.parent.is_dir():
+        return path
+    return next((each for each in sorted(path.parent.iterdir()) if each.name.lower() == path.name), path)
+
+
 def _lines(path: Path) -> list[str]:
     """The lines of a file that say something; none where there is no such file."""
+    path = _spelled(path)
     if not path.is_file():
         return []
     try:

@@ -98,11 +98,11 @@ def require_partners(found: Found) -> None:
 def partner_hint(found: Found) -> str:
     """What to do about the first file without a partner: rename one, where a name is in another."""
     first = found.lonely[0]
-    stem = first.path.stem
+    stem = first.path.stem.lower()
     near = [
         other
         for other in found.lonely
-        if other.lacks != first.lacks and (stem in other.path.stem or other.path.stem in stem)
+        if other.lacks != first.lacks and (stem in other.path.stem.lower() or other.path.stem.lower() in stem)
     ]
     if not near:
         return f"add the {first.lacks} or remove the file"
