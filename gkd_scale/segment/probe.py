@@ -62,6 +62,11 @@ def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Lab
     return Labelled(torch.stack(pixels), labels, len(dataset.classes))
 
 
+def shown_in(data: Labelled) -> set[int]:
+    """The classes that occur in the labels."""
+    return {int(value) for label in data.labels for value in label.unique() if value < data.classes}
+
+
 @torch.no_grad()
 def probe(encode: Encoder, grid: Grid, train: Labelled, val: Labelled, kind: str = "linear") -> Confusion:
     """The confusion on ``val`` of a classifier of ``encode``'s tokens that was fitted on ``train``.

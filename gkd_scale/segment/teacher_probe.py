@@ -25,9 +25,9 @@ from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.tokens import to_map, to_tokens
 from gkd_scale.moments import Moments
 from gkd_scale.segment.config import TeacherProbeConfig
-from gkd_scale.segment.datasets.registry import glance, open_all
+from gkd_scale.segment.datasets.registry import glance, open_all, require_shown
 from gkd_scale.segment.metrics import Confusion
-from gkd_scale.segment.probe import Labelled, Ridge, class_shares, load, tally
+from gkd_scale.segment.probe import Labelled, Ridge, class_shares, load, shown_in, tally
 from gkd_scale.types import LiveTeacher
 
 COMPONENTS = (1, 4, 16, 64)
@@ -104,6 +104,8 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     for dataset in opened:
         glance(dataset)
     train, val = (load(dataset, size, most=cfg.images) for dataset in opened)
+    for dataset, labelled, least in ((opened[0], train, 2), (opened[1], val, 1)):
+        require_shown(dataset, shown_in(labelled), least)
     teacher = load_teacher(cfg.teacher, size, cfg.device)
     found = measure(teacher, train, val, cfg.batch_size)
     best = choose(found)

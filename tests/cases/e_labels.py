@@ -466,3 +466,41 @@ def cached(bench: Bench) -> object:
     from tests.cases.g_tars import cache, nothing_written
 
     return nothing_written(bench, cache(bench, f"folder:{folder(bench, table(0, 255, 0, 255))}"))
+
+
+@case(KIND, "`datasets convert` of masks of 0 and 255")
+def converted(bench: Bench) -> object:
+    root = folder(bench, table(0, 255, 0, 255))
+    ran = bench.cli("datasets", "convert", "folder", root, bench.folder / "out")
+    assert ran.code == 2 and not (bench.folder / "out").exists(), ran.text
+    return ran
+
+
+@case(KIND, "`datasets convert`: one label of another size, or one image that is empty")
+def converted_sizes(bench: Bench) -> object:
+    outcomes = []
+    for name, damage in (("size", "labels/0.png"), ("image", "images/0.png")):
+        root = folder(bench, table(0, 1, 2, 3), NAMES, name)
+        if name == "size":
+            Image.fromarray(blocks((9, 9), 0)).save(root / damage)
+        else:
+            (root / damage).write_bytes(b"")
+        ran = bench.cli("datasets", "convert", "folder", root, bench.folder / f"out-{name}")
+        assert ran.code == 2 and not (bench.folder / f"out-{name}/converted.json").exists(), ran.text
+        outcomes.append(str(ran).partition(" → ")[0])
+    return "; ".join(outcomes)
+
+
+@case(KIND, "`probe` on labels of one class: no 100 mIoU")
+def probed(bench: Bench) -> object:
+    from tests.cases.labelled import teacher_weights
+    from tests.conftest import tiny_args
+
+    root = folder(bench, table(0, 0, 0, 0), NAMES)
+    ran = bench.cli(
+        *("probe", "--teacher", "vit_tiny_patch16_224", "--teacher-weights", teacher_weights()),
+        *("--teacher-args", *tiny_args(), "--image-size", "32x48", "--train", f"folder:{root}"),
+        *("--val", f"folder:{root}", "--out", bench.folder / "probe"),
+    )
+    assert not (bench.folder / "probe").exists(), ran.text
+    return ran

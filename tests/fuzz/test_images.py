@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,10 +22,28 @@ from gkd_scale.errors import GkdError
 from gkd_scale.images import UnreadableImage, open_bytes, upright_size
 from gkd_scale.segment.datasets.folder import read_classes
 from gkd_scale.segment.datasets.registry import check, open_dataset
-from tests.cache.bad_input import files, photo
+from tests.cache.bad_input import chunk, files, photo
 from tests.cache.support import TinyTeacher, config
+from tests.segment.datasets.miniature import write_tiff
 
-SEEDS = sorted({content for name, content in files().values() if "." in name and len(content) > 40}, key=len)
+
+def tiffs() -> list[bytes]:
+    """TIFFs of planes, signs and byte orders, as Pillow does not write them."""
+    pixels = np.asarray(photo(24, 18))
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("u1", "u2", "i2", "f4"):
+            for order, planes, packed in (("<", False, False), (">", True, True), (">", False, True)):
+                samples = pixels.astype(kind) * np.array(257 if kind == "u2" else 1, kind)
+                samples = samples[..., 0] if kind in ("i2", "f4") else samples
+                path = write_tiff(Path(folder, "x"), samples, order=order, planes=planes, packed=packed)
+                found.append(path.read_bytes())
+    return found
+
+
+SEEDS = sorted(
+    {content for name, content in files().values() if "." in name and len(content) > 40} | {*tiffs()}, key=len
+)
 
 
 def examples(most: int) -> settings:
@@ -75,6 +96,75 @@ def test_an_image_file_is_upright_rgb_or_has_a_reason(data: bytes) -> None:
             path = Path(folder) / "x"
             path.write_bytes(data)
             assert upright_size(path) == (found.image.height, found.image.width)
+
+
+FORMS = st.sampled_from(
+    [
+        (0, 1),
+        (0, 2),
+        (0, 4),
+        (0, 8),
+        (0, 16),
+        (2, 8),
+        (2, 16),
+        (3, 1),
+        (3, 4),
+        (3, 8),
+        (4, 8),
+        (6, 8),
+        (6, 16),
+    ]
+)
+"""PNG's colour types and bits, but for greys with alpha of 16 bits."""
+
+
+def png_of(form: tuple[int, int], values: npt.NDArray[np.int64], clear: list[int] | None, seed: int) -> bytes:
+    """A PNG of samples (H, W, C), with PNG's chunk of what is transparent, and a palette."""
+    kind, bits = form
+    rows = values.reshape(len(values), -1)
+    if bits == 16:
+        lines = [row.astype(">u2").tobytes() for row in rows]
+    else:
+        planes = (rows[..., None] >> np.arange(bits)[::-1]) & 1
+        lines = [np.packbits(row.reshape(-1)).tobytes() for row in planes]
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), bits, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header)
+    if kind == 3:
+        chunks += chunk(b"PLTE", palette(bits, seed).tobytes())
+    if clear is not None:
+        chunks += chunk(b"tRNS", bytes(clear) if kind == 3 else struct.pack(f">{len(clear)}H", *clear))
+    chunks += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + line for line in lines)))
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
+
+
+def palette(bits: int, seed: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (1 << bits, 3), dtype=np.uint8)
+
+
+@examples(80)
+@given(FORMS, st.booleans(), st.integers(0, 99))
+def test_a_png_of_any_form_is_what_its_samples_say(form: tuple[int, int], clear: bool, seed: int) -> None:
+    kind, bits = form
+    random = np.random.default_rng(seed)
+    top = (1 << bits) - 1
+    values = random.integers(0, top + 1, (7, 11, {2: 3, 4: 2, 6: 4}.get(kind, 1)))
+    values[0, 0] = top
+    share = values / top
+    colour = (
+        palette(bits, seed)[values[..., 0]] / 255 if kind == 3 else share[..., : 3 if kind in (2, 6) else 1]
+    )
+    alpha = share[..., -1] if kind in (4, 6) else np.ones(values.shape[:2])
+    key: list[int] | None = None
+    if clear and kind == 3:
+        key = [int(value) for value in random.integers(0, 256, 1 << bits)]
+        alpha = np.array(key)[values[..., 0]] / 255
+    elif clear and kind in (0, 2):
+        key = [int(value) for value in values[3, 3]]
+        values[3, 4:] = key
+        share = values / top
+        colour, alpha = share, np.where((values == key).all(-1), 0, 1)
+    found = np.asarray(open_bytes(png_of(form, values, key, seed)).image)
+    np.testing.assert_allclose(found, np.broadcast_to(255 * colour * alpha[..., None], found.shape), atol=2)
 
 
 @examples(25)

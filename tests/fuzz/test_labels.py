@@ -16,6 +16,8 @@ from PIL import Image
 from gkd_scale.errors import GkdError
 from gkd_scale.segment.datasets import audit
 from gkd_scale.segment.datasets.config import CheckConfig
+from gkd_scale.segment.datasets.labels import identity
+from gkd_scale.segment.datasets.plausible import Evidence, findings
 from gkd_scale.segment.datasets.registry import check, glance, open_dataset
 from gkd_scale.types import UInt8Array
 from tests.segment.datasets.miniature import write_png16
@@ -109,3 +111,36 @@ def _try(root: Path) -> bool:
     reports = audit.check(CheckConfig("folder", str(root), workers=0, json=True))
     assert not any(report.faults for report in reports)
     return True
+
+
+SPREAD = [0, 9, 4, 7, 2, 8, 1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 999),
+    st.floats(0.5, 3.0).filter(lambda scale: not 0.85 < scale < 1.15),
+    st.sampled_from([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]),
+)
+def test_labels_that_were_resized_with_interpolation_are_refused(
+    seed: int, scale: float, how: Image.Resampling
+) -> None:
+    size = (round(128 * scale), round(96 * scale))
+    seen = Evidence(identity(10), [str(value) for value in range(10)])
+    usual = Evidence(identity(10), seen.classes)
+    for number in range(3):
+        label = blobs(seed + number)
+        for evidence, method in ((seen, how), (usual, Image.Resampling.NEAREST)):
+            resized = np.asarray(Image.fromarray(label).resize(size, method)).clip(0, 9)
+            evidence.look(resized, Path(f"{number}.png"))
+    assert any(each.error and "interpolation" in each.text for each in findings(seen))
+    assert not any("interpolation" in each.text for each in findings(usual) if each.error)
+
+
+def blobs(seed: int) -> UInt8Array:
+    """A label (96, 128) of round regions, the ids of neighbours far apart."""
+    random = np.random.default_rng(seed)
+    places = random.integers(0, 128, (20, 2))
+    rows, columns = np.mgrid[:96, :128]
+    nearest = ((rows[..., None] - places[:, 0]) ** 2 + (columns[..., None] - places[:, 1]) ** 2).argmin(-1)
+    return np.array(SPREAD, np.uint8)[nearest % len(SPREAD)]

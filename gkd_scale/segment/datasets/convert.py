@@ -26,6 +26,7 @@ from gkd_scale.segment.datasets import registry, tiles
 from gkd_scale.segment.datasets.adapter import Adapter, PairDataset
 from gkd_scale.segment.datasets.config import ConvertConfig
 from gkd_scale.segment.datasets.folder import ABSENT_FILE
+from gkd_scale.segment.datasets.labels import image_size, require_same_size
 from gkd_scale.types import UInt8Array
 
 RECORD = "converted.json"
@@ -69,6 +70,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
             f"there is no dataset '{config.name}' to convert",
             nearest(config.name, known) or f"choose one of: {', '.join(known)}",
         )
+    for dataset, _ in parts:
+        registry.glance(dataset)
     settings = {"converter": config.name, "source": str(Path(config.source).expanduser().resolve())}
     with files.claimed(config.out, DataError):
         _claim(config.out, settings)
@@ -158,7 +161,9 @@ def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
     to_image, to_label = out / "images" / image.name, out / "labels" / f"{image.stem}.png"
 
     def run() -> None:
-        files.write_bytes(to_label, _png(dataset.label(index)))
+        label = dataset.label(index)
+        require_same_size(image_size(image), (label.shape[0], label.shape[1]), dataset.pairs[index])
+        files.write_bytes(to_label, _png(label))
         if copy:
             files.write_bytes(to_image, image.read_bytes())
         else:

@@ -7,7 +7,7 @@ To add one: write ``gkd_scale/segment/datasets/NAME.py`` with an :class:`~.adapt
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from itertools import accumulate
@@ -235,8 +235,14 @@ def check(
     with _plausible(dataset) as seen:
         for _ in prefetch(lambda index: require(dataset[index]), range(len(dataset)), workers, 4 * workers):
             advance()
-    shown = {int(train) for each in seen for train in np.flatnonzero(each.train_pixels()[:IGNORE])}
-    if seen and len(shown) < least:
+    if seen:
+        shown = {int(train) for each in seen for train in np.flatnonzero(each.train_pixels()[:IGNORE])}
+        require_shown(dataset, shown, least)
+
+
+def require_shown(dataset: SegDataset, shown: Collection[int], least: int) -> None:
+    """DataError if labels show fewer than ``least`` classes: ``shown`` are the train ids that they hold."""
+    if len(shown) < least:
         what = "no class" if not shown else f"the class '{dataset.classes[min(shown)]}' alone"
         raise DataError(
             f"the labels of {dataset.name} show {what}: nothing to {'learn' if least > 1 else 'score'}",
