@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
-_BITS, _SIGNS, _PLANES, _MAP = 258, 339, 284, 320
+_BITS, _SIGNS, _PLANES, _MAP, _PAGE = 258, 339, 284, 320, 254
+_THUMBNAIL_OR_MASK = 5
 _INTEGERS, _SIGNED, _FLOATS = 1, 2, 3
 _GREYS = ("L", "I", "I;16", "I;16B", "F")
 _EIGHT = "store 8 bits a channel"
@@ -28,6 +29,8 @@ def misread(image: Image.Image) -> tuple[str, str] | None:
     codec, _, _, args = image.tile[0]
     mode = args[0] if isinstance(args, tuple) else str(args)
     bits = max(tags.get(_BITS, (1,)))
+    if tags.get(_PAGE, 0) & _THUMBNAIL_OR_MASK:
+        return "its first page is a thumbnail or a mask, as in raw files of cameras", "develop it to RGB"
     if _SIGNED in tags.get(_SIGNS, ()) and bits < 32:
         return f"its integers of {bits} bits are signed, and nothing says which value is white", _EIGHT
     if tags.get(_PLANES) == 2 and bits > 8 and len(image.getbands()) > 1 and codec != "libtiff":

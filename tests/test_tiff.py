@@ -64,6 +64,11 @@ def test_two_pages_or_pages_of_other_sizes_are_no_channels(tmp_path: Path) -> No
         open_image(tmp_path / "x.tif")
 
 
+def test_a_thumbnail_is_not_the_image(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="a thumbnail"):
+        open_image(write_tiff(tmp_path / "x.tif", RGB, tags={254: [1]}))
+
+
 @pytest.mark.parametrize(
     ("samples", "said"),
     [

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gkd_scale.errors import DataError
 from gkd_scale.models import families
 from gkd_scale.report.attention import AttentionMaps, attention_maps
 from gkd_scale.report.components import Components
@@ -124,7 +125,10 @@ def extremes(scores: Sequence[float], most: int, ranks: tuple[str, str] = _RANKS
 
 def _predicted(model: FinishedSegmenter, sample: SegSample) -> tuple[UInt8Array, Confusion]:
     """The class ids of an image, and their confusion with its label."""
-    prediction = model.predict(sample.image)
+    try:
+        prediction = model.predict(sample.image)
+    except DataError as error:
+        raise DataError(f"{sample.name}: {error.message}", error.hint) from None
     assert isinstance(prediction, np.ndarray)
     found = Confusion(len(model.classes))
     found.update(torch.from_numpy(prediction), torch.from_numpy(np.array(sample.label)))

@@ -32,7 +32,7 @@ class _Prepared:
     """An image at each scale, and its own size."""
 
     def __init__(self, pixels: UInt8Array, size: Size, how: Inference) -> None:
-        require_bounded("an image", pixels, size, how)
+        require_bounded("the image", pixels, size, how, slide="")
         self.views = [prepare(pixels, size, scale) for scale in how.scales]
         self.size = (pixels.shape[0], pixels.shape[1])
 

@@ -115,10 +115,12 @@ def require_bounded_sample(sample: SegSample, dataset: str, size: Size, how: Inf
     require_bounded(f"the image {sample.name} of {dataset}", sample.image, size, how)
 
 
-def require_bounded(what: str, image: UInt8Array, size: Size, how: Inference) -> None:
+def require_bounded(
+    what: str, image: UInt8Array, size: Size, how: Inference, slide: str = ", or add --inference slide"
+) -> None:
     """DataError for an image (H, W, 3) whose shape would make inference at training size ``size`` endless.
 
-    ``what`` names it.
+    ``what`` names it, ``slide`` says how windows are asked for.
     """
     height, width = image.shape[:2]
     factor = cover_scale((height, width), size)
@@ -131,7 +133,7 @@ def require_bounded(what: str, image: UInt8Array, size: Size, how: Inference) ->
             f"{what} is {height}x{width} (HxW): to cover the training size of "
             f"{size[0]}x{size[1]} it would become {least}",
             "cut it into shorter images, or leave it out"
-            + (", or add --inference slide" if pixels * max(how.scales) ** 2 <= MOST_PIXELS else ""),
+            + (slide if pixels * max(how.scales) ** 2 <= MOST_PIXELS else ""),
         )
 
 

@@ -504,3 +504,14 @@ def probed(bench: Bench) -> object:
     )
     assert not (bench.folder / "probe").exists(), ran.text
     return ran
+
+
+@case(KIND, "`report --data` on labels that were resized with interpolation")
+def reported(bench: Bench) -> object:
+    plain = of_nine(bench, lambda label: label).rename(bench.folder / "plain")
+    assert stage2(bench, f"folder:{plain}").code == 0
+    bad = of_nine(bench, lambda label: resized(label, 0.5, Image.Resampling.BILINEAR))
+    out = bench.folder / "report.html"
+    ran = bench.cli("report", bench.folder / "run", "--data", f"day=folder:{bad}", "--out", out)
+    assert ran.code == 2 and not out.exists(), ran.text
+    return ran

@@ -125,6 +125,17 @@ def probe(bench: Bench) -> object:
     return ran
 
 
+@case(KIND, "report: one image of 3000x1 pixels")
+def report(bench: Bench) -> object:
+    day = folder(bench.folder / "day", PNG)
+    assert _stage2(bench, day, day).code == 0
+    long = _pair(folder(bench.folder / "long", PNG), 1, 3000, "line")
+    out = bench.folder / "report.html"
+    ran = bench.cli("report", bench.folder / "out", "--data", f"day=folder:{long}", "--out", out)
+    assert ran.code == 2 and "line: the image is 1x3000" in ran.text and not out.exists(), ran.text
+    return ran
+
+
 def _predict(bench: Bench, *flags: object) -> Ran:
     out = bench.folder / "out"
     return bench.cli(
