@@ -183,13 +183,12 @@ def set_timeouts(wait: datetime.timedelta) -> None:
 
 def _tell_deepspeed(device: torch.device) -> None:
     """Let DeepSpeed use the process group that is there."""
-    try:
-        import deepspeed
-    except ValueError as error:  # it reads its environment when it is imported
-        name = "DS_ACCELERATOR"
+    accelerator = os.environ.get("DS_ACCELERATOR", device.type)  # DeepSpeed reads it when it is imported
+    if accelerator != device.type:
         raise ConfigError(
-            f"{name} is '{os.environ.get(name)}': {' '.join(str(error).split())[:200]}", f"unset {name}"
-        ) from None
+            f"DS_ACCELERATOR is '{accelerator}', and this run uses {device.type}", "unset DS_ACCELERATOR"
+        )
+    import deepspeed
 
     zero.without_shared_memory_kernel()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -96,6 +96,11 @@ def no_interface(bench: Bench) -> object:
     return re.sub(r"give one of .*", "give one of NAMES", ran)
 
 
+@case(KIND, "`DS_ACCELERATOR=cuda` on a machine without a GPU")
+def no_accelerator(bench: Bench) -> object:
+    return launched(bench, {"DS_ACCELERATOR": "cuda"})
+
+
 @case(KIND, "stdout is closed, full, or of an encoding without arrows (the POSIX locale)")
 def odd_stdout(_bench: Bench) -> object:
     plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
