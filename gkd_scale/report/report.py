@@ -79,7 +79,7 @@ def _looks(
         for run in runs:
             if run.card is not None:
                 registry.require_classes(dataset, run.card.classes, domains[name], str(run.folder))
-        registry.glance(dataset)
+        registry.glance(dataset, lenient=True)
     found = {}
     with console.progress() as progress:
         for name, dataset in datasets.items():

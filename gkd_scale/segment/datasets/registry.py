@@ -259,10 +259,13 @@ def labelled(images: str | Path, *, quiet: bool = False) -> LabelledSource | Non
     return LabelledSource(dataset)
 
 
-def glance(dataset: SegDataset, *, quiet: bool = False) -> None:
-    """Read some labels, evenly spread; DataError where they cannot be what they seem. Doubts are printed."""
+def glance(dataset: SegDataset, *, quiet: bool = False, lenient: bool = False) -> None:
+    """Read some labels, evenly spread; DataError where they cannot be what they seem. Doubts are printed.
+
+    ``lenient`` takes them for a part of the labels: that they hold nothing but void is a doubt then.
+    """
     count = min(GLANCE, len(dataset))
-    with _plausible(dataset, quiet=quiet, some=count < len(dataset)):
+    with _plausible(dataset, quiet=quiet, some=lenient or count < len(dataset)):
         for place in range(count):
             dataset.label(place * len(dataset) // count)
 
