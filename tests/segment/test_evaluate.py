@@ -190,7 +190,7 @@ def test_other_classes_are_refused_before_anything_is_scored(run: Path, folders:
 def test_a_domain_without_a_label_is_refused(run: Path, folders: dict[str, Path]) -> None:
     for label in (folders["dusk"] / "labels").iterdir():
         Image.fromarray(np.full((33, 47), IGNORE, np.uint8)).save(label)
-    with pytest.raises(DataError, match="'dusk' has no labelled pixel"):
+    with pytest.raises(DataError, match="labels' pixels are 255, ignored"):
         score(run, *data(folders))
 
 
