@@ -157,7 +157,7 @@ class Cache(Dataset[Item]):
         self.views = spec.views
         self.fingerprint: dict[str, Any] = spec.to_dict()["teacher"]
         self.num_samples = sum(self.shard_sizes)
-        self._ends = np.cumsum(table.sizes)
+        self._ends: list[int] = np.cumsum(table.sizes).tolist()
         self.codec = _load_codec(path, spec)
         self._index = lru_cache(maxsize=OPEN_SHARDS)(self._load_index)
         self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
@@ -277,9 +277,9 @@ class Cache(Dataset[Item]):
     def _locate(self, view: int, index: int) -> tuple[int, int, list[Member]]:
         """The folder, the shard and the members of a sample."""
         view %= self.views
-        shard = int(self._ends.searchsorted(index, side="right"))
+        shard = bisect_right(self._ends, index)
         samples = self._index(view, shard).samples
-        return view, shard, samples[index - int(self._ends[shard]) + self.shard_sizes[shard]]
+        return view, shard, samples[index - self._ends[shard] + self.shard_sizes[shard]]
 
     def sids(self, shard: int) -> list[str]:
         """Names of the samples of one shard, in order."""
