@@ -42,8 +42,8 @@ def test_the_smaller_the_codec_the_higher_the_price(cache: Path) -> None:
     bf16, int8, tc1 = (certify(config(cache, codec), quiet=True) for codec in ("bf16", "int8", "tc1"))
     assert 0 < bf16.relative_mse < int8.relative_mse < 1e-3 < 0.01 < tc1.relative_mse < 1
     assert 0 < bf16.attention_kl < int8.attention_kl < tc1.attention_kl
-    assert abs(int8.loss_change) < 0.01 < abs(tc1.loss_change)
-    assert abs(int8.trained_change) < 0.01
+    assert 5 * abs(int8.loss_change) < abs(tc1.loss_change) > 0.005
+    assert abs(int8.trained_change) < 0.01 < abs(tc1.trained_change)
     assert tc1.bytes_ratio < int8.bytes_ratio < bf16.bytes_ratio == 1
     assert int8.bytes_ratio < int8.sample_ratio < 1
 

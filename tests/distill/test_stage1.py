@@ -148,7 +148,8 @@ def test_metrics_of_several_steps_are_fetched_together(
 
         monkeypatch.setattr(torch.Tensor, name, counted)
     monkeypatch.setattr(loop, "steps_of_window", lambda _: 4)
-    monkeypatch.setattr(checkpoint, "save", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "take", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "write", lambda *_: None)
     train(runtime, config(tiny_cache, tmp_path / "run", save_every=100))
     monkeypatch.undo()
     assert reads.count("metrics.py") == 4, "losses and gradient norms, after steps 4 and 6"
