@@ -270,7 +270,7 @@ def parse_shards(data: bytes, spec: Spec) -> ShardTable:
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder holds a complete cache."""
-    return (folder / MANIFEST).exists()
+    return (folder / MANIFEST).is_file()
 
 
 def manifest_rows(path: Path) -> Rows:

@@ -59,7 +59,6 @@ class Rows:
         self.file, self._columns = file, list(columns)
         with self._open() as opened:
             self._metadata = opened.metadata
-            self.metadata: dict[bytes, bytes] = opened.schema_arrow.metadata or {}
         sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
         self._starts = [0]
         for size in sizes:

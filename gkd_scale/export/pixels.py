@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gkd_scale import scenes
-from gkd_scale.cache.manifest import MANIFEST
+from gkd_scale.cache.manifest import is_complete
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.source import Source, open_source
@@ -60,7 +60,7 @@ def _of_training(place: str, count: int) -> list[UInt8Array]:
     if colon and (name in registry.ADAPTERS or name == registry.CACHE):
         dataset = registry.open_dataset(place)
         return [dataset[index].image for index in _spread(len(dataset), count)]
-    if (Path(place) / MANIFEST).is_file():
+    if is_complete(Path(place)):
         cache = storing(Cache.open(place))
         views = (cache.read(0, index).jpeg for index in _spread(cache.num_samples, count))
         return [np.ascontiguousarray(decode(jpeg).transpose(1, 2, 0)) for jpeg in views]

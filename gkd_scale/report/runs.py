@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import files
-from gkd_scale.cache.manifest import MANIFEST
+from gkd_scale.cache.manifest import is_complete
 from gkd_scale.documents import read_yaml
 from gkd_scale.engine import run, runlog
 from gkd_scale.errors import RunError
@@ -109,4 +109,4 @@ def _phase(folder: Path) -> Phase | None:
 
 def is_cache(location: str) -> bool:
     """Whether a phase's data is a teacher cache on this machine."""
-    return (Path(location) / MANIFEST).is_file()
+    return is_complete(Path(location))
