@@ -47,7 +47,7 @@ def build_cache(cfg: CacheTeacherConfig) -> tuple[BuildReport, Outbox | None]:
         refuse_silent(cfg.ray)
     outbox = None
     if is_url(cfg.out):
-        outbox = Outbox(str(cfg.out), cfg.staging.expanduser())
+        outbox = Outbox(str(cfg.out), cfg.staging)
         cfg.out = outbox.folder
     cfg = follow(cfg)
     load = partial(load_teacher, cfg.teacher, cfg.size)

@@ -231,12 +231,12 @@ def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
             return _prepared(typing.cast(type, hint), value)
         if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
-        if isinstance(value, str) and {str, Path} & {hint, *typing.get_args(hint)}:
-            return _HOME.sub(lambda home: f"{home[1]}{Path.home()}/", value)
         if _any_number(hint) and value is not None:
             inner = typing.get_args(hint)[0]
             items = value if isinstance(value, (list, tuple)) else [value]
             return [prepared(inner, item) for item in items]
+        if isinstance(value, str) and {str, Path} & {hint, *typing.get_args(hint)}:
+            return _HOME.sub(lambda home: f"{home[1]}{Path.home()}/", value)
         return value
 
     known = options(cls)

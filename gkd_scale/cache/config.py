@@ -133,6 +133,7 @@ class CacheTeacherConfig:
             raise ConfigError("'image_size' is required (give --image-size)", "for example --image-size 224")
         if self.image_size is not None:
             parse_size(self.image_size)
+        self.staging = self.staging.expanduser()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -164,6 +165,9 @@ class MirrorConfig:
     gb: float = option(
         50.0, "GB of shards that a node's mirror keeps", within=ranges.GIGABYTES, volatile=True
     )
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.expanduser()
 
 
 @dataclass

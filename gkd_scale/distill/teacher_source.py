@@ -88,7 +88,7 @@ def open_source(
 
 
 def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
-    home, limit = cfg.reading.mirror.folder.expanduser(), round(cfg.reading.mirror.gb * 1e9)
+    home, limit = cfg.reading.mirror.folder, round(cfg.reading.mirror.gb * 1e9)
     caches = open_joined(cfg.source.cache, home=home, limit=limit)
     by_teacher = caches.teachers if isinstance(caches, Joined) else (caches,)
     every = [cache for group in by_teacher for cache in group.caches]

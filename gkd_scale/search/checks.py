@@ -85,7 +85,7 @@ def check(cfg: SearchConfig) -> SearchPlan:
         default=spaces.defaults(space, base, stage1.default_lr),
         out=cfg.out.resolve(),
         caches=caches,
-        mirror=replace(cfg.mirror, folder=cfg.mirror.folder.expanduser().absolute()),
+        mirror=replace(cfg.mirror, folder=cfg.mirror.folder.absolute()),
         train=train,
         val=val,
         test=test,
@@ -228,7 +228,7 @@ def _absolute(cache: str) -> str:
 
 def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches | Joined:
     """The caches, which are all there and fit together; CacheError."""
-    return open_joined(caches, home=cfg.mirror.folder.expanduser(), limit=round(cfg.mirror.gb * 1e9))
+    return open_joined(caches, home=cfg.mirror.folder, limit=round(cfg.mirror.gb * 1e9))
 
 
 def _check_student(plan: SearchPlan) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gkd_scale.models.backbone import Backbone, load_backbone
-from gkd_scale.models.families import split_tokens
+from gkd_scale.models.families import as_input, split_tokens
 from gkd_scale.models.outputs import backbone_outputs
 from tests.conftest import TINY
 
@@ -24,7 +24,8 @@ def test_maps_are_those_of_the_backbone(name: str) -> None:
     seen = backbone_outputs(net, PIXELS, (1, 0))
     for mine, theirs in zip(seen.maps, net(PIXELS), strict=True):
         assert torch.equal(mine, theirs)
-    own = net.net.forward_intermediates(net.normalize(PIXELS), indices=[0, 1], intermediates_only=True)
+    pixels = as_input(net.net, net.normalize(PIXELS))
+    own = net.net.forward_intermediates(pixels, indices=[0, 1], intermediates_only=True)
     assert torch.equal(seen.levels[0], own[1]) and torch.equal(seen.levels[1], own[0])
     assert seen.features.patches.shape[1] == seen.grid[0] * seen.grid[1]
 
