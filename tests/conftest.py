@@ -112,9 +112,11 @@ def cache_flags(images: Path, weights: Path, out: Path) -> list[object]:
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
     """A cache of 12 images, 2 views, made by the real command."""
+    from tests import warm
+
     folder = tmp_path_factory.mktemp("cache")
     images = write_images(folder / "images", 12)
-    done = run(
+    done = warm.run(
         [BIN / "gkd-scale", "cache-teacher", *cache_flags(images, tiny_teacher, folder / "cache")], folder
     )
     assert done.code == 0, done.text

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import warm
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu.py"
 
 
 def test_every_part_fills_its_rows(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--tiny", "--out", tmp_path / "gpu.md"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    done = warm.run([sys.executable, SCRIPT, "--tiny", "--out", tmp_path / "gpu.md"], tmp_path)
+    assert done.code == 0, done.text
     table = (tmp_path / "gpu.md").read_text()
     for row in (
         "N = 64, naive",

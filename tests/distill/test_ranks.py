@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import multiprocessing
 
 from gkd_scale.config import build
 from gkd_scale.distill import stage1
@@ -19,6 +18,7 @@ from gkd_scale.distill.config import Stage1Config
 from gkd_scale.engine import runlog
 from gkd_scale.engine.runtime import free_port
 from gkd_scale.errors import ConfigError
+from tests import warm
 from tests.cases.case import world_of_one
 from tests.conftest import ROOT, TINY
 from tests.ranks import become_rank
@@ -65,7 +65,7 @@ def _rank(rank: int, port: int, caches: Caches, root: Path) -> None:
 @pytest.fixture(scope="module")
 def two(caches: Caches, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(_rank, (free_port(), caches, root), nprocs=2)
+    warm.spawn(_rank, free_port(), caches, root)
     return root
 
 

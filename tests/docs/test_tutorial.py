@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests import warm
 from tests.conftest import ROOT, run
 from tests.docs.pages import command_lines, fences
 
@@ -22,7 +23,7 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) ->
     commands = [words for words in command_lines(TUTORIAL) if words[0] not in ("make", "source")]
     assert len(commands) == 11
     for words in commands:
-        done = run(words, tmp_path)
+        done = warm.run(words, tmp_path)
         assert done.code == 0, f"{shlex.join(words)}\n{done.text}"
     made = tmp_path / "tutorial"
     assert {"night", "fog"} <= json.loads((made / "head/evaluation.json").read_text()).keys()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gkd_scale.cache.shard import parse_index
-from tests.conftest import BIN, ROOT, Done, run, tiny_args
+from tests import warm
+from tests.conftest import BIN, ROOT, Done, tiny_args
 
 pytestmark = pytest.mark.e2e
 
@@ -17,17 +18,19 @@ pytestmark = pytest.mark.e2e
 def train(cache: object, out: Path, *more: object) -> Done:
     student = ["--student", "vit_tiny_patch16_224", "--student-args", *tiny_args(), "--global-batch", 6]
     flags = ["--ds-config", "zero1.json", "--cache", cache, "--out", out, "--steps", 6, *student, *more]
-    return run([sys.executable, ROOT / "launchers/stage1.py", *flags], out.parent)
+    return warm.run([sys.executable, ROOT / "launchers/stage1.py", *flags], out.parent)
 
 
 def test_a_ledger_of_a_run_from_a_url_proves_each_sample_once(tiny_cache: Path, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/store"
-    pushed = run([BIN / "gkd-scale", "push", tiny_cache, "--to", url], tmp_path)
+    pushed = warm.run([BIN / "gkd-scale", "push", tiny_cache, "--to", url], tmp_path)
     assert pushed.code == 0 and "is complete" in pushed.text
     done = train(url, tmp_path / "run", "--ledger", "--mirror", tmp_path / "mirror")
     assert done.code == 0, done.text
     assert "fp16 tokens" in done.text
-    checked = run([BIN / "gkd-scale", "verify", tiny_cache, "--ledger", tmp_path / "run/ledger"], tmp_path)
+    checked = warm.run(
+        [BIN / "gkd-scale", "verify", tiny_cache, "--ledger", tmp_path / "run/ledger"], tmp_path
+    )
     assert checked.code == 0 and "ledger: 3 whole epochs, 0 faults" in checked.text, checked.text
 
 

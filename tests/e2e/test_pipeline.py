@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gkd_scale.errors import disk_full
+from tests import warm
 from tests.conftest import BIN, ROOT, TINY, deepspeed, environment, run, tiny_args
 
 pytestmark = pytest.mark.e2e
@@ -18,7 +19,7 @@ STUDENT = ["--student", "vit_tiny_patch16_224", "--student-args", *tiny_args()]
 
 
 def gkd_scale(*arguments: object, cwd: Path) -> str:
-    done = run([BIN / "gkd-scale", *arguments], cwd)
+    done = warm.run([BIN / "gkd-scale", *arguments], cwd)
     assert done.code == 0, done.text
     return done.text
 
@@ -37,7 +38,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> P
     steps = ["--steps", 3, "--global-batch", 4, "--ds-config", "zero2.json", *STUDENT]
     for cache, more in (("proxy", []), ("source", ["--student-weights", "run-proxy"])):
         command = deepspeed("stage1.py", "--cache", cache, "--out", f"run-{cache}", *steps, *more)
-        done = run(command, folder)
+        done = (run if cache == "proxy" else warm.run)(command, folder)
         assert done.code == 0, done.text
     return folder
 
@@ -53,7 +54,7 @@ def test_a_head_on_the_distilled_student_is_evaluated_on_every_domain(
     workspace: Path, head: str, ranks: int
 ) -> None:
     out = f"{head}-head"
-    done = run(
+    done = (run if ranks > 1 else warm.run)(  # once through the launcher
         stage2("--backbone", "run-source", *STUDENT, "--head", head, "--out", out, ranks=ranks), workspace
     )
     assert done.code == 0, done.text
@@ -61,7 +62,7 @@ def test_a_head_on_the_distilled_student_is_evaluated_on_every_domain(
     assert trained.read_bytes() == frozen.read_bytes()
     domains = ["--data", "day=embedded:data/source/val", "--data", "night=folder:data/unseen_night"]
     command = deepspeed("evaluate.py", ranks=ranks) if ranks > 1 else [BIN / "gkd-scale", "evaluate"]
-    done = run([*command, out, *domains, "--json", f"{head}.json"], workspace)
+    done = warm.run([*command, out, *domains, "--json", f"{head}.json"], workspace)
     assert done.code == 0, done.text
     result = json.loads((workspace / f"{head}.json").read_text())
     assert list(result) == ["day", "night"]
@@ -76,7 +77,7 @@ def test_a_head_on_the_distilled_student_is_evaluated_on_every_domain(
 
 
 def test_the_student_without_distillation_trains_end_to_end(workspace: Path) -> None:
-    done = run(stage2("--adapt", "full", *STUDENT, "--out", "scratch"), workspace)
+    done = warm.run(stage2("--adapt", "full", *STUDENT, "--out", "scratch"), workspace)
     assert done.code == 0, done.text
     assert (workspace / "scratch/backbone.safetensors").is_file()
 
@@ -108,7 +109,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_later(workspace: Pat
     assert "no space left" in limited.stderr
     assert "Traceback" not in limited.stderr
     assert not list((workspace / "full/checkpoints").iterdir())
-    done = run(command, workspace)
+    done = warm.run(command, workspace)
     assert done.code == 0, done.text
     assert disk_full(OSError(2, "not full"), "x") is None
 
@@ -128,6 +129,6 @@ def test_help_is_fast_and_light() -> None:
 
 def test_the_student_of_the_run_is_the_one_that_was_asked_for(workspace: Path) -> None:
     wrong = ["--student", "vit_tiny_patch16_224", "--student-args", f"patch_size={TINY['patch_size']}"]
-    done = run(stage2("--backbone", "run-source", *wrong, "--out", "wrong"), workspace)
+    done = warm.run(stage2("--backbone", "run-source", *wrong, "--out", "wrong"), workspace)
     assert done.code == 2
     assert done.text.count("error:") == 1

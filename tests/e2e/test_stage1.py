@@ -1,4 +1,4 @@
-"""Stage 1 through the real launcher: ZeRO stages, ranks, kills, mistakes."""
+"""Stage 1 as a command: ZeRO stages, ranks, kills, mistakes; through the real launcher where it matters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import timm
 from safetensors.torch import load_file
 
+from tests import warm
 from tests.conftest import ROOT, TINY, deepspeed, environment, run, tiny_args
 
 pytestmark = pytest.mark.e2e
@@ -37,7 +39,7 @@ def undisturbed(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """8 steps on one rank without ZeRO, with a checkpoint at 3 and 6."""
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
     given = flags(tiny_cache, out, "--steps", 8, "--save-every", 3)
-    done = run(deepspeed("stage1.py", "--ds-config", "zero0.json", *given), out.parent)
+    done = warm.run(deepspeed("stage1.py", "--ds-config", "zero0.json", *given), out.parent)
     assert done.code == 0, done.text
     return out
 
@@ -67,7 +69,7 @@ def test_zero_on_two_ranks_gives_the_losses_of_one(
     """Every ZeRO stage on two ranks; then another stage on one rank goes on from its checkpoint."""
     out = tmp_path / "run"
     given = flags(tiny_cache, out, "--steps", 8, "--save-every", 5)
-    done = run(deepspeed("stage1.py", "--ds-config", f"zero{stage}.json", *given, ranks=2), tmp_path)
+    done = warm.run(deepspeed("stage1.py", "--ds-config", f"zero{stage}.json", *given, ranks=2), tmp_path)
     assert done.code == 0, done.text
     assert losses(out)[:5] == pytest.approx(losses(undisturbed)[:5], rel=1e-4)
     assert losses(out) == pytest.approx(losses(undisturbed), rel=1e-4)
@@ -76,7 +78,7 @@ def test_zero_on_two_ranks_gives_the_losses_of_one(
     whole = losses(out)
     (out / "run.json").unlink()
     (out / "checkpoints/step-00000008.safetensors").unlink()
-    done = run(deepspeed("stage1.py", "--ds-config", f"zero{(stage + 2) % 4}.json", *given), tmp_path)
+    done = warm.run(deepspeed("stage1.py", "--ds-config", f"zero{(stage + 2) % 4}.json", *given), tmp_path)
     assert done.code == 0, done.text
     assert "going on from step 5 of 8" in done.text
     assert losses(out) == pytest.approx(whole, rel=1e-5)
@@ -101,7 +103,7 @@ def test_a_killed_rank_and_the_same_command_give_the_same_run(tiny_cache: Path, 
         given = flags(tiny_cache, folder, "--steps", 60, "--save-every", 7)
         return deepspeed("stage1.py", "--ds-config", "zero2.json", *given, ranks=2)
 
-    assert run(command(whole), tmp_path).code == 0
+    assert warm.run(command(whole), tmp_path).code == 0
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(command(out), cwd=tmp_path, env=environment(), stdout=log, stderr=log)
         deadline = time.monotonic() + 120
@@ -123,7 +125,7 @@ def test_a_killed_rank_and_the_same_command_give_the_same_run(tiny_cache: Path, 
 def test_the_same_command_on_a_finished_run_says_so(undisturbed: Path, tiny_cache: Path) -> None:
     before = (undisturbed / "metrics.jsonl").read_bytes()
     given = flags(tiny_cache, undisturbed, "--steps", 8, "--save-every", 3)
-    done = run(deepspeed("stage1.py", "--ds-config", "zero0.json", *given), undisturbed.parent)
+    done = warm.run(deepspeed("stage1.py", "--ds-config", "zero0.json", *given), undisturbed.parent)
     assert done.code == 0
     assert "already complete" in done.text
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
@@ -132,8 +134,6 @@ def test_the_same_command_on_a_finished_run_says_so(undisturbed: Path, tiny_cach
 def test_started_alone_the_script_is_a_world_of_one(
     undisturbed: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    import sys
-
     script = ROOT / "launchers/stage1.py"
     given = flags(tiny_cache, tmp_path / "run", "--steps", 8, "--ds-config", "zero1.json")
     done = run([sys.executable, script, *given], tmp_path)
@@ -156,13 +156,11 @@ def test_mistakes_exit_2_with_one_clear_error(
     change: list[object], said: str, tiny_cache: Path, tmp_path: Path
 ) -> None:
     """The script alone, as each rank of the launcher runs it, in a world that divides nothing odd."""
-    import sys
-
     ranks = ["--ds-config", str(tmp_path / "two.json")]
     (tmp_path / "two.json").write_text('{"train_micro_batch_size_per_gpu": 2}')
     script = ROOT / "launchers/stage1.py"
     given = flags(tiny_cache, tmp_path / "run", "--steps", 2, *ranks, *change)
-    done = run([sys.executable, script, *given], tmp_path)
+    done = warm.run([sys.executable, script, *given], tmp_path)
     assert done.code == 2, done.text
     assert said in done.text
     assert "Traceback" not in done.text

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import deepspeed, environment, run, tiny_args, write_images
+from tests import warm
+from tests.conftest import deepspeed, environment, tiny_args, write_images
 from tests.segment.datasets.miniature import write_array
 
 pytestmark = pytest.mark.e2e
@@ -40,7 +41,7 @@ def test_a_killed_run_on_two_weighted_sources_goes_on_to_the_same_head(tmp_path:
         return deepspeed("stage2.py", "--ds-config", "zero2.json", *data, *few, *student, *steps, *size)
 
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    done = run(command(whole), tmp_path)
+    done = warm.run(command(whole), tmp_path)
     assert done.code == 0, done.text
     assert "12 images to train on" in done.text, "half of the 24"
     with open(tmp_path / "log", "wb") as log:
@@ -55,7 +56,7 @@ def test_a_killed_run_on_two_weighted_sources_goes_on_to_the_same_head(tmp_path:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
     assert not (out / "run.json").exists()
-    done = run(command(out), tmp_path)
+    done = warm.run(command(out), tmp_path)
     assert done.code == 0, done.text
     assert "going on from step" in done.text
     for name in ("head.safetensors", "backbone.safetensors"):

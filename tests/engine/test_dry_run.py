@@ -18,8 +18,9 @@ from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.world import Place
 from gkd_scale.errors import ConfigError, DamageError, GkdError, RunError
 from gkd_scale.files import claimed
+from tests import warm
 from tests.cases.case import world_of_one
-from tests.conftest import ROOT, TINY, deepspeed, run, tiny_args
+from tests.conftest import ROOT, TINY, tiny_args
 from tests.e2e.test_stage2 import write_camvid
 
 
@@ -121,7 +122,7 @@ def test_stage_1_for_512_ranks_on_one(tiny_cache: Path, tmp_path: Path) -> None:
         *(sys.executable, ROOT / "launchers/stage1.py", "--dry-run", "--cache", tiny_cache, "--out", "run"),
         *("--student", "vit_tiny_patch16_224", "--student-args", *tiny_args(), "--ds-config", "fp16.json"),
     ]
-    done = run([*command, "--world", 512, "--global-batch", 1024], tmp_path)
+    done = warm.run([*command, "--world", 512, "--global-batch", 1024], tmp_path)
     said = re.sub(r"[│\s]+", " ", done.text)
     assert done.code == 0, done.text
     assert "512 ranks, of which rank 0 is measured here" in said
@@ -131,15 +132,16 @@ def test_stage_1_for_512_ranks_on_one(tiny_cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_stage_2_for_64_ranks_through_the_launcher(tmp_path: Path) -> None:
+def test_stage_2_for_64_ranks_on_one(tmp_path: Path) -> None:
     data = write_camvid(tmp_path / "data", 6, 0)
-    command = deepspeed(
-        *("stage2.py", "--dry-run", "--world", 64, "--ds-config", "zero2.json", "--global-batch", 256),
+    command = [
+        *(sys.executable, ROOT / "launchers/stage2.py", "--dry-run", "--world", 64),
+        *("--ds-config", "zero2.json", "--global-batch", 256),
         *("--train", f"camvid:{data}", "--val", f"camvid:{data}", "--sampling", "rare-class"),
         *("--student", "vit_tiny_patch16_224", "--student-args", *tiny_args(), "img_size=[48, 64]"),
         *("--method", "none", "--image-size", "48x64", "--head", "linear", "--out", "run"),
-    )
-    done = run(command, tmp_path)
+    ]
+    done = warm.run(command, tmp_path)
     said = re.sub(r"[│\s]+", " ", done.text)
     assert done.code == 0, done.text
     assert "64 ranks" in said and "256 images: micro batch 4" in said and "read from the cache" not in said

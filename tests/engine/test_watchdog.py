@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale.engine import ds_config, loop
-from gkd_scale.engine.runtime import free_port
 from gkd_scale.engine.watchdog import COMPUTING, READING, Watchdog, _error
+from tests import warm
 from tests.cases.case import world_of_one
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
 
 SCRIPT = """
 import signal, sys, time
@@ -57,23 +55,16 @@ STOP = "signal.raise_signal(signal.SIGSTOP)"
 def test_a_late_rank_is_named_with_its_step(who: int, late: str, said: str, tmp_path: Path) -> None:
     """What takes longer than the limit between steps ends nothing."""
     (tmp_path / "script.py").write_text(SCRIPT.replace("WHO", str(who)).replace("LATE", late))
-    port = free_port()
-    logs = [tmp_path / f"{rank}.log" for rank in (0, 1)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        place = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_PORT": f"{port}"}
-        with open(log, "wb") as file:
-            command = [sys.executable, tmp_path / "script.py"]
-            env = environment() | place
-            ranks.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=file, stderr=file))
+    ranks = warm.start([str(tmp_path / "script.py")], tmp_path, tmp_path / "log", 2)
     try:
-        assert ranks[1 - who].wait(timeout=300) == 1
-        assert late == STOP or ranks[who].wait(timeout=60) == 1
+        for rank in (1 - who,) if late == STOP else (1 - who, who):
+            ranks[rank].join(timeout=300)
+            assert ranks[rank].exitcode == 1
     finally:
         for process in ranks:
             process.kill()
-            process.wait()
-    text = " ".join("".join(log.read_text() for log in logs).split())
+            process.join()
+    text = " ".join((tmp_path / "log").read_text().split())
     assert f"error: no step for 0.1 minutes: {said}" in text
     assert text.count("no step for") == 1 and "Traceback" not in text
     assert pickle.loads((tmp_path / "run/flight-recorder" / f"rank_{1 - who}").read_bytes())["entries"]

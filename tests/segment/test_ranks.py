@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import multiprocessing
 
 from gkd_scale import config as configs
 from gkd_scale.engine.runtime import Runtime, free_port
@@ -23,6 +22,7 @@ from gkd_scale.segment.evaluate import evaluate
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.training_set import open_training_set, order_of
 from gkd_scale.types import IGNORE
+from tests import warm
 from tests.conftest import tiny_args
 from tests.ranks import become_rank
 
@@ -92,7 +92,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
     tiny_backbone().save(folder / "stage1")
     write_folder(folder / "day", Blocks(8))
     write_folder(folder / "dusk", Blocks(5, [(32, 48), (33, 47)]))
-    multiprocessing.spawn(_rank, (free_port(), str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
+    warm.spawn(_rank, free_port(), str(folder))
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from timm.optim import Lamb as TimmLamb
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
 from gkd_scale.engine import checkpoint, zero
 from gkd_scale.engine.ds_config import DeepSpeedPlan
@@ -18,6 +18,7 @@ from gkd_scale.engine.loop import Job, Training
 from gkd_scale.engine.optimizers import OPTIMIZERS, registry
 from gkd_scale.engine.optimizers.muon import orthogonal
 from gkd_scale.engine.runtime import Runtime, free_port
+from tests import warm
 from tests.cases.case import ROOT, world_of_one
 from tests.ranks import become_rank
 
@@ -101,7 +102,7 @@ def _rank(rank: int, port: int, root: Path) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(_rank, (free_port(), root), nprocs=2)
+    warm.spawn(_rank, free_port(), root)
     return root
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from gkd_scale.segment.heads.norm import BatchNorm
+from tests import warm
 
 
 def whole_batch() -> torch.Tensor:
@@ -59,7 +60,7 @@ def _rank(rank: int, folder: str) -> None:
 
 @pytest.mark.timeout(180)
 def test_two_ranks_of_unequal_batches_equal_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    warm.spawn(_rank, str(tmp_path))
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     expected = run(nn.BatchNorm2d(4), whole_batch())
     for key in ("out", "x"):
