@@ -104,8 +104,9 @@ def _convert(model: nn.Module, own: StateDict, part: StateDict, resize: str) -> 
 def _slots(model: Any, own: StateDict, part: StateDict) -> StateDict:
     """``part`` with as many position embeddings beside those of the patches as the model has.
 
-    A model that adds none to its class token gets that token with its embedding; one that does gets a zero.
-    How many a file has is known only if its patches make a square. DINOv2's registers are left to timm.
+    A model that adds none to its class token gets that token with its embedding. How many a file has is known
+    only if its patches make a square: ModelError for what may have one for the class token or none. DINOv2's
+    registers are left to timm.
     """
     found, cls, slots = part.get("pos_embed"), part.get("cls_token"), getattr(model, "num_prefix_tokens", 0)
     slots = 0 if getattr(model, "no_embed_class", False) else slots
@@ -118,7 +119,13 @@ def _slots(model: Any, own: StateDict, part: StateDict) -> StateDict:
     if slots == 0 and _is_square(count - 1):
         return {**part, "cls_token": cls + found[:, :1], "pos_embed": found[:, 1:]}
     if slots == 1 and _is_square(count):
-        return {**part, "pos_embed": torch.cat([torch.zeros_like(found[:, :1]), found], 1)}
+        side = math.isqrt(count)
+        raise ModelError(
+            f"its {count} position embeddings may be of {side}x{side} patches, or of {count - 1} and the class "
+            "token",
+            "if they are of the patches alone: --teacher-args no_embed_class=True (--student-args of a student); "
+            "else give img_size=[H, W] of their images there",
+        )
     raise ModelError(f"its {count} position embeddings are of no square grid", _GRID)
 
 

@@ -158,18 +158,28 @@ def test_staged_networks_of_transformers_give_the_same_tokens(kind: str) -> None
     torch.testing.assert_close(found, tokens[:, -found.shape[1] :], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("slots", ["the file has one, the model none", "the model has one, the file none"])
-def test_position_embeddings_with_and_without_a_slot_for_the_class_token(slots: str) -> None:
-    with_slot, without = (
+def test_position_embeddings_with_and_without_a_slot_for_the_class_token() -> None:
+    with_slot, without, again = (
         shaken(timm.create_model("vit_tiny_patch16_224", num_classes=0, no_embed_class=free, **_TINY))
-        for free in (False, True)
+        for free in (False, True, True)
     )
-    source, net = (with_slot, without) if slots.startswith("the file has") else (without, with_slot)
-    weights.load_into(net, dict(source.state_dict()), "w.pth")
     pixels = torch.randn(1, 3, 56, 56)
-    with torch.no_grad():
-        expected = source.forward_features(pixels)  # type: ignore[operator]
-        torch.testing.assert_close(net.forward_features(pixels), expected)  # type: ignore[operator]
+    for source, net in ((with_slot, without), (without, again)):
+        weights.load_into(net, dict(source.state_dict()), "w.pth")
+        with torch.no_grad():
+            expected = source.forward_features(pixels)  # type: ignore[operator]
+            torch.testing.assert_close(net.forward_features(pixels), expected)  # type: ignore[operator]
+
+
+def test_position_embeddings_of_two_readings_are_refused() -> None:
+    """A square number: of 4x4 patches alone, or of 3x5 and the class token."""
+    source, net = (
+        timm.create_model("vit_tiny_patch16_224", num_classes=0, no_embed_class=free, **_TINY)
+        for free in (True, False)
+    )
+    with pytest.raises(ModelError, match=r"may be of 4x4 patches, or of 15 and the class token") as caught:
+        weights.load_into(net, dict(source.state_dict()), "w.pth")
+    assert "no_embed_class=True" in caught.value.hint
 
 
 @pytest.mark.parametrize(
