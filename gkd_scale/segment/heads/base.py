@@ -60,4 +60,4 @@ def upsample(maps: Tensor, size: Size) -> Tensor:
 def sum_at_finest(maps: Sequence[Tensor]) -> Tensor:
     """The sum of maps (B, C, h_i, w_i), resampled to the size of the first."""
     size = (maps[0].shape[-2], maps[0].shape[-1])
-    return torch.stack([upsample(each, size) for each in maps]).sum(0)
+    return torch.stack([upsample(feature, size) for feature in maps]).sum(0)

@@ -23,8 +23,8 @@ class FpnHead(SegHead):
         self, channels: Sequence[int], classes: int, *, width: int = 96, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.normalise = nn.ModuleList(nn.GroupNorm(1, each) for each in channels)
-        self.lateral = nn.ModuleList(nn.Conv2d(each, width, 1) for each in channels)
+        self.normalise = nn.ModuleList(nn.GroupNorm(1, dim) for dim in channels)
+        self.lateral = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim in channels)
         self.refine = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(width, width, 3, padding=1, bias=False),
@@ -38,7 +38,7 @@ class FpnHead(SegHead):
 
     def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
         layers = zip(self.lateral, self.normalise, features, strict=True)
-        levels = [project(norm(each)) for project, norm, each in layers]
+        levels = [project(norm(feature)) for project, norm, feature in layers]
         for index in range(len(levels) - 2, -1, -1):
             finer = levels[index]
             levels[index] = finer + upsample(levels[index + 1], (finer.shape[-2], finer.shape[-1]))

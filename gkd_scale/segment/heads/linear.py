@@ -28,4 +28,4 @@ class LinearHead(SegHead):
 
     def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
         layers = zip(self.classifiers, self.norms, features, strict=True)
-        return upsample(sum_at_finest([project(norm(each)) for project, norm, each in layers]), size)
+        return upsample(sum_at_finest([project(norm(feature)) for project, norm, feature in layers]), size)

@@ -91,14 +91,14 @@ class Mask2FormerHead(SegHead):
         super().__init__()
         if size not in SIZES:
             raise ValueError(f"size is '{size}', known are {' and '.join(SIZES)}")
-        given = {
+        overrides = {
             "width": width,
             "encoder_layers": encoder_layers,
             "decoder_layers": decoder_layers,
             "queries": queries,
             "points": points,
         }
-        shape = replace(SIZES[size], **{key: value for key, value in given.items() if value is not None})
+        shape = replace(SIZES[size], **{key: value for key, value in overrides.items() if value is not None})
         self.decoder = Decoder(_config(shape, classes), channels)
 
     def forward(self, features: Sequence[Tensor], size: Size) -> Tensor:
@@ -118,18 +118,18 @@ class Mask2FormerHead(SegHead):
         """
         targets = [_masks(label) for label in labels]
         layers = [
-            {"masks_queries_logits": each.masks.float(), "class_queries_logits": each.classes.float()}
-            for each in self.decoder(features)
+            {"masks_queries_logits": layer.masks.float(), "class_queries_logits": layer.classes.float()}
+            for layer in self.decoder(features)
         ]
         with torch.autocast(labels.device.type, enabled=False):
-            found = _Criterion(self.decoder.config, _mean_masks(targets)).to(labels.device)(
+            terms = _Criterion(self.decoder.config, _mean_masks(targets)).to(labels.device)(
                 **layers[-1],
                 mask_labels=[masks for masks, _ in targets],
                 class_labels=[classes for _, classes in targets],
                 auxiliary_predictions=layers[:-1],
             )
         parts = {
-            name: weight * sum(value for key, value in found.items() if key.startswith(f"loss_{name}"))
+            name: weight * sum(value for key, value in terms.items() if key.startswith(f"loss_{name}"))
             for name, weight in WEIGHTS.items()
         }
         return {"loss": sum(parts.values()), **parts}
