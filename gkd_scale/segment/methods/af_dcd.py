@@ -58,10 +58,10 @@ class AfDcd(FeatureMethod):
     def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
         student, teacher = self.align(self.student_map(inputs.student)), self.teacher_map(inputs)
         rows, columns = self.teacher_grid
-        gone = random_masks(len(student), rows * columns, self.ratio, student.device)
-        kept = (~gone).view(-1, 1, rows, columns).to(student.dtype)
+        masked = random_masks(len(student), rows * columns, self.ratio, student.device)
+        visible = (~masked).view(-1, 1, rows, columns).to(student.dtype)
         terms = {
-            "loss_rebuild": self.rebuild * sum_mse(self.generate(student * kept), teacher),
+            "loss_rebuild": self.rebuild * sum_mse(self.generate(student * visible), teacher),
             "loss_contrast": self.contrast * contrast(student, teacher, self.groups),
         }
         if self.logits:
@@ -71,15 +71,15 @@ class AfDcd(FeatureMethod):
 
 def contrast(student: Tensor, teacher: Tensor, groups: int) -> Tensor:
     """L_con of maps (B, C, h, w), in float32; what is beyond the last whole patch is left out."""
-    s, t = (_patches(each.float(), groups) for each in (student, teacher))
+    s, t = (_patches(maps.float(), groups) for maps in (student, teacher))
     similarity = -torch.cdist(s, t, p=1) / (s.shape[2] * TEMPERATURE)
-    own = torch.arange(s.shape[1], device=s.device).repeat(len(s))
-    return F.cross_entropy(similarity.flatten(0, 1), own)
+    targets = torch.arange(s.shape[1], device=s.device).repeat(len(s))
+    return F.cross_entropy(similarity.flatten(0, 1), targets)
 
 
 def pixel_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher ‖ student) of class distributions, logits (B, K, h, w); the mean over pixels."""
-    log_s, log_t = (each.float().log_softmax(1).transpose(0, 1).flatten(1).T for each in (student, teacher))
+    log_s, log_t = (y.float().log_softmax(1).transpose(0, 1).flatten(1).T for y in (student, teacher))
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 

@@ -58,6 +58,6 @@ def cwd(
 def channel_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T²/(B C) · Σ KL(teacher ‖ student) over the channels of maps (B, C, h, w), in float32."""
     log_s, log_t = (
-        (each.float().flatten(2) / temperature).log_softmax(2).flatten(0, 1) for each in (student, teacher)
+        (maps.float().flatten(2) / temperature).log_softmax(2).flatten(0, 1) for maps in (student, teacher)
     )
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)

@@ -30,6 +30,6 @@ class G2sd(Method):
     def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
         student, teacher = inputs.logits
         size = (student.shape[2], student.shape[3])
-        known = F.interpolate(inputs.labels[:, None].float(), size=size, mode="nearest-exact")[:, 0] != IGNORE
-        hard = torch.where(known, teacher.argmax(1), IGNORE)
+        valid = F.interpolate(inputs.labels[:, None].float(), size=size, mode="nearest-exact")[:, 0] != IGNORE
+        hard = torch.where(valid, teacher.argmax(1), IGNORE)
         return {"loss_hard": self.weight * cross_entropy(student, hard)}

@@ -40,11 +40,11 @@ class Proteus(FeatureMethod):
 
     def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
         student, (cls, patches) = inputs.student, inputs.teacher_features
-        every = torch.cat([student.features.cls[:, None], self.student_tokens(student)], 1)
+        tokens = torch.cat([student.features.cls[:, None], self.student_tokens(student)], 1)
         target = torch.cat([cls[:, None], patches], 1)
         terms = {
             "loss_cls": F.mse_loss(self.head_cls(student.features.cls).float(), cls),
-            "loss_feature": F.mse_loss(self.head_feature(every).float(), target),
+            "loss_feature": F.mse_loss(self.head_feature(tokens).float(), target),
             "loss_patch": self._masked(inputs),
         }
         return {name: self.weight * term for name, term in terms.items()}
@@ -53,9 +53,9 @@ class Proteus(FeatureMethod):
         """The error on masked places, of the mask resampled to the teacher's grid."""
         images, grid = len(inputs.pixels), inputs.student.grid
         masks = random_masks(images, grid[0] * grid[1], self.ratio, inputs.pixels.device)
-        found = self.head_patch(self.student_tokens(self._second_pass(inputs, masks))).float()
+        prediction = self.head_patch(self.student_tokens(self._second_pass(inputs, masks))).float()
         weight = resample_tokens(masks.float()[..., None], grid, self.teacher_grid)
-        error = (found - inputs.teacher_features.patches).square().mean(2, keepdim=True)
+        error = (prediction - inputs.teacher_features.patches).square().mean(2, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
     def _second_pass(self, inputs: MethodInputs, masks: Tensor) -> BackboneOutputs:

@@ -26,7 +26,7 @@ class StudentWithMethod(nn.Module):
         """The named losses of a batch on any device; the teacher sees the same pixels as the student."""
         segmenter = self.segmenter
         device = next(segmenter.parameters()).device
-        pixels, labels = (each.to(device, non_blocking=True) for each in batch)
+        pixels, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
         outputs = backbone_outputs(segmenter.backbone, pixels, self.method.levels)
         task = segmenter.head.losses(outputs.maps, labels)["loss"]
         inputs = MethodInputs(

@@ -22,5 +22,5 @@ class VanillaKd(FeatureMethod):
         self.project = nn.Linear(self.student_dim, self.teacher_dim)
 
     def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
-        found = self.project(self.student_tokens(inputs.student))
-        return {"loss_kd": self.weight * F.mse_loss(found.float(), inputs.teacher_features.patches)}
+        projection = self.project(self.student_tokens(inputs.student))
+        return {"loss_kd": self.weight * F.mse_loss(projection.float(), inputs.teacher_features.patches)}
