@@ -86,37 +86,37 @@ class Adapter:
         """The part called ``name``; ConfigError that lists the parts."""
         if name in self.parts:
             return self.parts[name]
-        known = [part for part in self.parts if part]
-        choice = "  ".join(f"{self.name}:PATH@{part}" for part in known)
-        if not known:
+        parts = [part for part in self.parts if part]
+        choice = "  ".join(f"{self.name}:PATH@{part}" for part in parts)
+        if not parts:
             raise ConfigError(f"{self.name} has no parts, so no '@{name}'", f"write {self.name}:PATH")
         if not name:
             raise ConfigError(f"{self.name}:PATH does not say which part", f"choose one of: {choice}")
         raise ConfigError(
-            f"{self.name} has no part '{name}'", nearest(name, known) or f"choose one of: {choice}"
+            f"{self.name} has no part '{name}'", nearest(name, parts) or f"choose one of: {choice}"
         )
 
     def find(self, root: Path, part: str = "") -> Found:
         """The files of a part below ``root``; DataError where there are none, ConfigError for the part."""
-        chosen = self.part(part)
+        spec = self.part(part)
         if not root.is_dir():
             raise misplaced.packed(root) or DataError(f"there is no folder {root}", self.missing_hint)
-        there = [layout for layout in self.layouts if exists(root, chosen.folder, layout)]
-        if not there:
-            raise misplaced.explain(self.name, root, part, chosen.folder, self.layouts) or self._lacking(
-                root, chosen.folder
+        layouts = [layout for layout in self.layouts if exists(root, spec.folder, layout)]
+        if not layouts:
+            raise misplaced.explain(self.name, root, part, spec.folder, self.layouts) or self._lacking(
+                root, spec.folder
             )
-        found = look(root, chosen.folder, there[0], self.skip)
-        return found._replace(pairs=chosen.choose(found.pairs))
+        files = look(root, spec.folder, layouts[0], self.skip)
+        return files._replace(pairs=spec.choose(files.pairs))
 
     def _lacking(self, root: Path, folder: str) -> DataError:
         """What is missing of the layout that most is there of, and which other layouts there are."""
-        begun = [each for each in self.layouts if exists(root, folder, each, any)]
-        layout = (begun or self.layouts)[0]
+        partial = [candidate for candidate in self.layouts if exists(root, folder, candidate, any)]
+        layout = (partial or self.layouts)[0]
         others = [
-            f"{each.images.format(part=folder)}.* with {each.labels.format(part=folder)}.png"
-            for each in self.layouts
-            if each is not layout
+            f"{candidate.images.format(part=folder)}.* with {candidate.labels.format(part=folder)}.png"
+            for candidate in self.layouts
+            if candidate is not layout
         ]
         error = lacking(root, folder, layout)
         return DataError(error.message, "; or ".join([error.hint, *others]))
@@ -129,9 +129,9 @@ class Adapter:
             if any(exists(root, part.folder, layout, of_both) for layout in self.layouts)
         ]
 
-    def meaning(self, root: Path, found: Found) -> tuple[LabelSet, Encoding]:  # noqa: ARG002
+    def meaning(self, root: Path, files: Found) -> tuple[LabelSet, Encoding]:  # noqa: ARG002
         """Classes and label values of what was found."""
-        return self.labels, found.layout.encoding
+        return self.labels, files.layout.encoding
 
     def never(self, root: Path) -> Sequence[str]:  # noqa: ARG002
         """The classes that occur in no label of the dataset in ``root``."""
@@ -139,13 +139,13 @@ class Adapter:
 
     def open(self, root: Path, part: str = "") -> PairDataset:
         """The dataset; DataError where files are missing, ConfigError where ``part`` is none of its own."""
-        found = self.find(root, part)
-        require_partners(found)
-        if not found.pairs:
+        files = self.find(root, part)
+        require_partners(files)
+        if not files.pairs:
             raise DataError(f"no image of {root} falls into @{part}", "use all of it, without @")
-        labels, encoding = self.meaning(root, found)
+        labels, encoding = self.meaning(root, files)
         name = f"{self.name}/{part}" if part else root.name
-        return PairDataset(name, found.pairs, labels, encoding, self.never(root))
+        return PairDataset(name, files.pairs, labels, encoding, self.never(root))
 
 
 class PairDataset:
@@ -165,7 +165,7 @@ class PairDataset:
         self.palette: Sequence[Colour] = list(labels.palette)
         self.pairs = list(pairs)
         self._encoding = encoding
-        self._seen: Evidence | None = None
+        self._evidence: Evidence | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -181,16 +181,16 @@ class PairDataset:
     def label(self, index: int) -> UInt8Array:
         """The label (H, W) of a sample alone, uint8 train ids."""
         path = self.pairs[index][1]
-        stored = read_stored(path)
-        if self._seen is not None:
-            self._seen.look(stored, path)
-        return self._encoding.decode(stored, path)
+        raw = read_stored(path)
+        if self._evidence is not None:
+            self._evidence.look(raw, path)
+        return self._encoding.decode(raw, path)
 
     @contextmanager
     def watched(self) -> Iterator[Evidence]:
         """Gather what the labels hold that are read meanwhile."""
-        self._seen = seen = Evidence(self._encoding, self.classes, of=len(self))
+        self._evidence = evidence = Evidence(self._encoding, self.classes, of=len(self))
         try:
-            yield seen
+            yield evidence
         finally:
-            self._seen = None
+            self._evidence = None

@@ -103,11 +103,11 @@ def check(config: CheckConfig) -> list[PartReport]:
     """
     adapter = registry.adapter_of(config.name)
     ref = registry.split(adapter, config.path)
-    one = bool(ref.part) or "" in adapter.parts
-    there = [ref.part] if one else adapter.present(ref.path, any)
+    single = bool(ref.part) or "" in adapter.parts
+    present = [ref.part] if single else adapter.present(ref.path, any)
     reports = []
     with console.progress(disable=config.json) as progress:
-        for part in there or [next(iter(adapter.parts))]:
+        for part in present or [next(iter(adapter.parts))]:
             task = progress.add_task(part or config.name, total=None)
 
             def advance(total: int, task: Any = task) -> None:
@@ -116,37 +116,37 @@ def check(config: CheckConfig) -> list[PartReport]:
             try:
                 reports.append(_check_part(adapter, ref.path, part, config, advance))
             except DataError as error:
-                if len(there) < 2:
+                if len(present) < 2:
                     raise
                 reports.append(_report(adapter, part, faults=[error.message]))
-    absent = [] if one else [part for part in adapter.parts if part not in there]
+    absent = [] if single else [part for part in adapter.parts if part not in present]
     return reports + [_report(adapter, part, absent=True) for part in absent]
 
 
-def _report(adapter: Adapter, part: str, **found: Any) -> PartReport:
+def _report(adapter: Adapter, part: str, **fields: Any) -> PartReport:
     return PartReport(
         domain=f"{adapter.name}/{part}" if part else adapter.name,
         expected=adapter.part(part).images,
-        **{"classes": (), "pairs": 0, "left_out": [], "faults": [], **found},
+        **{"classes": (), "pairs": 0, "left_out": [], "faults": [], **fields},
     )
 
 
 def _check_part(
     adapter: Adapter, root: Path, part: str, config: CheckConfig, advance: Callable[[int], None]
 ) -> PartReport:
-    found = adapter.find(root, part)
-    if found.lonely and not found.pairs:
-        require_partners(found)
-    labels, encoding = adapter.meaning(root, found)
+    files = adapter.find(root, part)
+    if files.lonely and not files.pairs:
+        require_partners(files)
+    labels, encoding = adapter.meaning(root, files)
     evidence = Evidence(encoding, labels.classes)
     never = adapter.never(root)
     report = _report(
         adapter,
         part,
         classes=labels.classes,
-        pairs=len(found.pairs),
-        left_out=[str(path) for path in found.left_out],
-        faults=[str(lonely) for lonely in found.lonely],
+        pairs=len(files.pairs),
+        left_out=[str(path) for path in files.left_out],
+        faults=[str(lonely) for lonely in files.lonely],
         pixels=np.zeros(len(labels.classes), np.int64),
         showing=np.zeros(len(labels.classes), np.int64),
     )
@@ -157,12 +157,12 @@ def _check_part(
         except DataError as error:
             return error.message
 
-    for seen in prefetch(look, found.pairs, config.workers, 4 * max(1, config.workers)):
-        advance(len(found.pairs))
-        if isinstance(seen, str):
-            report.faults.append(seen)
+    for result in prefetch(look, files.pairs, config.workers, 4 * max(1, config.workers)):
+        advance(len(files.pairs))
+        if isinstance(result, str):
+            report.faults.append(result)
             continue
-        (height, width), counts = seen
+        (height, width), counts = result
         report.sizes[f"{height}x{width}"] += 1
         report.void += int(counts[IGNORE])
         report.pixels += counts[: len(labels.classes)]
@@ -180,9 +180,9 @@ def _check_part(
 def _look(pair: Pair, encoding: Encoding, evidence: Evidence, decode: bool) -> tuple[Size, Int64Array]:
     """The size of a pair, and its pixels of each train id, (256,)."""
     image_path, label_path = pair
-    stored = read_stored(label_path)
-    evidence.look(stored, label_path)
-    label = encoding.decode(stored, label_path)
+    raw = read_stored(label_path)
+    evidence.look(raw, label_path)
+    label = encoding.decode(raw, label_path)
     size = read_image(image_path).shape[:2] if decode else image_size(image_path)
     require_same_size((size[0], size[1]), (label.shape[0], label.shape[1]), pair)
     return (size[0], size[1]), np.bincount(label.ravel(), minlength=IGNORE + 1)

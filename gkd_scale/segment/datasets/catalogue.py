@@ -31,7 +31,7 @@ def entries() -> list[dict[str, Any]]:
             "classes": list(adapter.labels.classes),
             "absent": list(adapter.absent),
             "parts": {name: part.images for name, part in adapter.parts.items()},
-            "layouts": [{"images": each.images, "labels": each.labels} for each in adapter.layouts],
+            "layouts": [{"images": layout.images, "labels": layout.labels} for layout in adapter.layouts],
             "encoding": adapter.layouts[0].encoding.text,
             "home": adapter.home,
         }
@@ -41,16 +41,16 @@ def entries() -> list[dict[str, Any]]:
 
 def table() -> Table:
     """The adapters for a terminal."""
-    shown = Table(title="Datasets: ADAPTER:PATH or ADAPTER:PATH@PART")
-    shown.add_column("adapter", no_wrap=True)
+    grid = Table(title="Datasets: ADAPTER:PATH or ADAPTER:PATH@PART")
+    grid.add_column("adapter", no_wrap=True)
     for column in ("what", "parts (images)", "classes", "labels"):
-        shown.add_column(column)
+        grid.add_column(column)
     for adapter in ADAPTERS.values():
         classes = str(len(adapter.labels.classes) or "any")
         if adapter.absent:
             classes += f", without {', '.join(adapter.absent)}"
-        shown.add_row(adapter.name, adapter.title, _parts(adapter), classes, adapter.layouts[0].encoding.text)
-    return shown
+        grid.add_row(adapter.name, adapter.title, _parts(adapter), classes, adapter.layouts[0].encoding.text)
+    return grid
 
 
 def _parts(adapter: Adapter) -> str:

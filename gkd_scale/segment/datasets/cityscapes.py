@@ -41,7 +41,7 @@ GREATEST_ID = 34
 
 IDS = {
     **dict.fromkeys(range(GREATEST_ID + 1), IGNORE),
-    **{stored: train for train, (stored, _) in enumerate(_CLASSES.values())},
+    **{label_id: train for train, (label_id, _) in enumerate(_CLASSES.values())},
 }
 """Label ids 0 to 34 to train ids; those outside the 19 classes are void."""
 

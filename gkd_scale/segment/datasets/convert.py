@@ -36,7 +36,7 @@ _UNFINISHED = "converting.json"
 class Job(NamedTuple):
     """One source: ``done`` looks whether its outputs are there, ``run`` writes those that are not."""
 
-    done: Callable[[], bool]
+    is_done: Callable[[], bool]
     run: Callable[[], None]
 
 
@@ -57,31 +57,31 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     """
     parts: list[tuple[PairDataset, Path]] = []
     if config.name in tiles.ORIGINALS:
-        found = tiles.find(tiles.ORIGINALS[config.name], Path(config.source).expanduser())
-        jobs = [Job(*tiles.work(tile, config.out, _png)) for tile in found.tiles]
-        facts: dict[str, Any] = {"tiles": len(found.tiles), "missing": found.missing}
+        originals = tiles.find(tiles.ORIGINALS[config.name], Path(config.source).expanduser())
+        jobs = [Job(*tiles.work(tile, config.out, _png)) for tile in originals.tiles]
+        facts: dict[str, Any] = {"tiles": len(originals.tiles), "missing": originals.missing}
     elif config.name in registry.ADAPTERS:
         parts = _parts(registry.ADAPTERS[config.name], config)
         jobs = [job for dataset, out in parts for job in _label_jobs(dataset, out, config.copy)]
         facts = {"pairs": len(jobs)}
     else:
-        known = [*tiles.ORIGINALS, *registry.ADAPTERS]
+        names = [*tiles.ORIGINALS, *registry.ADAPTERS]
         raise ConfigError(
             f"there is no dataset '{config.name}' to convert",
-            nearest(config.name, known) or f"choose one of: {', '.join(known)}",
+            nearest(config.name, names) or f"choose one of: {', '.join(names)}",
         )
     for dataset, _ in parts:
         registry.glance(dataset)
     settings = {"converter": config.name, "source": str(Path(config.source).expanduser().resolve())}
     with files.claimed(config.out, DataError):
         _claim(config.out, settings)
-        kept = _run(jobs, config)
+        existing = _run(jobs, config)
         for dataset, out in parts:
             _write_classes(dataset, out)
         record = {**settings, **facts}
         files.write_json(config.out / RECORD, record)
         (config.out / _UNFINISHED).unlink(missing_ok=True)
-    return {**record, "kept": kept}
+    return {**record, "kept": existing}
 
 
 def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
@@ -90,16 +90,16 @@ def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
         task = progress.add_task(f"converting {config.name}", total=len(jobs), kept="")
 
         def work(job: Job) -> bool:
-            done = job.done()
-            if not done:
+            complete = job.is_done()
+            if not complete:
                 job.run()
-            return done
+            return complete
 
-        kept = 0
+        existing = 0
         for was_done in prefetch(work, jobs, config.workers, 2 * max(1, config.workers)):
-            kept += was_done
-            progress.update(task, advance=1, kept=f"{kept} were there" if kept else "")
-    return kept
+            existing += was_done
+            progress.update(task, advance=1, kept=f"{existing} were there" if existing else "")
+    return existing
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -126,12 +126,12 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 def _parts(adapter: Adapter, config: ConvertConfig) -> list[tuple[PairDataset, Path]]:
     """The datasets to convert, and where each goes."""
     ref = registry.split(adapter, config.source)
-    named = [part for part in adapter.parts if part]
-    if ref.part or not named:
+    names = [part for part in adapter.parts if part]
+    if ref.part or not names:
         return [(adapter.open(ref.path, ref.part), config.out)]
-    there = [part for part in adapter.present(ref.path) if part]
+    present = [part for part in adapter.present(ref.path) if part]
     # Where nothing is there, opening the first says what is missing.
-    return [(adapter.open(ref.path, part), config.out / part) for part in there or named[:1]]
+    return [(adapter.open(ref.path, part), config.out / part) for part in present or names[:1]]
 
 
 def _write_classes(dataset: PairDataset, out: Path) -> None:
@@ -149,11 +149,11 @@ def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:
 
 def _require_names(dataset: PairDataset) -> None:
     """DataError where two images have one name: in one folder they would overwrite each other."""
-    seen: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for image, _ in dataset.pairs:
-        if image.stem in seen:
-            raise DataError(f"{seen[image.stem]} and {image} have the same name", "rename one of them")
-        seen[image.stem] = image
+        if image.stem in paths:
+            raise DataError(f"{paths[image.stem]} and {image} have the same name", "rename one of them")
+        paths[image.stem] = image
 
 
 def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:

@@ -35,27 +35,27 @@ class Facts(NamedTuple):
     palette: Palette | None
 
 
-def facts_of(stored: Stored, path: Path, channel: int | None = None, *, whole: bool = False) -> Facts | None:
+def facts_of(raw: Stored, path: Path, channel: int | None = None, *, whole: bool = False) -> Facts | None:
     """The facts of a label file's values; None for colours, or for values that no label has.
 
     ``whole`` looks at all rows. Values that are rare are seen too where there are hardly any others.
     """
-    if stored.ndim == 3 and channel is not None:
-        stored = stored[..., channel]
-    if stored.ndim != 2 or stored.size == 0 or (stored.dtype != np.bool_ and stored.dtype.kind not in "ui"):
+    if raw.ndim == 3 and channel is not None:
+        raw = raw[..., channel]
+    if raw.ndim != 2 or raw.size == 0 or (raw.dtype != np.bool_ and raw.dtype.kind not in "ui"):
         return None
-    if stored.dtype not in (np.bool_, np.uint8):
-        if stored.min() < 0 or stored.max() >= VALUES:
+    if raw.dtype not in (np.bool_, np.uint8):
+        if raw.min() < 0 or raw.max() >= VALUES:
             return None
-        stored = stored.astype(np.uint8)
-    rows = stored if whole else stored[:: max(1, stored.shape[0] // _ROWS)]
+        raw = raw.astype(np.uint8)
+    rows = raw if whole else raw[:: max(1, raw.shape[0] // _ROWS)]
     pixels = np.bincount(rows.ravel(), minlength=VALUES)
-    if rows is not stored and np.count_nonzero(pixels[:IGNORE]) < 2:
-        pixels = np.bincount(stored.ravel(), minlength=VALUES)
+    if rows is not raw and np.count_nonzero(pixels[:IGNORE]) < 2:
+        pixels = np.bincount(raw.ravel(), minlength=VALUES)
     change = rows[:, 1:] != rows[:, :-1]
     specks = change[:, 1:] & change[:, :-1]
     changes, alone, ramps = (
-        int(np.count_nonzero(each)) for each in (change, specks, specks & _between(rows))
+        int(np.count_nonzero(mask)) for mask in (change, specks, specks & _between(rows))
     )
     return Facts(path, pixels, change.size, changes, alone, ramps, read_palette(path))
 

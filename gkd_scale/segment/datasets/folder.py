@@ -47,19 +47,19 @@ _ANY = identity(MOST_CLASSES)
 class FolderAdapter(Adapter):
     """Classes come from the folder itself."""
 
-    def meaning(self, root: Path, found: Found) -> tuple[LabelSet, Encoding]:
+    def meaning(self, root: Path, files: Found) -> tuple[LabelSet, Encoding]:
         names, void = read_classes(root / "classes.txt"), _read_values(root / "ignore.txt")
-        without = names is None
+        unnamed = names is None
         if names is None:
-            names = [str(value) for value in range(_greatest_value(found.pairs, void) + 1)]
-        encoding = replace(identity(len(names), void), found=without)
+            names = [str(value) for value in range(_greatest_value(files.pairs, void) + 1)]
+        encoding = replace(identity(len(names), void), inferred=unnamed)
         return LabelSet(names, default_palette(len(names))), encoding
 
     def never(self, root: Path) -> Sequence[str]:
-        names, known = _lines(root / ABSENT_FILE), read_classes(root / "classes.txt") or ()
+        names, classes = _lines(root / ABSENT_FILE), read_classes(root / "classes.txt") or ()
         for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            if name not in classes:
+                near = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
                 raise DataError(
                     f"{root / ABSENT_FILE} names {text.shown(name, *near[:1])}, which is no class of "
                     "classes.txt",
@@ -84,17 +84,17 @@ def read_classes(path: Path) -> list[str] | None:
     if not path.is_file():
         return None
     names = _lines(path)
-    twice = sorted({name for name in names if names.count(name) > 1})
+    duplicates = sorted({name for name in names if names.count(name) > 1})
     odd = next((name for name in names if name.startswith("#")), None)
     if len(names) == 1 and _LIST.search(names[0]):
         odd = names[0]
     table = _table(names)
-    if not names or twice or odd or table or len(names) > MOST_CLASSES:
+    if not names or duplicates or odd or table or len(names) > MOST_CLASSES:
         what = table or f"holds {len(names)} names"
         if odd:
             what = f"holds {odd!r}, " + ("a comment" if odd.startswith("#") else "several names in one line")
-        elif twice:
-            what = f"names {twice[0]!r} twice"
+        elif duplicates:
+            what = f"names {duplicates[0]!r} twice"
         raise DataError(
             f"{path} {what}", f"write 1 to {MOST_CLASSES} different names, one a line and nothing else"
         )
@@ -106,7 +106,7 @@ def _table(names: Sequence[str]) -> str:
     columns = next((name for name in names if _COLUMNS.search(name)), "")
     if 2 * sum(bool(_COLUMNS.search(name)) for name in names) > len(names):
         return f"holds {columns!r}, several columns"
-    numbers = [int(found[1]) if (found := _NUMBER.match(name)) else None for name in names]
+    numbers = [int(match[1]) if (match := _NUMBER.match(name)) else None for name in names]
     if 2 * sum(number is not None for number in numbers) > len(names):
         for value, (number, name) in enumerate(zip(numbers, names, strict=True)):
             if number != value:
@@ -118,7 +118,7 @@ def _spelled(path: Path) -> Path:
     """``path``, or the same name in capitals where only that is there."""
     if path.exists() or not path.parent.is_dir():
         return path
-    return next((each for each in sorted(path.parent.iterdir()) if each.name.lower() == path.name), path)
+    return next((entry for entry in sorted(path.parent.iterdir()) if entry.name.lower() == path.name), path)
 
 
 def _lines(path: Path) -> list[str]:
@@ -142,25 +142,25 @@ def _read_values(path: Path) -> list[int]:
 
 def _greatest_value(pairs: Sequence[Pair], void: Sequence[int]) -> int:
     """The greatest value of all labels but ``void``; DataError where the values are no class ids."""
-    seen = Evidence(_ANY, ())
+    evidence = Evidence(_ANY, ())
 
     def look(path: Path) -> Facts:
-        stored = read_stored(path)
-        facts = facts_of(stored, path, whole=True)
+        raw = read_stored(path)
+        facts = facts_of(raw, path, whole=True)
         if facts is None:
-            raise _ANY.refusal(stored, path) or DataError(f"{path} holds no label", "restore the file")
+            raise _ANY.refusal(raw, path) or DataError(f"{path} holds no label", "restore the file")
         return facts
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for facts in pool.map(look, [label for _, label in pairs]):
-            seen.add(facts)
-    seen.ignore(void)
-    greatest = max(seen.values, default=-1)
+            evidence.add(facts)
+    evidence.ignore(void)
+    greatest = max(evidence.values, default=-1)
     if greatest < 0:
         raise DataError("no label has a class: all pixels are 255", "check the labels")
-    seen.encoding = replace(identity(greatest + 1), found=True)
-    seen.classes = [str(value) for value in range(greatest + 1)]
-    seen.require()
+    evidence.encoding = replace(identity(greatest + 1), inferred=True)
+    evidence.classes = [str(value) for value in range(greatest + 1)]
+    evidence.require()
     if greatest >= MOST_CLASSES:
         raise DataError(
             f"the labels hold the value {greatest}: class ids are 0 to {MOST_CLASSES - 1}, 255 is ignored",

@@ -65,34 +65,34 @@ class Encoding:
     colours: Mapping[Colour, int] = field(default_factory=dict)
     channel: int | None = None
     text: str = "class ids"
-    found: bool = False
+    inferred: bool = False
 
-    def decode(self, stored: Stored, path: Path) -> UInt8Array:
+    def decode(self, raw: Stored, path: Path) -> UInt8Array:
         """(H, W) uint8 train ids; DataError for a value that is not listed. ``path`` is for the message."""
-        if stored.ndim == 3 and self.channel is not None:
-            stored = stored[..., self.channel]
-        if stored.ndim == 3 and self.colours and stored.shape[2] >= 3:
-            return self._decode_colours(stored[..., :3], path)
-        if refusal := self.refusal(stored, path):
+        if raw.ndim == 3 and self.channel is not None:
+            raw = raw[..., self.channel]
+        if raw.ndim == 3 and self.colours and raw.shape[2] >= 3:
+            return self._decode_colours(raw[..., :3], path)
+        if refusal := self.refusal(raw, path):
             raise refusal
-        return self._decode_ids(stored, path)
+        return self._decode_ids(raw, path)
 
-    def refusal(self, stored: Stored, path: Path) -> DataError | None:
+    def refusal(self, raw: Stored, path: Path) -> DataError | None:
         """Why values cannot be those of one channel of ids at all; None where they can."""
-        if stored.ndim != 2:
-            return _no_ids(stored, path)
-        if stored.dtype.kind == "f":
+        if raw.ndim != 2:
+            return _no_ids(raw, path)
+        if raw.dtype.kind == "f":
             return DataError(f"{path} holds floats", "store class ids as 8-bit integers")
-        if stored.dtype not in (np.bool_, np.uint8) and (stored.min() < 0 or stored.max() > 255):
-            return _too_wide(stored, path)
+        if raw.dtype not in (np.bool_, np.uint8) and (raw.min() < 0 or raw.max() > 255):
+            return _too_wide(raw, path)
         return None
 
     @cached_property
     def _table(self) -> UInt8Array:
         table = np.full(256, _UNKNOWN, np.uint8)
         table[IGNORE] = IGNORE
-        for stored, train in self.ids.items():
-            table[stored] = train
+        for value, train in self.ids.items():
+            table[value] = train
         return table
 
     @cached_property
@@ -102,16 +102,16 @@ class Encoding:
         keys, trains = zip(*pairs, strict=True)
         return np.array(keys, np.uint32), np.array(trains, np.uint8)
 
-    def _decode_ids(self, stored: Stored, path: Path) -> UInt8Array:
-        label: UInt8Array = self._table[stored.astype(np.uint8, copy=False)]
+    def _decode_ids(self, raw: Stored, path: Path) -> UInt8Array:
+        label: UInt8Array = self._table[raw.astype(np.uint8, copy=False)]
         unknown = label == _UNKNOWN
         if unknown.any():
-            raise self._unknown(stored, int(stored[unknown][0]), path)
+            raise self._unknown(raw, int(raw[unknown][0]), path)
         return label
 
-    def _unknown(self, stored: Stored, value: int, path: Path) -> DataError:
+    def _unknown(self, raw: Stored, value: int, path: Path) -> DataError:
         """Why ``value`` of a label (H, W) has no meaning, as far as the label's other values tell."""
-        pixels = np.bincount(stored.astype(np.uint8).ravel(), minlength=256)
+        pixels = np.bincount(raw.astype(np.uint8).ravel(), minlength=256)
         classes = len({train for train in self.ids.values() if train != IGNORE})
         cause, hint = unknown_values(pixels, classes, self.text) or (
             "",
@@ -123,14 +123,14 @@ class Encoding:
             hint,
         )
 
-    def _decode_colours(self, stored: Stored, path: Path) -> UInt8Array:
+    def _decode_colours(self, raw: Stored, path: Path) -> UInt8Array:
         keys, trains = self._packed
-        wide = stored.astype(np.uint32)
+        wide = raw.astype(np.uint32)
         packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
         place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
         unknown = keys[place] != packed
         if unknown.any():
-            colour = tuple(int(value) for value in stored[unknown][0])
+            colour = tuple(int(value) for value in raw[unknown][0])
             raise DataError(
                 f"{path}: the colour {colour} is not among the {len(keys)} of this dataset",
                 "restore the label from the original archive",
@@ -138,41 +138,41 @@ class Encoding:
         return trains[place]
 
 
-def _no_ids(stored: Stored, path: Path) -> DataError:
+def _no_ids(raw: Stored, path: Path) -> DataError:
     """Why a file of several channels is no label of class ids."""
-    mode = _MODES.get(stored.shape[2], stored.shape[2])
+    mode = _MODES.get(raw.shape[2], raw.shape[2])
     hint = "store class ids as an 8-bit greyscale or palette PNG, not colours"
-    colours = stored[..., : 1 if stored.shape[2] < 3 else 3]
+    colours = raw[..., : 1 if raw.shape[2] < 3 else 3]
     if (colours == colours[..., :1]).all():
         hint = "its colours are greys: store one of its channels alone, if that holds class ids"
-        if stored.shape[2] in (2, 4) and np.ptp(colours) == 0 < np.ptp(stored[..., -1]):
+        if raw.shape[2] in (2, 4) and np.ptp(colours) == 0 < np.ptp(raw[..., -1]):
             hint = "only its alpha differs from pixel to pixel: store that alone, if it holds class ids"
     elif len(np.unique(colours[::4, ::4].reshape(-1, colours.shape[2]), axis=0)) > 256:
         hint = "it looks like a photograph: check that images/ and labels/ are not swapped"
     return DataError(f"{path} has mode {mode}: a label has one channel of class ids", hint)
 
 
-def _too_wide(stored: Stored, path: Path) -> DataError:
+def _too_wide(raw: Stored, path: Path) -> DataError:
     """Why values outside of 0 to 255 are no class ids."""
-    value = int(stored.max() if stored.max() > 255 else stored.min())
+    value = int(raw.max() if raw.max() > 255 else raw.min())
     hint = "store class ids, 255 for ignored"
-    others = stored[stored != value]
+    others = raw[raw != value]
     if value == 65535 and (not others.size or others.max() < 256):
         hint = "65535 is void in 16 bits: store 8 bits, with 255 for it"
-    elif value >= 1000 and value // 1000 < 256 and not ((stored >= 256) & (stored < 1000)).any():
+    elif value >= 1000 and value // 1000 < 256 and not ((raw >= 256) & (raw < 1000)).any():
         hint = "ids of instances (class id x 1000 + number)? give the files of class ids"
-    elif stored.min() >= 0 and _inside_classes(stored):
+    elif raw.min() >= 0 and _inside_classes(raw):
         hint = "ids of instances (class id x 256 + number)? give the files of class ids"
-    elif not (stored % 257).any():
+    elif not (raw % 257).any():
         hint = "all values are multiples of 257: 8-bit ids stored in 16 bits; divide by 257"
-    elif len(np.unique(stored)) > MANY:
+    elif len(np.unique(raw)) > MANY:
         hint = "store class ids; so many values are those of instances, of depths or of a photograph"
     return DataError(f"{path}: label value {value} is not in 0 to 255", hint)
 
 
-def _inside_classes(stored: Stored) -> bool:
+def _inside_classes(raw: Stored) -> bool:
     """Whether values look like class id x 256 + number: of few classes, numbered from the smallest up."""
-    values = np.unique(stored)
+    values = np.unique(raw)
     classes, numbers = np.unique(values // 256), values % 256
     return len(classes) < len(values) < MANY and bool(numbers.max() < len(values))
 
@@ -224,14 +224,14 @@ def read_stored(path: Path) -> Stored:
             images.refuse_misread(image)
             scale = images.low_bits_scale(image)
             sixteen = _low_bytes_mode(image)
-            stored = _upright(image)
+            raw = _upright(image)
         if scale is not None:
-            return stored // scale
+            return raw // scale
         if sixteen is None:
-            return stored
+            return raw
         with Image.open(path) as image:
             image.tile = [image.tile[0]._replace(args=sixteen)]
-            return stored.astype(np.uint16) << 8 | _upright(image)
+            return raw.astype(np.uint16) << 8 | _upright(image)
     except DataError:
         raise
     except images.UnreadableImage as error:

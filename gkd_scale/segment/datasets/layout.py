@@ -88,25 +88,25 @@ def lacking(root: Path, folder: str, layout: Layout) -> DataError:
     return _nothing(root, images, IMAGE_SUFFIXES)
 
 
-def require_partners(found: Found) -> None:
+def require_partners(files: Found) -> None:
     """DataError that names the first file without its label or image."""
-    if found.lonely:
-        first, count = found.lonely[0], len(found.lonely)
-        raise DataError(f"{first}" + (f" (and {count - 1} more)" if count > 1 else ""), partner_hint(found))
+    if files.lonely:
+        first, count = files.lonely[0], len(files.lonely)
+        raise DataError(f"{first}" + (f" (and {count - 1} more)" if count > 1 else ""), partner_hint(files))
 
 
-def partner_hint(found: Found) -> str:
+def partner_hint(files: Found) -> str:
     """What to do about the first file without a partner: rename one, where a name is in another."""
-    first = found.lonely[0]
+    first = files.lonely[0]
     stem = first.path.stem.lower()
     near = [
         other
-        for other in found.lonely
+        for other in files.lonely
         if other.lacks != first.lacks and (stem in other.path.stem.lower() or other.path.stem.lower() in stem)
     ]
     if not near:
         return f"add the {first.lacks} or remove the file"
-    other = min(near, key=lambda each: abs(len(each.path.stem) - len(stem)))
+    other = min(near, key=lambda candidate: abs(len(candidate.path.stem) - len(stem)))
     image, label = (first, other) if first.lacks == "label" else (other, first)
     return f"an image and its label have one name: rename {label.path} to {image.partner.name}"
 
@@ -128,14 +128,14 @@ def keys(root: Path, pattern: str, suffixes: frozenset[str]) -> set[Key]:
 
 
 def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path]:
-    found: dict[Key, Path] = {}
+    paths: dict[Key, Path] = {}
     for key, path in _walk(root, pattern, suffixes):
-        if key in found:
-            raise _same_stem(found[key], path)
-        found[key] = path
-    if not found:
+        if key in paths:
+            raise _same_stem(paths[key], path)
+        paths[key] = path
+    if not paths:
         raise _nothing(root, pattern, suffixes)
-    return found
+    return paths
 
 
 def _same_stem(one: Path, other: Path) -> DataError:
@@ -179,8 +179,8 @@ def _fill(pattern: str, key: Key) -> str:
 
 
 def _match(pattern: str, name: str) -> Key | None:
-    found = re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), nfc(name))
-    return found.groups() if found else None
+    match = re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), nfc(name))
+    return match.groups() if match else None
 
 
 def _nothing(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
@@ -210,7 +210,7 @@ def _one(suffixes: frozenset[str]) -> str:
 def _first_file(place: Path, depth: int = 6) -> Path | None:
     below = _children(place) if depth else []
     file = next((path for path in below if path.is_file()), None)
-    return file or next((found for path in below if (found := _first_file(path, depth - 1))), None)
+    return file or next((nested for path in below if (nested := _first_file(path, depth - 1))), None)
 
 
 def _what_is_there(place: Path) -> str:

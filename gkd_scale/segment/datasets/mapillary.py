@@ -38,7 +38,7 @@ TO_19 = {
 _ENCODING = Encoding(
     {
         **dict.fromkeys(range(66), IGNORE),
-        **{stored: train for train, name in enumerate(LABELS_19.classes) for stored in TO_19[name]},
+        **{label_id: train for train, name in enumerate(LABELS_19.classes) for label_id in TO_19[name]},
     },
     text="66 ids of version 1.2",
 )

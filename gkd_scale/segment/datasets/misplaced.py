@@ -51,13 +51,13 @@ def _elsewhere(
     """Other folders than the one that was named have both."""
     more = f" (and {len(places) - _SHOWN} more)" if len(places) > _SHOWN else ""
     where = ", ".join(map(str, places[:_SHOWN])) + more
-    used = ", ".join(_command(f"{name}:{place}{at}") for place in places[:_SHOWN]) + more
-    one = len(places) == 1
+    refs = ", ".join(_command(f"{name}:{place}{at}") for place in places[:_SHOWN]) + more
+    single = len(places) == 1
     first = patterns[0].split("/")[0]
     lacks = "nothing to use in" if (root / first).is_dir() else "no folder"
     return DataError(
-        f"{root} has {lacks} {first}/, but {where} {'has' if one else 'have'} images and labels",
-        f"use {used}" if one else f"name one of its folders, or each by itself: {used}",
+        f"{root} has {lacks} {first}/, but {where} {'has' if single else 'have'} images and labels",
+        f"use {refs}" if single else f"name one of its folders, or each by itself: {refs}",
     )
 
 
@@ -81,10 +81,10 @@ def _inside_out(name: str, root: Path, patterns: tuple[str, str], splits: list[s
         _command("ln", "-s", (kind / splits[0]).absolute(), split / kind.relative_to(root))
         for kind in (images, labels)
     )
-    make, used = _command("mkdir", split), _command(f"{name}:{split}")
+    make, ref = _command("mkdir", split), _command(f"{name}:{split}")
     return DataError(
         f"{images} and {labels} hold folders ({', '.join(splits[:_SHOWN])}), not files",
-        f"make each a folder of its own: {make} && {links}; then use {used}",
+        f"make each a folder of its own: {make} && {links}; then use {ref}",
     )
 
 
@@ -102,13 +102,13 @@ def _apart(
     of_images, of_labels = images[: differ + 1], labels[: differ + 1]
     if len(with_images) == len(with_labels) == 1:
         place = with_images[0]
-        used = _command(f"{name}:{place}{at}")
+        ref = _command(f"{name}:{place}{at}")
         source, target = with_labels[0].joinpath(*of_labels), place.joinpath(*of_labels)
         return DataError(
             f"images lie in {place.joinpath(*of_images)} and labels in {source}: both must lie in one folder",
-            f"run {_command('ln', '-s', source.absolute(), target)} and use {used}"
+            f"run {_command('ln', '-s', source.absolute(), target)} and use {ref}"
             if not os.path.lexists(target)
-            else f"put {source} in the place of {target}, and use {used}",
+            else f"put {source} in the place of {target}, and use {ref}",
         )
     moves = [
         (place.joinpath(*literal), root.joinpath(*literal))
@@ -163,25 +163,25 @@ def _places(root: Path, patterns: tuple[str, str]) -> list[Path]:
 
 
 def _partners(
-    root: Path, patterns: tuple[str, str], places: list[Path], found: tuple[list[Path], list[Path]]
+    root: Path, patterns: tuple[str, str], places: list[Path], matches: tuple[list[Path], list[Path]]
 ) -> list[Path]:
     """Folders beside ``root`` with labels of the images that were found, or with images of the labels.
 
     None where the half that is missing has begun here, or where those folders have both halves.
     """
-    missing = 1 if found[0] else 0
+    missing = 1 if matches[0] else 0
     suffixes = (IMAGE_SUFFIXES, LABEL_SUFFIXES)
     have, want = patterns[1 - missing], patterns[missing]
-    own = _literal(want)[:1] != _literal(have)[:1]  # a first folder of the missing half alone
-    if own and any(place.joinpath(*_literal(want)[:1]).is_dir() for place in places):
+    separate = _literal(want)[:1] != _literal(have)[:1]  # a first folder of the missing half alone
+    if separate and any(place.joinpath(*_literal(want)[:1]).is_dir() for place in places):
         return []
-    known = keys(found[1 - missing][0], have, suffixes[1 - missing])
+    stars = keys(matches[1 - missing][0], have, suffixes[1 - missing])
     return [
         place
         for place in _beside(root, patterns)
         if place not in places
         and not any_file(place, have, suffixes[1 - missing])
-        and known & keys(place, want, suffixes[missing])
+        and stars & keys(place, want, suffixes[missing])
     ]
 
 
@@ -219,8 +219,8 @@ def _literal(pattern: str) -> tuple[str, ...]:
 
 
 def _some(places: list[Path], literal: tuple[str, ...]) -> str:
-    shown = ", ".join(str(place.joinpath(*literal)) for place in places[:_SHOWN])
-    return shown + (f" and {len(places) - _SHOWN} more folders" if len(places) > _SHOWN else "")
+    names = ", ".join(str(place.joinpath(*literal)) for place in places[:_SHOWN])
+    return names + (f" and {len(places) - _SHOWN} more folders" if len(places) > _SHOWN else "")
 
 
 def _command(*words: object) -> str:

@@ -74,9 +74,9 @@ class Evidence:
                 self.pixels[IGNORE] += self.pixels[value]
                 self.pixels[value] = 0
 
-    def look(self, stored: Stored, path: Path) -> None:
+    def look(self, raw: Stored, path: Path) -> None:
         """Add what a label file holds, from any thread; nothing where that is none of one channel's ids."""
-        facts = facts_of(stored, path, self.encoding.channel)
+        facts = facts_of(raw, path, self.encoding.channel)
         if facts is not None:
             with self._lock:
                 self.add(facts)
@@ -106,228 +106,227 @@ class Evidence:
             used = [int(index) for index in np.flatnonzero(facts.pixels) if 3 * index < len(palette)]
             self.palettes[palette] = (facts.path, used)
             if len(self.palettes) > _PALETTES:
-                del self.palettes[max(self.palettes, key=lambda each: self.palettes[each][0])]
+                del self.palettes[max(self.palettes, key=lambda other: self.palettes[other][0])]
 
-    def differing(self, how: Callable[..., str]) -> str:
-        """The first difference between two palettes, as ``how`` words it; the empty string for none."""
-        known = sorted((path, used, _colours(each)) for each, (path, used) in self.palettes.items())
-        for place, (path, used, here) in enumerate(known):
-            for other, theirs, there in known[:place]:
-                found = how(used, here, there, path, other) or how(theirs, there, here, other, path)
-                if found:
-                    return found
+    def differing(self, describe: Callable[..., str]) -> str:
+        """The first difference between two palettes, in the words of ``describe``; empty if there is none."""
+        palettes = sorted((path, used, _colours(palette)) for palette, (path, used) in self.palettes.items())
+        for place, (path, used, new) in enumerate(palettes):
+            for other, other_used, old in palettes[:place]:
+                change = describe(used, new, old, path, other) or describe(other_used, old, new, other, path)
+                if change:
+                    return change
         return ""
 
     @property
     def values(self) -> list[int]:
         """The stored values that occur, but for 255 (and for what is ignored, where values make classes)."""
         values = [int(value) for value in np.flatnonzero(self.pixels[:IGNORE])]
-        if not self.encoding.found:
+        if not self.encoding.inferred:
             return values
         return [value for value in values if self.encoding.ids.get(value) != IGNORE]
 
     def train_pixels(self) -> Int64Array:
         """Pixels of each train id, (256,): what the stored values mean."""
         table = np.full(VALUES, IGNORE, np.int64)
-        for stored, train in self.encoding.ids.items():
-            if 0 <= stored < VALUES:
-                table[stored] = train
+        for value, train in self.encoding.ids.items():
+            if 0 <= value < VALUES:
+                table[value] = train
         return np.bincount(table, weights=self.pixels, minlength=VALUES).astype(np.int64)
 
     def require(self) -> list[str]:
         """Raise the first error as a DataError; return the warnings."""
-        found = list(findings(self))
-        for finding in found:
+        results = list(findings(self))
+        for finding in results:
             if finding.error:
                 raise DataError(f"{self.where}: {finding.text}", finding.hint)
-        return [f"{self.where}: {finding}" for finding in found]
+        return [f"{self.where}: {finding}" for finding in results]
 
 
 def _colours(palette: Palette) -> list[Colour]:
     return [(red, green, blue) for red, green, blue in zip(*(palette[i::3] for i in range(3)), strict=False)]
 
 
-def _moved(used: Sequence[int], here: list[Colour], there: list[Colour], path: Path, before: Path) -> str:
+def _reindexed(used: Sequence[int], new: list[Colour], old: list[Colour], path: Path, before: Path) -> str:
     """Where a colour that ``path`` uses has another index in ``before``; else the empty string."""
-    known = [index for index in used if here[index] in there]
-    if 2 * len(known) <= len(used):
+    common = [index for index in used if new[index] in old]
+    if 2 * len(common) <= len(used):
         return ""
-    for index in known:
-        colour = here[index]
-        place = there.index(colour)
-        if there[index : index + 1] != [colour] and here[place : place + 1] != [colour]:
+    for index in common:
+        colour = new[index]
+        place = old.index(colour)
+        if old[index : index + 1] != [colour] and new[place : place + 1] != [colour]:
             return f"the colour {colour} is index {place} in {before} and index {index} in {path}"
     return ""
 
 
-def _recoloured(
-    used: Sequence[int], here: list[Colour], there: list[Colour], path: Path, before: Path
-) -> str:
+def _recoloured(used: Sequence[int], new: list[Colour], old: list[Colour], path: Path, before: Path) -> str:
     for index in used:
-        if index < len(there) and here[index] != there[index]:
-            return f"index {index} is {there[index]} in {before} and {here[index]} in {path}"
+        if index < len(old) and new[index] != old[index]:
+            return f"index {index} is {old[index]} in {before} and {new[index]} in {path}"
     return ""
 
 
 # ------------------------------------------------------------------------------------ findings
 
 
-def findings(seen: Evidence) -> Iterator[Finding]:
+def findings(stats: Evidence) -> Iterator[Finding]:
     """What the labels give away, the gravest first."""
-    if not seen.labels or not seen.pixels.any():
+    if not stats.labels or not stats.pixels.any():
         return
-    if moved := seen.differing(_moved):
+    if reindexed := stats.differing(_reindexed):
         yield Finding(
             True,
-            f"labels have palettes that differ from file to file: {moved}; the index is the class id",
+            f"labels have palettes that differ from file to file: {reindexed}; the index is the class id",
             "store class ids with one palette for all files (a colour-coded label has to be converted by its "
             "colours, not by quantising each file)",
         )
-    elif recoloured := seen.differing(_recoloured):
+    elif recoloured := stats.differing(_recoloured):
         yield Finding(
             False, f"palettes differ from file to file: {recoloured}", "check that indices are class ids"
         )
-    yield from _one_class(seen)
-    yield from _two_scales(seen)
-    yield from _photographs(seen)
-    yield from _train_ids(seen)
-    if seen.encoding.found:
-        yield from _values(seen)
-    yield from _interpolated(seen)
-    yield from _doubts(seen)
+    yield from _one_class(stats)
+    yield from _two_scales(stats)
+    yield from _photographs(stats)
+    yield from _train_ids(stats)
+    if stats.encoding.inferred:
+        yield from _values(stats)
+    yield from _interpolated(stats)
+    yield from _doubts(stats)
 
 
-def _one_class(seen: Evidence) -> Iterator[Finding]:
+def _one_class(stats: Evidence) -> Iterator[Finding]:
     """Labels of which one class is left: every score on them would be 100."""
-    values, void = seen.values, bool(seen.pixels[IGNORE])
-    shown = np.flatnonzero(seen.train_pixels()[:IGNORE])
+    values, void = stats.values, bool(stats.pixels[IGNORE])
+    train_ids = np.flatnonzero(stats.train_pixels()[:IGNORE])
     if values == [0] and void:
         yield Finding(
-            not seen.partial,
-            f"the labels hold 0 and 255 alone, and 255 is ignored: one class, '{_name(seen, 0)}', is left, "
+            not stats.partial,
+            f"the labels hold 0 and 255 alone, and 255 is ignored: one class, '{_name(stats, 0)}', is left, "
             "which every model finds",
             "store the other class as 1: a mask of 0 and 255, divided by 255",
         )
-    elif len(seen.classes) == 1 or (seen.encoding.found and len(shown) == 1):
+    elif len(stats.classes) == 1 or (stats.encoding.inferred and len(train_ids) == 1):
         yield Finding(
             True,
-            f"the labels hold one class, '{seen.classes[0]}' (value {ranges(values)}): every model finds it",
+            f"the labels hold one class, '{stats.classes[0]}' (value {ranges(values)}): every model finds it",
             "check that the labels are what was meant; a second class needs a value of its own, "
             "for example 0 for what is not the first",
         )
-    elif len(shown) == 1:
+    elif len(train_ids) == 1:
         yield Finding(
             False,
-            f"the labels show one of {len(seen.classes)} classes, '{_name(seen, shown[0])}'",
+            f"the labels show one of {len(stats.classes)} classes, '{_name(stats, train_ids[0])}'",
             "check that they are what was meant",
         )
-    elif len(shown) == 0 and not void:
+    elif len(train_ids) == 0 and not void:
         yield Finding(False, "no pixel of the labels has a class", "check that they are what was meant")
 
 
-def _photographs(seen: Evidence) -> Iterator[Finding]:
+def _photographs(stats: Evidence) -> Iterator[Finding]:
     """Grey photographs, depth maps and the like in the place of labels."""
-    if seen.pairs < _LEAST_PIXELS or len(seen.values) < MANY:
+    if stats.pairs < _LEAST_PIXELS or len(stats.values) < MANY:
         return
-    if seen.changes > 0.3 * seen.pairs and seen.specks > 0.6 * seen.changes:
+    if stats.changes > 0.3 * stats.pairs and stats.specks > 0.6 * stats.changes:
         yield Finding(
             True,
-            f"the labels look like photographs: {len(seen.values)} values, and "
-            f"{100 * seen.changes // seen.pairs} % of all pixels differ from the next",
+            f"the labels look like photographs: {len(stats.values)} values, and "
+            f"{100 * stats.changes // stats.pairs} % of all pixels differ from the next",
             "check that images/ and labels/ are not swapped",
         )
 
 
-def _two_scales(seen: Evidence) -> Iterator[Finding]:
+def _two_scales(stats: Evidence) -> Iterator[Finding]:
     """Masks of 0 and 255 among masks of 0 and 1."""
-    if seen.values == [0, 1] and seen.void_alone and not seen.void_beside:
+    if stats.values == [0, 1] and stats.void_alone and not stats.void_beside:
         yield Finding(
-            seen.void_alone > 1,
-            f"{seen.void_alone} of {seen.labels} labels hold 0 and 255 alone, the others 0 and 1: masks of "
+            stats.void_alone > 1,
+            f"{stats.void_alone} of {stats.labels} labels hold 0 and 255 alone, the others 0 and 1: masks of "
             "two scales, and 255 is ignored",
             "store 1 in all of them, if 255 means the same",
         )
 
 
-def _interpolated(seen: Evidence) -> Iterator[Finding]:
+def _interpolated(stats: Evidence) -> Iterator[Finding]:
     """Labels whose borders were blurred: between two classes lie the classes of the ids between theirs."""
-    if seen.pairs < _LEAST_PIXELS or seen.changes < _LEAST_CHANGES:
+    if stats.pairs < _LEAST_PIXELS or stats.changes < _LEAST_CHANGES:
         return
-    if seen.ramps > 0.15 * seen.changes and seen.ramps > 0.4 * seen.specks:
+    if stats.ramps > 0.15 * stats.changes and stats.ramps > 0.4 * stats.specks:
         yield Finding(
             True,
-            f"the labels were resized with interpolation, or saved as JPEG once: of {seen.changes} borders "
-            f"between pixels, {100 * seen.ramps // seen.changes} % have a value between those of their sides",
+            f"the labels were resized with interpolation, or saved as JPEG once: of {stats.changes} "
+            f"borders between pixels, {100 * stats.ramps // stats.changes} % have a value between those of "
+            "their sides",
             "make the labels anew from the originals; resize them with the nearest neighbour",
         )
 
 
-def _train_ids(seen: Evidence) -> Iterator[Finding]:
+def _train_ids(stats: Evidence) -> Iterator[Finding]:
     """Train ids where a dataset's own ids belong."""
-    ids, classes = seen.encoding.ids, len(seen.classes)
-    values = seen.values
+    ids, classes = stats.encoding.ids, len(stats.classes)
+    values = stats.values
     if not values or all(ids.get(value) == value for value in range(classes)) or max(values) >= classes:
         return
-    void = sum(int(seen.pixels[value]) for value in values if ids.get(value) == IGNORE)
-    labelled = int(seen.pixels[:IGNORE].sum())
-    least = 0.05 if seen.pixels[IGNORE] else 0.3  # none of these datasets stores 255
+    void = sum(int(stats.pixels[value]) for value in values if ids.get(value) == IGNORE)
+    labelled = int(stats.pixels[:IGNORE].sum())
+    least = 0.05 if stats.pixels[IGNORE] else 0.3  # none of these datasets stores 255
     if least * labelled < void < labelled and len(values) > 2:
         yield Finding(
             True,
             f"the labels hold train ids (values {ranges(values)}), not the dataset's own ids "
-            f"({seen.encoding.text}): read as those, {100 * void // labelled} % of their "
+            f"({stats.encoding.text}): read as those, {100 * void // labelled} % of their "
             "pixels would be void and the others of another class",
             "restore the original files, or call them what they are (Cityscapes: *_labelTrainIds.png), or "
             "read them with folder:PATH, from images/ and labels/",
         )
 
 
-def _values(seen: Evidence) -> Iterator[Finding]:
+def _values(stats: Evidence) -> Iterator[Finding]:
     """Where the values found are all that says which classes there are: values that are no class ids."""
-    values = seen.values
+    values = stats.values
     classes = max(values) + 1
-    if found := explain(values, seen.pixels):
+    if explanation := explain(values, stats.pixels):
         listed = f"{len(values)} values ({_first(values)}), from which {classes} classes would follow"
         yield Finding(
-            found.sure,
-            f"the labels hold {listed}: {found.what}",
-            f"{found.hint}; or name the classes in classes.txt",
+            explanation.sure,
+            f"the labels hold {listed}: {explanation.what}",
+            f"{explanation.hint}; or name the classes in classes.txt",
         )
 
 
-def _doubts(seen: Evidence) -> Iterator[Finding]:
+def _doubts(stats: Evidence) -> Iterator[Finding]:
     """What may be right, but seldom is."""
-    values, ids = seen.values, seen.encoding.ids
-    total = int(seen.pixels.sum())
+    values, ids = stats.values, stats.encoding.ids
+    total = int(stats.pixels.sum())
     if len(values) > 1 and values[0] == 1 and ids.get(0, IGNORE) != IGNORE:
         yield Finding(
             False,
-            f"no label holds 0, the value of '{_name(seen, ids[0])}': the values are {ranges(values)}",
+            f"no label holds 0, the value of '{_name(stats, ids[0])}': the values are {ranges(values)}",
             "if they count from 1, subtract 1",
         )
-    if seen.pixels[IGNORE] > 0.95 * total:
+    if stats.pixels[IGNORE] > 0.95 * total:
         yield Finding(
-            seen.pixels[IGNORE] == total and not seen.partial,
-            f"{100 * seen.pixels[IGNORE] // total} % of the labels' pixels are 255, ignored",
+            stats.pixels[IGNORE] == total and not stats.partial,
+            f"{100 * stats.pixels[IGNORE] // total} % of the labels' pixels are 255, ignored",
             "check that they are what was meant",
         )
-    rough = seen.changes > 0.04 * seen.pairs and seen.specks > 0.45 * seen.changes
-    if seen.pairs >= _LEAST_PIXELS and len(values) > 3 and rough:
+    rough = stats.changes > 0.04 * stats.pairs and stats.specks > 0.45 * stats.changes
+    if stats.pairs >= _LEAST_PIXELS and len(values) > 3 and rough:
         yield Finding(
             False,
             "the labels are full of single pixels that differ from both neighbours",
             "check that they were never saved as JPEG nor resized with interpolation",
         )
-    if seen.labels > 3 and len(seen.alike) == 1 and seen.constant < seen.labels:
-        yield Finding(False, f"all {seen.labels} labels hold the same", "check that each image has its own")
-    elif seen.labels > 3 and seen.constant == seen.labels and len(values) > 1:
+    if stats.labels > 3 and len(stats.alike) == 1 and stats.constant < stats.labels:
+        yield Finding(False, f"all {stats.labels} labels hold the same", "check that each image has its own")
+    elif stats.labels > 3 and stats.constant == stats.labels and len(values) > 1:
         yield Finding(
             False, "each label holds one value alone", "check that they are labels of pixels, not of images"
         )
 
 
-def _name(seen: Evidence, train: int) -> str:
-    return seen.classes[train] if train < len(seen.classes) else str(train)
+def _name(stats: Evidence, train: int) -> str:
+    return stats.classes[train] if train < len(stats.classes) else str(train)
 
 
 def _first(values: Sequence[int]) -> str:

@@ -157,7 +157,7 @@ class Concatenated:
         self.classes = parts[0].classes
         self.palette = parts[0].palette
         self.absent: Sequence[str] = [
-            each for each in parts[0].absent if all(each in part.absent for part in parts)
+            name for name in parts[0].absent if all(name in part.absent for part in parts)
         ]
         self.parts = parts
         self._ends = list(accumulate(map(len, parts)))
@@ -211,8 +211,8 @@ def subset(dataset: SegDataset, share: Fraction) -> SegDataset:
         return dataset
     views = dataset.views if isinstance(dataset, cache.CachedDataset) else 1
     images = len(dataset) // views
-    chosen = generator("label-fraction", images).permutation(images)[: ceil(share * images)]
-    return Subset(dataset, sorted(int(index) + view * images for index in chosen for view in range(views)))
+    indices = generator("label-fraction", images).permutation(images)[: ceil(share * images)]
+    return Subset(dataset, sorted(int(index) + view * images for index in indices for view in range(views)))
 
 
 def check(
@@ -232,18 +232,18 @@ def check(
             f"{dataset.name} has one class, '{dataset.classes[0]}', which every model finds",
             "label what is not that class too, with a value and a name of its own",
         )
-    with _plausible(dataset) as seen:
+    with _plausible(dataset) as records:
         for _ in prefetch(lambda index: require(dataset[index]), range(len(dataset)), workers, 4 * workers):
             advance()
-    if seen:
-        shown = {int(train) for each in seen for train in np.flatnonzero(each.train_pixels()[:IGNORE])}
-        require_shown(dataset, shown, least)
+    if records:
+        ids = {int(train) for record in records for train in np.flatnonzero(record.train_pixels()[:IGNORE])}
+        require_shown(dataset, ids, least)
 
 
-def require_shown(dataset: SegDataset, shown: Collection[int], least: int) -> None:
-    """DataError if labels show fewer than ``least`` classes: ``shown`` are the train ids that they hold."""
-    if len(shown) < least:
-        what = "no class" if not shown else f"the class '{dataset.classes[min(shown)]}' alone"
+def require_shown(dataset: SegDataset, train_ids: Collection[int], least: int) -> None:
+    """DataError if labels hold fewer than ``least`` classes; ``train_ids`` are those that they hold."""
+    if len(train_ids) < least:
+        what = "no class" if not train_ids else f"the class '{dataset.classes[min(train_ids)]}' alone"
         raise DataError(
             f"the labels of {dataset.name} show {what}: nothing to {'learn' if least > 1 else 'score'}",
             "check that they are what was meant",
@@ -276,9 +276,9 @@ def _plausible(
 ) -> Iterator[Sequence[Evidence]]:
     """Judge the labels that are read meanwhile, ``some`` of them or all."""
     with ExitStack() as stack:
-        seen = [stack.enter_context(each.watched()) for each in _of_files(dataset)]
-        yield seen
-    for evidence in seen:
+        records = [stack.enter_context(part.watched()) for part in _of_files(dataset)]
+        yield records
+    for evidence in records:
         evidence.partial = some or evidence.labels < evidence.of
         for doubt in evidence.require():
             if not quiet:
@@ -288,7 +288,7 @@ def _plausible(
 def _of_files(dataset: SegDataset) -> list[PairDataset]:
     """The datasets of files that ``dataset`` is made of."""
     if isinstance(dataset, Concatenated):
-        return [found for part in dataset.parts for found in _of_files(part)]
+        return [leaf for part in dataset.parts for leaf in _of_files(part)]
     if isinstance(dataset, Subset):
         return _of_files(dataset.whole)
     return [dataset] if isinstance(dataset, PairDataset) else []

@@ -114,9 +114,9 @@ def find(originals: Originals, root: Path) -> Tiles:
     tiles, missing = [], []
     for split, names in originals.splits.items():
         for name in names:
-            there = [space for space in originals.spaces if (name, space) in images and name in labels]
-            tiles += [Tile(name, space, split, images[name, space], labels[name]) for space in there]
-            if not there:
+            spaces = [space for space in originals.spaces if (name, space) in images and name in labels]
+            tiles += [Tile(name, space, split, images[name, space], labels[name]) for space in spaces]
+            if not spaces:
                 missing.append(name)
     if not tiles:
         raise DataError(

@@ -36,8 +36,8 @@ def unknown_values(pixels: Int64Array, classes: int, text: str) -> tuple[str, st
         )
     if text.startswith("train ids") and classes < values[-1] < _LABEL_IDS:
         return "the values look like label ids", "give the files of train ids (*_labelTrainIds.png)"
-    found = explain(values, pixels)
-    return (found.what, found.hint) if found is not None and found.sure else None
+    explanation = explain(values, pixels)
+    return (explanation.what, explanation.hint) if explanation is not None and explanation.sure else None
 
 
 class Explained(NamedTuple):
