@@ -111,7 +111,7 @@ def _overlap(start: int, length: int, available: int, target: int) -> Slices:
 
 
 def _lengths(place: Slices) -> list[int]:
-    return [each.stop - each.start for each in place]
+    return [span.stop - span.start for span in place]
 
 
 def one_class_share(label: Tensor) -> float:
@@ -120,8 +120,8 @@ def one_class_share(label: Tensor) -> float:
     return float(counts.max() / counts.sum()) if counts.numel() else 1.0
 
 
-def _share(label: Tensor, wanted: int) -> float:
-    return float((label == wanted).float().mean())
+def _share(label: Tensor, class_id: int) -> float:
+    return float((label == class_id).float().mean())
 
 
 def photometric(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
@@ -150,7 +150,7 @@ def augment(
     config: AugmentConfig,
     rng: np.random.Generator,
     fill: Colour = (0, 0, 0),
-    wanted: tuple[int, float] | None = None,
+    focus: tuple[int, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pixels (3, H, W) uint8 and label (H, W) uint8 of size ``target``; ``fill`` is the padding's RGB.
 
@@ -163,7 +163,7 @@ def augment(
         box = draw_box(source, target, scale, rng)
         label = crop_label(sample.label, box, target)
         mixed = config.cat_max_ratio >= 1 or one_class_share(label) < config.cat_max_ratio
-        if mixed and (wanted is None or _share(label, wanted[0]) >= wanted[1]):
+        if mixed and (focus is None or _share(label, focus[0]) >= focus[1]):
             break
     pixels = crop_pixels(sample.image, box, target, fill)
     if rng.random() < config.flip:
@@ -197,9 +197,9 @@ class TrainStream:
 
     def sample(self, position: int) -> tuple[Tensor, Tensor]:
         """Image ``position`` of the stream, augmented."""
-        epoch, image, wanted = self._order(position)
+        epoch, image, focus = self._order(position)
         rng = generator("stage2", "augment", self.seed, epoch, image)
-        return augment(self.dataset[image], self.size, self.config, rng, self.fill, wanted)
+        return augment(self.dataset[image], self.size, self.config, rng, self.fill, focus)
 
     def batches(
         self, *, micro: int, accumulation: int, rank: int, world: int

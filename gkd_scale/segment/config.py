@@ -257,9 +257,9 @@ class LabelledDataConfig:
 
     def __post_init__(self) -> None:
         if bool(self.train) != bool(self.val):
-            missing, given = ("--val", "--train") if self.train else ("--train", "--val")
+            missing, flag = ("--val", "--train") if self.train else ("--train", "--val")
             raise ConfigError(
-                f"{given} is given without {missing}", "give both, or neither for the embedded data"
+                f"{flag} is given without {missing}", "give both, or neither for the embedded data"
             )
         self.label_share()
         weights, sources = self.train_weights, len(self.train_sets())

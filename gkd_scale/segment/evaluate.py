@@ -75,8 +75,8 @@ def on_device(runtime: Runtime | None, device: str) -> Runtime:
 
 def how_to_look(config: LookConfig, card: Card) -> Inference:
     """How to look at images: as the options say, else as the run was validated."""
-    asked = config.inference.mode is not None
-    windows = Windows.of(config.inference, card.image_size) if asked else card.windows
+    explicit = config.inference.mode is not None
+    windows = Windows.of(config.inference, card.image_size) if explicit else card.windows
     return Inference(windows, config.tta_scales, config.tta_flip)
 
 
@@ -147,20 +147,20 @@ def _result(
 
 def table(results: Mapping[str, DomainResult], classes: Sequence[str]) -> Table:
     """IoU in percent: classes by domains, the mean last; '–' where a class does not occur."""
-    shown = Table(title="IoU in %, at ground-truth size")
-    shown.add_column("class")
+    grid = Table(title="IoU in %, at ground-truth size")
+    grid.add_column("class")
     for name in results:
-        shown.add_column(name, justify="right")
-    for each in classes:
-        values = (result["iou"][each] for result in results.values())
-        shown.add_row(each, *("–" if value is None else f"{value:.1f}" for value in values))
-    shown.add_section()
-    shown.add_row("mIoU", *(f"{result['miou']:.2f}" for result in results.values()), style="bold")
+        grid.add_column(name, justify="right")
+    for class_name in classes:
+        values = (result["iou"][class_name] for result in results.values())
+        grid.add_row(class_name, *("–" if value is None else f"{value:.1f}" for value in values))
+    grid.add_section()
+    grid.add_row("mIoU", *(f"{result['miou']:.2f}" for result in results.values()), style="bold")
     if any(result["without"] for result in results.values()):
         counts = (len(classes) - len(result["without"]) for result in results.values())
-        shown.add_row("classes", *(f"{count} of {len(classes)}" for count in counts), style="bold")
-    shown.add_row("images", *(str(result["images"]) for result in results.values()), style="dim")
-    return shown
+        grid.add_row("classes", *(f"{count} of {len(classes)}" for count in counts), style="bold")
+    grid.add_row("images", *(str(result["images"]) for result in results.values()), style="dim")
+    return grid
 
 
 def pick_device(text: str) -> torch.device:

@@ -75,13 +75,13 @@ class FinishedSegmenter:
         self, images: Iterable[Any], scales: Sequence[float], flip: bool, batch_size: int
     ) -> list[UInt8Array]:
         how = Inference(self._windows, tuple(scales), flip)
-        prepared = (_Prepared(_pixels(each), self.image_size, how) for each in images)
-        found: list[UInt8Array] = []
+        prepared = (_Prepared(_pixels(entry), self.image_size, how) for entry in images)
+        class_maps: list[UInt8Array] = []
         for group in by_size(prepared, how, batch_size):
             sizes = [item.size for item in group]
             maps = predict(self.module, stacked(group, self.device), sizes, how, batch_size)
-            found += [each.to(torch.uint8).cpu().numpy() for each in maps]
-        return found
+            class_maps += [entry.to(torch.uint8).cpu().numpy() for entry in maps]
+        return class_maps
 
 
 def load_segmenter(run: str | Path, device: str = "auto") -> FinishedSegmenter:

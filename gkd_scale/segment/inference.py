@@ -64,12 +64,12 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, config: InferenceConfig, image_size: Size) -> Windows | None:
         """The windows that the options ask for; None for the whole image. May raise ConfigError."""
-        found = config.windows(image_size)
-        return None if found is None else cls(*found)
+        windows = config.windows(image_size)
+        return None if windows is None else cls(*windows)
 
     def corners(self, image: Size) -> list[tuple[int, int]]:
         """Top and left of the windows that cover an image, row by row."""
-        rows, columns = (starts(*each) for each in zip(image, self.size, self.stride, strict=True))
+        rows, columns = (starts(*axis) for axis in zip(image, self.size, self.stride, strict=True))
         return [(top, left) for top in rows for left in columns]
 
 
@@ -169,18 +169,18 @@ def logits(model: Model, pixels: Tensor, windows: Windows | None = None, batch_s
         return _padded_logits(model, pixels)
     places = [(..., slice(top, top + size[0]), slice(left, left + size[1])) for top, left in corners]
     total: Tensor | None = None
-    seen = pixels.new_zeros((height, width), dtype=torch.float32)
+    counts = pixels.new_zeros((height, width), dtype=torch.float32)
     together = max(1, batch_size // batch)
     for first in range(0, len(places), together):
         chunk = places[first : first + together]
-        found = _padded_logits(model, torch.cat([pixels[place] for place in chunk]))
+        window_logits = _padded_logits(model, torch.cat([pixels[place] for place in chunk]))
         if total is None:
-            total = found.new_zeros((batch, found.shape[1], height, width))
-        for place, part in zip(chunk, found.split(batch), strict=True):
+            total = window_logits.new_zeros((batch, window_logits.shape[1], height, width))
+        for place, part in zip(chunk, window_logits.split(batch), strict=True):
             total[place] += part
-            seen[place] += 1
+            counts[place] += 1
     assert total is not None
-    return total.div_(seen)
+    return total.div_(counts)
 
 
 def _padded_logits(model: Model, pixels: Tensor) -> Tensor:
@@ -197,8 +197,8 @@ def predict(
     batch_size: int = 8,
 ) -> list[Tensor]:
     """Class maps (H_i, W_i) int64 at ``sizes``, of images (B, 3, h, w) at each of ``how.scales``."""
-    looks = _looks(model, views, how, batch_size)
-    return [_choose([look[index : index + 1] for look in looks], size) for index, size in enumerate(sizes)]
+    maps = _view_logits(model, views, how, batch_size)
+    return [_choose([part[index : index + 1] for part in maps], size) for index, size in enumerate(sizes)]
 
 
 @torch.no_grad()
@@ -210,44 +210,44 @@ def scores(
     batch_size: int = 8,
 ) -> Iterator[Tensor]:
     """As :func:`predict`, but logits (K, H_i, W_i) float32, summed over scales and mirror images."""
-    looks = _looks(model, views, how, batch_size)
+    maps = _view_logits(model, views, how, batch_size)
     for index, size in enumerate(sizes):
-        yield _sum_at([look[index : index + 1] for look in looks], size)[0]
+        yield _sum_at([part[index : index + 1] for part in maps], size)[0]
 
 
-def _looks(model: Model, views: Sequence[Tensor], how: Inference, batch_size: int) -> list[Tensor]:
+def _view_logits(model: Model, views: Sequence[Tensor], how: Inference, batch_size: int) -> list[Tensor]:
     """Logits (B, K, h, w) at each of ``how.scales``, and of the mirror images if ``how.flip``."""
-    looks = []
+    maps = []
     for pixels in views:
-        looks.append(logits(model, pixels, how.windows, batch_size))
+        maps.append(logits(model, pixels, how.windows, batch_size))
         if how.flip:
-            looks.append(logits(model, pixels.flip(-1), how.windows, batch_size).flip(-1))
-    return looks
+            maps.append(logits(model, pixels.flip(-1), how.windows, batch_size).flip(-1))
+    return maps
 
 
-def _choose(looks: Sequence[Tensor], size: Size) -> Tensor:
+def _choose(maps: Sequence[Tensor], size: Size) -> Tensor:
     """The class (H, W) with the greatest sum of logits over looks (1, K, h_i, w_i)."""
-    if looks[0].shape[1] * size[0] * size[1] > _MOST_LOGITS:
-        return _choose_by_class(looks, size)
+    if maps[0].shape[1] * size[0] * size[1] > _MOST_LOGITS:
+        return _choose_by_class(maps, size)
     # max as argmax, which takes 2.6 times as long over channels on a CPU
-    return _sum_at(looks, size).max(1).indices[0]
+    return _sum_at(maps, size).max(1).indices[0]
 
 
-def _choose_by_class(looks: Sequence[Tensor], size: Size) -> Tensor:
+def _choose_by_class(maps: Sequence[Tensor], size: Size) -> Tensor:
     """The same in the memory of three classes: for images of very many pixels."""
-    best = _sum_at([look[:, :1] for look in looks], size)
-    chosen = torch.zeros(size, dtype=torch.int64, device=best.device)
-    for index in range(1, looks[0].shape[1]):
-        each = _sum_at([look[:, index : index + 1] for look in looks], size)
-        chosen[(each > best)[0, 0]] = index
-        best = torch.maximum(best, each)
-    return chosen
+    best = _sum_at([part[:, :1] for part in maps], size)
+    best_class = torch.zeros(size, dtype=torch.int64, device=best.device)
+    for index in range(1, maps[0].shape[1]):
+        score = _sum_at([part[:, index : index + 1] for part in maps], size)
+        best_class[(score > best)[0, 0]] = index
+        best = torch.maximum(best, score)
+    return best_class
 
 
-def _sum_at(looks: Sequence[Tensor], size: Size) -> Tensor:
-    total = upsample(looks[0], size)
-    for look in looks[1:]:
-        total = total + upsample(look, size)
+def _sum_at(maps: Sequence[Tensor], size: Size) -> Tensor:
+    total = upsample(maps[0], size)
+    for part in maps[1:]:
+        total = total + upsample(part, size)
     return total
 
 
@@ -278,13 +278,13 @@ def confusion(
         return Prepared(views, torch.from_numpy(np.array(sample.label)))
 
     total = Confusion(len(dataset.classes))
-    wanted = range(len(dataset)) if indices is None else indices
-    loaded = prefetch(load, wanted, workers, depth=2 * batch_size)
+    sample_indices = range(len(dataset)) if indices is None else indices
+    loaded = prefetch(load, sample_indices, workers, depth=2 * batch_size)
     for group in by_size(loaded, how, batch_size):
         views = stacked(group, device)
         sizes = [(item.label.shape[0], item.label.shape[1]) for item in group]
-        for found, item in zip(predict(model, views, sizes, how, batch_size), group, strict=True):
-            total.update(found, item.label.to(found.device, non_blocking=True))
+        for prediction, item in zip(predict(model, views, sizes, how, batch_size), group, strict=True):
+            total.update(prediction, item.label.to(prediction.device, non_blocking=True))
         advance(len(group))
     return total
 
@@ -315,7 +315,7 @@ def by_size(items: Iterable[V], how: Inference, batch_size: int) -> Iterator[lis
 
 def stacked(group: Sequence[HasViews], device: torch.device) -> list[Tensor]:
     """Images of one size as (B, 3, H, W) at each scale, on ``device``."""
-    return [torch.stack(each).to(device) for each in zip(*(item.views for item in group), strict=True)]
+    return [torch.stack(views).to(device) for views in zip(*(item.views for item in group), strict=True)]
 
 
 def _images_together(item: HasViews, how: Inference, batch_size: int) -> int:

@@ -37,7 +37,7 @@ class Confusion:
         assert prediction.shape == truth.shape, (prediction.shape, truth.shape)
         if not truth.numel():
             return
-        low, high = (int(each) for each in prediction.aminmax())
+        low, high = (int(value) for value in prediction.aminmax())
         assert low >= 0 and high <= IGNORE, f"prediction has {low}..{high}"
         pairs = truth.to(torch.int32) * (IGNORE + 1) + prediction.to(torch.int32)
         cells = torch.bincount(pairs.flatten(), minlength=(IGNORE + 1) ** 2).reshape(IGNORE + 1, -1)[:IGNORE]
@@ -88,15 +88,15 @@ def mean_iou(name: str, counted: Confusion, dataset: SegDataset, unlearned: Sequ
     The latter are ``unlearned``; ``name`` is for messages. DataError where nothing is left to count,
     or where a class that the dataset calls absent does occur.
     """
-    held = counted.counts.sum(1)
-    if not held.any():
+    pixels = counted.counts.sum(1)
+    if not pixels.any():
         raise DataError(f"{name} has no labelled pixel: all labels are ignored", "check its labels")
-    found = [each for id, each in enumerate(dataset.classes) if each in dataset.absent and held[id]]
-    if found:
+    wrong = [cls for id, cls in enumerate(dataset.classes) if cls in dataset.absent and pixels[id]]
+    if wrong:
         raise DataError(
-            f"labels of {name} hold '{found[0]}', which is said to occur in none", "correct its absent.txt"
+            f"labels of {name} hold '{wrong[0]}', which is said to occur in none", "correct its absent.txt"
         )
-    without = [id for id, each in enumerate(dataset.classes) if each in unlearned or each in dataset.absent]
+    without = [id for id, cls in enumerate(dataset.classes) if cls in unlearned or cls in dataset.absent]
     miou = 100 * counted.miou(without)
     if math.isnan(miou):
         raise DataError(f"no class of {name} is one that was trained on", "check --train and its absent.txt")

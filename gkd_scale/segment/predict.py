@@ -88,14 +88,14 @@ class Outputs:
 
     def paths(self) -> list[Path]:
         """All files that the image gets; the mask is written last."""
-        found = []
+        optional = []
         if self.overlay:
-            found.append(self.folder / "overlays" / f"{self.stem}.jpg")
+            optional.append(self.folder / "overlays" / f"{self.stem}.jpg")
         if self.logits:
-            found.append(self.folder / "logits" / f"{self.stem}.npz")
-        return [*found, self.mask]
+            optional.append(self.folder / "logits" / f"{self.stem}.npz")
+        return [*optional, self.mask]
 
-    def done(self) -> bool:
+    def exist(self) -> bool:
         """Whether all of them are there. Each was written whole."""
         return all(path.is_file() for path in self.paths())
 
@@ -106,7 +106,7 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     Raises DataError if no image can be used, and RunError if OUT holds what another run, or this one
     otherwise, has predicted.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     runtime = on_device(runtime, config.device)
     source: Source | None = registry.labelled(config.images, quiet=not runtime.main)
     source = source or _of_files(config.images) or open_source(config.images)
@@ -114,14 +114,14 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     # on every rank: a source reads what it has listed
     plan = make_plan(config.images, 1, skip=config.out, source=source)
     names = sorted(entry.name for entry in plan)
-    wanted = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in output_stems(names)]
-    task = _Task(config, card, how_to_look(config, card), _reader(config, plan), names, wanted, plan.notes)
+    outputs = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in output_stems(names)]
+    task = _Task(config, card, how_to_look(config, card), _reader(config, plan), names, outputs, plan.notes)
     segmenter.to(runtime.device)
     with claimed(runtime, [config.out]):
         runtime.on_main(task.begin)
         task.run(segmenter, runtime)
         runtime.barrier()
-        return runtime.on_main(lambda: task.conclude(began))
+        return runtime.on_main(lambda: task.conclude(start))
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class _Task:
     how: Inference
     read: Callable[[str], Image.Image]
     names: Sequence[str]
-    wanted: Sequence[Outputs]
+    all_outputs: Sequence[Outputs]
     notes: Sequence[str] = ()
 
     def begin(self) -> None:
         """Write ``predict.json``, or find that what is there is of the same run and settings. Rank 0."""
         out = self.config.out
-        asked: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "run": export.fingerprint(self.config.run),
             "inference": self.how.facts(),
             "classes": self.card.classes,
@@ -147,18 +147,18 @@ class _Task:
             "images": _whole(self.config.images),
         }
         before = files.read_json(out / CARD_FILE)
-        changed = [key for key in asked if before.get(key, asked[key]) != asked[key]]
+        changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
         if changed:
             what = "other images" if changed == ["images"] else f"another {' and '.join(changed)}"
             raise RunError(f"{out} holds predictions of {what}", "give another --out, or remove that folder")
         if not before and any(path.name != files.LOCK for path in out.iterdir()):
             raise RunError(f"{out} holds other files", "give --out a folder of its own")
-        files.write_json(out / CARD_FILE, asked)
+        files.write_json(out / CARD_FILE, settings)
 
     def run(self, segmenter: Segmenter, runtime: Runtime) -> None:
         """Predict this rank's images that have no prediction yet."""
-        every = range(runtime.rank, len(self.names), runtime.world)
-        mine = [place for place in every if not self.wanted[place].done()]
+        share = range(runtime.rank, len(self.names), runtime.world)
+        mine = [place for place in share if not self.all_outputs[place].exist()]
         config = self.config
         with (
             _progress(len(mine), runtime.main) as advance,
@@ -166,12 +166,12 @@ class _Task:
         ):
             loaded = prefetch(self._load, mine, config.workers, depth=2 * config.batch_size)
             for group in by_size(_usable(loaded, advance), self.how, config.batch_size):
-                look = scores if config.save_logits else classes_of
+                infer = scores if config.save_logits else classes_of
                 sizes = [item.size for item in group]
                 views = stacked(group, runtime.device)
-                found = look(segmenter, views, sizes, self.how, config.batch_size)
-                for item, result in zip(group, found, strict=True):
-                    job = _Files(self.wanted[item.place], item.image, self.card.palette, result.cpu())
+                results = infer(segmenter, views, sizes, self.how, config.batch_size)
+                for item, result in zip(group, results, strict=True):
+                    job = _Files(self.all_outputs[item.place], item.image, self.card.palette, result.cpu())
                     writer.submit(partial(job.write, advance))
 
     def _load(self, place: int) -> Loaded | None:
@@ -198,24 +198,24 @@ class _Task:
             return one_line(error)
         return "no prediction was written"
 
-    def conclude(self, began: float) -> int:
+    def conclude(self, start: float) -> int:
         """Write the contact sheet and say what was done; how many images could not be used. Rank 0."""
-        there = [place for place, outputs in enumerate(self.wanted) if outputs.done()]
-        missing = sorted(set(range(len(self.names))) - set(there))
+        present = [place for place, outputs in enumerate(self.all_outputs) if outputs.exist()]
+        missing = sorted(set(range(len(self.names))) - set(present))
         reasons = [(self.names[place], self._reason(self.names[place])) for place in missing]
-        if not there:
+        if not present:
             name, reason = reasons[0]
             (self.config.out / CARD_FILE).unlink()
             raise DataError(
                 f"none of the {len(self.names)} images can be used; {name!r}: {reason}", "check --images"
             )
         out = self.config.out
-        shown = there[:: max(1, len(there) // _SHEET_IMAGES)][:_SHEET_IMAGES]
-        files.write_bytes(out / SHEET_FILE, self._sheet(shown))
-        seconds = time.perf_counter() - began
+        sheet_places = present[:: max(1, len(present) // _SHEET_IMAGES)][:_SHEET_IMAGES]
+        files.write_bytes(out / SHEET_FILE, self._sheet(sheet_places))
+        seconds = time.perf_counter() - start
         console.out.print(
-            f"{len(there)} of {len(self.names)} images predicted in {out}, in {seconds:.1f} s; "
-            f"{out / SHEET_FILE} shows {len(shown)}",
+            f"{len(present)} of {len(self.names)} images predicted in {out}, in {seconds:.1f} s; "
+            f"{out / SHEET_FILE} shows {len(sheet_places)}",
             markup=False,
         )
         for note in self.notes:
@@ -228,7 +228,7 @@ class _Task:
         pairs = []
         for place in places:
             image = self.read(self.names[place])
-            with Image.open(self.wanted[place].mask) as mask:
+            with Image.open(self.all_outputs[place].mask) as mask:
                 pairs.append((image, pictures.overlay(image, np.asarray(mask), self.card.palette)))
         buffer = io.BytesIO()
         pictures.contact_sheet(pairs).save(buffer, "JPEG", quality=90)
@@ -258,10 +258,10 @@ def output_stems(names: Sequence[str]) -> list[str]:
     for _ in range(2):  # a name that is kept whole may be another's without its suffix
         counts = Counter(stems)
         stems = [path if counts[stem] > 1 else stem for path, stem in zip(safe, stems, strict=True)]
-    twice = [stem for stem, count in Counter(stems).items() if count > 1]
-    if twice:
+    clashes = [stem for stem, count in Counter(stems).items() if count > 1]
+    if clashes:
         raise DataError(
-            f"two images would be written as {twice[0]!r}", "give them names of their own, or two commands"
+            f"two images would be written as {clashes[0]!r}", "give them names of their own, or two commands"
         )
     return stems
 
@@ -277,16 +277,16 @@ def _short(part: str) -> str:
     if len(os.fsencode(part)) <= _LONGEST:
         return part
     suffix = PurePosixPath(part).suffix if len(PurePosixPath(part).suffix) < 8 else ""
-    kept = os.fsencode(part)[: _LONGEST - 32].decode("utf-8", "ignore")
-    return f"{kept}-{hashlib.blake2b(os.fsencode(part), digest_size=8).hexdigest()}{suffix}"
+    prefix = os.fsencode(part)[: _LONGEST - 32].decode("utf-8", "ignore")
+    return f"{prefix}-{hashlib.blake2b(os.fsencode(part), digest_size=8).hexdigest()}{suffix}"
 
 
 class Matching:
     """The source of one image file, or of those that a pattern with ``*`` names."""
 
     def __init__(self, pattern: str) -> None:
-        found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-        self._paths = sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.is_file())
+        matches = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
+        self._paths = sorted(path for path in matches if path.suffix.lower() in EXTENSIONS and path.is_file())
         if not self._paths:
             raise DataError(
                 f"no image matches {pattern!r}", f"images end in {' '.join(EXTENSIONS)}; quote the pattern"
@@ -330,15 +330,15 @@ class _Files:
     outputs: Outputs
     image: Image.Image
     palette: pictures.Palette
-    found: Tensor
+    prediction: Tensor
 
     def write(self, advance: Callable[[], None]) -> None:
-        classes = self.found.max(0).indices if self.found.ndim == 3 else self.found
+        classes = self.prediction.max(0).indices if self.prediction.ndim == 3 else self.prediction
         mask: UInt8Array = classes.to(torch.uint8).numpy()
         for path in self.outputs.paths():
             buffer = io.BytesIO()
             if path.suffix == ".npz":
-                np.savez(buffer, logits=self.found.half().numpy())
+                np.savez(buffer, logits=self.prediction.half().numpy())
             elif path.suffix == ".jpg":
                 pictures.overlay(self.image, mask, self.palette).save(buffer, "JPEG", quality=90)
             else:
@@ -348,17 +348,17 @@ class _Files:
 
 
 @contextmanager
-def _progress(images: int, shown: bool) -> Iterator[Callable[[], None]]:
+def _progress(images: int, visible: bool) -> Iterator[Callable[[], None]]:
     """A bar with rate and ETA; what is yielded counts one image, from any thread."""
-    began, lock, done = time.perf_counter(), threading.Lock(), 0
-    with console.progress("{task.fields[rate]}", disable=not shown or not images) as progress:
+    start, lock, done = time.perf_counter(), threading.Lock(), 0
+    with console.progress("{task.fields[rate]}", disable=not visible or not images) as progress:
         task = progress.add_task("predict", total=images, rate="")
 
         def advance() -> None:
             nonlocal done
             with lock:
                 done += 1
-                rate = done / (time.perf_counter() - began)
+                rate = done / (time.perf_counter() - start)
             progress.update(task, advance=1, rate=f"{rate:.1f} images/s")
 
         yield advance

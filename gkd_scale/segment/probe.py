@@ -51,14 +51,14 @@ class Labelled:
 def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Labelled:
     """At most ``most`` images of ``dataset``, evenly spread, resized to ``size``; labels as they are."""
     count = min(most, len(dataset))
-    chosen = [index * len(dataset) // count for index in range(count)]
+    indices = [index * len(dataset) // count for index in range(count)]
 
     def read(index: int) -> tuple[Tensor, Tensor]:
         sample = dataset[index]
         pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)
         return T.resize(pixels, list(size), antialias=True), torch.from_numpy(np.array(sample.label))
 
-    pixels, labels = zip(*prefetch(read, chosen, workers, 4 * max(1, workers)), strict=True)
+    pixels, labels = zip(*prefetch(read, indices, workers, 4 * max(1, workers)), strict=True)
     return Labelled(torch.stack(pixels), labels, len(dataset.classes))
 
 
@@ -79,16 +79,16 @@ def probe(encode: Encoder, grid: Grid, train: Labelled, val: Labelled, kind: str
     total = Confusion(val.classes)
     for start in range(0, len(val.labels), BATCH):
         tokens = encode(val.pixels[start : start + BATCH]).patches.float()
-        scores = torch.stack([classify(each) for each in tokens]).float()
+        scores = torch.stack([classify(image_tokens) for image_tokens in tokens]).float()
         tally(total, to_map(scores, grid), val.labels[start : start + BATCH])
     return total
 
 
 def tally(total: Confusion, maps: Tensor, labels: Sequence[Tensor]) -> None:
     """Count class scores (B, K, h, w) against ``labels``, each at its own size."""
-    for each, label in zip(maps, labels, strict=True):
+    for scores, label in zip(maps, labels, strict=True):
         size = (label.shape[0], label.shape[1])
-        total.update(upsample(each[None], size).argmax(1)[0].cpu(), label)
+        total.update(upsample(scores[None], size).argmax(1)[0].cpu(), label)
 
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
@@ -104,7 +104,7 @@ def _tokens(encode: Encoder, grid: Grid, data: Labelled) -> Pairs:
 
 def class_shares(label: Tensor, classes: int, grid: Grid) -> Tensor:
     """(h·w, K): which share of each cell of ``grid`` is of which class; a row sums to its labelled share."""
-    shares = [F.adaptive_avg_pool2d((label == each).float()[None], grid).flatten() for each in range(classes)]
+    shares = [F.adaptive_avg_pool2d((label == k).float()[None], grid).flatten() for k in range(classes)]
     return torch.stack(shares, 1)
 
 
@@ -146,8 +146,8 @@ def _with_constant(tokens: Tensor) -> Tensor:
 
 def fit_neighbours(pairs: Pairs) -> Classifier:
     """Class shares of the most similar training tokens (cosine), weighted by exp(similarity / T)."""
-    kept = [(F.normalize(tokens, dim=1), shares) for tokens, shares in pairs]
-    bank, shares = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    batches = [(F.normalize(tokens, dim=1), shares) for tokens, shares in pairs]
+    bank, shares = (torch.cat(parts) for parts in zip(*batches, strict=True))
     labelled = shares.sum(1) > 0
     bank, shares = bank[labelled], shares[labelled]
     every = -(-len(bank) // BANK)

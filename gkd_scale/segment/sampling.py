@@ -38,7 +38,7 @@ class Pick(NamedTuple):
 
     epoch: int
     image: int
-    wanted: tuple[int, float] | None = None
+    focus: tuple[int, float] | None = None
 
 
 class Order(Protocol):
@@ -139,13 +139,13 @@ class RareClass:
         self._seed, self._key = seed, key
         self._cumulative = np.cumsum(rare_class_probabilities(pixels, temperature))
         shares = pixels / np.maximum(1, pixels.sum(1, keepdims=True))
-        self._images = [_showing(shares[:, each]) for each in range(pixels.shape[1])]
+        self._images = [_showing(shares[:, class_id]) for class_id in range(pixels.shape[1])]
 
     def __call__(self, position: int) -> Pick:
         rng = generator("stage2", "rare-class", self._seed, position, *self._key)
-        wanted = int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
-        images = self._images[wanted]
-        return Pick(position, int(images[rng.integers(len(images))]), (wanted, RARE_SHARE / 2))
+        class_id = int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
+        images = self._images[class_id]
+        return Pick(position, int(images[rng.integers(len(images))]), (class_id, RARE_SHARE / 2))
 
 
 def _showing(share: npt.NDArray[np.float64]) -> Int64Array:

@@ -67,7 +67,7 @@ class Segmenter(nn.Module):
     def forward(self, batch: SegBatch) -> dict[str, Tensor]:
         """The head's named losses on a batch from anywhere; ``loss`` is minimised."""
         device = next(self.parameters()).device
-        pixels, labels = (each.to(device, non_blocking=True) for each in batch)
+        pixels, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
         return self.head.losses(self.features(pixels), labels)
 
 

@@ -87,16 +87,16 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
 
 def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
     """The run, its folder held. Nothing is written before all that can be refused is."""
-    began = time.monotonic()
-    done = runtime.on_main(lambda: runs.is_done(config.run.out, KIND))
-    train, val = _datasets(config, runtime, check=config.data.check and not done)
+    start = time.monotonic()
+    complete = runtime.on_main(lambda: runs.is_done(config.run.out, KIND))
+    train, val = _datasets(config, runtime, check=config.data.check and not complete)
     domains = dict(zip(config.data.val_sets(), val.parts, strict=True))
     segmenter = build_segmenter(config, len(train.classes))
     module = _with_method(config, segmenter, train, runtime)
     identity = _identity(config, plan, segmenter, train, val)
     if isinstance(module, StudentWithMethod):
         identity["taught_by"] = module.teacher.identity()
-    if done:
+    if complete:
         runs.require_same(config.run.out, identity)
         _say(
             runtime,
@@ -113,7 +113,7 @@ def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
         return
     loop.fit([job], training, runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))
-    seconds = round(time.monotonic() - began, 1)
+    seconds = round(time.monotonic() - start, 1)
     runtime.on_main(lambda: runs.finish(config.run.out, KIND, identity, seconds=seconds, best=best))
     _say(
         runtime,
@@ -210,13 +210,13 @@ def _identity(
 def _introduction(
     config: Stage2Config, plan: DeepSpeedPlan, segmenter: Segmenter, train: SegDataset, val: SegDataset
 ) -> str:
-    trained, all_of_it = (
-        sum(p.numel() for p in segmenter.parameters() if p.requires_grad or every) for every in (False, True)
+    trained, total = (
+        sum(p.numel() for p in segmenter.parameters() if p.requires_grad or whole) for whole in (False, True)
     )
     return (
         f"[bold]stage 2[/] {config.head} head on {segmenter.backbone.name}, "
         f"{config.method.name or config.backbone.adapt}: "
-        f"{trained:,} of {all_of_it:,} parameters are trained\n"
+        f"{trained:,} of {total:,} parameters are trained\n"
         f"{len(train)} images to train on, {len(val)} to validate on, {len(train.classes)} classes; "
         f"{config.run.steps} steps of {plan.global_batch} images ({plan.summary()}); {_name(config.run.out)}"
         + "".join(f"\n{plan.path.name}: {note}" for note in plan.notes)
@@ -363,9 +363,9 @@ def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None
     with console.progress() as progress:
         task = progress.add_task("checking images and labels", total=len(train) + len(val))
         registry.check(train, config.run.workers, lambda: progress.advance(task), least=2)
-        for each in val.parts:
-            bounded = partial(require_bounded_sample, dataset=each.name, size=config.size(), how=how)
-            registry.check(each, config.run.workers, lambda: progress.advance(task), bounded)
+        for dataset in val.parts:
+            bounded = partial(require_bounded_sample, dataset=dataset.name, size=config.size(), how=how)
+            registry.check(dataset, config.run.workers, lambda: progress.advance(task), bounded)
 
 
 class Validator:
@@ -397,8 +397,8 @@ class Validator:
         scores = {name: self._score(name, dataset) for name, dataset in self._domains.items()}
         score = statistics.fmean(scores.values())
         self._runtime.on_main(lambda: self._keep_if_best(step, score))
-        each = {f"val_miou/{name}": value for name, value in scores.items()} if len(scores) > 1 else {}
-        return {"val_miou": score, **each}
+        per_domain = {f"val_miou/{name}": value for name, value in scores.items()} if len(scores) > 1 else {}
+        return {"val_miou": score, **per_domain}
 
     def _score(self, name: str, dataset: SegDataset) -> float:
         """mIoU in % of one domain. Collective."""
@@ -425,11 +425,11 @@ class Validator:
             raise
 
     def _take(self, state: dict[str, Tensor]) -> None:
-        kept, backbone = self._copy.kept, _below(state, "backbone.")
+        frozen, backbone = self._copy.kept, _below(state, "backbone.")
         before = self._copy.backbone.state_dict()
-        assert_same(*({name: each[name] for name in kept} for each in (before, backbone)))
+        assert_same(*({name: tensors[name] for name in frozen} for tensors in (before, backbone)))
         self._copy.head.load_state_dict(_below(state, "head."))
-        self._copy.backbone.load_state_dict({**backbone, **{name: before[name] for name in kept}})
+        self._copy.backbone.load_state_dict({**backbone, **{name: before[name] for name in frozen}})
 
     def _keep_if_best(self, step: int, score: float) -> None:
         out = self._config.run.out

@@ -100,17 +100,17 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     Raises ConfigError, DataError or ModelError.
     """
     size = parse_size(cfg.image_size)
-    opened = [open_all(refs) for refs in (cfg.train, cfg.val)]
-    for dataset in opened:
+    datasets = [open_all(refs) for refs in (cfg.train, cfg.val)]
+    for dataset in datasets:
         glance(dataset)
-    train, val = (load(dataset, size, most=cfg.images) for dataset in opened)
-    for dataset, labelled, least in ((opened[0], train, 2), (opened[1], val, 1)):
+    train, val = (load(dataset, size, most=cfg.images) for dataset in datasets)
+    for dataset, labelled, least in ((datasets[0], train, 2), (datasets[1], val, 1)):
         require_shown(dataset, shown_in(labelled), least)
     teacher = load_teacher(cfg.teacher, size, cfg.device)
-    found = measure(teacher, train, val, cfg.batch_size)
-    best = choose(found)
+    levels = measure(teacher, train, val, cfg.batch_size)
+    best = choose(levels)
     flags = advice(best)
-    console.out.print(_table(found, best, cfg))
+    console.out.print(_table(levels, best, cfg))
     cache = cfg.out / "cache"
     console.paste("next: ", *_cache_command(cfg, best, cache))
     norm = flags[flags.index("--teacher-norm") :]
@@ -120,12 +120,12 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
         "frozen teacher there: a student that copies it can hope for about as much",
         markup=False,
     )
-    rows = [{**asdict(level), "chosen": level is best} for level in found]
+    rows = [{**asdict(level), "chosen": level is best} for level in levels]
     facts = {"teacher": cfg.teacher.name, "image_size": list(size), "train": cfg.train, "val": cfg.val}
     files.write_json(cfg.out / "probe.json", {**facts, "levels": rows, "flags": flags}, unlocked=True)
-    draw(found, best, cfg.out / "probe.png")
+    draw(levels, best, cfg.out / "probe.png")
     console.out.print(f"written to {cfg.out}: probe.json, probe.png", markup=False)
-    return found
+    return levels
 
 
 def measure(
@@ -137,20 +137,20 @@ def measure(
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("probe", total=total)
         for maps, labels in _batches(teacher, train, batch):
-            levels = levels or [_Measure(each.shape[1]) for each in maps]
-            for level, each in zip(levels, maps, strict=True):
-                grid = (each.shape[2], each.shape[3])
+            levels = levels or [_Measure(feature_map.shape[1]) for feature_map in maps]
+            for level, feature_map in zip(levels, maps, strict=True):
+                grid = (feature_map.shape[2], feature_map.shape[3])
                 shares = torch.cat([class_shares(label, train.classes, grid) for label in labels])
-                level.update(to_tokens(each).flatten(0, 1), shares.to(each.device))
+                level.update(to_tokens(feature_map).flatten(0, 1), shares.to(feature_map.device))
             bar.advance(task, len(labels))
         classifiers = [level.ridge.solve() for level in levels]
         scores = [Confusion(val.classes) for _ in levels]
         grids: list[tuple[int, int]] = []
         for maps, labels in _batches(teacher, val, batch):
-            grids = [(each.shape[2], each.shape[3]) for each in maps]
-            for classify, score, each in zip(classifiers, scores, maps, strict=True):
-                logits = torch.stack([classify(tokens) for tokens in to_tokens(each)]).float()
-                tally(score, to_map(logits, (each.shape[2], each.shape[3])), labels)
+            grids = [(feature_map.shape[2], feature_map.shape[3]) for feature_map in maps]
+            for classify, score, feature_map in zip(classifiers, scores, maps, strict=True):
+                logits = torch.stack([classify(tokens) for tokens in to_tokens(feature_map)]).float()
+                tally(score, to_map(logits, (feature_map.shape[2], feature_map.shape[3])), labels)
             bar.advance(task, len(labels))
     names: list[int | None] = [*range(len(levels) - 1), None]
     return [

@@ -132,7 +132,7 @@ def test_a_crop_shows_the_class_that_is_wanted() -> None:
 
     def showing(wanted: tuple[int, float] | None) -> float:
         labels = [
-            augment(sample, (32, 32), config, generator("w", seed), wanted=wanted)[1] for seed in range(60)
+            augment(sample, (32, 32), config, generator("w", seed), focus=wanted)[1] for seed in range(60)
         ]
         return float(np.mean([(each == 1).any() for each in labels]))
 

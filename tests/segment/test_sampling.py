@@ -96,10 +96,10 @@ def test_rare_class_probabilities_are_daformers() -> None:
 def test_rare_classes_come_as_often_as_they_should_in_images_that_show_them() -> None:
     order = RareClass(0, PIXELS, 0.5)
     picks = [order(position) for position in range(4000)]
-    wanted = Counter(pick.wanted[0] for pick in picks if pick.wanted)
+    wanted = Counter(pick.focus[0] for pick in picks if pick.focus)
     shares = np.array([wanted[each] for each in range(4)]) / len(picks)
     np.testing.assert_allclose(shares, rare_class_probabilities(PIXELS, 0.5), atol=0.03)
-    images = {each: {p.image for p in picks if p.wanted and p.wanted[0] == each} for each in range(4)}
+    images = {each: {p.image for p in picks if p.focus and p.focus[0] == each} for each in range(4)}
     assert images == {0: {0, 1, 2, 3}, 1: {0, 3}, 2: {1}, 3: {3}}
     assert PIXELS[3, 3] / PIXELS[3].sum() < RARE_SHARE
 

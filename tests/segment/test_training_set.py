@@ -80,6 +80,6 @@ def test_a_file_that_is_no_table_is_counted_again(root: Path) -> None:
     count_pixels(config, dataset)
     order = order_of(config, dataset)
     picks = [order(position) for position in range(50)]
-    assert all(pick.wanted is not None for pick in picks)
-    shown = [dataset.label(pick.image) == pick.wanted[0] for pick in picks if pick.wanted]
+    assert all(pick.focus is not None for pick in picks)
+    shown = [dataset.label(pick.image) == pick.focus[0] for pick in picks if pick.focus]
     assert np.all([each.any() for each in shown])
