@@ -30,7 +30,7 @@ def make_data(cfg: MakeDataConfig) -> None:
             val=cfg.val,
             test=cfg.test,
             seed=cfg.seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda number, total: bar.update(task, completed=number, total=total),
         )
     counts = ", ".join(f"{count} {name}" for name, count in manifest["counts"].items())
     console.out.print(f"{cfg.out}: {counts}", markup=False)

@@ -29,13 +29,13 @@ def demo(cfg: DemoConfig) -> int:
             raise ConfigError(
                 f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
             )
-    began = time.monotonic()
+    start = time.monotonic()
     with files.claimed(cfg.out):
         run_all(plan(cfg), cfg.out / "logs")
         results = {row: _result(cfg, name) for row, name in ROWS.items()}
         files.write_json(cfg.out / "results.json", results)
     console.out.print(table(results))
-    minutes = (time.monotonic() - began) / 60
+    minutes = (time.monotonic() - start) / 60
     console.out.print(
         f"[green]done[/] in {minutes:.1f} minutes; everything is in {console.escape(str(cfg.out))}:"
     )
@@ -143,14 +143,14 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
 
     It fits 80 columns: the domains' common prefix goes, and lines break at spaces only.
     """
-    shown = Table(title="mIoU in %: the source domain, then unseen domains and their mean", padding=(0, 0))
-    shown.add_column("model", no_wrap=True)
+    grid = Table(title="mIoU in %: the source domain, then unseen domains and their mean", padding=(0, 0))
+    grid.add_column("model", no_wrap=True)
     domains = list(next(iter(results.values())))
     for domain in domains:
-        shown.add_column(domain.replace("_", "\n"), justify="right", no_wrap=True)
-    shown.add_column("unseen\nmean", justify="right", style="bold", no_wrap=True)
+        grid.add_column(domain.replace("_", "\n"), justify="right", no_wrap=True)
+    grid.add_column("unseen\nmean", justify="right", style="bold", no_wrap=True)
     for row, result in results.items():
         values = [result[domain]["miou"] for domain in domains]
         unseen = [result[domain]["miou"] for domain in domains if domain.startswith("unseen")]
-        shown.add_row(row, *(f"{value:.1f}" for value in values), f"{sum(unseen) / len(unseen):.1f}")
-    return shown
+        grid.add_row(row, *(f"{value:.1f}" for value in values), f"{sum(unseen) / len(unseen):.1f}")
+    return grid

@@ -183,8 +183,8 @@ def train_teacher(
     average.load_state_dict(model.state_dict())
     optimizer, weights = optimizer_of(model), class_weights(data.labels)
     rng = generator("demo-teacher", "batches", seed)
-    begun, step = time.monotonic(), 0
-    while (progress := (time.monotonic() - begun) / (60 * minutes)) < 1:
+    start, step = time.monotonic(), 0
+    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = schedule(progress, peak)
         indices = torch.from_numpy(rng.integers(0, len(data), batch))
@@ -298,9 +298,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    begun = time.monotonic()
+    start = time.monotonic()
     data = render_styles(options.images, options.seed)
-    print(f"rendered {len(data)} scenes in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"rendered {len(data)} scenes in {time.monotonic() - start:.0f} s", flush=True)
     teacher = train_teacher(data, options.minutes, options.seed)
     round_to_half(teacher)
     measured = compare(teacher, options.seed)

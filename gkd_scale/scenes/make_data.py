@@ -63,10 +63,10 @@ def write_data(
     settings = _settings(size, proxy, train, val, test, seed)
     _claim(out, settings)
     items = list(_plan(settings["counts"]))
-    for done, item in enumerate(items, 1):
+    for count, item in enumerate(items, 1):
         _write_item(out, item, size, seed)
         if progress is not None:
-            progress(done, len(items))
+            progress(count, len(items))
     for folder in settings["counts"]:
         if folder != "proxy":
             _write_once(out / folder / "classes.txt", "\n".join(scenes.CLASSES) + "\n")
