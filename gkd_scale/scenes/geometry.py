@@ -120,13 +120,13 @@ class Canvas:
     def __init__(self, camera: Camera, sky_label: int) -> None:
         self.camera = camera
         height, width = camera.size
-        whole = (width * SUPERSAMPLING, height * SUPERSAMPLING)
-        self._middle = (whole[0] / 2, whole[1] / 2)
+        canvas_size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
+        self._middle = (canvas_size[0] / 2, canvas_size[1] / 2)
         self._scale = SUPERSAMPLING * camera.focal_px
         self._limit = 20.0 * width
-        self._ids = Image.new("I", whole, 0)
+        self._ids = Image.new("I", canvas_size, 0)
         self._draw = ImageDraw.Draw(self._ids)
-        self._shadow = Image.new("L", whole, 0)
+        self._shadow = Image.new("L", canvas_size, 0)
         self._shadow_draw = ImageDraw.Draw(self._shadow)
         self._materials: list[Material] = [Material(sky_label, (0.0, 0.0, 0.0), grain=0.0)]
         self._planes: list[Vec3] = [(0.0, 0.0, 0.0)]

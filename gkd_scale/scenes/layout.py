@@ -356,12 +356,12 @@ def _car(style: Style, x: float, z: float, heading: float, rng: np.random.Genera
 
 def _pole(x: float, z: float, side: int, rng: np.random.Generator) -> Pole:
     kind = ("lamp", "lamp", "sign", "sign", "signal", "plain")[int(rng.integers(6))]
-    tall = {"lamp": (5.0, 8.0), "sign": (2.3, 3.2), "signal": (3.0, 4.2), "plain": (5.0, 9.0)}[kind]
+    heights = {"lamp": (5.0, 8.0), "sign": (2.3, 3.2), "signal": (3.0, 4.2), "plain": (5.0, 9.0)}[kind]
     plates = ((0.80, 0.12, 0.12), (0.12, 0.25, 0.70), (0.92, 0.80, 0.15), (0.9, 0.9, 0.9), (0.1, 0.45, 0.2))
     return Pole(
         z=z,
         x=x,
-        height=uniform(rng, tall),
+        height=uniform(rng, heights),
         width=uniform(rng, (0.12, 0.22)),
         kind=kind,
         arm=-side * uniform(rng, (0.8, 2.2)),

@@ -208,10 +208,10 @@ class TrainStream:
 
         def between(start: int, stop: int) -> Iterator[SegBatch]:
             parts = positions(start, stop, micro=micro, accumulation=accumulation, rank=rank, world=world)
-            ready = prefetch(
+            samples = prefetch(
                 self.sample, chain.from_iterable(parts), self.workers, depth=max(2 * micro, 2 * self.workers)
             )
-            while chunk := list(islice(ready, micro)):
+            while chunk := list(islice(samples, micro)):
                 pixels, labels = zip(*chunk, strict=True)
                 yield SegBatch(torch.stack(pixels), torch.stack(labels))
 

@@ -28,33 +28,33 @@ def count(dataset: SegDataset, workers: int, advance: Callable[[], object] = lam
     """(images, K) pixels of each class in each label; ignored pixels count nowhere."""
     classes = len(dataset.classes)
 
-    def of_one(index: int) -> Int64Array:
+    def count_one(index: int) -> Int64Array:
         return np.bincount(dataset.label(index).ravel(), minlength=IGNORE + 1)[:classes].astype(np.int64)
 
     rows = []
-    for row in prefetch(of_one, range(len(dataset)), workers, 4 * max(1, workers)):
+    for row in prefetch(count_one, range(len(dataset)), workers, 4 * max(1, workers)):
         rows.append(row)
         advance()
     return np.stack(rows)
 
 
-def write(folder: Path, pixels: Int64Array, dataset: SegDataset, of: Any) -> None:
+def write(folder: Path, pixels: Int64Array, dataset: SegDataset, identity: Any) -> None:
     """Keep the counts in ``folder``; ``of`` is JSON that names the training set."""
     # A class name may occur twice in odd label sets, a column name may not.
     names = [f"{index} {name}" for index, name in enumerate(dataset.classes)]
     table = pa.table(dict(zip(names, pixels.T, strict=True)))
-    table = table.replace_schema_metadata({_KEY: json.dumps(of, sort_keys=True).encode()})
+    table = table.replace_schema_metadata({_KEY: json.dumps(identity, sort_keys=True).encode()})
     buffer = io.BytesIO()
     parquet.write_table(table, buffer)
     files.write_bytes(folder / FILE, buffer.getvalue())
 
 
-def read(folder: Path, of: Any) -> Int64Array | None:
+def read(folder: Path, identity: Any) -> Int64Array | None:
     """The counts kept in ``folder`` of the training set ``of``; None where there are none."""
     try:
         table = parquet.read_table(folder / FILE)
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
-    if (table.schema.metadata or {}).get(_KEY) != json.dumps(of, sort_keys=True).encode():
+    if (table.schema.metadata or {}).get(_KEY) != json.dumps(identity, sort_keys=True).encode():
         return None
     return np.stack([column.to_numpy() for column in table.columns], axis=1)

@@ -95,24 +95,24 @@ def _score(
     config: EvaluateConfig,
     runtime: Runtime,
 ) -> DomainResult:
-    mine = range(runtime.rank, len(dataset), runtime.world)
-    started, done = time.perf_counter(), 0
+    indices = range(runtime.rank, len(dataset), runtime.world)
+    start, done = time.perf_counter(), 0
     with console.progress("{task.fields[rate]}", disable=not runtime.main) as progress:
-        task = progress.add_task(name, total=len(mine), rate="")
+        task = progress.add_task(name, total=len(indices), rate="")
 
         def advance(images: int) -> None:
             nonlocal done
             done += images
-            rate = done / (time.perf_counter() - started)
+            rate = done / (time.perf_counter() - start)
             progress.update(task, advance=images, rate=f"{rate:.1f} images/s")
 
         try:
-            counted = confusion(
+            local = confusion(
                 segmenter,
                 dataset,
                 card.image_size,
                 how=how,
-                indices=mine,
+                indices=indices,
                 batch_size=config.batch_size,
                 workers=config.workers,
                 device=runtime.device,
@@ -121,9 +121,9 @@ def _score(
         except GkdError as error:
             error.on_rank = runtime.rank
             raise
-    total = Confusion(counted.classes, runtime.sum(counted.counts))
+    total = Confusion(local.classes, runtime.sum(local.counts))
     if runtime.main:
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         ranks = f" on {runtime.world} ranks" if runtime.world > 1 else ""
         console.out.print(
             f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s",
@@ -133,13 +133,13 @@ def _score(
 
 
 def _result(
-    name: str, counted: Confusion, dataset: SegDataset, how: Inference, unlearned: Sequence[str]
+    name: str, total: Confusion, dataset: SegDataset, how: Inference, unlearned: Sequence[str]
 ) -> DomainResult:
-    mean = mean_iou(f"domain '{name}'", counted, dataset, unlearned)
+    mean = mean_iou(f"domain '{name}'", total, dataset, unlearned)
     return {
         "miou": mean.miou,
         "without": mean.without,
-        "iou": counted.report(dataset.classes),
+        "iou": total.report(dataset.classes),
         "images": len(dataset),
         "inference": how.facts(),
     }

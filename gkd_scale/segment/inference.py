@@ -106,8 +106,8 @@ def prepare(image: UInt8Array, size: Size, scale: float = 1.0) -> Tensor:
     """(H, W, 3) uint8 to (3, h, w) uint8: ``scale`` times the least size that covers ``size``."""
     source = (image.shape[0], image.shape[1])
     factor = scale * cover_scale(source, size)
-    working = [max(1, round(side * factor)) for side in source]
-    return T.resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), working, antialias=True)
+    target = [max(1, round(side * factor)) for side in source]
+    return T.resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), target, antialias=True)
 
 
 def require_bounded_sample(sample: SegSample, dataset: str, size: Size, how: Inference) -> None:
@@ -170,9 +170,9 @@ def logits(model: Model, pixels: Tensor, windows: Windows | None = None, batch_s
     places = [(..., slice(top, top + size[0]), slice(left, left + size[1])) for top, left in corners]
     total: Tensor | None = None
     counts = pixels.new_zeros((height, width), dtype=torch.float32)
-    together = max(1, batch_size // batch)
-    for first in range(0, len(places), together):
-        chunk = places[first : first + together]
+    step = max(1, batch_size // batch)
+    for first in range(0, len(places), step):
+        chunk = places[first : first + step]
         window_logits = _padded_logits(model, torch.cat([pixels[place] for place in chunk]))
         if total is None:
             total = window_logits.new_zeros((batch, window_logits.shape[1], height, width))

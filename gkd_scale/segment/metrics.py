@@ -41,9 +41,9 @@ class Confusion:
         assert low >= 0 and high <= IGNORE, f"prediction has {low}..{high}"
         pairs = truth.to(torch.int32) * (IGNORE + 1) + prediction.to(torch.int32)
         cells = torch.bincount(pairs.flatten(), minlength=(IGNORE + 1) ** 2).reshape(IGNORE + 1, -1)[:IGNORE]
-        counted = torch.cat([cells[: self.classes, : self.classes], cells[: self.classes, IGNORE:]], 1)
-        assert counted.sum() == cells.sum(), f"a class beyond the {self.classes} classes"
-        self.counts += counted.to(self.counts.device)
+        counts = torch.cat([cells[: self.classes, : self.classes], cells[: self.classes, IGNORE:]], 1)
+        assert counts.sum() == cells.sum(), f"a class beyond the {self.classes} classes"
+        self.counts += counts.to(self.counts.device)
 
     def __add__(self, other: Confusion) -> Confusion:
         return Confusion(self.classes, self.counts + other.counts)
@@ -82,13 +82,13 @@ class Mean(NamedTuple):
     without: list[str]
 
 
-def mean_iou(name: str, counted: Confusion, dataset: SegDataset, unlearned: Sequence[str]) -> Mean:
+def mean_iou(name: str, total: Confusion, dataset: SegDataset, unlearned: Sequence[str]) -> Mean:
     """The mIoU of ``dataset``, but for the classes that no label of it, or no label of training, holds.
 
     The latter are ``unlearned``; ``name`` is for messages. DataError where nothing is left to count,
     or where a class that the dataset calls absent does occur.
     """
-    pixels = counted.counts.sum(1)
+    pixels = total.counts.sum(1)
     if not pixels.any():
         raise DataError(f"{name} has no labelled pixel: all labels are ignored", "check its labels")
     wrong = [cls for id, cls in enumerate(dataset.classes) if cls in dataset.absent and pixels[id]]
@@ -97,7 +97,7 @@ def mean_iou(name: str, counted: Confusion, dataset: SegDataset, unlearned: Sequ
             f"labels of {name} hold '{wrong[0]}', which is said to occur in none", "correct its absent.txt"
         )
     without = [id for id, cls in enumerate(dataset.classes) if cls in unlearned or cls in dataset.absent]
-    miou = 100 * counted.miou(without)
+    miou = 100 * total.miou(without)
     if math.isnan(miou):
         raise DataError(f"no class of {name} is one that was trained on", "check --train and its absent.txt")
     return Mean(miou, [dataset.classes[id] for id in without])

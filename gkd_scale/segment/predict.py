@@ -109,7 +109,7 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     start = time.perf_counter()
     runtime = on_device(runtime, config.device)
     source: Source | None = registry.labelled(config.images, quiet=not runtime.main)
-    source = source or _of_files(config.images) or open_source(config.images)
+    source = source or _file_source(config.images) or open_source(config.images)
     segmenter, card = export.load_segmenter(config.run)
     # on every rank: a source reads what it has listed
     plan = make_plan(config.images, 1, skip=config.out, source=source)
@@ -144,7 +144,7 @@ class _Task:
             "inference": self.how.facts(),
             "classes": self.card.classes,
             "palette": [list(colour) for colour in self.card.palette],
-            "images": _whole(self.config.images),
+            "images": _absolute(self.config.images),
         }
         before = files.read_json(out / CARD_FILE)
         changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
@@ -158,13 +158,13 @@ class _Task:
     def run(self, segmenter: Segmenter, runtime: Runtime) -> None:
         """Predict this rank's images that have no prediction yet."""
         share = range(runtime.rank, len(self.names), runtime.world)
-        mine = [place for place in share if not self.all_outputs[place].exist()]
+        pending = [place for place in share if not self.all_outputs[place].exist()]
         config = self.config
         with (
-            _progress(len(mine), runtime.main) as advance,
+            _progress(len(pending), runtime.main) as advance,
             BackgroundJobs(_WRITING, max(1, config.workers)) as writer,
         ):
-            loaded = prefetch(self._load, mine, config.workers, depth=2 * config.batch_size)
+            loaded = prefetch(self._load, pending, config.workers, depth=2 * config.batch_size)
             for group in by_size(_usable(loaded, advance), self.how, config.batch_size):
                 infer = scores if config.save_logits else classes_of
                 sizes = [item.size for item in group]
@@ -300,7 +300,7 @@ class Matching:
         return (self._root / name).read_bytes()
 
 
-def _of_files(images: str) -> Source | None:
+def _file_source(images: str) -> Source | None:
     """The source of a video, of a single file, or of a pattern; None for anything else."""
     path = Path(images)
     if is_video(images):
@@ -310,7 +310,7 @@ def _of_files(images: str) -> Source | None:
     return Matching(glob.escape(images) if single else images) if single or pattern else None
 
 
-def _whole(images: str) -> str:
+def _absolute(images: str) -> str:
     """``--images`` as it means the same from every folder, where it is a path."""
     return images if ":" in images else os.path.abspath(images)  # noqa: PTH100 (patterns too)
 

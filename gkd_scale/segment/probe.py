@@ -150,8 +150,8 @@ def fit_neighbours(pairs: Pairs) -> Classifier:
     bank, shares = (torch.cat(parts) for parts in zip(*batches, strict=True))
     labelled = shares.sum(1) > 0
     bank, shares = bank[labelled], shares[labelled]
-    every = -(-len(bank) // BANK)
-    bank, shares = bank[::every], shares[::every]
+    step = -(-len(bank) // BANK)
+    bank, shares = bank[::step], shares[::step]
 
     def classify(tokens: Tensor) -> Tensor:
         similarity, index = (F.normalize(tokens, dim=1) @ bank.T).topk(min(NEIGHBOURS, len(bank)), dim=1)

@@ -364,8 +364,8 @@ def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None
         task = progress.add_task("checking images and labels", total=len(train) + len(val))
         registry.check(train, config.run.workers, lambda: progress.advance(task), least=2)
         for dataset in val.parts:
-            bounded = partial(require_bounded_sample, dataset=dataset.name, size=config.size(), how=how)
-            registry.check(dataset, config.run.workers, lambda: progress.advance(task), bounded)
+            require = partial(require_bounded_sample, dataset=dataset.name, size=config.size(), how=how)
+            registry.check(dataset, config.run.workers, lambda: progress.advance(task), require)
 
 
 class Validator:
@@ -392,7 +392,7 @@ class Validator:
 
     def __call__(self, step: int, module: nn.Module) -> dict[str, float]:
         """Score the segmenter inside ``module`` after ``step`` steps. Collective."""
-        self._take(full_state(module))
+        self._load(full_state(module))
         self._copy.eval()
         scores = {name: self._score(name, dataset) for name, dataset in self._domains.items()}
         score = statistics.fmean(scores.values())
@@ -402,8 +402,8 @@ class Validator:
 
     def _score(self, name: str, dataset: SegDataset) -> float:
         """mIoU in % of one domain. Collective."""
-        mine = self._count(dataset)
-        total = Confusion(mine.classes, self._runtime.sum(mine.counts))
+        local = self._count(dataset)
+        total = Confusion(local.classes, self._runtime.sum(local.counts))
         return mean_iou(f"--val {name}", total, dataset, self._absent).miou
 
     def _count(self, dataset: SegDataset) -> Confusion:
@@ -424,7 +424,7 @@ class Validator:
             error.on_rank = runtime.rank
             raise
 
-    def _take(self, state: dict[str, Tensor]) -> None:
+    def _load(self, state: dict[str, Tensor]) -> None:
         frozen, backbone = self._copy.kept, _below(state, "backbone.")
         before = self._copy.backbone.state_dict()
         assert_same(*({name: tensors[name] for name in frozen} for tensors in (before, backbone)))

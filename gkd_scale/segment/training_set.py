@@ -26,7 +26,7 @@ def count_pixels(config: Stage2Config, dataset: Concatenated) -> Int64Array | No
     """
     if (
         config.data.sampling == "rare-class"
-        and class_pixels.read(config.run.out, _of(config, dataset)) is None
+        and class_pixels.read(config.run.out, _identity(config, dataset)) is None
     ):
         with console.progress() as progress:
             task = progress.add_task("counting pixels of each class", total=len(dataset))
@@ -35,7 +35,7 @@ def count_pixels(config: Stage2Config, dataset: Concatenated) -> Int64Array | No
             raise DataError("no pixel of the training labels has a class", "check the labels of --train")
         if config.run.dry_run:
             return pixels
-        class_pixels.write(config.run.out, pixels, dataset, _of(config, dataset))
+        class_pixels.write(config.run.out, pixels, dataset, _identity(config, dataset))
     return None
 
 
@@ -45,7 +45,7 @@ def order_of(config: Stage2Config, dataset: Concatenated, pixels: Int64Array | N
     ``pixels`` is what :func:`count_pixels` returns, or None where it keeps the counts.
     """
     if pixels is None and config.data.sampling == "rare-class":
-        pixels = class_pixels.read(config.run.out, _of(config, dataset))
+        pixels = class_pixels.read(config.run.out, _identity(config, dataset))
     seed, sizes = config.run.seed, [len(part) for part in dataset.parts]
     if config.data.train_weights is None:
         return _order(config, len(dataset), pixels)
@@ -63,7 +63,7 @@ def _order(config: Stage2Config, images: int, pixels: Int64Array | None, *key: s
     return RareClass(config.run.seed, pixels, config.data.sampling_temperature, *key)
 
 
-def _of(config: Stage2Config, dataset: Concatenated) -> dict[str, object]:
+def _identity(config: Stage2Config, dataset: Concatenated) -> dict[str, object]:
     """What the counts are of."""
     return {
         "train": config.data.train_sets(),

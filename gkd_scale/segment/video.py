@@ -51,9 +51,9 @@ class Video:
         number = int(Path(name).stem)
         with self._lock:
             frame = self._frame(number)
-        turned = frame.to_image().rotate(frame.rotation, expand=True) if frame.rotation else frame.to_image()
+        image = frame.to_image().rotate(frame.rotation, expand=True) if frame.rotation else frame.to_image()
         buffer = io.BytesIO()
-        turned.convert("RGB").save(buffer, "BMP")
+        image.convert("RGB").save(buffer, "BMP")
         return buffer.getvalue()
 
     def _frame(self, number: int) -> Any:

@@ -96,8 +96,8 @@ def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
             return complete
 
         existing = 0
-        for was_done in prefetch(work, jobs, config.workers, 2 * max(1, config.workers)):
-            existing += was_done
+        for exists in prefetch(work, jobs, config.workers, 2 * max(1, config.workers)):
+            existing += exists
             progress.update(task, advance=1, kept=f"{existing} were there" if existing else "")
     return existing
 

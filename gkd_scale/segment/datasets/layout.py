@@ -84,8 +84,8 @@ def lacking(root: Path, folder: str, layout: Layout) -> DataError:
     """Why ``layout`` is not in ``root``: its images, else its labels."""
     images, labels = layout.images.format(part=folder), layout.labels.format(part=folder)
     if any_file(root, images, IMAGE_SUFFIXES):
-        return _nothing(root, labels, LABEL_SUFFIXES)
-    return _nothing(root, images, IMAGE_SUFFIXES)
+        return _no_files(root, labels, LABEL_SUFFIXES)
+    return _no_files(root, images, IMAGE_SUFFIXES)
 
 
 def require_partners(files: Found) -> None:
@@ -134,7 +134,7 @@ def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path
             raise _same_stem(paths[key], path)
         paths[key] = path
     if not paths:
-        raise _nothing(root, pattern, suffixes)
+        raise _no_files(root, pattern, suffixes)
     return paths
 
 
@@ -183,7 +183,7 @@ def _match(pattern: str, name: str) -> Key | None:
     return match.groups() if match else None
 
 
-def _nothing(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
+def _no_files(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
     """Why nothing matched: a folder that is not there, or one without such files."""
     place = root
     for name in pattern.split("/")[:-1]:
@@ -193,17 +193,17 @@ def _nothing(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
         if not below.is_dir():
             return DataError(
                 f"{place} has no folder {name}/",
-                f"expected {root / pattern}{_one(suffixes)}; {_what_is_there(place)}",
+                f"expected {root / pattern}{_suffix(suffixes)}; {_contents(place)}",
             )
         place = below
     kinds = ", ".join(sorted(suffixes))
     return DataError(
         f"{place} holds no file of {kinds} ({pattern})",
-        f"expected {root / pattern}{_one(suffixes)}; {_what_is_there(place)}",
+        f"expected {root / pattern}{_suffix(suffixes)}; {_contents(place)}",
     )
 
 
-def _one(suffixes: frozenset[str]) -> str:
+def _suffix(suffixes: frozenset[str]) -> str:
     return next(iter(suffixes)) if len(suffixes) == 1 else ".*"
 
 
@@ -213,7 +213,7 @@ def _first_file(place: Path, depth: int = 6) -> Path | None:
     return file or next((nested for path in below if (nested := _first_file(path, depth - 1))), None)
 
 
-def _what_is_there(place: Path) -> str:
+def _contents(place: Path) -> str:
     """The folders in ``place``, else a file of it or below it, for people who compare."""
     folders = [path.name for path in _children(place) if path.is_dir()]
     file = _first_file(place)

@@ -119,7 +119,7 @@ def _apart(
     old, new = (shlex.quote(str(path)) for path in moves[0])
     first = f"mkdir -p {new} && mv -n {old}/* {new}/"
     return DataError(
-        f"images lie in {_some(with_images, of_images)} and labels in {_some(with_labels, of_labels)}: "
+        f"images lie in {_join(with_images, of_images)} and labels in {_join(with_labels, of_labels)}: "
         "all must lie in one folder",
         f"unpack all archives into {root}, or move their files into {root.joinpath(*of_images)} and "
         f"{root.joinpath(*of_labels)}, for example {first}",
@@ -218,7 +218,7 @@ def _literal(pattern: str) -> tuple[str, ...]:
     return tuple(folders[: next((i for i, name in enumerate(folders) if "*" in name), len(folders))])
 
 
-def _some(places: list[Path], literal: tuple[str, ...]) -> str:
+def _join(places: list[Path], literal: tuple[str, ...]) -> str:
     names = ", ".join(str(place.joinpath(*literal)) for place in places[:_SHOWN])
     return names + (f" and {len(places) - _SHOWN} more folders" if len(places) > _SHOWN else "")
 

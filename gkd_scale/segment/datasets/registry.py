@@ -124,10 +124,10 @@ def open_dataset(ref: str) -> SegDataset:
 
 def open_all(refs: Sequence[str], share: Fraction = Fraction(1)) -> Concatenated:
     """``share`` of each of several datasets, as one; DataError where their classes differ."""
-    opened = [subset(open_dataset(ref), share) for ref in refs]
-    for ref, other in zip(refs, opened, strict=True):
-        require_classes(other, opened[0].classes, ref, refs[0])
-    return Concatenated(opened)
+    datasets = [subset(open_dataset(ref), share) for ref in refs]
+    for ref, other in zip(refs, datasets, strict=True):
+        require_classes(other, datasets[0].classes, ref, refs[0])
+    return Concatenated(datasets)
 
 
 def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wanted_by: str) -> None:
@@ -276,7 +276,7 @@ def _plausible(
 ) -> Iterator[Sequence[Evidence]]:
     """Judge the labels that are read meanwhile, ``some`` of them or all."""
     with ExitStack() as stack:
-        records = [stack.enter_context(part.watched()) for part in _of_files(dataset)]
+        records = [stack.enter_context(part.watched()) for part in _file_datasets(dataset)]
         yield records
     for evidence in records:
         evidence.partial = some or evidence.labels < evidence.of
@@ -285,10 +285,10 @@ def _plausible(
                 console.out.print(f"warning: {doubt}", markup=False, style="yellow")
 
 
-def _of_files(dataset: SegDataset) -> list[PairDataset]:
+def _file_datasets(dataset: SegDataset) -> list[PairDataset]:
     """The datasets of files that ``dataset`` is made of."""
     if isinstance(dataset, Concatenated):
-        return [leaf for part in dataset.parts for leaf in _of_files(part)]
+        return [leaf for part in dataset.parts for leaf in _file_datasets(part)]
     if isinstance(dataset, Subset):
-        return _of_files(dataset.whole)
+        return _file_datasets(dataset.whole)
     return [dataset] if isinstance(dataset, PairDataset) else []
