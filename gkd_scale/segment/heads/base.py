@@ -1,4 +1,4 @@
-"""What every head is: feature maps in, logits at any size out, and losses that it defines itself."""
+"""The interface of heads: feature maps in, logits at any size out, and losses that the head defines."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SegHead(nn.Module, ABC):
         """Maps (B, C_i, h_i, w_i), finest first, to logits (B, K, *size)."""
 
     def class_logits(self, features: Sequence[Tensor], size: Size) -> Tensor:
-        """(B, K, *size) whose softmax over K is what the head believes: for methods that compare beliefs."""
+        """(B, K, *size) whose softmax over K is the class distribution, for methods that compare those."""
         logits: Tensor = self(features, size)
         return logits
 
     def losses(self, features: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Named scalars for ``labels`` (B, H, W); ``loss`` is what is minimised."""
+        """Named scalars for ``labels`` (B, H, W); ``loss`` is minimised."""
         size = (labels.shape[1], labels.shape[2])
         return {"loss": cross_entropy(self(features, size), labels)}
 

@@ -2,7 +2,7 @@
 
 Lateral 1x1 convolutions bring four maps to one width; each coarser map is added to the next finer
 one; a 3x3 convolution, GroupNorm and ReLU refine every level; their sum at the finest level is
-classified. GroupNorm knows no batch, so the head does not depend on micro batch or ranks.
+classified. GroupNorm works per image, so the head does not depend on micro batch or ranks.
 """
 
 from __future__ import annotations

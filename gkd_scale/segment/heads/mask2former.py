@@ -3,15 +3,15 @@
 A pixel decoder (deformable attention over strides 8 to 32, then one FPN level to stride 4) makes maps,
 a transformer decoder lets Q queries look at them, and each query says a class (or none) and a mask. For
 training, queries are matched to the classes that occur in an image; the pixel score of a class is the sum
-over queries of its probability times the mask's. Modules and loss are those of ``transformers``; what
-they need from around them is here:
+over queries of its probability times the mask's. Modules and loss are those of ``transformers``; this file
+adds what they need:
 
-- The parts are built inside a ``PreTrainedModel`` whose ``post_init`` runs, else the pixel decoder's level
-  embedding is uninitialised memory.
-- The loss is computed in float32 whatever precision the head is in. It is made anew for every batch: as a
-  submodule its class weights would be cast with the model and stored with every checkpoint.
+- The parts are built inside a ``PreTrainedModel`` whose ``post_init`` runs; otherwise the pixel decoder's
+  level embedding is uninitialised memory.
+- The loss is computed in float32 in any precision of the head. It is built anew for every batch: as a
+  submodule, its class weights would be cast with the model and stored with every checkpoint.
 - Masks are normalised by their mean number a rank; ``transformers`` knows other ranks through accelerate
-  only, so we add them up ourselves.
+  only, so this file sums the numbers over the ranks.
 - All layers are supervised: ``transformers`` cannot train without the auxiliary losses.
 - Matching and loss sample points with torch's global generator, which the loop seeds by (seed, step, rank).
 
@@ -40,7 +40,7 @@ from gkd_scale.types import IGNORE, Size
 
 WEIGHTS = {"cross_entropy": 2.0, "mask": 5.0, "dice": 5.0}
 LEAST_SCORE = 1e-3
-"""Added to every score before its logarithm is taken: where no query claims a pixel, nothing is known."""
+"""Added to every score before the logarithm: the score of a pixel that no query claims is 0."""
 
 NO_OBJECT = 0.1
 """Weight of the class "none" in the cross-entropy."""
@@ -48,7 +48,7 @@ NO_OBJECT = 0.1
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a decoder is. ``points`` are sampled a mask to compare it with its target."""
+    """The size of a decoder. ``points`` are sampled in each mask to compare it with its target."""
 
     width: int
     encoder_layers: int
@@ -67,14 +67,14 @@ SIZES = {
 
 
 class Prediction(NamedTuple):
-    """What the queries of one layer say: ``masks`` (B, Q, h, w) and ``classes`` (B, Q, K+1), both logits."""
+    """Logits of one layer's queries: ``masks`` (B, Q, h, w) and ``classes`` (B, Q, K+1)."""
 
     masks: Tensor
     classes: Tensor
 
 
 class Mask2FormerHead(SegHead):
-    """``size`` is ``paper`` or ``small``; the other arguments replace one number of it."""
+    """``size`` is ``paper`` or ``small``; each other argument replaces one number of it."""
 
     def __init__(
         self,
@@ -108,13 +108,13 @@ class Mask2FormerHead(SegHead):
         return torch.einsum("bqk,bqhw->bkhw", classes, upsample(last.masks.float(), size).sigmoid())
 
     def class_logits(self, features: Sequence[Tensor], size: Size) -> Tensor:
-        """log(score + 1e-3): the softmax of it is each class's share of a pixel's scores."""
+        """log(score + 1e-3): its softmax is each class's share of a pixel's scores."""
         return (self(features, size) + LEAST_SCORE).log()
 
     def losses(self, features: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """``loss``, and its weighted parts ``cross_entropy``, ``mask`` and ``dice``, summed over layers.
 
-        An ignored pixel is in no mask: as in the reference, queries learn to leave it out.
+        An ignored pixel is in no mask; as in the reference, queries learn to leave it out.
         """
         targets = [_masks(label) for label in labels]
         layers = [
@@ -146,7 +146,7 @@ class Decoder(Mask2FormerPreTrainedModel):
         self.post_init()
 
     def forward(self, features: Sequence[Tensor]) -> list[Prediction]:
-        """Maps (B, C_i, h_i, w_i), finest first, to what the queries say before and after each layer."""
+        """Maps (B, C_i, h_i, w_i), finest first, to the queries' predictions before and after each layer."""
         pixels = self.pixel_decoder(list(features))
         queries = self.transformer(
             multi_scale_features=pixels.multi_scale_features, mask_features=pixels.mask_features
@@ -160,7 +160,7 @@ class Decoder(Mask2FormerPreTrainedModel):
 
 
 class _Criterion(Mask2FormerLoss):
-    """The loss of ``transformers`` with the number of masks given: it counts those of its own rank only."""
+    """The loss of ``transformers`` with a number of masks from outside; it counts its own rank's only."""
 
     def __init__(self, config: Mask2FormerConfig, masks: Tensor) -> None:
         super().__init__(config, weight_dict={})
@@ -197,7 +197,7 @@ def _masks(label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean_masks(targets: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The mean number of masks a rank, at least 1; collective where there are ranks."""
+    """The mean number of masks a rank, at least 1. Collective if there are several ranks."""
     count = targets[0][0].new_tensor(float(sum(len(classes) for _, classes in targets)))
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(count)

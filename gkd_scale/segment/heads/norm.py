@@ -1,4 +1,4 @@
-"""BatchNorm whose statistics are those of the whole step's micro batch, over all ranks.
+"""BatchNorm with statistics of a micro batch over all ranks.
 
 ``nn.SyncBatchNorm`` does this on GPUs only. Here two differentiable all-reduces do it anywhere, so
 that one rank and many train the same head, and all ranks hold the same running statistics: ranks

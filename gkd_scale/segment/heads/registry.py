@@ -1,4 +1,4 @@
-"""Heads by name, one row each. Light: nothing here imports torch.
+"""Heads by name, one row each. Light: importing it does not load torch.
 
 To add one: write ``gkd_scale/segment/heads/NAME.py`` with a :class:`~.base.SegHead`, add its row to
 :data:`HEADS`, and test its shapes and gradient.

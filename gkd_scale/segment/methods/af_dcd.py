@@ -3,8 +3,8 @@ Knowledge Distillation for Efficient Semantic Segmentation", NeurIPS 2023). With
 
     L = λ_r · Σ (G(m ⊙ F) - t)² / B  +  λ_c · L_con  +  λ_l · KL(softmax y_t ‖ softmax y_s)
 
-G: conv3-ReLU-conv3; m leaves out 75 % of the places. L_con works inside patches of 4x4 places and 16 groups
-of channels: a group at a place, s_i, should be nearer to its own t_i than to the other 255 of the patch,
+G: conv3-ReLU-conv3; m masks 75 % of the places. L_con works inside patches of 4x4 places and 16 groups of
+channels: a group at a place, s_i, should be nearer to its own t_i than to the other 255 of the patch,
 
     L_con = mean_i -log( exp(-|s_i - t_i|/τ) / Σ_j exp(-|s_i - t_j|/τ) ), τ = 0.07,
 
@@ -35,7 +35,7 @@ PATCH = 4
 
 
 class AfDcd(FeatureMethod):
-    """``rebuild`` λ_r, ``contrast`` λ_c, ``logits`` λ_l; ``ratio`` is left out; ``groups`` of channels."""
+    """``rebuild`` λ_r, ``contrast`` λ_c, ``logits`` λ_l; ``ratio`` of masked places; channel ``groups``."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class AfDcd(FeatureMethod):
 
 
 def contrast(student: Tensor, teacher: Tensor, groups: int) -> Tensor:
-    """L_con of maps (B, C, h, w), in float32; what is beyond the last whole patch is left out."""
+    """L_con of maps (B, C, h, w), in float32; places beyond the last whole patch are left out."""
     s, t = (_patches(maps.float(), groups) for maps in (student, teacher))
     similarity = -torch.cdist(s, t, p=1) / (s.shape[2] * TEMPERATURE)
     targets = torch.arange(s.shape[1], device=s.device).repeat(len(s))

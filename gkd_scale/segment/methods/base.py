@@ -1,4 +1,4 @@
-"""What a competing method is: the outputs of student and teacher in, weighted loss terms out.
+"""The interface of methods to compare with: outputs of student and teacher in, weighted loss terms out.
 
 The loop trains a method's own parameters (alignment layers, mask tokens) with the student and does not
 export them. Random numbers come from torch's global generator, which the loop seeds by step and rank.
@@ -28,8 +28,8 @@ from gkd_scale.types import Features, Grid, LiveTeacher, Size
 class MethodTeacher:
     """The frozen teacher of one run: its features come from ``model``, its logits from its trained ``head``.
 
-    It is no nn.Module, so that the loop neither trains, saves nor shards it with the student. The
-    conditioning applies to the features; levels and logits are as the teacher computes them.
+    It is no nn.Module, so the loop does not train, save or shard it with the student. The conditioning
+    applies to the features; levels and logits are as the teacher computes them.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class MethodTeacher:
         return self.model.levels(pixels, indices)
 
     def level_widths(self, indices: Sequence[int]) -> list[int]:
-        """Their channels C_i."""
+        """The channels C_i of the teacher's levels ``indices``."""
         return self.model.level_widths(indices)
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class MethodTeacher:
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """One batch with what student and teacher make of it; the teacher runs if a method asks for its part.
+    """One batch and the outputs of student and teacher; the teacher runs only if a method uses its outputs.
 
     ``pixels`` (B, 3, H, W) and ``labels`` (B, H, W) uint8. ``student``: the outputs of its one pass.
     ``head(size)``: the student's logits (B, K, *size). ``again(change)``: another pass of the student, with
@@ -169,7 +169,7 @@ def random_masks(images: int, tokens: int, ratio: float, device: torch.device) -
 
 
 def generation(width: int) -> nn.Sequential:
-    """conv3x3, ReLU, conv3x3: what rebuilds masked features from their surroundings."""
+    """conv3x3, ReLU, conv3x3: rebuilds masked features from their surroundings."""
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
     )

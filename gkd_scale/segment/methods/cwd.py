@@ -18,7 +18,7 @@ from gkd_scale.segment.methods.base import FeatureMethod, Method, MethodInputs, 
 
 
 class CwdLogits(Method):
-    """The form on logits."""
+    """CWD on logits."""
 
     def __init__(self, *, weight: float, temperature: float) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class CwdLogits(Method):
 
 
 class CwdFeatures(FeatureMethod):
-    """The form on features."""
+    """CWD on features."""
 
     def __init__(
         self, backbone: Backbone, teacher: MethodTeacher, *, weight: float, temperature: float

@@ -21,7 +21,7 @@ from gkd_scale.segment.methods.base import FeatureMethod, MethodInputs, MethodTe
 
 
 class Proteus(FeatureMethod):
-    """``weight`` λ of all three terms; ``ratio`` of the patches that are masked."""
+    """``weight`` λ of all three terms; ``ratio``: the share of patches that are masked."""
 
     def __init__(
         self, backbone: Backbone, teacher: MethodTeacher, *, weight: float = 1.0, ratio: float = 0.5
@@ -50,7 +50,7 @@ class Proteus(FeatureMethod):
         return {name: self.weight * term for name, term in terms.items()}
 
     def _masked(self, inputs: MethodInputs) -> Tensor:
-        """The error on masked places, of the mask resampled to the teacher's grid."""
+        """The error on masked places; the mask is resampled to the teacher's grid."""
         images, grid = len(inputs.pixels), inputs.student.grid
         masks = random_masks(images, grid[0] * grid[1], self.ratio, inputs.pixels.device)
         prediction = self.head_patch(self.student_tokens(self._second_pass(inputs, masks))).float()

@@ -1,9 +1,9 @@
-"""The single-stage methods that GKD is compared with, one row each. Light: nothing here imports torch.
+"""The single-stage methods that GKD is compared with, one row each. Light: importing it does not load torch.
 
 To add one: write ``gkd_scale/segment/methods/NAME.py`` with a :class:`~.base.Method`, its formula and source
 in the docstring; add its row to :data:`METHODS`; test its loss against the formula. Code outside of this
 package adds a row in the same way, before options are read. Flags, the benchmark's steps and its table
-take all that they know about a method from its row.
+use nothing but the row of a method.
 """
 
 from __future__ import annotations

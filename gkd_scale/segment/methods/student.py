@@ -14,7 +14,7 @@ from gkd_scale.segment.segmenter import Segmenter
 
 
 class StudentWithMethod(nn.Module):
-    """``forward(batch)``: ``loss`` = task_weight · ``loss_task`` + the method's terms, also named."""
+    """``forward(batch)``: ``loss`` = task_weight · ``loss_task`` + the method's terms, and each of them."""
 
     def __init__(self, segmenter: Segmenter, method: Method, teacher: MethodTeacher) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class StudentWithMethod(nn.Module):
         return {"loss": total, "loss_task": task, **terms}
 
     def _again(self, pixels: Tensor, change: Callable[[Tensor], Tensor]) -> BackboneOutputs:
-        """Another pass; it leaves BatchNorm's running statistics as they are: those are of whole images."""
+        """Another pass; BatchNorm's running statistics stay as they are: those of unchanged images."""
         backbone = self.segmenter.backbone
         with kept_statistics(batch_norms(backbone)):
             return backbone_outputs(backbone, pixels, change=change)

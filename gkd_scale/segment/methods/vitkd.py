@@ -6,7 +6,7 @@ Shallow blocks are mimicked, the last one is rebuilt from half of its tokens:
     L = α · Σ_{i=0,1} Σ (W_i s_i - t_i)² / B  +  (β / r) · Σ_masked (G(mask(W s)) - t)² / B
 
 with α = 3e-5, β = 3e-6, r = 0.5 the share of tokens that a learned token replaces, G conv3-ReLU-conv3.
-Networks that are no plain transformers take part with their first two stages, compared on the coarser of the
+Networks that are no plain transformers use their first two stages. Maps are compared on the coarser of the
 two grids: the finer map is averaged to it.
 """
 
