@@ -1,6 +1,6 @@
-"""What a dataset is: names, parts, layouts and label values, as data. Opening it is one function for all.
+"""Datasets as data: names, parts, layouts and label values. One function opens them all.
 
-A *part* is a split, or a condition and a split: what follows ``@`` in ``acdc:PATH@night/val``.
+A *part* is a split, or a condition and a split: it follows ``@`` in ``acdc:PATH@night/val``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HELD_OUT = 50
 
 
 class Part(NamedTuple):
-    """One part: its name in folders, how many images the authors say it has, and which of them are its."""
+    """One part: its name in folders, its published number of images, and ``member``, which picks them."""
 
     folder: str = ""
     images: int | None = None
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 def with_held_out(images: int) -> dict[str, Part]:
-    """All of a dataset, and our own split of it to choose the best step on: see :data:`HELD_OUT`."""
+    """All of a dataset, and our split of it for choosing the best step: see :data:`HELD_OUT`."""
     val = images // HELD_OUT
     return {
         "": Part(images=images),
@@ -66,10 +66,10 @@ def _is_held_out(index: int) -> bool:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A dataset. ``parts`` maps what follows ``@`` to folders; "" is what is meant without ``@``.
+    """A dataset. ``parts`` maps names of parts (after ``@``) to folders; "" is the part without ``@``.
 
-    The first of ``layouts`` whose files are there is used. ``absent`` names classes that occur in no label:
-    a result over the others has to be labelled so. ``skip`` are pairs known to be bad as published.
+    The first of ``layouts`` whose files exist is used. ``absent`` names classes that occur in no label: a
+    result over the others has to say so. ``skip`` are pairs that are bad as published.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Adapter:
         )
 
     def find(self, root: Path, part: str = "") -> Found:
-        """The files of a part below ``root``; DataError where there are none, ConfigError for the part."""
+        """A part's files below ``root``; DataError if there are none, ConfigError for an unknown part."""
         spec = self.part(part)
         if not root.is_dir():
             raise misplaced.packed(root) or DataError(f"there is no folder {root}", self.missing_hint)
@@ -110,7 +110,7 @@ class Adapter:
         return files._replace(pairs=spec.choose(files.pairs))
 
     def _lacking(self, root: Path, folder: str) -> DataError:
-        """What is missing of the layout that most is there of, and which other layouts there are."""
+        """The error that names the missing files of the first layout with any, and the other layouts."""
         partial = [candidate for candidate in self.layouts if exists(root, folder, candidate, any)]
         layout = (partial or self.layouts)[0]
         others = [
@@ -122,7 +122,7 @@ class Adapter:
         return DataError(error.message, "; or ".join([error.hint, *others]))
 
     def present(self, root: Path, of_both: Callable[[Iterable[bool]], bool] = all) -> list[str]:
-        """The parts that have images and labels below ``root``; with ``any``, those that have one of both."""
+        """The parts with images and labels below ``root``; with ``any``, those with one of the two."""
         return [
             name
             for name, part in self.parts.items()
@@ -130,7 +130,7 @@ class Adapter:
         ]
 
     def meaning(self, root: Path, files: Found) -> tuple[LabelSet, Encoding]:  # noqa: ARG002
-        """Classes and label values of what was found."""
+        """Classes and label values of ``files``."""
         return self.labels, files.layout.encoding
 
     def never(self, root: Path) -> Sequence[str]:  # noqa: ARG002
@@ -138,7 +138,7 @@ class Adapter:
         return self.absent
 
     def open(self, root: Path, part: str = "") -> PairDataset:
-        """The dataset; DataError where files are missing, ConfigError where ``part`` is none of its own."""
+        """The dataset; DataError if files are missing, ConfigError if it has no such ``part``."""
         files = self.find(root, part)
         require_partners(files)
         if not files.pairs:
@@ -149,7 +149,7 @@ class Adapter:
 
 
 class PairDataset:
-    """Image and label files of one domain. Reading one raises DataError where it cannot be used."""
+    """Image and label files of one domain. Reading one raises DataError if it cannot be used."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class PairDataset:
         return SegSample(image_path.stem, image, label)
 
     def label(self, index: int) -> UInt8Array:
-        """The label (H, W) of a sample alone, uint8 train ids."""
+        """The label (H, W) of a sample, uint8 train ids, without its image."""
         path = self.pairs[index][1]
         raw = read_stored(path)
         if self._evidence is not None:
@@ -188,7 +188,7 @@ class PairDataset:
 
     @contextmanager
     def watched(self) -> Iterator[Evidence]:
-        """Gather what the labels hold that are read meanwhile."""
+        """Collect the facts of the labels that are read inside the context."""
         self._evidence = evidence = Evidence(self._encoding, self.classes, of=len(self))
         try:
             yield evidence

@@ -1,7 +1,7 @@
-"""``gkd-scale datasets check``: what is in a dataset's folder, and what is missing or wrong.
+"""``gkd-scale datasets check``: the contents of a dataset's folder, and what is missing or wrong.
 
-Nothing stops at the first fault: every pair of every part is looked at, and faults are listed. A part of
-which nothing is there is no fault (few need them all), but is listed too.
+The check does not stop at the first fault: it reads every pair of every part and lists the faults. A part
+without any files is no fault (few users need all parts), but is listed too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PartReport:
     absent: bool = False
 
     def notes(self) -> list[str]:
-        """What is no fault, but good to know."""
+        """Remarks that are no faults."""
         if self.absent:
             return [f"nothing is there{f' ({self.expected} pairs)' if self.expected is not None else ''}"]
         notes = [f"{path} is left out: known to be bad as published" for path in self.left_out]
@@ -96,10 +96,10 @@ def main(cfg: CheckConfig) -> int:
 
 
 def check(config: CheckConfig) -> list[PartReport]:
-    """Look at every pair of the part that ``config`` names, or of all parts.
+    """Check every pair of the part that ``config`` names, or of all parts.
 
-    Raises ConfigError for an unknown adapter or part, DataError where there is no such folder or nothing in
-    it; what is wrong with single files goes into the reports.
+    Raises ConfigError for an unknown adapter or part, DataError if the folder does not exist or is empty;
+    faults of single files go into the reports.
     """
     adapter = registry.adapter_of(config.name)
     ref = registry.split(adapter, config.path)
@@ -178,7 +178,7 @@ def _check_part(
 
 
 def _look(pair: Pair, encoding: Encoding, evidence: Evidence, decode: bool) -> tuple[Size, Int64Array]:
-    """The size of a pair, and its pixels of each train id, (256,)."""
+    """The size of a pair, and the pixels of each train id, (256,)."""
     image_path, label_path = pair
     raw = read_stored(label_path)
     evidence.look(raw, label_path)

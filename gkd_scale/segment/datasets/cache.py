@@ -22,9 +22,9 @@ from gkd_scale.types import SegSample, UInt8Array
 
 
 def open_dataset(root: str | Path) -> CachedDataset:
-    """``cache:PATH``; a URL is read through the mirror. DataError where the cache holds no labels.
+    """Opens ``cache:PATH``; a URL is read through the mirror. DataError if the cache holds no labels.
 
-    CacheError where it holds no pixels.
+    CacheError if it holds no pixels.
     """
     return CachedDataset(Cache.open(root))
 

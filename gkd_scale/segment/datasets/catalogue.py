@@ -1,4 +1,4 @@
-"""``gkd-scale datasets``: which datasets there are, and where to get them."""
+"""``gkd-scale datasets``: the known datasets, and where to get them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _parts(adapter: Adapter) -> str:
 
 
 def places() -> list[str]:
-    """One line an adapter: the files below PATH, of one part for example, and where to get them."""
+    """One line an adapter: the files below PATH, with one part as an example, and where to get them."""
     return [_place(adapter) for adapter in ADAPTERS.values()]
 
 

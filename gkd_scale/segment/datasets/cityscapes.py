@@ -1,7 +1,7 @@
 """Cityscapes (Cordts et al., 2016): 2048x1024 frames of 50 cities, and the 19 classes that others share.
 
-``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` with ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``; where those
-are missing, ``*_gtFine_labelTrainIds.png``. Labels of the test split are void. Ids and colours are those of
+``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` with ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``; if those are
+missing, ``*_gtFine_labelTrainIds.png``. Labels of the test split are void. Ids and colours are those of
 ``cityscapesscripts/helpers/labels.py``.
 """
 

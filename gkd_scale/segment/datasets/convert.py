@@ -1,11 +1,11 @@
 """``gkd-scale datasets convert``: labels to train ids, large tiles to crops; parallel and resumable.
 
-Every output appears whole or not at all and follows from its source alone, so the same command goes on
-where it stopped. ``converted.json``, written last, says what was converted from where; until then that is
-in ``converting.json``.
+Every output appears whole or not at all and depends on its source alone, so the same command goes on where
+it stopped. ``converted.json``, written last, says what was converted from which folder; until then
+``converting.json`` does.
 
 Any adapter's labels become 8-bit train ids in the layout of the ``folder`` adapter (GTAV's palette, 66 ids of
-Mapillary, SYNTHIA's 16-bit PNGs): ``DST/PART/{images,labels}``, or ``DST`` itself where one part is named;
+Mapillary, SYNTHIA's 16-bit PNGs): ``DST/PART/{images,labels}``, or ``DST`` itself if one part is named;
 images are links to the originals. ``potsdam`` and ``vaihingen`` are cut by :mod:`.tiles`.
 """
 
@@ -34,7 +34,7 @@ _UNFINISHED = "converting.json"
 
 
 class Job(NamedTuple):
-    """One source: ``done`` looks whether its outputs are there, ``run`` writes those that are not."""
+    """One source: ``is_done`` says whether its outputs exist, ``run`` writes the missing ones."""
 
     is_done: Callable[[], bool]
     run: Callable[[], None]
@@ -50,10 +50,10 @@ def main(cfg: ConvertConfig) -> None:
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Convert ``config.source`` into ``config.out``; what ``converted.json`` says.
+    """Convert ``config.source`` into ``config.out``; returns the content of ``converted.json``.
 
-    Raises ConfigError for an unknown name or part, DataError where sources are missing or unreadable, or
-    where the folder holds something else.
+    Raises ConfigError for an unknown name or part, DataError if sources are missing or unreadable, or if
+    the folder holds something else.
     """
     parts: list[tuple[PairDataset, Path]] = []
     if config.name in tiles.ORIGINALS:
@@ -85,7 +85,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 
 
 def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
-    """Do what is not done; how many were."""
+    """Run the jobs that are not done; returns how many were done before."""
     with console.progress("{task.fields[kept]}") as progress:
         task = progress.add_task(f"converting {config.name}", total=len(jobs), kept="")
 
@@ -103,7 +103,7 @@ def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make ``out`` ours, or find that it is; DataError where it holds something else."""
+    """Write the settings into ``out``, or compare them with those there; DataError if it holds other data."""
     for name in (RECORD, _UNFINISHED):
         if (out / name).is_file():
             before = json.loads((out / name).read_text(encoding="utf-8"))
@@ -130,7 +130,7 @@ def _parts(adapter: Adapter, config: ConvertConfig) -> list[tuple[PairDataset, P
     if ref.part or not names:
         return [(adapter.open(ref.path, ref.part), config.out)]
     present = [part for part in adapter.present(ref.path) if part]
-    # Where nothing is there, opening the first says what is missing.
+    # If no part exists, opening the first one says what is missing.
     return [(adapter.open(ref.path, part), config.out / part) for part in present or names[:1]]
 
 
@@ -148,7 +148,7 @@ def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:
 
 
 def _require_names(dataset: PairDataset) -> None:
-    """DataError where two images have one name: in one folder they would overwrite each other."""
+    """DataError if two images have one name: in one folder they would overwrite each other."""
     paths: dict[str, Path] = {}
     for image, _ in dataset.pairs:
         if image.stem in paths:
@@ -173,7 +173,7 @@ def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
 
 
 def _link(path: Path, target: Path) -> None:
-    """A symbolic link that appears in one move, in place of one that is there."""
+    """Write a symbolic link in one move, in place of an older one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + files.TEMPORARY)
     temporary.unlink(missing_ok=True)

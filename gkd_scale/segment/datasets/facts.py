@@ -1,4 +1,4 @@
-"""What one label file holds, as far as that tells how it was made: values, neighbours, palette."""
+"""Facts of one label file that tell how it was made: values, neighbours, palette."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gkd_scale.types import IGNORE, Int64Array
 
 VALUES = 256
 _ROWS = 64
-"""Rows of a label that are looked at, evenly spread."""
+"""The number of a label's rows that are read, evenly spread."""
 
 Palette = bytes
 """Red, green and blue of index 0, of index 1, and so on."""
 
 
 class Facts(NamedTuple):
-    """What one label holds, on some of its rows: pixels of each stored value, (256,), and neighbours.
+    """Counts in some rows of a label: ``pixels`` of each stored value, (256,), and horizontal neighbours.
 
-    Of the pairs of horizontal neighbours ``changes`` differ; ``specks`` pixels differ from both of theirs,
-    and ``ramps`` of them lie between the two (255 is never a neighbour of these).
+    Of ``pairs`` of neighbours, ``changes`` differ. ``specks`` pixels differ from both neighbours; ``ramps`` of
+    them have a value between those of the two, neither of which is 255.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Facts(NamedTuple):
 def facts_of(raw: Stored, path: Path, channel: int | None = None, *, whole: bool = False) -> Facts | None:
     """The facts of a label file's values; None for colours, or for values that no label has.
 
-    ``whole`` looks at all rows. Values that are rare are seen too where there are hardly any others.
+    ``whole`` reads all rows. If some rows hold fewer than two values but 255, values are counted in all rows.
     """
     if raw.ndim == 3 and channel is not None:
         raw = raw[..., channel]

@@ -37,7 +37,7 @@ IMAGES, LABELS = "images/*", "labels/*"
 
 _THREADS = 8
 _LIST = re.compile(r"[,;\t]")
-"""What parts names that were written into one line."""
+"""Separators of names that were written into one line."""
 _COLUMNS = re.compile(r"[,;\t]\s*\d+\s*(?:[,;\t]|$)")
 _NUMBER = re.compile(r"(\d+)(?:\s*[:,;.)]\s*|\s+)\S")
 _ANY = identity(MOST_CLASSES)
@@ -45,7 +45,7 @@ _ANY = identity(MOST_CLASSES)
 
 @dataclass(frozen=True)
 class FolderAdapter(Adapter):
-    """Classes come from the folder itself."""
+    """An adapter whose classes come from the folder itself."""
 
     def meaning(self, root: Path, files: Found) -> tuple[LabelSet, Encoding]:
         names, void = read_classes(root / "classes.txt"), _read_values(root / "ignore.txt")
@@ -79,7 +79,7 @@ ADAPTER = FolderAdapter(
 
 
 def read_classes(path: Path) -> list[str] | None:
-    """The class names in ``classes.txt``, one a line; None where there is no such file."""
+    """The class names in ``classes.txt``, one a line; None if there is no such file."""
     path = _spelled(path)
     if not path.is_file():
         return None
@@ -102,7 +102,7 @@ def read_classes(path: Path) -> list[str] | None:
 
 
 def _table(names: Sequence[str]) -> str:
-    """Why lines that mostly have numbers or columns are no names of the values 0, 1, 2 ...; else empty."""
+    """Why lines with mostly numbers or columns are no names of the values 0, 1, 2 ...; else empty."""
     columns = next((name for name in names if _COLUMNS.search(name)), "")
     if 2 * sum(bool(_COLUMNS.search(name)) for name in names) > len(names):
         return f"holds {columns!r}, several columns"
@@ -115,14 +115,14 @@ def _table(names: Sequence[str]) -> str:
 
 
 def _spelled(path: Path) -> Path:
-    """``path``, or the same name in capitals where only that is there."""
+    """``path``, or the same name in other letter case if only that exists."""
     if path.exists() or not path.parent.is_dir():
         return path
     return next((entry for entry in sorted(path.parent.iterdir()) if entry.name.lower() == path.name), path)
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file that say something; none where there is no such file."""
+    """The lines of a file that are not empty; none if there is no such file."""
     path = _spelled(path)
     if not path.is_file():
         return []
@@ -141,7 +141,7 @@ def _read_values(path: Path) -> list[int]:
 
 
 def _greatest_value(pairs: Sequence[Pair], void: Sequence[int]) -> int:
-    """The greatest value of all labels but ``void``; DataError where the values are no class ids."""
+    """The greatest value of all labels but ``void``; DataError if the values are no class ids."""
     evidence = Evidence(_ANY, ())
 
     def look(path: Path) -> Facts:

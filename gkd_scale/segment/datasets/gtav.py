@@ -1,8 +1,8 @@
 """GTAV, "Playing for Data" (Richter et al., 2016): 24966 frames of a game, about 1914x1052.
 
 ``images/*.png`` with ``labels/*.png``: palette PNGs whose indices are the label ids of Cityscapes. Labels
-stored as RGB are read by the colours of Cityscapes. Two images are published at another size than their
-labels, and left out: 15188 and 17705.
+stored as RGB are read by the colours of Cityscapes. Two images, 15188 and 17705, are published at another
+size than their labels and left out.
 """
 
 from __future__ import annotations

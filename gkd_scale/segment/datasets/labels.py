@@ -1,7 +1,7 @@
-"""What label files mean: class names and colours, and how stored values become train ids.
+"""The meaning of label files: class names and colours, and how stored values become train ids.
 
-Stored values are whatever a dataset's authors chose: ids of one 8- or 16-bit channel, indices of a
-palette, colours, or one channel of many. :func:`read_stored` reads them as they are,
+Stored values are those of a dataset's authors: ids of one 8- or 16-bit channel, indices of a palette,
+colours, or one channel of many. :func:`read_stored` reads them as they are,
 :class:`Encoding` turns them into train ids. A value that the encoding does not list is an error that
 names the file and the value; values that are documented as void are listed as ``IGNORE``.
 """
@@ -56,9 +56,9 @@ def default_palette(count: int) -> list[Colour]:
 class Encoding:
     """Stored values to train ids; 255 is always ignored.
 
-    ``ids`` is for files of one channel, ``colours`` for RGB files. Where ``channel`` is given, files of
-    many channels hold the id in that one. ``text`` says it in a few words. ``found`` says that the ids are
-    no more than the values that were found.
+    ``ids`` is for files of one channel, ``colours`` for RGB files. If ``channel`` is given, files of many
+    channels hold the id in that one. ``text`` says it in a few words. ``inferred``: no class list names the
+    ids, they are the values that occur.
     """
 
     ids: Mapping[int, int]
@@ -78,7 +78,7 @@ class Encoding:
         return self._decode_ids(raw, path)
 
     def refusal(self, raw: Stored, path: Path) -> DataError | None:
-        """Why values cannot be those of one channel of ids at all; None where they can."""
+        """The error if values cannot be those of one channel of ids; None if they can."""
         if raw.ndim != 2:
             return _no_ids(raw, path)
         if raw.dtype.kind == "f":
@@ -110,7 +110,7 @@ class Encoding:
         return label
 
     def _unknown(self, raw: Stored, value: int, path: Path) -> DataError:
-        """Why ``value`` of a label (H, W) has no meaning, as far as the label's other values tell."""
+        """The error for ``value`` of a label (H, W) without a meaning, and a cause from its other values."""
         pixels = np.bincount(raw.astype(np.uint8).ravel(), minlength=256)
         classes = len({train for train in self.ids.values() if train != IGNORE})
         cause, hint = unknown_values(pixels, classes, self.text) or (
@@ -139,7 +139,7 @@ class Encoding:
 
 
 def _no_ids(raw: Stored, path: Path) -> DataError:
-    """Why a file of several channels is no label of class ids."""
+    """The error for a file of several channels, which is no label of class ids."""
     mode = _MODES.get(raw.shape[2], raw.shape[2])
     hint = "store class ids as an 8-bit greyscale or palette PNG, not colours"
     colours = raw[..., : 1 if raw.shape[2] < 3 else 3]
@@ -153,7 +153,7 @@ def _no_ids(raw: Stored, path: Path) -> DataError:
 
 
 def _too_wide(raw: Stored, path: Path) -> DataError:
-    """Why values outside of 0 to 255 are no class ids."""
+    """The error for values outside of 0 to 255, which are no class ids."""
     value = int(raw.max() if raw.max() > 255 else raw.min())
     hint = "store class ids, 255 for ignored"
     others = raw[raw != value]
@@ -197,7 +197,7 @@ def identity(classes: int, void: Sequence[int] = (), text: str = "class ids") ->
 
 
 def read_image(path: Path) -> UInt8Array:
-    """(H, W, 3) uint8 RGB, upright; DataError where the file cannot be used."""
+    """(H, W, 3) uint8 RGB, upright; DataError if the file cannot be used."""
     try:
         return np.asarray(images.open_image(path).image)
     except images.UnreadableImage as error:
@@ -205,7 +205,7 @@ def read_image(path: Path) -> UInt8Array:
 
 
 def image_size(path: Path) -> Size:
-    """Height and width of :func:`read_image`, mostly from the header alone; DataError as it."""
+    """Height and width of :func:`read_image`, mostly from the header alone; the same DataError."""
     try:
         return images.upright_size(path)
     except images.UnreadableImage as error:
@@ -216,7 +216,7 @@ def read_stored(path: Path) -> Stored:
     """A label file's values as they are, (H, W) or (H, W, channels), upright; indices of a palette PNG.
 
     PNGs of several 16-bit channels keep all 16 bits, greys of 2 or 4 bits are as they were stored. DataError
-    where the file cannot be decoded, or is compressed with loss.
+    if the file cannot be decoded, or is compressed with loss.
     """
     try:
         with Image.open(path) as image:
@@ -244,7 +244,7 @@ def read_stored(path: Path) -> Stored:
 
 
 def _upright(image: Image.Image) -> Stored:
-    """The values as EXIF turns them, which turns images too."""
+    """The values, turned as EXIF says, like images."""
     image.load()
     return np.asarray(images.turned(image, images.orientation_of(image)))
 
@@ -259,7 +259,7 @@ def read_palette(path: Path) -> bytes | None:
             file.seek(0)
             with Image.open(file, formats=("PNG",)) as image:
                 return bytes(image.palette.palette) if image.palette is not None else None
-    except Exception:  # whoever reads the values says why
+    except Exception:  # read_stored raises the error
         return None
 
 

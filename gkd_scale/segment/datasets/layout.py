@@ -1,4 +1,4 @@
-"""Where a dataset's files lie: two patterns whose stars match the same in an image and its label.
+"""A dataset's files: two patterns whose stars match the same in an image and its label.
 
 ``leftImg8bit/{part}/*/*_leftImg8bit`` and ``gtFine/{part}/*/*_gtFine_labelIds`` pair
 ``leftImg8bit/val/ulm/ulm_7_leftImg8bit.png`` with ``gtFine/val/ulm/ulm_7_gtFine_labelIds.png``: the stars
@@ -37,7 +37,7 @@ class Layout:
 
 
 class Lonely(NamedTuple):
-    """A file without its partner, an ``image`` or a ``label``, which would lie at ``partner``."""
+    """A file without its partner, an image or a label (``lacks``), which would lie at ``partner``."""
 
     path: Path
     lacks: str
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozenset()) -> Found:
     """The files of ``layout`` in ``root``; images and labels of ``skip`` are left out.
 
-    DataError where a folder is missing or empty, or where two files have one key.
+    DataError if a folder is missing or empty, or if two files have one key.
     """
     image_pattern, label_pattern = layout.images.format(part=folder), layout.labels.format(part=folder)
     images = _files(root, image_pattern, IMAGE_SUFFIXES)
@@ -81,7 +81,7 @@ def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozens
 
 
 def lacking(root: Path, folder: str, layout: Layout) -> DataError:
-    """Why ``layout`` is not in ``root``: its images, else its labels."""
+    """The error for the missing images of ``layout`` in ``root``, else for its missing labels."""
     images, labels = layout.images.format(part=folder), layout.labels.format(part=folder)
     if any_file(root, images, IMAGE_SUFFIXES):
         return _no_files(root, labels, LABEL_SUFFIXES)
@@ -96,7 +96,7 @@ def require_partners(files: Found) -> None:
 
 
 def partner_hint(files: Found) -> str:
-    """What to do about the first file without a partner: rename one, where a name is in another."""
+    """What to do about the first file without a partner; rename one if a name contains another."""
     first = files.lonely[0]
     stem = first.path.stem.lower()
     near = [
@@ -112,7 +112,7 @@ def partner_hint(files: Found) -> str:
 
 
 def exists(root: Path, folder: str, layout: Layout, of_both: Callable[[Iterable[bool]], bool] = all) -> bool:
-    """Whether there is an image and a label of this layout; with ``any``, whether there is one of either."""
+    """Whether this layout has an image and a label; with ``any``, whether it has one of the two."""
     patterns = (layout.images, IMAGE_SUFFIXES), (layout.labels, LABEL_SUFFIXES)
     return of_both(any_file(root, pattern.format(part=folder), suffixes) for pattern, suffixes in patterns)
 
@@ -140,7 +140,7 @@ def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path
 
 def _same_stem(one: Path, other: Path) -> DataError:
     names = f"{one} and {other}"
-    if not one.name.isascii():  # perhaps one in two Unicode forms
+    if not one.name.isascii():  # perhaps one name in two Unicode forms
         names = f"{shown(one.name, other.name)} and {shown(other.name, one.name)} in {one.parent}"
     return DataError(f"{names} have the same stem", "remove or rename one")
 
@@ -184,7 +184,7 @@ def _match(pattern: str, name: str) -> Key | None:
 
 
 def _no_files(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
-    """Why nothing matched: a folder that is not there, or one without such files."""
+    """The error if nothing matches: a missing folder, or one without such files."""
     place = root
     for name in pattern.split("/")[:-1]:
         if "*" in name:
@@ -214,7 +214,7 @@ def _first_file(place: Path, depth: int = 6) -> Path | None:
 
 
 def _contents(place: Path) -> str:
-    """The folders in ``place``, else a file of it or below it, for people who compare."""
+    """The folders in ``place`` and a file in or below it, for comparison with the layout."""
     folders = [path.name for path in _children(place) if path.is_dir()]
     file = _first_file(place)
     below = f"there are the folders {', '.join(folders[:8])}" if folders else ""

@@ -33,7 +33,7 @@ TO_19 = {
     "motorcycle": (57,),
     "bicycle": (52,),
 }
-"""Which of the 66 ids of version 1.2 a class is made of; the other ids are void."""
+"""The ids of version 1.2 that each class is made of; the other ids of the 66 are void."""
 
 _ENCODING = Encoding(
     {

@@ -1,7 +1,7 @@
-"""Where a dataset's files lie, if not where its layout says: archives unpacked side by side, or not at all.
+"""Finds a dataset's files outside of its layout: archives unpacked side by side, or not unpacked.
 
-Only asked where nothing is found. It looks two folders deep below the path that was given, in the folders
-beside it, and above it where the path ends inside the dataset.
+Only used if the layout has no files. It looks two folders deep below the given path, in the folders beside
+it, and above it if the path ends inside the dataset.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SHOWN = 4
 
 
 def explain(name: str, root: Path, part: str, folder: str, layouts: Sequence[Layout]) -> DataError | None:
-    """Where images and labels of a part are instead, and what to do; None where there are none.
+    """An error that says where images and labels of a part are, and what to do; None if they are nowhere.
 
-    ``name`` is the adapter's, ``part`` what follows @, ``folder`` what the part is called in ``layouts``.
+    ``name`` is the adapter's, ``part`` follows @, ``folder`` is the part's name in ``layouts``.
     """
     at = f"@{part}" if part else ""
     for layout in layouts:
@@ -48,7 +48,7 @@ def explain(name: str, root: Path, part: str, folder: str, layouts: Sequence[Lay
 def _elsewhere(
     name: str, root: Path, at: str, patterns: tuple[str, str], places: Sequence[Path]
 ) -> DataError:
-    """Other folders than the one that was named have both."""
+    """The error if other folders than ``root`` have images and labels."""
     more = f" (and {len(places) - _SHOWN} more)" if len(places) > _SHOWN else ""
     where = ", ".join(map(str, places[:_SHOWN])) + more
     refs = ", ".join(_command(f"{name}:{place}{at}") for place in places[:_SHOWN]) + more
@@ -62,7 +62,7 @@ def _elsewhere(
 
 
 def _splits(root: Path, patterns: tuple[str, str]) -> list[str]:
-    """Folders that lie in both ``images`` and ``labels``, and hold what should lie there itself."""
+    """Names of folders that lie in both ``images`` and ``labels`` and hold the files of these."""
     images, labels = (root.joinpath(*_literal(pattern)) for pattern in patterns)
     images_in, labels_in = (pattern.split("/")[-1] for pattern in patterns)
     return [
@@ -74,7 +74,7 @@ def _splits(root: Path, patterns: tuple[str, str]) -> list[str]:
 
 
 def _inside_out(name: str, root: Path, patterns: tuple[str, str], splits: list[str]) -> DataError:
-    """images/SPLIT and labels/SPLIT, where SPLIT/images and SPLIT/labels are wanted."""
+    """The error for images/SPLIT and labels/SPLIT instead of SPLIT/images and SPLIT/labels."""
     images, labels = (root.joinpath(*_literal(pattern)) for pattern in patterns)
     split = root / splits[0]
     links = " && ".join(
@@ -96,7 +96,7 @@ def _apart(
     with_images: list[Path],
     with_labels: list[Path],
 ) -> DataError:
-    """Images and labels are there, but in different places."""
+    """The error for images and labels in different places."""
     images, labels = (_literal(pattern) for pattern in patterns)
     differ = next((i for i, (one, other) in enumerate(zip(images, labels, strict=False)) if one != other), 0)
     of_images, of_labels = images[: differ + 1], labels[: differ + 1]
@@ -127,7 +127,7 @@ def _apart(
 
 
 def _packed(root: Path) -> DataError | None:
-    """Archives that nobody unpacked."""
+    """The error for archives in ``root`` that are not unpacked; None if there are none."""
     archives = [path for path in _children(root) if path.name.lower().endswith(_ARCHIVES)]
     if not archives:
         return None
@@ -142,7 +142,7 @@ def _packed(root: Path) -> DataError | None:
 
 
 def packed(root: Path) -> DataError | None:
-    """For a path that is an archive itself."""
+    """The error for a path that is an archive; None for any other path."""
     if root.is_file() and root.name.lower().endswith(_ARCHIVES):
         return DataError(
             f"{root} is an archive, and archives are not read",
@@ -152,7 +152,7 @@ def packed(root: Path) -> DataError | None:
 
 
 def _places(root: Path, patterns: tuple[str, str]) -> list[Path]:
-    """The folder, those above it if it lies inside the dataset, and those below it."""
+    """``root``, the folders above it if it lies inside the dataset, and those below it."""
     above = [
         Path(*root.parts[:-length])
         for literal in map(_literal, patterns)
@@ -165,9 +165,9 @@ def _places(root: Path, patterns: tuple[str, str]) -> list[Path]:
 def _partners(
     root: Path, patterns: tuple[str, str], places: list[Path], matches: tuple[list[Path], list[Path]]
 ) -> list[Path]:
-    """Folders beside ``root`` with labels of the images that were found, or with images of the labels.
+    """Folders beside ``root`` with labels of the images in ``matches``, or with images of the labels.
 
-    None where the half that is missing has begun here, or where those folders have both halves.
+    Empty if folders of the missing half exist in ``places``; folders with both halves are left out.
     """
     missing = 1 if matches[0] else 0
     suffixes = (IMAGE_SUFFIXES, LABEL_SUFFIXES)
@@ -186,7 +186,7 @@ def _partners(
 
 
 def _beside(root: Path, patterns: tuple[str, str]) -> Iterator[Path]:
-    """The folders beside ``root``, and what is in them where it holds a first folder of the patterns."""
+    """The folders beside ``root``, and their folders that hold a first folder of the patterns."""
     firsts = {pattern.split("/")[0] for pattern in patterns}
     for place in islice(_children(root.parent), _MOST):
         if place != root and place.is_dir():

@@ -1,9 +1,9 @@
-"""Labels that cannot be what they seem: what the values of all label files together give away.
+"""Finds implausible labels from the values of all label files together.
 
-A label file can be read whatever it holds, and a wrong one trains to a good-looking score: a mask of 0 and
-255 has one class, since 255 is ignored, and scores 100. :class:`Evidence` adds up what labels hold while they
+A label file can be read with any values, and a wrong one trains to a good-looking score: a mask of 0 and
+255 has one class, since 255 is ignored, and scores 100. :class:`Evidence` sums the facts of labels while they
 are read anyway (``datasets check``, the check before stage 2); :func:`findings` says what cannot be right
-(errors) and what may not be (warnings), one sentence each.
+(errors) and what may be wrong (warnings), one sentence each.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from gkd_scale.segment.datasets.values import MANY, explain
 from gkd_scale.types import IGNORE, Int64Array
 
 _PALETTES = 8
-"""Palettes that are held against each other."""
+"""The number of palettes that are compared with each other."""
 
 _LEAST_CHANGES = 50
 _LEAST_PIXELS = 4096
-"""Fewer pixels in all labels say nothing about how they were made."""
+"""With fewer pixels in all labels, nothing is said about how they were made."""
 
 
 class Finding(NamedTuple):
-    """What is wrong (``error``) or may be, and what to do."""
+    """An error, or a warning if ``error`` is False, and what to do."""
 
     error: bool
     text: str
@@ -44,9 +44,9 @@ class Finding(NamedTuple):
 
 @dataclass
 class Evidence:
-    """The facts of many labels, or of all of a dataset unless ``partial``.
+    """The summed facts of all labels of a dataset, or of some if ``partial``.
 
-    ``void_alone`` labels hold 0 and 255 and nothing else, ``void_beside`` 255 beside greater values than 0.
+    ``void_alone`` labels hold only 0 and 255; ``void_beside`` labels hold 255 and values from 1 to 254.
     """
 
     encoding: Encoding
@@ -75,7 +75,7 @@ class Evidence:
                 self.pixels[value] = 0
 
     def look(self, raw: Stored, path: Path) -> None:
-        """Add what a label file holds, from any thread; nothing where that is none of one channel's ids."""
+        """Add the facts of a label file, from any thread; none if it does not hold ids of one channel."""
         facts = facts_of(raw, path, self.encoding.channel)
         if facts is not None:
             with self._lock:
@@ -100,7 +100,7 @@ class Evidence:
             self._compare(facts.palette, facts)
 
     def _compare(self, palette: Palette, facts: Facts) -> None:
-        """Keep the palettes that are the first by their files' paths, in whichever order they are read."""
+        """Keep the palettes whose files' paths come first, in any order of reading."""
         before = self.palettes.get(palette)
         if before is None or facts.path < before[0]:
             used = [int(index) for index in np.flatnonzero(facts.pixels) if 3 * index < len(palette)]
@@ -120,14 +120,14 @@ class Evidence:
 
     @property
     def values(self) -> list[int]:
-        """The stored values that occur, but for 255 (and for what is ignored, where values make classes)."""
+        """The stored values that occur, except 255 (and except ignored ones if ids are inferred)."""
         values = [int(value) for value in np.flatnonzero(self.pixels[:IGNORE])]
         if not self.encoding.inferred:
             return values
         return [value for value in values if self.encoding.ids.get(value) != IGNORE]
 
     def train_pixels(self) -> Int64Array:
-        """Pixels of each train id, (256,): what the stored values mean."""
+        """Pixels of each train id, (256,)."""
         table = np.full(VALUES, IGNORE, np.int64)
         for value, train in self.encoding.ids.items():
             if 0 <= value < VALUES:
@@ -148,7 +148,7 @@ def _colours(palette: Palette) -> list[Colour]:
 
 
 def _reindexed(used: Sequence[int], new: list[Colour], old: list[Colour], path: Path, before: Path) -> str:
-    """Where a colour that ``path`` uses has another index in ``before``; else the empty string."""
+    """Says which colour that ``path`` uses has another index in ``before``; empty if none has."""
     common = [index for index in used if new[index] in old]
     if 2 * len(common) <= len(used):
         return ""
@@ -171,7 +171,7 @@ def _recoloured(used: Sequence[int], new: list[Colour], old: list[Colour], path:
 
 
 def findings(stats: Evidence) -> Iterator[Finding]:
-    """What the labels give away, the gravest first."""
+    """The findings about the labels, the gravest first."""
     if not stats.labels or not stats.pixels.any():
         return
     if reindexed := stats.differing(_reindexed):
@@ -196,7 +196,7 @@ def findings(stats: Evidence) -> Iterator[Finding]:
 
 
 def _one_class(stats: Evidence) -> Iterator[Finding]:
-    """Labels of which one class is left: every score on them would be 100."""
+    """Labels with only one class: every score on them would be 100."""
     values, void = stats.values, bool(stats.pixels[IGNORE])
     train_ids = np.flatnonzero(stats.train_pixels()[:IGNORE])
     if values == [0] and void:
@@ -224,7 +224,7 @@ def _one_class(stats: Evidence) -> Iterator[Finding]:
 
 
 def _photographs(stats: Evidence) -> Iterator[Finding]:
-    """Grey photographs, depth maps and the like in the place of labels."""
+    """Grey photographs, depth maps and the like instead of labels."""
     if stats.pairs < _LEAST_PIXELS or len(stats.values) < MANY:
         return
     if stats.changes > 0.3 * stats.pairs and stats.specks > 0.6 * stats.changes:
@@ -248,7 +248,7 @@ def _two_scales(stats: Evidence) -> Iterator[Finding]:
 
 
 def _interpolated(stats: Evidence) -> Iterator[Finding]:
-    """Labels whose borders were blurred: between two classes lie the classes of the ids between theirs."""
+    """Labels with blurred borders: between two classes lie pixels with the ids between theirs."""
     if stats.pairs < _LEAST_PIXELS or stats.changes < _LEAST_CHANGES:
         return
     if stats.ramps > 0.15 * stats.changes and stats.ramps > 0.4 * stats.specks:
@@ -262,7 +262,7 @@ def _interpolated(stats: Evidence) -> Iterator[Finding]:
 
 
 def _train_ids(stats: Evidence) -> Iterator[Finding]:
-    """Train ids where a dataset's own ids belong."""
+    """Train ids instead of a dataset's own ids."""
     ids, classes = stats.encoding.ids, len(stats.classes)
     values = stats.values
     if not values or all(ids.get(value) == value for value in range(classes)) or max(values) >= classes:
@@ -282,7 +282,7 @@ def _train_ids(stats: Evidence) -> Iterator[Finding]:
 
 
 def _values(stats: Evidence) -> Iterator[Finding]:
-    """Where the values found are all that says which classes there are: values that are no class ids."""
+    """Values that are no class ids, if the classes are inferred from the values."""
     values = stats.values
     classes = max(values) + 1
     if explanation := explain(values, stats.pixels):
@@ -295,7 +295,7 @@ def _values(stats: Evidence) -> Iterator[Finding]:
 
 
 def _doubts(stats: Evidence) -> Iterator[Finding]:
-    """What may be right, but seldom is."""
+    """Labels that are seldom right."""
     values, ids = stats.values, stats.encoding.ids
     total = int(stats.pixels.sum())
     if len(values) > 1 and values[0] == 1 and ids.get(0, IGNORE) != IGNORE:

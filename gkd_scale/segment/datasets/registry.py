@@ -1,4 +1,4 @@
-"""``ADAPTER:PATH`` or ``ADAPTER:PATH@PART`` to a dataset.
+"""Opens ``ADAPTER:PATH`` or ``ADAPTER:PATH@PART`` as a dataset.
 
 To add one: write ``gkd_scale/segment/datasets/NAME.py`` with an :class:`~.adapter.Adapter`, name it in
 :data:`ADAPTERS`, and test it on a miniature in the official layout.
@@ -63,14 +63,14 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 CACHE = "cache"
-"""``cache:PATH`` is a teacher cache with labels; it takes the place of a dataset, but is none of its own."""
+"""``cache:PATH`` is a teacher cache with labels, which is used like a dataset but has no adapter."""
 
 GLANCE = 32
-"""Labels that are looked at where a pass over all of them would cost too much."""
+"""The number of labels that are read if a pass over all of them would cost too much."""
 
 
 class Ref(NamedTuple):
-    """``ADAPTER:PATH@PART``, taken apart; ``part`` is "" where none is named."""
+    """The parts of ``ADAPTER:PATH@PART``; ``part`` is "" if none is named."""
 
     adapter: str
     path: Path
@@ -91,7 +91,7 @@ def adapter_of(name: str) -> Adapter:
 
 
 def parse(ref: str) -> Ref:
-    """``"acdc:some/folder@night/val"`` to its three parts; ConfigError where one is missing or unknown.
+    """``"acdc:some/folder@night/val"`` to its three parts; ConfigError if one is missing or unknown.
 
     The part follows the last ``@``; adapters without parts take all of it as the path.
     """
@@ -114,7 +114,7 @@ def split(adapter: Adapter, place: str) -> Ref:
 
 
 def open_dataset(ref: str) -> SegDataset:
-    """Open ``ADAPTER:PATH@PART``, or ``cache:PATH``; DataError where the files do not fit together."""
+    """Open ``ADAPTER:PATH@PART``, or ``cache:PATH``; DataError if the files do not fit together."""
     name, _, place = ref.partition(":")
     if name == CACHE and place:
         return cache.open_dataset(place)
@@ -123,7 +123,7 @@ def open_dataset(ref: str) -> SegDataset:
 
 
 def open_all(refs: Sequence[str], share: Fraction = Fraction(1)) -> Concatenated:
-    """``share`` of each of several datasets, as one; DataError where their classes differ."""
+    """``share`` of each of several datasets, as one; DataError if their classes differ."""
     datasets = [subset(open_dataset(ref), share) for ref in refs]
     for ref, other in zip(refs, datasets, strict=True):
         require_classes(other, datasets[0].classes, ref, refs[0])
@@ -150,7 +150,7 @@ def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wante
 
 
 class Concatenated:
-    """Datasets of one class list, one behind the other; ``parts`` are they."""
+    """The concatenation of ``parts``, datasets of one class list."""
 
     def __init__(self, parts: Sequence[SegDataset]) -> None:
         self.name = "+".join(part.name for part in parts)
@@ -202,10 +202,10 @@ class Subset:
 
 
 def subset(dataset: SegDataset, share: Fraction) -> SegDataset:
-    """``share`` of the images, rounded up; smaller shares are parts of larger ones.
+    """``share`` of the images, rounded up; smaller shares are subsets of larger ones.
 
-    A function of the number of images alone: the same for every seed and method. Of a cache, an image comes
-    with all its views.
+    The choice depends on the number of images alone: it is the same for every seed and method. An image of a
+    cache comes with all its views.
     """
     if share == 1:
         return dataset
@@ -224,8 +224,8 @@ def check(
 ) -> None:
     """Read every sample once, so that a bad file ends the run before training; raises its DataError.
 
-    So do labels that cannot be what they seem (:mod:`.plausible`), or that show fewer than ``least`` classes;
-    doubts about them are printed. ``require`` raises a DataError for a sample that can be read, but not used.
+    DataError also for implausible labels (:mod:`.plausible`), and for labels of fewer than ``least`` classes;
+    warnings are printed. ``require`` raises a DataError for a sample that can be read, but not used.
     """
     if len(dataset.classes) == 1:
         raise DataError(
@@ -251,7 +251,7 @@ def require_shown(dataset: SegDataset, train_ids: Collection[int], least: int) -
 
 
 def labelled(images: str | Path, *, quiet: bool = False) -> LabelledSource | None:
-    """The labelled dataset that ``--images ADAPTER:PATH`` names, glanced at; None for anything else."""
+    """The labelled dataset that ``--images ADAPTER:PATH`` names, after a glance; None for anything else."""
     if str(images).partition(":")[0] not in ADAPTERS:
         return None
     dataset = open_dataset(str(images))
@@ -260,9 +260,9 @@ def labelled(images: str | Path, *, quiet: bool = False) -> LabelledSource | Non
 
 
 def glance(dataset: SegDataset, *, quiet: bool = False, lenient: bool = False) -> None:
-    """Read some labels, evenly spread; DataError where they cannot be what they seem. Doubts are printed.
+    """Read some labels, evenly spread; DataError if they are implausible. Warnings are printed.
 
-    ``lenient`` takes them for a part of the labels: that they hold nothing but void is a doubt then.
+    ``lenient`` takes them for a part of the labels: if they hold nothing but void, that is a warning then.
     """
     count = min(GLANCE, len(dataset))
     with _plausible(dataset, quiet=quiet, some=lenient or count < len(dataset)):
@@ -274,7 +274,7 @@ def glance(dataset: SegDataset, *, quiet: bool = False, lenient: bool = False) -
 def _plausible(
     dataset: SegDataset, *, quiet: bool = False, some: bool = False
 ) -> Iterator[Sequence[Evidence]]:
-    """Judge the labels that are read meanwhile, ``some`` of them or all."""
+    """Judge the labels that are read inside the context: ``some`` of them, or all."""
     with ExitStack() as stack:
         records = [stack.enter_context(part.watched()) for part in _file_datasets(dataset)]
         yield records
@@ -286,7 +286,7 @@ def _plausible(
 
 
 def _file_datasets(dataset: SegDataset) -> list[PairDataset]:
-    """The datasets of files that ``dataset`` is made of."""
+    """The datasets of files inside ``dataset``."""
     if isinstance(dataset, Concatenated):
         return [leaf for part in dataset.parts for leaf in _file_datasets(part)]
     if isinstance(dataset, Subset):

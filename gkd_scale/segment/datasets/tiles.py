@@ -24,7 +24,7 @@ from gkd_scale.types import IGNORE, Size, UInt8Array
 
 CROP = 512
 TOLERANCE = 16
-"""How far a channel may be from 0 or 255: a few pixels of the published labels are."""
+"""How far a channel may be from 0 or 255, as it is in a few pixels of the published labels."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, lower."""
@@ -32,9 +32,9 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Originals:
-    """Which tiles there are. Patterns match file names; group 1 is the tile, group 2 the colour space.
+    """The tiles of a dataset. Patterns match file names; group 1 is the tile, group 2 the colour space.
 
-    Where image and label have one name, images lie in a folder called ``image_folder``.
+    If image and label have one name, images lie in a folder called ``image_folder``.
     """
 
     image: str
@@ -82,7 +82,7 @@ ORIGINALS = {
 
 
 class Tile(NamedTuple):
-    """One tile in one colour space ("" where there is only one)."""
+    """One tile in one colour space ("" if there is only one)."""
 
     name: str
     space: str
@@ -92,14 +92,14 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """What was found, and the names of tiles that were not."""
+    """The tiles with image and label, and the names of missing tiles."""
 
     tiles: list[Tile]
     missing: list[str]
 
 
 def find(originals: Originals, root: Path) -> Tiles:
-    """The tiles anywhere below ``root``; DataError where there is none with its label."""
+    """The tiles anywhere below ``root``; DataError if there is none with its label."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}", "name the folder that the archives were unpacked in")
     images: dict[tuple[str, str], Path] = {}
@@ -140,7 +140,7 @@ def boxes(size: Size, crop: int = CROP) -> list[Box]:
 def work(
     tile: Tile, out: Path, encode: Callable[[UInt8Array], bytes]
 ) -> tuple[Callable[[], bool], Callable[[], None]]:
-    """Whether all crops of a tile are below ``out``, and what writes those that are not."""
+    """Two functions: one says if all crops of a tile exist below ``out``, one writes the missing ones."""
 
     def missing() -> list[tuple[Box, Path, Path]]:
         crops = []

@@ -1,4 +1,4 @@
-"""What the values of a label are, where they are no class ids: told from the values alone."""
+"""Explains label values that are no class ids, from the values alone."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import NamedTuple
 from gkd_scale.types import IGNORE, Int64Array
 
 MANY = 100
-"""So many values are no class ids."""
+"""This many values are no class ids."""
 _FAR = 11
 _LABEL_IDS = 35
 """Label ids of Cityscapes are below this."""
 
 
 def unknown_values(pixels: Int64Array, classes: int, text: str) -> tuple[str, str] | None:
-    """Why one label's values (``pixels`` (256,) of each) are not those of ``classes`` ids, and what to do.
+    """Why one label's values are not those of ``classes`` ids, and what to do; None if they do not tell.
 
-    ``text`` says which ids are meant; None where the values do not tell.
+    ``pixels`` (256,) counts each value; ``text`` says which ids are expected.
     """
     values = [value for value in range(IGNORE) if pixels[value]]
     if not values:
@@ -41,7 +41,7 @@ def unknown_values(pixels: Int64Array, classes: int, text: str) -> tuple[str, st
 
 
 class Explained(NamedTuple):
-    """What values are, what to do, and whether they are surely no class ids."""
+    """A cause of the values, what to do, and whether they are surely no class ids."""
 
     what: str
     hint: str
@@ -49,7 +49,7 @@ class Explained(NamedTuple):
 
 
 def explain(values: Sequence[int], pixels: Int64Array) -> Explained | None:
-    """What values far apart are, as far as they say, and what to do; None for values that could be ids.
+    """What values far apart probably are, and what to do; None for values that could be ids.
 
     ``values`` are sorted and without 255; ``pixels`` (256,) counts each.
     """
