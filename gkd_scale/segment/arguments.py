@@ -20,7 +20,7 @@ Arguments = Mapping[str, Range | None]
 def check(what: str, name: str, args: Mapping[str, Any], allowed: Arguments) -> None:
     """ConfigError for an argument that ``name`` does not have, or whose number is outside its range.
 
-    ``what`` is "head" or "method"; ``args`` are those that the user gave with --head-args or --method-args.
+    ``what`` is "head" or "method"; ``args`` come from --head-args or --method-args.
     """
     for key, value in args.items():
         if key not in allowed:

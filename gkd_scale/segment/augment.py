@@ -1,13 +1,13 @@
-"""Training images: which ones, in what order, and how each is changed.
+"""Training images: their order and their augmentation.
 
 Everything is a pure function of the seed and of the position in an endless stream
 (:mod:`gkd_scale.order`). An order says which image a position takes (:mod:`gkd_scale.segment.sampling`).
-Each image is changed by numbers from a generator of its own name, so neither threads nor a resume can
-change what is trained on.
+Each image is augmented by numbers from a generator of its own name, so the images depend neither on threads
+nor on a resume.
 
-The geometry is one draw: a box in the *source* image, whose pixels alone are resized. At scale 1 the
-image just covers the training size, as it does in inference; above 1 the box shows a part of the
-image, below 1 it reaches beyond it and the rest is padded (label: ignored).
+The geometry is one draw: a box in the *source* image; only its pixels are resized. At scale 1 the image
+just covers the training size, as in inference. Above 1 the box shows a part of the image; below 1 it
+reaches beyond the image, and the rest is padded (label: ignored).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def draw_box(source: Size, target: Size, scale: float, rng: np.random.Generator)
 
 
 def crop_pixels(image: UInt8Array, box: Box, target: Size, fill: Colour) -> Tensor:
-    """The box of an image (H, W, 3) as (3, *target) uint8, antialiased; ``fill`` where there is none."""
+    """The box of an image (H, W, 3) as (3, *target) uint8, antialiased; ``fill`` beyond the image."""
     source, place = _placement(box, (image.shape[0], image.shape[1]), target)
     pixels = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *target)
     part = torch.from_numpy(np.array(image[source])).permute(2, 0, 1)
@@ -84,7 +84,7 @@ def crop_pixels(image: UInt8Array, box: Box, target: Size, fill: Colour) -> Tens
 
 
 def crop_label(label: UInt8Array, box: Box, target: Size) -> Tensor:
-    """The box of a label (H, W) as ``target`` uint8, nearest neighbour; ignored where there is none."""
+    """The box of a label (H, W) as ``target`` uint8, nearest neighbour; ignored beyond the label."""
     source, place = _placement(box, (label.shape[0], label.shape[1]), target)
     ids = torch.full(target, IGNORE, dtype=torch.uint8)
     part = torch.from_numpy(np.array(label[source]))[None]
@@ -115,7 +115,7 @@ def _lengths(place: Slices) -> list[int]:
 
 
 def one_class_share(label: Tensor) -> float:
-    """How much of the valid pixels the most frequent class has; 1 if no pixel is valid."""
+    """The share of the most frequent class in the valid pixels; 1 if no pixel is valid."""
     counts = torch.bincount(label[label != IGNORE].long().flatten())
     return float(counts.max() / counts.sum()) if counts.numel() else 1.0
 
@@ -125,11 +125,11 @@ def _share(label: Tensor, class_id: int) -> float:
 
 
 def photometric(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast, saturation (up to 1/8, 1/2, 1/2) and hue (1/20 turn), each every other time.
+    """Brightness, contrast, saturation (up to 1/8, 1/2, 1/2) and hue (1/20 turn), each with probability 1/2.
 
     ``strength`` scales the ranges. At 1, contrast and saturation have those of the usual photometric
     distortion of segmentation, hue half of it, and brightness is a factor; usually it is added (up to
-    32 of 255). All eight numbers are drawn whatever is used.
+    32 of 255). All eight numbers are always drawn.
     """
     use = rng.random(4) < 0.5
     amount = rng.uniform(-1, 1, 4) * strength
@@ -154,8 +154,8 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """Pixels (3, H, W) uint8 and label (H, W) uint8 of size ``target``; ``fill`` is the padding's RGB.
 
-    Another crop is drawn, up to ten times, while one class fills too much of it, or while it shows less
-    than ``wanted``: a class and the least share of the pixels.
+    Crops are drawn, at most ten, until none of the classes fills too much of it and it shows ``focus``: a
+    class and its least share of the pixels.
     """
     source = (sample.label.shape[0], sample.label.shape[1])
     scale = float(rng.uniform(*config.scale))

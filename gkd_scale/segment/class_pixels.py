@@ -1,7 +1,7 @@
-"""How many pixels of each class each training image has: counted once, kept beside the run.
+"""The pixels of each class in each training image: counted once, kept in the run's folder.
 
 ``class_pixels.parquet`` has one row an image, in the order of the training set, and one column a class. Its
-metadata say of which training set; a file of another one is counted again.
+metadata name the training set; for another training set the pixels are counted again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEY = b"gkd-scale training set"
 
 
 def count(dataset: SegDataset, workers: int, advance: Callable[[], object] = lambda: None) -> Int64Array:
-    """(images, K) pixels of each class in each label; ignored pixels count nowhere."""
+    """(images, K) pixels of each class in each label; ignored pixels are not counted."""
     classes = len(dataset.classes)
 
     def count_one(index: int) -> Int64Array:
@@ -39,7 +39,7 @@ def count(dataset: SegDataset, workers: int, advance: Callable[[], object] = lam
 
 
 def write(folder: Path, pixels: Int64Array, dataset: SegDataset, identity: Any) -> None:
-    """Keep the counts in ``folder``; ``of`` is JSON that names the training set."""
+    """Write the counts into ``folder``; ``identity`` is JSON that names the training set."""
     # A class name may occur twice in odd label sets, a column name may not.
     names = [f"{index} {name}" for index, name in enumerate(dataset.classes)]
     table = pa.table(dict(zip(names, pixels.T, strict=True)))
@@ -50,7 +50,7 @@ def write(folder: Path, pixels: Int64Array, dataset: SegDataset, identity: Any) 
 
 
 def read(folder: Path, identity: Any) -> Int64Array | None:
-    """The counts kept in ``folder`` of the training set ``of``; None where there are none."""
+    """The counts in ``folder``; None if there are none of the training set ``identity``."""
     try:
         table = parquet.read_table(folder / FILE)
     except (FileNotFoundError, pa.ArrowInvalid):

@@ -1,4 +1,4 @@
-"""The options of stage 2 and of ``gkd-scale evaluate``. Light: nothing here imports torch."""
+"""The options of stage 2 and of ``gkd-scale evaluate``. Light: this module does not import torch."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class BackboneConfig:
         return self.weights
 
     def student_name(self) -> str | None:
-        """The student's timm name; None if the run folder says it."""
+        """The student's timm name; None if the run folder holds it."""
         return self.name or (DEFAULT_STUDENT if self.path() is None else None)
 
 
@@ -332,7 +332,7 @@ class Stage2Config:
         return parse_size(self.image_size)
 
     def peak_lr(self) -> float:
-        """``optim.lr``, or what suits the head: the smaller it is, the more."""
+        """``optim.lr``, else the head's default; at most 1e-3 if the backbone is trained too."""
         if self.optim.lr is not None:
             return self.optim.lr
         head = HEADS[self.head].lr

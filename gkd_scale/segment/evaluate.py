@@ -27,10 +27,10 @@ from gkd_scale.types import SegDataset
 
 
 class DomainResult(TypedDict):
-    """``miou`` and ``iou`` are 0..100; a class that does not occur is None. ``inference`` says how.
+    """``miou`` and ``iou`` are 0..100; a class that does not occur is None. ``inference``: the settings.
 
-    ``without`` names the classes that no training label held, or none of the domain: ``miou`` is over the
-    others.
+    ``without`` names the classes that occur in no training label, or in no label of the domain: ``miou`` is
+    over the others.
     """
 
     miou: float
@@ -43,7 +43,7 @@ class DomainResult(TypedDict):
 def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str, DomainResult]:
     """Score ``config.run`` on each domain, print the table, and write the JSON. Collective.
 
-    All datasets are opened, and their classes compared with the run's, before the first is scored.
+    All datasets are opened and their classes compared with the run's before the first is scored.
     Raises ConfigError, RunError, ModelError or DataError.
     """
     domains = config.domains()
@@ -67,14 +67,14 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
 
 
 def on_device(runtime: Runtime | None, device: str) -> Runtime:
-    """This process's place among its peers, on the device that was asked for."""
+    """The runtime of this process, on ``device``; "auto" keeps the runtime's own."""
     if runtime is None:
         return Runtime(0, 1, pick_device(device))
     return runtime if device == "auto" else replace(runtime, device=pick_device(device))
 
 
 def how_to_look(config: LookConfig, card: Card) -> Inference:
-    """How to look at images: as the options say, else as the run was validated."""
+    """The inference settings: those of the options, else those of the run's validation."""
     explicit = config.inference.mode is not None
     windows = Windows.of(config.inference, card.image_size) if explicit else card.windows
     return Inference(windows, config.tta_scales, config.tta_flip)
@@ -146,7 +146,7 @@ def _result(
 
 
 def table(results: Mapping[str, DomainResult], classes: Sequence[str]) -> Table:
-    """IoU in percent: classes by domains, the mean last; '–' where a class does not occur."""
+    """IoU in percent: classes by domains, the mean last; '–' if a class does not occur."""
     grid = Table(title="IoU in %, at ground-truth size")
     grid.add_column("class")
     for name in results:
@@ -164,7 +164,7 @@ def table(results: Mapping[str, DomainResult], classes: Sequence[str]) -> Table:
 
 
 def pick_device(text: str) -> torch.device:
-    """``auto`` (a GPU if there is one) or a torch device; ConfigError where it cannot be used."""
+    """``auto`` (a GPU if there is one) or a torch device; ConfigError if it cannot be used."""
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

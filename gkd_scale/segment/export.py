@@ -34,10 +34,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Card:
-    """What a segmenter is besides its weights. ``miou`` is 0..100, in-domain, at ``step``.
+    """A segmenter's facts without its weights. ``miou`` is 0..100, in-domain, at ``step``.
 
-    ``windows`` says how it was validated, and so how it is evaluated unless told otherwise. ``absent``
-    names classes that no training label holds: they do not count in its mIoU on other domains.
+    ``windows`` says how it was validated; evaluation does the same by default. ``absent`` names classes
+    that no training label holds: they do not count in its mIoU on other domains.
     """
 
     head: str
@@ -76,7 +76,7 @@ def save_card(folder: Path, card: Card) -> None:
 
 
 def load_card(run: Path) -> Card:
-    """The card of a finished stage-2 run; RunError where ``run`` is none."""
+    """The card of a finished stage-2 run; RunError if ``run`` is none."""
     path = run / CARD_FILE
     if not path.is_file():
         what = "holds no finished stage-2 run" if run.is_dir() else "does not exist"
@@ -100,7 +100,7 @@ def load_card(run: Path) -> Card:
 
 
 def fingerprint(run: Path) -> str:
-    """SHA-256 over the files that make a finished run's segmenter; RunError where ``run`` is none."""
+    """SHA-256 over the files of a finished run's segmenter; RunError if ``run`` is none."""
     load_card(run)
     names = (CARD_FILE, HEAD_FILE, backbones.CARD_FILE, backbones.WEIGHTS_FILE)
     lines = "".join(f"{name} {files.sha256_file(run / name)}\n" for name in names)

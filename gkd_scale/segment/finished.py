@@ -61,8 +61,8 @@ class FinishedSegmenter:
         An image is a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), both uint8. Several are any
         iterable of them, an array (B, H, W, 3) or a tensor (B, 3, H, W). Images go through the model as in
         ``gkd-scale evaluate``; ``scales`` and ``flip`` average over sizes and mirror images. A file is read
-        upright, as its EXIF says; a PIL image is taken as it is. Raises DataError for anything else, and for
-        what cannot be read.
+        upright, as its EXIF says; a PIL image is taken as it is. Raises DataError for any other type, and for
+        a file that cannot be read.
         """
         if _is_one(images):
             return self._classes([images], scales, flip, 1)[0]
@@ -85,7 +85,7 @@ class FinishedSegmenter:
 
 
 def load_segmenter(run: str | Path, device: str = "auto") -> FinishedSegmenter:
-    """The segmenter of a finished stage-2 run; RunError or ModelError where there is none.
+    """The segmenter of a finished stage-2 run; RunError or ModelError if it is none.
 
     ``device`` is auto (a GPU if there is one), cpu, cuda, cuda:1 ...
     """

@@ -5,11 +5,11 @@ aspect is kept) and classified, whole or by windows; the logits go, bilinearly, 
 truth, where the class is chosen and counted.
 
 Windows have one size, follow each other by one stride, and the last of a row or column ends at the border,
-so that every pixel is seen; where windows overlap, their logits are averaged with equal weight, as the
+so that every pixel is seen; logits of overlapping windows are averaged with equal weight, as the
 reference does. The whole image is the case of one window. Windows that reach beyond a small image are
-cut to it, and what the model sees is padded at the right and at the bottom to the backbone's stride;
+cut to it, and the model's input is padded at the right and at the bottom to the backbone's stride;
 logits of the padding are cut off. An image so long that it would have many times the pixels of the training
-size (:data:`MOST_TIMES`) is not seen whole, since attention over it would hardly end: it is refused.
+size (:data:`MOST_TIMES`) is refused as a whole image, since attention over it would hardly end.
 
 Test-time augmentation averages logits over sizes of the image and its mirror image.
 """
@@ -34,7 +34,7 @@ from gkd_scale.segment.metrics import Confusion
 from gkd_scale.types import SegDataset, SegSample, Size, UInt8Array
 
 MOST_TIMES, MOST_WHOLE = 16, 1 << 20
-"""How many of the training size's pixels, or how many pixels, a whole image may have: what is more."""
+"""A whole image may have this multiple of the training size's pixels, or this number; the larger counts."""
 MOST_PIXELS = 1 << 25
 """The most pixels of a longer image that windows may see: 2.5 GB of logits for 19 classes."""
 _MOST_LOGITS = 1 << 28
@@ -56,7 +56,7 @@ class Model(Protocol):
 
 
 class Windows(NamedTuple):
-    """Size of the windows and the way from one to the next, in pixels of the scaled image."""
+    """Size of the windows, and the stride from one to the next, in pixels of the scaled image."""
 
     size: Size
     stride: Size
@@ -85,7 +85,7 @@ class Inference:
     flip: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """What a result file says of it; JSON types."""
+        """The settings as a result file holds them; JSON types."""
         facts: dict[str, Any] = {"mode": "whole" if self.windows is None else "slide"}
         if self.windows is not None:
             facts |= {"window": list(self.windows.size), "stride": list(self.windows.stride)}
@@ -150,7 +150,7 @@ def pad_to_stride(pixels: Tensor, stride: int, fill: tuple[int, int, int]) -> Te
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin that cover ``length`` pixels; the last one ends at the border."""
+    """The starts of windows that cover ``length`` pixels; the last window ends at the border."""
     last = max(0, length - window)
     return [*range(0, last, stride), last]
 
@@ -226,7 +226,7 @@ def _view_logits(model: Model, views: Sequence[Tensor], how: Inference, batch_si
 
 
 def _choose(maps: Sequence[Tensor], size: Size) -> Tensor:
-    """The class (H, W) with the greatest sum of logits over looks (1, K, h_i, w_i)."""
+    """The class (H, W) with the greatest sum of logits over ``maps`` (1, K, h_i, w_i)."""
     if maps[0].shape[1] * size[0] * size[1] > _MOST_LOGITS:
         return _choose_by_class(maps, size)
     # max as argmax, which takes 2.6 times as long over channels on a CPU
@@ -266,8 +266,8 @@ def confusion(
     """The confusion of ``model`` over ``indices`` of ``dataset`` (all), each counted once.
 
     ``size`` is the training size. Ranks share a dataset by disjoint ``indices`` and add their
-    results. At most ``batch_size`` images or windows go through the model together (of one image, at
-    least one). ``advance(n)`` is called after every ``n`` images.
+    results. At most ``batch_size`` images or windows go through the model together, but at least one of
+    each image. ``advance(n)`` is called after every ``n`` images.
     """
     device = device or torch.device("cpu")
 
@@ -300,7 +300,7 @@ V = TypeVar("V", bound=HasViews)
 
 
 def by_size(items: Iterable[V], how: Inference, batch_size: int) -> Iterator[list[V]]:
-    """Neighbours whose views have the same sizes, with at most ``batch_size`` images or windows together."""
+    """Groups of consecutive items with equal sizes of views, of at most ``batch_size`` images or windows."""
     group: list[V] = []
     for item in items:
         if group and (
@@ -319,7 +319,7 @@ def stacked(group: Sequence[HasViews], device: torch.device) -> list[Tensor]:
 
 
 def _images_together(item: HasViews, how: Inference, batch_size: int) -> int:
-    """How many images of this one's size have at most ``batch_size`` windows; at least 1."""
+    """How many images of this size have at most ``batch_size`` windows; at least 1."""
     if how.windows is None:
         return batch_size
     most = max(len(how.windows.corners((view.shape[-2], view.shape[-1]))) for view in item.views)

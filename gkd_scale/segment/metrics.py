@@ -33,7 +33,7 @@ class Confusion:
         assert self.counts.shape == (classes, classes + 1) and self.counts.dtype == torch.int64
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
-        """Count two maps of one shape; where ``truth`` is 255 whatever was predicted does not count."""
+        """Count two maps of one shape; pixels whose ``truth`` is 255 do not count."""
         assert prediction.shape == truth.shape, (prediction.shape, truth.shape)
         if not truth.numel():
             return
@@ -58,9 +58,9 @@ class Confusion:
         return iou
 
     def miou(self, without: Sequence[int] = ()) -> float:
-        """The mean IoU over classes that occur, 0..1; NaN where no pixel was counted.
+        """The mean IoU over classes that occur, 0..1; NaN if no pixel was counted.
 
-        Classes ``without`` are left out of the mean; predicting them is a miss as ever.
+        Classes ``without`` are left out of the mean; predicting them is still a miss.
         """
         iou = self.iou()
         iou[list(without)] = np.nan
@@ -83,10 +83,10 @@ class Mean(NamedTuple):
 
 
 def mean_iou(name: str, total: Confusion, dataset: SegDataset, unlearned: Sequence[str]) -> Mean:
-    """The mIoU of ``dataset``, but for the classes that no label of it, or no label of training, holds.
+    """The mIoU of ``dataset``, without the classes that occur in no label of it or of training.
 
-    The latter are ``unlearned``; ``name`` is for messages. DataError where nothing is left to count,
-    or where a class that the dataset calls absent does occur.
+    The latter are ``unlearned``; ``name`` is for messages. DataError if no class is left, or if a class
+    that the dataset calls absent does occur.
     """
     pixels = total.counts.sum(1)
     if not pixels.any():

@@ -22,7 +22,7 @@ def palette_image(mask: UInt8Array, palette: Palette) -> Image.Image:
 
 
 def overlay(image: Image.Image, mask: UInt8Array, palette: Palette, opacity: float = 0.5) -> Image.Image:
-    """The RGB image (H, W) under the colours of its class ids (H, W)."""
+    """The RGB image (H, W), blended with the colours of its class ids (H, W)."""
     colours = palette_image(mask, palette).convert("RGB")
     return Image.blend(image, colours, opacity)
 

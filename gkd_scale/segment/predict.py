@@ -65,7 +65,7 @@ _WRITING = 16
 
 
 class Loaded(NamedTuple):
-    """An image that was read: ``views`` as inference takes them, its own ``size``, and its pixels."""
+    """An image: ``views`` as inference takes them, its own ``size``, and its pixels."""
 
     place: int
     views: list[Tensor]
@@ -75,7 +75,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where an image's files go, and which of them are wanted."""
+    """The output files of one image."""
 
     folder: Path
     stem: str
@@ -87,7 +87,7 @@ class Outputs:
         return self.folder / "masks" / f"{self.stem}.png"
 
     def paths(self) -> list[Path]:
-        """All files that the image gets; the mask is written last."""
+        """All output files of the image; the mask is written last."""
         optional = []
         if self.overlay:
             optional.append(self.folder / "overlays" / f"{self.stem}.jpg")
@@ -96,22 +96,22 @@ class Outputs:
         return [*optional, self.mask]
 
     def exist(self) -> bool:
-        """Whether all of them are there. Each was written whole."""
+        """Whether all of them exist. Each was written whole."""
         return all(path.is_file() for path in self.paths())
 
 
 def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
-    """Predict all images that have no prediction yet; how many images could not be used. Collective.
+    """Predict all images without a prediction; returns how many images could not be used. Collective.
 
-    Raises DataError if no image can be used, and RunError if OUT holds what another run, or this one
-    otherwise, has predicted.
+    Raises DataError if no image can be used, and RunError if OUT holds predictions of another run, or of
+    this run with other settings.
     """
     start = time.perf_counter()
     runtime = on_device(runtime, config.device)
     source: Source | None = registry.labelled(config.images, quiet=not runtime.main)
     source = source or _file_source(config.images) or open_source(config.images)
     segmenter, card = export.load_segmenter(config.run)
-    # on every rank: a source reads what it has listed
+    # on every rank: a source reads only images that it has listed
     plan = make_plan(config.images, 1, skip=config.out, source=source)
     names = sorted(entry.name for entry in plan)
     outputs = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in output_stems(names)]
@@ -126,7 +126,7 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
 
 @dataclass(frozen=True)
 class _Task:
-    """All images of a command: their ``names``, how one is read, where its files go, what lies beside."""
+    """All images of a command: their ``names``, the function that reads one, their output files, notes."""
 
     config: PredictConfig
     card: export.Card
@@ -137,7 +137,7 @@ class _Task:
     notes: Sequence[str] = ()
 
     def begin(self) -> None:
-        """Write ``predict.json``, or find that what is there is of the same run and settings. Rank 0."""
+        """Write ``predict.json``; RunError if OUT holds other files or other settings. Rank 0."""
         out = self.config.out
         settings: dict[str, Any] = {
             "run": export.fingerprint(self.config.run),
@@ -183,7 +183,7 @@ class _Task:
         return Loaded(place, views, (image.height, image.width), image)
 
     def _image(self, name: str) -> Image.Image:
-        """The image of this name; OSError, UnreadableImage or DataError where it cannot be predicted."""
+        """The image of this name; OSError, UnreadableImage or DataError if it cannot be used."""
         image = self.read(name)
         require_bounded("it", np.asarray(image), self.card.image_size, self.how)
         return image
@@ -199,7 +199,7 @@ class _Task:
         return "no prediction was written"
 
     def conclude(self, start: float) -> int:
-        """Write the contact sheet and say what was done; how many images could not be used. Rank 0."""
+        """Write the contact sheet and print a summary; returns how many images could not be used. Rank 0."""
         present = [place for place, outputs in enumerate(self.all_outputs) if outputs.exist()]
         missing = sorted(set(range(len(self.names))) - set(present))
         reasons = [(self.names[place], self._reason(self.names[place])) for place in missing]
@@ -224,7 +224,7 @@ class _Task:
         return len(reasons)
 
     def _sheet(self, places: Sequence[int]) -> bytes:
-        """Images beside themselves under their masks, as a JPEG."""
+        """Each image beside its overlay, as a JPEG."""
         pairs = []
         for place in places:
             image = self.read(self.names[place])
@@ -251,11 +251,11 @@ def _tell_unused(path: Path, reasons: Sequence[tuple[str, str]]) -> None:
 def output_stems(names: Sequence[str]) -> list[str]:
     """Relative paths without a suffix for images of these names, all different; none leaves its folder.
 
-    ``a/b.jpg`` becomes ``a/b``; of images that differ by their suffix alone each keeps it (``a/b.jpg``).
+    ``a/b.jpg`` becomes ``a/b``; images that differ by their suffix alone keep it (``a/b.jpg``).
     """
     safe = [_inside(name) for name in names]
     stems = [str(PurePosixPath(path).with_suffix("")) for path in safe]
-    for _ in range(2):  # a name that is kept whole may be another's without its suffix
+    for _ in range(2):  # a name with its suffix may equal another name without
         counts = Counter(stems)
         stems = [path if counts[stem] > 1 else stem for path, stem in zip(safe, stems, strict=True)]
     clashes = [stem for stem, count in Counter(stems).items() if count > 1]
@@ -311,7 +311,7 @@ def _file_source(images: str) -> Source | None:
 
 
 def _absolute(images: str) -> str:
-    """``--images`` as it means the same from every folder, where it is a path."""
+    """``--images`` with an absolute path, if it is a path."""
     return images if ":" in images else os.path.abspath(images)  # noqa: PTH100 (patterns too)
 
 
@@ -325,7 +325,7 @@ def _reader(config: PredictConfig, plan: ImagePlan) -> Callable[[str], Image.Ima
 
 @dataclass(frozen=True)
 class _Files:
-    """What was found of an image, classes (H, W) or logits (K, H, W), and where it goes."""
+    """One image with its ``prediction``, classes (H, W) or logits (K, H, W), and its output files."""
 
     outputs: Outputs
     image: Image.Image
@@ -349,7 +349,7 @@ class _Files:
 
 @contextmanager
 def _progress(images: int, visible: bool) -> Iterator[Callable[[], None]]:
-    """A bar with rate and ETA; what is yielded counts one image, from any thread."""
+    """A bar with rate and ETA; yields a function that counts one image, from any thread."""
     start, lock, done = time.perf_counter(), threading.Lock(), 0
     with console.progress("{task.fields[rate]}", disable=not visible or not images) as progress:
         task = progress.add_task("predict", total=images, rate="")

@@ -1,9 +1,9 @@
-"""What frozen patch tokens are worth, in seconds: a linear or nearest-neighbour probe, as mIoU.
+"""A linear or nearest-neighbour probe of frozen patch tokens: their mIoU, in seconds.
 
 A search needs an honest score often and cheaply. The distillation loss is none, since its scale moves
 with its weights; a segmentation head needs minutes. The probe fits the tokens of labelled source images in
-closed form and scores held-in images at ground-truth size, with the confusion that everything else here
-is measured by. It draws nothing at random: equal weights give equal scores.
+closed form and scores held-in images at ground-truth size, with the same confusion matrix as every other
+mIoU here. It has no random numbers: equal weights give equal scores.
 
 Shapes: n images, N = h·w tokens of a grid, C channels, K classes.
 """
@@ -27,7 +27,7 @@ from gkd_scale.types import Features, Grid, SegDataset, Size
 
 BATCH = 16
 RIDGE = 1e-3
-"""Of the mean squared feature, added to the diagonal of the normal equations."""
+"""Share of the mean squared feature that is added to the diagonal of the normal equations."""
 NEIGHBOURS = 20
 BANK = 20_000
 """Most tokens that the nearest-neighbour probe keeps."""
@@ -72,7 +72,7 @@ def probe(encode: Encoder, grid: Grid, train: Labelled, val: Labelled, kind: str
     """The confusion on ``val`` of a classifier of ``encode``'s tokens that was fitted on ``train``.
 
     ``kind`` is ``linear`` (ridge regression on each token's class shares) or ``knn`` (weighted cosine
-    neighbours). Collective nowhere: one process does it all.
+    neighbours). It is not collective: one process does all of it.
     """
     assert train.classes == val.classes, (train.classes, val.classes)
     classify = {"linear": fit_linear, "knn": fit_neighbours}[kind](_tokens(encode, grid, train))
@@ -103,7 +103,7 @@ def _tokens(encode: Encoder, grid: Grid, data: Labelled) -> Pairs:
 
 
 def class_shares(label: Tensor, classes: int, grid: Grid) -> Tensor:
-    """(h·w, K): which share of each cell of ``grid`` is of which class; a row sums to its labelled share."""
+    """(h·w, K): the share of each class in each cell of ``grid``; a row sums to its labelled share."""
     shares = [F.adaptive_avg_pool2d((label == k).float()[None], grid).flatten() for k in range(classes)]
     return torch.stack(shares, 1)
 
@@ -111,7 +111,7 @@ def class_shares(label: Tensor, classes: int, grid: Grid) -> Tensor:
 def fit_linear(pairs: Pairs) -> Classifier:
     """Ridge regression of class shares on tokens and a constant, by the normal equations in float64.
 
-    Tokens count as much as their labelled share.
+    Each token is weighted by its labelled share.
     """
     ridge = Ridge()
     for tokens, shares in pairs:
@@ -132,7 +132,7 @@ class Ridge:
         self._moment = self._moment + x.T @ shares.double()
 
     def solve(self) -> Classifier:
-        """The classifier of all that was added."""
+        """The classifier of all tokens that were added."""
         gram = self._gram
         diagonal = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         solution = torch.linalg.lstsq((gram + diagonal).cpu(), self._moment.cpu()).solution

@@ -1,7 +1,7 @@
 """Which image each position of the training stream takes: pure functions of (seed, position).
 
-Nothing is remembered between positions (:mod:`gkd_scale.order`), so a resume or another world size sees the
-same images. Orders compose: a mixture of sources asks one order a source.
+No state is kept between positions (:mod:`gkd_scale.order`), so a resume or another world size sees the
+same images. Orders compose: a mixture has one order for each source.
 
 - :class:`Epochs`: every image once an epoch, in a new permutation each.
 - :class:`Mixture`: sources in fixed proportions, each of them in an order of its own.
@@ -31,9 +31,9 @@ RARE_SHARE = 0.0015
 
 
 class Pick(NamedTuple):
-    """``image`` of the dataset, and ``epoch``, which of its appearances this is.
+    """``image``: index in the dataset. ``epoch``: numbers the image's appearances.
 
-    ``wanted`` is a class that the crop should show, and the least share of its pixels.
+    ``focus``: a class that the crop should show, and the least share of the crop's pixels that it has.
     """
 
     epoch: int
@@ -91,10 +91,10 @@ def _block(seed: int, block: int, counts: tuple[int, ...]) -> tuple[Int64Array, 
 
 
 class Mixture:
-    """Sources, one behind the other in the dataset, in the proportions of ``weights``.
+    """Mixes the sources, which are concatenated in the dataset, in the proportions of ``weights``.
 
-    Each block of 1000 positions has each source's quota in an order of its own, so how often a source came
-    before any position is known without looking back, and each source is used up epoch by epoch.
+    Each block of 1000 positions has each source's quota in its own order. So the number of earlier picks of
+    a source follows from the position alone, and each source is used up epoch by epoch.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Mixture:
 def rare_class_probabilities(pixels: Int64Array, temperature: float) -> npt.NDArray[np.float64]:
     """P(c) = exp((1 - f_c) / T) / sum_k exp((1 - f_k) / T), with f_c the share of class c of all pixels.
 
-    This is DAFormer's. ``pixels`` (images, K) are labelled ones; a class without any has probability 0.
+    This is DAFormer's. ``pixels`` (images, K) counts labelled pixels; a class without any has probability 0.
     """
     share = pixels.sum(0) / max(1, pixels.sum())
     logits = np.where(share > 0, (1 - share) / temperature, -np.inf)
@@ -128,11 +128,11 @@ def rare_class_probabilities(pixels: Int64Array, temperature: float) -> npt.NDAr
 
 
 class RareClass:
-    """A class by :func:`rare_class_probabilities`, then an image that shows it, uniformly.
+    """Draws a class by :func:`rare_class_probabilities`, then an image that shows it, uniformly.
 
-    ``pixels`` (images, K) counts each image's pixels of each class. An image shows a class if that has
-    :data:`RARE_SHARE` of its labelled pixels; if no image does, any with a pixel of it. The crop
-    should show half that share, as DAFormer does.
+    ``pixels`` (images, K) counts each image's pixels of each class. An image shows a class if the class has
+    :data:`RARE_SHARE` of its labelled pixels; if no image does, each image with a pixel of the class counts.
+    The crop should show half that share, as in DAFormer.
     """
 
     def __init__(self, seed: int, pixels: Int64Array, temperature: float, *key: str | int) -> None:

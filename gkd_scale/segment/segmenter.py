@@ -15,10 +15,10 @@ from gkd_scale.types import Size
 
 
 class Segmenter(nn.Module):
-    """``frozen``: the backbone gets no gradient, but for its ``last_blocks`` last blocks.
+    """``frozen``: the backbone gets no gradient, except its ``last_blocks`` last blocks.
 
-    What is frozen stays in eval mode, whatever ``train()`` says. ``kept`` names the backbone's tensors
-    that training must leave as they are.
+    Frozen modules stay in eval mode, also after ``train()``. ``kept`` names the backbone's tensors that
+    training must not change.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Segmenter(nn.Module):
         return self
 
     def features(self, pixels: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) 0..255 to four maps; without a graph where the backbone is frozen."""
+        """(B, 3, H, W) 0..255 to four maps; without a graph if the backbone is frozen."""
         if self.frozen:
             with torch.no_grad():
                 return self.backbone(pixels)
@@ -65,7 +65,7 @@ class Segmenter(nn.Module):
         return cast(Tensor, self.head(self.features(pixels), size))
 
     def forward(self, batch: SegBatch) -> dict[str, Tensor]:
-        """The head's named losses on a batch from anywhere; ``loss`` is minimised."""
+        """The head's named losses on a batch on any device; ``loss`` is minimised."""
         device = next(self.parameters()).device
         pixels, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
         return self.head.losses(self.features(pixels), labels)
@@ -78,7 +78,7 @@ def _is_frozen(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def _frozen_tensors(backbone: nn.Module) -> Iterator[str]:
-    """State-dict names of frozen parameters, and of the buffers of modules that train nothing themselves."""
+    """State-dict names of frozen parameters, and of the buffers of modules without trained parameters."""
     trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     owners = {name.rpartition(".")[0] for name in trained}
     for name in backbone.state_dict():

@@ -86,7 +86,7 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
 
 
 def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
-    """The run, its folder held. Nothing is written before all that can be refused is."""
+    """The run, in its claimed folder. All checks come before the first write."""
     start = time.monotonic()
     complete = runtime.on_main(lambda: runs.is_done(config.run.out, KIND))
     train, val = _datasets(config, runtime, check=config.data.check and not complete)
@@ -135,7 +135,7 @@ def _unseen(config: Stage2Config) -> list[str]:
 
 
 def _begin(config: Stage2Config, identity: dict[str, Any], module: nn.Module) -> None:
-    """Write what the run is; all else that could be refused has been. Rank 0."""
+    """Write the run's identity and options, after all other checks. Rank 0."""
     if config.run.dry_run:
         runs.require_begun_alike(config.run.out, config, identity)
         return
@@ -194,7 +194,7 @@ def _training_plan(
 def _identity(
     config: Stage2Config, plan: DeepSpeedPlan, segmenter: Segmenter, train: SegDataset, val: SegDataset
 ) -> dict[str, Any]:
-    """What decides the result: a resumed run must not change it. Of a backbone, that is its weights."""
+    """What decides the result: a resumed run must not change it. A backbone is known by its weights."""
     identity = runs.identity(
         config,
         backbone=fingerprint(segmenter.backbone.net),
@@ -247,7 +247,7 @@ def learning_rate(config: Stage2Config, step: int) -> float:
 
 
 def build_segmenter(config: Stage2Config, classes: int) -> Segmenter:
-    """Backbone and head as the config says; a pure function of files and seed."""
+    """Backbone and head of the config; a pure function of files and seed."""
     backbone = _backbone(config)
     size = config.size()
     if any(side % backbone.stride for side in size):
@@ -304,8 +304,8 @@ def _conditioned_by(config: Stage2Config, teacher: LiveTeacher) -> str:
 
 
 def _conditioning(config: Stage2Config, teacher: LiveTeacher, train: SegDataset) -> Conditioning:
-    """The conditioning of the teacher's tokens, from whole training images at the training size, or what
-    the run began with. Rank 0.
+    """The conditioning that the run began with; a new run fits it to the teacher's tokens of whole training
+    images at the training size. Rank 0.
     """
     method = config.method
 
@@ -371,8 +371,8 @@ def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None
 class Validator:
     """The hook that scores the trained segmenter on in-domain validation and keeps the best step.
 
-    ``domains`` by name; each is counted by itself, and the score is the mean of their mIoU, over classes
-    that some label of the domain and, by ``absent``, of the training data may hold.
+    Each of ``domains`` (by name) has its own mIoU; the score is their mean. A class counts if it may occur
+    in labels of the domain and, by ``absent``, of the training data.
     """
 
     def __init__(
@@ -477,7 +477,7 @@ def read_best(out: Path) -> dict[str, Any] | None:
 
 
 def _forget_stale_best(out: Path) -> None:
-    """Drop a best step left by a run that ended before its first checkpoint: training starts anew."""
+    """Remove the best step of a run that ended before its first checkpoint: training starts anew."""
     if not any((out / runs.CHECKPOINTS).glob("*")):
         (out / BEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(out / BEST_FOLDER, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""``gkd-scale probe``: what a teacher's feature levels are worth, and what would spoil MSE on them.
+"""``gkd-scale probe``: the mIoU of a teacher's feature levels, and the statistics that would spoil MSE.
 
 One pass of the teacher over the training images fits a ridge classifier for every level and measures its
-tokens; a second, over the validation images, scores the classifiers as mIoU at ground-truth size. Tokens
-with a large mean, a few loud principal components or channels spend a squared error on what carries no
-class (arXiv 2410.01680, section 3), which is what ``--teacher-norm`` is for.
+tokens; a second, over the validation images, scores the classifiers as mIoU at ground-truth size. If tokens
+have a large mean, or a few loud principal components or channels, a squared error is spent on parts without
+class information (arXiv 2410.01680, section 3); ``--teacher-norm`` is against that.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from gkd_scale.types import LiveTeacher
 
 COMPONENTS = (1, 4, 16, 64)
 LOUD_CHANNEL = 5.0
-"""Times the median standard deviation of the channels: an outlier channel."""
+"""A channel whose standard deviation is above this multiple of the median is an outlier."""
 ARTEFACT = 3.0
-"""Times the median norm of the tokens: an artefact token ("Vision Transformers Need Registers")."""
+"""Tokens of a norm above this multiple of the median are artefacts ("Vision Transformers Need Registers")."""
 TOKENS_A_CHANNEL = 20
-"""Fewest training tokens a channel for a covariance to whiten by; below it, ``standard`` is advised."""
+"""Whitening needs this many training tokens a channel; with fewer, ``standard`` is advised."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Level:
 
 
 class _Measure:
-    """What is added up of one level over the training images."""
+    """The sums of one level over the training images."""
 
     def __init__(self, dim: int) -> None:
         self.ridge, self.moments = Ridge(), Moments(dim)
@@ -168,7 +168,7 @@ def _batches(
 
 
 def choose(levels: Sequence[Level]) -> Level:
-    """The level with the best mIoU; of equals the later one."""
+    """The level with the best mIoU; the later one of equals."""
     return max(reversed(levels), key=lambda level: level.miou)
 
 

@@ -1,4 +1,4 @@
-"""The training set of stage 2 and the order it is gone through, as the options say."""
+"""The training set of stage 2 and the order of its images, as the options say."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def open_training_set(config: Stage2Config) -> Concatenated:
 
 
 def count_pixels(config: Stage2Config, dataset: Concatenated) -> Int64Array | None:
-    """Count each class's pixels where the order needs that and the run does not have it. Rank 0 only.
+    """Count each class's pixels if the order needs the counts and the run lacks them. Rank 0 only.
 
-    Returns the counts of a dry run; the others are kept in the run's folder.
+    Writes the counts into the run's folder; a dry run returns them instead.
     """
     if (
         config.data.sampling == "rare-class"
@@ -40,9 +40,9 @@ def count_pixels(config: Stage2Config, dataset: Concatenated) -> Int64Array | No
 
 
 def order_of(config: Stage2Config, dataset: Concatenated, pixels: Int64Array | None = None) -> Order:
-    """Uniform or rare-class, mixed where weights are given.
+    """Uniform or rare-class order, mixed if weights are given.
 
-    ``pixels`` is what :func:`count_pixels` returns, or None where it keeps the counts.
+    ``pixels`` is what :func:`count_pixels` returns: None if it wrote the counts.
     """
     if pixels is None and config.data.sampling == "rare-class":
         pixels = class_pixels.read(config.run.out, _identity(config, dataset))
@@ -64,7 +64,7 @@ def _order(config: Stage2Config, images: int, pixels: Int64Array | None, *key: s
 
 
 def _identity(config: Stage2Config, dataset: Concatenated) -> dict[str, object]:
-    """What the counts are of."""
+    """The training set that the counts belong to."""
     return {
         "train": config.data.train_sets(),
         "label_fraction": str(config.data.label_share()),

@@ -12,7 +12,7 @@ from gkd_scale.errors import DataError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
 AHEAD = 64
-"""Frames that wait decoded because a later one was asked for first."""
+"""The most decoded frames that are kept because a later one was read first."""
 
 
 def is_video(images: str) -> bool:
@@ -24,9 +24,9 @@ def is_video(images: str) -> bool:
 class Video:
     """The frames of a video, named ``000000.bmp``, ``000001.bmp``, ... in the order they are shown.
 
-    Reading is meant to go forward; several threads may read. A frame that lies behind is decoded from the
-    start again. Frames are turned upright as the file says. DataError where PyAV is not installed, or where
-    the file holds no video.
+    Reading should go forward; several threads may read. For an earlier frame the video is decoded from the
+    start again. Frames are turned upright as the file says. DataError if PyAV is not installed, or if the
+    file holds no video.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -47,7 +47,7 @@ class Video:
         return [(f"{number:06d}.bmp", self._size) for number in range(self._count)]
 
     def read(self, name: str) -> bytes:
-        """A frame as a BMP file; OSError where it cannot be decoded."""
+        """A frame as a BMP file; OSError if it cannot be decoded."""
         number = int(Path(name).stem)
         with self._lock:
             frame = self._frame(number)
