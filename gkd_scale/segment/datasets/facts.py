@@ -22,8 +22,8 @@ Palette = bytes
 class Facts(NamedTuple):
     """Counts in some rows of a label: ``pixels`` of each stored value, (256,), and horizontal neighbours.
 
-    Of ``pairs`` of neighbours, ``changes`` differ. ``specks`` pixels differ from both neighbours; ``ramps`` of
-    them have a value between those of the two, neither of which is 255.
+    Of ``pairs`` of neighbours, ``changes`` differ. ``specks`` pixels differ from both neighbours; ``ramps``
+    of them have a value between those of the two, neither of which is 255.
     """
 
     path: Path
