@@ -1,4 +1,4 @@
-"""The data that the launchers use if none is named: the embedded scenes and a cache of them, in ``runs/``."""
+"""The data that the launchers use by default: the embedded scenes and a cache of them, in ``runs/``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROXY_CACHE = Path("runs/demo-cache/proxy")
 
 
 def make_data(cfg: MakeDataConfig) -> None:
-    """``gkd-scale make-data``: write what is missing of the embedded scenes, with progress."""
+    """``gkd-scale make-data``: write the missing files of the embedded scenes, with progress."""
     with files.claimed(cfg.out, DataError, partial(_waiting, cfg.out)), console.progress() as bar:
         task = bar.add_task("make-data", total=None)
         manifest = write_data(
@@ -41,18 +41,18 @@ def _waiting(out: Path) -> None:
 
 
 def data() -> Path:
-    """The folder of the embedded scenes; writes what is missing."""
+    """The folder of the embedded scenes; writes missing files."""
     make_data(MakeDataConfig(DATA))
     return DATA
 
 
 def proxy_recipe(*, make: bool = True) -> dict[str, Any]:
-    """The proxy images, made if they are missing, and their size: for a cache or a teacher that runs live."""
+    """The proxy images and their size, for a cache or a live teacher; writes missing ones if ``make``."""
     return {"images": str((data() if make else DATA) / "proxy"), "image_size": "96x128"}
 
 
 def proxy_cache(*, make: bool = True) -> Path:
-    """The demo teacher's cache of the embedded proxy images, built if it is missing."""
+    """The demo teacher's cache of the embedded proxy images; builds it if it is missing and ``make``."""
     if make:
         cfg = CacheTeacherConfig(**proxy_recipe(), views=2, out=PROXY_CACHE)
         build(cfg, load_teacher(cfg.teacher, cfg.size))

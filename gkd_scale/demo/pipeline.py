@@ -1,8 +1,8 @@
 """``gkd-scale demo``: the whole method on the embedded scenes, as the commands a user would type.
 
-Each step is a real command in a process of its own: it is shown, and its output goes to a log. A demo that is
-started again goes on where it stopped. At the end: mIoU of teacher, student without
-distillation and student with GKD, on the source domain and on domains none of them was trained on.
+Each step is a real command in its own process: it is printed, and its output goes to a log. A demo that is
+started again goes on where it stopped. At the end it prints the mIoU of teacher, student without distillation
+and student with GKD, on the source domain and on domains that none of them was trained on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def demo(cfg: DemoConfig) -> int:
 
 
 ROWS = {"teacher": "teacher", "student without distillation": "scratch", "student with GKD": "gkd"}
-"""Rows of the table, and what their folders begin with."""
+"""Rows of the table, and the prefixes of their folders."""
 
 
 def _result(cfg: DemoConfig, name: str) -> dict[str, dict[str, float]]:
@@ -141,7 +141,7 @@ def _launch(cfg: DemoConfig, script: str) -> list[str]:
 def table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
     """mIoU in percent; rows are models, columns domains, and the mean over the unseen ones.
 
-    It fits 80 columns: the domains' common prefix goes, and lines break at spaces only.
+    It fits 80 columns: headers break at the underscores of the domains' names.
     """
     grid = Table(title="mIoU in %: the source domain, then unseen domains and their mean", padding=(0, 0))
     grid.add_column("model", no_wrap=True)

@@ -2,10 +2,10 @@
 
 ``python -m gkd_scale.demo.train_teacher --out gkd_scale/models/weights --minutes 22 --seed 0``
 
-The teacher learns to segment thousands of generated scenes, each in a style of its own: mixed
-palettes, layouts, times of day and weathers. The named domains, source and unseen alike, take no
-part: their scenes come from generators of other names, their styles are no draw from the style
-space. What is shipped is the encoder alone, in fp16, and a card with what was measured: a linear
+The teacher learns to segment thousands of generated scenes, each in a random style: mixed
+palettes, layouts, times of day and weathers. The named domains, source and unseen alike, are not
+used: their scenes come from generators of other names, their styles are no draw from the style
+space. The package ships the encoder alone, in fp16, and a card with measurements: a linear
 probe on its frozen tokens, trained on the labels of ``source`` only, against a small network
 trained end to end on the same labels.
 """
@@ -51,7 +51,7 @@ BASELINE = ModelSpec(
     {"patch_size": 8, "img_size": [*scenes.SIZE], "embed_dim": 96, "depth": 4, "num_heads": 3},
 )
 LIMIT = 2_000_000
-"""Bytes that the shipped weights may have."""
+"""The most bytes that the shipped weights may have."""
 
 CLASSES = len(scenes.CLASSES)
 
@@ -68,7 +68,7 @@ class Labelled:
 
 
 class Segmenter(nn.Module):
-    """An encoder with two heads: class logits on the token grid, and which classes the image has."""
+    """An encoder with two heads: class logits on the token grid, and logits of the classes' presence."""
 
     mean: Tensor
     std: Tensor
@@ -154,7 +154,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor
 
 
 def presence_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy: does a class fill at least half a percent of the image?"""
+    """Binary cross-entropy of the presence logits: a class is present above half a percent of the image."""
     share = F.one_hot(labels[:, ::2, ::2].flatten(1), CLASSES).float().mean(1)
     return F.binary_cross_entropy_with_logits(logits, (share > 0.005).float())
 
@@ -249,7 +249,7 @@ def miou(model: Segmenter, data: Labelled) -> float:
 
 
 def compare(teacher: Segmenter, seed: int) -> dict[str, dict[str, float]]:
-    """mIoU a domain of the teacher's linear probe and of the baseline, both taught by source labels only."""
+    """mIoU by domain of the teacher's linear probe and of the baseline, trained on source labels only."""
     train = render_domain("source", scenes.SPLITS["train"][:200])
     probe = train_on_source(teacher, train, 300, seed, frozen=True)
     torch.manual_seed(seed_of("baseline", seed))
@@ -285,7 +285,7 @@ def export(teacher: Segmenter, out: Path, command: str, measured: dict[str, Any]
 
 @torch.no_grad()
 def round_to_half(model: Segmenter) -> None:
-    """What is measured is what is shipped: weights as fp16 holds them."""
+    """Round the weights to fp16, so that the measured weights are the shipped ones."""
     for parameter in model.parameters():
         parameter.copy_(parameter.half())
 

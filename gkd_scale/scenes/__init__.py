@@ -41,7 +41,7 @@ __all__ = [
 
 SIZE: Size = (96, 128)
 GENERATOR = 1
-"""Raised whenever the pictures change, so that data on disk is never mixed."""
+"""The version of the pictures: it grows with every change, so that data on disk is never mixed."""
 
 DOMAINS: tuple[str, ...] = tuple(STYLES)
 UNSEEN: tuple[str, ...] = tuple(name for name in STYLES if name.startswith("unseen_"))
@@ -57,7 +57,7 @@ def render(domain: str, index: int, size: Size = SIZE, seed: int = 0) -> tuple[U
 
 
 def render_random(index: int, size: Size = SIZE, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
-    """Image and label of a scene in a style of its own: what the demo teacher learns from."""
+    """Image and label of a scene in a random style; the demo teacher is trained on these."""
     rng = generator("scenes", "random", seed, index)
     return _render(random_style(rng), rng, size)
 

@@ -71,7 +71,7 @@ class Camera:
 
 
 class Material(NamedTuple):
-    """``colour`` 0..1; ``glow`` its own light; ``grain`` texture strength; ``upward`` 1 where snow lies."""
+    """``colour`` 0..1; ``glow`` its own light; ``grain`` texture strength; ``upward`` 1: snow lies on it."""
 
     label: int
     colour: Vec3
@@ -96,7 +96,7 @@ def mix(a: Vec3, b: Vec3, share: float) -> Vec3:
 
 @dataclass
 class Painted:
-    """What the painter hands to the weather; all at the size of the image.
+    """The painter's output and the weather's input; all at the size of the image.
 
     ``albedo`` (H, W, 3) 0..1; ``label`` (H, W) uint8; ``inverse_depth`` (H, W) 1/m, 0 in the sky;
     ``glow`` (H, W, 3) own light; ``grain`` and ``upward`` (H, W) as in :class:`Material`;
@@ -132,7 +132,7 @@ class Canvas:
         self._planes: list[Vec3] = [(0.0, 0.0, 0.0)]
 
     def sees(self, centre: Vec3, radius: float) -> bool:
-        """Could a ball of ``radius`` metres touch the picture?"""
+        """Whether a ball of ``radius`` metres could touch the picture."""
         x, y, z = self.camera.to_camera(centre)
         if z + radius < NEAR:
             return False
@@ -143,7 +143,7 @@ class Canvas:
         )
 
     def polygon(self, corners: Sequence[Vec3], material: Material) -> bool:
-        """A flat polygon of world points, cut at the near plane; says whether any of it can be seen."""
+        """Draw a flat polygon of world points, cut at the near plane; returns whether it can be seen."""
         in_camera, flat = self._see(corners)
         if not flat:
             return False
@@ -153,7 +153,7 @@ class Canvas:
         return True
 
     def panes(self, foot: Vec3, end: Vec3, top: float, boxes: Floats, materials: Sequence[Material]) -> None:
-        """Rectangles on the vertical wall from ``foot`` to ``end``, ``top`` metres high.
+        """Draw rectangles on the vertical wall from ``foot`` to ``end``, ``top`` metres high.
 
         ``boxes`` (n, 4): left, low, right, high as shares of the wall. Rectangles that reach behind
         the near plane are left out.
@@ -176,7 +176,7 @@ class Canvas:
             self._draw.polygon(flat[number], fill=self._add(materials[number], plane))
 
     def ellipse(self, centre: Vec3, radii: Point, material: Material) -> None:
-        """An ellipse that faces the camera, ``radii`` in metres."""
+        """Draw an ellipse that faces the camera, ``radii`` in metres."""
         middle = self.camera.to_camera(centre)
         if middle[2] < NEAR:
             return
@@ -189,7 +189,7 @@ class Canvas:
         self._draw.ellipse(box, fill=self._add(material, (1 / middle[2], 0.0, 0.0)))
 
     def post(self, foot: Vec3, top: Vec3, width: float, material: Material, least: float = 2.4) -> None:
-        """A bar of ``width`` metres that faces the camera, never thinner than ``least`` canvas pixels."""
+        """Draw a bar that faces the camera, ``width`` metres but at least ``least`` canvas pixels wide."""
         in_camera = self._clip([self.camera.to_camera(foot), self.camera.to_camera(top)], closed=False)
         if len(in_camera) < 2:
             return
@@ -211,18 +211,18 @@ class Canvas:
             )
 
     def shadow(self, corners: Sequence[Vec3], strength: float) -> None:
-        """A shadow on whatever ground is there."""
+        """Draw a shadow on the ground."""
         flat = self._see(corners)[1]
         if flat:
             self._shadow_draw.polygon(flat, fill=int(255 * strength))
 
     def width_px(self, point: Vec3, metres: float) -> float:
-        """How many image pixels ``metres`` take at ``point``; 0 behind the camera."""
+        """The image pixels that ``metres`` take at ``point``; 0 behind the camera."""
         depth = self.camera.to_camera(point)[2]
         return metres * self.camera.focal_px / depth if depth > NEAR else 0.0
 
     def develop(self) -> Painted:
-        """Look everything up: colours are averaged over the subpixels, classes and depths are not."""
+        """Look up all values: colours are averaged over the subpixels, classes and depths are not."""
         ids = np.asarray(self._ids)
         height, width = self.camera.size
         table = np.array([m.colour for m in self._materials], dtype=np.float32)
@@ -272,7 +272,7 @@ class Canvas:
         return min(max(col, -limit), limit), min(max(row, -limit), limit)
 
     def _see(self, corners: Sequence[Vec3]) -> tuple[list[Vec3], list[Point]]:
-        """World points in camera axes, cut at the near plane, and on the canvas; empty where unseen."""
+        """World points in camera axes, cut at the near plane, and on the canvas; empty if unseen."""
         in_camera = self._clip([self.camera.to_camera(corner) for corner in corners])
         flat = [self._to_canvas(point) for point in in_camera]
         return ([], []) if len(flat) < 3 or self._outside(flat) else (in_camera, flat)

@@ -1,7 +1,7 @@
 """A street before it is painted: camera, ground and objects, all in metres.
 
-:func:`compose` draws a scene from a style. Everything stands beside a curved road: the world X of
-something ``offset`` metres to the right of the road's middle at distance ``z`` is
+:func:`compose` draws a scene from a style. All objects stand along a curved road: the world X of an
+object ``offset`` metres to the right of the road's middle at distance ``z`` is
 ``offset + curve * z ** 2 / 2``.
 """
 
@@ -202,7 +202,7 @@ def _ground(style: Style, rng: np.random.Generator) -> Ground:
 
 
 def _camera_x(ground: Ground, rng: np.random.Generator) -> float:
-    """In a lane most of the time, sometimes at the kerb."""
+    """World X of the camera: in a lane most of the time, sometimes at the kerb."""
     if rng.random() < 0.2:
         side = -1 if rng.random() < 0.5 else 1
         return side * (ground.half + uniform(rng, (-1.0, 1.0)))
@@ -210,7 +210,7 @@ def _camera_x(ground: Ground, rng: np.random.Generator) -> float:
 
 
 def _kerbside(style: Style, ground: Ground, side: int, rng: np.random.Generator) -> Iterator[Thing]:
-    """Everything that stands on one side of the street."""
+    """All objects on one side of the street."""
     walk = ground.walks[(side + 1) // 2]
     inner, outer = ground.half, ground.half + walk
     yield from _lots(style, ground, side, outer, rng)
@@ -391,7 +391,7 @@ def _pedestrian(x: float, z: float, rng: np.random.Generator) -> Pedestrian:
 
 
 def _skyline(style: Style, rng: np.random.Generator) -> Iterator[tuple[float, float, float, bool]]:
-    """Silhouettes 200 m away, so that the street does not end in nothing."""
+    """Silhouettes 200 m away, so that the street does not end in an empty horizon."""
     wooded = rng.random() < 0.35 + 0.5 * (1 - style.built)
     x = -260.0
     while x < 260.0:
@@ -407,7 +407,7 @@ def _unit(value: float) -> float:
 
 
 def furniture(style: Style, rng: np.random.Generator, size: Size) -> Scene:
-    """A few objects of a street, near, large and without the street: material of the proxy set."""
+    """A few objects of a street, near and large, without the street: for the proxy set."""
     camera = Camera(
         size,
         height=uniform(rng, (0.8, 2.6)),

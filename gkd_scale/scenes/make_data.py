@@ -8,8 +8,8 @@
     OUT/**/classes.txt                        beside every images/ and labels/
     OUT/data.json                             written last: the settings; if it exists, the data is complete
 
-Each file appears whole or not at all, and its bytes follow from the settings alone, so an
-interrupted command goes on where it stopped. Until the end the settings lie in ``making.json``.
+Each file appears whole or not at all, and its bytes depend on the settings alone, so an
+interrupted command goes on where it stopped. Until the end the settings are in ``making.json``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def write_data(
 
 
 def _settings(size: Size, proxy: int, train: int, val: int, test: int, seed: int) -> dict[str, Any]:
-    """What decides every byte, JSON-serialisable; the content of ``data.json``."""
+    """All settings that decide the bytes, JSON-serialisable; the content of ``data.json``."""
     counts = {"proxy": proxy, "source/train": train, "source/val": val}
     counts.update(dict.fromkeys(scenes.UNSEEN, test))
     for folder, count in counts.items():
@@ -155,7 +155,7 @@ def _write_once(path: Path, text: str) -> None:
 
 
 def _is_whole(path: Path, size: Size) -> bool:
-    """Is there a PNG of this size whose checksums are right?"""
+    """Whether ``path`` is a PNG of this size with right checksums."""
     try:
         with Image.open(path) as image:
             fits = (image.height, image.width) == tuple(size)

@@ -1,8 +1,8 @@
 """The painter: a scene becomes albedo, labels, depth and lamps, far things first.
 
-Nothing here knows of weather or night. Faces are shaded by which way they look, which is all the
-sunlight a picture of this size can show; shadows on the ground are kept apart, since fog and night
-take them away.
+This module does not know weather or night. Faces are shaded by their direction, which is all the
+sunlight that a picture of this size can show. Shadows on the ground are separate, since fog and night
+remove them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def paint(scene: Scene) -> tuple[Painted, list[Lamp]]:
 
 
 def _distance(thing: Thing) -> float:
-    """Where a thing stands in the painter's order. Long things count from their near end, a little behind."""
+    """The distance by which things are painted; for long things, a little behind their near end."""
     return thing.z + 0.8 if isinstance(thing, Building | Hedge) else thing.z
 
 
@@ -271,7 +271,7 @@ def _paint_hedge(canvas: Canvas, h: Hedge) -> None:
 
 
 def _round_shadow(canvas: Canvas, scene: Scene, x: float, z: float, radius: float, strength: float) -> None:
-    """A soft shadow of something round, moved away from the sun."""
+    """A soft shadow of a round object, moved away from the sun."""
     if scene.sun < 0.1:
         return
     x = x + 0.8 * radius * scene.sun_side
@@ -349,7 +349,7 @@ def _paint_cabin(canvas: Canvas, car: Car, scene: Scene, at: _Place, roof: Mater
 
 
 def _face(axis: int, sign: int, half: float, wide: float, low: float, high: float) -> _Side:
-    """One vertical face of the body in car axes, and the way it looks (along, across)."""
+    """One vertical face of the body in car axes, and its direction (along, across)."""
     if axis == 0:
         x = sign * half
         return [(x, -wide, low), (x, wide, low), (x, wide, high), (x, -wide, high)], (sign, 0)
@@ -358,7 +358,7 @@ def _face(axis: int, sign: int, half: float, wide: float, low: float, high: floa
 
 
 def _facing(scene: Scene, at: _Place, sides: list[_Side]) -> Iterator[_Side]:
-    """The faces that look at the camera, far ones first."""
+    """The faces that are turned to the camera, far ones first."""
     facing = []
     for corners, (along, across) in sides:
         middle = [sum(c[i] for c in corners) / 4 for i in range(3)]

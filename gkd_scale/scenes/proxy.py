@@ -1,7 +1,7 @@
 """Unlabelled pictures of anything: the embedded analogue of ImageNet.
 
-Some are textures and shapes in layers. The others, three of five, put things that streets are made of
-(cars, trees, facades, people, poles) in any light before such a texture. None is a street.
+Two of five are textures and shapes in layers. Three of five put things of a street (cars, trees, facades,
+people, poles) in any light before such a texture. None is a street.
 """
 
 from __future__ import annotations

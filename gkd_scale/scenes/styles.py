@@ -1,8 +1,8 @@
-"""What a domain is: one record of ranges, from which every scene of the domain is drawn.
+"""Domains as styles: one record of ranges, from which every scene of the domain is drawn.
 
-A style says how the camera stands, how the street is built, which colours things have and what
-light and weather do to them. ``STYLES`` holds the named domains; :func:`random_style` draws from
-the whole space around them, which is what the demo teacher is trained on.
+A style holds the ranges of the camera, the street, the colours of things, and the light and weather.
+``STYLES`` holds the named domains; :func:`random_style` draws from the whole space around them. The
+demo teacher is trained on random styles.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ STYLES: dict[str, Style] = {style.name: style for style in (SOURCE, NIGHT, FOG, 
 def random_style(rng: np.random.Generator) -> Style:
     """One point of the style space: its own layout, palette, time of day and mix of weathers.
 
-    The order of the draws decides the pictures: it may not change.
+    The order of the draws decides the pictures: it must not change.
     """
     low_rise = rng.random() < 0.6
     narrow = rng.random() < 0.4
@@ -210,7 +210,7 @@ def random_style(rng: np.random.Generator) -> Style:
 
 
 def _street(rng: np.random.Generator, narrow: bool) -> dict[str, Any]:
-    """The road, its kerbs and what the lots beside it are like."""
+    """The road, its kerbs and the lots beside it."""
     return {
         "lanes": (1, 2) if narrow else (2, 5),
         "lane_width": (2.5, 3.7),
@@ -237,7 +237,7 @@ def _palette(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _light(rng: np.random.Generator, overcast: bool) -> dict[str, Any]:
-    """The sun, and what the camera does to the light."""
+    """The sun, and the camera's effect on the light."""
     return {
         "exposure": _spread(rng, 0.55, 1.35, 0.1),
         "contrast": _spread(rng, 0.7, 1.25, 0.05),

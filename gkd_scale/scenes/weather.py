@@ -1,4 +1,4 @@
-"""Light and weather: what stands between a painted scene and the picture of it.
+"""Light and weather: they turn a painted scene into a picture.
 
 Each effect is one small function of arrays. All work at the size of the image, in linear-looking
 values 0..1, and use the true depth and position of every pixel: fog is Koschmieder's law, lamps
@@ -43,7 +43,7 @@ class Weather:
 
 
 def draw_weather(style: Style, sun: float, rng: np.random.Generator) -> Weather:
-    """``sun`` is the scene's shadow strength."""
+    """Draw the weather of one picture; ``sun`` is the scene's shadow strength."""
     return Weather(
         night=uniform(rng, style.night),
         fog=uniform(rng, style.fog),
@@ -100,7 +100,7 @@ def smooth_noise(rng: np.random.Generator, size: Size, cells: int, octaves: int 
 
 
 def _sky(camera: Camera, weather: Weather, rng: np.random.Generator) -> Floats:
-    """(H, W, 3): a gradient from horizon to zenith, with clouds where the noise is high."""
+    """(H, W, 3): a gradient from horizon to zenith, with clouds in places of high noise."""
     height, width = camera.size
     level = height / 2 - camera.focal_px * np.tan(camera.pitch)
     up = (level - np.arange(height, dtype=np.float32)) / (0.8 * height)
@@ -114,7 +114,7 @@ def _sky(camera: Camera, weather: Weather, rng: np.random.Generator) -> Floats:
 
 
 def _lie_snow(albedo: Floats, painted: Painted, snow: float, rng: np.random.Generator) -> Floats:
-    """Snow on what looks upward, in patches; cars and feet clear some of the road."""
+    """Snow on upward surfaces, in patches; cars and feet clear some of the road."""
     patches = smooth_noise(rng, painted.label.shape, 6)
     cleared = 0.45 * (painted.label == 0)
     cover = np.clip(1.7 * snow * painted.upward - cleared + 0.3 * patches * (painted.upward > 0), 0.0, 0.95)
@@ -123,7 +123,7 @@ def _lie_snow(albedo: Floats, painted: Painted, snow: float, rng: np.random.Gene
 
 
 def _at_night(image: Floats, albedo: Floats, painted: Painted, lamps: list[Lamp], night: float) -> Floats:
-    """Moonlight, lamps that fall off with distance, our own headlights, glowing things and their bloom."""
+    """Moonlight, lamps that fall off with distance, the car's own headlights, glowing things, their bloom."""
     dusk = np.array([0.10, 0.12, 0.20], dtype=np.float32) + (1 - night) * np.float32(0.7)
     light = np.zeros_like(image)
     near = sorted(lamps, key=lambda lamp: abs(lamp.place[2]))[:14]
@@ -152,7 +152,7 @@ def _bloom(glow: Floats) -> Floats:
 def _wet(
     image: Floats, painted: Painted, ground: npt.NDArray[np.bool_], camera: Camera, rain: float
 ) -> Floats:
-    """Wet ground is darker and mirrors what stands above the horizon line."""
+    """Wet ground is darker and mirrors the things above the horizon line."""
     height = camera.size[0]
     level = int(height / 2 - camera.focal_px * np.tan(camera.pitch))
     rows = np.clip(2 * level - np.arange(height), 0, height - 1)
@@ -188,7 +188,7 @@ def _flakes(image: Floats, snow: float, rng: np.random.Generator) -> Floats:
 
 
 def _streaks(image: Floats, rain: float, rng: np.random.Generator) -> Floats:
-    """Slanted streaks, brighter than what is behind them."""
+    """Slanted streaks, brighter than their background."""
     height, width = image.shape[:2]
     veil = np.zeros((height, width), dtype=np.float32)
     count = int(rain * height * width / 160)
