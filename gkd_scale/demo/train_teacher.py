@@ -167,7 +167,7 @@ def schedule(progress: float, peak: float) -> float:
 
 
 def optimizer_of(model: nn.Module, decay: float = 0.05) -> torch.optim.AdamW:
-    """AdamW that decays matrices only."""
+    """AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]

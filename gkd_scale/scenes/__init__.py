@@ -1,7 +1,7 @@
 """The embedded data: labelled street scenes in six domains, and an unlabelled proxy set.
 
 A picture is a pure function of (domain, index, size, seed). It is made in four steps, one module
-each: a :class:`~.styles.Style` says what the domain looks like, :mod:`~.layout` draws a street of
+each: a :class:`~.styles.Style` describes the look of the domain, :mod:`~.layout` draws a street of
 that style in metres, :mod:`~.paint` turns it into colours, labels and depth through the camera of
 :mod:`~.geometry`, and :mod:`~.weather` photographs it. :mod:`~.proxy` makes the unlabelled set.
 

@@ -2,7 +2,7 @@
 
 Each effect is one small function of arrays. All work at the size of the image, in linear-looking
 values 0..1, and use the true depth and position of every pixel: fog is Koschmieder's law, lamps
-fall off with their distance to the surface, wet ground mirrors what is above it.
+fall off with their distance to the surface, wet ground mirrors the things above it.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ Slices = tuple[slice, slice]
 
 
 def _placement(box: Box, available: Size, target: Size) -> tuple[Slices, Slices]:
-    """Rows and columns of the source that the box shows, and where they go in the target."""
+    """Rows and columns of the source that the box shows, and their place in the target."""
     rows = _overlap(box.top, box.height, available[0], target[0])
     columns = _overlap(box.left, box.width, available[1], target[1])
     return (rows[0], columns[0]), (rows[1], columns[1])

@@ -124,7 +124,7 @@ class MethodConfig:
 
     @property
     def distils(self) -> bool:
-        """Whether there is a loss beside the task's."""
+        """Whether the method has a loss beside the task's."""
         return self.name is not None and METHODS[self.name].make is not None
 
     def __post_init__(self) -> None:
@@ -209,7 +209,7 @@ class BackboneConfig:
             raise ConfigError(f"adapt is '{self.adapt}'", "give frozen, full, or last4 for the last 4 blocks")
 
     def last_blocks(self) -> int:
-        """How many of a frozen backbone's last blocks are trained with the head."""
+        """The number of a frozen backbone's last blocks that are trained with the head."""
         last = _LAST.fullmatch(self.adapt)
         return int(last[1]) if last else 0
 

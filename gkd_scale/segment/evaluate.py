@@ -164,7 +164,7 @@ def table(results: Mapping[str, DomainResult], classes: Sequence[str]) -> Table:
 
 
 def pick_device(text: str) -> torch.device:
-    """``auto`` (a GPU if there is one) or a torch device; ConfigError if it cannot be used."""
+    """``auto`` (a GPU if the machine has one) or a torch device; ConfigError if it cannot be used."""
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

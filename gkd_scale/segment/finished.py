@@ -38,7 +38,7 @@ class _Prepared:
 
 
 class FinishedSegmenter:
-    """A segmenter with what it was trained for: ``classes``, ``palette`` and ``image_size`` (H, W)."""
+    """A segmenter with the ``classes``, ``palette`` and ``image_size`` (H, W) that it was trained for."""
 
     def __init__(self, segmenter: Segmenter, card: export.Card, device: torch.device) -> None:
         self.module = segmenter.to(device)

@@ -42,7 +42,7 @@ _MOST_LOGITS = 1 << 28
 
 
 class Model(Protocol):
-    """What inference needs of a segmenter."""
+    """The part of a segmenter that inference uses."""
 
     @property
     def stride(self) -> int: ...
@@ -75,7 +75,7 @@ class Windows(NamedTuple):
 
 @dataclass(frozen=True)
 class Inference:
-    """How an image is looked at: by ``windows`` or (None) whole, at each of ``scales``, mirrored too or not.
+    """Settings: ``windows``, or None for whole images; ``scales``; ``flip``, to use mirror images too.
 
     A scale of 1 is the least size of the image that covers the training size.
     """
@@ -120,7 +120,7 @@ def require_bounded(
 ) -> None:
     """DataError for an image (H, W, 3) whose shape would make inference at training size ``size`` endless.
 
-    ``what`` names it, ``slide`` says how windows are asked for.
+    ``what`` names the image; ``slide`` ends the hint with the option for windows.
     """
     height, width = image.shape[:2]
     factor = cover_scale((height, width), size)

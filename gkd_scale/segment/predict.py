@@ -9,7 +9,7 @@
     OUT/not-predicted.txt     names of the images that could not be used, and why
     OUT/predict.json          classes, colours, and what predicted
 
-PATH mirrors the folders of ``--images``. An image whose files are all there is not predicted again. Under a
+PATH mirrors the folders of ``--images``. An image whose files all exist is not predicted again. Under a
 launcher (``launchers/predict.py``) each rank predicts every ``world``-th image.
 """
 
@@ -236,7 +236,7 @@ class _Task:
 
 
 def _tell_unused(path: Path, reasons: Sequence[tuple[str, str]]) -> None:
-    """Name the first images that could not be used, and write all of them to ``path``."""
+    """Print the first images that could not be used, and write all of them to ``path``."""
     path.unlink(missing_ok=True)
     if not reasons:
         return

@@ -81,7 +81,7 @@ def quotas(weights: Sequence[float], total: int = BLOCK) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _block(seed: int, block: int, counts: tuple[int, ...]) -> tuple[Int64Array, Int64Array]:
-    """For each position of a block: its source, and how many of that source came before in the block."""
+    """For each position of a block: its source, and the number of the source's earlier positions there."""
     sources = np.repeat(np.arange(len(counts)), counts)
     sources = generator("stage2", "mixture", seed, block).permutation(sources).astype(np.int64)
     before = np.zeros_like(sources)

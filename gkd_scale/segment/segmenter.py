@@ -1,4 +1,4 @@
-"""A backbone and a head as one module: what stage 2 trains, and what evaluate applies."""
+"""A backbone and a head as one module, which stage 2 trains and evaluate applies."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Segmenter(nn.Module):
 
 
 def _is_frozen(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether there are parameters and none of them is trained."""
+    """Whether ``parameters`` is not empty and none of them is trained."""
     trained = [parameter.requires_grad for parameter in parameters]
     return bool(trained) and not any(trained)
 

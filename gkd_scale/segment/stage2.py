@@ -1,13 +1,13 @@
-"""Stage 2: learn the task on the source domain, without touching what stage 1 learned.
+"""Stage 2: learn the task on the source domain, without changing the backbone of stage 1.
 
-The backbone is frozen: eval mode, no gradient, and compared bit for bit with what was loaded at
-every validation and at the end. Only the head gets a gradient. (For comparison, ``--adapt last4`` trains
-the backbone's last 4 blocks too, of which the rest is compared, and ``--adapt full`` all of it; so does
+The backbone is frozen: eval mode, no gradient, and compared bit for bit with the loaded weights at
+every validation and at the end. Only the head gets a gradient. (For comparison, ``--adapt last4`` also
+trains the backbone's last 4 blocks and compares the others, and ``--adapt full`` trains all of it; so does
 ``--method``, with a single-stage distillation beside the task: :mod:`gkd_scale.segment.methods`.) The best
 step is chosen on in-domain validation alone.
 
-Validation runs on a copy of the segmenter, so that ZeRO-3's shards, train modes and half precision
-stay out of it: every ``val_every`` steps the trained tensors are gathered into the copy, each rank
+Validation runs on a copy of the segmenter, so it does not depend on ZeRO-3's shards, train modes or half
+precision: every ``val_every`` steps the trained tensors are gathered into the copy, each rank
 scores its share of the images, and the confusion matrices are added, for each ``--val`` by itself. A
 step whose mean over them is better is written to ``best/STEP``; ``best.json`` names it, and is
 replaced in one move. At the end the best step becomes the run's export (see
@@ -127,7 +127,7 @@ def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
 
 
 def _unseen(config: Stage2Config) -> list[str]:
-    """Domains to evaluate on, NAME=ADAPTER:PATH: the embedded ones, or what the run was validated on."""
+    """Domains to evaluate on, NAME=ADAPTER:PATH: the embedded ones, or those of the run's validation."""
     if config.data.val:
         return [f"val{number or ''}={ref}" for number, ref in enumerate(config.data.val)]
     root = Path(DEFAULT_VAL.partition(":")[2]).parents[1]
@@ -291,7 +291,7 @@ def _with_method(
 
 
 def _conditioned_by(config: Stage2Config, teacher: LiveTeacher) -> str:
-    """The digest of what decides the conditioning."""
+    """The digest of all settings that decide the conditioning."""
     method = config.method
     return conditionings.key(
         {

@@ -24,12 +24,12 @@ Pair = tuple[Path, Path]
 """An image and its label."""
 
 Key = tuple[str, ...]
-"""What the stars of a pattern matched."""
+"""The matches of a pattern's stars."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Patterns of images and labels below the root, and what the labels' values mean."""
+    """Patterns of images and labels below the root, and the encoding of the labels' values."""
 
     images: str
     labels: str
@@ -123,7 +123,7 @@ def any_file(root: Path, pattern: str, suffixes: frozenset[str]) -> bool:
 
 
 def keys(root: Path, pattern: str, suffixes: frozenset[str]) -> set[Key]:
-    """What the stars of ``pattern`` match below ``root``."""
+    """The matches of the stars of ``pattern`` below ``root``."""
     return {key for key, _ in _walk(root, pattern, suffixes)}
 
 
@@ -146,7 +146,7 @@ def _same_stem(one: Path, other: Path) -> DataError:
 
 
 def _walk(root: Path, pattern: str, suffixes: frozenset[str]) -> Iterator[tuple[Key, Path]]:
-    """Files that match, with what the stars matched."""
+    """Files that match the pattern, with the matches of its stars."""
     *folders, last = pattern.split("/")
     places: list[tuple[Key, Path]] = [((), root)]
     for name in folders:

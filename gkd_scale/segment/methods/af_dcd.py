@@ -9,7 +9,7 @@ channels: a group at a place, s_i, should be nearer to its own t_i than to the o
     L_con = mean_i -log( exp(-|s_i - t_i|/τ) / Σ_j exp(-|s_i - t_j|/τ) ), τ = 0.07,
 
 |·| the mean absolute difference over the group's channels [inferred: mean rather than sum]. The third term
-is there only if the teacher has a head.
+is used only if the teacher has a head.
 """
 
 from __future__ import annotations
