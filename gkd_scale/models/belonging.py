@@ -283,8 +283,8 @@ def _refuse_types(model_state: StateDict, state: StateDict, source: Path | str) 
         if value is None:
             continue
         dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
-        whole = not parameter.is_floating_point() and not value.is_complex()
-        if dense and (value.dtype in FLOATS or whole):
+        is_integer = not parameter.is_floating_point() and not value.is_complex()
+        if dense and (value.dtype in FLOATS or is_integer):
             continue
         what = str(value.dtype).removeprefix("torch.")
         raise ModelError(

@@ -160,13 +160,13 @@ def renamed(names: StateDict, model_state: StateDict) -> dict[str, str]:
     gated = any("mlp.gate_proj." in name for name in names)
     table = (*dialect.table, *(_GATED if gated else _PLAIN), *_DOWN) if dialect is VIT else dialect.table
     patterns = [(re.compile(rf"(?<![^.]){old}"), new) for old, new in table]
-    metas = dialect is VIT and "blocks.0.gamma_1" in model_state  # timm's code for DINOv3 knows Meta's names
+    meta = dialect is VIT and "blocks.0.gamma_1" in model_state  # timm's code for DINOv3 knows Meta's names
     new = {}
     for name in names:
         changed = name
-        for pattern, to in patterns:
-            changed = pattern.sub(to, changed)
-        new[name] = changed.replace("register_tokens", "storage_tokens") if metas else changed
+        for pattern, replacement in patterns:
+            changed = pattern.sub(replacement, changed)
+        new[name] = changed.replace("register_tokens", "storage_tokens") if meta else changed
     return new
 
 

@@ -164,8 +164,8 @@ def _safetensors(path: Path) -> StateDict:
     except OSError:
         raise
     except Exception as error:
-        short = any(phrase in str(error) for phrase in ("incomplete metadata", "header length", "too small"))
-        reason = "it is cut short" if short else " ".join(str(error).split())[:200]
+        cut = any(phrase in str(error) for phrase in ("incomplete metadata", "header length", "too small"))
+        reason = "it is cut short" if cut else " ".join(str(error).split())[:200]
         raise ModelError(f"{path} cannot be read as safetensors: {reason}", _AGAIN) from None
 
 

@@ -88,9 +88,9 @@ def _convert(model: nn.Module, model_state: StateDict, part: StateDict, resize: 
     """``part`` with the model's names and sizes; ValueError for what would be reshaped into nonsense."""
     for name in (item for item in model_state if item in part):
         value, like = part[name], model_state[name]
-        kernel = name == KERNEL and (value.ndim != like.ndim or len(value) != len(like))
-        width = value.ndim != like.ndim or value.shape[-1:] != like.shape[-1:]
-        if kernel or ("pos_embed" in name and like.ndim == 3 and width):
+        kernel_differs = name == KERNEL and (value.ndim != like.ndim or len(value) != len(like))
+        widths_differ = value.ndim != like.ndim or value.shape[-1:] != like.shape[-1:]
+        if kernel_differs or ("pos_embed" in name and like.ndim == 3 and widths_differ):
             shapes = (belonging.shape(item) for item in (value, like))
             raise ValueError("{} is {}, and the model's is {}".format(name, *shapes))
     if "register_tokens" in part:
