@@ -264,7 +264,7 @@ def _conditionings(cfg: Stage1Config, teacher: TeacherSource) -> list[Conditioni
 
     of, prefixes = _conditioned_by(cfg, teacher), conditionings.prefixes(len(teacher.teachers))
     return [
-        conditionings.kept(cfg.run.out, of, partial(fit, number), prefix)
+        conditionings.load_or_make(cfg.run.out, of, partial(fit, number), prefix)
         for number, prefix in enumerate(prefixes)
     ]
 

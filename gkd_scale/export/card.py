@@ -34,7 +34,7 @@ TRAINING = "training"
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of an export: which inputs it takes, how it differs on ``images`` from ``source``."""
+    """Results for an export: the inputs it takes, how it differs from the run on ``images`` of ``source``."""
 
     shapes: Shapes
     differences: Sequence[Difference]
@@ -60,7 +60,7 @@ def write(folder: Path, config: ExportConfig, subject: Subject, checked: Checked
 def facts(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict[str, str]) -> dict[str, Any]:
     """What ``export.json`` says; JSON types."""
     spec, card = subject.backbone.spec, subject.card
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "gkd_scale": __version__,
         "format": config.format,
         "dtype": config.dtype,
@@ -74,20 +74,20 @@ def facts(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict
         "mean": list(spec.mean),
         "std": list(spec.std),
         "outputs": list(subject.graph().outputs),
-        "differences": [each.to_dict() for each in checked.differences],
+        "differences": [result.to_dict() for result in checked.differences],
         "checked_on": {"images": checked.images, "source": checked.source},
-        "miou": [asdict(each) for each in checked.costs],
+        "miou": [asdict(result) for result in checked.costs],
         "license": config.license,
         "sha256": hashes,
         "run": run_hashes(subject),
     }
     if subject.head and card is not None:
-        found |= {
+        values |= {
             "head": card.head,
             "classes": card.classes,
             "palette": [list(colour) for colour in card.palette],
         }
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(values))
 
 
 def run_hashes(subject: Subject) -> dict[str, str]:
@@ -121,7 +121,7 @@ def page(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict[
         "",
         f"Against PyTorch on {checked.images} images of {checked.source}:",
         "",
-        *(f"- {each.line()}" for each in checked.differences),
+        *(f"- {difference.line()}" for difference in checked.differences),
         *_metrics(subject, checked),
         *_data(config, subject),
         "## Commands",
@@ -163,9 +163,9 @@ def _header(config: ExportConfig, subject: Subject) -> dict[str, Any]:
 
 
 def _scores(subject: Subject) -> dict[str, float]:
-    """What ``gkd-scale evaluate`` measured of the run, 0..100 by domain."""
+    """The run's mIoU by ``gkd-scale evaluate``, 0..100 by domain."""
     evaluated = subject.history.scores if subject.history else {}
-    return {name: float(each["miou"]) for name, each in evaluated.items()}
+    return {name: float(result["miou"]) for name, result in evaluated.items()}
 
 
 def _metrics(subject: Subject, checked: Checked) -> Iterator[str]:
@@ -179,9 +179,9 @@ def _metrics(subject: Subject, checked: Checked) -> Iterator[str]:
     yield f"| in-domain validation, step {subject.card.step} | {subject.card.miou:.2f} | the run, PyTorch |"
     for name, value in _scores(subject).items():
         yield f"| {name} | {value:.2f} | the run, PyTorch |"
-    for each in checked.costs:
-        yield f"| {each.domain}, {each.images} images | {each.run:.2f} | the run, PyTorch |"
-        yield f"| {each.domain}, {each.images} images | {each.export:.2f} | this export |"
+    for cost in checked.costs:
+        yield f"| {cost.domain}, {cost.images} images | {cost.run:.2f} | the run, PyTorch |"
+        yield f"| {cost.domain}, {cost.images} images | {cost.export:.2f} | this export |"
     yield ""
     if subject.head:
         names = ", ".join(f"{index} {name}" for index, name in enumerate(subject.card.classes))
@@ -203,12 +203,12 @@ def _data(config: ExportConfig, subject: Subject) -> Iterator[str]:
 
 def _teachers(subject: Subject) -> list[str]:
     """Names of the teachers, the first one first."""
-    found: list[str] = []
+    names: list[str] = []
     for _, phase in _phases(subject):
         path = phase.folder / backbones.CARD_FILE
         if phase.stage == 1 and path.is_file():
-            found += backbones.teachers_of(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    return list(dict.fromkeys([*found, *backbones.teachers_of(subject.facts)]))
+            names += backbones.teachers_of(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return list(dict.fromkeys([*names, *backbones.teachers_of(subject.facts)]))
 
 
 def _phases(subject: Subject) -> list[tuple[str, Phase]]:
@@ -226,20 +226,20 @@ def _commands(config: ExportConfig, subject: Subject) -> Iterator[str]:
 
 def arguments(config: ExportConfig) -> list[object]:
     """The arguments of the command that makes this export."""
-    found: list[object] = [config.run, "--format", config.format, "--out", config.out]
+    words: list[object] = [config.run, "--format", config.format, "--out", config.out]
     if config.with_head:
-        found.append("--with-head")
+        words.append("--with-head")
     if config.dtype != "fp32":
-        found += ["--dtype", config.dtype]
+        words += ["--dtype", config.dtype]
     for flag, value in (
         ("--image-size", config.image_size),
         ("--images", config.images),
         ("--license", config.license),
     ):
-        found += [flag, value] if value else []
-    for each in config.data:
-        found += ["--data", each]
-    return found
+        words += [flag, value] if value else []
+    for domain in config.data:
+        words += ["--data", domain]
+    return words
 
 
 def _is_module(config: ExportConfig) -> bool:

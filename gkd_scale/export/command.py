@@ -30,7 +30,7 @@ _DOUBTFUL = 0.99
 
 def export(config: ExportConfig) -> None:
     """Write the export. Raises RunError, ConfigError, ModelError or DataError before anything is written,
-    and GkdError where what was written does not compute what the run computes; nothing stays then.
+    and GkdError if the written files do not compute what the run computes; then nothing stays.
     """
     implementation = FORMATS[config.format].implementation()
     if config.push_to_hub is not None:
@@ -39,9 +39,9 @@ def export(config: ExportConfig) -> None:
         subject = open_subject(config.run, head=config.with_head, image_size=config.size())
         datasets = measure.open_domains(subject, config.domains())
         count = CALIBRATED_ON if config.dtype == "int8" else CHECKED_ON
-        found = pixels.find(config.images, subject.history, subject.image_size, count)
-        loaded, checked = _written(config, implementation, subject, found, folder)
-        costs = [_cost(subject, loaded, checked.shapes, *each) for each in datasets.items()]
+        samples = pixels.find(config.images, subject.history, subject.image_size, count)
+        loaded, checked = _write_checked(config, implementation, subject, samples, folder)
+        costs = [_cost(subject, loaded, checked.shapes, *pair) for pair in datasets.items()]
         checked = replace(checked, costs=costs)
         card.write(folder, config, subject, checked)
     _tell(config, checked)
@@ -51,19 +51,19 @@ def export(config: ExportConfig) -> None:
         console.out.print(f"uploaded to {address}", markup=False)
 
 
-def _written(
-    config: ExportConfig, implementation: Any, subject: Subject, found: Pixels, folder: Path
+def _write_checked(
+    config: ExportConfig, implementation: Any, subject: Subject, samples: Pixels, folder: Path
 ) -> tuple[Loaded, Checked]:
-    """Write the model's files and check them; the next best inputs where a graph cannot take all."""
+    """Write the model's files and check them; if a graph cannot take all inputs, try the next best."""
     attempts = subject.shapes() if implementation.FIXED else [Shapes.ANY, Shapes.BATCH]
-    why = subject.why_fixed() if implementation.FIXED else ""
-    images = found.images[:CHECKED_ON]
+    reason = subject.why_fixed() if implementation.FIXED else ""
+    images = samples.images[:CHECKED_ON]
     with console.progress() as progress:
         task = progress.add_task("export", total=3)
         for shapes in attempts:
             progress.update(task, completed=0, description=f"writing {config.format}")
             try:
-                implementation.write(subject, folder, How(shapes, config.dtype, found.images))
+                implementation.write(subject, folder, How(shapes, config.dtype, samples.images))
                 progress.update(task, completed=1, description="loading it")
                 loaded: Loaded = implementation.load(folder, subject, shapes)
                 progress.update(task, completed=2, description="comparing")
@@ -75,17 +75,17 @@ def _written(
                 if shapes is attempts[-1]:
                     raise _failed(config, subject, error) from error
                 files.empty(folder)
-                why = why or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+                reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
                 continue
             progress.update(task, completed=3, description="export")
-            notes = [_limit(subject, shapes, why)] if shapes is not Shapes.ANY else []
-            return loaded, Checked(shapes, differences, len(images), found.source, (), notes)
+            notes = [_limit(subject, shapes, reason)] if shapes is not Shapes.ANY else []
+            return loaded, Checked(shapes, differences, len(images), samples.source, (), notes)
     raise AssertionError("no attempt")
 
 
-def _limit(subject: Subject, shapes: Shapes, why: str) -> str:
+def _limit(subject: Subject, shapes: Shapes, reason: str) -> str:
     height, width = subject.image_size
-    return f"Only images of {height}x{width} (H x W) are taken, {shapes.value.partition(',')[0]}: {why}"
+    return f"Only images of {height}x{width} (H x W) are taken, {shapes.value.partition(',')[0]}: {reason}"
 
 
 def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdError:
@@ -93,7 +93,7 @@ def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdErro
         return verify.Differs(
             f"{error.message}; nothing was written", "please report it with this run's backbone.yaml"
         )
-    others = [each.name for each in FORMATS.values() if each.head or not config.with_head]
+    others = [fmt.name for fmt in FORMATS.values() if fmt.head or not config.with_head]
     return ModelError(
         f"{subject.backbone.name} cannot be written as {config.format}: "
         f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
@@ -109,10 +109,10 @@ def _cost(subject: Subject, loaded: Loaded, shapes: Shapes, name: str, dataset: 
 
 def _tell(config: ExportConfig, checked: Checked) -> None:
     """Say what was written and how far it is from the run."""
-    least = min((each.same for each in checked.differences if each.same is not None), default=1.0)
-    if least < _DOUBTFUL:
+    min_same = min((result.same for result in checked.differences if result.same is not None), default=1.0)
+    if min_same < _DOUBTFUL:
         console.out.print(
-            f"warning: {100 * (1 - least):.1f} % of pixels get another class as {config.dtype}; "
+            f"warning: {100 * (1 - min_same):.1f} % of pixels get another class as {config.dtype}; "
             "--data NAME=ADAPTER:PATH measures what that costs",
             markup=False,
             style="yellow",
@@ -120,8 +120,8 @@ def _tell(config: ExportConfig, checked: Checked) -> None:
     lines = [
         *(f"note: {note}" for note in checked.notes),
         f"checked against PyTorch on {checked.images} images of {checked.source}:",
-        *(f"  {each.line()}" for each in checked.differences),
-        *(f"  {each.line()}" for each in checked.costs),
+        *(f"  {result.line()}" for result in checked.differences),
+        *(f"  {result.line()}" for result in checked.costs),
         f"{config.out} is complete: {config.format}, {config.dtype}; see its {card.CARD_FILE}",
     ]
     for line in lines:

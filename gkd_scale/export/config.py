@@ -48,16 +48,16 @@ class ExportConfig:
     push_to_hub: str | None = option(None, "upload the folder to this Hugging Face repository", metavar="ID")
 
     def __post_init__(self) -> None:
-        chosen = FORMATS.get(self.format)
-        if chosen is None:
+        fmt = FORMATS.get(self.format)
+        if fmt is None:
             return
-        if self.with_head and not chosen.head:
+        if self.with_head and not fmt.head:
             raise ConfigError(
                 f"--format {self.format} holds a backbone alone: it has no class for our heads",
                 f"use --format {WITH_HEAD}, or leave --with-head out",
             )
-        if self.dtype not in chosen.dtypes:
-            able = " or ".join(each.name for each in FORMATS.values() if self.dtype in each.dtypes)
+        if self.dtype not in fmt.dtypes:
+            able = " or ".join(other.name for other in FORMATS.values() if self.dtype in other.dtypes)
             raise ConfigError(
                 f"--format {self.format} is written as fp32, not {self.dtype}", f"use --format {able}"
             )

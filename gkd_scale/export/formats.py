@@ -26,8 +26,8 @@ class Format:
     needs: tuple[str, ...] = ()
 
     def implementation(self) -> Any:
-        """The module that writes it; ConfigError where a library is missing."""
-        missing = [each for each in self.needs if importlib.util.find_spec(each) is None]
+        """The module that writes it; ConfigError if a library is missing."""
+        missing = [package for package in self.needs if importlib.util.find_spec(package) is None]
         if missing:
             raise ConfigError(
                 f"--format {self.name} needs {', '.join(missing)}, not installed here",
@@ -37,8 +37,8 @@ class Format:
 
 
 FORMATS = {
-    each.name: each
-    for each in (
+    fmt.name: fmt
+    for fmt in (
         Format("timm", "gkd_scale.export.to_timm", "timm"),
         Format("transformers", "gkd_scale.export.to_transformers", "transformers"),
         Format(
@@ -53,4 +53,4 @@ FORMATS = {
     )
 }
 DTYPES = ("fp32", "fp16", "int8")
-WITH_HEAD = " or ".join(each.name for each in FORMATS.values() if each.head)
+WITH_HEAD = " or ".join(fmt.name for fmt in FORMATS.values() if fmt.head)

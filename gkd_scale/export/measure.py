@@ -33,16 +33,16 @@ class Cost:
 
 
 def open_domains(subject: Subject, domains: Mapping[str, str]) -> dict[str, SegDataset]:
-    """The datasets by name; DataError or ConfigError where one is no such data or has other classes."""
+    """The datasets by name; DataError or ConfigError if one is no such data or has other classes."""
     assert subject.card is not None or not domains
-    found = {}
+    datasets = {}
     for name, ref in domains.items():
         dataset = registry.open_dataset(ref)
         assert subject.card is not None
         registry.require_classes(dataset, subject.card.classes, ref, str(subject.run))
         registry.glance(dataset)
-        found[name] = dataset
-    return found
+        datasets[name] = dataset
+    return datasets
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def cost(
 
 
 def _how(subject: Subject, shapes: Shapes) -> Inference:
-    """As the run was validated; by windows of the one size where the export takes no other."""
+    """As the run was validated; by windows of the one size if the export takes no other."""
     assert subject.card is not None
     if shapes is Shapes.ANY:
         return Inference(subject.card.windows)

@@ -33,15 +33,15 @@ class Pixels(NamedTuple):
 
 
 def find(images: str | None, history: Run | None, size: Size, count: int) -> Pixels:
-    """``count`` images or as many as there are, cut to ``size``; DataError where ``images`` has none."""
+    """``count`` images or as many as there are, cut to ``size``; DataError if ``images`` has none."""
     if images is not None:
         return Pixels(_stack(_of_place(images, count), size), images)
     for place in _trained_on(history):
         try:
-            found = _of_training(place, count)
-        except (GkdError, OSError):  # moved since, or remote: then others do
+            pictures = _of_training(place, count)
+        except (GkdError, OSError):  # moved since, or remote: try others
             continue
-        return Pixels(_stack(found, size), place)
+        return Pixels(_stack(pictures, size), place)
     rendered = [scenes.render("source", index)[0] for index in range(count)]
     return Pixels(_stack(rendered, size), "the embedded scenes")
 
@@ -71,7 +71,7 @@ def _of_place(images: str, count: int) -> list[UInt8Array]:
     """Images of a folder, a list, tars, a URL or a labelled dataset, evenly spread; DataError."""
     source: Source | None = registry.labelled(images, quiet=True) or open_source(images)
     names = sorted(entry.path for entry in make_plan(images, 1, source=source))
-    found = []
+    pictures = []
     for index in _spread(len(names), count):
         try:
             opened = (
@@ -79,22 +79,22 @@ def _of_place(images: str, count: int) -> list[UInt8Array]:
             )
         except (OSError, UnreadableImage):
             continue
-        found.append(np.asarray(opened.image))
-    if not found:
+        pictures.append(np.asarray(opened.image))
+    if not pictures:
         raise DataError(f"no image of {images} can be read", "check --images")
-    return found
+    return pictures
 
 
 def _spread(total: int, count: int) -> list[int]:
-    wanted = min(total, count)
-    return [place * total // wanted for place in range(wanted)]
+    number = min(total, count)
+    return [place * total // number for place in range(number)]
 
 
 def _stack(images: Sequence[UInt8Array], size: Size) -> Tensor:
     """Images (h, w, 3) of any sizes, scaled until they cover ``size`` and cut to its middle."""
-    found = []
+    crops = []
     for image in images:
         pixels = prepare(image, size)
-        top, left = ((own - wanted) // 2 for own, wanted in zip(pixels.shape[1:], size, strict=True))
-        found.append(pixels[:, top : top + size[0], left : left + size[1]])
-    return torch.stack(found)
+        top, left = ((side - target) // 2 for side, target in zip(pixels.shape[1:], size, strict=True))
+        crops.append(pixels[:, top : top + size[0], left : left + size[1]])
+    return torch.stack(crops)

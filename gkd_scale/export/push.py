@@ -12,7 +12,7 @@ from gkd_scale.errors import ConfigError, UserError
 
 
 def require_access(repository: str) -> None:
-    """ConfigError or UserError where there is no such name, no token, or no way there."""
+    """ConfigError or UserError if there is no such name, no token, or no access."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -35,7 +35,7 @@ def require_access(repository: str) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a finished export; the repository's address. UserError where that fails: the export stays."""
+    """Upload a finished export; the repository's address. UserError if that fails: the export stays."""
     from huggingface_hub import HfApi
 
     try:

@@ -113,8 +113,8 @@ def _register(module: nn.Module, backbone: Backbone) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """A run to be exported. ``segmenter`` and ``card`` are there for a stage-2 run, ``head``: it is exported
-    too; ``history`` is what its folder says of its training, None where it says nothing."""
+    """A run to be exported. ``segmenter`` and ``card`` are those of a stage-2 run; ``head``: its head is
+    exported too; ``history`` is the record of its training, None if its folder has none."""
 
     run: Path
     backbone: Backbone
@@ -136,10 +136,10 @@ class Subject:
 
     def shapes(self) -> Sequence[Shapes]:
         """What to try, the best first."""
-        return [each for each in Shapes if each is not Shapes.ANY or not self.why_fixed()]
+        return [shapes for shapes in Shapes if shapes is not Shapes.ANY or not self.why_fixed()]
 
     def why_fixed(self) -> str:
-        """Why only one size works; the empty string where any should."""
+        """Why only one size works; the empty string if any should."""
         net = self.backbone.net
         if hasattr(net, "patch_embed") and not families.is_tokens(net):
             return f"the windows of {self.backbone.name} are laid out for one size"
@@ -164,32 +164,32 @@ class Subject:
 def open_subject(run: Path, *, head: bool, image_size: Size | None = None) -> Subject:
     """The backbone (``head``: the segmenter) of a finished run; RunError, ModelError or ConfigError."""
     _require_finished(run)
-    staged = (run / segmenters.CARD_FILE).is_file()
-    if head and not staged:
+    is_stage2 = (run / segmenters.CARD_FILE).is_file()
+    if head and not is_stage2:
         raise RunError(
             f"{run} is a stage-1 run: it has a backbone and no head (no {segmenters.CARD_FILE})",
             "leave --with-head out, or train a head: "
             + shell("deepspeed", "launchers/stage2.py", "--backbone", run, "--out", f"{run}-stage2"),
         )
-    segmenter, card = segmenters.load_segmenter(run) if staged else (None, None)
+    segmenter, card = segmenters.load_segmenter(run) if is_stage2 else (None, None)
     backbone = segmenter.backbone if segmenter else load_backbone(run, None)
     backbone.eval().requires_grad_(False)
     facts = read_yaml(run / backbones.CARD_FILE)
-    size = image_size or _trained_at(facts, card, backbone)
+    size = image_size or _training_size(facts, card, backbone)
     _require_whole_patches(backbone, size)
     history = read_runs([run])[0] if (run / runs.RECORD).is_file() and (run / runs.CONFIG).is_file() else None
     return Subject(run, backbone, size, segmenter, card, head, history, facts)
 
 
 def _require_finished(run: Path) -> None:
-    """RunError that says what ``run`` is, where it holds no finished run of one backbone."""
+    """RunError, which says what ``run`` is, unless it holds a finished run of one backbone."""
     if not run.is_dir():
         raise RunError(f"{run} does not exist", "give the folder of a finished run; was it moved?")
     missing = [name for name in (backbones.CARD_FILE, backbones.WEIGHTS_FILE) if not (run / name).is_file()]
-    begun = (run / runs.BEGUN).is_file() and runs.read(run) is None
-    if not missing and not begun:
+    unfinished = (run / runs.BEGUN).is_file() and runs.read(run) is None
+    if not missing and not unfinished:
         return
-    if begun:
+    if unfinished:
         raise RunError(
             f"{run} holds a run that is not finished (no {runs.RECORD})", "run its command again: it goes on"
         )
@@ -202,12 +202,12 @@ def _require_finished(run: Path) -> None:
     )
 
 
-def _trained_at(facts: dict[str, Any], card: segmenters.Card | None, backbone: Backbone) -> Size:
+def _training_size(facts: dict[str, Any], card: segmenters.Card | None, backbone: Backbone) -> Size:
     """The image size (H, W) of the last training, else the architecture's own."""
-    found = card.image_size if card is not None else facts.get("image_size")
-    if found is None:
-        found = backbone.spec.args.get("img_size") or _DEFAULT_SIZE
-    height, width = (found, found) if isinstance(found, int) else found
+    size = card.image_size if card is not None else facts.get("image_size")
+    if size is None:
+        size = backbone.spec.args.get("img_size") or _DEFAULT_SIZE
+    height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 
 

@@ -40,12 +40,12 @@ def write(subject: Subject, folder: Path, how: How) -> None:
     program = trace(subject, how.shapes)
     outputs = list(subject.graph().outputs)
     with quiet(), tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = torch.onnx.export(
+        onnx_program = torch.onnx.export(
             program, (), dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False
         )
-        assert made is not None
+        assert onnx_program is not None
         plain = (folder if how.dtype == "fp32" else Path(scratch)) / FILE
-        made.save(str(plain), external_data=_bytes(subject) > _LARGEST)
+        onnx_program.save(str(plain), external_data=_bytes(subject) > _LARGEST)
         if how.dtype == "fp16":
             half = OnnxModel(float16.convert_float_to_float16(onnx.load(str(plain)), keep_io_types=True))
             half.topological_sort()  # the converter appends its casts
@@ -60,9 +60,9 @@ def _bytes(subject: Subject) -> int:
 
 
 def quantisation(subject: Subject) -> str:
-    """``dynamic`` where most of the weights are matrices, else ``static``."""
+    """``dynamic`` if most of the weights are matrices, else ``static``."""
     matrices, kernels = (
-        sum(each.weight.numel() for each in subject.graph().modules() if isinstance(each, kind))
+        sum(layer.weight.numel() for layer in subject.graph().modules() if isinstance(layer, kind))
         for kind in (nn.Linear, nn.Conv2d)
     )
     return "dynamic" if matrices > kernels else "static"
@@ -98,10 +98,10 @@ class _Calibration(CalibrationDataReader):
     """Images one by one, as onnxruntime asks for them."""
 
     def __init__(self, how: How) -> None:
-        self._left = iter(how.calibration.split(1))
+        self._images = iter(how.calibration.split(1))
 
     def get_next(self) -> dict[str, Any] | None:
-        image = next(self._left, None)
+        image = next(self._images, None)
         return None if image is None else {INPUT: (image.float() / 255).numpy()}
 
 
@@ -115,7 +115,7 @@ def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG
     outputs = subject.graph().outputs
 
     def run(pixels: Tensor) -> dict[str, Tensor]:
-        found = session.run(list(outputs), {INPUT: pixels.numpy()})
-        return names(outputs, tuple(map(torch.from_numpy, found)))
+        arrays = session.run(list(outputs), {INPUT: pixels.numpy()})
+        return names(outputs, tuple(map(torch.from_numpy, arrays)))
 
     return run

@@ -33,7 +33,7 @@ def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG
     return run
 
 
-def outputs(net: torch.nn.Module, x: Tensor, found: Tensor) -> dict[str, Tensor]:
+def outputs(net: torch.nn.Module, x: Tensor, output: Tensor) -> dict[str, Tensor]:
     """Tokens of what ``forward_features`` gives for normalised pixels ``x``."""
-    features, _ = families.finished(net, x, found)
+    features, _ = families.finished(net, x, output)
     return {"patches": features.patches, **({"cls": features.cls} if families.has_cls(net) else {})}

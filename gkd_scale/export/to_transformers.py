@@ -40,7 +40,7 @@ def write(subject: Subject, folder: Path, how: How) -> None:  # noqa: ARG001
 
 def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG001
     """The model as transformers loads it, pixels normalised as its image processor says."""
-    return _own_family(folder, subject) if subject.backbone.spec.origin is not None else _wrapped(folder)
+    return _own_family(folder, subject) if subject.backbone.spec.origin is not None else _timm_wrapper(folder)
 
 
 def _own_family(folder: Path, subject: Subject) -> Loaded:
@@ -56,11 +56,11 @@ def _own_family(folder: Path, subject: Subject) -> Loaded:
     return run
 
 
-def _wrapped(folder: Path) -> Loaded:
+def _timm_wrapper(folder: Path) -> Loaded:
     with checkpoints.quiet():
         model: Any = AutoModel.from_pretrained(folder).eval()
-        said: Any = AutoImageProcessor.from_pretrained(folder).data_config
-    normalize = Normalize(said["mean"], said["std"])
+        config: Any = AutoImageProcessor.from_pretrained(folder).data_config
+    normalize = Normalize(config["mean"], config["std"])
 
     @torch.no_grad()
     def run(pixels: Tensor) -> dict[str, Tensor]:

@@ -27,9 +27,9 @@ def trace(subject: Subject, shapes: Shapes) -> ExportedProgram:
 
 
 def _size(subject: Subject, shapes: Shapes) -> Size:
-    """The size to trace at; where any is taken, one that no branch of a network singles out.
+    """The size to trace at; if any is taken, one that no branch of a network singles out.
 
-    Not square, and not the architecture's own, at which positions are not resampled.
+    It is not square, and not the architecture's own, at which positions are not resampled.
     """
     height, width = subject.image_size
     if shapes is not Shapes.ANY:
@@ -39,9 +39,9 @@ def _size(subject: Subject, shapes: Shapes) -> Size:
     return rounded + step, rounded + 3 * step
 
 
-def names(graph_outputs: tuple[str, ...], found: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def names(graph_outputs: tuple[str, ...], values: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Outputs by name, float32 on the CPU."""
-    return {name: value.float().cpu() for name, value in zip(graph_outputs, found, strict=True)}
+    return {name: value.float().cpu() for name, value in zip(graph_outputs, values, strict=True)}
 
 
 @contextmanager

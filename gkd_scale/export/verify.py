@@ -15,7 +15,7 @@ from gkd_scale.segment.augment import Colour
 from gkd_scale.types import Size
 
 TOLERANCE = 1e-4
-"""Of float32: the largest difference, as a share of the largest value where that is above 1."""
+"""Of float32: the largest difference, as a share of the largest value if that is above 1."""
 SAME = 0.999
 """Of float32: the least share of pixels with the same class."""
 
@@ -28,7 +28,7 @@ class Differs(GkdError):
 class Difference:
     """Of one output over all images: ``largest`` absolute difference, ``value`` the largest of the run.
 
-    ``same`` is the share of pixels whose class is the same, 0..1; None where the output is no logits.
+    ``same`` is the share of pixels whose class is the same, 0..1; None if the output is not logits.
     """
 
     output: str
@@ -53,25 +53,25 @@ def differences(
 ) -> list[Difference]:
     """The difference of every output on ``images`` (N, 3, H, W) uint8, and on their parts of other sizes.
 
-    ``exact`` raises Differs where one is above the tolerance of float32; what is not finite always does.
+    With ``exact`` one above the tolerance of float32 raises Differs; a value that is not finite always does.
     """
-    found: dict[str, Difference] = {}
+    by_output: dict[str, Difference] = {}
     for batch in _batches(images, shapes, subject):
-        wanted, given = subject.reference(batch), loaded(batch.float() / 255)
-        if set(wanted) != set(given):
-            raise Differs(f"the export gives {', '.join(given)}, not {', '.join(wanted)}")
-        for name, value in wanted.items():
-            each = _difference(name, value, given[name])
-            found[name] = _larger(found[name], each) if name in found else each
-    for each in found.values():
-        other = each.same is not None and each.same < SAME
-        if exact and (other or each.largest > TOLERANCE * max(1.0, each.value)):
-            raise Differs(f"the export differs from the run: {each.line()}")
-    return list(found.values())
+        ref, out = subject.reference(batch), loaded(batch.float() / 255)
+        if set(ref) != set(out):
+            raise Differs(f"the export gives {', '.join(out)}, not {', '.join(ref)}")
+        for name, value in ref.items():
+            difference = _difference(name, value, out[name])
+            by_output[name] = _larger(by_output[name], difference) if name in by_output else difference
+    for difference in by_output.values():
+        other_classes = difference.same is not None and difference.same < SAME
+        if exact and (other_classes or difference.largest > TOLERANCE * max(1.0, difference.value)):
+            raise Differs(f"the export differs from the run: {difference.line()}")
+    return list(by_output.values())
 
 
 def _batches(images: Tensor, shapes: Shapes, subject: Subject) -> Iterator[Tensor]:
-    """All images, one, and, where any size is taken, parts of them; one by one where one is taken."""
+    """All images, one image, and, if any size is taken, parts of them; or one by one, if one is taken."""
     if shapes is Shapes.ONE:
         yield from images.split(1)
         return
@@ -83,22 +83,22 @@ def _batches(images: Tensor, shapes: Shapes, subject: Subject) -> Iterator[Tenso
 
 
 def _smaller(size: Size, subject: Subject) -> Size:
-    """About two thirds of a size: odd where borders are added inside, else whole patches."""
+    """About two thirds of a size: odd if borders are added inside, else whole patches."""
     stride = 1 if subject.head else max(subject.backbone.stride, 1)
     least = 32 if stride == 1 else stride
     height, width = (max(least, side * 2 // 3 // stride * stride) for side in size)
     return height, width
 
 
-def _difference(name: str, wanted: Tensor, given: Tensor) -> Difference:
-    if wanted.shape != given.shape:
-        raise Differs(f"{name} of the export has the shape {tuple(given.shape)}, not {tuple(wanted.shape)}")
-    if not torch.isfinite(given).all():
+def _difference(name: str, ref: Tensor, out: Tensor) -> Difference:
+    if ref.shape != out.shape:
+        raise Differs(f"{name} of the export has the shape {tuple(out.shape)}, not {tuple(ref.shape)}")
+    if not torch.isfinite(out).all():
         raise Differs(f"{name} of the export is not finite everywhere")
     same = None
     if name == "logits":
-        same = float((wanted.argmax(1) == given.argmax(1)).double().mean())
-    return Difference(name, float((wanted - given).abs().max()), float(wanted.abs().max()), same)
+        same = float((ref.argmax(1) == out.argmax(1)).double().mean())
+    return Difference(name, float((ref - out).abs().max()), float(ref.abs().max()), same)
 
 
 def _larger(one: Difference, other: Difference) -> Difference:
@@ -119,4 +119,4 @@ class Exported:
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 to (B, K, H, W) float32."""
         batches: Sequence[Tensor] = pixels.split(1) if self._shapes is Shapes.ONE else [pixels]
-        return torch.cat([self._loaded(each.float() / 255)["logits"] for each in batches])
+        return torch.cat([self._loaded(batch.float() / 255)["logits"] for batch in batches])

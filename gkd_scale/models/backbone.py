@@ -1,7 +1,7 @@
 """Backbones as files, and as feature pyramids for a segmentation head.
 
-A trained student travels as two files: ``backbone.safetensors``, exactly the state dict of
-``timm.create_model(name, num_classes=0, **args)``, and ``backbone.yaml``, which says name and args.
+A trained student is two files: ``backbone.safetensors``, exactly the state dict of
+``timm.create_model(name, num_classes=0, **args)``, and ``backbone.yaml``, which holds name and args.
 Stage 1 writes them, stage 2 and evaluate read them; any timm model can take their place.
 """
 
@@ -70,26 +70,26 @@ class Backbone(nn.Module):
         return self.maps(self.normalize(pixels))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """As ``forward``, of pixels that are normalised."""
+        """As ``forward``, for normalised pixels."""
         x = families.as_input(self.net, x)
         net: Any = self.net
-        wanted = sorted(set(self.indices))
+        indices = sorted(set(self.indices))
         norm = {"norm": True} if self.is_tokens else {}
-        found = net.forward_intermediates(x, indices=wanted, intermediates_only=True, **norm)
+        maps = net.forward_intermediates(x, indices=indices, intermediates_only=True, **norm)
         if self.is_tokens:
-            found = [families.normalised_map(net, feature_map) for feature_map in found]
-        return self.pyramid([found[wanted.index(index)] for index in self.indices])
+            maps = [families.normalised_map(net, feature_map) for feature_map in maps]
+        return self.pyramid([maps[indices.index(index)] for index in self.indices])
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The maps of the four ``indices``, at the network's own strides, to about 4, 8, 16 and 32."""
-        scales = (own / wanted for own, wanted in zip(self.strides, STRIDES, strict=True))
+        """Resample maps of the four ``indices`` from the network's strides to about 4, 8, 16 and 32."""
+        scales = (stride / target for stride, target in zip(self.strides, STRIDES, strict=True))
         return [_resample(feature_map, scale) for feature_map, scale in zip(maps, scales, strict=True)]
 
     def last_blocks(self, count: int) -> list[str]:
         """Names of the parameters of ``net``'s last ``count`` blocks and of what comes after them.
 
         Blocks are timm's: transformer blocks, or the residual blocks of a convolutional network. ModelError
-        where there are not more than ``count``.
+        if there are not more than ``count``.
         """
         from timm.models import group_parameters
 
@@ -133,8 +133,8 @@ def export(folder: Path, spec: ModelSpec, state: dict[str, Tensor], **facts: Any
 
 def teachers_of(card: Mapping[str, Any]) -> list[str]:
     """The names of the teachers of a stage-1 run, from its card; none of what was not distilled."""
-    named = card.get("teacher") or []
-    return [str(each) for each in (named if isinstance(named, list) else [named])]
+    names = card.get("teacher") or []
+    return [str(name) for name in (names if isinstance(names, list) else [names])]
 
 
 def build(
@@ -147,17 +147,16 @@ def build(
 ) -> tuple[ModelSpec, nn.Module]:
     """A timm network with weights from a FILE, a RUN folder, 'pretrained', or None (from scratch).
 
-    A RUN says its own name and arguments; a ``name`` or arguments that differ from it are refused, but for
-    ``patch_size`` and ``img_size``: patch and position embeddings are resampled to what is given, as
-    ``resize`` says. A FILE needs a name. Networks that can are built to take any image size. Raises
-    ModelError.
+    A RUN holds its name and arguments. Others are refused, except ``patch_size`` and ``img_size``: patch and
+    position embeddings are resampled to these, as ``resize`` says. A FILE needs a name. If timm can, the
+    network is built to take any image size. Raises ModelError.
     """
-    spec, file, made_with = _find(name, args, weights)
+    spec, file, file_args = _find(name, args, weights)
     downloaded = file is None and str(weights) == "pretrained"
     net = any_size(spec, pretrained=downloaded and resize == "pi", drop_path=drop_path)
     if file is not None:
         state = weight_files.read_state_dict(file)
-        weight_files.load_into(net, state, file, resize=resize, image_size=made_with.get("img_size"))
+        weight_files.load_into(net, state, file, resize=resize, image_size=file_args.get("img_size"))
         if name is not None and name.startswith(HF):
             _check_twin(name, net, spec, file)
     elif downloaded and resize != "pi":
@@ -166,22 +165,22 @@ def build(
 
 
 def _check_twin(name: str, net: nn.Module, spec: ModelSpec, file: Path) -> None:
-    """ModelError unless the twin of ``name`` gives its tokens, with the arguments and weights of ``name``."""
+    """ModelError unless timm's twin of ``name``, with its arguments and weights, computes the same tokens."""
     from gkd_scale.models import twins
 
-    own, shipped = specs.resolve(name)
-    if shipped is not None and (spec.name, spec.args, file) != (own.name, own.args, shipped):
+    twin, shipped = specs.resolve(name)
+    if shipped is not None and (spec.name, spec.args, file) != (twin.name, twin.args, shipped):
         with torch.random.fork_rng(devices=[]):
-            net = any_size(own)
+            net = any_size(twin)
         state = weight_files.read_state_dict(shipped)
-        weight_files.load_into(net, state, shipped, image_size=own.args.get("img_size"))
-    twins.check(name, net, own)
+        weight_files.load_into(net, state, shipped, image_size=twin.args.get("img_size"))
+    twins.check(name, net, twin)
 
 
 def _find(
     name: str | None, args: dict[str, Any] | None, weights: str | Path | None
 ) -> tuple[ModelSpec, Path | None, dict[str, Any]]:
-    """The network asked for, its weights file, and the arguments that a run made that file with."""
+    """The requested network, its weights file, and the model arguments of the run that saved the file."""
     if weights is not None and str(weights) != "pretrained" and Path(weights).is_dir():
         return _from_run(Path(weights), name, args)
     if name is None:
@@ -204,24 +203,24 @@ def _from_run(
             f"give a finished stage-1 run, or {file_in(run).removeprefix('give ')}",
         )
     spec = specs.from_dict(yaml.safe_load(card.read_text()))
-    made_with = spec.args
+    file_args = spec.args
     if name is not None:
-        asked, _ = specs.resolve(name, args)
-        if (asked.name, asked.fixed()) != (spec.name, spec.fixed()):
+        request, _ = specs.resolve(name, args)
+        if (request.name, request.fixed()) != (spec.name, spec.fixed()):
             raise ModelError(
-                f"{run} holds {spec.name} {spec.args}, but --student asks for {asked.name} {asked.args}",
+                f"{run} holds {spec.name} {spec.args}, but --student asks for {request.name} {request.args}",
                 "leave --student out to take what the run holds, or name the same model",
             )
-        given = {key: value for key, value in asked.args.items() if key in specs.RESAMPLED}
-        spec = replace(spec, args={**spec.args, **given})
-    return spec, run / WEIGHTS_FILE, made_with
+        sizes = {key: value for key, value in request.args.items() if key in specs.RESAMPLED}
+        spec = replace(spec, args={**spec.args, **sizes})
+    return spec, run / WEIGHTS_FILE, file_args
 
 
 def any_size(spec: ModelSpec, *, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
-    """The network, built to take any image size where timm can, its architecture that of its own size.
+    """The network, built to take any image size if timm can; its architecture is that of its own size.
 
-    Some of timm's models (Swin) have stochastic depth unless they are told not to: ``drop_path`` is told
-    to all. Raises ModelError where it is above 0 and the model has none.
+    Some of timm's models (Swin) have stochastic depth by default, so ``drop_path`` is always passed. Raises
+    ModelError if it is above 0 and the model has none.
     """
     optional: dict[str, Any] = {"dynamic_img_size": True}
     if drop_path:

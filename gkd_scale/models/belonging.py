@@ -1,8 +1,8 @@
 """Whether the weights found in a file belong to a network: all its tensors, and nothing that it would drop.
 
-Tensors of a backbone for which the model has no place (LayerScale, registers, more blocks) mean that the
-features would not be those the weights were trained for, as do values that are quantised: both are refused.
-What no dense feature depends on may stay unused: heads, decoders, mask tokens, other networks of the file.
+Tensors of a backbone for which the model has no place (LayerScale, registers, more blocks) and quantised
+values would give other features than those that the weights were trained for: both are refused. Parts that
+no dense feature depends on may stay unused: heads, decoders, mask tokens, other networks of the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gkd_scale.models.layouts import Found
 from gkd_scale.models.tensor_files import StateDict, index_of
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What a float parameter may be loaded from."""
+"""Dtypes that a float parameter may be loaded from."""
 
 CHECK_NAME = "check the model's name and arguments against those the weights were made with"
 
@@ -30,7 +30,7 @@ CHECK_NAME = "check the model's name and arguments against those the weights wer
 _OUTPUTS = re.compile(
     r"head|heads|head_dist|head_drop|fc|fc_norm|classifier|mask_token|masked_embed|attn_pool|pre_logits"
 )
-# Likewise, but only where the model has nothing of that name.
+# Likewise, but only if the model has nothing of that name.
 _OTHER_PARTS = re.compile(
     r".*(head|decoder|classifier|queue|predictor|projector|prototype|loss|mask_token|token_embedding)s?(_.*)?"
     r"|proj|projection|pooler|neck|last_layer|last_linear|logits?|logit_(scale|bias)|temperature|center"
@@ -41,26 +41,26 @@ _OTHER_PARTS = re.compile(
     r"|pred.*|output(?!.*norm).*|cls_(?!.*(token|norm|pos|embed)).*|bbox.*|rpn.*|roi_.*|seg_.*|arcface.*|margin.*",
     re.IGNORECASE,
 )
-# Buffers that timm computes itself, anywhere in a name; those of rotary embeddings where the model has such.
+# Buffers that timm computes itself, anywhere in a name; those of rotary embeddings if the model has them.
 _BUFFERS = re.compile(
     r"(^|\.)(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask|bias_mask"
     r"|position_ids|attention_bias_idxs|rel_pos_idx|total_ops|total_params|n_averaged)$"
 )
 _ROTARY = re.compile(r"(^|\.)(rope|rotary)[^.]*(\.[^.]+)?$")
-# What says that a tensor is a scale or zero point of quantised weights.
+# Parts of names that mark a scale or zero point of quantised weights.
 _SCALE = re.compile(
     r"[._]?(?<![^._])(scales?(_inv)?|zero_points?|q?zeros|qweight|g_idx|absmax|quant_(map|state)|scb|amax)"
     r"(?![^.])",
     re.IGNORECASE,
 )
 
-# Words in a prefix under which there are no weights, but what is added to weights or was learned about them.
+# Words in prefixes of tensors that are no weights: differences of weights, or statistics about them.
 _NO_NETWORK = {
     *("delta", "deltas", "diff", "fisher", "gradient", "hessian"),
     *("momentum_buffer", "mu", "nu", "velocity"),
 }
 _FAINT = 0.1
-"""No network's largest scale of all norms is below that; differences between weights, and moments, are."""
+"""The largest scale of a network's norms is never below this; differences of weights, and moments, are."""
 
 _MERGE = "merge the adapters into the weights and save them anew"
 _JOIN = "join the parts that ZeRO-3 or FSDP saved (DeepSpeed: zero_to_fp32.py), and give what comes of it"
@@ -72,7 +72,7 @@ _ARGUMENT = (
     "name the model that they were made with, or give the argument {} (--teacher-args, --student-args) and "
     "the mean and std that they were trained with"
 )
-# What tensors without a place are, and the next step.
+# Tensors without a place: a pattern of their names, what they are, and the next step.
 _KINDS = (
     (r"lora_|\.base_layer\.", "LoRA adapters", _MERGE),
     (r"(\.ls[12]\.gamma|\.gamma_[12])$", "LayerScale", _ARGUMENT.format("init_values=1e-5")),
@@ -85,33 +85,33 @@ _KINDS = (
 )
 
 
-def require(model: nn.Module, own: StateDict, found: Found, source: Path | str) -> None:
-    """ModelError where ``found`` lacks tensors of ``own``, the model's, or holds what it would drop."""
-    _refuse_scales(own, found, source)
-    _refuse_shards(own, found.state, source)
-    _refuse_incomplete(own, found, source)
-    if found.rivals:
+def require(model: nn.Module, model_state: StateDict, network: Found, source: Path | str) -> None:
+    """ModelError if ``network`` lacks tensors of the model, or holds some that the model would drop."""
+    _refuse_scales(model_state, network, source)
+    _refuse_shards(model_state, network.state, source)
+    _refuse_incomplete(model_state, network, source)
+    if network.rivals:
         raise ModelError(
-            f"{source} holds two networks that fit and differ, {place(found.prefix)} and "
-            f"{place(found.rivals[0])}",
+            f"{source} holds two networks that fit and differ, {place(network.prefix)} and "
+            f"{place(network.rivals[0])}",
             "save the one that is meant as a file of its own",
         )
-    if words := set(found.prefix.lower().split(".")) & _NO_NETWORK:
+    if words := set(network.prefix.lower().split(".")) & _NO_NETWORK:
         raise ModelError(f"{source} holds '{min(words)}' of a network, not its weights", _THEMSELVES)
-    _refuse_types(own, found.state, source)
-    _refuse_unplaced(model, own, found, source)
-    if found.failure is None:
-        _refuse_shapes(model, own, found.state, source)
+    _refuse_types(model_state, network.state, source)
+    _refuse_unplaced(model, model_state, network, source)
+    if network.failure is None:
+        _refuse_shapes(model, model_state, network.state, source)
 
 
-def require_plausible(own: StateDict, names: Iterable[str], source: Path | str) -> None:
-    """ModelError for values that no trained network has in what was loaded into ``own``; one sum a tensor.
+def require_plausible(model_state: StateDict, names: Iterable[str], source: Path | str) -> None:
+    """ModelError for loaded values of ``model_state`` that no trained network has; one sum a tensor.
 
     These are NaN and infinity, matrices of zeros, negative variances, and norms that silence every channel.
     """
     matrices, silent, scales = 0, [], []
     for name in names:
-        value = own.get(name)
+        value = model_state.get(name)
         if value is None or not value.is_floating_point():
             continue
         total = float(value.sum())
@@ -125,7 +125,7 @@ def require_plausible(own: StateDict, names: Iterable[str], source: Path | str) 
         elif value.ndim == 1 and name.endswith("weight"):
             scales.append(float(value.abs().amax()))
     if silent:
-        what = f"{len(silent)} of {matrices} matrices in {source} are zero ({shown(silent)})"
+        what = f"{len(silent)} of {matrices} matrices in {source} are zero ({brief(silent)})"
         raise ModelError(
             f"all weights in {source} are zero" if len(silent) == matrices else what,
             "it was saved before its weights were there (a shard, a meta device), or its download was not "
@@ -148,34 +148,34 @@ def _refuse_not_finite(name: str, value: Tensor, source: Path | str) -> None:
         )
 
 
-def unplaced(model: nn.Module, own: StateDict, found: Found) -> list[str]:
-    """Names of tensors of a backbone that are in ``found`` and for which ``model`` has no place.
+def unplaced(model: nn.Module, model_state: StateDict, network: Found) -> list[str]:
+    """Names of tensors of a backbone that are in ``network`` and for which ``model`` has no place.
 
-    Not among them are heads, decoders, mask tokens and other parts that no dense feature depends on, copies
-    of the network, buffers that timm computes itself, and biases of zeros.
+    Heads, decoders, mask tokens and other parts that no dense feature depends on are not among them, nor
+    copies of the network, buffers that timm computes itself, and biases of zeros.
     """
-    tops = {name.split(".")[0] for name in own}
-    copies = tuple(prefix.removeprefix(found.prefix) for prefix in found.copies)
+    tops = {name.split(".")[0] for name in model_state}
+    copies = tuple(prefix.removeprefix(network.prefix) for prefix in network.copies)
     outputs = _classifiers(model)
     rotary = any("rope" in name for name, _ in model.named_modules())
-    used = {value.data_ptr() for name, value in found.state.items() if name in own}
+    used = {value.data_ptr() for name, value in network.state.items() if name in model_state}
 
     def stray(name: str, tensor: Tensor) -> bool:
-        first = name.split(".")[0]
-        if _OUTPUTS.fullmatch(first) or (first not in tops and _OTHER_PARTS.fullmatch(first)):
+        top = name.split(".")[0]
+        if _OUTPUTS.fullmatch(top) or (top not in tops and _OTHER_PARTS.fullmatch(top)):
             return False
         if is_buffer(name) or (rotary and _ROTARY.search(name)) or name.startswith(outputs + copies):
             return False
         zeros = name.endswith("bias") and tensor.dtype in FLOATS and not tensor.count_nonzero()
         return bool(tensor.numel()) and not zeros
 
-    names = [name for name, value in found.state.items() if name not in own and stray(name, value)]
+    names = [name for name, value in network.state.items() if name not in model_state and stray(name, value)]
     # What timm's code left out, if it is a part of the network by its name.
     names += [
         name
-        for name, value in found.raw.items()
-        if name not in found.state
-        and name not in own
+        for name, value in network.raw.items()
+        if name not in network.state
+        and name not in model_state
         and name.split(".")[0] in tops
         and value.data_ptr() not in used
         and stray(name, value)
@@ -189,25 +189,25 @@ def is_buffer(name: str) -> bool:
 
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the model's classifier, where timm says it."""
+    """Prefixes of the model's classifier, if timm names one."""
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("classifier") or ()
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
-def _refuse_shards(own: StateDict, state: StateDict, source: Path | str) -> None:
-    """ModelError for tensors without a number: a rank saved them that holds other parts of the network."""
+def _refuse_shards(model_state: StateDict, state: StateDict, source: Path | str) -> None:
+    """ModelError for empty tensors: the rank that saved them holds other parts of the network."""
     empty = [
-        name for name, value in own.items() if value.numel() and name in state and not state[name].numel()
+        name for name, p in model_state.items() if p.numel() and name in state and not state[name].numel()
     ]
     if empty:
-        raise ModelError(f"{source} holds {len(empty)} empty tensors: {shown(empty)}", _JOIN)
+        raise ModelError(f"{source} holds {len(empty)} empty tensors: {brief(empty)}", _JOIN)
 
 
-def _refuse_incomplete(own: StateDict, found: Found, source: Path | str) -> None:
-    """ModelError where tensors are missing, with the names that are there beside those wanted."""
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    missing = [name for name in wanted if name not in found.state]
+def _refuse_incomplete(model_state: StateDict, network: Found, source: Path | str) -> None:
+    """ModelError if tensors are missing; it also names those without a place."""
+    names = [name for name in model_state if not name.endswith("num_batches_tracked")]
+    missing = [name for name in names if name not in network.state]
     if not missing:
         return
     index = index_of(Path(source))
@@ -216,75 +216,75 @@ def _refuse_incomplete(own: StateDict, found: Found, source: Path | str) -> None
             f"{source} is one part of several and lacks {len(missing)} of the model's tensors",
             f"give {index}, with all parts beside it",
         )
-    if any("lora_" in name or ".base_layer." in name for name in found.raw):
+    if any("lora_" in name or ".base_layer." in name for name in network.raw):
         raise ModelError(f"{source} holds LoRA adapters, not merged into the weights", _MERGE)
-    depth, shallower = _depth(own), _depth(found.state)
+    depth, shallower = _depth(model_state), _depth(network.state)
     if shallower and all(_depth([name]) > shallower for name in missing):
         raise ModelError(
             f"{source} holds {shallower} blocks, and the model has {depth}",
             _ARGUMENT.format(f"depth={shallower}"),
         )
-    if all(layouts.of_an_optimizer(name) for name in (*found.raw, *found.outside)):
+    if all(layouts.of_an_optimizer(name) for name in (*network.raw, *network.outside)):
         raise ModelError(f"{source} holds an optimizer's state alone", _THEMSELVES)
-    if len(missing) == len(wanted):
+    if len(missing) == len(names):
         raise ModelError(
-            f"{source} holds none of the model's {len(wanted)} tensors: it has "
-            f"{shown([*found.raw, *found.outside])}; wanted are {shown(wanted)}",
-            dialects.elsewhere([*found.raw, *found.outside]) or CHECK_NAME,
+            f"{source} holds none of the model's {len(names)} tensors: it has "
+            f"{brief([*network.raw, *network.outside])}; wanted are {brief(names)}",
+            dialects.elsewhere([*network.raw, *network.outside]) or CHECK_NAME,
         )
-    hint = dialects.elsewhere([*found.raw, *found.outside]) or CHECK_NAME
-    others = [name for name in found.state if name not in own and not _OUTPUTS.match(name)]
-    beside = f"; without a place are {shown(others)}" if others else ""
+    hint = dialects.elsewhere([*network.raw, *network.outside]) or CHECK_NAME
+    others = [name for name in network.state if name not in model_state and not _OUTPUTS.match(name)]
+    beside = f"; without a place are {brief(others)}" if others else ""
     raise ModelError(
-        f"{source} lacks {len(missing)} of the model's {len(wanted)} tensors: {shown(missing)}{beside}",
+        f"{source} lacks {len(missing)} of the model's {len(names)} tensors: {brief(missing)}{beside}",
         hint,
     )
 
 
-def _refuse_unplaced(model: nn.Module, own: StateDict, found: Found, source: Path | str) -> None:
-    """ModelError where a part of the backbone would be left out; says what it is."""
-    names = unplaced(model, own, found)
+def _refuse_unplaced(model: nn.Module, model_state: StateDict, network: Found, source: Path | str) -> None:
+    """ModelError if a part of the backbone would be left out; says what it is."""
+    names = unplaced(model, model_state, network)
     if not names:
         return
-    depth, deeper = _depth(own), _depth(names)
+    depth, deeper = _depth(model_state), _depth(names)
     if depth and deeper > depth:
         raise ModelError(
-            f"{source} holds {deeper} blocks, and the model has {depth}: {shown(names)} would be left out",
+            f"{source} holds {deeper} blocks, and the model has {depth}: {brief(names)} would be left out",
             _ARGUMENT.format(f"depth={deeper}"),
         )
     kinds = (kind for kind in _KINDS if all(re.search(kind[0], name) for name in names))
     _, what, hint = next(kinds, ("", f"{len(names)} tensors", _OTHER_MODEL))
     raise ModelError(
-        f"{source} holds {what} for which {type(model).__name__} as asked has no place: {shown(names)}", hint
+        f"{source} holds {what} for which {type(model).__name__} as asked has no place: {brief(names)}", hint
     )
 
 
-def _refuse_scales(own: StateDict, found: Found, source: Path | str) -> None:
+def _refuse_scales(model_state: StateDict, network: Found, source: Path | str) -> None:
     """ModelError for scales of quantised weights, beside the network's tensors or elsewhere in the file."""
-    modules = {name.rpartition(".")[0] for name in own} - {""}
-    inside = [name for name in found.raw if name not in own and _SCALE.search(name)]
-    outside = [name for name in found.outside if _SCALE.search(name)]
+    modules = {name.rpartition(".")[0] for name in model_state} - {""}
+    inside = [name for name in network.raw if name not in model_state and _SCALE.search(name)]
+    outside = [name for name in network.outside if _SCALE.search(name)]
     of_modules = [name for name in inside if _tails(name) & modules]
-    of_tensors = [name for name in (*inside, *outside) if _tails(name) & own.keys()]
+    of_tensors = [name for name in (*inside, *outside) if _tails(name) & model_state.keys()]
     for name in (*of_modules, *of_tensors):
         raise ModelError(f"{source} holds quantised weights: {name} is a part of that", _FLOAT_WEIGHTS)
 
 
 def _tails(name: str) -> set[str]:
-    """What a scale of this name may be of: the ends of the name, without the words that say scale."""
+    """Names that a scale of this name may belong to: its ends, without the words for a scale."""
     parts = [part for part in (_SCALE.sub("", part) for part in name.split(".")) if part]
     return {".".join(parts[start:]) for start in range(len(parts))}
 
 
-def _refuse_types(own: StateDict, state: StateDict, source: Path | str) -> None:
-    """ModelError where a float parameter would get integers, 8-bit or complex numbers."""
-    for name, place_of in own.items():
+def _refuse_types(model_state: StateDict, state: StateDict, source: Path | str) -> None:
+    """ModelError if a float parameter would get integers, 8-bit or complex numbers."""
+    for name, parameter in model_state.items():
         value = state.get(name)
         if value is None:
             continue
         dense = value.layout == torch.strided and not value.is_quantized and not value.is_meta
-        whole = not place_of.is_floating_point() and not value.is_complex()
-        if dense and (value.dtype in FLOATS or whole):
+        is_integer = not parameter.is_floating_point() and not value.is_complex()
+        if dense and (value.dtype in FLOATS or is_integer):
             continue
         what = str(value.dtype).removeprefix("torch.")
         raise ModelError(
@@ -294,10 +294,10 @@ def _refuse_types(own: StateDict, state: StateDict, source: Path | str) -> None:
         )
 
 
-def _refuse_shapes(model: nn.Module, own: StateDict, state: StateDict, source: Path | str) -> None:
+def _refuse_shapes(model: nn.Module, model_state: StateDict, state: StateDict, source: Path | str) -> None:
     wrong = [
         name
-        for name, value in own.items()
+        for name, value in model_state.items()
         if name in state and state[name].shape != value.shape and (value.ndim or state[name].numel() != 1)
     ]
     if wrong:
@@ -305,15 +305,15 @@ def _refuse_shapes(model: nn.Module, own: StateDict, state: StateDict, source: P
         others = f", and {len(wrong) - 1} others differ too" if len(wrong) > 1 else ""
         raise ModelError(
             f"{source} does not fit {type(model).__name__}: {name} is {shape(state[name])}, and the model's "
-            f"is {shape(own[name])}{others}",
+            f"is {shape(model_state[name])}{others}",
             CHECK_NAME,
         )
 
 
 def _depth(names: Iterable[str]) -> int:
     """The number of blocks of a plain transformer that has tensors of these names; 0 for other networks."""
-    found = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.(?!\d+\.)", name))]
-    return max(found, default=-1) + 1
+    numbers = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.(?!\d+\.)", name))]
+    return max(numbers, default=-1) + 1
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -321,7 +321,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def shown(names: Sequence[str]) -> str:
+def brief(names: Sequence[str]) -> str:
     """The first names, for a message."""
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
@@ -332,5 +332,5 @@ def shape(tensor: Tensor) -> str:
 
 
 def place(prefix: str) -> str:
-    """Where in a file a network lies, for a message."""
+    """The place of a network in a file, for a message."""
     return f"'{prefix.rstrip('.')}'" if prefix else "the one without a prefix"

@@ -59,7 +59,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The reference for a fingerprint: of a folder only what is in it, because folders move."""
+        """The reference for a fingerprint; of a folder only the model type, because folders move."""
         return f"{HF}{self.config.model_type if self.local else self.place}"
 
 
@@ -89,8 +89,8 @@ def open_checkpoint(reference: str, folder: Path | None = None, *, config_only: 
     ``config_only``: its weights need not be there.
     """
     place, local = _place(reference, folder)
-    whole = _raw_config(place, local)
-    _refuse_foreign(place, whole)
+    raw = _raw_config(place, local)
+    _refuse_foreign(place, raw)
     if not config_only:
         _refuse_unsafe(place, local)
     try:
@@ -114,19 +114,19 @@ def _place(reference: str, folder: Path | None) -> tuple[str, bool]:
                 f"{folder} is not what transformers loads ({' or '.join(WEIGHTS)})",
                 f"give the folder: {folder.parent}",
             )
-        found = folder.parent if folder.is_file() else folder
-        if not found.is_dir():
+        model_folder = folder.parent if folder.is_file() else folder
+        if not model_folder.is_dir():
             raise ModelError(f"there is no folder {folder}", _FORMS)
-        return str(found), True
+        return str(model_folder), True
     path = Path(name).expanduser()
     if path.is_file():
         raise ModelError(f"{path} is a file, not a folder of transformers", f"give {HF}{path.parent}")
     if path.is_dir():
         return str(path), True
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        known = name in transformers.CONFIG_MAPPING
+        is_model_type = name in transformers.CONFIG_MAPPING
         hint = "a cache that was made from a folder says only the kind: give the folder as --teacher-weights"
-        raise ModelError(f"there is no folder '{name}'", hint if known else _FORMS)
+        raise ModelError(f"there is no folder '{name}'", hint if is_model_type else _FORMS)
     return name, False
 
 
@@ -135,8 +135,8 @@ def _raw_config(place: str, local: bool) -> dict[str, Any]:
     if local and not (Path(place) / CONFIG).is_file():
         raise ModelError(f"{place} holds no {CONFIG}: it is no folder of transformers", _FORMS)
     try:
-        found = _try(lambda here: PreTrainedConfig.get_config_dict(place, local_files_only=here), local)
-        return dict(found[0])
+        configs = _try(lambda here: PreTrainedConfig.get_config_dict(place, local_files_only=here), local)
+        return dict(configs[0])
     except Exception as error:
         raise _unreachable(place, local, error) from None
 
@@ -153,9 +153,9 @@ def _try(load: Callable[[bool], _T], local: bool) -> _T:
 
 
 def _unreachable(place: str, local: bool, error: Exception) -> ModelError:
-    said = _short(error)
+    reason = _short(error)
     if local:
-        return ModelError(f"{place}/{CONFIG} cannot be read: {said}", "mend it, or download it again")
+        return ModelError(f"{place}/{CONFIG} cannot be read: {reason}", "mend it, or download it again")
     if "gated" in str(error).lower() or "401" in str(error):
         return ModelError(
             f"the hub does not give '{place}' to everybody, or it has no such model",
@@ -166,24 +166,24 @@ def _unreachable(place: str, local: bool, error: Exception) -> ModelError:
             f"'{place}' is no folder and not in this machine's cache, and the hub cannot be reached",
             f"download it on a machine with a network ({shell('hf', 'download', place)}), or give hf:FOLDER",
         )
-    return ModelError(f"'{place}' cannot be loaded from the hub: {said}", "check the name")
+    return ModelError(f"'{place}' cannot be loaded from the hub: {reason}", "check the name")
 
 
 _TIMMS = ("timm_wrapper", "timm_backbone")
 
 
-def _refuse_foreign(place: str, whole: dict[str, Any]) -> None:
+def _refuse_foreign(place: str, raw: dict[str, Any]) -> None:
     """ModelError for a config that is not transformers' own: code of its own, timm's, quantised, unknown."""
-    if whole.get("auto_map"):
-        names = whole["auto_map"]
+    if raw.get("auto_map"):
+        names = raw["auto_map"]
         classes = ", ".join(sorted(map(str, names.values()))) if isinstance(names, dict) else names
         raise ModelError(
             f"{place} brings code of its own ({classes}), and gkd-scale runs no code from model folders",
             "if transformers knows this model without it, delete auto_map from a copy of its config.json",
         )
-    kind = whole.get("model_type")
-    name = whole.get("architecture") or whole.get("backbone")
-    if kind in _TIMMS or (kind is None and "architecture" in whole):
+    kind = raw.get("model_type")
+    name = raw.get("architecture") or raw.get("backbone")
+    if kind in _TIMMS or (kind is None and "architecture" in raw):
         raise ModelError(
             f"{place} holds a timm model, {name}",
             f"give timm's name and the file: --teacher {name} --teacher-weights {place}/{WEIGHTS[0]}",
@@ -195,7 +195,7 @@ def _refuse_foreign(place: str, whole: dict[str, Any]) -> None:
             f"{place}/{CONFIG} names {what}, which transformers {transformers.__version__} does not know",
             near or "a newer transformers may know it",
         )
-    if whole.get("quantization_config"):
+    if raw.get("quantization_config"):
         raise ModelError(f"{place} holds quantised weights", "give float weights: features must be exact")
 
 
@@ -235,13 +235,13 @@ def weights_file(checkpoint: Checkpoint) -> Path:
 
 
 def _cached(place: str, name: str) -> str | None:
-    """Where a file of a hub's model is in the cache, perhaps only now; ModelError if the hub cannot say."""
+    """The path of a hub model's file in the cache, downloaded if needed; ModelError if the hub cannot say."""
 
     def find(here: bool) -> str | None:
-        found = cached_file(place, name, local_files_only=here, _raise_exceptions_for_missing_entries=here)
-        if here and found is None:
+        path = cached_file(place, name, local_files_only=here, _raise_exceptions_for_missing_entries=here)
+        if here and path is None:
             raise OSError
-        return found
+        return path
 
     try:
         return _try(find, local=False)
@@ -255,11 +255,11 @@ def _require_vision(place: str, config: Any) -> None:
         raise ModelError(
             f"{place}: AutoModel knows no network for '{config.model_type}'", "give the backbone itself"
         )
-    made: Any = MODEL_MAPPING[type(config)]
-    made = made[0] if isinstance(made, tuple) else made
-    if made.main_input_name != "pixel_values":
+    net_class: Any = MODEL_MAPPING[type(config)]
+    net_class = net_class[0] if isinstance(net_class, tuple) else net_class
+    if net_class.main_input_name != "pixel_values":
         raise ModelError(
-            f"{place} holds a {config.model_type} model, which reads {made.main_input_name}, not images",
+            f"{place} holds a {config.model_type} model, which reads {net_class.main_input_name}, not images",
             "give a vision model, or a folder that holds a vision tower too",
         )
 
@@ -297,17 +297,17 @@ def load_net(checkpoint: Checkpoint) -> nn.Module:
 def drop_pooler(net: nn.Module) -> None:
     """Remove a pooler with a linear layer, which no dense feature depends on and many files lack."""
     pooler = getattr(net, "pooler", None)
-    if isinstance(pooler, nn.Module) and any(isinstance(each, nn.Linear) for each in pooler.modules()):
+    if isinstance(pooler, nn.Module) and any(isinstance(module, nn.Linear) for module in pooler.modules()):
         net.pooler = None  # type: ignore[assignment]
 
 
 def _require_whole(net: nn.Module, place: str, info: dict[str, Any]) -> None:
     """ModelError if tensors are missing, not finite, or if the file holds more of the tower's parts."""
-    own = dict(net.state_dict())
-    missing = sorted(name for name in info["missing_keys"] if name in own)
+    model_state = dict(net.state_dict())
+    missing = sorted(name for name in info["missing_keys"] if name in model_state)
     if missing:
         raise ModelError(
-            f"{place} lacks {len(missing)} tensors of {type(net).__name__}: {belonging.shown(missing)}",
+            f"{place} lacks {len(missing)} tensors of {type(net).__name__}: {belonging.brief(missing)}",
             "check that config.json and the weights are of one model",
         )
     tops = {name for name, _ in net.named_children()}
@@ -321,10 +321,10 @@ def _require_whole(net: nn.Module, place: str, info: dict[str, Any]) -> None:
     )
     if extra:
         raise ModelError(
-            f"{place} holds tensors that its config.json has no place for: {belonging.shown(extra)}",
+            f"{place} holds tensors that its config.json has no place for: {belonging.brief(extra)}",
             "check that config.json and the weights are of one model",
         )
-    belonging.require_plausible(own, own, place)
+    belonging.require_plausible(model_state, model_state, place)
 
 
 def _processor(checkpoint: Checkpoint) -> Any:
@@ -340,25 +340,25 @@ def normalisation(checkpoint: Checkpoint) -> tuple[Triple, Triple]:
     """Mean and standard deviation of pixels in 0..1, as preprocessor_config.json says; ModelError."""
     place = checkpoint.place
     try:
-        said = _processor(checkpoint)
+        processor = _processor(checkpoint)
     except Exception as error:
-        there = checkpoint.local and (Path(place) / "preprocessor_config.json").is_file()
-        what = f"cannot be used: {_short(error)}" if there else "is not there"
+        exists = checkpoint.local and (Path(place) / "preprocessor_config.json").is_file()
+        what = f"cannot be used: {_short(error)}" if exists else "is not there"
         raise ModelError(
             f"{place}: preprocessor_config.json, which says mean and std of the pixels, {what}",
             "put the model's own beside config.json, or give --mean R G B --std R G B",
         ) from None
     file = f"{place}/preprocessor_config.json"
     for flag, what in _OTHER_PIXELS.items():
-        if getattr(said, flag, None):
+        if getattr(processor, flag, None):
             raise ModelError(f"{file} says {flag}: {what}, which gkd-scale does not do", _OWN_PIXELS)
-    factor = said.rescale_factor if said.do_rescale else 1
+    factor = processor.rescale_factor if processor.do_rescale else 1
     if not _is_number(factor) or factor not in _FACTOR:
         raise _wrong_pixels(file, "rescale_factor", factor, f"a number {_FACTOR.text()}")
-    scale = round(255 * float(factor), 6) if said.do_rescale else 255.0
-    if not said.do_normalize:
+    scale = round(255 * float(factor), 6) if processor.do_rescale else 255.0
+    if not processor.do_normalize:
         return (0.0, 0.0, 0.0), (1 / scale, 1 / scale, 1 / scale)
-    return _three(file, "image_mean", said, scale), _three(file, "image_std", said, scale)
+    return _three(file, "image_mean", processor, scale), _three(file, "image_std", processor, scale)
 
 
 _OTHER_PIXELS = {
@@ -379,15 +379,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _three(file: str, name: str, said: Any, scale: float) -> Triple:
-    """``said.name``, a channel or one for all, of pixels times ``scale``, for pixels in 0..1; ModelError."""
-    value = getattr(said, name, None)
+def _three(file: str, name: str, processor: Any, scale: float) -> Triple:
+    """The processor's ``name``, one number a channel or one for all, divided by ``scale``; ModelError."""
+    value = getattr(processor, name, None)
     values = [value] * 3 if _is_number(value) else value
     if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
         raise _wrong_pixels(file, name, value, "three numbers, or one for all channels")
     allowed = MEAN if name == "image_mean" else DEVIATION
-    red, green, blue = (float(each) / scale for each in values)
-    if not all(each in allowed for each in (red, green, blue)):
+    red, green, blue = (float(number) / scale for number in values)
+    if not all(number in allowed for number in (red, green, blue)):
         raise _wrong_pixels(file, name, value, f"{allowed.text()} for pixels in 0..1")
     return red, green, blue
 

@@ -68,8 +68,7 @@ class Affine:
 class Conditioning(nn.Module):
     """Features to conditioned features, float32, on the device that the module is on.
 
-    ``patch`` and ``cls`` are None where ``norm`` is no affine form. Nothing is trained, and nothing of it is
-    part of the state dict.
+    ``patch`` and ``cls`` are None if ``norm`` is no affine form. Nothing is trained or in the state dict.
     """
 
     def __init__(self, norm: str = "none", patch: Affine | None = None, cls: Affine | None = None) -> None:
@@ -88,28 +87,28 @@ class Conditioning(nn.Module):
     def forward(self, features: Features) -> Features:
         """CLS (B, C) and patches (B, N, C), conditioned."""
         if self.norm == "none":
-            return Features(*(each.float() for each in features))
+            return Features(*(tensor.float() for tensor in features))
         if self.norm == "layer":
-            return Features(*(F.layer_norm(each.float(), each.shape[-1:]) for each in features))
+            return Features(*(F.layer_norm(tensor.float(), tensor.shape[-1:]) for tensor in features))
         return Features(self.affine("cls")(features.cls), self.affine("patch")(features.patches))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Shift and matrix by name (``patch_shift``, ...), on the CPU; empty where the form is not affine."""
+        """Shift and matrix by name (``patch_shift``, ...), on the CPU; empty if the form is not affine."""
         return {name: value.detach().cpu() for name, value in self.named_buffers()}
 
     def digest(self) -> str:
         """SHA-256 over the form and its tensors: part of a run's identity."""
-        found = hashlib.sha256(self.norm.encode())
+        digest = hashlib.sha256(self.norm.encode())
         for _, value in sorted(self.tensors().items()):
-            found.update(value.numpy().tobytes())
-        return found.hexdigest()
+            digest.update(value.numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, folder: Path, of: str = "") -> None:
         """Write ``conditioning.safetensors`` to ``folder``; ``of`` says what it was fitted to."""
         save([self], folder, of)
 
 
-def save(several: Sequence[Conditioning], folder: Path, of: str = "") -> None:
+def save(conditionings: Sequence[Conditioning], folder: Path, of: str = "") -> None:
     """Write the conditionings of a run's teachers, all of one form, to one file as :meth:`Conditioning.save`.
 
     Those of several teachers have the prefix ``teachers.NUMBER.`` before the names of their tensors.
@@ -118,10 +117,10 @@ def save(several: Sequence[Conditioning], folder: Path, of: str = "") -> None:
 
     tensors = {
         prefix + name: value
-        for prefix, each in zip(prefixes(len(several)), several, strict=True)
-        for name, value in each.tensors().items()
+        for prefix, conditioning in zip(prefixes(len(conditionings)), conditionings, strict=True)
+        for name, value in conditioning.tensors().items()
     }
-    (norm,) = {each.norm for each in several}
+    (norm,) = {conditioning.norm for conditioning in conditionings}
     files.write_bytes(folder / FILE, serialise(tensors, metadata={"norm": norm, "of": of}))
 
 
@@ -131,9 +130,9 @@ def prefixes(teachers: int) -> list[str]:
 
 
 def load(folder: Path, of: str | None = None, prefix: str = "") -> Conditioning | None:
-    """What :func:`save` wrote to ``folder``; None where there is none, or none ``of`` that.
+    """What :func:`save` wrote to ``folder``; None if there is none, or none fitted to ``of``.
 
-    ``prefix`` of :func:`prefixes` says which teacher's. Raises ModelError where the file cannot be read.
+    ``prefix`` of :func:`prefixes` says which teacher's. Raises ModelError if the file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -144,12 +143,12 @@ def load(folder: Path, of: str | None = None, prefix: str = "") -> Conditioning 
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             norm = metadata.get("norm", "")
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if of is not None and metadata.get("of") != of:
             return None
         parts = (
             [
-                Affine(found[f"{prefix}{part}_shift"], found[f"{prefix}{part}_matrix"])
+                Affine(tensors[f"{prefix}{part}_shift"], tensors[f"{prefix}{part}_matrix"])
                 for part in ("patch", "cls")
             ]
             if norm in AFFINE
@@ -167,18 +166,17 @@ def key(of: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
 
 
-def kept(folder: Path, of: str, make: Callable[[], Conditioning], prefix: str = "") -> Conditioning:
-    """The conditioning that a run in ``folder`` began with, if it is ``of`` that, or what ``make`` gives.
+def load_or_make(folder: Path, of: str, make: Callable[[], Conditioning], prefix: str = "") -> Conditioning:
+    """The conditioning saved in ``folder`` if it was fitted to ``of``, else what ``make`` returns.
 
-    A resumed run so has the very numbers that it started with, once they are saved there. ``prefix`` as of
-    :func:`load`.
+    So a resumed run has the very numbers that it started with. ``prefix`` is that of :func:`load`.
     """
-    found = load(folder, of, prefix)
-    return make() if found is None else found
+    conditioning = load(folder, of, prefix)
+    return make() if conditioning is None else conditioning
 
 
 def fit(batches: Iterable[Features], norm: str, power: float = 0.5) -> Conditioning:
-    """The conditioning ``norm`` from the moments of features, on the CPU; not read where it needs none.
+    """The conditioning ``norm`` from the moments of features, on the CPU; they are not read if it needs none.
 
     Raises ModelError as :func:`affine` does.
     """
@@ -192,8 +190,8 @@ def fit(batches: Iterable[Features], norm: str, power: float = 0.5) -> Condition
         cls.update(features.cls.float().cpu().numpy())
     assert patch is not None and cls is not None, "moments of nothing"
     maps = [
-        affine(norm, torch.from_numpy(each.mean), torch.from_numpy(each.covariance), power)
-        for each in (patch, cls)
+        affine(norm, torch.from_numpy(moments.mean), torch.from_numpy(moments.covariance), power)
+        for moments in (patch, cls)
     ]
     return Conditioning(norm, *maps)
 
@@ -201,7 +199,7 @@ def fit(batches: Iterable[Features], norm: str, power: float = 0.5) -> Condition
 def affine(norm: str, mean: Tensor, covariance: Tensor, power: float = 0.5) -> Affine:
     """The map of an affine form for tokens of ``mean`` (C,) and ``covariance`` (C, C), float64.
 
-    ``power`` is p of ``whiten``, 0 to 1. ModelError for ``phi-s`` where :func:`hadamard` knows no matrix of
+    ``power`` is p of ``whiten``, 0 to 1. ModelError for ``phi-s`` if :func:`hadamard` knows no matrix of
     order C.
     """
     mean, covariance = mean.double(), covariance.double()
@@ -213,8 +211,8 @@ def affine(norm: str, mean: Tensor, covariance: Tensor, power: float = 0.5) -> A
         values, vectors = torch.linalg.eigh(covariance)
         values = values.clamp_min(0)
         if norm == "whiten":
-            kept = (values + SHRINK * values.max()).clamp_min(1e-24)
-            matrix = (vectors * kept ** (-power / 2)) @ vectors.T
+            eigenvalues = (values + SHRINK * values.max()).clamp_min(1e-24)
+            matrix = (vectors * eigenvalues ** (-power / 2)) @ vectors.T
         else:
             matrix = hadamard(len(mean)).double() @ _signed(vectors).T / values.mean().sqrt().clamp_min(1e-12)
     if norm == "whiten":  # the other forms have this scale already
@@ -230,7 +228,7 @@ def _signed(vectors: Tensor) -> Tensor:
 
 
 def hadamard(order: int) -> Tensor:
-    """An orthogonal matrix (order, order) with entries ±1/√order; ModelError where none is known here.
+    """An orthogonal matrix (order, order) with entries ±1/√order; ModelError if none is known here.
 
     Sylvester's doubling of Paley's first construction: orders 2^k (q + 1) for primes q = 3 mod 4. It has the
     widths of common teachers (96, 192, 320, 384, 768, 1024, 1152, 1280, 1408, 1536, 4096).

@@ -42,8 +42,8 @@ def cost(
     patch: int | None = None,
 ) -> Cost:
     """The cost of a timm model on images of ``image_size``; raises ModelError as loading would."""
-    given = {**(args or {}), **({"patch_size": patch} if patch is not None else {})}
-    spec, _ = specs.resolve(name, given)
+    model_args = {**(args or {}), **({"patch_size": patch} if patch is not None else {})}
+    spec, _ = specs.resolve(name, model_args)
     with torch.device("meta"):
         net: Any = specs.create(spec, image_size=image_size).eval()
         pixels = torch.zeros(1, 3, *image_size)

@@ -39,7 +39,7 @@ _ATTENTION: _Table = (
 
 
 class Dialect(NamedTuple):
-    """``marker``: what only names of this dialect hold; ``table``: patterns, and what takes their place."""
+    """``marker`` is a pattern of this dialect's names alone; ``table`` holds patterns and replacements."""
 
     marker: str
     table: _Table
@@ -126,7 +126,7 @@ JOINED = (
     (re.compile(r"(?P<before>.*attn)\.(?P<part>[qkv])\.(?P<kind>weight|bias)"), "qkv", ("q", "k", "v")),
     (re.compile(r"(?P<before>.*mlp)\.(?P<part>fc1_[gx])\.(?P<kind>weight|bias)"), "fc1", ("fc1_g", "fc1_x")),
 )
-"""What timm has as one matrix: a pattern of its parts' names, its name, its parts in their order."""
+"""Matrices that timm joins: the pattern of the parts' names, timm's name, the parts in order."""
 
 _ELSEWHERE = (
     (
@@ -152,57 +152,57 @@ def dialect_of(names: StateDict) -> Dialect | None:
     return None
 
 
-def renamed(names: StateDict, wanted: StateDict) -> dict[str, str]:
-    """For each of ``names`` timm's name of the same tensor, or of the part of a matrix that timm joins."""
+def renamed(names: StateDict, model_state: StateDict) -> dict[str, str]:
+    """Maps each of ``names`` to timm's name of the tensor, or of its part of a matrix that timm joins."""
     dialect = dialect_of(names)
     if dialect is None:
         return {}
     gated = any("mlp.gate_proj." in name for name in names)
     table = (*dialect.table, *(_GATED if gated else _PLAIN), *_DOWN) if dialect is VIT else dialect.table
     patterns = [(re.compile(rf"(?<![^.]){old}"), new) for old, new in table]
-    metas = dialect is VIT and "blocks.0.gamma_1" in wanted  # timm's code for DINOv3 knows Meta's names
+    meta = dialect is VIT and "blocks.0.gamma_1" in model_state  # timm's code for DINOv3 knows Meta's names
     new = {}
     for name in names:
         changed = name
-        for pattern, to in patterns:
-            changed = pattern.sub(to, changed)
-        new[name] = changed.replace("register_tokens", "storage_tokens") if metas else changed
+        for pattern, replacement in patterns:
+            changed = pattern.sub(replacement, changed)
+        new[name] = changed.replace("register_tokens", "storage_tokens") if meta else changed
     return new
 
 
-def fitted(names: StateDict, wanted: StateDict) -> StateDict:
-    """``names`` with parts joined as the model has them, and ConvNeXt's layers in the shapes it has."""
-    names = _join(names, wanted)
+def fitted(names: StateDict, model_state: StateDict) -> StateDict:
+    """``names`` with parts joined, and ConvNeXt's layers reshaped, as the model has them."""
+    names = _join(names, model_state)
     for name, value in names.items():
-        own = wanted.get(name[name.find("stages.") :]) if "stages." in name else None
-        if own is not None and own.shape != value.shape and own.squeeze().shape == value.squeeze().shape:
-            names[name] = value.reshape(own.shape)
+        like = model_state.get(name[name.find("stages.") :]) if "stages." in name else None
+        if like is not None and like.shape != value.shape and like.squeeze().shape == value.squeeze().shape:
+            names[name] = value.reshape(like.shape)
     return names
 
 
 def elsewhere(names: list[str]) -> str:
     """The next step for tensors of a project whose networks do not become timm's; else the empty string."""
-    return next((hint for known, hint in _ELSEWHERE if any(known.search(name) for name in names)), "")
+    return next((hint for pattern, hint in _ELSEWHERE if any(pattern.search(name) for name in names)), "")
 
 
-def _join(names: StateDict, wanted: StateDict) -> StateDict:
-    """Queries, keys and values, and gated layers, as one matrix where the model has one.
+def _join(names: StateDict, model_state: StateDict) -> StateDict:
+    """Queries, keys and values, and gated layers, as one matrix if the model has one.
 
     A bias that only the keys lack is 0.
     """
-    there = {".".join(name.split(".")[-2:]) for name in wanted}
+    suffixes = {".".join(name.split(".")[-2:]) for name in model_state}
     for pattern, whole, order in JOINED:
         parts: dict[str, StateDict] = {}
         for name, value in names.items():
             if match := pattern.fullmatch(name):
                 parts.setdefault(f"{match['before']}.{whole}.{match['kind']}", {})[match["part"]] = value
-        for name, found in parts.items():
-            if found.keys() == {"q", "v"} and name.endswith(".bias"):
-                found["k"] = torch.zeros_like(found["q"])
-            alike = len({(part.dtype, part.shape[1:], part.ndim > 0) for part in found.values()}) == 1
-            if len(found) < len(order) or not alike or f"{whole}.weight" not in there:
+        for name, tensors in parts.items():
+            if tensors.keys() == {"q", "v"} and name.endswith(".bias"):
+                tensors["k"] = torch.zeros_like(tensors["q"])
+            alike = len({(part.dtype, part.shape[1:], part.ndim > 0) for part in tensors.values()}) == 1
+            if len(tensors) < len(order) or not alike or f"{whole}.weight" not in suffixes:
                 continue
-            for part in found:
+            for part in tensors:
                 names.pop(name.replace(f".{whole}.", f".{part}."), None)
-            names[name] = torch.cat([found[part] for part in order])
+            names[name] = torch.cat([tensors[part] for part in order])
     return names

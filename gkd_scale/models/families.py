@@ -52,7 +52,7 @@ def as_input(net: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def final_norm(net: nn.Module) -> str | None:
-    """Where the final norm is that ``forward_features`` leaves to the head; None where it leaves none."""
+    """The name of the final norm that ``forward_features`` leaves to the head; None if it leaves none."""
     from timm.layers import LayerNorm2d
 
     if is_tokens(net):
@@ -69,7 +69,7 @@ def normalised(net: nn.Module, out: Tensor) -> Tensor:
 
 
 def normalised_map(net: nn.Module, feature_map: Tensor) -> Tensor:
-    """A plain transformer's map (B, C, h, w), as ``forward_intermediates(norm=True)`` gives it, likewise."""
+    """As :func:`normalised`, for a map (B, C, h, w) that ``forward_intermediates(norm=True)`` returns."""
     return normalised(net, feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -101,35 +101,35 @@ def levels(net: nn.Module, x: Tensor, indices: Sequence[int]) -> tuple[Features,
     count = len(net.feature_info)  # type: ignore[arg-type]
     places = [index % count for index in indices]
     order = sorted(set(places))
-    take: Any = net.forward_intermediates
-    find = partial(take, x, indices=order, intermediates_only=True, stop_early=True)
+    forward: Any = net.forward_intermediates
+    run = partial(forward, x, indices=order, intermediates_only=True, stop_early=True)
     if is_tokens(net):
         rows, columns = patch_size(net)
         grid = (x.shape[2] // rows, x.shape[3] // columns)
-        found = [_level(net, each) for each in find(return_prefix_tokens=True, output_fmt="NLC")]
+        features = [_level(net, level) for level in run(return_prefix_tokens=True, output_fmt="NLC")]
     else:
-        maps = find(output_fmt="NCHW")
-        grids = [(each.shape[2], each.shape[3]) for each in maps]
+        maps = run(output_fmt="NCHW")
+        grids = [(level.shape[2], level.shape[3]) for level in maps]
         if len(set(grids)) > 1:
-            shown = ", ".join(f"{place}: {h}x{w}" for place, (h, w) in zip(order, grids, strict=True))
+            listing = ", ".join(f"{place}: {h}x{w}" for place, (h, w) in zip(order, grids, strict=True))
             raise ModelError(
-                f"feature levels of different grids cannot be joined ({shown})", "give levels of one grid"
+                f"feature levels of different grids cannot be joined ({listing})", "give levels of one grid"
             )
-        found, grid = [flatten_map(nn.Identity(), each)[0] for each in maps], grids[0]
-    chosen = [found[order.index(place)] for place in places]
-    return Features(torch.cat([f.cls for f in chosen], -1), torch.cat([f.patches for f in chosen], -1)), grid
+        features, grid = [flatten_map(nn.Identity(), level)[0] for level in maps], grids[0]
+    parts = [features[order.index(place)] for place in places]
+    return Features(torch.cat([f.cls for f in parts], -1), torch.cat([f.patches for f in parts], -1)), grid
 
 
-def _level(net: nn.Module, found: Any) -> Features:
+def _level(net: nn.Module, output: Any) -> Features:
     """CLS (or the mean) and patches of one of a plain transformer's levels."""
-    patches, prefix = found if isinstance(found, tuple) else (found, None)
+    patches, prefix = output if isinstance(output, tuple) else (output, None)
     return Features(prefix[:, 0] if prefix is not None and has_cls(net) else patches.mean(1), patches)
 
 
 def every_level(net: nn.Module, x: Tensor) -> list[Tensor]:
     """Maps (B, C_i, h_i, w_i) of all of timm's feature levels, then of :func:`dense`'s features; one pass."""
-    take: Any = net.forward_intermediates
-    out, maps = take(x, output_fmt="NCHW")
+    forward: Any = net.forward_intermediates
+    out, maps = forward(x, output_fmt="NCHW")
     features, grid = finished(net, x, out)
     return [*maps, to_map(features.patches, grid)]
 
@@ -137,8 +137,8 @@ def every_level(net: nn.Module, x: Tensor) -> list[Tensor]:
 def pyramid_levels(net: nn.Module) -> list[int]:
     """The four of timm's feature levels that a segmentation head reads, shallow to deep.
 
-    Of a plain transformer a third, a half, two thirds and all of its blocks, else the last four levels; the
-    first more than once where there are fewer.
+    A plain transformer gives those after a third, a half, two thirds and all of its blocks; other networks
+    give the last four, the first more than once if there are fewer.
     """
     count = len(net.feature_info)  # type: ignore[arg-type]
     if is_tokens(net):
@@ -152,12 +152,12 @@ def dense_and_levels(net: nn.Module, x: Tensor) -> tuple[Features, list[Tensor]]
     Maps are as :class:`~gkd_scale.models.backbone.Backbone` has them: of a plain transformer after its norm.
     """
     levels = sorted(set(pyramid_levels(net)[:-1]))
-    take: Any = net.forward_intermediates
+    forward: Any = net.forward_intermediates
     if not is_tokens(net):
-        out, maps = take(x, indices=levels, output_fmt="NCHW")
+        out, maps = forward(x, indices=levels, output_fmt="NCHW")
     else:
-        out, maps = take(x, indices=levels, norm=True)
-        maps = [normalised_map(net, each) for each in maps]
+        out, maps = forward(x, indices=levels, norm=True)
+        maps = [normalised_map(net, feature_map) for feature_map in maps]
     return finished(net, x, out)[0], maps
 
 
@@ -219,7 +219,7 @@ def trial(twin: nn.Module, name: str, image_size: Size) -> tuple[Grid, int, froz
 
     ``twin`` is the network on torch's meta device: shapes and the graph are found without arithmetic. Idle
     are parameters that the features do not depend on, such as a classifier's hidden layer. Raises ModelError
-    where the network does not take the size, or gives neither tokens of a grid nor a feature map.
+    if the network does not take the size, or gives neither tokens of a grid nor a feature map.
     """
     pixels = torch.zeros(2, 3, *image_size, device="meta")
     hint = (

@@ -54,7 +54,7 @@ _MOST_PREFIX = 32
 _POOLED_NORMS = ("post_layernorm", "layernorm", "norm")
 _BEFORE_MERGING = "output_hidden_states_before_downsampling"
 _ANOTHER = "choose another --image-size, or another teacher"
-# What says nothing about the features, of a config.
+# Keys of a config that say nothing about the features.
 _IDLE = {"transformers_version", "_name_or_path", "architectures", "dtype", "id2label", "label2id"}
 
 
@@ -93,7 +93,7 @@ class TransformersTeacher(FrozenTeacher):
         self.dim = features.patches.shape[2]
 
     def _first(self, name: str, layers: Sequence[int]) -> tuple[Features, Grid]:
-        """The first pass, of two images that differ in a corner: what the model's tokens are."""
+        """The first pass, of two images that differ in a corner, tells what the model's tokens are."""
         pixels = torch.zeros(2, 3, *self.image_size, dtype=torch.uint8)
         patch = _patch_of(self.config) or (1, 1)
         pixels[1, :, : patch[0], : patch[1]] = 255
@@ -103,7 +103,7 @@ class TransformersTeacher(FrozenTeacher):
         self.prefix = last.shape[1] - self._last_grid[0] * self._last_grid[1] if last.ndim == 3 else 0
         self.norm = _pooled_norm(self.net, last, hidden)
         self._check_corner(name, last, out.hidden_states)
-        self.widths = [self._split(each)[0].patches.shape[2] for each in hidden]
+        self.widths = [self._split(level)[0].patches.shape[2] for level in hidden]
         require_levels(name, layers, len(hidden))
         self.layers = tuple(layers)
         return self._forward(pixels)
@@ -113,10 +113,10 @@ class TransformersTeacher(FrozenTeacher):
         first = hidden[0]
         if last.ndim != 3 or first.shape[:2] != last.shape[:2]:
             return
-        moved = int((first[1] - first[0]).float().abs().amax(-1).argmax())
-        if moved != self.prefix:
+        corner = int((first[1] - first[0]).float().abs().amax(-1).argmax())
+        if corner != self.prefix:
             raise ModelError(
-                f"{name} has its first patch at token {moved}, and {self.prefix} tokens beside the patches",
+                f"{name} has its first patch at token {corner}, and {self.prefix} tokens beside the patches",
                 "choose another teacher",
             )
 
@@ -166,7 +166,7 @@ class TransformersTeacher(FrozenTeacher):
         """Maps (B, C_i, h_i, w_i) float32 of all levels, then of the default features."""
         out = self._run(pixels, hidden=True)
         features = self._split(out.last_hidden_state, self.norm)[0]
-        levels = [self._as_map(each) for each in _levels_of(out, self.config)]
+        levels = [self._as_map(level) for level in _levels_of(out, self.config)]
         return [*levels, to_map(features.patches, self._last_grid).float()]
 
     def _as_map(self, level: Tensor) -> Tensor:
@@ -179,15 +179,15 @@ class TransformersTeacher(FrozenTeacher):
         if not self.layers:
             return self._split(out.last_hidden_state, self.norm)
         hidden = _levels_of(out, self.config)
-        found = [self._split(hidden[layer]) for layer in self.layers]
-        grids = [grid for _, grid in found]
+        levels = [self._split(hidden[layer]) for layer in self.layers]
+        grids = [grid for _, grid in levels]
         if len(set(grids)) > 1:
-            shown = ", ".join(f"{layer}: {h}x{w}" for layer, (h, w) in zip(self.layers, grids, strict=True))
+            listing = ", ".join(f"{layer}: {h}x{w}" for layer, (h, w) in zip(self.layers, grids, strict=True))
             raise ModelError(
-                f"feature levels of different grids cannot be joined ({shown})", "give levels of one grid"
+                f"feature levels of different grids cannot be joined ({listing})", "give levels of one grid"
             )
         cls, patches = (
-            torch.cat(each, -1) for each in zip(*(features for features, _ in found), strict=True)
+            torch.cat(tensors, -1) for tensors in zip(*(features for features, _ in levels), strict=True)
         )
         return Features(cls, patches), grids[0]
 
@@ -228,8 +228,8 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TransformersTe
     checkpoint = checkpoints.open_checkpoint(str(config.name), config.weights)
     mean, std = config.mean, config.std
     if mean is None or std is None:
-        own = checkpoints.normalisation(checkpoint)
-        mean, std = mean or own[0], std or own[1]
+        stats = checkpoints.normalisation(checkpoint)
+        mean, std = mean or stats[0], std or stats[1]
     net = checkpoints.load_net(checkpoint)
     return TransformersTeacher(
         checkpoint,
@@ -245,7 +245,7 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TransformersTe
 
 def _refuse_timms(config: TeacherConfig) -> None:
     """ModelError for options that only timm has."""
-    given = [
+    flags = [
         flag
         for flag, value in (
             ("--teacher-args", config.args),
@@ -254,9 +254,9 @@ def _refuse_timms(config: TeacherConfig) -> None:
         )
         if value
     ]
-    if given:
+    if flags:
         raise ModelError(
-            f"{given[0]} is for timm's models, and {config.name} is a model of transformers",
+            f"{flags[0]} is for timm's models, and {config.name} is a model of transformers",
             "leave it out, or load the weights by timm's name: --teacher NAME --teacher-weights FILE",
         )
 
@@ -305,15 +305,15 @@ def cost_of(checkpoint: Checkpoint, image_size: Size, layers: Sequence[int] = ()
         ) from None
     require_levels(reference, layers, len(hidden))
     grid = _grid_of(last, hidden, image_size, config)
-    chosen = [hidden[layer] for layer in layers] or [last]
-    flat = [_flat(each, image_size) if each.ndim == 4 else (grid, each) for each in chosen]
+    outputs = [hidden[layer] for layer in layers] or [last]
+    flat = [_flat(output, image_size) if output.ndim == 4 else (grid, output) for output in outputs]
     sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in net.modules()]
     dim = sum(tokens.shape[2] for _, tokens in flat)
     return Cost(counter.get_total_flops(), sum(sizes), max(sizes), dim, flat[0][0])
 
 
 def _inputs(net: nn.Module, x: Tensor, config: Any) -> dict[str, Any]:
-    """What the network takes for normalised pixels ``x`` (B, 3, H, W)."""
+    """The network's arguments for normalised pixels ``x`` (B, 3, H, W)."""
     if accepts(net, "spatial_shapes"):  # SigLIP2 NaFlex: patches (B, N, p * p * 3), row by row
         height, width = _patch_of(config) or (1, 1)
         patches = x.unflatten(3, (-1, width)).unflatten(2, (-1, height)).permute(0, 2, 4, 3, 5, 1)
@@ -325,15 +325,15 @@ def _inputs(net: nn.Module, x: Tensor, config: Any) -> dict[str, Any]:
 
 
 def _before_merging(net: nn.Module) -> bool:
-    """Have the states of stages before their patches are merged, as timm does; False if it cannot."""
+    """Make a network return states from before patches are merged, as timm does; False if it cannot."""
     encoder = getattr(net, "encoder", None)
     if encoder is None or not accepts(encoder, _BEFORE_MERGING):
         return False
 
-    def asking(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, _BEFORE_MERGING: True}
 
-    encoder.register_forward_pre_hook(asking, with_kwargs=True)
+    encoder.register_forward_pre_hook(hook, with_kwargs=True)
     return True
 
 
@@ -343,20 +343,20 @@ def _levels_of(out: Any, config: Any) -> list[Tensor]:
     The last alone if the others are not timm's levels: states after downsampling (LeViT), or more than one
     a stage (PVT).
     """
-    found = list(getattr(out, "reshaped_hidden_states", None) or out.hidden_states)
+    states = list(getattr(out, "reshaped_hidden_states", None) or out.hidden_states)
     stages = getattr(config, "depths", None) or getattr(config, "depth", None)
     stages = stages if isinstance(stages, list | tuple) else None
-    count = len(stages) if stages else int(getattr(config, "num_hidden_layers", len(found)))
-    if len(found) == count + 1:  # the first are the embeddings
-        found = found[1:]
-    downsampled = stages and len(found) > 1 and found[-1].shape == found[-2].shape
-    return found[-1:] if len(found) != count or downsampled else found
+    count = len(stages) if stages else int(getattr(config, "num_hidden_layers", len(states)))
+    if len(states) == count + 1:  # the first are the embeddings
+        states = states[1:]
+    downsampled = stages and len(states) > 1 and states[-1].shape == states[-2].shape
+    return states[-1:] if len(states) != count or downsampled else states
 
 
 def facts(config: Any) -> dict[str, Any]:
-    """What a config says beyond its defaults, but for names and versions."""
-    found: dict[str, Any] = json.loads(json.dumps(config.to_diff_dict(), default=str))
-    return {key: value for key, value in found.items() if key not in _IDLE}
+    """The values of a config that differ from its defaults, except names and versions."""
+    values: dict[str, Any] = json.loads(json.dumps(config.to_diff_dict(), default=str))
+    return {key: value for key, value in values.items() if key not in _IDLE}
 
 
 def _patch_of(config: Any) -> Size | None:
@@ -382,7 +382,7 @@ def _grid_of(last: Tensor, hidden: Sequence[Tensor], image_size: Size, config: A
         return _flat(last, image_size)[0]
     if last.ndim == 3:
         patch = _patch_of(config)
-        maps = [_flat(each, image_size)[0] for each in hidden[-1:] if each.ndim == 4]
+        maps = [_flat(state, image_size)[0] for state in hidden[-1:] if state.ndim == 4]
         grids = maps or ([(image_size[0] // patch[0], image_size[1] // patch[1])] if patch else [])
         for rows, columns in grids:
             if 0 <= last.shape[1] - rows * columns <= _MOST_PREFIX:
@@ -415,7 +415,7 @@ def _pooled_norm(net: nn.Module, last: Tensor, hidden: Sequence[Tensor]) -> str:
     if last.shape != hidden[-1].shape or not torch.equal(last, hidden[-1]):
         return ""
     width = last.shape[-1] if last.ndim == 3 else None
-    found = [
+    norms = [
         name
         for name, module in net.named_modules()
         if isinstance(module, nn.LayerNorm)
@@ -423,4 +423,4 @@ def _pooled_norm(net: nn.Module, last: Tensor, hidden: Sequence[Tensor]) -> str:
         and not any(part.isdigit() or part == "embeddings" for part in name.split("."))
         and width in (None, module.normalized_shape[0])
     ]
-    return found[0] if len(found) == 1 else ""
+    return norms[0] if len(norms) == 1 else ""

@@ -36,17 +36,17 @@ def save(folder: Path, net: nn.Module, spec: ModelSpec, image_size: Size, **more
 
 def config(net: nn.Module, spec: ModelSpec, image_size: Size) -> dict[str, Any]:
     """What ``config.json`` says; ``image_size`` (H, W) is what pictures are resized to, bilinearly."""
-    timm_has: Any = net
-    made_with = {
+    timm_net: Any = net
+    model_args = {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in {**timm_has._model_args, **spec.args}.items()
+        for key, value in {**timm_net._model_args, **spec.args}.items()
         if key != "num_classes" and value is not None
     }
     return {
         "architecture": spec.name.split(".")[0],
         "num_classes": 0,
-        "num_features": int(timm_has.num_features),
-        "model_args": made_with,
+        "num_features": int(timm_net.num_features),
+        "model_args": model_args,
         "pretrained_cfg": {
             "input_size": [3, *image_size],
             "fixed_input_size": False,
@@ -71,7 +71,7 @@ def load(folder: Path) -> nn.Module:
 
 
 def licence_of(name: str) -> str | None:
-    """The licence that timm states for the weights called ``name``; None where it states none."""
+    """The licence that timm states for the weights called ``name``; None if it states none."""
     import timm
 
     config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None

@@ -11,7 +11,7 @@ def lr_scales(net: nn.Module, decay: float) -> dict[str, float]:
     """``{parameter: decay^distance}`` with a layer's distance from the last, layers as timm groups them.
 
     As timm's ``param_groups_layer_decay``: the layer nearest the output has 1, the stem the least.
-    Empty for a decay of 1. ModelError where timm does not know the network's layers.
+    Empty for a decay of 1. ModelError if timm does not know the network's layers.
     """
     if decay == 1:
         return {}

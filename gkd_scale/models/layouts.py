@@ -1,11 +1,11 @@
-"""Where in a file a network lies, and under which names.
+"""Finds a network in a checkpoint: the prefix of its tensors, and timm's names for them.
 
-Checkpoints hold a network under prefixes (``teacher.backbone.``, ``module.``, ``base_model.model.``), more
-than one network (a student, its teacher, their averages), and names of other projects (``dialects.py``).
-The prefix is found by what is in the file: it is the one under which most of the network's own tensors lie,
-with their shapes. Where two networks fit equally well and differ, one without further blocks goes before a
-larger one; then an average over training goes first (``ema``), then a ``teacher``, then one without such a
-name, then a ``student``, last a ``momentum`` or ``target`` encoder.
+Checkpoints hold a network under prefixes (``teacher.backbone.``, ``module.``, ``base_model.model.``), may
+hold several (a student, its teacher, their averages), and may use other projects' names (``dialects.py``).
+The prefix is the one under which most of the model's tensors lie, with fitting shapes. If several networks
+fit equally well and differ, one without additional blocks is preferred to a deeper one. Then the order is:
+an average over training (``ema``), a ``teacher``, one without such a name, a ``student``, a ``momentum`` or
+``target`` encoder.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _MOST = 20
 
 @dataclass(frozen=True)
 class Found:
-    """A network in a file: under ``prefix``, ``raw`` as the file has it, ``state`` as the model wants it.
+    """A network in a file: its ``prefix``, its tensors ``raw`` as in the file, and ``state`` for the model.
 
-    ``copies`` are prefixes of other networks of this kind in the file, ``equals`` those among them that fit
-    as well and differ, ``rivals`` those that no order of preference tells from this one; ``outside`` are
-    names that lie elsewhere. ``failure`` is why ``state`` is still ``raw``, which did not convert.
+    ``copies`` are prefixes of other networks of this kind in the file, ``equals`` those of them that fit as
+    well and differ, ``rivals`` those of equals that have the same preference; ``outside`` are names without
+    the prefix. If the conversion failed, ``failure`` is its exception, and ``state`` is ``raw``.
     """
 
     prefix: str
@@ -66,23 +66,23 @@ class Found:
     failure: Exception | None = None
 
 
-def find(wanted: StateDict, flat: StateDict, convert: Callable[[StateDict], StateDict]) -> Found:
+def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict], StateDict]) -> Found:
     """The network in ``flat`` that fits a model's tensors best; ``convert`` is :func:`timm_filter` or more.
 
-    Raises ModelError where two tensors get one name.
+    Raises ModelError if two tensors get one name.
     """
-    names = rename(flat, wanted)
-    candidates = _by_suffix(names, wanted)
-    full = _needed(wanted)
-    fits = {prefix: _fit(_under(names, prefix), wanted) for prefix in candidates}
+    names = rename(flat, model_state)
+    candidates = _by_suffix(names, model_state)
+    full = _tensor_count(model_state)
+    fits = {prefix: _fit(_under(names, prefix), model_state) for prefix in candidates}
     complete = any(fit[0] == full for fit in fits.values())
     if not complete:
         for prefix in dict.fromkeys([*candidates, *_trunks(names, full)]):
-            fits[prefix] = max(_converted_fit(names, prefix, wanted, convert), fits.get(prefix, (0, 0)))
+            fits[prefix] = max(_converted_fit(names, prefix, model_state, convert), fits.get(prefix, (0, 0)))
     best = max(fits.values(), default=(0, 0))
 
     def order(prefix: str) -> tuple[bool, int, str]:
-        return _is_larger(_under(names, prefix), wanted), *_preference(prefix)
+        return _is_larger(_under(names, prefix), model_state), *_preference(prefix)
 
     fitting = sorted((prefix for prefix, fit in fits.items() if fit == best), key=order)
     prefix = fitting[0] if any(best) else ""
@@ -116,46 +116,46 @@ def timm_filter(model: nn.Module, state: StateDict) -> StateDict:
         return dict(convert(dict(state), model))
 
 
-def rename(flat: StateDict, wanted: StateDict) -> StateDict:
-    """``flat`` with names as timm's models have them: without wrappers, chunks, and words of others."""
+def rename(flat: StateDict, model_state: StateDict) -> StateDict:
+    """``flat`` under timm's names: without wrappers and chunks, and translated from other projects' names."""
     names = _renamed({name: _TRANSPARENT.sub("", name) for name in flat}, flat)
-    if not any(_CHUNKED.fullmatch(name) for name in wanted):
+    if not any(_CHUNKED.fullmatch(name) for name in model_state):
         names = _unchunk(names)
-    if other := dialects.renamed(names, wanted):
-        names = dialects.fitted(_renamed(other, names), wanted)
-    if "blocks.0.ls1.gamma" in wanted:
+    if new := dialects.renamed(names, model_state):
+        names = dialects.fitted(_renamed(new, names), model_state)
+    if "blocks.0.ls1.gamma" in model_state:
         names = _renamed({name: re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name) for name in names}, names)
     return names
 
 
 def _renamed(new: dict[str, str], names: StateDict) -> StateDict:
-    """``names`` under their ``new`` names; ModelError where two become one."""
-    made: StateDict = {}
+    """``names`` under their ``new`` names; ModelError if two become one."""
+    state: StateDict = {}
     for name, value in names.items():
-        if new.get(name, name) in made:
+        if new.get(name, name) in state:
             raise ModelError(
                 f"two tensors have the name {new.get(name, name)}, with and without wrappers",
                 "save the network once, in one state dict",
             )
-        made[new.get(name, name)] = value
-    return made
+        state[new.get(name, name)] = value
+    return state
 
 
 def _unchunk(names: StateDict) -> StateDict:
-    """Blocks in chunks (``blocks.1.6.norm1.bias``) as one list.
+    """Renames blocks in chunks (``blocks.1.6.norm1.bias``) to those of one list.
 
-    In the chunks of DINOv2 a block keeps its number; where chunks count from 0 each, they follow each other.
+    DINOv2's chunks keep the number of a block. If each chunk counts from 0, blocks are numbered in order.
     """
-    found = {name: match for name in names if (match := _CHUNKED.fullmatch(name))}
-    blocks = {(m["before"], int(m["chunk"]), int(m["block"])) for m in found.values()}
+    matches = {name: match for name in names if (match := _CHUNKED.fullmatch(name))}
+    blocks = {(m["before"], int(m["chunk"]), int(m["block"])) for m in matches.values()}
     number = {}
-    for before in {each[0] for each in blocks}:
-        of = sorted(each for each in blocks if each[0] == before)
-        keep = len({block for _, _, block in of}) == len(of)
-        number.update({each: each[2] if keep else index for index, each in enumerate(of)})
+    for before in {key[0] for key in blocks}:
+        keys = sorted(key for key in blocks if key[0] == before)
+        keep = len({block for _, _, block in keys}) == len(keys)
+        number.update({key: key[2] if keep else index for index, key in enumerate(keys)})
     new = {
         name: f"{m['before']}.{number[m['before'], int(m['chunk']), int(m['block'])]}.{m['rest']}"
-        for name, m in found.items()
+        for name, m in matches.items()
     }
     return _renamed(new, names)
 
@@ -164,49 +164,49 @@ def _under(names: StateDict, prefix: str) -> StateDict:
     return {name[len(prefix) :]: value for name, value in names.items() if name.startswith(prefix)}
 
 
-def _needed(wanted: StateDict) -> int:
-    return sum(not name.endswith("num_batches_tracked") for name in wanted)
+def _tensor_count(model_state: StateDict) -> int:
+    return sum(not name.endswith("num_batches_tracked") for name in model_state)
 
 
-def _by_suffix(names: StateDict, wanted: StateDict) -> list[str]:
-    """Prefixes under which the most of the wanted names lie, the most first."""
-    found: Counter[str] = Counter()
+def _by_suffix(names: StateDict, model_state: StateDict) -> list[str]:
+    """Prefixes under which most of the model's names lie, those with the most first."""
+    counts: Counter[str] = Counter()
     for name in names:
         start = 0
         while True:
-            if name[start:] in wanted:
-                found[name[:start]] += 1
+            if name[start:] in model_state:
+                counts[name[:start]] += 1
             start = name.find(".", start) + 1
             if not start:
                 break
-    kept = [(prefix, n) for prefix, n in found.most_common(_MOST) if not _words(prefix) & _NO_WEIGHTS]
-    return [prefix for prefix, count in kept if 2 * count >= kept[0][1]]
+    candidates = [(prefix, n) for prefix, n in counts.most_common(_MOST) if not _words(prefix) & _NO_WEIGHTS]
+    return [prefix for prefix, count in candidates if 2 * count >= candidates[0][1]]
 
 
-def _trunks(names: StateDict, needed: int) -> list[str]:
-    """Prefixes that hold at least half as many tensors as are needed, the shortest first."""
-    found: Counter[str] = Counter()
+def _trunks(names: StateDict, total: int) -> list[str]:
+    """Prefixes that hold at least half of ``total`` tensors, the shortest first."""
+    counts: Counter[str] = Counter()
     for name in names:
         segments = name.split(".")
         for depth in range(len(segments)):
-            found["".join(f"{segment}." for segment in segments[:depth])] += 1
-    trunks = [p for p, count in found.items() if 2 * count >= needed and not _words(p) & _NO_WEIGHTS]
+            counts["".join(f"{segment}." for segment in segments[:depth])] += 1
+    trunks = [p for p, count in counts.items() if 2 * count >= total and not _words(p) & _NO_WEIGHTS]
     return sorted(trunks, key=len)[:_MOST]
 
 
-def _fit(state: StateDict, wanted: StateDict) -> tuple[int, int]:
-    """How many of the wanted tensors ``state`` holds with shapes that fit, and how many at all."""
-    held = [name for name in wanted if name in state and not name.endswith("num_batches_tracked")]
-    fitting = sum(state[name].shape == wanted[name].shape or _resampled(name) for name in held)
-    return fitting, len(held)
+def _fit(state: StateDict, model_state: StateDict) -> tuple[int, int]:
+    """How many of the model's tensors ``state`` holds with a fitting shape, and with any shape."""
+    common = [name for name in model_state if name in state and not name.endswith("num_batches_tracked")]
+    fitting = sum(state[name].shape == model_state[name].shape or _resampled(name) for name in common)
+    return fitting, len(common)
 
 
 def _converted_fit(
-    names: StateDict, prefix: str, wanted: StateDict, convert: Callable[[StateDict], StateDict]
+    names: StateDict, prefix: str, model_state: StateDict, convert: Callable[[StateDict], StateDict]
 ) -> tuple[int, int]:
-    """As :func:`_fit` after ``convert``; nothing fits where that fails."""
+    """As :func:`_fit` after ``convert``; (0, 0) if that fails."""
     try:
-        return _fit(convert(_under(names, prefix)), wanted)
+        return _fit(convert(_under(names, prefix)), model_state)
     except Exception:
         return 0, 0
 
@@ -216,10 +216,10 @@ def _resampled(name: str) -> bool:
     return name == KERNEL or "pos_embed" in name or "relative_position" in name or "rel_pos" in name
 
 
-def _is_larger(state: StateDict, wanted: StateDict) -> bool:
+def _is_larger(state: StateDict, model_state: StateDict) -> bool:
     """Whether ``state`` holds more of the model's parts than the model has: a deeper network's tensors."""
-    parts = {name.partition(".")[0] for name in wanted if "." in name}
-    return any(name not in wanted and name.partition(".")[0] in parts for name in state)
+    parts = {name.partition(".")[0] for name in model_state if "." in name}
+    return any(name not in model_state and name.partition(".")[0] in parts for name in state)
 
 
 def of_an_optimizer(name: str) -> bool:
@@ -233,7 +233,7 @@ def _words(prefix: str) -> set[str]:
 
 def _preference(prefix: str) -> tuple[int, str]:
     words = _words(prefix)
-    ranks = [rank for rank, known in enumerate(_ORDER) if words & known]
+    ranks = [rank for rank, group in enumerate(_ORDER) if words & group]
     return (ranks[0] if ranks else 2), prefix
 
 

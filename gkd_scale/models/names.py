@@ -1,4 +1,4 @@
-"""Names of models elsewhere (the Hugging Face hub, torch.hub) as timm's, for the one who gives them here."""
+"""Translates model names of the Hugging Face hub and torch.hub to timm's, for hints in errors."""
 
 from __future__ import annotations
 
@@ -47,42 +47,42 @@ _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 ACCEPTED = "names are timm's, such as vit_small_patch14_dinov2.lvd142m; 'gkd-scale students' lists some"
 
 
-def suggest(name: str, known: list[str]) -> str:
-    """The next step for ``name``, which is none of the ``known`` names: timm's name of what is meant."""
+def suggest(name: str, models: list[str]) -> str:
+    """The next step for ``name``, which is not among ``models``: timm's name of the model that is meant."""
     if re.search(r"\.(safetensors|pth|pt|bin|ckpt)$", name):
         return f"that is a file of weights: give it as --teacher-weights or --student-weights; {ACCEPTED}"
     if Path(name).is_dir():
         return (
             f"that is a folder: a run is --backbone or --student-weights, a model of transformers {HF}{name}"
         )
-    meant = timm_name(name, known)
+    guess = timm_name(name, models)
     accepted = ACCEPTED
     if _HUB_ID.fullmatch(name) and not name.startswith("timm/"):
         accepted = f"{ACCEPTED}; a model of transformers is {HF}{name}"
-    if meant:
-        return f"did you mean '{meant}'? {accepted}"
-    return accepted if "/" in name else _alike(name, known) or accepted
+    if guess:
+        return f"did you mean '{guess}'? {accepted}"
+    return accepted if "/" in name else _alike(name, models) or accepted
 
 
-def _alike(name: str, known: list[str]) -> str:
-    """timm's name that begins with the letters and digits of ``name``, or is near, or has them."""
+def _alike(name: str, models: list[str]) -> str:
+    """A hint: timm's name that begins with ``name``'s letters and digits, is near to it, or holds them."""
     plain = _plain(name)
-    names = sorted((n for n in known if not n.startswith("test_")), key=lambda each: (len(each), each))
-    begins = [each for each in names if plain and _plain(each).startswith(plain)]
-    near = "" if begins else nearest(name, known, cutoff=0.8)
-    found = begins or [each for each in names if plain and plain in _plain(each)]
-    return near or (f"did you mean '{found[0]}'? {ACCEPTED}" if found else "")
+    names = sorted((n for n in models if not n.startswith("test_")), key=lambda model: (len(model), model))
+    begins = [model for model in names if plain and _plain(model).startswith(plain)]
+    near = "" if begins else nearest(name, models, cutoff=0.8)
+    matches = begins or [model for model in names if plain and plain in _plain(model)]
+    return near or (f"did you mean '{matches[0]}'? {ACCEPTED}" if matches else "")
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def timm_name(name: str, known: list[str]) -> str:
-    """timm's name of a model of the Hugging Face hub or torch.hub; the empty string where none is known."""
+def timm_name(name: str, models: list[str]) -> str:
+    """timm's name of a model of the Hugging Face hub or torch.hub; the empty string if none is known."""
     name = re.sub(r"(?i)^(vit-\w+)/(\d+)", r"\1-\2", name)  # ViT-B/16
     last = name.rstrip("/").rsplit("/", 1)[-1]
-    if last.split(".")[0] in known:  # timm/NAME, hf-hub:timm/NAME
+    if last.split(".")[0] in models:  # timm/NAME, hf-hub:timm/NAME
         return last
     plain = re.sub(r"[-_. ]+", "-", last.lower())
     for pattern, form in _KNOWN:
@@ -90,12 +90,12 @@ def timm_name(name: str, known: list[str]) -> str:
             parts = match.groupdict()
             size = parts.get("size", "")
             image = parts.get("image") or "224"
-            found = form.format(**{**parts, "size": _SIZES.get(size, size), "image": image})
-            if found.split(".")[0] in known:
-                return found
+            candidate = form.format(**{**parts, "size": _SIZES.get(size, size), "image": image})
+            if candidate.split(".")[0] in models:
+                return candidate
     words = plain.replace("-", "_")
     while "_" in words:  # vit-base-patch16-224-in21k: vit_base_patch16_224
-        if words in known:
+        if words in models:
             return words
         words = words.rpartition("_")[0]
     return ""

@@ -37,21 +37,21 @@ def backbone_outputs(
 ) -> BackboneOutputs:
     """One pass over ``pixels`` (B, 3, H, W) 0..255; ``change`` alters the normalised pixels."""
     x = families.as_input(backbone.net, change(backbone.normalize(pixels)))
-    wanted = sorted({*backbone.indices, *levels})
+    indices = sorted({*backbone.indices, *levels})
     net: Any = backbone.net
     if not backbone.is_tokens:
-        found = dict(
-            zip(wanted, net.forward_intermediates(x, indices=wanted, intermediates_only=True), strict=True)
+        states = dict(
+            zip(indices, net.forward_intermediates(x, indices=indices, intermediates_only=True), strict=True)
         )
-        own = [found[index] for index in backbone.indices]
-        features, grid = families.flatten_map(nn.Identity(), own[-1])
-        return BackboneOutputs(backbone.pyramid(own), features, grid, [found[index] for index in levels])
+        stages = [states[index] for index in backbone.indices]
+        features, grid = families.flatten_map(nn.Identity(), stages[-1])
+        return BackboneOutputs(backbone.pyramid(stages), features, grid, [states[index] for index in levels])
     rows, columns = families.patch_size(net)
     grid = (x.shape[2] // rows, x.shape[3] // columns)
     blocks = net.forward_intermediates(
-        x, indices=wanted, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        x, indices=indices, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
     )
-    pairs = dict(zip(wanted, (b if isinstance(b, tuple) else (b, None) for b in blocks), strict=True))
+    pairs = dict(zip(indices, (b if isinstance(b, tuple) else (b, None) for b in blocks), strict=True))
 
     def norm(tokens: Tensor) -> Tensor:
         return families.normalised(net, net.norm(tokens))

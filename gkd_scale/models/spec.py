@@ -57,20 +57,20 @@ def from_dict(values: Mapping[str, Any]) -> ModelSpec:
 
 
 @dataclass(frozen=True)
-class _Named:
+class _Entry:
     spec: ModelSpec
     weights: Path | None = None
 
 
-def _demo_teacher() -> _Named:
+def _demo_teacher() -> _Entry:
     card = yaml.safe_load((WEIGHTS / "demo_teacher.yaml").read_text())
     spec = ModelSpec(card["architecture"], card["args"], _triple(card["mean"]), _triple(card["std"]))
-    return _Named(spec, WEIGHTS / "demo_teacher.safetensors")
+    return _Entry(spec, WEIGHTS / "demo_teacher.safetensors")
 
 
-def _demo_student() -> _Named:
+def _demo_student() -> _Entry:
     args = {"patch_size": 8, "img_size": [96, 128], "embed_dim": 96, "depth": 4, "num_heads": 3}
-    return _Named(ModelSpec("vit_tiny_patch16_224", args))
+    return _Entry(ModelSpec("vit_tiny_patch16_224", args))
 
 
 ZOO = {"demo_teacher": _demo_teacher, "demo_student": _demo_student}
@@ -91,14 +91,14 @@ def resolve(
 
         return twins.resolve(name, args or {}, mean, std)
     if name in ZOO:
-        named = ZOO[name]()
-        spec, weights = named.spec, named.weights
+        entry = ZOO[name]()
+        spec, weights = entry.spec, entry.weights
     else:
         base, _, tag = name.partition(".")
         if not timm.is_model(base):
-            known = [*ZOO, *timm.list_models()]
-            raise ModelError(f"timm {timm.__version__} has no model '{name}'", names.suggest(name, known))
-        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
+            models = [*ZOO, *timm.list_models()]
+            raise ModelError(f"timm {timm.__version__} has no model '{name}'", names.suggest(name, models))
+        tags = [variant.partition(".")[2] for variant in timm.list_pretrained(f"{base}.*")]
         if tag and tag not in tags:
             raise ModelError(
                 f"timm {timm.__version__} has no weights '{tag}' of '{base}'",
@@ -121,7 +121,7 @@ def create(
     """``timm.create_model`` without a classifier, its refusals as ModelError.
 
     ``image_size`` fixes the size of models that need one (position embeddings are resampled by timm
-    when weights are loaded); ``optional`` arguments are left out where the model does not know them;
+    when weights are loaded); ``optional`` arguments are left out if the model does not know them;
     ``pretrained`` downloads timm's weights.
     """
     import timm
@@ -139,8 +139,8 @@ def create(
                 return create(spec, pretrained=pretrained, optional=options)
             unknown = [key for key in options if f"'{key}'" in str(error)]
             if unknown:
-                known = {key: value for key, value in options.items() if key not in unknown}
-                return create(spec, image_size=image_size, pretrained=pretrained, optional=known)
+                rest = {key: value for key, value in options.items() if key not in unknown}
+                return create(spec, image_size=image_size, pretrained=pretrained, optional=rest)
             raise ModelError(
                 f"{spec.name} does not take these arguments: {kwargs}: {error}", "see timm"
             ) from None

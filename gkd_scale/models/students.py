@@ -4,7 +4,7 @@ The network keeps timm's module and its keys; what we add (the mask token) lives
 exported. Position embeddings and windows keep the architecture's own size and are resampled on the fly for
 other image sizes, so that the exported weights load into plain ``timm.create_model``.
 
-A student is deterministic but for ``drop_path`` and BatchNorm. With drop-path, the masked pass shares the
+A student is deterministic except for ``drop_path`` and BatchNorm. With drop-path, the masked pass shares the
 draw of the unmasked half instead of making a second one; with BatchNorm, its statistics are those of the
 masked images alone (see ``distill/objectives/qsd.py``).
 """
@@ -23,14 +23,14 @@ from gkd_scale.models.spec import ModelSpec
 from gkd_scale.types import Features, Grid, Size
 
 MAX_RATIO = 4
-"""How many times finer or coarser than the teacher's, on a side, a student's grid may be."""
+"""The largest ratio, on a side, between a student's grid and the teacher's."""
 
 
 class Student(nn.Module):
     """A timm network that gives Features and can be masked.
 
     ``grid`` is the grid of its tokens and ``dim`` their width Cs; masks are drawn on ``mask_grid``, which is
-    ``grid`` where patch embeddings are masked, else the teacher's.
+    ``grid`` if patch embeddings are masked, else the teacher's.
     """
 
     def __init__(self, net: nn.Module, spec: ModelSpec, grid: Grid, dim: int, teacher_grid: Grid) -> None:
@@ -101,15 +101,15 @@ def load_student(
     return Student(net, spec, grid, dim, teacher_grid)
 
 
-def refuse_far(name: str, image_size: Size, grid: Grid, wanted: Grid) -> None:
-    """ModelError where bilinear resampling from ``grid`` to ``wanted`` would invent or skip most tokens."""
-    ratios = [max(own / other, other / own) for own, other in zip(grid, wanted, strict=True)]
+def refuse_far(name: str, image_size: Size, grid: Grid, target: Grid) -> None:
+    """ModelError if bilinear resampling from ``grid`` to ``target`` would invent or skip most tokens."""
+    ratios = [max(mine / theirs, theirs / mine) for mine, theirs in zip(grid, target, strict=True)]
     if max(ratios) > MAX_RATIO:
-        coarse = grid[0] * grid[1] < wanted[0] * wanted[1]
+        coarse = grid[0] * grid[1] < target[0] * target[1]
         raise ModelError(
             f"{name} gives {grid[0]}x{grid[1]} tokens for {image_size[0]}x{image_size[1]} images, "
             f"more than {MAX_RATIO} times {'coarser' if coarse else 'finer'} than the teacher's "
-            f"{wanted[0]}x{wanted[1]}",
+            f"{target[0]}x{target[1]}",
             f"choose a student with a {'smaller' if coarse else 'larger'} stride "
             "(gkd-scale students), or --student-args patch_size=P",
         )

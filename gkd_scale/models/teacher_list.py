@@ -71,9 +71,9 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
-        found = {key: value for key, value in asdict(self.teacher).items() if key != "weights"}
-        counted = {"gflops": self.teacher.gflops or None, "licence": self.teacher.licence or None}
-        return {**found, **counted, "here": self.here, "command": self.command}
+        values = {key: value for key, value in asdict(self.teacher).items() if key != "weights"}
+        optional = {"gflops": self.teacher.gflops or None, "licence": self.teacher.licence or None}
+        return {**values, **optional, "here": self.here, "command": self.command}
 
 
 def main(cfg: TeachersConfig) -> None:
@@ -90,30 +90,28 @@ def select(cfg: TeachersConfig) -> list[Row]:
     low, high = cfg.millions or (0.0, float("inf"))
     words = [word.lower() for word in cfg.filter]
 
-    def matches(each: Teacher) -> bool:
-        return all(word in f"{each.name} {each.family}".lower() for word in words)
+    def matches(t: Teacher) -> bool:
+        return all(word in f"{t.name} {t.family}".lower() for word in words)
 
-    counted = [
+    candidates = [
         *filter(matches, read()),
         *(_of_transformers(*pair, cfg.image_size) for pair in transformers_here() if matches(pair[0])),
     ]
-    known = sorted((each for each in counted if each), key=lambda each: (each.parameters, each.name))
+    teachers = sorted((t for t in candidates if t), key=lambda t: (t.parameters, t.name))
     rows = [
-        Row(each, each.name.startswith(HF) or is_here(each))
-        for each in known
-        if low <= each.parameters / 1e6 <= high
+        Row(t, t.name.startswith(HF) or is_here(t)) for t in teachers if low <= t.parameters / 1e6 <= high
     ]
     rows = [row for row in rows if row.here or not cfg.here]
     if not rows:
-        asked = " and ".join(map(repr, cfg.filter)) or "these sizes"
+        filters = " and ".join(map(repr, cfg.filter)) or "these sizes"
         raise ConfigError(
-            f"no teacher matches {asked}" + (" on this machine" if cfg.here else ""),
+            f"no teacher matches {filters}" + (" on this machine" if cfg.here else ""),
             nearest(cfg.filter[0] if cfg.filter else "", NAMES) or f"families: {', '.join(NAMES)}",
         )
-    return [Row(_counted(row.teacher, cfg.image_size), row.here) for row in rows]
+    return [Row(_at_size(row.teacher, cfg.image_size), row.here) for row in rows]
 
 
-def _counted(teacher: Teacher, side: int | None) -> Teacher:
+def _at_size(teacher: Teacher, side: int | None) -> Teacher:
     """A teacher of timm at another image size."""
     if teacher.name.startswith(HF) or side in (None, teacher.side):
         return teacher
@@ -130,11 +128,11 @@ def _of_transformers(teacher: Teacher, folder: Path, side: int | None) -> Teache
     except ModelError:
         return None
     try:
-        found = hf.cost_of(checkpoint, (side, side))
+        costs = hf.cost_of(checkpoint, (side, side))
     except ModelError:  # it takes no images of this size
         return replace(teacher, side=side)
-    gflops = float(f"{found.flops / 1e9:.3g}")
-    return replace(teacher, side=side, gflops=gflops, width=found.dim, parameters=found.parameters)
+    gflops = float(f"{costs.flops / 1e9:.3g}")
+    return replace(teacher, side=side, gflops=gflops, width=costs.dim, parameters=costs.parameters)
 
 
 def show(rows: list[Row]) -> None:
@@ -146,11 +144,16 @@ def show(rows: list[Row]) -> None:
         kind = "left" if name in ("teacher", "family", "licence") else "right"
         table.add_column(name, justify=kind, no_wrap=True)
     for row in rows:
-        each = row.teacher
-        numbers = (f"{each.parameters / 1e6:.1f}", f"{each.stride}", f"{each.width}", f"{each.side}")
-        gflops = f"{each.gflops:.3g}" if each.gflops else "?"
+        teacher = row.teacher
+        cells = (
+            f"{teacher.parameters / 1e6:.1f}",
+            f"{teacher.stride}",
+            f"{teacher.width}",
+            f"{teacher.side}",
+        )
+        gflops = f"{teacher.gflops:.3g}" if teacher.gflops else "?"
         star = "*" if row.here else ""
-        table.add_row(star, each.name, each.family, *numbers, gflops, each.licence or "?")
+        table.add_row(star, teacher.name, teacher.family, *cells, gflops, teacher.licence or "?")
     wide = Console(highlight=False, width=max(console.out.width, WIDTH))
     wide.print(table)
     wide.print(f"the command for the first: {rows[0].command}", markup=False, soft_wrap=True)

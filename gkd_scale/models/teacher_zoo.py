@@ -100,16 +100,16 @@ def count(name: str, family: str, side: int = IMAGE_SIDE) -> Teacher:
         net: Any = specs.create(specs.resolve(name)[0])
     stride = max(patch_size(net)) if is_tokens(net) else int(net.feature_info[-1]["reduction"])
     side = max(1, round(side / stride)) * stride
-    found = cost(name, (side, side))
+    costs = cost(name, (side, side))
     config: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return Teacher(
         name=name,
         family=family,
-        parameters=found.parameters,
+        parameters=costs.parameters,
         stride=stride,
-        width=found.dim,
+        width=costs.dim,
         side=side,
-        gflops=float(f"{found.flops / 1e9:.3g}"),
+        gflops=float(f"{costs.flops / 1e9:.3g}"),
         licence=getattr(config, "license", None) or "",
         weights=config.hf_hub_id or (config.url or "").rsplit("/", 1)[-1],
     )
@@ -121,13 +121,13 @@ def write(path: Path = TABLE) -> None:
 
 
 def hub_cache() -> Path:
-    """Where models of the Hugging Face hub are kept on this machine, as its own variables say."""
+    """The folder of Hugging Face hub models on this machine, by the hub's environment variables."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def torch_cache() -> Path:
-    """Where files that torch and timm download by their address are kept."""
+    """The folder of files that torch and timm download by their address."""
     home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"
     return Path(home).expanduser() / "hub/checkpoints"
 
@@ -141,43 +141,43 @@ def is_here(teacher: Teacher) -> bool:
     return any(_snapshots(teacher.weights, ("model.safetensors", "pytorch_model.bin")))
 
 
-def _snapshots(name: str, wanted: tuple[str, ...]) -> Iterator[Path]:
-    """Folders of a hub's model in the cache that hold one of the ``wanted`` files."""
+def _snapshots(name: str, filenames: tuple[str, ...]) -> Iterator[Path]:
+    """Folders of a hub's model in the cache that hold one of ``filenames``."""
     folder = hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
     for snapshot in sorted(folder.glob("*")):
-        if any((snapshot / file).exists() for file in wanted):
+        if any((snapshot / file).exists() for file in filenames):
             yield snapshot
 
 
 def transformers_here() -> Iterator[tuple[Teacher, Path]]:
-    """Vision models of transformers in the hub's cache of this machine and their folders; no arithmetic."""
+    """Vision models of transformers in this machine's hub cache, with their folders; ``gflops`` is 0."""
     for folder in sorted(hub_cache().glob("models--*--*")):
         name = folder.name.removeprefix("models--").replace("--", "/", 1)
-        rows_here = ((_described(name, each), each) for each in _snapshots(name, _TENSORS))
-        yield from islice(((row, each) for row, each in rows_here if row is not None), 1)
+        rows_here = ((_describe(name, snapshot), snapshot) for snapshot in _snapshots(name, _TENSORS))
+        yield from islice(((row, snapshot) for row, snapshot in rows_here if row is not None), 1)
 
 
-def _described(name: str, snapshot: Path) -> Teacher | None:
+def _describe(name: str, snapshot: Path) -> Teacher | None:
     """A row for a folder of transformers; None if it has no patches or stages that read images."""
     try:
-        whole = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+        raw = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
         parameters = _parameters(snapshot / "model.safetensors")
-        return _row(name, snapshot, whole, parameters)
+        return _row(name, snapshot, raw, parameters)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, KeyError, IndexError, MemoryError):
         return None
 
 
-def _row(name: str, snapshot: Path, whole: dict[str, Any], parameters: int) -> Teacher | None:
-    config = whole.get("vision_config", whole)
+def _row(name: str, snapshot: Path, raw: dict[str, Any], parameters: int) -> Teacher | None:
+    config = raw.get("vision_config", raw)
     widths = config.get("hidden_sizes") or [config.get("hidden_size", 0)]
     stride = config.get("patch_size", 4 if "hidden_sizes" in config else 0)
-    if "model_type" not in whole or not isinstance(stride, int) or not stride or "auto_map" in whole:
+    if "model_type" not in raw or not isinstance(stride, int) or not stride or "auto_map" in raw:
         return None
     stride *= 2 ** (len(config.get("depths", [0])) - 1)  # each stage halves the map
     side = config.get("image_size", IMAGE_SIDE)
     return Teacher(
         name=f"{HF}{name}",
-        family=str(whole["model_type"]),
+        family=str(raw["model_type"]),
         parameters=parameters,
         stride=stride,
         width=int(widths[-1]),
@@ -199,7 +199,7 @@ def _parameters(file: Path) -> int:
 
 
 def _licence(snapshot: Path) -> str:
-    """What the head of a model's card says."""
+    """The licence in the first lines of a model's card; empty if there is none."""
     card = snapshot / "README.md"
     lines = card.read_text(encoding="utf-8", errors="replace").splitlines()[:40] if card.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), "")

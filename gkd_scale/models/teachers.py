@@ -56,7 +56,7 @@ class Normalize(nn.Module):
 
 
 class FrozenTeacher(ABC):
-    """What teachers have in common: where and in which arithmetic they compute, and their two calls."""
+    """Common to all teachers: device, arithmetic, and the two calls."""
 
     device: torch.device
     dtype: str
@@ -181,10 +181,10 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
     check_divisible(net, image_size, name)
     if file is not None:
-        own = specs.resolve(name)[0].args if file == shipped else {}
-        made_for = {**own, **args}.get("img_size")
+        shipped_args = specs.resolve(name)[0].args if file == shipped else {}
+        native_size = {**shipped_args, **args}.get("img_size")
         state = weight_files.read_state_dict(file)
-        weight_files.load_into(net, state, file, resize=resize, image_size=made_for)
+        weight_files.load_into(net, state, file, resize=resize, image_size=native_size)
     elif resize != "pi":
         weight_files.load_downloaded(net, spec, resize)
     if config.patch_size is not None and not is_tokens(net):

@@ -1,9 +1,9 @@
-"""Files of weights: what a file is, told by its bytes, and its tensors by name.
+"""Files of weights: recognises a file by its bytes, and reads its tensors by name.
 
 Safetensors, or ``torch.load(weights_only=True)``; nothing that can run code. Nested dicts become names
-joined by dots, so that ``{"model": {"norm.bias": …}}`` holds ``model.norm.bias``: where in a file a network
-lies is a question of its names alone (``layouts.py``). Anything else that people save or download as weights
-(a web page, a Git LFS pointer, an archive, half a file) is refused by what it is.
+joined by dots, so that ``{"model": {"norm.bias": …}}`` holds ``model.norm.bias``: ``layouts.py`` finds a
+network by names alone. Anything else that people save or download as weights (a web page, a Git LFS pointer,
+an archive, half a file) is refused with what it is.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
 def read_state_dict(path: Path) -> StateDict:
     """Tensors by name from a safetensors or PyTorch file, or from all parts of an index.json; ModelError."""
     try:
-        found = _read(path)
+        state = _read(path)
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read: {error.strerror or error}", "check the path and its permissions"
         ) from None
-    if not found:
+    if not state:
         raise ModelError(f"{path} holds no tensors", "give a file with a network's state dict")
-    return found
+    return state
 
 
 def index_of(path: Path) -> Path | None:
@@ -110,13 +110,13 @@ def _read(path: Path, *, part: bool = False) -> StateDict:
         return _pytorch(path)
     if head.startswith(b"PK"):
         raise ModelError(f"{path} is cut short: the end of its zip archive is missing", _AGAIN)
-    what, hint = _named(head, path)
+    what, hint = _kind_of(head, path)
     raise ModelError(f"{path} is no weights file: it is {what}", hint)
 
 
 def file_in(folder: Path) -> str:
     """The next step for someone who gave a folder instead of a file."""
-    join = next((each for each in (folder, folder.parent) if (each / "zero_to_fp32.py").is_file()), None)
+    join = next((path for path in (folder, folder.parent) if (path / "zero_to_fp32.py").is_file()), None)
     if join is not None:
         command = shell("python", join / "zero_to_fp32.py", join, join / "joined")
         return f"it is DeepSpeed's: join its parts ({command}), then give the file in {join / 'joined'}"
@@ -126,14 +126,14 @@ def file_in(folder: Path) -> str:
         return f"it is in parts: join them ({command}), then give {folder / 'joined.pth'}"
     names = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
     patterns = ("*.index.json", "*.safetensors", "*.bin", "*.pth", "*.pt")
-    known = [folder / name for name in names if (folder / name).is_file()]
-    known += [
-        each for pattern in patterns for each in sorted(folder.glob(pattern)) if "optim" not in each.name
+    candidates = [folder / name for name in names if (folder / name).is_file()]
+    candidates += [
+        path for pattern in patterns for path in sorted(folder.glob(pattern)) if "optim" not in path.name
     ]
-    return f"give a file in it: {known[0]}" if known else "give a safetensors or .pth file"
+    return f"give a file in it: {candidates[0]}" if candidates else "give a safetensors or .pth file"
 
 
-def _named(head: bytes, path: Path) -> tuple[str, str]:
+def _kind_of(head: bytes, path: Path) -> tuple[str, str]:
     """What a file with these first bytes is, and what to do."""
     for magic, what, hint in _KINDS:
         if head.startswith(magic):
@@ -164,8 +164,8 @@ def _safetensors(path: Path) -> StateDict:
     except OSError:
         raise
     except Exception as error:
-        short = any(said in str(error) for said in ("incomplete metadata", "header length", "too small"))
-        reason = "it is cut short" if short else " ".join(str(error).split())[:200]
+        cut = any(phrase in str(error) for phrase in ("incomplete metadata", "header length", "too small"))
+        reason = "it is cut short" if cut else " ".join(str(error).split())[:200]
         raise ModelError(f"{path} cannot be read as safetensors: {reason}", _AGAIN) from None
 
 
@@ -179,7 +179,7 @@ def _indexed(path: Path) -> StateDict:
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         what = "is a JSON file, and no index of weights" if index is not None else "is a text file"
         raise ModelError(f"{path} {what}", "give the weights themselves, such as model.safetensors")
-    found: StateDict = {}
+    state: StateDict = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise ModelError(f"{path} names a part outside its folder: '{name}'", "mend the index")
@@ -189,11 +189,11 @@ def _indexed(path: Path) -> StateDict:
                 f"{path} is an index of {len(set(places.values()))} files, and {part} is not there",
                 "put all parts beside it, or give a file that holds all tensors",
             )
-        _merge(found, _read(part, part=True).items(), path)
-    missing = sorted(places.keys() - found.keys())
+        _merge(state, _read(part, part=True).items(), path)
+    missing = sorted(places.keys() - state.keys())
     if missing:
         raise ModelError(f"{path} names tensors that its parts lack: {', '.join(missing[:3])}", _AGAIN)
-    return found
+    return state
 
 
 def _pytorch(path: Path) -> StateDict:
@@ -206,13 +206,13 @@ def _pytorch(path: Path) -> StateDict:
         raise
     except Exception as error:
         raise _refusal(path, error) from None
-    found: StateDict = {}
-    _merge(found, _tensors(loaded, ()), path)
-    if not found and not isinstance(loaded, Mapping | list | tuple | argparse.Namespace):
+    state: StateDict = {}
+    _merge(state, _tensors(loaded, ()), path)
+    if not state and not isinstance(loaded, Mapping | list | tuple | argparse.Namespace):
         raise ModelError(
             f"{path} holds a value of type {type(loaded).__name__}, not a state dict", "give a state dict"
         )
-    return found
+    return state
 
 
 def _refusal(path: Path, error: Exception) -> ModelError:
@@ -263,7 +263,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _members(path: Path) -> list[str]:
-    """The names in a zip archive; none where it is no such archive, or a damaged one."""
+    """The names in a zip archive; empty if it is no such archive, or a damaged one."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -272,23 +272,23 @@ def _members(path: Path) -> list[str]:
 
 
 def _foreign_globals(path: Path) -> list[str]:
-    """What a pickle would import, but for tensors and plain containers; nothing is run."""
-    found: set[str] = set()
+    """Globals that a pickle would import, except those of tensors and plain containers; nothing is run."""
+    imports: set[str] = set()
     try:
         if _members(path):
             with zipfile.ZipFile(path) as archive:
                 inside = next(name for name in archive.namelist() if name.endswith("data.pkl"))
                 with archive.open(inside) as stream:
-                    found.update(_globals(stream))
+                    imports.update(_globals(stream))
         else:
             with path.open("rb") as stream:
                 for _ in range(4):  # torch's older format: its magic, a version, the machine, the object
-                    found.update(_globals(stream))
+                    imports.update(_globals(stream))
     except Exception:  # the rest is no pickle
         pass
     torchs = ("torch ", "torch._", "torch.storage", "torch.serialization", "torch.nn.parameter ", "_codecs ")
-    names = {name.replace("__builtin__", "builtins") for name in found if not name.startswith(torchs)}
-    harmless = {each[1] if isinstance(each, tuple) else _full_name(each) for each in HARMLESS}
+    names = {name.replace("__builtin__", "builtins") for name in imports if not name.startswith(torchs)}
+    harmless = {entry[1] if isinstance(entry, tuple) else _full_name(entry) for entry in HARMLESS}
     harmless |= {"collections.OrderedDict", "builtins.set"}
     return sorted({name.replace(" ", ".") for name in names} - harmless)
 
@@ -312,26 +312,26 @@ def _tensors(value: Any, at: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     """All tensors in nested dicts, lists and namespaces, with their names."""
     stack = [(at, value, frozenset[int]())]
     while stack:
-        place, each, above = stack.pop()
-        if isinstance(each, np.ndarray) and each.dtype in (np.float16, np.float32, np.float64):
-            each = torch.tensor(each)
-        if isinstance(each, Tensor):
-            yield ".".join(place) or "tensor", each
+        place, node, above = stack.pop()
+        if isinstance(node, np.ndarray) and node.dtype in (np.float16, np.float32, np.float64):
+            node = torch.tensor(node)
+        if isinstance(node, Tensor):
+            yield ".".join(place) or "tensor", node
             continue
         children: Iterable[tuple[Any, Any]] = ()
-        if isinstance(each, Mapping):
-            children = each.items()
-        elif isinstance(each, list | tuple):
-            children = enumerate(each)
-        elif isinstance(each, argparse.Namespace):
-            children = vars(each).items()
-        if id(each) not in above:
-            inside = above | {id(each)}
+        if isinstance(node, Mapping):
+            children = node.items()
+        elif isinstance(node, list | tuple):
+            children = enumerate(node)
+        elif isinstance(node, argparse.Namespace):
+            children = vars(node).items()
+        if id(node) not in above:
+            inside = above | {id(node)}
             stack += [((*place, str(key)), child, inside) for key, child in reversed(list(children))]
 
 
-def _merge(found: StateDict, more: Iterable[tuple[str, Tensor]], path: Path) -> None:
-    for name, tensor in more:
-        if name in found:
+def _merge(state: StateDict, tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
+    for name, tensor in tensors:
+        if name in state:
             raise ModelError(f"{path} holds the tensor {name} twice", "save it once, in one state dict")
-        found[name] = tensor
+        state[name] = tensor

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from gkd_scale.types import Grid
 
 
-def resample_tokens(tokens: Tensor, grid: Grid, wanted: Grid) -> Tensor:
-    """(B, h·w, C) tokens on ``grid`` to (B, h'·w', C) on ``wanted``, bilinear; the same tensor if equal."""
-    if grid == wanted:
+def resample_tokens(tokens: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """(B, h·w, C) tokens on ``grid`` to (B, h'·w', C) on ``target``, bilinear; the same tensor if equal."""
+    if grid == target:
         return tokens
-    return to_tokens(F.interpolate(to_map(tokens, grid), size=wanted, mode="bilinear", align_corners=False))
+    return to_tokens(F.interpolate(to_map(tokens, grid), size=target, mode="bilinear", align_corners=False))
 
 
 def to_map(tokens: Tensor, grid: Grid) -> Tensor:

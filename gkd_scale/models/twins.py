@@ -1,7 +1,7 @@
 """Students from transformers: their twin in timm, and the way back.
 
 A student needs masking, feature levels, layer decay and the rest that timm gives. So ``hf:FOLDER`` becomes
-timm's network of the same architecture with the folder's weights; an image tells whether both compute the
+timm's network of the same architecture with the folder's weights; one image checks that both compute the
 same. The exported backbone keeps the config, and ``export --format transformers`` writes a folder of that
 family.
 
@@ -67,8 +67,8 @@ def _dinov2(config: Any) -> tuple[str, dict[str, Any]]:
     size = "giant" if config.use_swiglu_ffn else "small"
     registers = getattr(config, "num_register_tokens", 0)
     name = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
-    more = {"reg_tokens": registers} if registers else {}
-    return name, {**_plain(config, hidden), **more, "qkv_bias": config.qkv_bias}
+    extra = {"reg_tokens": registers} if registers else {}
+    return name, {**_plain(config, hidden), **extra, "qkv_bias": config.qkv_bias}
 
 
 def _dinov3(config: Any) -> tuple[str, dict[str, Any]]:
@@ -105,12 +105,12 @@ def resolve(
             f"{checkpoint.place} holds a {config.model_type}, which can be a teacher but no student",
             f"of transformers, students are {', '.join(_TWINS)}; any timm name works",
         )
-    name, made_with = _TWINS[config.model_type](config)
-    own = (mean, std)
+    name, twin_args = _TWINS[config.model_type](config)
+    stats = (mean, std)
     if mean is None or std is None:
-        own = checkpoints.normalisation(checkpoint)
+        stats = checkpoints.normalisation(checkpoint)
     origin = {"model_type": config.model_type, **hf.facts(config)}
-    spec = ModelSpec(name, {**made_with, **args}, mean or own[0], std or own[1], origin)  # type: ignore[arg-type]
+    spec = ModelSpec(name, {**twin_args, **args}, mean or stats[0], std or stats[1], origin)  # type: ignore[arg-type]
     return spec, checkpoints.weights_file(checkpoint)
 
 
@@ -122,13 +122,13 @@ def check(reference: str, net: nn.Module, spec: ModelSpec) -> None:
     height, width = (side, side) if isinstance(side, int) else side
     pixels = torch.linspace(-1, 1, 3 * height * width).sin().view(1, 3, height, width)
     with torch.no_grad():
-        wanted, _ = hf.dense(theirs, checkpoint.config, pixels)
+        expected, _ = hf.dense(theirs, checkpoint.config, pixels)
         training = net.training
-        found, _ = families.dense(net.eval(), families.as_input(net, pixels))
+        actual, _ = families.dense(net.eval(), families.as_input(net, pixels))
         net.train(training)
-    pairs = [(found.patches, wanted.patches)]
+    pairs = [(actual.patches, expected.patches)]
     if families.is_tokens(net):  # of a map, timm has no CLS: it is the mean of the patches
-        pairs.append((found.cls, wanted.cls))
+        pairs.append((actual.cls, expected.cls))
     largest = max(float((ours - original).abs().max() / original.abs().max()) for ours, original in pairs)
     if not largest <= _SAME:
         raise ModelError(
@@ -172,16 +172,16 @@ def _positions(net: Any, embeddings: Tensor, image_size: Size) -> Tensor:
     return resample_abs_pos_embed(embeddings, [rows, columns], num_prefix_tokens=slots)
 
 
-def back(state: StateDict, wanted: StateDict) -> StateDict:
-    """The tensors ``wanted`` by a network of transformers, from timm's ``state``; the inverse of loading.
+def back(state: StateDict, target_state: StateDict) -> StateDict:
+    """The tensors of ``target_state``, a transformers network's, from timm's ``state``: inverse of loading.
 
     What timm drops because no feature depends on it (mask tokens, the bias of keys) is 0.
     """
-    names = dialects.renamed(wanted, state)
-    return {name: _one(names.get(name, name), value, state) for name, value in wanted.items()}
+    names = dialects.renamed(target_state, state)
+    return {name: _tensor(names.get(name, name), value, state) for name, value in target_state.items()}
 
 
-def _one(name: str, like: Tensor, state: StateDict) -> Tensor:
+def _tensor(name: str, like: Tensor, state: StateDict) -> Tensor:
     """The tensor that timm calls ``name``, in the shape of ``like``."""
     name = _TIMM_NAMES.get(name, name)
     name = name if name in state else name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
@@ -194,12 +194,12 @@ def _one(name: str, like: Tensor, state: StateDict) -> Tensor:
         match = pattern.fullmatch(name)
         if match is None:
             continue
-        joined = state.get(f"{match['before']}.{whole}.{match['kind']}")
-        if joined is not None:
-            return joined.chunk(len(parts))[parts.index(match["part"])].reshape(like.shape)
-        apart = state.get(f"{match['before']}.{match['part']}_{match['kind']}")  # EVA's q_bias, v_bias
-        if apart is not None:
-            return apart.reshape(like.shape)
+        matrix = state.get(f"{match['before']}.{whole}.{match['kind']}")
+        if matrix is not None:
+            return matrix.chunk(len(parts))[parts.index(match["part"])].reshape(like.shape)
+        bias = state.get(f"{match['before']}.{match['part']}_{match['kind']}")  # EVA's q_bias, v_bias
+        if bias is not None:
+            return bias.reshape(like.shape)
     if not like.numel() or name == "mask_token" or name.endswith((".q.bias", ".k.bias", ".v.bias")):
         return torch.zeros_like(like)
     raise ModelError(f"the student has no tensor for {name}", "export it as --format timm")

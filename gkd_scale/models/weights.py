@@ -1,7 +1,7 @@
-"""Weights into networks: found in what a file holds, checked, loaded; nothing is dropped without a word.
+"""Loads weights into networks, and drops nothing silently.
 
-What a file holds is read by ``tensor_files.py``, the network in it is found by ``layouts.py``, whether it
-belongs to the model is decided by ``belonging.py``.
+``tensor_files.py`` reads a file, ``layouts.py`` finds the network in it, ``belonging.py`` decides whether it
+belongs to the model.
 """
 
 from __future__ import annotations
@@ -46,87 +46,86 @@ def load_into(
     resize: str = "pi",
     image_size: int | Sequence[int] | None = None,
 ) -> None:
-    """Load a timm model's part of ``state``, patch and position embeddings resampled where sizes differ.
+    """Load a timm model's part of ``state``, patch and position embeddings resampled if sizes differ.
 
-    ``resize`` is one of ``RESIZES``; ``image_size`` is what the state was built for, where it is known: a
-    grid of positions that is not square can be told by nothing else. Names may have any prefix, and those of
+    ``resize`` is one of ``RESIZES``; ``image_size`` is the one that the state was built for, if it is known:
+    nothing else tells a grid of positions that is not square. Names may have any prefix, and those of
     transformers' vision transformers are known (``layouts.py``). Every parameter of ``model`` must be there,
-    float and finite; what else there is of a backbone is refused, but not a head, a decoder and the like.
+    float and finite. Other tensors of a backbone are refused, but not those of heads, decoders and the like.
     Values are cast to the model's dtype. Raises ModelError naming what is wrong.
     """
     if image_size is not None:
-        timm_reads: Any = model
-        timm_reads.pretrained_model_args = {"img_size": image_size}
-    own = dict(model.state_dict())
+        timm_model: Any = model
+        timm_model.pretrained_model_args = {"img_size": image_size}
+    model_state = dict(model.state_dict())
 
-    def ready(part: StateDict) -> StateDict:
-        return part if image_size is not None else _slots(model, own, part)
+    def fit(part: StateDict) -> StateDict:
+        return part if image_size is not None else _slots(model, model_state, part)
 
     try:
-        found = layouts.find(own, state, lambda part: _convert(model, own, ready(part), resize))
-        belonging.require(model, own, found, source)
-        if found.failure is not None:
-            raise found.failure
+        match = layouts.find(model_state, state, lambda part: _convert(model, model_state, fit(part), resize))
+        belonging.require(model, model_state, match, source)
+        if match.failure is not None:
+            raise match.failure
         if image_size is None:
-            _require_known_grid(model, found.raw.get("pos_embed"), found.state.get("pos_embed"))
-        model.load_state_dict(found.state, strict=False)
+            _require_known_grid(model, match.raw.get("pos_embed"), match.state.get("pos_embed"))
+        model.load_state_dict(match.state, strict=False)
     except ModelError as error:
-        known = str(source) in error.message
-        raise error if known else ModelError(f"{source}: {error.message}", error.hint) from None
+        has_source = str(source) in error.message
+        raise error if has_source else ModelError(f"{source}: {error.message}", error.hint) from None
     except Exception as error:
         raise ModelError(
             f"{source} does not fit {type(model).__name__}: {' '.join(str(error).split())[:300]}",
             belonging.CHECK_NAME,
         ) from None
-    belonging.require_plausible(own, found.state, source)
-    if found.equals and os.environ.get("RANK", "0") == "0":
-        passed = ", ".join(map(belonging.place, found.equals))
-        console.err.print(f"{source}: {belonging.place(found.prefix)} is taken, not {passed}", markup=False)
+    belonging.require_plausible(model_state, match.state, source)
+    if match.equals and os.environ.get("RANK", "0") == "0":
+        others = ", ".join(map(belonging.place, match.equals))
+        console.err.print(f"{source}: {belonging.place(match.prefix)} is taken, not {others}", markup=False)
 
 
-def _convert(model: nn.Module, own: StateDict, part: StateDict, resize: str) -> StateDict:
+def _convert(model: nn.Module, model_state: StateDict, part: StateDict, resize: str) -> StateDict:
     """``part`` with the model's names and sizes; ValueError for what would be reshaped into nonsense."""
-    for name in (each for each in own if each in part):
-        there, wanted = part[name], own[name]
-        kernel = name == KERNEL and (there.ndim != wanted.ndim or len(there) != len(wanted))
-        width = there.ndim != wanted.ndim or there.shape[-1:] != wanted.shape[-1:]
-        if kernel or ("pos_embed" in name and wanted.ndim == 3 and width):
-            shapes = (belonging.shape(each) for each in (there, wanted))
+    for name in (item for item in model_state if item in part):
+        value, like = part[name], model_state[name]
+        kernel_differs = name == KERNEL and (value.ndim != like.ndim or len(value) != len(like))
+        widths_differ = value.ndim != like.ndim or value.shape[-1:] != like.shape[-1:]
+        if kernel_differs or ("pos_embed" in name and like.ndim == 3 and widths_differ):
+            shapes = (belonging.shape(item) for item in (value, like))
             raise ValueError("{} is {}, and the model's is {}".format(name, *shapes))
     if "register_tokens" in part:
         part = {"mask_token": torch.zeros(()), **part}  # by which timm knows the names of DINOv2
     state = layouts.timm_filter(model, part)
-    if resize == "bicubic" and KERNEL in own and KERNEL in part:
+    if resize == "bicubic" and KERNEL in model_state and KERNEL in part:
         state = {**state, KERNEL: _bicubic(part[KERNEL], model)}
     return state
 
 
-def _slots(model: Any, own: StateDict, part: StateDict) -> StateDict:
+def _slots(model: Any, model_state: StateDict, part: StateDict) -> StateDict:
     """``part`` with as many position embeddings beside those of the patches as the model has.
 
     A model that adds none to its class token gets that token with its embedding. How many a file has is known
     only if its patches make a square: ModelError for what may have one for the class token or none. DINOv2's
     registers are left to timm.
     """
-    found, cls, slots = part.get("pos_embed"), part.get("cls_token"), getattr(model, "num_prefix_tokens", 0)
+    pos, cls, slots = part.get("pos_embed"), part.get("cls_token"), getattr(model, "num_prefix_tokens", 0)
     slots = 0 if getattr(model, "no_embed_class", False) else slots
-    if found is None or cls is None or found.ndim != 3 or "register_tokens" in part:
+    if pos is None or cls is None or pos.ndim != 3 or "register_tokens" in part:
         return part
-    count = found.shape[1]
-    fits = "pos_embed" not in own or count == own["pos_embed"].shape[1] or _is_square(count - slots)
-    if fits or cls.shape != (1, 1, found.shape[2]):
+    n = pos.shape[1]
+    fits = "pos_embed" not in model_state or n == model_state["pos_embed"].shape[1] or _is_square(n - slots)
+    if fits or cls.shape != (1, 1, pos.shape[2]):
         return part
-    if slots == 0 and _is_square(count - 1):
-        return {**part, "cls_token": cls + found[:, :1], "pos_embed": found[:, 1:]}
-    if slots == 1 and _is_square(count):
-        side = math.isqrt(count)
+    if slots == 0 and _is_square(n - 1):
+        return {**part, "cls_token": cls + pos[:, :1], "pos_embed": pos[:, 1:]}
+    if slots == 1 and _is_square(n):
+        side = math.isqrt(n)
         raise ModelError(
-            f"its {count} position embeddings may be of {side}x{side} patches, or of {count - 1} and the class "
-            "token",
-            "if they are of the patches alone: --teacher-args no_embed_class=True (--student-args of a student); "
-            "else give img_size=[H, W] of their images there",
+            f"its {n} position embeddings may be of {side}x{side} patches, or of {n - 1} and the class token",
+            "if they are of the patches alone: --teacher-args no_embed_class=True (--student-args of a "
+            "student); else give img_size=[H, W] of their images there",
         )
-    raise ModelError(f"its {count} position embeddings are of no square grid", _GRID)
+    raise ModelError(f"its {n} position embeddings are of no square grid", _GRID)
 
 
 _GRID = (
@@ -135,16 +134,16 @@ _GRID = (
 )
 
 
-def _require_known_grid(model: Any, found: Tensor | None, kept: Tensor | None) -> None:
-    """ModelError where positions, kept as they are for a grid that is no square, may be those of a square."""
+def _require_known_grid(model: Any, raw: Tensor | None, converted: Tensor | None) -> None:
+    """ModelError if positions that were not resampled, for a grid that is no square, may be a square's."""
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", (1, 1))
-    if found is None or kept is None or grid[0] == grid[1] or found.ndim != 3 or not _same(found, kept):
+    if raw is None or converted is None or grid[0] == grid[1] or raw.ndim != 3 or not _same(raw, converted):
         return
-    slots = found.shape[1] - grid[0] * grid[1]
+    slots = raw.shape[1] - grid[0] * grid[1]
     if _is_square(grid[0] * grid[1]):
         side = math.isqrt(grid[0] * grid[1])
         raise ModelError(
-            f"its {found.shape[1] - slots} position embeddings may be of {side}x{side} patches or of "
+            f"its {raw.shape[1] - slots} position embeddings may be of {side}x{side} patches or of "
             f"{grid[0]}x{grid[1]}",
             _GRID,
         )

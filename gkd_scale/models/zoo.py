@@ -111,7 +111,7 @@ class Row:
     """One student on square images of ``IMAGE_SIDE`` pixels.
 
     ``stride`` in pixels: the patch size of a plain transformer, else that of the last stage; ``depth`` in
-    blocks, by stage where there are stages; ``width`` and ``grid`` (side) of the features; ``gflops`` of one
+    blocks, by stage if there are stages; ``width`` and ``grid`` (side) of the features; ``gflops`` of one
     image forward, 2 FLOP a multiply-add; ``largest_layer`` in parameters.
     """
 
@@ -139,24 +139,24 @@ def count(name: str, family: str) -> Row:
     from gkd_scale.models.cost import cost
     from gkd_scale.models.families import is_tokens, patch_size
 
-    found = cost(name, (IMAGE_SIDE, IMAGE_SIDE))
+    costs = cost(name, (IMAGE_SIDE, IMAGE_SIDE))
     with torch.device("meta"):
         net: Any = specs.create(specs.resolve(name)[0])
     return Row(
         name=name,
         family=family,
-        parameters=found.parameters,
+        parameters=costs.parameters,
         stride=max(patch_size(net)) if is_tokens(net) else int(net.feature_info[-1]["reduction"]),
-        width=found.dim,
+        width=costs.dim,
         depth=_depth(net),
-        grid=found.grid[0],
-        gflops=float(f"{found.flops / 1e9:.3g}"),
-        largest_layer=found.largest_layer,
+        grid=costs.grid[0],
+        gflops=float(f"{costs.flops / 1e9:.3g}"),
+        largest_layer=costs.largest_layer,
     )
 
 
 def _depth(net: Any) -> str:
-    """Blocks, by stage where there are stages: ``12``, ``2-2-6-2``."""
+    """Blocks, by stage if there are stages: ``12``, ``2-2-6-2``."""
     stages = next((getattr(net, key) for key in ("stages", "layers", "blocks") if hasattr(net, key)), None)
     if stages is None:
         stages = [net.layer1, net.layer2, net.layer3, net.layer4]

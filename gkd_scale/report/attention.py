@@ -31,7 +31,7 @@ class AttentionMaps:
 def attention_maps(weights: Tensor, grid: Grid, *, kind: str, total: bool) -> AttentionMaps:
     """Weights (N, N), queries by keys on ``grid``, made coarse enough for a page.
 
-    Where a grid is too fine, queries are averaged over blocks. Keys are summed with ``total``, for weights
+    If a grid is too fine, queries are averaged over blocks. Keys are summed with ``total``, for weights
     that sum to 1, else averaged.
     """
     block = max(1, -(-max(grid) // MOST))
@@ -52,7 +52,7 @@ def _coarse(values: Tensor, grid: Grid, block: int, *, sum_up: bool) -> Tensor:
     rows = torch.arange(grid[0]) // block
     columns = torch.arange(grid[1]) // block
     place = (rows[:, None] * parts[1] + columns[None]).flatten()
-    found = torch.zeros(len(values), parts[0] * parts[1]).index_add_(1, place, values)
+    sums = torch.zeros(len(values), parts[0] * parts[1]).index_add_(1, place, values)
     if sum_up:
-        return found
-    return found / torch.bincount(place, minlength=parts[0] * parts[1])
+        return sums
+    return sums / torch.bincount(place, minlength=parts[0] * parts[1])

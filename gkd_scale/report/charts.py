@@ -23,10 +23,10 @@ def line_chart(
     ``colours`` by curve replace the page's own. Values beyond 1e100 and those that are not numbers are left
     out, with ``log`` those that are not positive.
     """
-    shown = {name: kept for name, points in curves.items() if len(kept := _kept(points, log)) > 1}
-    if not shown:
+    visible = {name: sample for name, points in curves.items() if len(sample := _thin(points, log)) > 1}
+    if not visible:
         return ""
-    every = [point for points in shown.values() for point in points]
+    every = [point for points in visible.values() for point in points]
     xs, ys = [x for x, _ in every], [math.log10(y) if log else y for _, y in every]
     low, high = min(ys), max(ys)
     if high == low:
@@ -52,7 +52,7 @@ def line_chart(
     for x, anchor in ((first, "start"), (last, "end")):
         across = _LEFT if anchor == "start" else _WIDTH - _RIGHT
         parts.append(f'<text x="{across}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{number(x)}</text>')
-    for index, (name, points) in enumerate(shown.items()):
+    for index, (name, points) in enumerate(visible.items()):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         colour = f' style="stroke: {escape(colours[name])}"' if colours else ""
         parts.append(
@@ -63,14 +63,14 @@ def line_chart(
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent where people would not write one."""
+    """Three significant digits, without an exponent if people would not write one."""
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2g}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _kept(points: Points, log: bool) -> list[tuple[float, float]]:
+def _thin(points: Points, log: bool) -> list[tuple[float, float]]:
     good = [(x, y) for x, y in points if abs(y) <= _LARGEST and (not log or y > 0)]
     step = max(1, -(-len(good) // _MOST))
-    kept = good[::step]
-    return kept if not good or kept[-1] == good[-1] else [*kept, good[-1]]
+    sample = good[::step]
+    return sample if not good or sample[-1] == good[-1] else [*sample, good[-1]]

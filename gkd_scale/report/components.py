@@ -39,6 +39,6 @@ class Components:
         """Tokens (N, C) to colours (N, 3) uint8."""
         scores = (tokens.double().cpu() - self.mean) @ self.directions.T
         spread = ((scores - self.low) / (self.high - self.low).clamp_min(1e-12)).clamp(0, 1)
-        found = torch.zeros(len(tokens), 3, dtype=torch.uint8)
-        found[:, : spread.shape[1]] = (255 * spread).round().to(torch.uint8)
-        return found.numpy()
+        rgb = torch.zeros(len(tokens), 3, dtype=torch.uint8)
+        rgb[:, : spread.shape[1]] = (255 * spread).round().to(torch.uint8)
+        return rgb.numpy()

@@ -53,7 +53,7 @@ def of_segmenter(model: FinishedSegmenter) -> Cost:
 
 
 def of_teacher(teacher: LiveTeacher) -> Cost:
-    """The cost of a teacher at the size that the cache has, in the arithmetic that it was made with."""
+    """The cost of a teacher at the cache's image size and in the cache's arithmetic."""
     return measure(teacher.parameters, teacher.features, teacher.image_size, teacher.device)
 
 

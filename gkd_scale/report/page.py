@@ -31,5 +31,5 @@ def sections(title: str, note: str, parts: Sequence[Section]) -> str:
 
 
 def score(value: float | None, digits: int = 1) -> str:
-    """A number of ``digits`` decimals; – for none and for what is no number."""
+    """A number of ``digits`` decimals; – for None and for a value that is not finite."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -39,8 +39,8 @@ def report(config: ReportConfig) -> None:
 
 
 def _subjects(config: ReportConfig, runs: Sequence[Run]) -> dict[str, Subject]:
-    """The segmenters of the runs, with their teachers where these can be had."""
-    found = {}
+    """The segmenters of the runs, with their teachers if these can be had."""
+    subjects = {}
     for run in runs:
         if run.card is None:
             if config.compare:
@@ -53,15 +53,15 @@ def _subjects(config: ReportConfig, runs: Sequence[Run]) -> dict[str, Subject]:
                 f"{run.name} is shown without its teacher: {taught}", markup=False, style="yellow"
             )
             taught = None
-        found[run.name] = Subject(model, taught)
-    return found
+        subjects[run.name] = Subject(model, taught)
+    return subjects
 
 
 def _costs(subjects: Mapping[str, Subject]) -> dict[str, cost.Cost]:
     """Costs of the runs, and of each of their teachers once."""
-    found = {name: cost.of_segmenter(subject.model) for name, subject in subjects.items()}
-    teachers = {each.taught.teacher.name: each.taught.teacher for each in subjects.values() if each.taught}
-    return {**found, **{f"teacher {name}": cost.of_teacher(each) for name, each in teachers.items()}}
+    costs = {name: cost.of_segmenter(subject.model) for name, subject in subjects.items()}
+    teachers = {item.taught.teacher.name: item.taught.teacher for item in subjects.values() if item.taught}
+    return {**costs, **{f"teacher {name}": cost.of_teacher(item) for name, item in teachers.items()}}
 
 
 def _looks(
@@ -80,11 +80,11 @@ def _looks(
             if run.card is not None:
                 registry.require_classes(dataset, run.card.classes, domains[name], str(run.folder))
         registry.glance(dataset, lenient=True)
-    found = {}
+    looks = {}
     with console.progress() as progress:
         for name, dataset in datasets.items():
             task = progress.add_task(name, total=min(config.images or len(dataset), len(dataset)))
-            found[name] = look(
+            looks[name] = look(
                 subjects,
                 dataset,
                 images=config.images,
@@ -92,7 +92,7 @@ def _looks(
                 compare=config.compare is not None,
                 advance=partial(progress.advance, task),
             )
-    return found
+    return looks
 
 
 def render(
@@ -113,7 +113,7 @@ def render(
         classes=class_tables(runs, compare=compare),
         curves=[_curves(phase) for phase in _every_phase(runs)],
         looks=looks,
-        confusions={name: _confusions(each, classes) for name, each in looks.items()},
+        confusions={name: _confusions(domain, classes) for name, domain in looks.items()},
         costs=costs,
     )
 
@@ -124,12 +124,12 @@ def _every_phase(runs: Sequence[Run]) -> list[Phase]:
 
 
 def _boxes(run: Run) -> list[dict[str, Any]]:
-    """The drawn pipeline of a run: what each training read, and what it left."""
+    """The boxes of a run's pipeline: what each training read, and what it wrote."""
     boxes: list[dict[str, Any]] = []
     for phase in run.phases:
-        data = [f"{'cache ' if is_cache(each) else ''}{_short(each)}" for each in phase.data()]
+        data = [f"{'cache ' if is_cache(location) else ''}{_short(location)}" for location in phase.data()]
         what = "student" if phase.stage == 1 else "segmentation head"
-        lines = [phase.made, f"{len(phase.rows)} steps, {phase.seconds / 60:.1f} minutes"]
+        lines = [phase.artifact, f"{len(phase.rows)} steps, {phase.seconds / 60:.1f} minutes"]
         boxes.append({"data": data, "title": phase.title, "what": what, "lines": lines})
     return boxes
 
@@ -144,36 +144,36 @@ def _short(location: str) -> str:
 def score_table(
     runs: Sequence[Run], looks: Mapping[str, DomainLook], *, compare: bool = False
 ) -> dict[str, Any] | None:
-    """mIoU by domain and run, the mean, and what is kept of home; None where nothing was scored.
+    """mIoU by domain and run, its mean, and the mean's share of ``home``; None if nothing was scored.
 
-    From ``gkd-scale evaluate``; a domain that it did not score, from the images that were looked at. With
-    ``compare`` a last row is the first run minus the second.
+    Scores are those of ``gkd-scale evaluate``; if it did not score a domain, those of the images looked at.
+    With ``compare`` a last row is the first run minus the second.
     """
     rows = []
     for run in runs:
         if run.card is not None:
-            seen = {name: 100 * each.confusion[run.name].miou() for name, each in looks.items()}
-            values = {**seen, **{name: float(each["miou"]) for name, each in run.scores.items()}}
-            rows.append((run, values, {name for name in seen if name not in run.scores}))
+            estimates = {name: 100 * result.confusion[run.name].miou() for name, result in looks.items()}
+            values = {**estimates, **{name: float(result["miou"]) for name, result in run.scores.items()}}
+            rows.append((run, values, {name for name in estimates if name not in run.scores}))
     domains = list(dict.fromkeys(domain for _, values, _ in rows for domain in values))
     if not domains:
         return None
-    found: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     for run, values, partly in rows:
         home = run.card.miou if run.card else 0.0
         mean = statistics.fmean(values.values()) if values else None
-        kept = mean / home if mean is not None and home else None
+        ratio = mean / home if mean is not None and home else None
         cells = [(values.get(domain), domain in partly) for domain in domains]
-        found.append({"run": run.name, "home": home, "cells": cells, "mean": mean, "kept": kept})
+        table.append({"run": run.name, "home": home, "cells": cells, "mean": mean, "kept": ratio})
     if compare:
-        one, other = found
+        one, other = table
         cells = [
             (_minus(mine, theirs), partly or also)
             for (mine, partly), (theirs, also) in zip(one["cells"], other["cells"], strict=True)
         ]
         rest = {key: _minus(one[key], other[key]) for key in ("home", "mean", "kept")}
-        found.append({"run": _difference(runs), "cells": cells, **rest})
-    return {"domains": domains, "rows": found, "partly": any(partly for _, _, partly in rows)}
+        table.append({"run": _difference(runs), "cells": cells, **rest})
+    return {"domains": domains, "rows": table, "partly": any(partly for _, _, partly in rows)}
 
 
 def _minus(one: float | None, other: float | None) -> float | None:
@@ -194,12 +194,12 @@ def _legend(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def class_tables(runs: Sequence[Run], *, compare: bool = False) -> list[dict[str, Any]]:
-    """IoU by class and domain, a table a run; None where a class does not occur.
+    """IoU by class and domain, a table a run; None if a class does not occur.
 
     With ``compare`` a last table is the first run minus the second, of the domains that both were scored on.
     """
     tables = [
-        _class_table(run.name, run.card.classes, {name: each["iou"] for name, each in run.scores.items()})
+        _class_table(run.name, run.card.classes, {name: result["iou"] for name, result in run.scores.items()})
         for run in runs
         if run.scores and run.card is not None
     ]
@@ -207,9 +207,9 @@ def class_tables(runs: Sequence[Run], *, compare: bool = False) -> list[dict[str
         one, other = (run.scores for run in runs)
         differences = {
             domain: {
-                name: _minus(value, other[domain]["iou"].get(name)) for name, value in each["iou"].items()
+                name: _minus(value, other[domain]["iou"].get(name)) for name, value in result["iou"].items()
             }
-            for domain, each in one.items()
+            for domain, result in one.items()
             if domain in other
         }
         tables.append(_class_table(_difference(runs), runs[0].card.classes, differences))
@@ -219,29 +219,29 @@ def class_tables(runs: Sequence[Run], *, compare: bool = False) -> list[dict[str
 def _class_table(
     title: str, classes: Sequence[str], values: Mapping[str, Mapping[str, float | None]]
 ) -> dict[str, Any]:
-    rows = [{"name": name, "values": [each.get(name) for each in values.values()]} for name in classes]
+    rows = [{"name": name, "values": [ious.get(name) for ious in values.values()]} for name in classes]
     return {"run": title, "domains": list(values), "rows": rows}
 
 
 def _curves(phase: Phase) -> dict[str, Any]:
-    drawn = []
+    panels = []
     for title, key, log in _CURVES:
         points = [(float(row["step"]), float(row[key])) for row in phase.rows if row.get(key) is not None]
         svg = charts.line_chart(f"{title}, {phase.title}", {title: points}, log=log)
         if svg:
-            drawn.append({"title": title, "svg": svg})
-    return {"phase": f"{phase.title} ({phase.folder})", "charts": drawn}
+            panels.append({"title": title, "svg": svg})
+    return {"phase": f"{phase.title} ({phase.folder})", "charts": panels}
 
 
-def _confusions(seen: DomainLook, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _confusions(domain: DomainLook, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Confusion matrices in % of each class's pixels, a matrix a run."""
-    found = []
-    for name, confusion in seen.confusion.items():
+    matrices = []
+    for name, confusion in domain.confusion.items():
         counts = confusion.counts[:, : confusion.classes].double()
         shares = 100 * counts / confusion.counts.sum(1, keepdim=True).clamp_min(1)
         rows = [
-            {"name": each, "shares": share.tolist(), "pixels": int(total)}
-            for each, share, total in zip(classes, shares, confusion.counts.sum(1), strict=True)
+            {"name": class_name, "shares": share.tolist(), "pixels": int(total)}
+            for class_name, share, total in zip(classes, shares, confusion.counts.sum(1), strict=True)
         ]
-        found.append({"run": name, "classes": list(classes), "rows": rows, "miou": 100 * confusion.miou()})
-    return found
+        matrices.append({"run": name, "classes": list(classes), "rows": rows, "miou": 100 * confusion.miou()})
+    return matrices

@@ -20,14 +20,14 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class Phase:
-    """One training: ``rows`` are its metrics, a mapping a step; ``made`` is the file it left."""
+    """One training: ``rows`` are its metrics, a mapping a step; ``artifact`` names the file it left."""
 
     folder: Path
     stage: int
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     seconds: float
-    made: str
+    artifact: str
 
     @property
     def title(self) -> str:
@@ -35,7 +35,7 @@ class Phase:
 
     def data(self) -> list[str]:
         """The data that it was trained on."""
-        return [str(each) for each in self.config.get("cache" if self.stage == 1 else "train") or []]
+        return [str(location) for location in self.config.get("cache" if self.stage == 1 else "train") or []]
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ def _run(name: str, folder: Path) -> Run:
     return Run(name, folder, phases, card, files.read_json(folder / EVALUATION))
 
 
-def _lineage(folder: Path, seen: tuple[Path, ...]) -> Iterator[Phase]:
+def _lineage(folder: Path, visited: tuple[Path, ...]) -> Iterator[Phase]:
     """The training of ``folder`` and those before it, the last one first; a moved one ends the line."""
     phase = _phase(folder)
-    if phase is None or folder in seen:
+    if phase is None or folder in visited:
         return
     yield phase
     before = phase.config.get("student_weights" if phase.stage == 1 else "backbone")
     if before and Path(before).is_dir():
-        yield from _lineage(Path(before), (*seen, folder))
+        yield from _lineage(Path(before), (*visited, folder))
 
 
 def _phase(folder: Path) -> Phase | None:
@@ -102,9 +102,9 @@ def _phase(folder: Path) -> Phase | None:
             f"{folder / runlog.METRICS} cannot be read: {error}", "run that training's command again"
         ) from None
     weights = folder / backbone.WEIGHTS_FILE
-    made = f"{weights.name} {files.sha256_file(weights)[:12]}" if weights.is_file() else "not finished"
+    artifact = f"{weights.name} {files.sha256_file(weights)[:12]}" if weights.is_file() else "not finished"
     stage = 2 if "backbone" in config else 1
-    return Phase(folder, stage, config, rows, float(record.get("seconds") or 0), made)
+    return Phase(folder, stage, config, rows, float(record.get("seconds") or 0), artifact)
 
 
 def is_cache(location: str) -> bool:

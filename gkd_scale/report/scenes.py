@@ -30,7 +30,7 @@ _ERROR, _RIGHT, _IGNORED = (220, 50, 47), (235, 235, 235), (150, 150, 150)
 
 @dataclass(frozen=True)
 class Subject:
-    """A segmenter that is looked at, and the teacher of its backbone where there is one."""
+    """A segmenter that is looked at, and the teacher of its backbone if there is one."""
 
     model: FinishedSegmenter
     taught: TaughtBy | None = None
@@ -94,22 +94,22 @@ def look(
     scores: list[float] = []
     for place in places:
         sample = dataset[place]
-        each = {name: _predicted(subject.model, sample)[1] for name, subject in subjects.items()}
-        for name, found in each.items():
-            total[name] += found
-        own = [found.miou() for found in each.values()]
-        scores.append(own[0] - own[1] if compare else float(np.mean(own)))
+        confusions = {name: _predicted(subject.model, sample)[1] for name, subject in subjects.items()}
+        for name, confusion in confusions.items():
+            total[name] += confusion
+        mious = [confusion.miou() for confusion in confusions.values()]
+        scores.append(mious[0] - mious[1] if compare else float(np.mean(mious)))
         advance()
     first, *others = subjects
     ranks = (f"{others[0]} ahead of {first}", f"{first} ahead of {others[0]}") if compare else _RANKS
-    shown = [_scene(rank, dataset[places[at]], subjects) for rank, at in extremes(scores, scenes, ranks)]
-    return DomainLook(count, len(dataset), total, shown)
+    selection = [_scene(rank, dataset[places[at]], subjects) for rank, at in extremes(scores, scenes, ranks)]
+    return DomainLook(count, len(dataset), total, selection)
 
 
 def extremes(scores: Sequence[float], most: int, ranks: tuple[str, str] = _RANKS) -> list[tuple[str, int]]:
-    """The places of the lowest and the highest scores, each once, with what they are called.
+    """The places of the lowest and the highest scores, each once, with their ranks.
 
-    Images without a score (no labelled pixel) come last, where there are not enough others.
+    Images without a score (no labelled pixel) come last, if there are not enough others.
     """
     order = [int(at) for at in np.argsort(scores, kind="stable")]
     scored = [at for at in order if np.isfinite(scores[at])]
@@ -130,20 +130,20 @@ def _predicted(model: FinishedSegmenter, sample: SegSample) -> tuple[UInt8Array,
     except DataError as error:
         raise DataError(f"{sample.name}: {error.message}", error.hint) from None
     assert isinstance(prediction, np.ndarray)
-    found = Confusion(len(model.classes))
-    found.update(torch.from_numpy(prediction), torch.from_numpy(np.array(sample.label)))
-    return prediction, found
+    confusion = Confusion(len(model.classes))
+    confusion.update(torch.from_numpy(prediction), torch.from_numpy(np.array(sample.label)))
+    return prediction, confusion
 
 
 def _scene(rank: str, sample: SegSample, subjects: Mapping[str, Subject]) -> Scene:
     palette = next(iter(subjects.values())).model.palette
-    seen = [_seen(name, subject, sample) for name, subject in subjects.items()]
+    views = [_view(name, subject, sample) for name, subject in subjects.items()]
     image, label = Image.fromarray(sample.image), _mask(sample.label, palette)
-    return Scene(sample.name, rank, data_uri(image, photo=True), data_uri(label), seen)
+    return Scene(sample.name, rank, data_uri(image, photo=True), data_uri(label), views)
 
 
-def _seen(name: str, subject: Subject, sample: SegSample) -> Seen:
-    prediction, found = _predicted(subject.model, sample)
+def _view(name: str, subject: Subject, sample: SegSample) -> Seen:
+    prediction, confusion = _predicted(subject.model, sample)
     pictures = (_mask(prediction, subject.model.palette), _errors(prediction, sample.label))
     size = (sample.image.shape[1], sample.image.shape[0])
     student, grid = student_tokens(subject.model, sample.image)
@@ -159,7 +159,7 @@ def _seen(name: str, subject: Subject, sample: SegSample) -> Seen:
         weights = taught.attention(student, teacher)
         maps = attention_maps(weights, grid, kind=kind, total=taught.attends)
     prediction_uri, errors_uri = map(data_uri, pictures)
-    return Seen(name, 100 * found.miou(), prediction_uri, errors_uri, mine, theirs, maps)
+    return Seen(name, 100 * confusion.miou(), prediction_uri, errors_uri, mine, theirs, maps)
 
 
 def _mask(label: UInt8Array, palette: tuple[tuple[int, int, int], ...]) -> Image.Image:

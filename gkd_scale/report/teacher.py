@@ -56,23 +56,23 @@ class TaughtBy:
 
     def estimate(self, student: Tensor) -> Tensor:
         """ψ(v_s): the student's estimate (N, Ct) of the teacher's tokens, from its own (N, Cs)."""
-        found: Tensor = self.head.proj_v(student)
-        return found
+        values: Tensor = self.head.proj_v(student)
+        return values
 
     def attention(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """How much each student token (rows) asks for each teacher token (columns): (N, N), 0 to 1.
+        """The weight of each teacher token (columns) for each student token (rows): (N, N), 0 to 1.
 
         QSD's attention weights; after plain MSE the cosine similarity of ψ(v_s) and v_t, negative ones as 0.
         """
         if self.attends:
             return self.head.attention(student[None], teacher[None])[0]
-        mine, theirs = (F.normalize(each, dim=1) for each in (self.estimate(student), teacher))
+        mine, theirs = (F.normalize(tokens, dim=1) for tokens in (self.estimate(student), teacher))
         return (mine @ theirs.T).clamp(0, 1)
 
 
 def taught_by(run: Run, weights: Path | None, device: str) -> TaughtBy | str | None:
-    """The teacher of a run's last stage 1; None where it had none, a reason where it cannot be had here."""
-    phase = next((each for each in reversed(run.phases) if each.stage == 1), None)
+    """The teacher of a run's last stage 1; None if it had none, a reason if it cannot be had here."""
+    phase = next((candidate for candidate in reversed(run.phases) if candidate.stage == 1), None)
     if phase is None:
         return None
     try:
@@ -83,17 +83,17 @@ def taught_by(run: Run, weights: Path | None, device: str) -> TaughtBy | str | N
 
 def _load(phase: Phase, weights: Path | None, device: str) -> TaughtBy:
     """The first teacher whose cache is here and whose weights can be had, with its head and conditioning."""
-    several = _fingerprints(phase.folder)
-    here = [Path(each) for each in phase.data() if is_cache(each)]
-    taught = [each for each in here if not several or digest(read_spec(each).teacher) in several]
-    if not taught:
+    digests = _fingerprints(phase.folder)
+    local = [Path(location) for location in phase.data() if is_cache(location)]
+    caches = [location for location in local if not digests or digest(read_spec(location).teacher) in digests]
+    if not caches:
         raise RunError(f"the cache that {phase.folder} was trained from is not here", "keep caches in place")
     failures = []
-    for cache in taught:
-        found = _attempt(partial(_of_cache, phase, cache, several, weights, device))
-        if isinstance(found, TaughtBy):
-            return found
-        failures.append(found)
+    for cache in caches:
+        result = _attempt(partial(_of_cache, phase, cache, digests, weights, device))
+        if isinstance(result, TaughtBy):
+            return result
+        failures.append(result)
     raise failures[0]
 
 
@@ -105,11 +105,11 @@ def _attempt(load: Callable[[], TaughtBy]) -> TaughtBy | GkdError | OSError:
         return error
 
 
-def _of_cache(phase: Phase, cache: Path, several: list[str], weights: Path | None, device: str) -> TaughtBy:
-    """The teacher of ``cache``; ``several`` are the digests of all teachers of the run, if it had several."""
+def _of_cache(phase: Phase, cache: Path, digests: list[str], weights: Path | None, device: str) -> TaughtBy:
+    """The teacher of ``cache``; ``digests`` are those of all teachers of the run, if it had several."""
     spec = read_spec(cache)
-    number = several.index(digest(spec.teacher)) if several else 0
-    prefix = conditionings.prefixes(max(1, len(several)))[number]
+    number = digests.index(digest(spec.teacher)) if digests else 0
+    prefix = conditionings.prefixes(max(1, len(digests)))[number]
     scaled = (phase.config.get("qsd") or {}).get("scale") == "sqrt"
     head = heads.feature_head(phase.folder, scaled=scaled, teacher=prefix)
     if head is None:
@@ -117,12 +117,12 @@ def _of_cache(phase: Phase, cache: Path, several: list[str], weights: Path | Non
     teacher = load_teacher(TeacherConfig.of_fingerprint(spec.teacher, weights), spec.image_size, device)
     refuse_other_teacher(str(cache), spec.teacher, teacher)
     norm = str(phase.config.get("teacher_norm") or "none")
-    known = conditionings.load(phase.folder, prefix=prefix)
-    return TaughtBy(teacher, known or Conditioning(norm if norm == "layer" else "none"), head)
+    conditioning = conditionings.load(phase.folder, prefix=prefix)
+    return TaughtBy(teacher, conditioning or Conditioning(norm if norm == "layer" else "none"), head)
 
 
 def _fingerprints(folder: Path) -> list[str]:
-    """Digests of the teachers' fingerprints, of a run whose caches are of several; else none."""
+    """Digests of the teachers' fingerprints if the run's caches are of several; else empty."""
     path = folder / backbone.CARD_FILE
     return list((read_yaml(path) if path.is_file() else {}).get("teacher_fingerprint") or [])
 

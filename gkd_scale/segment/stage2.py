@@ -316,7 +316,7 @@ def _conditioning(config: Stage2Config, teacher: LiveTeacher, train: SegDataset)
         for batch in pixels.split(probe.BATCH):
             yield teacher(batch)
 
-    return conditionings.kept(
+    return conditionings.load_or_make(
         config.run.out,
         _conditioned_by(config, teacher),
         lambda: conditionings.fit(features(), method.conditioning.norm, method.conditioning.power),

@@ -147,11 +147,11 @@ def test_it_comes_back_from_its_folder(tmp_path: Path, norm: str) -> None:
 
 
 def test_a_run_keeps_what_it_began_with_and_no_other(tmp_path: Path) -> None:
-    first = conditioning.kept(tmp_path, "cache a", lambda: fit(features(), "standard"))
+    first = conditioning.load_or_make(tmp_path, "cache a", lambda: fit(features(), "standard"))
     first.save(tmp_path, "cache a")
-    second = conditioning.kept(tmp_path, "cache a", lambda: fit(features(99), "standard"))
+    second = conditioning.load_or_make(tmp_path, "cache a", lambda: fit(features(99), "standard"))
     assert second.digest() == first.digest()
-    third = conditioning.kept(tmp_path, "cache b", lambda: fit(features(99), "standard"))
+    third = conditioning.load_or_make(tmp_path, "cache b", lambda: fit(features(99), "standard"))
     assert third.digest() != first.digest()
     assert conditioning.load(tmp_path / "nowhere") is None
 
