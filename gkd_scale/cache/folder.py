@@ -147,7 +147,7 @@ def _shards_are_of(folder: Path, spec: Spec) -> bool:
 def missing_shards(folder: Path, spec: Spec, outbox: Outbox | None) -> list[ShardTask]:
     """The shards to build, in order. Their indexes are removed, and with them the manifest."""
     table = None
-    with contextlib.suppress(Exception):  # none yet, or damaged: the shards speak for themselves
+    with contextlib.suppress(Exception):  # none yet, or damaged: each shard is judged by itself
         table = read_shards(folder, spec)
     tasks = [ShardTask(view, shard) for view in range(spec.views) for shard in range(spec.shards)]
     missing = [task for task in tasks if not _is_built(folder, spec, task, table, outbox)]

@@ -40,7 +40,7 @@ class BuildJob(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What the caller hears: views that are done, and shards that are committed. From any thread."""
+    """Callbacks, from any thread: for views that are done, and for shards that are committed."""
 
     advance: Callable[[int], None]
     committed: Callable[[ShardTask], None]

@@ -3,7 +3,7 @@
 An image is called after its tar and its place in it, ``train-00000.tar/0001.jpg``. If several tars have
 one file name, as many of their folders are put before it as tell them apart: ``part0/data.tar/0001.jpg``.
 Hard and symbolic links are the images that they point to. Whatever a tar holds is an image, or is counted in
-``notes``; a tar that ends before its end is refused, because nobody knows what it lacks.
+``notes``; a tar that is cut short is refused, because nobody knows what it lacks.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def labels(tars: Sequence[str]) -> dict[str, str]:
     for tar in tars:
         parts = _parts(tar)
         alike.setdefault(parts[-1], {}).setdefault(parts, tar)
-    found = {}
+    by_label = {}
     for paths in alike.values():
         depth = 1
         while len({parts[-depth:] for parts in paths}) < len(paths):
             depth += 1
         for parts, tar in paths.items():
-            found["/".join(part.strip("/") for part in parts[-depth:])] = tar
-    return found
+            by_label["/".join(part.strip("/") for part in parts[-depth:])] = tar
+    return by_label
 
 
 def _parts(tar: str) -> tuple[str, ...]:
@@ -107,13 +107,13 @@ def _parts(tar: str) -> tuple[str, ...]:
 
 @dataclass
 class _Scan:
-    """What is in one tar: images by name, and counts of what is none."""
+    """The content of one tar: images by name, and counts of other files."""
 
     images: dict[str, _Place] = field(default_factory=dict)
     times: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     forks: int = 0
-    again: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
     archives: int = 0
 
 
@@ -192,18 +192,18 @@ def _new_name(name: str, scan: _Scan) -> str:
     scan.times[name] += 1
     if scan.times[name] == 1:
         return name
-    scan.again.append(f"{name}#{scan.times[name]}")
-    return scan.again[-1]
+    scan.duplicates.append(f"{name}#{scan.times[name]}")
+    return scan.duplicates[-1]
 
 
 def _is_fork(member: tarfile.TarInfo, place: _Place | None, file: Any) -> bool:
-    """Whether ``._x.jpg`` is what macOS keeps beside ``x.jpg``: no image."""
+    """Whether a file is a resource fork, which macOS keeps as ``._x.jpg`` beside ``x.jpg``: no image."""
     if place is None or not posixpath.basename(member.name).startswith("._"):
         return False
-    here = file.tell()
+    position = file.tell()
     file.seek(place.offset)
     magic = file.read(len(_APPLE_DOUBLE))
-    file.seek(here)
+    file.seek(position)
     return bool(magic == _APPLE_DOUBLE)
 
 
@@ -291,15 +291,15 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
         yield f"files in the tars that are no images by name, left out: {kinds(others)}"
     if forks := sum(scan.forks for scan in scans.values()):
         yield f"resource forks of macOS (._NAME) in the tars, left out: {forks}"
-    again = [name for scan in scans.values() for name in scan.again]
-    if again:
+    duplicates = [name for scan in scans.values() for name in scan.duplicates]
+    if duplicates:
         yield (
-            f"images with the name of another in their tar: {len(again)}; all are kept, "
-            f"the first of them as {on_a_line(again[0])}"
+            f"images with the name of another in their tar: {len(duplicates)}; all are kept, "
+            f"the first of them as {on_a_line(duplicates[0])}"
         )
-    joined = [label for label, scan in scans.items() if scan.archives]
-    if joined:
-        yield f"several tars one behind the other in one file, all of them read: {_some(joined)}"
+    several = [label for label, scan in scans.items() if scan.archives]
+    if several:
+        yield f"several tars one behind the other in one file, all of them read: {_some(several)}"
     empty = [label for label, scan in scans.items() if not scan.images]
     if empty:
         yield f"tars without any image, {len(empty)} of {len(scans)}: {_some(empty)}"
