@@ -52,7 +52,7 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     small = [name for name in (SPEC, PLAN, STATE) if (folder / name).exists()]
     certificates = [path.name for path in sorted(folder.glob("certificate-*.json"))]
     count = 0
-    for name in [*small, *certificates, *shards, *_last(folder)]:
+    for name in [*small, *certificates, *shards, *_last_files(folder)]:
         target = f"{root}/{name}"
         if name.endswith(".tar") and _size(fs, target) == (folder / name).stat().st_size:
             continue
@@ -69,7 +69,7 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     return count
 
 
-def _last(folder: Path) -> list[str]:
+def _last_files(folder: Path) -> list[str]:
     """The files that are sent last; the manifest at the end, because a cache that has it is complete."""
     return [name for name in (CHECKSUM, SHARDS, MANIFEST) if (folder / name).exists()]
 
@@ -123,7 +123,7 @@ class Outbox:
         """Upload the shards that a killed build left here, then the manifest."""
         for tar in sorted(self.folder.glob("v*/shard-*.tar")):
             self.send(int(tar.parent.name[1:]), int(tar.stem.removeprefix("shard-")))
-        for name in _last(self.folder):
+        for name in _last_files(self.folder):
             self._upload(self.folder / name)
 
     def _upload(self, path: Path) -> None:

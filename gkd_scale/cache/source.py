@@ -262,8 +262,8 @@ class UrlSource:
 
     def empty(self) -> DataError:
         """The error of a prefix without images."""
-        how = f"; its tars are read as '{self._url.rstrip('/')}/**/*.tar'" if self._prefixes.tars else ""
-        return DataError(f"{self._url} holds no images", f"check --images{how}")
+        hint = f"; its tars are read as '{self._url.rstrip('/')}/**/*.tar'" if self._prefixes.tars else ""
+        return DataError(f"{self._url} holds no images", f"check --images{hint}")
 
     def _objects(self, prefix: str, whole: bool) -> list[tuple[str, int | None]]:
         """The ``listing`` of :class:`PrefixListing`."""

@@ -71,7 +71,7 @@ class Tars:
         if not self._places:
             others = kinds(sum((scan.others for scan in scans.values()), Counter()))
             raise DataError(
-                f"the tars hold no images ({_some(list(scans))})" + (f": {others}" if others else ""),
+                f"the tars hold no images ({_first_names(list(scans))})" + (f": {others}" if others else ""),
                 f"images are files called {' '.join(EXTENSIONS)}; tars in a tar have to be unpacked",
             )
         self.notes = list(_notes(scans))
@@ -121,7 +121,7 @@ def _scan(label: str, tar: str) -> _Scan:
     """Look at every member of a tar; DataError if it cannot be read to its end."""
     try:
         with open_location(tar) as file:
-            return _look(label, tar, file)
+            return _scan_file(label, tar, file)
     except DataError:
         raise
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def _scan(label: str, tar: str) -> _Scan:
         raise DataError(f"the tar {tar} cannot be read: {reason}", "check --images") from None
 
 
-def _look(label: str, tar: str, file: Any) -> _Scan:
+def _scan_file(label: str, tar: str, file: Any) -> _Scan:
     head = file.read(_BLOCK)
     if not head:
         raise DataError(f"the tar {tar} cannot be read: it is empty (0 bytes)", _AGAIN)
@@ -228,15 +228,15 @@ def _members(tar: str, file: Any, head: bytes, scan: _Scan) -> Iterator[tarfile.
         try:
             archive = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
         except tarfile.ReadError as error:
-            what, how = packed_as(head)
-            reason = f"it is {what}, not a tar" if what else str(error)
-            raise DataError(f"the tar {tar} cannot be read: {reason}", how or _AGAIN) from None
+            kind, hint = packed_as(head)
+            reason = f"it is {kind}, not a tar" if kind else str(error)
+            raise DataError(f"the tar {tar} cannot be read: {reason}", hint or _AGAIN) from None
         offset = start - 1
         while True:
             try:
                 member = archive.next()
             except tarfile.ReadError:
-                raise _cut(tar, last) from None
+                raise _cut_error(tar, last) from None
             vars(archive)["members"] = []  # a million of them take a gigabyte
             if member is None:
                 break
@@ -245,25 +245,25 @@ def _members(tar: str, file: Any, head: bytes, scan: _Scan) -> Iterator[tarfile.
             offset, last = member.offset, member
             yield member
         end = archive.offset
-        following = _after(tar, file, end, last)
+        following = _next_tar(tar, file, end, last)
         if following is None:
             return
         scan.archives, start = max(1, scan.archives) + 1, following
 
 
-def _after(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int | None:
+def _next_tar(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int | None:
     """The offset of the next tar in ``file`` after one that ends at ``end``; None if there is none."""
     file.seek(end)
     block = file.read(_BLOCK)
     if len(block) < _BLOCK:
-        raise _cut(tar, last)
+        raise _cut_error(tar, last)
     if block.count(0) != _BLOCK:
         raise DataError(f"the tar {tar} is damaged at byte {end}: what follows cannot be found", _AGAIN)
     place = end + _BLOCK
     while block := file.read(_CHUNK):
-        filled = len(block) - len(block.lstrip(b"\0"))
-        if filled < len(block):
-            start = place + filled // _BLOCK * _BLOCK
+        zeros = len(block) - len(block.lstrip(b"\0"))
+        if zeros < len(block):
+            start = place + zeros // _BLOCK * _BLOCK
             file.seek(start)
             try:
                 tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
@@ -276,7 +276,7 @@ def _after(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int |
     return None
 
 
-def _cut(tar: str, last: tarfile.TarInfo | None) -> DataError:
+def _cut_error(tar: str, last: tarfile.TarInfo | None) -> DataError:
     where = f" in or after its file {on_a_line(last.name)}" if last is not None else ""
     return DataError(f"the tar {tar} is cut short or damaged{where}: nobody knows what it lacks", _AGAIN)
 
@@ -299,12 +299,12 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
         )
     several = [label for label, scan in scans.items() if scan.archives]
     if several:
-        yield f"several tars one behind the other in one file, all of them read: {_some(several)}"
+        yield f"several tars one behind the other in one file, all of them read: {_first_names(several)}"
     empty = [label for label, scan in scans.items() if not scan.images]
     if empty:
-        yield f"tars without any image, {len(empty)} of {len(scans)}: {_some(empty)}"
+        yield f"tars without any image, {len(empty)} of {len(scans)}: {_first_names(empty)}"
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(on_a_line(name) for name in names[:_SHOWN]) + more

@@ -112,13 +112,13 @@ def damaged_shards(path: Path, *, quiet: bool = False) -> dict[tuple[int, int], 
 
 def _summary(path: Path, spec: Spec | None, shards: int, damages: int) -> str:
     size = sum(tar.stat().st_size for tar in path.glob("v*/*.tar"))
-    checked = f"{shards} shards, {size / 1e6:.1f} MB checked"
+    content = f"{shards} shards, {size / 1e6:.1f} MB checked"
     if damages:
         images = "FOLDER" if spec is None else spec.images_flag
         repair = shell("gkd-scale", "repair", path, "--images", images)
         mend = f"mend it with: {repair} (and the teacher's --teacher-weights)"
-        return f"{path} is damaged: {damages} lines above, {checked}\n  → {mend}"
-    return f"{path} is whole: {checked}"
+        return f"{path} is damaged: {damages} lines above, {content}\n  → {mend}"
+    return f"{path} is whole: {content}"
 
 
 # ------------------------------------------------------------------------------------ the root
