@@ -68,8 +68,8 @@ class Draws:
         """Which teachers (T,) an image keeps: at least one."""
         rng = generator("teacher.drop", self.seed, epoch, sid)
         keep: BoolArray = rng.random(self.teachers) >= self.drop
-        stays = int(rng.integers(self.teachers))
-        keep[stays] |= not keep.any()
+        fallback = int(rng.integers(self.teachers))
+        keep[fallback] |= not keep.any()
         return keep
 
     def _masks(self, samples: Sequence[tuple[str, int]], tokens: int) -> Tensor:

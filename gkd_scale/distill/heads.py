@@ -62,12 +62,12 @@ def resume(
         conditionings.prefixes(len(teachers)), teachers.items(), strict=True
     ):
         state = previous.heads(name)
-        reason = previous.misfit(name, state, _of(model_state, prefix), conditioning)
+        reason = previous.misfit(name, state, _below(model_state, prefix), conditioning)
         if reason:
-            which = f"the heads of {run}" if len(teachers) == 1 else f"the heads of {run} for {name}"
-            say(f"{which} do not fit, new ones start: {reason}")
+            subject = f"the heads of {run}" if len(teachers) == 1 else f"the heads of {run} for {name}"
+            say(f"{subject} do not fit, new ones start: {reason}")
             continue
-        objective.load_state_dict(_filled(state, _of(model_state, prefix), prefix), strict=False)
+        objective.load_state_dict(_filled(state, _below(model_state, prefix), prefix), strict=False)
         loaded = True
     return loaded
 
@@ -92,7 +92,7 @@ class _PreviousRun:
 
     def heads(self, teacher: str) -> StateDict:
         """The tensors of a teacher, and those that all teachers share."""
-        return _of(self.tensors, self.prefix(teacher))
+        return _below(self.tensors, self.prefix(teacher))
 
     def misfit(self, teacher: str, state: StateDict, model_state: StateDict, new: Conditioning) -> str:
         """Why a teacher's heads ``state`` do not fit ``model_state``, those of an objective; "" if they do.
@@ -109,7 +109,7 @@ class _PreviousRun:
         return reason
 
 
-def _of(state: StateDict, prefix: str) -> StateDict:
+def _below(state: StateDict, prefix: str) -> StateDict:
     """The tensors below ``prefix``, without it, and those of no teacher: all if the prefix is empty."""
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith((prefix, SHARED))

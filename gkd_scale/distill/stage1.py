@@ -76,8 +76,8 @@ def train(
         steps = _steps(cfg, teacher, plan)
         tasks = [_job(student, runtime, plan, teacher, steps) for student in students]
         pending = [(student, task) for student, task in zip(students, tasks, strict=True) if task is not None]
-        for student, (job, conditioned) in pending:
-            runtime.on_main(partial(_begin, student, job, teacher, conditioned))
+        for student, (job, teacher_norms) in pending:
+            runtime.on_main(partial(_begin, student, job, teacher, teacher_norms))
         jobs = [job for _, (job, _) in pending]
         if jobs:
             _train(cfg, jobs, runtime, plan, teacher, steps, prepare, bundled)
@@ -114,8 +114,8 @@ def _train(
         reading = dry_run.Reading(teacher.images, teacher.source.bytes_of)
         dry_run.show(cfg, jobs, training, runtime, plan, reading)
         return
-    for job, trained in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
-        state = trained.state()
+    for job, result in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
+        state = result.state()
         runtime.on_main(partial(_finish, job, state, teacher, steps, start))
     _tell_skipped(teacher, runtime)
     if runtime.main:
@@ -159,21 +159,21 @@ def _job(
     Writes nothing.
     """
     is_done = runtime.on_main(lambda: run.is_done(cfg.run.out, KIND))
-    conditioned = runtime.on_main(lambda: _conditionings(cfg, teacher))
-    objective = _build(cfg, teacher, conditioned)
+    teacher_norms = runtime.on_main(lambda: _conditionings(cfg, teacher))
+    objective = _build(cfg, teacher, teacher_norms)
     if not is_done and not run.has_checkpoint(cfg.run.out):
         _require_masked(objective.draws, plan.global_batch)
     continued = heads.resume(
         objective,
         cfg.student.weights,
-        {item.name: conditioning for item, conditioning in zip(teacher.teachers, conditioned, strict=True)},
+        {item.name: conditioning for item, conditioning in zip(teacher.teachers, teacher_norms, strict=True)},
         lambda line: console.say(f"{cfg.run.out}: {line}") if runtime.main and not is_done else None,
     )
     identity = run.identity(
         cfg,
         initial_weights=weights.fingerprint(objective if continued else objective.student.net),
         **teacher.identity,
-        conditioning=_one_or_all([item.digest() for item in conditioned]),
+        conditioning=_one_or_all([item.digest() for item in teacher_norms]),
         steps=steps,
         global_batch=plan.global_batch,
     )
@@ -186,7 +186,7 @@ def _job(
             else f"{cfg.run.out}: the QSD heads go on from {cfg.student.weights}",
             markup=False,
         )
-    return None if is_done else (_training(cfg, objective, teacher, identity), conditioned)
+    return None if is_done else (_training(cfg, objective, teacher, identity), teacher_norms)
 
 
 def _one_or_all(values: list[str]) -> str | list[str]:
@@ -239,13 +239,13 @@ def _training(
     )
 
 
-def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, conditioned: list[Conditioning]) -> None:
+def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, teacher_norms: list[Conditioning]) -> None:
     """Write what the run is, after all that can be refused was checked. Rank 0."""
     if cfg.run.dry_run:
         run.require_begun_alike(job.out, cfg, job.identity)
         return
     run.begin(job.out, cfg, KIND, job.identity)
-    conditionings.save(conditioned, job.out, _conditioned_by(cfg, teacher))
+    conditionings.save(teacher_norms, job.out, _conditioned_by(cfg, teacher))
 
 
 def _conditioned_by(cfg: Stage1Config, teacher: TeacherSource) -> str:
@@ -269,7 +269,7 @@ def _conditionings(cfg: Stage1Config, teacher: TeacherSource) -> list[Conditioni
     ]
 
 
-def _build(cfg: Stage1Config, teacher: TeacherSource, conditioned: list[Conditioning]) -> Objective:
+def _build(cfg: Stage1Config, teacher: TeacherSource, teacher_norms: list[Conditioning]) -> Objective:
     torch.manual_seed(seed_of("init", cfg.run.seed))
     source = teacher.source
     (name,) = cfg.student.names
@@ -290,7 +290,7 @@ def _build(cfg: Stage1Config, teacher: TeacherSource, conditioned: list[Conditio
     sections = {"loss": cfg.loss, "qsd": cfg.qsd, "mask": cfg.mask}
     spaces = [
         TeacherSpace(facts.dim, facts.grid, conditioning, facts.name, facts.weight)
-        for facts, conditioning in zip(teacher.teachers, conditioned, strict=True)
+        for facts, conditioning in zip(teacher.teachers, teacher_norms, strict=True)
     ]
     args = {**sections, "jitter": cfg.student.jitter, "seed": cfg.run.seed}
     objective = build_objective(cfg.objective, student, spaces, args)

@@ -110,9 +110,9 @@ class TeacherHeads(nn.Module):
         target_cls = teacher.cls.unsqueeze(1)
         soft_cls = self.head_cls(plain.cls.unsqueeze(1), target_cls)
         soft = self.head_feature(plain.patches, teacher.patches)
-        both = distance(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, teacher.patches], 1))
-        losses = {"loss_feature": both, "loss_cls": distance(soft_cls, target_cls)}
-        total = weights.feature_weight * both + weights.cls_weight * losses["loss_cls"]
+        feature_loss = distance(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, teacher.patches], 1))
+        losses = {"loss_feature": feature_loss, "loss_cls": distance(soft_cls, target_cls)}
+        total = weights.feature_weight * feature_loss + weights.cls_weight * losses["loss_cls"]
         if masked is not None:
             losses["loss_mask"] = distance(self.head_mask(masked, teacher.patches), teacher.patches)
             total = total + weights.mask_weight * losses["loss_mask"]

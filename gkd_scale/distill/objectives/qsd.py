@@ -115,12 +115,12 @@ class Distiller(Objective):
             plain, levels = self.student.with_levels(pixels)
         else:
             plain, levels = self.student(pixels), []
-        output, idle = Output(plain, levels), None
+        output, zero = Output(plain, levels), None
         if second is not None:
-            output, idle = self._with_masked(second, pixels, output)
+            output, zero = self._with_masked(second, pixels, output)
         losses = self._compare(output, targets, subsets)
-        if idle is not None:
-            losses["loss"] = losses["loss"] + idle
+        if zero is not None:
+            losses["loss"] = losses["loss"] + zero
         return {**losses, "token_variance": token_variance(self.heads[0].on_grid(plain).patches)}
 
     def _compare(self, output: Output, targets: list[Features], subsets: list[Subset]) -> dict[str, Tensor]:
@@ -165,7 +165,7 @@ class Distiller(Objective):
     def _with_masked(self, second: Second, pixels: Tensor, output: Output) -> tuple[Output, Tensor | None]:
         """``output`` with the second pass, which masked images go through; the others' patches are shared.
 
-        Beside it, if an image stands in, a zero whose gradient is zero for all that its pass uses: so ranks
+        If an image stands in, it returns a zero too, whose gradient is zero for all that its pass uses: ranks
         reduce the same parameters, and ZeRO-3 gathers them as often.
         """
         with kept_statistics(batch_norms(self.student)):
