@@ -17,7 +17,7 @@ from gkd_scale.randomness import generator
 from gkd_scale.types import IGNORE
 
 FILL = (124, 116, 104)
-"""The mean colour of ImageNet, where geometry uncovers nothing."""
+"""The mean colour of ImageNet, which fills the border that geometry uncovers."""
 
 _PROBABILITY = 0.5
 _SPREAD = 0.5
@@ -89,7 +89,7 @@ def _affine(image: Image.Image, data: tuple[float, ...]) -> Image.Image:
 
 
 def _filling(image: Image.Image) -> dict[str, Any]:
-    """How geometry samples: pixels smoothly, the ids of a label (one channel) never mixed."""
+    """Options of geometry: pixels are interpolated, the ids of a label (one channel) are not."""
     if image.mode == "L":
         return {"resample": Image.Resampling.NEAREST, "fillcolor": IGNORE}
     return {"resample": Image.Resampling.BILINEAR, "fillcolor": FILL}
@@ -125,7 +125,7 @@ def draw(sid: str, view: int, seed: int, ops: int, magnitude: float) -> list[tup
         return []
     rng = generator("view.randaugment", seed, view, sid)
     names = list(_OPERATIONS)
-    drawn: list[tuple[str, float]] = []
+    operations: list[tuple[str, float]] = []
     for _ in range(ops):
         name = names[int(rng.integers(len(names)))]
         applied = rng.random() < _PROBABILITY
@@ -137,17 +137,17 @@ def draw(sid: str, view: int, seed: int, ops: int, magnitude: float) -> list[tup
         if name in _ENHANCE:
             value = max(0.1, 1 + value)
         if applied:
-            drawn.append((name, round(value, 4)))
-    return drawn
+            operations.append((name, round(value, 4)))
+    return operations
 
 
-def apply(image: Image.Image, drawn: list[tuple[str, float]]) -> Image.Image:
+def apply(image: Image.Image, operations: list[tuple[str, float]]) -> Image.Image:
     """An RGB image after the drawn operations."""
-    for name, value in drawn:
+    for name, value in operations:
         image = _OPERATIONS[name][0](image, value)
     return image
 
 
-def apply_geometry(label: Image.Image, drawn: list[tuple[str, float]]) -> Image.Image:
-    """A label of one channel after those of the drawn operations that move pixels."""
-    return apply(label, [(name, value) for name, value in drawn if name in _GEOMETRY])
+def apply_geometry(label: Image.Image, operations: list[tuple[str, float]]) -> Image.Image:
+    """A label of one channel after the drawn operations that move pixels."""
+    return apply(label, [(name, value) for name, value in operations if name in _GEOMETRY])

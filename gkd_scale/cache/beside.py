@@ -1,6 +1,6 @@
-"""What lies beside images and is none: labels, and files of other kinds.
+"""Files beside images that are no images: labels, and files of other kinds.
 
-A label is a PNG, and to a reader of images it is one. Where a folder or a tar holds both (``images/0.jpg``
+A label is a PNG, and to a reader of images it is one. If a folder or a tar holds both (``images/0.jpg``
 and ``labels/0.png``, ``0.jpg`` and ``0.seg.png``), the teacher would be asked for features of masks. Names
 say which files may be labels; some of them are opened, and all are left out if these look like labels.
 """
@@ -21,7 +21,7 @@ from PIL import Image
 from gkd_scale.cache.location import on_a_line
 
 _SYSTEM = frozenset({"@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", "System Volume Information"})
-"""Folders that operating systems and storage keep among a user's: thumbnails, forks, what was deleted."""
+"""Folders of operating systems and storage among a user's: thumbnails, forks, deleted files."""
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 _LOSSLESS = frozenset({".png", ".tif", "tiff", ".bmp"})
@@ -34,7 +34,7 @@ _WORDS = re.compile(
 )
 _LOOKED_AT = 8
 _FEW = 64
-"""Fewer values, or colours, than these are a label's."""
+"""A file with at most so many values, or colours, is a label."""
 _SHOWN = 6
 
 
@@ -47,26 +47,26 @@ class Suspects:
         self._some: list[tuple[int, str]] = []
 
     def add(self, paths: Iterable[str]) -> None:
-        """Count more of them."""
+        """Count more images."""
         for path in paths:
             self.count += 1
             self.first = min(self.first or path, path)
             self._some.append((zlib.crc32(os.fsencode(path)), path))
         self._some = sorted(self._some)[:_LOOKED_AT]
 
-    def merge(self, stored: Mapping[str, Any]) -> None:
-        """Add those that :meth:`to_dict` gave."""
-        if stored["count"]:
-            self.count += stored["count"]
-            self.first = min(self.first or stored["first"], stored["first"])
-            self._some = sorted([*self._some, *map(tuple, stored["some"])])[:_LOOKED_AT]
+    def merge(self, suspects: Mapping[str, Any]) -> None:
+        """Add those of another object, which its :meth:`to_dict` returned."""
+        if suspects["count"]:
+            self.count += suspects["count"]
+            self.first = min(self.first or suspects["first"], suspects["first"])
+            self._some = sorted([*self._some, *map(tuple, suspects["some"])])[:_LOOKED_AT]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         return {"count": self.count, "first": self.first, "some": self._some}
 
     def are_labels(self, images: int, read: Callable[[str], bytes]) -> bool:
-        """Whether they are labels beside others of ``images``: a few of them are opened."""
+        """Whether they are labels among a plan's ``images``: a few of them are opened."""
         return 0 < self.count < images and all(_is_label(read, path) for _, path in self._some)
 
     def note(self) -> str:
@@ -79,15 +79,15 @@ class Suspects:
 
 def kinds(others: Counter[str]) -> str:
     """``2 .cls, 1 .gif``: how many of each ending, most first."""
-    shown = others.most_common(_SHOWN)
-    rest = others.total() - sum(count for _, count in shown)
-    return ", ".join(f"{count} {on_a_line(kind)}" for kind, count in shown) + (
+    common = others.most_common(_SHOWN)
+    rest = others.total() - sum(count for _, count in common)
+    return ", ".join(f"{count} {on_a_line(kind)}" for kind, count in common) + (
         f", {rest} others" if rest else ""
     )
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none that a user looks at."""
+    """Whether a file or folder of this name is hidden, or a folder of :data:`_SYSTEM`."""
     return name.startswith(".") or name in _SYSTEM
 
 
@@ -97,14 +97,14 @@ def is_system_file(name: str) -> bool:
 
 
 def suspicious(paths: Sequence[str]) -> list[bool]:
-    """Which of the images of one folder or source have the name of a label.
+    """Whether each image of one folder or source has the name of a label.
 
-    By a word in it, or as the PNG beside a JPEG of one name.
+    It has if a word in the name says so, or if it is the PNG beside a JPEG of the same name.
     """
     lossless = [path[-4:].lower() in _LOSSLESS for path in paths]
     if not any(lossless):
         return lossless
-    photos = {path.rpartition(".")[0] for path, other in zip(paths, lossless, strict=True) if not other}
+    photos = {path.rpartition(".")[0] for path, flag in zip(paths, lossless, strict=True) if not flag}
     return [
         maybe and bool(_WORDS.search(path) or path.rpartition(".")[0] in photos)
         for path, maybe in zip(paths, lossless, strict=True)
@@ -112,7 +112,7 @@ def suspicious(paths: Sequence[str]) -> list[bool]:
 
 
 def _is_label(read: Callable[[str], bytes], name: str) -> bool:
-    """Whether a file has few values, as labels have; not if it cannot be read."""
+    """Whether a file has few values, as labels have; False if it cannot be read."""
     try:
         with Image.open(io.BytesIO(read(name))) as image:
             if image.mode in ("RGB", "RGBA"):

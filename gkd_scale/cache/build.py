@@ -52,7 +52,7 @@ def build(
     Raises ConfigError, DataError, CacheError, ModelError or DiskFullError for what the user can mend.
     After any error the same command goes on.
     """
-    started = time.monotonic()
+    start = time.monotonic()
     parse(cfg.codec)  # an unknown codec is an error before anything is read
     cfg = follow(cfg)
     with locked(cfg.out):
@@ -66,8 +66,8 @@ def build(
         total, shards = spec.views * len(plan), spec.views * spec.shards
         report = BuildReport(cfg.out, len(plan), spec.views, shards, notes=plan.notes)
         if tasks := missing_shards(cfg.out, spec, outbox):
-            done = total - sum(plan.size_of(task.shard) for task in tasks)
-            with Display(report, total, done, quiet) as display, BackgroundJobs() as sender:
+            completed = total - sum(plan.size_of(task.shard) for task in tasks)
+            with Display(report, total, completed, quiet) as display, BackgroundJobs() as sender:
 
                 def committed(task: ShardTask) -> None:
                     if outbox is not None:
@@ -78,7 +78,7 @@ def build(
         report.errors = finish(cfg.out, spec, plan)
         if outbox is not None:
             outbox.finish()
-    report.seconds.total = time.monotonic() - started
+    report.seconds.total = time.monotonic() - start
     return report
 
 
@@ -91,7 +91,7 @@ def plan_of(
 ) -> ImagePlan:
     """The plan of the cache that ``cfg`` describes, in the format ``version``; see :func:`make_plan`.
 
-    With ``cache:CACHE`` as images that cache's plan, in its format.
+    If the images are ``cache:CACHE`` it is that cache's plan, in its format.
     """
     if is_stored(cfg.images):
         return open_stored(cfg.images).plan()
@@ -129,5 +129,5 @@ def make_spec(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Spe
         plan=plan.hash(),
         format=plan.format,
         labels=plan.source.labels if isinstance(plan.source, LabelledSource) else {},
-        pixels=plan.stored.origin if plan.stored is not None else {},
+        pixels=plan.view_source.origin if plan.view_source is not None else {},
     )

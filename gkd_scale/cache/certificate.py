@@ -76,13 +76,13 @@ def read_certificate(path: Path, spec: str) -> Certificate:
         if certificate_path(path.parent, certificate.codec) != path:
             raise ValueError(f"it is of codec {certificate.codec}")
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise DamageError(f"{path} is damaged: {error}", _again(path)) from None
+        raise DamageError(f"{path} is damaged: {error}", _hint(path)) from None
     if certificate.spec != spec:
-        raise DamageError(f"{path} was measured on another cache", _again(path))
+        raise DamageError(f"{path} was measured on another cache", _hint(path))
     return certificate
 
 
-def _again(path: Path) -> str:
+def _hint(path: Path) -> str:
     return f"remove it, then measure again: {shell('gkd-scale', 'certify', path.parent)}, as before"
 
 

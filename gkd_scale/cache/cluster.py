@@ -29,10 +29,10 @@ CHECK_EVERY = 5.0
 """Seconds between two checks for nodes that joined or left."""
 
 PATIENCE = 60.0
-"""Seconds without a device that is ready, after which a line says so."""
+"""Seconds without a ready device after which a line says so."""
 
 TRIES = 5
-"""After how many dead workers a shard, or the start of a worker on a device, is taken for the cause."""
+"""Dead workers after which a shard, or the start of a worker on a device, counts as the cause."""
 
 Load = Callable[[str], Teacher]
 """A teacher for a device ('cpu' or 'cuda'); runs in the worker."""
@@ -200,13 +200,13 @@ def refuse_silent(address: str, flag: str = "--ray") -> None:
         raise ConfigError(
             f"{flag} '{address}' is no address of Ray", "give auto, HOST:PORT or ray://HOST:PORT"
         )
-    found = re.fullmatch(r"(\[[^]]+\]|[^:\[\]/?#\s]+)(?::([0-9]{1,5}))?", place)
-    if found is None or (found[2] is None and not scheme) or not 0 < int(found[2] or 10001) < 2**16:
+    match = re.fullmatch(r"(\[[^]]+\]|[^:\[\]/?#\s]+)(?::([0-9]{1,5}))?", place)
+    if match is None or (match[2] is None and not scheme) or not 0 < int(match[2] or 10001) < 2**16:
         raise ConfigError(
             f"{flag} '{address}' is no address of Ray", "give auto, HOST:PORT or ray://HOST:PORT"
         )
     try:
-        socket.create_connection((found[1].strip("[]"), int(found[2] or 10001)), timeout=10).close()
+        socket.create_connection((match[1].strip("[]"), int(match[2] or 10001)), timeout=10).close()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _no_cluster(address, flag, reason) from None

@@ -54,11 +54,11 @@ def _on_several(
             raise _StoppedError
         events.advance(samples)
 
-    heard = events._replace(advance=advance)
+    hooks = events._replace(advance=advance)
     with ThreadPoolExecutor(len(teachers), thread_name_prefix="device") as pool:
         runs = [
-            pool.submit(ShardBuilder(job, teacher, device, report, heard).run, tasks[at :: len(teachers)])
-            for at, (teacher, device) in enumerate(zip(teachers, job.cfg.devices, strict=True))
+            pool.submit(ShardBuilder(job, teacher, device, report, hooks).run, tasks[rank :: len(teachers)])
+            for rank, (teacher, device) in enumerate(zip(teachers, job.cfg.devices, strict=True))
         ]
         errors = []
         for run in as_completed(runs):
@@ -72,8 +72,8 @@ def _on_several(
 def _on_cluster(
     job: BuildJob, tasks: Sequence[ShardTask], load: Load, address: str, report: BuildReport, events: Events
 ) -> None:
-    def finished(task: ShardTask, done: ShardResult) -> None:
-        report.count(shards=1, samples=done.samples, size=done.bytes)
+    def finished(task: ShardTask, result: ShardResult) -> None:
+        report.count(shards=1, samples=result.samples, size=result.bytes)
         events.advance(job.plan.size_of(task.shard))
         events.committed(task)
 

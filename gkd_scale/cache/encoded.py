@@ -36,9 +36,9 @@ class EncodedBatch(Batch):
 
     def decoded(self) -> Batch:
         """The batch with fp16 patch tokens (B, N, C), on its device."""
-        whole = tuple(_decoded(*each) for each in zip(self.teachers, self.parts, strict=True))
+        features = tuple(_decoded(*pair) for pair in zip(self.teachers, self.parts, strict=True))
         values = {field.name: getattr(self, field.name) for field in fields(Batch)}
-        return Batch(**{**values, "teacher": whole[0], "others": whole[1:]})
+        return Batch(**{**values, "teacher": features[0], "others": features[1:]})
 
 
 def _decoded(features: Features, parts: tuple[EncodedRows, ...]) -> Features:

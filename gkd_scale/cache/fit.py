@@ -35,10 +35,10 @@ def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
 
     A function of the images, the teacher and the batch size. DataError if no image can be read.
     """
-    chosen = plan.spread(cfg.codec_fit)
+    entries = plan.spread(cfg.codec_fit)
     views = prefetch(
         lambda entry: view_of(cfg, plan, entry, 0),
-        chosen,
+        entries,
         cfg.threads,
         cfg.batch_size + 2 * cfg.threads,
     )
@@ -47,10 +47,10 @@ def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
     for place, view in enumerate(views):
         if isinstance(view, MadeView):
             batch.append(view)
-        if batch and (place == len(chosen) - 1 or len(batch) == cfg.batch_size):
-            tokens = run_teacher(teacher, np.stack([made.pixels for made in batch])).patches.numpy()
+        if batch and (place == len(entries) - 1 or len(batch) == cfg.batch_size):
+            tokens = run_teacher(teacher, np.stack([item.pixels for item in batch])).patches.numpy()
             moments.update(tokens.reshape(-1, teacher.dim))
             batch = []
     if not moments.count:
-        raise DataError(f"none of {len(chosen)} images of {cfg.images} could be read", "check --images")
+        raise DataError(f"none of {len(entries)} images of {cfg.images} could be read", "check --images")
     return fit_codec(cfg.codec, moments.mean, moments.covariance)

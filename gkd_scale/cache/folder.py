@@ -115,18 +115,18 @@ def _changed_images(folder: Path, spec: Spec, plan: ImagePlan) -> str:
     """How the images differ from the plan on disk, in words; '' if they are the same in another order."""
     try:
         old = read_plan(folder / PLAN, spec)
-        (before, sizes), (now, new_sizes) = old.names(), plan.names()
+        (old_sids, old_sizes), (new_sids, new_sizes) = old.names(), plan.names()
     except Exception:  # a damaged plan must not hide that the folder changed
         return f"{PLAN} cannot be read to say how"
-    _, at, place = np.intersect1d(before, now, assume_unique=True, return_indices=True)
+    _, old_rows, new_rows = np.intersect1d(old_sids, new_sids, assume_unique=True, return_indices=True)
     groups = (
-        ("added", plan, np.flatnonzero(~np.isin(now, before))),
-        ("removed", old, np.flatnonzero(~np.isin(before, now))),
-        ("resized", plan, place[sizes[at] != new_sizes[place]]),
+        ("added", plan, np.flatnonzero(~np.isin(new_sids, old_sids))),
+        ("removed", old, np.flatnonzero(~np.isin(old_sids, new_sids))),
+        ("resized", plan, new_rows[old_sizes[old_rows] != new_sizes[new_rows]]),
     )
     return ", ".join(
-        f"{len(rows)} {what} ({of.image(int(rows.min())).name}{' …' * (len(rows) > 1)})"
-        for what, of, rows in groups
+        f"{len(rows)} {change} ({source.image(int(rows.min())).name}{' …' * (len(rows) > 1)})"
+        for change, source, rows in groups
         if len(rows)
     )
 
@@ -147,7 +147,7 @@ def _shards_are_of(folder: Path, spec: Spec) -> bool:
 def missing_shards(folder: Path, spec: Spec, outbox: Outbox | None) -> list[ShardTask]:
     """The shards to build, in order. Their indexes are removed, and with them the manifest."""
     table = None
-    with contextlib.suppress(Exception):  # none yet, or damaged: the shards speak for themselves
+    with contextlib.suppress(Exception):  # none yet, or damaged: each shard is judged by itself
         table = read_shards(folder, spec)
     tasks = [ShardTask(view, shard) for view in range(spec.views) for shard in range(spec.shards)]
     missing = [task for task in tasks if not _is_built(folder, spec, task, table, outbox)]

@@ -52,8 +52,8 @@ def describe(cache: Cache) -> list[str]:
         if index_path(cache.path, view, shard).exists()
     )
     versions = ("weights_sha256", "torch", "timm", "transformers")
-    shown = ("model", "layer", "dtype", "mean", "std", "patch_size", "cls", *versions)
-    facts = ", ".join(f"{key} {teacher[key]}" for key in shown if teacher.get(key) is not None)
+    keys = ("model", "layer", "dtype", "mean", "std", "patch_size", "cls", *versions)
+    facts = ", ".join(f"{key} {teacher[key]}" for key in keys if teacher.get(key) is not None)
     view = ", ".join(f"{key} {value}" for key, value in spec.view.items())
     total = spec.views * cache.num_samples
     lines = [
@@ -74,7 +74,7 @@ def describe(cache: Cache) -> list[str]:
 def contact_sheet(cache: Cache, path: Path, samples: int = 12, view: int = 0) -> None:
     """Write a PNG of ``samples`` views, spread over the cache, each beside the map of its tokens.
 
-    ConfigError for a view that there is not, CacheError if the pixels are not to be found.
+    ConfigError for a view that the cache lacks, CacheError if its pixels cannot be found.
     """
     if view >= cache.spec.views:
         raise ConfigError(
@@ -82,20 +82,20 @@ def contact_sheet(cache: Cache, path: Path, samples: int = 12, view: int = 0) ->
             "give --view one of them",
         )
     count = min(samples, cache.num_samples)
-    pixels, places = storing(cache), [at * cache.num_samples // count for at in range(count)]
-    chosen = [cache.read(view, place).patches.astype(np.float32) for place in places]
+    pixels, places = storing(cache), [number * cache.num_samples // count for number in range(count)]
+    tokens = [cache.read(view, place).patches.astype(np.float32) for place in places]
     jpegs = [pixels.read_members(view, place, ("jpg",))["jpg"] for place in places]
-    maps = rgb_maps(chosen, cache.grid)
+    maps = rgb_maps(tokens, cache.grid)
     height, width = cache.image_size
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     cell = (2 * width + 2 * _GAP, height + _GAP)
     sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
-    for at, (jpeg, colors) in enumerate(zip(jpegs, maps, strict=True)):
-        left, top = at % columns * cell[0] + _GAP, at // columns * cell[1] + _GAP
+    for number, (jpeg, colors) in enumerate(zip(jpegs, maps, strict=True)):
+        left, top = number % columns * cell[0] + _GAP, number // columns * cell[1] + _GAP
         sheet.paste(Image.fromarray(decode(jpeg).transpose(1, 2, 0)), (left, top))
-        shown = Image.fromarray(colors).resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(shown, (left + width, top))
+        token_map = Image.fromarray(colors).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(token_map, (left + width, top))
     with atomic(path) as file:
         sheet.save(file, "PNG")
 
@@ -105,17 +105,17 @@ def rgb_maps(tokens: list[Float32], grid: tuple[int, int]) -> list[UInt8Array]:
 
     Each component is scaled so that its 2nd and 98th percentiles over all images are black and full.
     """
-    every = np.concatenate(tokens).astype(np.float64)
-    mean = every.mean(axis=0)
-    _, vectors = np.linalg.eigh((every - mean).T @ (every - mean))
+    all_tokens = np.concatenate(tokens).astype(np.float64)
+    mean = all_tokens.mean(axis=0)
+    _, vectors = np.linalg.eigh((all_tokens - mean).T @ (all_tokens - mean))
     leading = vectors[:, ::-1][:, :3]
     leading = leading * np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(leading.shape[1])])
-    values: list[npt.NDArray[np.float64]] = [(of_image - mean) @ leading for of_image in tokens]
+    values: list[npt.NDArray[np.float64]] = [(image_values - mean) @ leading for image_values in tokens]
     low, high = np.percentile(np.concatenate(values), [2, 98], axis=0)
     spread = np.maximum(high - low, 1e-12)
     maps = []
-    for of_image in values:
-        scaled = np.zeros((len(of_image), 3), np.uint8)
-        scaled[:, : leading.shape[1]] = np.round(255 * np.clip((of_image - low) / spread, 0, 1))
+    for image_values in values:
+        scaled = np.zeros((len(image_values), 3), np.uint8)
+        scaled[:, : leading.shape[1]] = np.round(255 * np.clip((image_values - low) / spread, 0, 1))
         maps.append(scaled.reshape(*grid, 3))
     return maps

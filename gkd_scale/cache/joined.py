@@ -1,10 +1,10 @@
 """Caches of several teachers over the same views, joined sample by sample.
 
-Sample n of one is sample n of all: the same image, the same crop, the same JPEG bytes. What says so is small
-and near: settings in the specs, names in the manifests, CRC32s of the JPEGs in the indexes of the shards; or
-the spec of a cache without pixels, which names the manifest of the one that stores them. What differs is
-refused with its first sample, before the first step; of caches behind a URL, whose indexes arrive with their
-shards, before the first sample of a shard is used.
+Sample n of one is sample n of all: the same image, the same crop, the same JPEG bytes. Small files show
+it: settings in the specs, names in the manifests, CRC32s of the JPEGs in the indexes of the shards; or the
+spec of a cache without pixels, which names the manifest of the one that stores them. The error names the
+first sample that differs. It comes before the first step. For caches behind a URL, whose indexes arrive with
+their shards, it comes before the first sample of a shard is used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Grid, Size
 
 SETTINGS = ("image_size", "views", "view", "seed")
-"""What the specs of two caches must agree in, beside names and pixels."""
+"""Keys in which the specs of two caches must agree, beside names and pixels."""
 
 
 class _Place(NamedTuple):
@@ -103,16 +103,16 @@ def open_joined(
     """
     if not paths:
         raise CacheError("no cache was given", "give --cache CACHE")
-    of_teacher: list[list[Cache]] = []
+    groups: list[list[Cache]] = []
     for path in paths:
         cache = Cache.open(path, home=home, limit=limit)
-        known = (group for group in of_teacher if group[0].fingerprint == cache.fingerprint)
-        group = next(known, None)
+        matches = (group for group in groups if group[0].fingerprint == cache.fingerprint)
+        group = next(matches, None)
         if group is None:
-            of_teacher.append([cache])
+            groups.append([cache])
         else:
             group.append(cache)
-    teachers = [Caches(group) for group in of_teacher]
+    teachers = [Caches(group) for group in groups]
     return teachers[0] if len(teachers) == 1 else Joined(teachers)
 
 
@@ -120,18 +120,18 @@ def _places(teachers: Sequence[Caches]) -> Iterator[_Place]:
     """The caches that belong together: the first of each teacher, the second of each, and so on."""
     counts = [len(teacher.caches) for teacher in teachers]
     if len(set(counts)) > 1:
-        found = [
-            f"{count} of {each.fingerprint['model']}" for count, each in zip(counts, teachers, strict=True)
+        parts = [
+            f"{count} of {group.fingerprint['model']}" for count, group in zip(counts, teachers, strict=True)
         ]
         raise CacheError(
-            f"caches of several teachers are joined one to one, and there are {' and '.join(found)}",
+            f"caches of several teachers are joined one to one, and there are {' and '.join(parts)}",
             "give as many --cache of each teacher, in the same order",
         )
     for caches in zip(*(teacher.caches for teacher in teachers), strict=True):
         storing = [cache for cache in caches if cache.spec.pixels_of is None]
-        stored = {cache.manifest for cache in storing}
+        manifests = {cache.manifest for cache in storing}
         for cache in caches:
-            if cache.spec.pixels_of is not None and cache.spec.pixels_of not in stored:
+            if cache.spec.pixels_of is not None and cache.spec.pixels_of not in manifests:
                 raise cache.without_pixels("give that cache too, with another --cache")
         place = _Place(storing[0], [cache for cache in caches if cache is not storing[0]])
         for other in place.others:
@@ -140,20 +140,20 @@ def _places(teachers: Sequence[Caches]) -> Iterator[_Place]:
 
 
 def _refuse_other_settings(pixels: Cache, other: Cache) -> None:
-    mine, theirs = ({key: each.spec.to_dict()[key] for key in SETTINGS} for each in (pixels, other))
+    mine, theirs = ({key: cache.spec.to_dict()[key] for key in SETTINGS} for cache in (pixels, other))
     if differing := differences(mine, theirs):
         what = "; ".join(f"{key} {before} and {after}" for key, before, after in differing)
         raise _other_views(pixels, other, what)
 
 
 def _refuse_other_names(pixels: Cache, other: Cache) -> None:
-    all_rows = [Rows(each.checked(MANIFEST), ["sid", "status"]) for each in (pixels, other)]
+    all_rows = [Rows(cache.checked(MANIFEST), ["sid", "status"]) for cache in (pixels, other)]
     for start in range(0, max(map(len, all_rows)), GROUP):
         mine, theirs = (rows.read(start, start + GROUP) for rows in all_rows)
-        found = first_difference(mine, theirs)
-        if found is not None:
+        first = first_difference(mine, theirs)
+        if first is not None:
             ways = {"sid": "is not in the same place of both", "status": "could be read for one of them only"}
-            what = f"sample {_name(mine, theirs, found.row)} {ways[found.column]}"
+            what = f"sample {_name(mine, theirs, first.row)} {ways[first.column]}"
             raise _other_views(pixels, other, what)
     if pixels.shard_sizes != other.shard_sizes:
         raise _other_views(pixels, other, "they cut the images into other shards (--samples-per-shard)")
@@ -162,15 +162,15 @@ def _refuse_other_names(pixels: Cache, other: Cache) -> None:
 def _refuse_other_pixels(pixels: Cache, others: Sequence[Cache], view: int, shard: int) -> None:
     """CacheError if other caches hold other JPEGs in a shard, by their sizes and CRC32s.
 
-    Those that store none have the manifest of the cache of their pixels.
+    A cache without pixels names the manifest of the one that stores them.
     """
     for other in others:
         if other.spec.pixels_of is None:
-            mine, theirs = (_jpegs(each, view, shard) for each in (pixels, other))
-            found = first_difference(mine, theirs)
-            if found is not None:
-                what = "is not in the same place of both" if found.column == "sid" else "has other pixels"
-                name = _name(mine, theirs, found.row)
+            mine, theirs = (_jpegs(cache, view, shard) for cache in (pixels, other))
+            first = first_difference(mine, theirs)
+            if first is not None:
+                what = "is not in the same place of both" if first.column == "sid" else "has other pixels"
+                name = _name(mine, theirs, first.row)
                 raise _other_views(pixels, other, f"sample {name} {what} in view {view}")
 
 
@@ -194,15 +194,15 @@ def first_difference(one: pa.Table, other: pa.Table) -> Difference | None:
     A row that only one of them has differs in the first column. No value is null.
     """
     rows = min(len(one), len(other))
-    found = []
+    candidates = []
     for column in one.column_names:
         same = pc.equal(*(table[column].slice(0, rows).combine_chunks() for table in (one, other)))
         row = pc.index(same, pa.scalar(False)).as_py()
         if row >= 0:
-            found.append(Difference(row, column))
-    if not found and len(one) != len(other):
-        found.append(Difference(rows, one.column_names[0]))
-    return min(found, key=lambda each: each.row, default=None)
+            candidates.append(Difference(row, column))
+    if not candidates and len(one) != len(other):
+        candidates.append(Difference(rows, one.column_names[0]))
+    return min(candidates, key=lambda difference: difference.row, default=None)
 
 
 def _name(one: pa.Table, other: pa.Table, row: int) -> str:
@@ -211,7 +211,7 @@ def _name(one: pa.Table, other: pa.Table, row: int) -> str:
 
 
 def _other_views(pixels: Cache, other: Cache, what: str) -> CacheError:
-    one, two = (each.fingerprint for each in (pixels, other))
+    one, two = (cache.fingerprint for cache in (pixels, other))
     step = "make both from the same images with the same --image-size, --views, --seed and view options"
     if one["model"] == two["model"]:
         keys = ", ".join(key for key, *_ in differences(one, two))

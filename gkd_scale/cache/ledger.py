@@ -36,17 +36,17 @@ def check_ledger(folder: Path, sids: Iterable[str]) -> tuple[int, list[str]]:
 
     RunError if there is no ledger, or no whole line in it.
     """
-    used, lines = _read(folder)
+    entries, lines = _read(folder)
     expected = set(sids)
     by_epoch: dict[int, list[str]] = {}
-    for epoch, sid in used.values():
+    for epoch, sid in entries.values():
         by_epoch.setdefault(epoch, []).append(sid)
     last = max(by_epoch)
     complete = 0
-    for epoch, used_sids in sorted(by_epoch.items()):
-        doubles = len(used_sids) - len(set(used_sids))
-        missing = len(expected - set(used_sids))
-        foreign = len(set(used_sids) - expected)
+    for epoch, epoch_sids in sorted(by_epoch.items()):
+        doubles = len(epoch_sids) - len(set(epoch_sids))
+        missing = len(expected - set(epoch_sids))
+        foreign = len(set(epoch_sids) - expected)
         if doubles or foreign or (missing and epoch != last):
             lines.append(
                 f"epoch {epoch}: {doubles} sids twice, {missing} missing, {foreign} not of the cache"
@@ -58,7 +58,7 @@ def check_ledger(folder: Path, sids: Iterable[str]) -> tuple[int, list[str]]:
 
 def _read(folder: Path) -> tuple[dict[tuple[int, int], tuple[int, str]], list[str]]:
     """{(step, position): (epoch, sid)} of all ranks, and lines about entries that contradict each other."""
-    used: dict[tuple[int, int], tuple[int, str]] = {}
+    entries: dict[tuple[int, int], tuple[int, str]] = {}
     lines: list[str] = []
     for path in sorted(folder.glob("rank-*.tsv")):
         for text in path.read_text(encoding="ascii").splitlines():
@@ -66,9 +66,9 @@ def _read(folder: Path) -> tuple[dict[tuple[int, int], tuple[int, str]], list[st
             if len(parts) != 4 or len(parts[3]) != 16:
                 continue  # a kill cut the line; the step was done again
             step, position, epoch = map(int, parts[:3])
-            before = used.setdefault((step, position), (epoch, parts[3]))
-            if before != (epoch, parts[3]):
-                lines.append(f"step {step}, position {position}: {before[1]} and {parts[3]}")
-    if not used:
+            first = entries.setdefault((step, position), (epoch, parts[3]))
+            if first != (epoch, parts[3]):
+                lines.append(f"step {step}, position {position}: {first[1]} and {parts[3]}")
+    if not entries:
         raise RunError(f"{folder} holds no ledger", "train with --ledger, then give RUN/ledger")
-    return used, lines
+    return entries, lines

@@ -1,4 +1,4 @@
-"""What images there are: a folder or a bucket, listed a unit at a time by several threads.
+"""The images of a folder or a bucket, listed a unit at a time by several threads.
 
 A unit is a folder with what lies directly in it, or a part of a bucket. It is known by its name and by a
 stamp that changes when it does, so that a listing that was killed goes on with the units that it lacks.
@@ -61,12 +61,12 @@ class Listing(Protocol):
         """Lines about what is left out. Complete after the last unit."""
         ...
 
-    def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[Unit | None, Images]]:
-        """All units with their images; ``known`` ones without, as they were listed before."""
+    def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[Unit | None, Images]]:
+        """All units with their images; those in ``earlier`` without, as they were listed before."""
         ...
 
     def stamp(self, unit: str) -> str:
-        """What changes when a unit does; '' if nobody can know. OSError if there is no such unit."""
+        """A text that changes when a unit does; '' if nobody can know. OSError if there is no such unit."""
         ...
 
     def empty(self) -> DataError:
@@ -75,7 +75,7 @@ class Listing(Protocol):
 
 
 class Lister(Protocol):
-    """What gives all its images at once."""
+    """A place that lists all its images at once."""
 
     def entries(self) -> Iterable[tuple[str, int]]:
         """(path, bytes) of all images, in no particular order."""
@@ -90,7 +90,7 @@ def listing_of(images: str | Path, skip: Path | None, source: Lister | Listing |
 
 
 class WholeListing:
-    """What can be listed in one go only."""
+    """The listing of a :class:`Lister`: all images, without units."""
 
     def __init__(self, images: str | Path, lister: Lister) -> None:
         self._images, self._lister = images, lister
@@ -100,15 +100,15 @@ class WholeListing:
         """As :attr:`Listing.notes`."""
         return getattr(self._lister, "notes", ())
 
-    def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[None, Images]]:  # noqa: ARG002
+    def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[None, Images]]:  # noqa: ARG002
         """As :meth:`Listing.units`: images without a unit."""
         images = self._lister.entries()
         if isinstance(images, list):  # a label may lie far from its image
             yield None, images
             return
         rest = iter(images)
-        while some := list(islice(rest, _TOGETHER)):
-            yield None, some
+        while chunk := list(islice(rest, _TOGETHER)):
+            yield None, chunk
 
     def stamp(self, unit: str) -> str:
         """As :meth:`Listing.stamp`: there is no unit."""
@@ -120,8 +120,7 @@ class WholeListing:
 
 
 class FolderListing:
-    """The images in a folder and in the folders below it; hidden ones (``.name``) are left out,
-    and those of operating systems.
+    """The images in a folder and below it, but for hidden files (``.name``) and those of operating systems.
 
     Each real folder is read once, so links cannot loop. Real folders come first: one that is also reached
     through a link keeps its real path. ``skip`` is a folder that is left out. DataError for a folder that is
@@ -147,14 +146,14 @@ class FolderListing:
             notes.append(f"files in the folder that are no images by name, left out: {kinds(self._others)}")
         return notes
 
-    def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
+    def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
         """As :meth:`Listing.units`."""
         links = [""]
         while links:
             level = [links.pop(0)]
             while level := [folder for folder in level if self._is_new(folder)]:
                 below: list[str] = []
-                for unit, images in prefetch(partial(self._list, known), level, THREADS, 4 * THREADS):
+                for unit, images in prefetch(partial(self._list, earlier), level, THREADS, 4 * THREADS):
                     below += unit.folders
                     links += unit.links
                     self._tars += unit.tars
@@ -185,9 +184,9 @@ class FolderListing:
         self._seen.add(identity)
         return True
 
-    def _list(self, known: Mapping[str, Unit], folder: str) -> tuple[Unit, Images]:
-        if folder in known:
-            return known[folder], []
+    def _list(self, earlier: Mapping[str, Unit], folder: str) -> tuple[Unit, Images]:
+        if folder in earlier:
+            return earlier[folder], []
         unit = Unit(folder, self.stamp(folder))
         images: list[tuple[str, int]] = []
         for entry in _entries(self._root / folder):
@@ -268,13 +267,13 @@ class PrefixListing:
         self._listing = listing
         self.tars = 0
 
-    def units(self, known: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
+    def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
         """As :meth:`Listing.units`."""
         level, whole = [""], False
         while level:
             whole = whole or len(level) >= _ENOUGH
             below: list[str] = []
-            for unit, images in prefetch(partial(self._list, known, whole), level, THREADS, 4 * THREADS):
+            for unit, images in prefetch(partial(self._list, earlier, whole), level, THREADS, 4 * THREADS):
                 below += unit.folders
                 self.tars += len(unit.tars)
                 yield unit, images
@@ -284,9 +283,9 @@ class PrefixListing:
         """As :meth:`Listing.stamp`: no bucket says when a prefix changed."""
         return ""
 
-    def _list(self, known: Mapping[str, Unit], whole: bool, prefix: str) -> tuple[Unit, Images]:
-        if prefix in known:
-            return known[prefix], []
+    def _list(self, earlier: Mapping[str, Unit], whole: bool, prefix: str) -> tuple[Unit, Images]:
+        if prefix in earlier:
+            return earlier[prefix], []
         unit = Unit(prefix, "")
         images: list[tuple[str, int]] = []
         for path, size in self._listing(prefix, whole):

@@ -94,8 +94,8 @@ class LiveSource:
             sids = [self._entries[slot.sample].sid for slot in slots]
             return self._pixels(slots), facts(sids, slots, draw)
 
-        ahead = self._schedule.micro_batches(start, stop)
-        for pixels, about in prefetch(read, ahead, self._workers, depth=self._workers + 1):
+        micro_batches = self._schedule.micro_batches(start, stop)
+        for pixels, about in prefetch(read, micro_batches, self._workers, depth=self._workers + 1):
             with self.times.timed("teacher"):
                 features = self._as_stored(run_teacher(self._teacher, pixels))
             yield Batch(torch.from_numpy(pixels), features, *about)
@@ -129,9 +129,9 @@ class LiveSource:
     def _pixels(self, slots: list[Slot]) -> UInt8Array:
         """Pixels (B, 3, H, W) of one micro batch. Runs on the reading threads."""
         with self.times.reading():
-            return np.stack([self._one(slot) for slot in slots])
+            return np.stack([self._slot_pixels(slot) for slot in slots])
 
-    def _one(self, slot: Slot) -> UInt8Array:
+    def _slot_pixels(self, slot: Slot) -> UInt8Array:
         entry = self._entries[slot.sample]
         try:
             image = self._open(entry).image
@@ -139,9 +139,9 @@ class LiveSource:
             raise DataError(
                 f"{entry.name} of {self._images} can no longer be read: {error}", "check the images"
             ) from None
-        view = slot.epoch if self._views is None else slot.epoch % self._views
-        made = make_view(image, entry.sid, view, self.image_size, self._view, self._view_seed)
-        return decode(made.jpeg)
+        number = slot.epoch if self._views is None else slot.epoch % self._views
+        view = make_view(image, entry.sid, number, self.image_size, self._view, self._view_seed)
+        return decode(view.jpeg)
 
     def _as_stored(self, features: Features) -> Features:
         """Features as a cache would give them back: rounded by the codec."""

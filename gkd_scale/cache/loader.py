@@ -86,8 +86,8 @@ class CachedSource:
     """Micro batches from caches, of one teacher or of several that are joined; implements BatchSource.
 
     Epoch e reads view e modulo ``views``, by default all that the caches hold. ``pin`` puts batches into
-    pinned memory. With ``encoded`` a batch is an :class:`EncodedBatch`, unless no tokens need decoding. Of
-    the teachers with a number in ``silent`` no tokens are read: batches hold the others' features.
+    pinned memory. With ``encoded`` a batch is an :class:`EncodedBatch`, unless no tokens need decoding. No
+    tokens are read of teachers whose number is in ``silent``: batches hold the others' features.
     """
 
     def __init__(
@@ -114,20 +114,21 @@ class CachedSource:
                 f"give at most {caches.views}, or build a cache with --views {views}",
             )
         self._joined = caches if isinstance(caches, Joined) else None
-        every = caches.teachers if isinstance(caches, Joined) else (caches,)
-        self._teachers = [each for number, each in enumerate(every) if number not in silent]
+        teachers = caches.teachers if isinstance(caches, Joined) else (caches,)
+        self._teachers = [teacher for number, teacher in enumerate(teachers) if number not in silent]
         self.grid, self.teacher_dim = self._teachers[0].grid, self._teachers[0].dim
         self.image_size, self.num_samples = caches.image_size, caches.num_samples
         self._workers, self._skip = workers, skip_corrupt
         self._views = views or caches.views
         self._pin = pin
         if self._joined is None:
-            for cache in _every(self._teachers[0]):
+            for cache in _caches_of(self._teachers[0]):
                 cache.require_pixels(
                     "give both, the cache of the pixels first: --cache PIXELS --cache TOKENS"
                 )
         self._encoded = [
-            encoded and not all(cache.codec.verbatim for cache in _every(each)) for each in self._teachers
+            encoded and not all(cache.codec.verbatim for cache in _caches_of(teacher))
+            for teacher in self._teachers
         ]
         self.times = LoaderTimes(workers)
         self.skipped: dict[tuple[int, int], str] = {}
@@ -175,13 +176,13 @@ class CachedSource:
         ]
         with self.times.reading():
             images = self._read(slots, tokens)
-            parts = tuple(each.parts() for each in tokens)
+            parts = tuple(teacher.parts() for teacher in tokens)
         pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
         with self.times.timed("decode"):
             for row, image in enumerate(images):
                 pixels[row] = torch.from_numpy(decode(image.jpeg))
         about = facts([image.sid for image in images], slots, draw)
-        features, *others = (each.features for each in tokens)
+        features, *others = (teacher.features for teacher in tokens)
         if any(parts):
             return EncodedBatch(pixels, features, *about, tuple(others), parts)
         return Batch(pixels, features, *about, tuple(others))
@@ -193,9 +194,9 @@ class CachedSource:
             if self._joined is None:
                 return tokens[0].read(row, view, index)
             self._joined.check_shard_of(view, index)
-            images = [each.read(row, view, index) for each in tokens]
-            stored = (image for image in images if len(image.jpeg))
-            return next(stored, None) or images[0]._replace(jpeg=self._joined.jpeg(view, index))
+            images = [teacher.read(row, view, index) for teacher in tokens]
+            with_pixels = (image for image in images if len(image.jpeg))
+            return next(with_pixels, None) or images[0]._replace(jpeg=self._joined.jpeg(view, index))
 
         return [self._whole(slot, partial(read, row)) for row, slot in enumerate(slots)]
 
@@ -209,14 +210,14 @@ class CachedSource:
     def _whole(self, slot: Slot, read: Callable[[int, int], SampleImage]) -> SampleImage:
         """``read(view, sample)`` of a slot.
 
-        If that is damaged and ``skip_corrupt`` is set, of the next whole sample: a function of the slot and
-        the files, so a resumed run reads the same.
+        If that is damaged and ``skip_corrupt`` is set, the next whole sample is read. It depends on the
+        slot and the files alone, so a resumed run reads the same.
         """
         view = slot.epoch % self._views
         if not self._skip:
             return read(view, slot.sample)
-        for ahead in range(self.num_samples):
-            index = (slot.sample + ahead) % self.num_samples
+        for offset in range(self.num_samples):
+            index = (slot.sample + offset) % self.num_samples
             try:
                 return read(view, index)
             except DamageError as error:
@@ -224,7 +225,7 @@ class CachedSource:
         raise DamageError("no sample of the cache can be read", "see gkd-scale verify")
 
 
-def _every(caches: Cache | Caches) -> tuple[Cache, ...]:
+def _caches_of(caches: Cache | Caches) -> tuple[Cache, ...]:
     return caches.caches if isinstance(caches, Caches) else (caches,)
 
 
@@ -246,5 +247,5 @@ Facts = tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...], Drawn | None]
 def facts(sids: list[str], slots: list[Slot], draw: Draw | None) -> Facts:
     """The fields of a :class:`Batch` beside pixels and features: names, epochs, positions, what is drawn."""
     epochs, positions = (tuple(slot.epoch for slot in slots), tuple(slot.position for slot in slots))
-    drawn = draw(sids, epochs, positions) if draw is not None else None
-    return tuple(sids), epochs, positions, drawn
+    draws = draw(sids, epochs, positions) if draw is not None else None
+    return tuple(sids), epochs, positions, draws

@@ -20,23 +20,23 @@ class LoaderTimes:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Time a block that reads and then computes: what this thread does not compute, it waits for disk."""
+        """Time a block that reads and computes: all seconds but the thread's CPU time count as ``disk``."""
         wall, busy = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            computed = time.thread_time() - busy
-            self._add("disk", max(0.0, time.perf_counter() - wall - computed))
-            self._add("decode", computed)
+            cpu = time.thread_time() - busy
+            self._add("disk", max(0.0, time.perf_counter() - wall - cpu))
+            self._add("decode", cpu)
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
         """Time a block of one kind."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self._add(kind, time.perf_counter() - began)
+            self._add(kind, time.perf_counter() - start)
 
     def cause(self, cores: int | None = None) -> str:
         """Why batches are late, and what helps, in one line; ``cores`` default to this process's."""

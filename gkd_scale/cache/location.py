@@ -26,7 +26,7 @@ ACCEPTED = (
 )
 
 STORED = "cache:"
-"""What stands before the path or URL of a cache whose stored pixels are the images."""
+"""Prefix of the path or URL of a cache whose stored pixels are the images."""
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/(/?)")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
@@ -139,7 +139,7 @@ def _expand(pattern: str) -> list[str]:
     if match is None:
         return [pattern]
     head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [name for each in _choices(match[1]) for name in _expand(f"{head}{each}{tail}")]
+    return [name for choice in _choices(match[1]) for name in _expand(f"{head}{choice}{tail}")]
 
 
 def _choices(inside: str) -> list[str]:
@@ -155,10 +155,10 @@ def _choices(inside: str) -> list[str]:
 
 
 def _count(pattern: str) -> int:
-    """At most how many names a pattern stands for."""
+    """The number of names that a pattern stands for, or more."""
     sizes = [
-        abs(int(found[2]) - int(found[1])) // max(1, int(found[3] or 1)) + 1
-        if (found := _RANGE.fullmatch(inside))
+        abs(int(match[2]) - int(match[1])) // max(1, int(match[3] or 1)) + 1
+        if (match := _RANGE.fullmatch(inside))
         else inside.count(",") + 1
         for inside in _BRACES.findall(pattern)
     ]
@@ -166,14 +166,14 @@ def _count(pattern: str) -> int:
 
 
 def locations(images: str) -> list[str]:
-    """The places that ``images`` names: ``::`` joins, braces and ``*`` are written out.
+    """The places that ``images`` names: its parts between ``::``, with braces and ``*`` written out.
 
     DataError if a pattern matches nothing.
     """
     if os.path.exists(images):  # noqa: PTH110  # False, not an error, for a name that is too long
         return [images]
     names = [name for part in images.split("::") if part for name in expand(url_of(part))]
-    return list(dict.fromkeys(found for name in names for found in _matches(name))) or [images]
+    return list(dict.fromkeys(path for name in names for path in _matches(name))) or [images]
 
 
 def _matches(name: str) -> list[str]:
@@ -182,15 +182,15 @@ def _matches(name: str) -> list[str]:
         return [name]
     if is_url(name):
         fs, path = file_system(name)
-        found = sorted(fs.unstrip_protocol(each) for each in fs.glob(path))
+        files = sorted(fs.unstrip_protocol(file) for file in fs.glob(path))
     else:
-        found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # a Path has no relative patterns
-    if not found:
+        files = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # a Path has no relative patterns
+    if not files:
         raise DataError(f"no file matches {name}", "check --images")
-    return [str(each) for each in found]
+    return [str(file) for file in files]
 
 
-# ----------------------------------------------------------------------------------- what is none
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def refuse_output(images: str) -> None:
@@ -205,12 +205,12 @@ def refuse_output(images: str) -> None:
 def refuse(images: str, place: str) -> None:
     """DataError if ``place``, one of the places of ``images``, is of a kind that holds no readable images."""
     lower = path_of(place).lower()
-    for endings, (command, made) in _UNPACK.items():
+    for endings, (command, suffix) in _UNPACK.items():
         for ending in endings:
             if lower.endswith(ending):
                 raise DataError(
                     f"--images {images} is packed: an image in it cannot be read without those before it",
-                    _unpacking(images, ending, command, made),
+                    _unpacking(images, ending, command, suffix),
                 )
     if piece := _PIECE.match(path_of(place)):
         whole = _quoted(piece[1])
@@ -224,10 +224,10 @@ def refuse(images: str, place: str) -> None:
         raise DataError(f"--images {images} is one image", "give its folder, or a list of images (.txt)")
 
 
-def _unpacking(images: str, ending: str, command: str, made: str) -> str:
+def _unpacking(images: str, ending: str, command: str, suffix: str) -> str:
     if is_url(images):
-        return f"download and unpack it, then give the {'.tar' if made else 'folder'}"
-    target = f"{images[: -len(ending)]}{made}"
+        return f"download and unpack it, then give the {'.tar' if suffix else 'folder'}"
+    target = f"{images[: -len(ending)]}{suffix}"
     return f"{command.format(_quoted(images), _quoted(target))}, then --images {_quoted(target)}"
 
 

@@ -63,7 +63,7 @@ Digests = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ShardTable:
-    """What a cache holds: of each shard the ``sizes`` in samples (equal in all views), and its indexes.
+    """The shards of a cache: their ``sizes`` in samples (equal in all views), and their indexes.
 
     ``identity``, a SHA-256, stands for every byte of the cache. ``spec`` is the hash of the spec, ``indexes``
     (views, shards, 32) are the SHA-256 of the indexes, ``files`` those of the other files by name.
@@ -95,7 +95,7 @@ def finish(folder: Path, spec: Spec, plan: ImagePlan) -> dict[str, str]:
     def rows() -> Iterator[Row]:
         for shard in range(spec.shards):
             entries = plan.shard(shard)
-            info = _agreed(folder, spec, shard, entries)
+            info = _shard_info(folder, spec, shard, entries)
             sizes.append(info.samples)
             errors.update(
                 {entry.name: info.errors[entry.sid] for entry in entries if entry.sid in info.errors}
@@ -103,7 +103,7 @@ def finish(folder: Path, spec: Spec, plan: ImagePlan) -> dict[str, str]:
             yield from _rows(shard, entries, info)
 
     temporary = folder / (MANIFEST + TEMPORARY)
-    of_older = list(rows()) if spec.format != FORMAT else []
+    old_rows = list(rows()) if spec.format != FORMAT else []
     if spec.format == FORMAT:
         _write_rows(temporary, rows())
     if len(errors) == len(plan):
@@ -113,7 +113,7 @@ def finish(folder: Path, spec: Spec, plan: ImagePlan) -> dict[str, str]:
     if spec.format == FORMAT:
         _commit(folder, spec, sizes, temporary)
     else:
-        _commit_older(folder, spec, sizes, of_older)
+        _commit_older(folder, spec, sizes, old_rows)
     return errors
 
 
@@ -121,8 +121,8 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
     schema = pa.schema(list(_COLUMNS.items()))
     with open(path, "wb") as file:
         with RowWriter(file, schema, plain=("sid", "path")) as writer:
-            while some := list(islice(rows, GROUP)):
-                columns = zip(zip(*some, strict=True), _COLUMNS.values(), strict=True)
+            while chunk := list(islice(rows, GROUP)):
+                columns = zip(zip(*chunk, strict=True), _COLUMNS.values(), strict=True)
                 writer.add(pa.table([pa.array(*column) for column in columns], names=list(_COLUMNS)))
         file.flush()
         os.fsync(file.fileno())
@@ -198,8 +198,8 @@ def _rows(shard: int, entries: Sequence[Entry], info: ShardInfo) -> Iterator[Row
             yield entry.sid, entry.name, "error", reason, shard, None
 
 
-def _agreed(folder: Path, spec: Spec, shard: int, entries: Sequence[Entry]) -> ShardInfo:
-    """What the index of a shard says, of its first view.
+def _shard_info(folder: Path, spec: Spec, shard: int, entries: Sequence[Entry]) -> ShardInfo:
+    """The info in the index of a shard's first view.
 
     CacheError if its views hold different samples; its indexes are removed.
     """
@@ -234,8 +234,8 @@ def read_shards(folder: Path, spec: Spec) -> ShardTable:
     data = (folder / name).read_bytes()
     line, checksums = f"{hashlib.sha256(data).hexdigest()}  {name}\n", _checksums(folder)
     table = parse_shards(data, spec) if checksums.startswith(line) else None
-    of_manifest = f"{table.files.get(MANIFEST)}  {MANIFEST}\n" if table and name == SHARDS else ""
-    if table is None or checksums != line + of_manifest:
+    manifest_line = f"{table.files.get(MANIFEST)}  {MANIFEST}\n" if table and name == SHARDS else ""
+    if table is None or checksums != line + manifest_line:
         raise DamageError(
             f"{folder / name} does not match {CHECKSUM}", f"see: {shell('gkd-scale', 'verify', folder)}"
         )

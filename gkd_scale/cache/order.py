@@ -54,8 +54,8 @@ class Order:
     def _shuffle_samples(self, epoch: int, number: int) -> Int64Array:
         """The samples of window ``number``, which ends at ``ends[number]``: count back from there."""
         first = number * self._window
-        together = [
+        samples = [
             np.arange(self._starts[shard], self._starts[shard] + self._sizes[shard])
             for shard in self._epoch(epoch).shards[first : first + self._window]
         ]
-        return generator("order.samples", self._seed, epoch, number).permutation(np.concatenate(together))
+        return generator("order.samples", self._seed, epoch, number).permutation(np.concatenate(samples))

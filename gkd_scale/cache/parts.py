@@ -75,9 +75,9 @@ def key_of(sids: UInt64, seed: int) -> UInt64:
 class Parts:
     """The images of one plan. ``folder`` keeps the parts, or a temporary one as long as this object lives.
 
-    ``made_from`` says what they are parts of, ``stamp`` is that of the listing. Parts of the same images that
-    lie there hold the units ``known``; a part with a unit that has changed since is dropped. ``sift``: look
-    out for labels among the images.
+    ``made_from`` identifies the images, ``stamp`` is that of the listing. ``known`` are the units of parts of
+    the same images that lie there already; a part with a unit that has changed since is dropped. ``sift``:
+    look out for labels among the images.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Parts:
             self._take(path, stamp)
 
     def add(self, images: Images, unit: Unit | None = None) -> None:
-        """Take (path, bytes) of images: all of ``unit``, if there are units."""
+        """Add (path, bytes) of images: all images of ``unit``, if it is given."""
         self._paths += [path for path, _ in images]
         self._sizes += [size for _, size in images]
         if self._sift:
@@ -122,7 +122,7 @@ class Parts:
 
     @property
     def folder(self) -> Path:
-        """The folder of the parts; made when it is first asked for."""
+        """The folder of the parts, made on first access."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="gkd-scale-plan-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -138,13 +138,13 @@ class Parts:
         """All images by rising key, some at a time: columns ``key``, ``sid``, ``path``, ``bytes``.
 
         Of images with one name the first by path keeps it. Another is given the first of the names
-        BLAKE2b(path, 0, i), i = 1, 2, .. whose key begins with no smaller byte. DataError if a path is there
+        BLAKE2b(path, 0, i), i = 1, 2, .. whose key begins with no smaller byte. DataError if a path is listed
         twice.
         """
         self._pack()
         self._writer.wait()
-        last = _sorted(self._wanted(pa.concat_tables([_SCHEMA.empty_table(), *self._tables])))
-        if not self._files and not len(_later(last)):
+        last = _sorted(self._without_labels(pa.concat_tables([_SCHEMA.empty_table(), *self._tables])))
+        if not self._files and not len(_duplicates(last)):
             yield last
             return
         bounds = _bounds(last)
@@ -153,13 +153,13 @@ class Parts:
         def load(byte: int) -> pa.Table:
             batches = [pa.Table.from_batches([file.get_batch(byte)], _SCHEMA) for file in files]
             batches.append(last.slice(bounds[byte], bounds[byte + 1] - bounds[byte]))
-            return _sorted(self._wanted(pa.concat_tables(batches)))
+            return _sorted(self._without_labels(pa.concat_tables(batches)))
 
-        moved: dict[int, list[dict[str, Any]]] = {}
+        pending: dict[int, list[dict[str, Any]]] = {}
         for byte, table in enumerate(prefetch(load, range(_BYTES), workers=1, depth=2)):
-            yield _distinct(table, byte, moved, self._seed)
+            yield _distinct(table, byte, pending, self._seed)
 
-    def _wanted(self, table: pa.Table) -> pa.Table:
+    def _without_labels(self, table: pa.Table) -> pa.Table:
         return table.filter(pc.invert(table["suspect"])) if self._only_images else table
 
     def remove(self) -> None:
@@ -226,9 +226,9 @@ def _write_part(path: Path, tables: list[pa.Table], about: dict[str, Any]) -> No
     table = _sorted(pa.concat_tables(tables))
     schema = _SCHEMA.with_metadata({_METADATA: json.dumps(about).encode()})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with atomic(path) as file, pa.ipc.new_file(file, schema, options=options) as to:
+    with atomic(path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
         for start, stop in pairwise(_bounds(table)):
-            to.write_batch(_one_batch(table.slice(start, stop - start), schema))
+            writer.write_batch(_one_batch(table.slice(start, stop - start), schema))
 
 
 def _one_batch(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
@@ -241,7 +241,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 
 def _bounds(table: pa.Table) -> list[int]:
-    """Where the keys that begin with each byte start in a sorted table; and its end."""
+    """The first row of a sorted table for each first byte of the key, and the number of rows."""
     first = np.arange(_BYTES, dtype=np.uint64) << np.uint64(56)
     return [*np.searchsorted(table["key"].to_numpy(), first).tolist(), len(table)]
 
@@ -249,34 +249,34 @@ def _bounds(table: pa.Table) -> list[int]:
 # ----------------------------------------------------------------------------- images of one name
 
 
-def _distinct(table: pa.Table, byte: int, moved: dict[int, list[dict[str, Any]]], seed: int) -> pa.Table:
-    """The sorted ``table`` and what ``moved`` to keys that begin with ``byte``, without equal keys.
+def _distinct(table: pa.Table, byte: int, pending: dict[int, list[dict[str, Any]]], seed: int) -> pa.Table:
+    """The sorted ``table`` with the ``pending`` images whose keys begin with ``byte``, without equal keys.
 
-    Images that lose their name go to ``moved``, by the first byte of their new key.
+    Images that lose their name go to ``pending``, by the first byte of their new key.
     """
     while True:
-        if byte in moved:
-            table = _sorted(pa.concat_tables([table, pa.Table.from_pylist(moved.pop(byte), _SCHEMA)]))
-        later = _later(table)
-        if not len(later):
+        if byte in pending:
+            table = _sorted(pa.concat_tables([table, pa.Table.from_pylist(pending.pop(byte), _SCHEMA)]))
+        duplicates = _duplicates(table)
+        if not len(duplicates):
             return table
-        for row in table.take(later).to_pylist():
+        for row in table.take(duplicates).to_pylist():
             renamed = _renamed(row, byte, seed)
-            moved.setdefault(renamed["key"] >> 56, []).append(renamed)
-        table = table.filter(pa.array(~np.isin(np.arange(len(table)), later)))
+            pending.setdefault(renamed["key"] >> 56, []).append(renamed)
+        table = table.filter(pa.array(~np.isin(np.arange(len(table)), duplicates)))
 
 
-def _later(table: pa.Table) -> npt.NDArray[np.int64]:
+def _duplicates(table: pa.Table) -> npt.NDArray[np.int64]:
     """The rows of a sorted table whose key an image with an earlier path has; DataError for equal paths."""
     keys = table["key"].to_numpy()
-    later: list[int] = []
+    duplicates: list[int] = []
     for key in np.unique(keys[1:][keys[1:] == keys[:-1]]):
         first, past = np.searchsorted(keys, key), np.searchsorted(keys, key, "right")
         paths = table["path"][first:past].to_pylist()
         if len(set(paths)) < len(paths):
             raise DataError(f"{os.fsdecode(min(paths))} is listed twice", "name each image once")
-        later += [first + row for row, path in enumerate(paths) if path != min(paths)]
-    return np.array(later, np.int64)
+        duplicates += [first + row for row, path in enumerate(paths) if path != min(paths)]
+    return np.array(duplicates, np.int64)
 
 
 def _renamed(row: dict[str, Any], byte: int, seed: int) -> dict[str, Any]:

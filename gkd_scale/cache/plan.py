@@ -75,12 +75,12 @@ class ImagePlan:
     """What reads the images; None for a folder."""
     notes: tuple[str, ...] = ()
     """Lines about files beside the images that are left out."""
-    stored: ViewSource | None = None
-    """What has their views already; None if they are made of the images."""
+    view_source: ViewSource | None = None
+    """The source of views that a cache stores already; None if they are made of the images."""
     escaped: dict[str, str] = field(default_factory=dict)
-    """Paths by sid, of the images whose ``path`` in the file is not their path: it is not valid Unicode."""
+    """Paths by sid of images whose path is not valid Unicode; the file has it in an escaped form."""
     _parts: Parts | None = None
-    """Keeps the file of the rows, if it lies with them."""
+    """Keeps the file of the rows alive, if it lies in their folder."""
 
     def __len__(self) -> int:
         """Number of images, readable or not."""
@@ -113,8 +113,8 @@ class ImagePlan:
         places = np.arange(0, len(self), max(1, len(self) // most))[:most]
         if self.format != FORMAT:  # they were spread over the sorted list
             places = np.argsort(older.order(len(self), self.seed, self.format))[places]
-        found = {place: self.image(place) for place in np.sort(places).tolist()}
-        return [found[place] for place in places.tolist()]
+        by_place = {place: self.image(place) for place in np.sort(places).tolist()}
+        return [by_place[place] for place in places.tolist()]
 
     def names(self) -> tuple[UInt64, np.ndarray[Any, np.dtype[np.int64]]]:
         """The sids as numbers, and the sizes in bytes, of all images."""
@@ -181,19 +181,19 @@ def make_plan(
 
 
 def _collect(listing: Listing, parts: Parts, quiet: bool) -> bool:
-    """Take all images of a listing; whether each unit that was known was met. DataError if there are none."""
-    missed = set(parts.known)
+    """Add all images of a listing; False if a known unit is gone. DataError if there are no images."""
+    missing = set(parts.known)
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("list images", total=None, completed=parts.images)
         for unit, images in listing.units(parts.known):
             if unit is not None and unit.name in parts.known:
-                missed.discard(unit.name)
+                missing.discard(unit.name)
             else:
                 parts.add(images, unit)
             bar.update(task, completed=parts.images)
     if not parts.images:
         raise listing.empty()
-    return not missed
+    return not missing
 
 
 def _write(parts: Parts, samples_per_shard: int) -> tuple[Rows, str, dict[str, str]]:
@@ -213,8 +213,8 @@ def _write(parts: Parts, samples_per_shard: int) -> tuple[Rows, str, dict[str, s
         file.flush()
         if path is not None:
             os.fsync(file.fileno())
-        made = file.getvalue() if isinstance(file, io.BytesIO) else Path(file.name)
-    return Rows(made, _SCHEMA.names[:3]), state.hexdigest(), escaped
+        rows_file = file.getvalue() if isinstance(file, io.BytesIO) else Path(file.name)
+    return Rows(rows_file, _SCHEMA.names[:3]), state.hexdigest(), escaped
 
 
 def _hex(sids: UInt64) -> pa.Array:
@@ -245,19 +245,19 @@ def _printable(paths: pa.ChunkedArray, sids: pa.ChunkedArray, escaped: dict[str,
 
 
 def write_plan(plan: ImagePlan, path: Path) -> ImagePlan:
-    """``plan.parquet``: a row an image with sid, path, bytes, shard. A whole file stays as it is.
+    """Write ``plan.parquet``: a row an image with sid, path, bytes, shard. A whole file stays as it is.
 
     Returns the plan that reads that file.
     """
-    made, parts = plan.rows.file, path.parent / PARTS
-    if isinstance(made, bytes):
-        if not (path.exists() and path.read_bytes() == made):
-            write_bytes(path, made)
-    elif not (path.exists() and sha256_file(path) == sha256_file(made)):
-        if made.parent == parts:
-            made.replace(path)
+    rows_file, parts = plan.rows.file, path.parent / PARTS
+    if isinstance(rows_file, bytes):
+        if not (path.exists() and path.read_bytes() == rows_file):
+            write_bytes(path, rows_file)
+    elif not (path.exists() and sha256_file(path) == sha256_file(rows_file)):
+        if rows_file.parent == parts:
+            rows_file.replace(path)
         else:
-            with open(made, "rb") as source, atomic(path) as file:
+            with open(rows_file, "rb") as source, atomic(path) as file:
                 shutil.copyfileobj(source, file)
     shutil.rmtree(parts, ignore_errors=True)
     return replace(plan, rows=Rows(path, _SCHEMA.names[:3]), _parts=None)
@@ -272,8 +272,8 @@ def read_plan(path: Path, spec: Spec) -> ImagePlan:
 def read_plan_format(path: Path) -> int:
     """The format of the cache of a plan on disk; raises OSError or ArrowInvalid for a damaged file."""
     metadata = pq.read_schema(path).metadata or {}
-    stored: dict[str, Any] = json.loads(metadata.get(_METADATA, b"{}"))
-    return int(stored.get("format", SORTED))
+    content: dict[str, Any] = json.loads(metadata.get(_METADATA, b"{}"))
+    return int(content.get("format", SORTED))
 
 
 def _old_plan(

@@ -61,12 +61,12 @@ class BuildReport:
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
         """Add the seconds of a block to ``seconds.KIND``; from any thread."""
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             yield
         finally:
             with _COUNTING:
-                setattr(self.seconds, kind, getattr(self.seconds, kind) + time.monotonic() - started)
+                setattr(self.seconds, kind, getattr(self.seconds, kind) + time.monotonic() - start)
 
     def lines(self) -> list[str]:
         """The summary for the terminal."""
@@ -92,12 +92,12 @@ class BuildReport:
 
 
 class Display:
-    """The progress bar over ``total`` views, of which ``done`` are built; below it rates and seconds."""
+    """The progress bar over ``total`` views, of which ``completed`` are built; below it rates and seconds."""
 
-    def __init__(self, report: BuildReport, total: int, done: int, quiet: bool) -> None:
+    def __init__(self, report: BuildReport, total: int, completed: int, quiet: bool) -> None:
         self._report, self._started = report, time.monotonic()
         self._bar = console.progress()
-        self._task = self._bar.add_task("cache-teacher", total=total, completed=done)
+        self._task = self._bar.add_task("cache-teacher", total=total, completed=completed)
         self._live = None if quiet else Live(console=console.out, get_renderable=self._render)
 
     def advance(self, samples: int) -> None:

@@ -183,7 +183,7 @@ class Cache(Dataset[Item]):
         if table.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != table.files.get(SPEC):
             raise _damage(path, SPEC, "it does not match the manifest")
         for name in (PLAN, MANIFEST) if mirror is None else ():
-            if not _is_there(path / name, table.files.get(name)):
+            if not _is_whole(path / name, table.files.get(name)):
                 raise _damage(path, name, "it does not match the manifest")
         cache = cls(path, spec, table, mirror)
         cache._source, cache._opened = source, {"home": home, "limit": limit}
@@ -227,8 +227,8 @@ class Cache(Dataset[Item]):
         """Sample ``index`` of view ``view`` modulo the cache's views; DamageError names what is damaged."""
         cls = np.empty(self.dim, np.float16)
         patches = np.empty((self.grid[0] * self.grid[1], self.dim), np.float16)
-        stored = self.read_into(view, index, cls, patches)
-        return Sample(stored.sid, bytes(stored.jpeg), cls, patches)
+        image = self.read_into(view, index, cls, patches)
+        return Sample(image.sid, bytes(image.jpeg), cls, patches)
 
     def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> SampleImage:
         """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
@@ -262,8 +262,8 @@ class Cache(Dataset[Item]):
     def read_members(self, view: int, index: int, names: Collection[str]) -> dict[str, memoryview]:
         """The members called ``names`` (``jpg``, ``label.png``) of a sample, as they are stored."""
         view, shard, members = self._locate(view, index)
-        chosen = [member for member in members if member.member in names]
-        return self._contents(view, shard, chosen, memoryview(bytearray()))
+        matches = [member for member in members if member.member in names]
+        return self._contents(view, shard, matches, memoryview(bytearray()))
 
     def bytes_of(self, view: int, index: int) -> int:
         """The bytes that reading a sample fetches from its tar."""
@@ -302,7 +302,7 @@ class Cache(Dataset[Item]):
         before = memoryview(bytearray(row_start - start))
         after = memoryview(bytearray(stop - row_stop))
         try:
-            read = start + self._file(view, shard).read_into([before, row, after], start)
+            read_end = start + self._file(view, shard).read_into([before, row, after], start)
         except OSError as error:
             raise self._damaged(view, shard, error.strerror or str(error)) from None
 
@@ -317,10 +317,10 @@ class Cache(Dataset[Item]):
         crc = zlib_ng.crc32(after[: end - row_stop], zlib_ng.crc32(row, zlib_ng.crc32(before)))
         if crc != last.sample_crc32:  # damaged, or not a whole sample: say which member
             for member in members:
-                problem = _problem(member, part, row, read)
+                problem = _problem(member, part, row, read_end)
                 if problem:
                     raise self._damaged(view, shard, f"{member.sid}.{member.member}: {problem}")
-        if read < stop or not _zero(after[end - row_stop :]):
+        if read_end < stop or not _zero(after[end - row_stop :]):
             raise self._damaged(view, shard, "its end is cut short or not zero")
         return contents
 
@@ -400,29 +400,29 @@ class Caches:
 
     def read(self, view: int, index: int) -> Sample:
         """Sample ``index`` of all caches; a cache takes ``view`` modulo its number of views."""
-        cache, index = self._of(index)
+        cache, index = self._cache_of(index)
         return cache.read(view, index)
 
     def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> SampleImage:
         """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
-        cache, index = self._of(index)
+        cache, index = self._cache_of(index)
         return cache.read_into(view, index, cls, patches)
 
     def read_encoded(self, view: int, index: int, cls: Float16) -> EncodedSample:
         """As :meth:`Cache.read_encoded`."""
-        cache, index = self._of(index)
+        cache, index = self._cache_of(index)
         return cache.read_encoded(view, index, cls)
 
     def bytes_of(self, view: int, index: int) -> int:
         """As :meth:`Cache.bytes_of`."""
-        cache, index = self._of(index)
+        cache, index = self._cache_of(index)
         return cache.bytes_of(view, index)
 
-    def _of(self, index: int) -> tuple[Cache, int]:
+    def _cache_of(self, index: int) -> tuple[Cache, int]:
         """The cache that holds sample ``index`` of all, and the sample's index in that cache."""
-        at = bisect_right(self._ends, index)
-        cache = self.caches[at]
-        return cache, index - self._ends[at] + cache.num_samples
+        number = bisect_right(self._ends, index)
+        cache = self.caches[number]
+        return cache, index - self._ends[number] + cache.num_samples
 
 
 def open_caches(paths: Sequence[str | Path], *, home: Path = MIRRORS, limit: int = MIRROR_LIMIT) -> Caches:
@@ -475,10 +475,10 @@ def _damage(path: Path, what: str, why: str, images: str = "FOLDER") -> DamageEr
     )
 
 
-def _problem(member: Member, part: Callable[[int, int], memoryview], row: memoryview, read: int) -> str:
-    """What is wrong with a member of a tar of which the bytes up to ``read`` were read; '' if nothing."""
+def _problem(member: Member, part: Callable[[int, int], memoryview], row: memoryview, read_end: int) -> str:
+    """What is wrong with a member of a tar that was read up to byte ``read_end``; '' if nothing."""
     name, end = f"{member.sid}.{member.member}", member.offset + member.bytes
-    if padded(end) > read:
+    if padded(end) > read_end:
         return "the tar is cut short"
     if part(member.offset - BLOCK, member.offset) != tar_header(name, member.bytes):
         return "its tar header is not the one written"
@@ -495,8 +495,8 @@ def _zero(data: memoryview) -> bool:
     return not bytes(data).strip(b"\0")
 
 
-def _is_there(path: Path, digest: str | None) -> bool:
-    """Whether a file is whole; of a large one, which verify reads, whether it exists."""
+def _is_whole(path: Path, digest: str | None) -> bool:
+    """Whether a file is whole; a large one, which verify reads, only has to exist."""
     return path.exists() and (path.stat().st_size > _LARGE or holds(path, digest))
 
 

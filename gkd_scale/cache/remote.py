@@ -30,8 +30,8 @@ from gkd_scale.files import LOCK, locked, own_temporary, write_bytes
 
 def main(cfg: PushConfig) -> None:
     """``gkd-scale push``: upload a cache, with a line for each file."""
-    sent = push(cfg.cache, cfg.to, lambda name: console.say(f"  {name}"))
-    console.say(f"{sent} files sent; {cfg.to} is complete")
+    count = push(cfg.cache, cfg.to, lambda name: console.say(f"  {name}"))
+    console.say(f"{count} files sent; {cfg.to} is complete")
 
 
 def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
@@ -51,8 +51,8 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     shards = [path.as_posix() for tar in tars for path in (tar, tar.with_suffix(".parquet"))]
     small = [name for name in (SPEC, PLAN, STATE) if (folder / name).exists()]
     certificates = [path.name for path in sorted(folder.glob("certificate-*.json"))]
-    sent = 0
-    for name in [*small, *certificates, *shards, *_last(folder)]:
+    count = 0
+    for name in [*small, *certificates, *shards, *_last_files(folder)]:
         target = f"{root}/{name}"
         if name.endswith(".tar") and _size(fs, target) == (folder / name).stat().st_size:
             continue
@@ -64,12 +64,12 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
                 f"{url} cannot be written: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
                 "check the address, the credentials and the network; then the same command goes on",
             ) from error
-        sent += 1
+        count += 1
         report(name)
-    return sent
+    return count
 
 
-def _last(folder: Path) -> list[str]:
+def _last_files(folder: Path) -> list[str]:
     """The files that are sent last; the manifest at the end, because a cache that has it is complete."""
     return [name for name in (CHECKSUM, SHARDS, MANIFEST) if (folder / name).exists()]
 
@@ -110,23 +110,23 @@ class Outbox:
         """Upload the spec, the plan and the codec's state."""
         for name in (STATE, PLAN, SPEC):
             if (self.folder / name).exists():
-                self._put(self.folder / name)
+                self._upload(self.folder / name)
 
     def send(self, view: int, shard: int) -> None:
         """Upload a shard that was committed here."""
         tar = tar_path(self.folder, view, shard)
-        self._put(tar)
-        self._put(tar.with_suffix(".parquet"))
+        self._upload(tar)
+        self._upload(tar.with_suffix(".parquet"))
         tar.unlink()
 
     def finish(self) -> None:
         """Upload the shards that a killed build left here, then the manifest."""
         for tar in sorted(self.folder.glob("v*/shard-*.tar")):
             self.send(int(tar.parent.name[1:]), int(tar.stem.removeprefix("shard-")))
-        for name in _last(self.folder):
-            self._put(self.folder / name)
+        for name in _last_files(self.folder):
+            self._upload(self.folder / name)
 
-    def _put(self, path: Path) -> None:
+    def _upload(self, path: Path) -> None:
         target = f"{self._root}/{path.relative_to(self.folder).as_posix()}"
         self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         self._fs.put_file(os.fspath(path), target)
@@ -212,16 +212,16 @@ class Mirror:
         A reader that has one of them open goes on reading it: the disk keeps it until it is closed.
         """
         with self._lock, locked(self.folder / f"mirror{LOCK}", lambda _: None, CacheError):
-            found = [(tar.stat(), tar) for tar in self.folder.glob("v*/*.tar")]
-            total = size + sum(stat.st_size for stat, _ in found)
-            for stat, tar in sorted(found, key=lambda each: each[0].st_mtime_ns):
+            tars = [(tar.stat(), tar) for tar in self.folder.glob("v*/*.tar")]
+            total = size + sum(stat.st_size for stat, _ in tars)
+            for stat, tar in sorted(tars, key=lambda item: item[0].st_mtime_ns):
                 if total > self._limit and tar != path:
                     tar.unlink(missing_ok=True)
                     total -= stat.st_size
 
 
 def _touched(path: Path) -> bool:
-    """Whether there is such a file; if so, now is its last use."""
+    """Whether a file exists; if so, its time of last use becomes now."""
     with suppress(PermissionError):
         try:
             os.utime(path)

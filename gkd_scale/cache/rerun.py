@@ -28,9 +28,9 @@ _VERSIONS = ("torch", "timm", "transformers")
 
 
 def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLERANCE) -> Iterator[str]:
-    """A line for each of ``samples`` random samples whose tokens are not the teacher's, or is damaged.
+    """A line for each of ``samples`` random samples that is damaged, or whose tokens are not the teacher's.
 
-    CacheError if the teacher is not the one of the cache (versions aside), or the pixels are not to be found.
+    CacheError if the teacher is not the one of the cache (versions aside), or the pixels cannot be found.
     """
     refuse_other_teacher(str(cache.path), cache.fingerprint, teacher)
     pixels = storing(cache)
@@ -45,30 +45,28 @@ def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLER
             continue
         features = run_teacher(teacher, decode(jpeg)[None])
         patches, cls = features.patches[0].numpy(), features.cls[0].numpy()
-        of_codec = _distance(cache.codec.decode(cache.codec.encode(patches)), patches)
-        for name, stored, now, allowed in (
-            ("patch tokens", sample.patches, patches, tolerance + 1.5 * of_codec),
+        codec_error = _distance(cache.codec.decode(cache.codec.encode(patches)), patches)
+        for name, cached, computed, limit in (
+            ("patch tokens", sample.patches, patches, tolerance + 1.5 * codec_error),
             ("CLS", sample.cls, cls, tolerance),
         ):
-            if (distance := _distance(stored, now)) > allowed:
+            if (distance := _distance(cached, computed)) > limit:
                 yield (
                     f"v{view:02d}: {sample.sid}: {name} differ from the teacher's by {distance:.3g} "
-                    f"(relative L2; at most {allowed:.3g})"
+                    f"(relative L2; at most {limit:.3g})"
                 )
 
 
-def refuse_other_teacher(cache: str, stored: Mapping[str, Any], teacher: Teacher) -> None:
-    """CacheError that names what differs between a teacher and the fingerprint that ``cache`` has stored."""
-    now = teacher.fingerprint()
-    changed = [
-        key for key in sorted({*now, *stored}) if key not in _VERSIONS and now.get(key) != stored.get(key)
-    ]
-    if changed:
-        shown = "; ".join(f"{key}: {stored.get(key)} in the cache, {now.get(key)} here" for key in changed)
-        raise CacheError(f"{cache} was made by another teacher ({shown})", "give the same --teacher-weights")
+def refuse_other_teacher(cache: str, old: Mapping[str, Any], teacher: Teacher) -> None:
+    """CacheError that names the differences of a teacher from ``old``, the fingerprint in ``cache``."""
+    new = teacher.fingerprint()
+    keys = [key for key in sorted({*new, *old}) if key not in _VERSIONS and new.get(key) != old.get(key)]
+    if keys:
+        diff = "; ".join(f"{key}: {old.get(key)} in the cache, {new.get(key)} here" for key in keys)
+        raise CacheError(f"{cache} was made by another teacher ({diff})", "give the same --teacher-weights")
 
 
-def _distance(stored: np.ndarray[tuple[int, ...], np.dtype[np.float16]], now: Float32) -> float:
-    """Relative L2 distance of two arrays of one shape."""
-    size = float(np.linalg.norm(now))
-    return float(np.linalg.norm(stored.astype(np.float32) - now)) / max(size, 1e-12)
+def _distance(tokens: np.ndarray[tuple[int, ...], np.dtype[np.float16]], reference: Float32) -> float:
+    """L2 distance of two arrays of one shape, relative to the norm of ``reference``."""
+    norm = float(np.linalg.norm(reference))
+    return float(np.linalg.norm(tokens.astype(np.float32) - reference)) / max(norm, 1e-12)

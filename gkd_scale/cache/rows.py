@@ -57,8 +57,8 @@ class Rows:
 
     def __init__(self, file: Path | bytes, columns: Sequence[str]) -> None:
         self.file, self._columns = file, list(columns)
-        with self._open() as opened:
-            self._metadata = opened.metadata
+        with self._open() as parquet:
+            self._metadata = parquet.metadata
         sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
         self._starts = [0]
         for size in sizes:
@@ -97,8 +97,8 @@ class Rows:
         return pq.ParquetFile(file, metadata=metadata)
 
     def _read(self, group: int) -> pa.Table:
-        with self._open(self._metadata) as opened:
-            return opened.read_row_group(group, columns=self._columns, use_threads=False)
+        with self._open(self._metadata) as parquet:
+            return parquet.read_row_group(group, columns=self._columns, use_threads=False)
 
 
 def table_bytes(table: pa.Table) -> bytes:

@@ -40,7 +40,7 @@ class BuildJob(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What the caller hears: views that are done, and shards that are committed. From any thread."""
+    """Callbacks, from any thread: for views that are done, and for shards that are committed."""
 
     advance: Callable[[int], None]
     committed: Callable[[ShardTask], None]
@@ -101,7 +101,7 @@ class ShardBuilder:
                 batch = []
         if batch:
             self._submit(shard, batch)
-        self._computer.submit(partial(self._behind, shard, partial(self._commit, shard, errors, task)))
+        self._computer.submit(partial(self._queue_write, shard, partial(self._commit, shard, errors, task)))
 
     def _submit(self, shard: ShardWriter, batch: Sequence[MadeView]) -> None:
         pixels = np.stack([view.pixels for view in batch])
@@ -112,10 +112,10 @@ class ShardBuilder:
         with self._report.timed("teacher"):
             features = run_teacher(self._teacher, pixels)
         cls, patches = features.cls.numpy(), features.patches.numpy()
-        self._behind(shard, partial(self._write, shard, batch, cls, patches))
+        self._queue_write(shard, partial(self._write, shard, batch, cls, patches))
         self._events.advance(len(batch))
 
-    def _behind(self, shard: ShardWriter, job: Callable[[], None]) -> None:
+    def _queue_write(self, shard: ShardWriter, job: Callable[[], None]) -> None:
         """Queue ``job`` of ``shard`` for the writer. An error aborts the shard, and skips its later jobs."""
 
         def unless_aborted() -> None:

@@ -108,15 +108,15 @@ class ShardWriter:
 
     def add(self, sid: str, members: Mapping[str, bytes]) -> int:
         """Append one sample, its members sorted by name. Returns the bytes of content written."""
-        added, crc = list[Member](), 0
+        sample, crc = list[Member](), 0
         for name in sorted(members):
             content = members[name]
             header = tar_header(f"{sid}.{name}", len(content))
-            added.append(Member(sid, name, self._size + len(header), len(content), zlib_ng.crc32(content)))
+            sample.append(Member(sid, name, self._size + len(header), len(content), zlib_ng.crc32(content)))
             for data in (header, content, bytes(padded(len(content)) - len(content))):
                 self._write(data)
                 crc = zlib_ng.crc32(data, crc)
-        self._members += [member._replace(sample_crc32=crc) for member in added]
+        self._members += [member._replace(sample_crc32=crc) for member in sample]
         self._samples += 1
         return sum(map(len, members.values()))
 

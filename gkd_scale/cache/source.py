@@ -77,7 +77,7 @@ class ViewSource(Protocol):
 
     @property
     def origin(self) -> dict[str, str]:
-        """Whose they are: ``manifest``, the SHA-256 of the cache's manifest, and ``path``, where it is."""
+        """The cache that stores them: ``manifest``, the SHA-256 of its manifest, and ``path``."""
         ...
 
     def view(self, sid: str, view: int) -> StoredView | str:
@@ -215,8 +215,8 @@ class LabelledSource:
     def labels(self) -> dict[str, Any]:
         """The meaning of the label values: names and colours of the classes, and the absent classes."""
         dataset = self._dataset
-        named = {"classes": list(dataset.classes), "palette": [list(colour) for colour in dataset.palette]}
-        return {**named, "absent": list(dataset.absent)} if dataset.absent else named
+        meaning = {"classes": list(dataset.classes), "palette": [list(colour) for colour in dataset.palette]}
+        return {**meaning, "absent": list(dataset.absent)} if dataset.absent else meaning
 
     def entries(self) -> list[tuple[str, int]]:
         """Names and bytes of the images: of the dataset's files if it lists them, else by reading all."""
@@ -262,14 +262,14 @@ class UrlSource:
 
     def empty(self) -> DataError:
         """The error of a prefix without images."""
-        how = f"; its tars are read as '{self._url.rstrip('/')}/**/*.tar'" if self._prefixes.tars else ""
-        return DataError(f"{self._url} holds no images", f"check --images{how}")
+        hint = f"; its tars are read as '{self._url.rstrip('/')}/**/*.tar'" if self._prefixes.tars else ""
+        return DataError(f"{self._url} holds no images", f"check --images{hint}")
 
     def _objects(self, prefix: str, whole: bool) -> list[tuple[str, int | None]]:
-        """As :class:`PrefixListing` asks for them."""
+        """The ``listing`` of :class:`PrefixListing`."""
         place = f"{self._root}/{prefix}".rstrip("/")
         try:
-            found = self._fs.find(place, detail=True).values() if whole else self._fs.ls(place, detail=True)
+            items = self._fs.find(place, detail=True).values() if whole else self._fs.ls(place, detail=True)
         except FileNotFoundError:
             return []
         except Exception as error:
@@ -278,7 +278,7 @@ class UrlSource:
             ) from None
         return [
             (item["name"].rstrip("/")[len(self._root) + 1 :], _bytes_of(item))
-            for item in found
+            for item in items
             if item["name"].rstrip("/") != place
         ]
 

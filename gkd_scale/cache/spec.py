@@ -28,7 +28,7 @@ SORTED = 1
 SPEC = "cache.json"
 
 _OPTIONAL = ("labels", "pixels")
-"""Keys that are left out of the file where they are empty."""
+"""Keys that are left out of the file if they are empty."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def read_spec(folder: Path) -> Spec:
     except NotADirectoryError:
         raise CacheError(f"{folder} is a file, not a teacher cache", "give the cache's folder") from None
     try:
-        stored = json.loads(text)
-        if stored.pop("checksum") != digest(stored):
+        content = json.loads(text)
+        if content.pop("checksum") != digest(content):
             raise ValueError("its checksum does not match its content")
-        values = dict(stored["spec"])
+        values = dict(content["spec"])
         version = values["format"]
         if version in range(SORTED, FORMAT + 1):
             values["grid"], values["image_size"] = tuple(values["grid"]), tuple(values["image_size"])

@@ -48,7 +48,7 @@ class StoredViews:
 
     @property
     def origin(self) -> dict[str, str]:
-        """As the spec of a cache of other tokens names this one."""
+        """The ``pixels`` in the spec of a cache that is made of these views."""
         return {"manifest": self.cache.manifest, "path": self._place}
 
     def view(self, sid: str, view: int) -> StoredView | str:
@@ -63,11 +63,11 @@ class StoredViews:
 
     def plan(self) -> ImagePlan:
         """The plan of the cache, whose views are these."""
-        return replace(read_plan(self.cache.checked(PLAN), self.cache.spec), stored=self)
+        return replace(read_plan(self.cache.checked(PLAN), self.cache.spec), view_source=self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache anew, and refuses one that has changed."""
-        return partial(_again, self._place, self.cache.manifest), ()
+        return partial(_reopen, self._place, self.cache.manifest), ()
 
 
 def open_stored(images: str | Path) -> StoredViews:
@@ -86,13 +86,13 @@ def storing(cache: Cache) -> Cache:
         return cache
     place = cache.spec.pixels["path"]
     with contextlib.suppress(CacheError):
-        found = Cache.open(place)
-        if found.manifest == manifest:
-            return found
+        other = Cache.open(place)
+        if other.manifest == manifest:
+            return other
     raise cache.without_pixels(f"put that cache back at {place}")
 
 
-def _again(place: str, manifest: str) -> StoredViews:
+def _reopen(place: str, manifest: str) -> StoredViews:
     cache = Cache.open(place)
     if cache.manifest != manifest:
         raise CacheError(f"the cache {place} changed during the build", "run the same command again")

@@ -3,7 +3,7 @@
 An image is called after its tar and its place in it, ``train-00000.tar/0001.jpg``. If several tars have
 one file name, as many of their folders are put before it as tell them apart: ``part0/data.tar/0001.jpg``.
 Hard and symbolic links are the images that they point to. Whatever a tar holds is an image, or is counted in
-``notes``; a tar that ends before its end is refused, because nobody knows what it lacks.
+``notes``; a tar that is cut short is refused, because nobody knows what it lacks.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Tars:
         if not self._places:
             others = kinds(sum((scan.others for scan in scans.values()), Counter()))
             raise DataError(
-                f"the tars hold no images ({_some(list(scans))})" + (f": {others}" if others else ""),
+                f"the tars hold no images ({_first_names(list(scans))})" + (f": {others}" if others else ""),
                 f"images are files called {' '.join(EXTENSIONS)}; tars in a tar have to be unpacked",
             )
         self.notes = list(_notes(scans))
@@ -88,14 +88,14 @@ def labels(tars: Sequence[str]) -> dict[str, str]:
     for tar in tars:
         parts = _parts(tar)
         alike.setdefault(parts[-1], {}).setdefault(parts, tar)
-    found = {}
+    by_label = {}
     for paths in alike.values():
         depth = 1
         while len({parts[-depth:] for parts in paths}) < len(paths):
             depth += 1
         for parts, tar in paths.items():
-            found["/".join(part.strip("/") for part in parts[-depth:])] = tar
-    return found
+            by_label["/".join(part.strip("/") for part in parts[-depth:])] = tar
+    return by_label
 
 
 def _parts(tar: str) -> tuple[str, ...]:
@@ -107,13 +107,13 @@ def _parts(tar: str) -> tuple[str, ...]:
 
 @dataclass
 class _Scan:
-    """What is in one tar: images by name, and counts of what is none."""
+    """The content of one tar: images by name, and counts of other files."""
 
     images: dict[str, _Place] = field(default_factory=dict)
     times: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     forks: int = 0
-    again: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
     archives: int = 0
 
 
@@ -121,7 +121,7 @@ def _scan(label: str, tar: str) -> _Scan:
     """Look at every member of a tar; DataError if it cannot be read to its end."""
     try:
         with open_location(tar) as file:
-            return _look(label, tar, file)
+            return _scan_file(label, tar, file)
     except DataError:
         raise
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def _scan(label: str, tar: str) -> _Scan:
         raise DataError(f"the tar {tar} cannot be read: {reason}", "check --images") from None
 
 
-def _look(label: str, tar: str, file: Any) -> _Scan:
+def _scan_file(label: str, tar: str, file: Any) -> _Scan:
     head = file.read(_BLOCK)
     if not head:
         raise DataError(f"the tar {tar} cannot be read: it is empty (0 bytes)", _AGAIN)
@@ -192,18 +192,18 @@ def _new_name(name: str, scan: _Scan) -> str:
     scan.times[name] += 1
     if scan.times[name] == 1:
         return name
-    scan.again.append(f"{name}#{scan.times[name]}")
-    return scan.again[-1]
+    scan.duplicates.append(f"{name}#{scan.times[name]}")
+    return scan.duplicates[-1]
 
 
 def _is_fork(member: tarfile.TarInfo, place: _Place | None, file: Any) -> bool:
-    """Whether ``._x.jpg`` is what macOS keeps beside ``x.jpg``: no image."""
+    """Whether a file is a resource fork, which macOS keeps as ``._x.jpg`` beside ``x.jpg``: no image."""
     if place is None or not posixpath.basename(member.name).startswith("._"):
         return False
-    here = file.tell()
+    position = file.tell()
     file.seek(place.offset)
     magic = file.read(len(_APPLE_DOUBLE))
-    file.seek(here)
+    file.seek(position)
     return bool(magic == _APPLE_DOUBLE)
 
 
@@ -228,15 +228,15 @@ def _members(tar: str, file: Any, head: bytes, scan: _Scan) -> Iterator[tarfile.
         try:
             archive = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
         except tarfile.ReadError as error:
-            what, how = packed_as(head)
-            reason = f"it is {what}, not a tar" if what else str(error)
-            raise DataError(f"the tar {tar} cannot be read: {reason}", how or _AGAIN) from None
+            kind, hint = packed_as(head)
+            reason = f"it is {kind}, not a tar" if kind else str(error)
+            raise DataError(f"the tar {tar} cannot be read: {reason}", hint or _AGAIN) from None
         offset = start - 1
         while True:
             try:
                 member = archive.next()
             except tarfile.ReadError:
-                raise _cut(tar, last) from None
+                raise _cut_error(tar, last) from None
             vars(archive)["members"] = []  # a million of them take a gigabyte
             if member is None:
                 break
@@ -245,25 +245,25 @@ def _members(tar: str, file: Any, head: bytes, scan: _Scan) -> Iterator[tarfile.
             offset, last = member.offset, member
             yield member
         end = archive.offset
-        following = _after(tar, file, end, last)
+        following = _next_tar(tar, file, end, last)
         if following is None:
             return
         scan.archives, start = max(1, scan.archives) + 1, following
 
 
-def _after(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int | None:
+def _next_tar(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int | None:
     """The offset of the next tar in ``file`` after one that ends at ``end``; None if there is none."""
     file.seek(end)
     block = file.read(_BLOCK)
     if len(block) < _BLOCK:
-        raise _cut(tar, last)
+        raise _cut_error(tar, last)
     if block.count(0) != _BLOCK:
         raise DataError(f"the tar {tar} is damaged at byte {end}: what follows cannot be found", _AGAIN)
     place = end + _BLOCK
     while block := file.read(_CHUNK):
-        filled = len(block) - len(block.lstrip(b"\0"))
-        if filled < len(block):
-            start = place + filled // _BLOCK * _BLOCK
+        zeros = len(block) - len(block.lstrip(b"\0"))
+        if zeros < len(block):
+            start = place + zeros // _BLOCK * _BLOCK
             file.seek(start)
             try:
                 tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
@@ -276,7 +276,7 @@ def _after(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int |
     return None
 
 
-def _cut(tar: str, last: tarfile.TarInfo | None) -> DataError:
+def _cut_error(tar: str, last: tarfile.TarInfo | None) -> DataError:
     where = f" in or after its file {on_a_line(last.name)}" if last is not None else ""
     return DataError(f"the tar {tar} is cut short or damaged{where}: nobody knows what it lacks", _AGAIN)
 
@@ -291,20 +291,20 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
         yield f"files in the tars that are no images by name, left out: {kinds(others)}"
     if forks := sum(scan.forks for scan in scans.values()):
         yield f"resource forks of macOS (._NAME) in the tars, left out: {forks}"
-    again = [name for scan in scans.values() for name in scan.again]
-    if again:
+    duplicates = [name for scan in scans.values() for name in scan.duplicates]
+    if duplicates:
         yield (
-            f"images with the name of another in their tar: {len(again)}; all are kept, "
-            f"the first of them as {on_a_line(again[0])}"
+            f"images with the name of another in their tar: {len(duplicates)}; all are kept, "
+            f"the first of them as {on_a_line(duplicates[0])}"
         )
-    joined = [label for label, scan in scans.items() if scan.archives]
-    if joined:
-        yield f"several tars one behind the other in one file, all of them read: {_some(joined)}"
+    several = [label for label, scan in scans.items() if scan.archives]
+    if several:
+        yield f"several tars one behind the other in one file, all of them read: {_first_names(several)}"
     empty = [label for label, scan in scans.items() if not scan.images]
     if empty:
-        yield f"tars without any image, {len(empty)} of {len(scans)}: {_some(empty)}"
+        yield f"tars without any image, {len(empty)} of {len(scans)}: {_first_names(empty)}"
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(on_a_line(name) for name in names[:_SHOWN]) + more

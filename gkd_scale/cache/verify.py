@@ -82,7 +82,7 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
     shards = _shards(path, root)
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("verify", total=len(shards))
-        work = prefetch(lambda at: _check_shard(path, root, *at), shards, min(2, default_workers()), 4)
+        work = prefetch(lambda shard: _check_shard(path, root, *shard), shards, min(2, default_workers()), 4)
         for lines in work:
             for line in lines:
                 report(line)
@@ -99,26 +99,26 @@ def damaged_shards(path: Path, *, quiet: bool = False) -> dict[tuple[int, int], 
     for _ in _check_root(path, root):
         pass
     shards = _shards(path, root)
-    found: dict[tuple[int, int], list[str]] = {}
+    damages: dict[tuple[int, int], list[str]] = {}
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("verify", total=len(shards))
-        work = prefetch(lambda at: _check_shard(path, root, *at), shards, min(2, default_workers()), 4)
-        for at, lines in zip(shards, work, strict=True):
+        work = prefetch(lambda shard: _check_shard(path, root, *shard), shards, min(2, default_workers()), 4)
+        for shard, lines in zip(shards, work, strict=True):
             if lines:
-                found[at] = lines
+                damages[shard] = lines
             bar.advance(task)
-    return found
+    return damages
 
 
 def _summary(path: Path, spec: Spec | None, shards: int, damages: int) -> str:
     size = sum(tar.stat().st_size for tar in path.glob("v*/*.tar"))
-    checked = f"{shards} shards, {size / 1e6:.1f} MB checked"
+    content = f"{shards} shards, {size / 1e6:.1f} MB checked"
     if damages:
         images = "FOLDER" if spec is None else spec.images_flag
         repair = shell("gkd-scale", "repair", path, "--images", images)
         mend = f"mend it with: {repair} (and the teacher's --teacher-weights)"
-        return f"{path} is damaged: {damages} lines above, {checked}\n  → {mend}"
-    return f"{path} is whole: {checked}"
+        return f"{path} is damaged: {damages} lines above, {content}\n  → {mend}"
+    return f"{path} is whole: {content}"
 
 
 # ------------------------------------------------------------------------------------ the root
@@ -152,11 +152,11 @@ def _check_table(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
         yield f"{name}: missing"
         return
     lines = {file: f"{_digest(path / file)}  {file}\n".encode() for file in dict.fromkeys((name, MANIFEST))}
-    written = _bytes(path / CHECKSUM) or b""
+    checksums = _bytes(path / CHECKSUM) or b""
     for file, line in lines.items():
-        if line not in written:
+        if line not in checksums:
             yield f"{file}: does not match {CHECKSUM}"
-    if all(line in written for line in lines.values()) and written != b"".join(lines.values()):
+    if all(line in checksums for line in lines.values()) and checksums != b"".join(lines.values()):
         yield f"{CHECKSUM}: has other lines too"
     try:
         root.table = parse_shards(data, spec)
@@ -183,8 +183,8 @@ def _check_manifest(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
         root.rows = None
         yield f"{MANIFEST}: cannot be read ({_reason(error)})"
         return
-    if again := len(names) - len(np.unique(names)):
-        yield f"{MANIFEST}: {again} sids are there twice"
+    if duplicates := len(names) - len(np.unique(names)):
+        yield f"{MANIFEST}: {duplicates} sids are there twice"
     if root.table is not None and sizes.tolist() != root.table.sizes.tolist():
         yield f"{MANIFEST}: its rows do not add up to its shard sizes"
 
@@ -218,14 +218,14 @@ def _digest(path: Path) -> str:
 
 def _shards(path: Path, root: _Root) -> list[tuple[int, int]]:
     """(view, shard) of all shards that the spec names, and of all tars that exist."""
-    found = {
+    shards = {
         (int(tar.parent.name[1:]), int(tar.stem.removeprefix("shard-")))
         for tar in path.glob("v[0-9][0-9]*/shard-[0-9]*.tar")
         if tar.parent.name[1:].isdigit() and tar.stem.removeprefix("shard-").isdigit()
     }
     if root.spec:
-        found |= {(view, shard) for view in range(root.spec.views) for shard in range(root.spec.shards)}
-    return sorted(found)
+        shards |= {(view, shard) for view in range(root.spec.views) for shard in range(root.spec.shards)}
+    return sorted(shards)
 
 
 # --------------------------------------------------------------------------------- the shards
@@ -317,11 +317,11 @@ class _Pass:
     def read(self, size: int) -> int:
         """Read up to ``size`` bytes and return their CRC32."""
         crc = 0
-        while size > 0 and (got := self._file.readinto(self._buffer[: min(size, _CHUNK)])):
-            self.sha256.update(self._buffer[:got])
-            crc = zlib_ng.crc32(self._buffer[:got], crc)
-            self.position += got
-            size -= got
+        while size > 0 and (count := self._file.readinto(self._buffer[: min(size, _CHUNK)])):
+            self.sha256.update(self._buffer[:count])
+            crc = zlib_ng.crc32(self._buffer[:count], crc)
+            self.position += count
+            size -= count
         return crc
 
 

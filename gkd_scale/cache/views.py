@@ -63,20 +63,20 @@ def make_view(image: Image.Image, sid: str, view: int, size: Size, cfg: ViewConf
         (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), color, strict=False
     ):
         pixels = enhance(pixels).enhance(factor)
-    drawn = augment.draw(sid, view, seed, cfg.randaugment, cfg.magnitude)
-    pixels = augment.apply(pixels, drawn)
+    operations = augment.draw(sid, view, seed, cfg.randaugment, cfg.magnitude)
+    pixels = augment.apply(pixels, operations)
     buffer = io.BytesIO()
     pixels.save(buffer, "JPEG", quality=cfg.quality, subsampling=0)
     params = {"view": view, "crop": [left, top, width, height], "flip": flip, "color": color}
-    params["randaugment"] = [[name, value] for name, value in drawn]
+    params["randaugment"] = [[name, value] for name, value in operations]
     return View(buffer.getvalue(), params)
 
 
 def view_label(label: UInt8Array, params: dict[str, Any], size: Size) -> bytes:
     """The label (H, W) of an image as its view shows it: a PNG of train ids at ``size``.
 
-    ``params`` are the view's. Nearest neighbour throughout; 255 (ignored) beyond an
-    edge that RandAugment moved.
+    ``params`` are the view's. Nearest neighbour throughout; 255 (ignored) beyond an edge that RandAugment
+    moved.
     """
     left, top, width, height = params["crop"]
     box = (left, top, left + width, top + height)
@@ -92,7 +92,7 @@ def view_label(label: UInt8Array, params: dict[str, Any], size: Size) -> bytes:
 def decode(jpeg: bytes | memoryview) -> UInt8Array:
     """JPEG bytes to pixels (3, H, W) uint8: the one decoder of the project.
 
-    libjpeg-turbo without the wrapping: the pixels that Pillow gives, in half the time, without the GIL.
+    It calls libjpeg-turbo itself: the pixels that Pillow gives, in half the time, without the GIL.
     """
     return np.ascontiguousarray(simplejpeg.decode_jpeg(jpeg, "RGB").transpose(2, 0, 1))
 
@@ -134,8 +134,8 @@ def _color_factors(sid: str, view: int, cfg: ViewConfig, seed: int) -> list[floa
     """Factors of brightness, contrast and saturation; none if colour is off."""
     if cfg.color == 0:
         return []
-    drawn = generator("view.color", seed, view, sid).uniform(1 - cfg.color, 1 + cfg.color, size=3)
-    return [round(float(factor), 4) for factor in drawn]
+    factors = generator("view.color", seed, view, sid).uniform(1 - cfg.color, 1 + cfg.color, size=3)
+    return [round(float(factor), 4) for factor in factors]
 
 
 # --------------------------------------------------------------------------------------- files
@@ -157,7 +157,7 @@ def open_from(source: Source, name: str) -> Opened:
 class MadeView(NamedTuple):
     """A view of an image, on its way to the teacher.
 
-    ``source`` facts about the image's file, ``pixels`` (3, H, W) uint8, ``label`` a PNG of train ids.
+    ``source``: facts about the image's file; ``pixels`` (3, H, W) uint8; ``label``: a PNG of train ids.
     """
 
     entry: Entry
@@ -178,8 +178,8 @@ class MadeView(NamedTuple):
 
 def view_of(cfg: CacheTeacherConfig, plan: ImagePlan, entry: Entry, view: int) -> MadeView | str:
     """View ``view`` of an image of ``plan``, whose folder is ``cfg.images``; or why it cannot be read."""
-    if plan.stored is not None:
-        return _stored(plan.stored, entry, view)
+    if plan.view_source is not None:
+        return _cached_view(plan.view_source, entry, view)
     try:
         if plan.source is None:
             opened = open_image(Path(cfg.images) / entry.path)
@@ -187,18 +187,18 @@ def view_of(cfg: CacheTeacherConfig, plan: ImagePlan, entry: Entry, view: int) -
             opened = open_from(plan.source, entry.path)
     except UnreadableImage as error:
         return str(error)
-    made = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
-    label = None if opened.label is None else view_label(opened.label, made.params, cfg.size)
-    return MadeView(entry, made, opened.source, decode(made.jpeg), label)
+    new_view = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
+    label = None if opened.label is None else view_label(opened.label, new_view.params, cfg.size)
+    return MadeView(entry, new_view, opened.source, decode(new_view.jpeg), label)
 
 
-def _stored(source: ViewSource, entry: Entry, view: int) -> MadeView | str:
+def _cached_view(source: ViewSource, entry: Entry, view: int) -> MadeView | str:
     """A view that another cache stores, without its JPEG."""
-    found = source.view(entry.sid, view)
-    if isinstance(found, str):
-        return found
-    params = {key: value for key, value in found.facts.items() if key not in ("sid", "path", "source")}
-    return MadeView(entry, View(b"", params), found.facts["source"], decode(found.jpeg), None)
+    stored_view = source.view(entry.sid, view)
+    if isinstance(stored_view, str):
+        return stored_view
+    params = {key: value for key, value in stored_view.facts.items() if key not in ("sid", "path", "source")}
+    return MadeView(entry, View(b"", params), stored_view.facts["source"], decode(stored_view.jpeg), None)
 
 
 def _open_labelled(source: LabelledSource, name: str) -> Opened:

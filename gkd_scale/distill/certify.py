@@ -1,6 +1,6 @@
 """``certify``: what a codec costs, measured on the attention and the loss that will use its tokens.
 
-Cosine or MSE alone do not say it: teacher tokens are keys of an unscaled softmax and the target at once.
+Cosine or MSE alone do not measure it: teacher tokens are keys of an unscaled softmax and the target at once.
 So a student and its heads are trained for a few hundred steps on the fp16 tokens of a real cache; then, on
 samples that they have not seen, the tokens are swapped for what the codec makes of them. A second student
 with the same seed is trained on the codec's tokens and judged on the original ones: that is the price a
@@ -50,24 +50,24 @@ def certify(cfg: CertifyConfig, *, quiet: bool = False) -> Certificate:
     cache = Cache.open(cfg.cache)
     reference = _reference(cfg, cache)
     held_out = list(range(0, reference.num_samples, HELD_OUT))[: cfg.samples]
-    seen = sorted(set(range(reference.num_samples)) - set(held_out))
-    if not seen:
+    training = sorted(set(range(reference.num_samples)) - set(held_out))
+    if not training:
         raise CacheError(
             f"{reference.path} has {reference.num_samples} samples: too few to train and to judge",
             "give a cache of 2 samples or more",
         )
-    codec = _codec(cfg, cache, reference, seen)
+    codec = _codec(cfg, cache, reference, training)
     source = CachedSource(reference, global_batch=1, micro_batch=1)
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("certify", total=2 * cfg.steps)
 
-        def trained(swap: Swap) -> Distiller:
-            return _train(cfg, reference, _draws(cfg, source, seen), swap, lambda: bar.advance(task))
+        def train(swap: Swap) -> Distiller:
+            return _train(cfg, reference, _draws(cfg, source, training), swap, lambda: bar.advance(task))
 
         def swap(batch: Batch) -> Batch:
             return coded(codec, batch)
 
-        plain, other = trained(lambda batch: batch), trained(swap)
+        plain, other = train(lambda batch: batch), train(swap)
     certificate = Certificate(
         spec=cache.spec.hash(),
         codec=codec.name,
@@ -103,19 +103,19 @@ def _reference(cfg: CertifyConfig, cache: Cache) -> Cache:
     return reference
 
 
-def _codec(cfg: CertifyConfig, cache: Cache, reference: Cache, seen: Sequence[int]) -> Codec:
-    """The cache's own codec, or the one asked for, fitted to ``seen`` samples of the reference."""
-    own = cache.spec.codec
-    if own != "fp16":
-        if cfg.codec not in (None, own):
-            raise ConfigError(f"{cache.path} holds {own} tokens, not {cfg.codec}", "leave --codec out")
+def _codec(cfg: CertifyConfig, cache: Cache, reference: Cache, samples: Sequence[int]) -> Codec:
+    """The cache's own codec, or ``cfg.codec``, fitted to ``samples`` of the reference."""
+    codec = cache.spec.codec
+    if codec != "fp16":
+        if cfg.codec not in (None, codec):
+            raise ConfigError(f"{cache.path} holds {codec} tokens, not {cfg.codec}", "leave --codec out")
         return cache.codec
     if cfg.codec is None:
         raise ConfigError(f"{cache.path} holds fp16 tokens", "say which codec to judge: --codec int8")
     if not is_fitted(cfg.codec):
         return get_codec(cfg.codec)
     moments = Moments(reference.dim)
-    for index in seen[:: max(1, len(seen) // cfg.codec_fit)]:
+    for index in samples[:: max(1, len(samples) // cfg.codec_fit)]:
         moments.update(reference.read(0, index).patches)
     return fit_codec(cfg.codec, moments.mean, moments.covariance)
 
@@ -126,13 +126,13 @@ def _batches(source: CachedSource, samples: Sequence[int], size: int) -> list[Ba
     return [source.load([Slot(place, 0, index) for place, index in enumerate(cut)]) for cut in cuts]
 
 
-def _draws(cfg: CertifyConfig, source: CachedSource, seen: Sequence[int]) -> Iterator[Batch]:
+def _draws(cfg: CertifyConfig, source: CachedSource, samples: Sequence[int]) -> Iterator[Batch]:
     """Endless random training batches; a function of the seed."""
     step = 0
     while True:
         rng = generator("certify", cfg.seed, step)
-        drawn = rng.choice(seen, min(cfg.batch, len(seen)), replace=False)
-        yield source.load([Slot(place, step, int(index)) for place, index in enumerate(drawn)])
+        indexes = rng.choice(samples, min(cfg.batch, len(samples)), replace=False)
+        yield source.load([Slot(place, step, int(index)) for place, index in enumerate(indexes)])
         step += 1
 
 
@@ -206,5 +206,5 @@ def _sizes(cache: Cache, codec: Codec, samples: Sequence[int]) -> dict[str, floa
         patches.append(sizes)
         wholes.append([size + rest for size in sizes])
     fp16, small = np.sum(patches, axis=0)
-    whole, less = np.sum(wholes, axis=0)
-    return {"bytes_ratio": float(small / fp16), "sample_ratio": float(less / whole)}
+    whole, small_whole = np.sum(wholes, axis=0)
+    return {"bytes_ratio": float(small / fp16), "sample_ratio": float(small_whole / whole)}

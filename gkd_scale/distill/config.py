@@ -315,27 +315,27 @@ class Stage1Config:
 
     def __post_init__(self) -> None:
         OBJECTIVES[self.objective].check(self)
-        self.each()
+        self.per_student()
 
-    def each(self) -> list[Stage1Config]:
+    def per_student(self) -> list[Stage1Config]:
         """A config for each student alone: itself for one by name, else with ``out`` a folder below OUT."""
         names = self.student.names
         if len(names) == 1 and isinstance(names[0], str):
             return [self]
-        alone = [self._alone(item) for item in names]
-        folders = [one.run.out for one in alone]
-        for twice in {str(folder) for folder in folders if folders.count(folder) > 1}:
-            raise ConfigError(f"two students would be trained in {twice}", "give one of them a 'folder'")
-        return alone
+        configs = [self._student_config(item) for item in names]
+        folders = [cfg.run.out for cfg in configs]
+        for duplicate in {str(folder) for folder in folders if folders.count(folder) > 1}:
+            raise ConfigError(f"two students would be trained in {duplicate}", "give one of them a 'folder'")
+        return configs
 
-    def _alone(self, item: str | dict[str, Any]) -> Stage1Config:
-        one = config.build(StudentItem, {"name": item} if isinstance(item, str) else item, "a student")
+    def _student_config(self, item: str | dict[str, Any]) -> Stage1Config:
+        student = config.build(StudentItem, {"name": item} if isinstance(item, str) else item, "a student")
         shared, out = self.student, self.run.out
         return config.changed(
             self,
-            student=[one.name],
-            student_args=shared.args if one.args is None else one.args,
-            student_weights=one.weights or shared.weights,
-            drop_path=shared.drop_path if one.drop_path is None else one.drop_path,
-            out=out / (one.folder or one.name.replace("/", "_")) if len(shared.names) > 1 else out,
+            student=[student.name],
+            student_args=shared.args if student.args is None else student.args,
+            student_weights=student.weights or shared.weights,
+            drop_path=shared.drop_path if student.drop_path is None else student.drop_path,
+            out=out / (student.folder or student.name.replace("/", "_")) if len(shared.names) > 1 else out,
         )

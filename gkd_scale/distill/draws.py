@@ -43,47 +43,47 @@ class Draws:
     drop: float = 0.0
 
     @property
-    def kept(self) -> float:
+    def keep_rate(self) -> float:
         """The probability that an image keeps a teacher."""
         return 1 - self.drop + self.drop**self.teachers / self.teachers
 
     def __call__(self, sids: Sequence[str], epochs: Sequence[int], positions: Sequence[int]) -> Drawn:
-        """What is drawn for the samples of a micro batch, given their places in the global batch."""
+        """The draws for the samples of a micro batch, given their places in the global batch."""
         rows = masked_positions(positions, self.probability) if self.tokens else []
         stand_in = bool(self.tokens) and self.ranks > 1 and self.probability > 0 and not rows
         rows = [0] if stand_in else rows
-        which = [(sids[row], epochs[row]) for row in rows]
-        masks = {tokens: self._masks(which, tokens) for tokens in sorted(self.tokens)}
+        samples = [(sids[row], epochs[row]) for row in rows]
+        masks = {tokens: self._masks(samples, tokens) for tokens in sorted(self.tokens)}
         strength = self.jitter
         factors = jitter_factors(sids, epochs, strength, self.seed) if strength else torch.empty(len(sids), 0)
-        kept = self._kept(sids, epochs) if self.drop else ()
-        return Drawn(torch.tensor(rows, dtype=torch.int64), masks, factors, stand_in, kept)
+        teacher_rows = self._teacher_rows(sids, epochs) if self.drop else ()
+        return Drawn(torch.tensor(rows, dtype=torch.int64), masks, factors, stand_in, teacher_rows)
 
-    def _kept(self, sids: Sequence[str], epochs: Sequence[int]) -> tuple[Tensor, ...]:
+    def _teacher_rows(self, sids: Sequence[str], epochs: Sequence[int]) -> tuple[Tensor, ...]:
         """For each teacher the rows of the images that keep it."""
-        draws = [self._keeps(sid, epoch) for sid, epoch in zip(sids, epochs, strict=True)]
-        return tuple(torch.from_numpy(np.flatnonzero(keeps)) for keeps in np.array(draws).T)
+        masks = [self._keep_mask(sid, epoch) for sid, epoch in zip(sids, epochs, strict=True)]
+        return tuple(torch.from_numpy(np.flatnonzero(keep)) for keep in np.array(masks).T)
 
-    def _keeps(self, sid: str, epoch: int) -> BoolArray:
+    def _keep_mask(self, sid: str, epoch: int) -> BoolArray:
         """Which teachers (T,) an image keeps: at least one."""
         rng = generator("teacher.drop", self.seed, epoch, sid)
-        keeps: BoolArray = rng.random(self.teachers) >= self.drop
-        stays = int(rng.integers(self.teachers))
-        keeps[stays] |= not keeps.any()
-        return keeps
+        keep: BoolArray = rng.random(self.teachers) >= self.drop
+        fallback = int(rng.integers(self.teachers))
+        keep[fallback] |= not keep.any()
+        return keep
 
-    def _masks(self, which: Sequence[tuple[str, int]], tokens: int) -> Tensor:
-        masks = [random_mask(sid, epoch, self.seed, tokens, self.ratio) for sid, epoch in which]
+    def _masks(self, samples: Sequence[tuple[str, int]], tokens: int) -> Tensor:
+        masks = [random_mask(sid, epoch, self.seed, tokens, self.ratio) for sid, epoch in samples]
         return torch.stack(masks) if masks else torch.empty(0, tokens, dtype=torch.bool)
 
     def add(self, batch: Batch) -> Batch:
-        """``batch`` with what is drawn for it."""
+        """``batch`` with its draws."""
         return replace(batch, drawn=self(batch.sids, batch.epochs, batch.positions))
 
 
-def together(several: Iterable[Draws]) -> Draws:
+def together(draws: Iterable[Draws]) -> Draws:
     """The draw of several students that learn from the same batches by the same options."""
-    first, *others = several
-    tokens = first.tokens.union(*(each.tokens for each in others))
-    assert all(replace(each, tokens=tokens) == replace(first, tokens=tokens) for each in others)
+    first, *others = draws
+    tokens = first.tokens.union(*(draw.tokens for draw in others))
+    assert all(replace(draw, tokens=tokens) == replace(first, tokens=tokens) for draw in others)
     return replace(first, tokens=tokens)

@@ -38,7 +38,7 @@ UTILISATION = 0.4
 """Share of the peak that dense transformers reach in practice."""
 
 STUDENT_PASSES = 3.0
-"""Forward passes' worth of a training step: forward and backward. The masked pass would add a half."""
+"""Cost of a training step in forward passes: forward and backward. A masked pass would add half of it."""
 
 STUDENTS = ("vit_small_patch16_224", "vit_base_patch16_224")
 
@@ -58,8 +58,8 @@ class CodecEstimate:
 class StudentEstimate:
     """What training ``student`` asks of each GPU.
 
-    ``images_per_s`` a GPU; ``gb_per_s`` to feed it at the chosen codec; ``pays_after`` epochs the cache has
-    cost less GPU time than a live teacher (None: never); ``zero`` GB a GPU of model states by ZeRO stage.
+    ``images_per_s`` a GPU; ``gb_per_s`` to feed it at this codec; ``pays_after``: epochs until the cache
+    costs less GPU time than a live teacher (None: never); ``zero``: GB a GPU of model states by ZeRO stage.
     """
 
     student: str
@@ -109,7 +109,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
         for name in dict.fromkeys([*(codec.suggested(work.dim) for codec in CODECS), cfg.codec])
     ]
     seconds = _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * _peak(cfg) * 1e12)
-    chosen = next(found for found in codecs if found.codec == cfg.codec)
+    target = next(candidate for candidate in codecs if candidate.codec == cfg.codec)
     return Estimate(
         images=len(plan),
         views=cfg.views,
@@ -123,7 +123,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
         codec=cfg.codec,
         disk_free=free,
         codecs=codecs,
-        students=[_student(cfg, name, seconds, chosen.view / len(plan)) for name in cfg.students or STUDENTS],
+        students=[_student(cfg, name, seconds, target.view / len(plan)) for name in cfg.students or STUDENTS],
     )
 
 
@@ -135,12 +135,12 @@ def probe(
     DataError if none of the images can be read.
     """
     count = images if images is not None else getattr(cfg, "probe", 16)
-    made = [view_of(cfg, plan, entry, 0) for entry in plan.spread(count)]
-    whole = [item for item in made if not isinstance(item, str)]
-    if not whole:
-        raise DataError(f"none of {len(made)} images of {cfg.images} could be read", "check --images")
-    sizes = [sum(_in_tar(len(data)) for data in item.members().values()) for item in whole]
-    return [item.pixels for item in whole], float(np.mean(sizes))
+    views = [view_of(cfg, plan, entry, 0) for entry in plan.spread(count)]
+    readable = [item for item in views if not isinstance(item, str)]
+    if not readable:
+        raise DataError(f"none of {len(views)} images of {cfg.images} could be read", "check --images")
+    sizes = [sum(_in_tar(len(data)) for data in item.members().values()) for item in readable]
+    return [item.pixels for item in readable], float(np.mean(sizes))
 
 
 def _member_bytes(codec: str, tokens: int, dim: int) -> list[int]:
@@ -191,60 +191,60 @@ def _measure(teacher: Teacher, pixels: list[UInt8Array], cfg: PlanConfig) -> flo
     """Seconds of an image, over ``cfg.measure`` batches after one to warm up."""
     batch = np.stack([pixels[i % len(pixels)] for i in range(cfg.batch_size)])
     run_teacher(teacher, batch)
-    started = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(cfg.measure):
         run_teacher(teacher, batch)
-    return (time.perf_counter() - started) / (cfg.measure * cfg.batch_size)
+    return (time.perf_counter() - start) / (cfg.measure * cfg.batch_size)
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above ``path`` that is there."""
+    """The nearest folder above ``path`` that exists."""
     path = path.absolute()
     while not path.is_dir():
         path = path.parent
     return path
 
 
-# ------------------------------------------------------------------------------------ the words
+# --------------------------------------------------------------------------------------- tables
 
 
-def show(found: Estimate, cfg: PlanConfig) -> None:
+def show(result: Estimate, cfg: PlanConfig) -> None:
     """The plan as tables on the terminal."""
-    peak = f"{UTILISATION:.0%} of a {found.gpu}'s {cfg.teacher.dtype} peak"
-    how = "measured here" if found.measured else f"counted, {peak}"
-    rows, columns = found.grid
+    peak = f"{UTILISATION:.0%} of a {result.gpu}'s {cfg.teacher.dtype} peak"
+    how = "measured here" if result.measured else f"counted, {peak}"
+    rows, columns = result.grid
     console.out.print(
-        f"[bold]plan[/] {found.images} images x {found.views} views; teacher {found.teacher}: "
-        f"{rows}x{columns} tokens of {found.dim}, {found.teacher_gflops:.1f} GFLOP an image, "
-        f"{found.teacher_hours:.2f} hours ({how})"
+        f"[bold]plan[/] {result.images} images x {result.views} views; teacher {result.teacher}: "
+        f"{rows}x{columns} tokens of {result.dim}, {result.teacher_gflops:.1f} GFLOP an image, "
+        f"{result.teacher_hours:.2f} hours ({how})"
     )
-    console.out.print(_codec_table(found))
-    if found.disk_free is not None:
-        console.out.print(f"free at {_existing(cfg.out)}: {console.size(found.disk_free)}", markup=False)
-    console.out.print(_student_table(found, cfg))
+    console.out.print(_codec_table(result))
+    if result.disk_free is not None:
+        console.out.print(f"free at {_existing(cfg.out)}: {console.size(result.disk_free)}", markup=False)
+    console.out.print(_student_table(result, cfg))
 
 
-def _codec_table(found: Estimate) -> Table:
+def _codec_table(result: Estimate) -> Table:
     table = Table(title="bytes", title_justify="left")
-    for name in ("codec", "tokens a sample", "a view", f"{found.views} views", "fits"):
+    for name in ("codec", "tokens a sample", "a view", f"{result.views} views", "fits"):
         table.add_column(name, justify="left" if name in ("codec", "fits") else "right")
-    for codec in found.codecs:
-        name = f"[bold]{codec.codec}[/]" if codec.codec == found.codec else codec.codec
+    for codec in result.codecs:
+        name = f"[bold]{codec.codec}[/]" if codec.codec == result.codec else codec.codec
         sizes = (console.size(codec.sample), console.size(codec.view), console.size(codec.total))
         table.add_row(name, *sizes, "yes" if codec.fits else "[red]no[/]")
     return table
 
 
-def _student_table(found: Estimate, cfg: PlanConfig) -> Table:
+def _student_table(result: Estimate, cfg: PlanConfig) -> Table:
     table = Table(
-        title=f"training, {cfg.gpus} x {found.gpu}, codec {found.codec}, {cfg.epochs:g} epochs",
+        title=f"training, {cfg.gpus} x {result.gpu}, codec {result.codec}, {cfg.epochs:g} epochs",
         title_justify="left",
     )
     names = ("student", "M", "images/s a GPU", "GB/s a GPU", "hours", "cache pays after")
     for name in (*names, *(f"ZeRO-{stage} GB" for stage in range(4))):
         table.add_column(name, justify="left" if name == "student" else "right")
-    for student in found.students:
-        hours = found.images * cfg.epochs / (student.images_per_s * cfg.gpus) / 3600
+    for student in result.students:
+        hours = result.images * cfg.epochs / (student.images_per_s * cfg.gpus) / 3600
         pays = "never" if student.pays_after is None else f"{student.pays_after:.1f} epochs"
         numbers = (f"{student.images_per_s:.0f}", f"{student.gb_per_s:.2f}", f"{hours:.1f}", pays)
         memory = (f"{size:.2f}" for size in student.zero.values())

@@ -28,7 +28,7 @@ from gkd_scale.models.weights import StateDict, read_state_dict
 
 HEADS_FILE = "heads.safetensors"
 SHARED = "student."
-"""The names of what all teachers of a student share begin with this: the mask token."""
+"""Prefix of the names of what all teachers of a student share: the mask token."""
 
 
 def save(folder: Path, state: dict[str, Tensor]) -> None:
@@ -50,30 +50,30 @@ def resume(
     ``teachers``: the conditioning of each teacher of the objective, by its name. Heads fit if ``run`` is the
     folder of a run with a teacher of that name and every tensor has its counterpart; heads of an MSE phase
     give φ the values of ψ. Heads that were trained in another conditioning of the teacher's tokens are
-    expressed in the new one, exactly (:func:`rebase`). Otherwise a phase starts with its own; if ``run`` has
-    heads, ``say`` gets one line with the reason.
+    expressed in the new one, exactly (:func:`rebase`). Otherwise a phase starts with new heads; if ``run``
+    has heads, ``say`` gets one line with the reason.
     """
     if run is None or not (Path(run) / HEADS_FILE).is_file():
         return False
-    before = _Before.read(Path(run))
-    _, own = objective.exported(objective.state_dict())
+    previous = _PreviousRun.read(Path(run))
+    _, model_state = objective.exported(objective.state_dict())
     loaded = False
     for prefix, (name, conditioning) in zip(
         conditionings.prefixes(len(teachers)), teachers.items(), strict=True
     ):
-        found = before.heads(name)
-        reason = before.misfit(name, found, _of(own, prefix), conditioning)
+        state = previous.heads(name)
+        reason = previous.misfit(name, state, _below(model_state, prefix), conditioning)
         if reason:
-            which = f"the heads of {run}" if len(teachers) == 1 else f"the heads of {run} for {name}"
-            say(f"{which} do not fit, new ones start: {reason}")
+            subject = f"the heads of {run}" if len(teachers) == 1 else f"the heads of {run} for {name}"
+            say(f"{subject} do not fit, new ones start: {reason}")
             continue
-        objective.load_state_dict(_filled(found, _of(own, prefix), prefix), strict=False)
+        objective.load_state_dict(_filled(state, _below(model_state, prefix), prefix), strict=False)
         loaded = True
     return loaded
 
 
 @dataclass(frozen=True)
-class _Before:
+class _PreviousRun:
     """The heads of a finished run, and its ``teachers`` by name, in the order of its files."""
 
     run: Path
@@ -81,56 +81,56 @@ class _Before:
     tensors: StateDict
 
     @classmethod
-    def read(cls, run: Path) -> _Before:
+    def read(cls, run: Path) -> _PreviousRun:
         card = yaml.safe_load((run / backbone.CARD_FILE).read_text())
         return cls(run, backbone.teachers_of(card), read_state_dict(run / HEADS_FILE))
 
     def prefix(self, teacher: str) -> str:
-        """What the names of a teacher's tensors begin with in the run's files."""
+        """The prefix of the names of a teacher's tensors in the run's files."""
         prefixes = conditionings.prefixes(max(1, len(self.teachers)))
         return prefixes[self.teachers.index(teacher)] if teacher in self.teachers else prefixes[0]
 
     def heads(self, teacher: str) -> StateDict:
-        """The tensors of a teacher, and those that no teacher has to itself."""
-        return _of(self.tensors, self.prefix(teacher))
+        """The tensors of a teacher, and those that all teachers share."""
+        return _below(self.tensors, self.prefix(teacher))
 
-    def misfit(self, teacher: str, found: StateDict, own: StateDict, now: Conditioning) -> str:
-        """Why the heads ``found`` of a teacher do not fit the ``own`` ones of an objective; "" if they do.
+    def misfit(self, teacher: str, state: StateDict, model_state: StateDict, new: Conditioning) -> str:
+        """Why a teacher's heads ``state`` do not fit ``model_state``, those of an objective; "" if they do.
 
-        Those that do are expressed in the conditioning ``now``, in place.
+        Heads that fit are expressed in the conditioning ``new``, in place.
         """
         if teacher not in self.teachers:
-            theirs = ", ".join(map(repr, self.teachers)) or None
-            return f"they belong to the teacher {theirs}, and this run has {teacher!r}"
+            names = ", ".join(map(repr, self.teachers)) or None
+            return f"they belong to the teacher {names}, and this run has {teacher!r}"
         old = conditionings.load(self.run, prefix=self.prefix(teacher)) or Conditioning()
-        reason = _misfit(found, own)
-        if not reason and not rebase(found, old, now):
-            return f"--teacher-norm was {old.norm} and is {now.norm}, and 'layer' is not affine"
+        reason = _misfit(state, model_state)
+        if not reason and not rebase(state, old, new):
+            return f"--teacher-norm was {old.norm} and is {new.norm}, and 'layer' is not affine"
         return reason
 
 
-def _of(state: StateDict, prefix: str) -> StateDict:
+def _below(state: StateDict, prefix: str) -> StateDict:
     """The tensors below ``prefix``, without it, and those of no teacher: all if the prefix is empty."""
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith((prefix, SHARED))
     }
 
 
-def _filled(found: StateDict, own: StateDict, prefix: str) -> StateDict:
-    """``found`` under the names of an objective; a φ that is missing is ψ."""
-    for name in own.keys() - found.keys():
-        found[name] = found[name.replace(".proj_q.", ".proj_v.")]
-    return {name if name.startswith(SHARED) else prefix + name: value for name, value in found.items()}
+def _filled(state: StateDict, model_state: StateDict, prefix: str) -> StateDict:
+    """``state`` under the names of an objective; a φ that is missing is ψ."""
+    for name in model_state.keys() - state.keys():
+        state[name] = state[name.replace(".proj_q.", ".proj_v.")]
+    return {name if name.startswith(SHARED) else prefix + name: value for name, value in state.items()}
 
 
-def _misfit(found: StateDict, own: StateDict) -> str:
-    """Why the heads ``found`` do not fit the ``own`` ones of an objective; "" if they do."""
-    for name, value in found.items():
-        if name not in own:
+def _misfit(state: StateDict, model_state: StateDict) -> str:
+    """Why the heads ``state`` do not fit ``model_state``, those of an objective; "" if they do."""
+    for name, value in state.items():
+        if name not in model_state:
             return f"this run has no {name}"
-        if value.shape != own[name].shape:
-            return f"{name} is {tuple(value.shape)}, and {tuple(own[name].shape)} in this run"
-    missing = (name for name in own if name not in found and ".proj_q." not in name)
+        if value.shape != model_state[name].shape:
+            return f"{name} is {tuple(value.shape)}, and {tuple(model_state[name].shape)} in this run"
+    missing = (name for name in model_state if name not in state and ".proj_q." not in name)
     return next((f"they have no {name}" for name in missing), "")
 
 
@@ -143,9 +143,9 @@ def feature_head(run: Path, *, scaled: bool = False, teacher: str = "") -> QsdHe
     """
     if not (run / HEADS_FILE).is_file():
         return None
-    found = read_state_dict(run / HEADS_FILE)
+    tensors = read_state_dict(run / HEADS_FILE)
     prefix = f"{teacher}head_feature."
-    state = {name[len(prefix) :]: value for name, value in found.items() if name.startswith(prefix)}
+    state = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
     if "proj_v.1.weight" not in state:
         return None
     teacher_dim, student_dim = state["proj_v.1.weight"].shape
@@ -169,17 +169,17 @@ def rebase(heads: StateDict, old: Conditioning, new: Conditioning) -> bool:
     for head in [name.removesuffix(ending) for name in heads if name.endswith(ending)]:
         part = "cls" if head == "head_cls" else "patch"
         width = len(heads[head + ending])
-        before, after = (_affine(each, part, width) for each in (old, new))
+        before, after = (_affine(space, part, width) for space in (old, new))
         change = torch.linalg.solve(before.matrix.double().T, after.matrix.double().T).T
         shift = after.matrix.double() @ (before.shift - after.shift).double()
         for name, matrix, offset in (
             ("proj_v", change, shift),
             ("proj_q", torch.linalg.inv(change).T, torch.zeros_like(shift)),
         ):
-            for key, more in (("weight", torch.zeros(())), ("bias", offset)):
+            for key, addend in (("weight", torch.zeros(())), ("bias", offset)):
                 full = f"{head}.{name}.1.{key}"
                 if full in heads:
-                    heads[full] = (matrix @ heads[full].double() + more).float()
+                    heads[full] = (matrix @ heads[full].double() + addend).float()
     return True
 
 

@@ -22,11 +22,11 @@ def jitter_factors(sids: Sequence[str], epochs: Sequence[int], strength: float, 
 
     Each is uniform in [1 - strength, 1 + strength], a pure function of (seed, epoch, sid).
     """
-    drawn = [
+    factors = [
         generator("student.jitter", seed, epoch, sid).uniform(1 - strength, 1 + strength, 3)
         for sid, epoch in zip(sids, epochs, strict=True)
     ]
-    return torch.from_numpy(np.stack(drawn)).float()
+    return torch.from_numpy(np.stack(factors)).float()
 
 
 def jitter(pixels: Tensor, factors: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 The same function does both phases of the method: task-agnostic (a cache of proxy images, a student
 from scratch) and domain-agnostic (a cache of source images, ``--student-weights`` the first run).
 
-Several students learn in one pass from the same batches. Each has below OUT the run folder that it would
+Several students learn in one pass from the same batches. Each has the run folder below OUT that it would
 have alone, so one that is done is left as it is, and one that was added later is trained by itself.
 """
 
@@ -68,17 +68,17 @@ def train(
         device=runtime.checked_for,
         default=DEFAULT_GLOBAL_BATCH,
     )
-    alone = cfg.each()
+    students = cfg.per_student()
     # The ledger is of the whole pass, and lies in OUT itself.
-    folders = [each.run.out for each in alone] + [cfg.run.out] * cfg.reading.ledger
+    folders = [student.run.out for student in students] + [cfg.run.out] * cfg.reading.ledger
     with run.claimed(runtime, folders, dry=cfg.run.dry_run):
         teacher = open_source(cfg, runtime, plan, labelled)
         steps = _steps(cfg, teacher, plan)
-        made = [_job(each, runtime, plan, teacher, steps) for each in alone]
-        begun = [(each, found) for each, found in zip(alone, made, strict=True) if found is not None]
-        for each, (job, conditioned) in begun:
-            runtime.on_main(partial(_begin, each, job, teacher, conditioned))
-        jobs = [job for _, (job, _) in begun]
+        tasks = [_job(student, runtime, plan, teacher, steps) for student in students]
+        pending = [(student, task) for student, task in zip(students, tasks, strict=True) if task is not None]
+        for student, (job, teacher_norms) in pending:
+            runtime.on_main(partial(_begin, student, job, teacher, teacher_norms))
+        jobs = [job for _, (job, _) in pending]
         if jobs:
             _train(cfg, jobs, runtime, plan, teacher, steps, prepare, bundled)
 
@@ -93,7 +93,7 @@ def _train(
     prepare: Callable[[Job], None],
     bundled: Path,
 ) -> None:
-    began = time.monotonic()
+    start = time.monotonic()
     if runtime.main:
         _introduce(cfg, plan, teacher, jobs, steps)
     for job in jobs:
@@ -114,12 +114,12 @@ def _train(
         reading = dry_run.Reading(teacher.images, teacher.source.bytes_of)
         dry_run.show(cfg, jobs, training, runtime, plan, reading)
         return
-    for job, trained in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
-        state = trained.state()
-        runtime.on_main(partial(_finish, job, state, teacher, steps, began))
+    for job, result in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
+        state = result.state()
+        runtime.on_main(partial(_finish, job, state, teacher, steps, start))
     _tell_skipped(teacher, runtime)
     if runtime.main:
-        _conclude(cfg, jobs, teacher, time.monotonic() - began, bundled)
+        _conclude(cfg, jobs, teacher, time.monotonic() - start, bundled)
 
 
 def default_lr(cfg: Stage1Config, global_batch: int) -> float:
@@ -143,10 +143,10 @@ def _batches(
     """The source's batches with what is drawn for them; ``--ledger`` writes down which samples pass."""
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
-        found = teacher.source.batches(start, stop, draws)
+        stream = teacher.source.batches(start, stop, draws)
         if not cfg.reading.ledger or cfg.run.dry_run:
-            return found
-        return recorded(found, cfg.run.out / LEDGER, runtime.rank, start, plan.accumulation)
+            return stream
+        return recorded(stream, cfg.run.out / LEDGER, runtime.rank, start, plan.accumulation)
 
     return batches
 
@@ -158,39 +158,39 @@ def _job(
 
     Writes nothing.
     """
-    done = runtime.on_main(lambda: run.is_done(cfg.run.out, KIND))
-    conditioned = runtime.on_main(lambda: _conditionings(cfg, teacher))
-    objective = _build(cfg, teacher, conditioned)
-    if not done and not run.has_checkpoint(cfg.run.out):
+    is_done = runtime.on_main(lambda: run.is_done(cfg.run.out, KIND))
+    teacher_norms = runtime.on_main(lambda: _conditionings(cfg, teacher))
+    objective = _build(cfg, teacher, teacher_norms)
+    if not is_done and not run.has_checkpoint(cfg.run.out):
         _require_masked(objective.draws, plan.global_batch)
     continued = heads.resume(
         objective,
         cfg.student.weights,
-        {each.name: own for each, own in zip(teacher.teachers, conditioned, strict=True)},
-        lambda line: console.say(f"{cfg.run.out}: {line}") if runtime.main and not done else None,
+        {item.name: conditioning for item, conditioning in zip(teacher.teachers, teacher_norms, strict=True)},
+        lambda line: console.say(f"{cfg.run.out}: {line}") if runtime.main and not is_done else None,
     )
     identity = run.identity(
         cfg,
         initial_weights=weights.fingerprint(objective if continued else objective.student.net),
         **teacher.identity,
-        conditioning=_one_or_all([each.digest() for each in conditioned]),
+        conditioning=_one_or_all([item.digest() for item in teacher_norms]),
         steps=steps,
         global_batch=plan.global_batch,
     )
-    if done:
+    if is_done:
         run.require_same(cfg.run.out, identity)
-    if runtime.main and (done or continued):
+    if runtime.main and (is_done or continued):
         console.out.print(
             f"{cfg.run.out} is already complete: {cfg.run.out / backbone.WEIGHTS_FILE}"
-            if done
+            if is_done
             else f"{cfg.run.out}: the QSD heads go on from {cfg.student.weights}",
             markup=False,
         )
-    return None if done else (_training(cfg, objective, teacher, identity), conditioned)
+    return None if is_done else (_training(cfg, objective, teacher, identity), teacher_norms)
 
 
 def _one_or_all(values: list[str]) -> str | list[str]:
-    """What is noted of a run's teachers: the value of a single one, the list of several."""
+    """The value of a single teacher, or the list of the values of several."""
     return values[0] if len(values) == 1 else values
 
 
@@ -239,13 +239,13 @@ def _training(
     )
 
 
-def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, conditioned: list[Conditioning]) -> None:
-    """Write what the run is; all else that could be refused has been. Rank 0."""
+def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, teacher_norms: list[Conditioning]) -> None:
+    """Write what the run is, after all that can be refused was checked. Rank 0."""
     if cfg.run.dry_run:
         run.require_begun_alike(job.out, cfg, job.identity)
         return
     run.begin(job.out, cfg, KIND, job.identity)
-    conditionings.save(conditioned, job.out, _conditioned_by(cfg, teacher))
+    conditionings.save(teacher_norms, job.out, _conditioned_by(cfg, teacher))
 
 
 def _conditioned_by(cfg: Stage1Config, teacher: TeacherSource) -> str:
@@ -269,11 +269,11 @@ def _conditionings(cfg: Stage1Config, teacher: TeacherSource) -> list[Conditioni
     ]
 
 
-def _build(cfg: Stage1Config, teacher: TeacherSource, conditioned: list[Conditioning]) -> Objective:
+def _build(cfg: Stage1Config, teacher: TeacherSource, teacher_norms: list[Conditioning]) -> Objective:
     torch.manual_seed(seed_of("init", cfg.run.seed))
     source = teacher.source
     (name,) = cfg.student.names
-    first, *others = (each.grid for each in teacher.teachers)
+    first, *others = (facts.grid for facts in teacher.teachers)
     student = load_student(
         str(name),
         source.image_size,
@@ -289,8 +289,8 @@ def _build(cfg: Stage1Config, teacher: TeacherSource, conditioned: list[Conditio
         layers.checkpoint_activations(student.net, str(name))
     sections = {"loss": cfg.loss, "qsd": cfg.qsd, "mask": cfg.mask}
     spaces = [
-        TeacherSpace(each.dim, each.grid, own, each.name, each.weight)
-        for each, own in zip(teacher.teachers, conditioned, strict=True)
+        TeacherSpace(facts.dim, facts.grid, conditioning, facts.name, facts.weight)
+        for facts, conditioning in zip(teacher.teachers, teacher_norms, strict=True)
     ]
     args = {**sections, "jitter": cfg.student.jitter, "seed": cfg.run.seed}
     objective = build_objective(cfg.objective, student, spaces, args)
@@ -305,22 +305,22 @@ def _objective(job: Job) -> Objective:
 
 
 def _finish(
-    job: Job, state: dict[str, torch.Tensor], teacher: TeacherSource, steps: int, began: float
+    job: Job, state: dict[str, torch.Tensor], teacher: TeacherSource, steps: int, start: float
 ) -> None:
     """Export a student and say that its run is done. Rank 0."""
     facts: dict[str, Any] = {
         "image_size": list(teacher.source.image_size),
-        "teacher": _one_or_all([each.name for each in teacher.teachers]),
-        "teacher_sha256": _one_or_all([each.fingerprint["weights_sha256"] for each in teacher.teachers]),
+        "teacher": _one_or_all([item.name for item in teacher.teachers]),
+        "teacher_sha256": _one_or_all([item.fingerprint["weights_sha256"] for item in teacher.teachers]),
         "steps": steps,
     }
     if "teachers" in teacher.identity:
-        facts["teacher_fingerprint"] = [each.digest() for each in teacher.teachers]
+        facts["teacher_fingerprint"] = [item.digest() for item in teacher.teachers]
     objective = _objective(job)
     net, rest = objective.exported(state)
     heads.save(job.out, rest)
     backbone.export(job.out, objective.student.spec, net, **facts)
-    seconds = round(time.monotonic() - began, 1)
+    seconds = round(time.monotonic() - start, 1)
     run.finish(job.out, KIND, job.identity, seconds=seconds, steps=steps)
 
 
@@ -335,10 +335,10 @@ def _tell_skipped(teacher: TeacherSource, runtime: Runtime) -> None:
 def _introduce(
     cfg: Stage1Config, plan: DeepSpeedPlan, teacher: TeacherSource, jobs: list[Job], steps: int
 ) -> None:
-    rows = max(each.grid[0] for each in teacher.teachers)
+    rows = max(facts.grid[0] for facts in teacher.teachers)
     lead = "[bold]stage 1[/] teacher"
-    for each in teacher.teachers:
-        console.out.print(f"{lead} {each.name} ({each.grid[0]}x{each.grid[1]} tokens of {each.dim})")
+    for facts in teacher.teachers:
+        console.out.print(f"{lead} {facts.name} ({facts.grid[0]}x{facts.grid[1]} tokens of {facts.dim})")
         lead = "        and"
     for job in jobs:
         student = _objective(job).student
@@ -366,8 +366,8 @@ def _introduce(
 def _conclude(
     cfg: Stage1Config, jobs: list[Job], teacher: TeacherSource, seconds: float, bundled: Path
 ) -> None:
-    made = ", ".join(str(job.out / backbone.WEIGHTS_FILE) for job in jobs)
-    console.out.print(f"[green]done[/] in {seconds:.0f} s: {console.escape(made)}")
+    paths = ", ".join(str(job.out / backbone.WEIGHTS_FILE) for job in jobs)
+    console.out.print(f"[green]done[/] in {seconds:.0f} s: {console.escape(paths)}")
     lead = "next: "
     for job in jobs:
         console.paste(lead, *_stage2(cfg, job, teacher, bundled))
@@ -376,7 +376,7 @@ def _conclude(
 
 
 def _stage2(cfg: Stage1Config, job: Job, teacher: TeacherSource, bundled: Path) -> list[object]:
-    """The command of stage 2 on what a job exported, which says its own name and arguments."""
+    """The command of stage 2 on a job's export, which holds its own name and arguments."""
     student = _objective(job).student
     stride = backbone.Backbone(student.net, student.spec).stride
     size = "x".join(str(max(1, round(side / stride)) * stride) for side in teacher.source.image_size)

@@ -82,8 +82,8 @@ def select(cfg: StudentsConfig) -> list[StudentRow]:
 
 
 def _gigabytes(row: Row, gpus: int) -> dict[int, float]:
-    found = zero_memory(row.parameters, row.largest_layer, gpus)
-    return {stage: round(size / 1e9, 4) for stage, size in found.items()}
+    sizes = zero_memory(row.parameters, row.largest_layer, gpus)
+    return {stage: round(size / 1e9, 4) for stage, size in sizes.items()}
 
 
 def show(rows: list[StudentRow], cfg: StudentsConfig) -> None:
@@ -96,10 +96,10 @@ def show(rows: list[StudentRow], cfg: StudentsConfig) -> None:
         table.add_column(name, justify=kind, no_wrap=True)
     for stage in range(4):
         table.add_column(f"ZeRO-{stage}", justify="right")
-    for each in rows:
-        row = each.student
+    for entry in rows:
+        row = entry.student
         shape = (f"{row.stride}", f"{row.width}", row.depth, f"{row.grid}x{row.grid}", f"{row.gflops:.3g}")
-        memory = (f"{size:.2f}" for size in each.zero.values())
+        memory = (f"{size:.2f}" for size in entry.zero.values())
         table.add_row(row.name, row.family, f"{row.parameters / 1e6:.1f}", *shape, *memory)
     wide = Console(highlight=False, width=max(console.out.width, WIDTH))
     wide.print(table)

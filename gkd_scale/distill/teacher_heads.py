@@ -1,4 +1,4 @@
-"""What a student is compared with one teacher by: heads, and losses in the teacher's conditioned space.
+"""The comparison of a student with one teacher: heads, and losses in the teacher's conditioned space.
 
 A student of several teachers has one of these for each, and one pass for all.
 """
@@ -26,10 +26,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """(student, teacher), both (B, N, C), to a scalar in float32: the mean over tokens."""
 
 
-class Seen(NamedTuple):
-    """What a student makes of a micro batch, on its own grid of n tokens.
+class Output(NamedTuple):
+    """A student's output for a micro batch, on its own grid of n tokens.
 
-    ``plain`` features of whole images; ``levels`` maps (B, C_i, h_i, w_i) of earlier levels, none without a
+    ``plain``: features of whole images; ``levels``: maps (B, C_i, h_i, w_i) of earlier levels, none without a
     ladder. ``masked`` (R, n, Cs): patches of the second pass, of the images ``rows`` (R,); both None if the
     patches of all images are those of the first pass.
     """
@@ -72,18 +72,18 @@ class TeacherHeads(nn.Module):
         widths = student.level_widths() if weights.ladder_weight else []
         self.ladder = nn.ModuleList(QsdHead(width, space.dim, attend=False) for width in widths)
 
-    def forward(self, seen: Seen, teacher: Features, kept: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, output: Output, teacher: Features, rows: Tensor | None = None) -> dict[str, Tensor]:
         """Losses of one micro batch, each the mean over all its elements; ``"loss"`` is their weighted sum.
 
-        ``kept`` (K,): the rows of the images that count, one or more; None for all.
+        ``rows`` (K,): the images that count, one or more; None for all.
         """
-        plain = self.on_grid(seen.plain)
-        masked = self._masked(seen, plain.patches)
-        levels = seen.levels
-        if kept is not None:
-            plain, teacher = (Features(*(each[kept] for each in part)) for part in (plain, teacher))
-            masked = None if masked is None else masked[kept]
-            levels = [level[kept] for level in levels]
+        plain = self.on_grid(output.plain)
+        masked = self._masked(output, plain.patches)
+        levels = output.levels
+        if rows is not None:
+            plain, teacher = (Features(*(tensor[rows] for tensor in part)) for part in (plain, teacher))
+            masked = None if masked is None else masked[rows]
+            levels = [level[rows] for level in levels]
         teacher = self.conditioning(teacher)
         losses = self.losses(plain, masked, teacher)
         if levels:
@@ -91,15 +91,15 @@ class TeacherHeads(nn.Module):
             losses["loss"] = losses["loss"] + self.weights.ladder_weight * losses["loss_ladder"]
         return losses
 
-    def on_grid(self, found: Features) -> Features:
+    def on_grid(self, features: Features) -> Features:
         """A student's features with its patches on the teacher's grid."""
-        return Features(found.cls, resample_tokens(found.patches, self.student_grid, self.grid))
+        return Features(features.cls, resample_tokens(features.patches, self.student_grid, self.grid))
 
-    def _masked(self, seen: Seen, plain: Tensor) -> Tensor | None:
+    def _masked(self, output: Output, plain: Tensor) -> Tensor | None:
         """Patches (B, N, Cs) on the teacher's grid in which masked images have those of the second pass."""
-        if not self.weights.mask_weight or seen.rows is None or seen.masked is None:
+        if not self.weights.mask_weight or output.rows is None or output.masked is None:
             return plain if self.weights.mask_weight else None
-        return plain.index_copy(0, seen.rows, resample_tokens(seen.masked, self.student_grid, self.grid))
+        return plain.index_copy(0, output.rows, resample_tokens(output.masked, self.student_grid, self.grid))
 
     def losses(self, plain: Features, masked: Tensor | None, teacher: Features) -> dict[str, Tensor]:
         """The losses of the student's features, its masked patches (B, N, Cs) or None, and the teacher's.
@@ -110,9 +110,9 @@ class TeacherHeads(nn.Module):
         target_cls = teacher.cls.unsqueeze(1)
         soft_cls = self.head_cls(plain.cls.unsqueeze(1), target_cls)
         soft = self.head_feature(plain.patches, teacher.patches)
-        both = distance(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, teacher.patches], 1))
-        losses = {"loss_feature": both, "loss_cls": distance(soft_cls, target_cls)}
-        total = weights.feature_weight * both + weights.cls_weight * losses["loss_cls"]
+        feature_loss = distance(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, teacher.patches], 1))
+        losses = {"loss_feature": feature_loss, "loss_cls": distance(soft_cls, target_cls)}
+        total = weights.feature_weight * feature_loss + weights.cls_weight * losses["loss_cls"]
         if masked is not None:
             losses["loss_mask"] = distance(self.head_mask(masked, teacher.patches), teacher.patches)
             total = total + weights.mask_weight * losses["loss_mask"]
@@ -123,20 +123,20 @@ class TeacherHeads(nn.Module):
 
     def _ladder_loss(self, levels: list[Tensor], teacher: Features) -> Tensor:
         """The mean distance of the student's projected earlier levels, pooled to the teacher's grid."""
-        pooled = (to_tokens(F.adaptive_avg_pool2d(each, self.grid)) for each in levels)
-        found = [
+        pooled = (to_tokens(F.adaptive_avg_pool2d(level, self.grid)) for level in levels)
+        distances = [
             self.distance(head(tokens, teacher.patches), teacher.patches)
             for head, tokens in zip(self.ladder, pooled, strict=True)
         ]
-        return torch.stack(found).mean()
+        return torch.stack(distances).mean()
 
 
 def terms(weights: LossConfig) -> dict[str, tuple[float, Loss, bool]]:
     """The terms that have a weight: their weight, function, and whether it takes projected tokens."""
-    found = {}
-    for each in fields(weights):
-        weight = getattr(weights, each.name)
-        if "term" in each.metadata and weight:
-            term = pkgutil.resolve_name(each.metadata["term"])
-            found[f"loss_{each.name.removesuffix('_weight')}"] = (weight, term, each.metadata["projected"])
-    return found
+    active = {}
+    for field in fields(weights):
+        weight = getattr(weights, field.name)
+        if "term" in field.metadata and weight:
+            term = pkgutil.resolve_name(field.metadata["term"])
+            active[f"loss_{field.name.removesuffix('_weight')}"] = (weight, term, field.metadata["projected"])
+    return active

@@ -1,4 +1,4 @@
-"""Where students get a teacher's tokens from: caches, or a teacher that runs live, behind one protocol."""
+"""The source of a teacher's tokens: caches, or a teacher that runs live, behind one protocol."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TeacherFacts:
 class TeacherSource:
     """A source of batches with the tokens of one teacher or several, and the facts about it.
 
-    ``images``: how many there are. ``teachers``: one for each features of a batch. ``identity``: what decides
+    ``images``: how many there are. ``teachers``: those of a batch's features. ``identity``: what decides
     the batches and who teaches how much, in JSON types. ``about``: lines for people. ``why_wait()`` says why
     batches are late. ``skipped``: damaged samples, by view and number, and what is wrong with them.
     """
@@ -65,7 +65,7 @@ class TeacherSource:
     @property
     def names(self) -> str:
         """The names of the teachers for people."""
-        return ", ".join(each.name for each in self.teachers)
+        return ", ".join(teacher.name for teacher in self.teachers)
 
 
 def open_source(
@@ -91,32 +91,32 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
     home, limit = cfg.reading.mirror.folder, round(cfg.reading.mirror.gb * 1e9)
     caches = open_joined(cfg.source.cache, home=home, limit=limit)
     by_teacher = caches.teachers if isinstance(caches, Joined) else (caches,)
-    every = [cache for group in by_teacher for cache in group.caches]
+    all_caches = [cache for group in by_teacher for cache in group.caches]
     _require_named(cfg, by_teacher)
-    names = _names([str(each.fingerprint["model"]) for each in by_teacher])
-    weighed = [
-        TeacherFacts(name, each.fingerprint, each.dim, each.grid, _weight(cfg, name))
-        for name, each in zip(names, by_teacher, strict=True)
+    names = _names([str(teacher.fingerprint["model"]) for teacher in by_teacher])
+    candidates = [
+        TeacherFacts(name, teacher.fingerprint, teacher.dim, teacher.grid, _weight(cfg, name))
+        for name, teacher in zip(names, by_teacher, strict=True)
     ]
-    teachers = _teaching(cfg, weighed)
+    teachers = _teaching(cfg, candidates)
     if isinstance(caches, Joined):
         runtime.on_main(partial(caches.check, max(1, cfg.run.workers)))
     source = CachedSource(
         caches,
         **share,
-        silent=[number for number, each in enumerate(weighed) if not each.weight],
+        silent=[number for number, teacher in enumerate(candidates) if not teacher.weight],
         skip_corrupt=cfg.reading.on_corrupt == "skip",
         views=cfg.source.views,
         pin=runtime.device.type == "cuda",
         encoded=runtime.device.type == "cuda",
     )
-    lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in every]
+    lines = [codec_line(cache.path, cache.spec.hash(), cache.spec.codec) for cache in all_caches]
     views = cfg.source.views or caches.views
     return TeacherSource(
         source,
         caches.num_samples,
         teachers,
-        {"cache": [cache.spec.hash() for cache in every], **_shares(cfg, weighed)},
+        {"cache": [cache.spec.hash() for cache in all_caches], **_shares(cfg, candidates)},
         [*lines, f"{caches.num_samples} images, {views} views"],
         source.times.cause,
         source.skipped,
@@ -140,17 +140,17 @@ def _weight(cfg: Stage1Config, name: str) -> float:
     return float(cfg.loss.teacher_weights.get(name, 1.0))
 
 
-def _teaching(cfg: Stage1Config, weighed: Sequence[TeacherFacts]) -> list[TeacherFacts]:
-    """Those with a weight; ConfigError for options that do not go with the teachers' names or number."""
-    known = [each.name for each in weighed]
+def _teaching(cfg: Stage1Config, candidates: Sequence[TeacherFacts]) -> list[TeacherFacts]:
+    """The teachers with a weight; ConfigError for options that do not fit their names or number."""
+    valid = [teacher.name for teacher in candidates]
     for name in cfg.loss.teacher_weights:
-        if name not in known:
+        if name not in valid:
             raise ConfigError(
-                f"'loss.teacher_weights' names '{name}', and the teachers are {', '.join(known)}",
-                nearest(name, known) or "give one of these names",
+                f"'loss.teacher_weights' names '{name}', and the teachers are {', '.join(valid)}",
+                nearest(name, valid) or "give one of these names",
             )
-    teachers = [each for each in weighed if each.weight]
-    names = ", ".join(each.name for each in teachers)
+    teachers = [teacher for teacher in candidates if teacher.weight]
+    names = ", ".join(teacher.name for teacher in teachers)
     if not teachers:
         raise ConfigError("'loss.teacher_weights' is 0 for every teacher", "nothing would be learned")
     if len(teachers) == 1 and cfg.loss.teacher_drop:
@@ -169,11 +169,11 @@ def _names(models: Sequence[str]) -> list[str]:
     return [f"{name}-{count}" if count > 1 else name for name, count in zip(models, counts, strict=True)]
 
 
-def _shares(cfg: Stage1Config, weighed: list[TeacherFacts]) -> dict[str, Any]:
+def _shares(cfg: Stage1Config, teachers: list[TeacherFacts]) -> dict[str, Any]:
     """What decides how much each of several teachers teaches, in JSON types."""
-    if len(weighed) == 1:
+    if len(teachers) == 1:
         return {}
-    weights = {each.name: each.weight for each in weighed}
+    weights = {teacher.name: teacher.weight for teacher in teachers}
     return {"teachers": weights, "teacher_drop": cfg.loss.teacher_drop}
 
 
@@ -181,14 +181,14 @@ def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
     """The options of ``--live`` as those of the cache that would hold the same views; ConfigError."""
     if not cfg.source.live:
         raise ConfigError("--teacher live says neither images nor teacher", "give --live images=PATH ...")
-    given = config.from_dotted(cfg.source.live)
+    options = config.from_dotted(cfg.source.live)
     for key in ("out", "ray", "codec_fit", "batch_size", "device", "workers", "views"):
-        if key in given:
+        if key in options:
             raise ConfigError(f"--live does not take '{key}'", f"leave {key} out, or see --help")
-    if is_stored(given.get("images", "")):
-        raise ConfigError(f"--live images={given['images']}: a live teacher reads images", "give --cache")
-    made = config.build(CacheTeacherConfig, {**given, "out": cfg.run.out}, "--live")
-    return replace(made, views=cfg.source.views or 1)
+    if is_stored(options.get("images", "")):
+        raise ConfigError(f"--live images={options['images']}: a live teacher reads images", "give --cache")
+    recipe = config.build(CacheTeacherConfig, {**options, "out": cfg.run.out}, "--live")
+    return replace(recipe, views=cfg.source.views or 1)
 
 
 def _live(

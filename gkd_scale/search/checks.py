@@ -234,7 +234,7 @@ def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches | Joined:
 def _check_student(plan: SearchPlan) -> None:
     """The student's name is timm's or ours, and timm can build what the space can draw for it."""
     for params in [{}, *_drawn_of(plan.space, "student")]:
-        for cfg in plan.stage1(params, plan.out).each():
+        for cfg in plan.stage1(params, plan.out).per_student():
             (name,) = cfg.student.names
             spec, _ = models.resolve(str(name), cfg.student.args)
             if not params and not cfg.student.args:

@@ -187,8 +187,8 @@ def test_another_process_gets_the_views_and_refuses_a_changed_cache(
     out = Path(shutil.copytree(whole[0], tmp_path / "pixels"))
     plan = plan_of(follow(over(out, tmp_path / "tokens")), None, FORMAT)
     sent, sid = pickle.dumps(plan), plan.shard(1)[0].sid
-    assert plan.stored is not None
-    assert pickle.loads(sent).stored.view(sid, 1) == plan.stored.view(sid, 1)
+    assert plan.view_source is not None
+    assert pickle.loads(sent).view_source.view(sid, 1) == plan.view_source.view(sid, 1)
     shutil.rmtree(out)
     build(config(images, out, seed=1), TinyTeacher(), quiet=True)
     with pytest.raises(CacheError, match="changed during the build"):

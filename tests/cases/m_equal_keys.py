@@ -88,7 +88,8 @@ _read(
     "a merge key `<<`, and a key that replaces one of what it merges",
     "student:\n- &usual {name: a, drop_path: 0.1}\n- {<<: *usual, name: b}\n",
     lambda made: (
-        [(each.student.names, each.student.drop_path) for each in made.each()] == [(["a"], 0.1), (["b"], 0.1)]
+        [(each.student.names, each.student.drop_path) for each in made.per_student()]
+        == [(["a"], 0.1), (["b"], 0.1)]
     ),
 )
 

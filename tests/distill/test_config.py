@@ -19,12 +19,12 @@ def stage1(*argv: str) -> Stage1Config:
 
 def test_one_student_by_name_is_the_run_itself() -> None:
     cfg = stage1("--student", "resnet18", "--out", "runs/x")
-    assert cfg.each() == [cfg] and cfg.run.out == Path("runs/x")
+    assert cfg.per_student() == [cfg] and cfg.run.out == Path("runs/x")
 
 
 def test_flags_hold_for_all_students() -> None:
     cfg = stage1("--student", "a", "--student", "hf-hub:b/c", "--student-args", "depth=2", "--out", "runs/x")
-    one, two = cfg.each()
+    one, two = cfg.per_student()
     assert (one.student.names, one.run.out) == (["a"], Path("runs/x/a"))
     assert (two.student.names, two.run.out) == (["hf-hub:b/c"], Path("runs/x/hf-hub:b_c"))
     assert one.student.args == two.student.args == {"depth": 2}
@@ -32,7 +32,7 @@ def test_flags_hold_for_all_students() -> None:
 
 def test_the_example_of_several_students_says_more_of_each() -> None:
     cfg = stage1("--config", str(ROOT / "launchers/students.yaml"), "--drop-path", "0.2")
-    tiny, small, resnet = cfg.each()
+    tiny, small, resnet = cfg.per_student()
     assert [one.run.out.name for one in (tiny, small, resnet)] == [
         "vit_tiny_patch16_224",
         "small",

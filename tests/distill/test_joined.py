@@ -186,7 +186,7 @@ def test_a_teacher_is_kept_as_often_as_is_said() -> None:
     draws = Draws(0, teachers=2, drop=0.4)
     names = [f"{number:016x}" for number in range(4000)]
     kept = draws(names, [0] * 4000, range(4000)).kept
-    assert [len(rows) / 4000 for rows in kept] == pytest.approx([draws.kept] * 2, abs=0.03)
+    assert [len(rows) / 4000 for rows in kept] == pytest.approx([draws.keep_rate] * 2, abs=0.03)
 
 
 # ---------------------------------------------------------------------------------------- runs

@@ -28,7 +28,7 @@ def parse(name: str) -> tuple[type[Codec], str]:
     for codec in CODECS:
         if match := re.fullmatch(f"{codec.family}({codec.amount})", name):
             return codec, match[1]
-    spelled = [
+    forms = [
         f"{codec.family}{codec.symbol} (for example {codec.family}{codec.example})"
         if codec.symbol
         else codec.family
@@ -36,7 +36,7 @@ def parse(name: str) -> tuple[type[Codec], str]:
     ]
     raise ConfigError(
         f"there is no codec '{name}'",
-        nearest(name, [codec.family + codec.example for codec in CODECS]) or f"codecs: {', '.join(spelled)}",
+        nearest(name, [codec.family + codec.example for codec in CODECS]) or f"codecs: {', '.join(forms)}",
     )
 
 

@@ -20,7 +20,7 @@ _ERRORS = (1, 0.3634, 0.1188, 0.03744, 0.01154, 0.003495, 0.001041, 0.0003035, 0
 
 
 class TransformCode(FittedCodec):
-    """Each principal component with a width of its own, as many bits as its variance deserves.
+    """Each principal component has a width of its own: as many bits as its variance deserves.
 
     ``state``: ``mean`` (C,), ``basis`` (C, C) by falling variance, ``sigma`` (C,) standard deviations,
     ``bits`` (C,) widths from 0 to 8, ``amount`` the B of its name. A token is divided by its gain (its
@@ -116,6 +116,6 @@ def _allocate(variances: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.
     """Bits of each component: one after the other where it lowers the error most. At least one bit."""
     gains = -np.diff(_ERRORS)  # falling: greedy is optimal
     worth = variances[:, None] * gains
-    chosen = np.argsort(-worth, axis=None, kind="stable")[: max(1, min(total, worth.size))]
-    bits = np.bincount(chosen // _MAX_BITS, minlength=len(variances))
+    best = np.argsort(-worth, axis=None, kind="stable")[: max(1, min(total, worth.size))]
+    bits = np.bincount(best // _MAX_BITS, minlength=len(variances))
     return np.sort(bits)[::-1]

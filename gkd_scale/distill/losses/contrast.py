@@ -18,7 +18,7 @@ TEMPERATURE = 0.07
 
 def contrast(student: Tensor, teacher: Tensor) -> Tensor:
     """The loss of projected patches (B, N, C) and the teacher's (B, N, C), in float32."""
-    own, wanted = (F.normalize(each.float(), dim=-1) for each in (student, teacher))
-    logits = own @ wanted.transpose(1, 2) / TEMPERATURE
+    s_hat, t_hat = (F.normalize(tokens.float(), dim=-1) for tokens in (student, teacher))
+    logits = s_hat @ t_hat.transpose(1, 2) / TEMPERATURE
     places = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
     return F.cross_entropy(logits.flatten(0, 1), places.flatten())

@@ -2,7 +2,7 @@
 
     L = mean (Ŝ Ŝᵀ - T̂ T̂ᵀ)² over the N x N pairs of each image,
 
-with Ŝ and T̂ the L2-normalised patch tokens. The Gram matrix of DINOv3's Gram anchoring (Siméoni et al., arXiv
+with Ŝ and T̂ the L2-normalised patch tokens. This is DINOv3's Gram anchoring (Siméoni et al., arXiv
 2508.10104, equation 2), after relational distillation (Park et al., CVPR 2019). No projector is needed, so it
 shapes the student's own tokens, which stage 2 keeps.
 """
@@ -15,5 +15,5 @@ from torch.nn import functional as F
 
 def relations(student: Tensor, teacher: Tensor) -> Tensor:
     """The loss of patch tokens (B, N, Cs) and (B, N, Ct), in float32."""
-    own, wanted = (F.normalize(each.float(), dim=-1) for each in (student, teacher))
-    return F.mse_loss(own @ own.transpose(1, 2), wanted @ wanted.transpose(1, 2))
+    s_hat, t_hat = (F.normalize(tokens.float(), dim=-1) for tokens in (student, teacher))
+    return F.mse_loss(s_hat @ s_hat.transpose(1, 2), t_hat @ t_hat.transpose(1, 2))

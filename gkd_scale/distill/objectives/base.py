@@ -1,4 +1,4 @@
-"""What every objective of stage 1 is: a student and all that is trained beside it, a batch in, losses out."""
+"""An objective of stage 1: a student and all that is trained beside it; a batch in, losses out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gkd_scale.types import Batch, Drawn, Grid
 
 @dataclass(frozen=True)
 class TeacherSpace:
-    """Where a student is compared with a teacher: ``dim`` Ct, the teacher's ``grid``, its conditioned tokens.
+    """The space in which a student is compared with a teacher: ``dim`` Ct, ``grid``, conditioned tokens.
 
     ``name`` and ``weight`` tell it from other teachers of the same student.
     """
@@ -58,11 +58,11 @@ class Objective(nn.Module, ABC):
 
     @cached_property
     def prefix(self) -> str:
-        """What the names of this module's parameters put before those of the student's network."""
+        """The prefix of the student's network in the names of this module's parameters."""
         return next(f"{name}." for name, module in self.named_modules() if module is self.student.net)
 
     def exported(self, state: StateDict) -> tuple[StateDict, StateDict]:
-        """The ``state`` dict of this module, parted into that of the student's network and the rest."""
+        """The ``state`` dict of this module, split into that of the student's network and the rest."""
         net = {
             name.removeprefix(self.prefix): value
             for name, value in state.items()
@@ -71,7 +71,7 @@ class Objective(nn.Module, ABC):
         return net, {name: value for name, value in state.items() if not name.startswith(self.prefix)}
 
 
-def drawn(batch: Batch) -> Drawn:
-    """What was drawn for ``batch`` when it was loaded."""
+def draws_of(batch: Batch) -> Drawn:
+    """The draws for ``batch``, made when it was loaded."""
     assert batch.drawn is not None, "batches(start, stop, objective.draws) draws masks, draws.add(batch) too"
     return batch.drawn

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.distill.draws import Draws
-from gkd_scale.distill.objectives.base import Objective, TeacherSpace, drawn
+from gkd_scale.distill.objectives.base import Objective, TeacherSpace, draws_of
 from gkd_scale.models.families import is_tokens
 from gkd_scale.models.masking import VisibleOnly
 from gkd_scale.models.students import Student
@@ -31,7 +31,7 @@ BETA = 2.0
 RATIO = 0.75
 _HEAD_WIDTH = 32
 _WIDEST = 192
-"""Of the decoder: wider students are projected, as in masked autoencoders, or it costs more than they do."""
+"""Largest decoder width: wider students are projected, as in masked autoencoders, to bound its cost."""
 
 
 class G2sdGeneric(Objective):
@@ -69,8 +69,8 @@ class G2sdGeneric(Objective):
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels, masks and the teacher's patches."""
-        found = batch.pixels, drawn(batch).masks[self.student.mask_tokens], batch.teacher.patches
-        pixels, masks, patches = (each.to(self.pos_embed.device, non_blocking=True) for each in found)
+        tensors = batch.pixels, draws_of(batch).masks[self.student.mask_tokens], batch.teacher.patches
+        pixels, masks, patches = (tensor.to(self.pos_embed.device, non_blocking=True) for tensor in tensors)
         return pixels, masks, patches
 
     def losses(self, pixels: Tensor, masks: Tensor, patches: Tensor) -> dict[str, Tensor]:
@@ -85,15 +85,14 @@ class G2sdGeneric(Objective):
     def _fill(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Tokens of the visible patches, and the mask token in every other place."""
         assert self._visible is not None
-        seen = masks.shape[1] - round(RATIO * masks.shape[1])
-        keep = masks.int().argsort(stable=True, dim=1)[
-            :, :seen
-        ]  # no nonzero(): that would wait for the device
+        visible = masks.shape[1] - round(RATIO * masks.shape[1])
+        # no nonzero(): that would wait for the device
+        keep = masks.int().argsort(stable=True, dim=1)[:, :visible]
         self._visible.set(keep)
         tokens = self.embed(self.student(pixels).patches)
         self._visible.set(None)
-        every = self.mask_token.to(tokens.dtype).expand(len(masks), self.student.mask_tokens, -1)
-        return every.scatter(1, keep[..., None].expand_as(tokens), tokens)
+        filled = self.mask_token.to(tokens.dtype).expand(len(masks), self.student.mask_tokens, -1)
+        return filled.scatter(1, keep[..., None].expand_as(tokens), tokens)
 
     def _paint(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Tokens of the image whose masked blocks are painted over."""

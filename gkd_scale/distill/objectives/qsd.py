@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from gkd_scale.distill.config import LossConfig, MaskConfig, QsdConfig
 from gkd_scale.distill.draws import Draws
 from gkd_scale.distill.jitter import jitter
-from gkd_scale.distill.objectives.base import Objective, TeacherSpace, drawn
+from gkd_scale.distill.objectives.base import Objective, TeacherSpace, draws_of
 from gkd_scale.distill.qsd import QsdHead
-from gkd_scale.distill.teacher_heads import Seen, TeacherHeads
+from gkd_scale.distill.teacher_heads import Output, TeacherHeads
 from gkd_scale.engine.batch_norm import batch_norms, kept_statistics
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.students import Student
@@ -50,7 +50,7 @@ class Second(NamedTuple):
     stand_in: bool
 
 
-Kept = tuple[Tensor | None, float]
+Subset = tuple[Tensor | None, float]
 """The rows (K,) of the images that keep a teacher, None for all, and the factor of their mean loss."""
 
 
@@ -84,7 +84,7 @@ class Distiller(Objective):
         self.draws = Draws(
             seed, sizes, masking.ratio, masking.probability, jitter, teachers=len(teachers), drop=drop
         )
-        self.heads = tuple(TeacherHeads(student, each, self.weights, qsd or QsdConfig()) for each in teachers)
+        self.heads = tuple(TeacherHeads(student, t, self.weights, qsd or QsdConfig()) for t in teachers)
         if len(self.heads) == 1:
             for name, module in self.heads[0].named_children():
                 self.add_module(name, module)
@@ -93,19 +93,19 @@ class Distiller(Objective):
         if not self.weights.mask_weight:  # no gradient would reach it
             student.mask.requires_grad_(False)
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, list[Features], Second | None, list[Kept]]:
+    def inputs(self, batch: Batch) -> tuple[Tensor, list[Features], Second | None, list[Subset]]:
         """Pixels, the teachers' features, the second pass and which images keep which teacher."""
         device = next(self.heads[0].parameters()).device
         pixels = batch.pixels.to(device, non_blocking=True)
         if self.draws.jitter:
-            pixels = jitter(pixels, drawn(batch).jitter.to(device, non_blocking=True))
-        taught = [Features(*(t.to(device, non_blocking=True) for t in each)) for each in batch.teachers]
+            pixels = jitter(pixels, draws_of(batch).jitter.to(device, non_blocking=True))
+        targets = [Features(*(t.to(device, non_blocking=True) for t in item)) for item in batch.teachers]
         second = self._second(batch, device) if self.weights.mask_weight else None
-        kept = [self._kept(batch, teacher, device) for teacher in range(len(self.heads))]
-        return pixels, taught, second, kept
+        subsets = [self._subset(batch, teacher, device) for teacher in range(len(self.heads))]
+        return pixels, targets, second, subsets
 
     def losses(
-        self, pixels: Tensor, taught: list[Features], second: Second | None, kept: list[Kept]
+        self, pixels: Tensor, targets: list[Features], second: Second | None, subsets: list[Subset]
     ) -> dict[str, Tensor]:
         """Losses of one micro batch, each the mean over all its elements, and ``token_variance``.
 
@@ -115,36 +115,36 @@ class Distiller(Objective):
             plain, levels = self.student.with_levels(pixels)
         else:
             plain, levels = self.student(pixels), []
-        seen, idle = Seen(plain, levels), None
+        output, zero = Output(plain, levels), None
         if second is not None:
-            seen, idle = self._with_masked(second, pixels, seen)
-        losses = self._compared(seen, taught, kept)
-        if idle is not None:
-            losses["loss"] = losses["loss"] + idle
+            output, zero = self._with_masked(second, pixels, output)
+        losses = self._compare(output, targets, subsets)
+        if zero is not None:
+            losses["loss"] = losses["loss"] + zero
         return {**losses, "token_variance": token_variance(self.heads[0].on_grid(plain).patches)}
 
-    def _compared(self, seen: Seen, taught: list[Features], kept: list[Kept]) -> dict[str, Tensor]:
+    def _compare(self, output: Output, targets: list[Features], subsets: list[Subset]) -> dict[str, Tensor]:
         """The losses of each teacher, and their weighted mean."""
         if len(self.heads) == 1:
-            return self.heads[0].forward(seen, taught[0])
+            return self.heads[0].forward(output, targets[0])
         total = sum(heads.weight for heads in self.heads)
         losses: dict[str, Tensor] = {}
         shares = []
-        for heads, teacher, (rows, share) in zip(self.heads, taught, kept, strict=True):
-            found = heads.forward(seen, teacher, rows)
-            losses |= {f"{name}/{heads.name}": share * value for name, value in found.items()}
+        for heads, teacher, (rows, share) in zip(self.heads, targets, subsets, strict=True):
+            teacher_losses = heads.forward(output, teacher, rows)
+            losses |= {f"{name}/{heads.name}": share * value for name, value in teacher_losses.items()}
             shares.append(heads.weight / total * losses[f"loss/{heads.name}"])
         return {"loss": torch.stack(shares).sum(), **losses}
 
-    def _kept(self, batch: Batch, teacher: int, device: torch.device) -> Kept:
+    def _subset(self, batch: Batch, teacher: int, device: torch.device) -> Subset:
         """The rows of the images that keep a teacher, and the factor of their mean loss.
 
         If none does, the first one stands in with a factor of 0: every rank does the same collectives.
         """
         if not self.draws.drop:
             return None, 1.0
-        rows = drawn(batch).kept[teacher]
-        share = len(rows) / (len(batch.sids) * self.draws.kept)
+        rows = draws_of(batch).kept[teacher]
+        share = len(rows) / (len(batch.sids) * self.draws.keep_rate)
         return (rows if len(rows) else rows.new_zeros(1)).to(device, non_blocking=True), share
 
     def features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
@@ -153,26 +153,26 @@ class Distiller(Objective):
 
     def _second(self, batch: Batch, device: torch.device) -> Second | None:
         """The second pass; None if no image is masked."""
-        found = drawn(batch)
-        if not len(found.masked):
+        draws = draws_of(batch)
+        if not len(draws.masked):
             return None
         rows, mask = (
-            each.to(device, non_blocking=True)
-            for each in (found.masked, found.masks[self.student.mask_tokens])
+            tensor.to(device, non_blocking=True)
+            for tensor in (draws.masked, draws.masks[self.student.mask_tokens])
         )
-        return Second(rows, mask, found.stand_in)
+        return Second(rows, mask, draws.stand_in)
 
-    def _with_masked(self, second: Second, pixels: Tensor, seen: Seen) -> tuple[Seen, Tensor | None]:
-        """The same with the second pass, which masked images go through; the others' patches are shared.
+    def _with_masked(self, second: Second, pixels: Tensor, output: Output) -> tuple[Output, Tensor | None]:
+        """``output`` with the second pass, which masked images go through; the others' patches are shared.
 
-        Beside it, if an image stands in, a zero whose gradient is zero for all that its pass uses: so ranks
+        If an image stands in, it returns a zero too, whose gradient is zero for all that its pass uses: ranks
         reduce the same parameters, and ZeRO-3 gathers them as often.
         """
         with kept_statistics(batch_norms(self.student)):
             masked = self.student(pixels[second.rows], second.mask).patches
         if second.stand_in:
-            return seen, torch.where(torch.zeros_like(masked, dtype=torch.bool), masked, 0).sum()
-        return seen._replace(rows=second.rows, masked=masked), None
+            return output, torch.where(torch.zeros_like(masked, dtype=torch.bool), masked, 0).sum()
+        return output._replace(rows=second.rows, masked=masked), None
 
 
 @torch.no_grad()
