@@ -36,13 +36,13 @@ WAIT = datetime.timedelta(hours=12)
 class Runtime:
     """This process's place among its peers.
 
-    ``planned``: the other ranks are not there, and collectives return at once with this rank's values.
+    ``simulated``: the other ranks do not exist, and collectives return at once with this rank's values.
     """
 
     rank: int
     world: int
     device: torch.device
-    planned: bool = False
+    simulated: bool = False
 
     @property
     def main(self) -> bool:
@@ -51,8 +51,8 @@ class Runtime:
 
     @property
     def checked_for(self) -> torch.device:
-        """The device that a DeepSpeed JSON must suit: a GPU if the other ranks are only planned."""
-        return torch.device("cuda") if self.planned else self.device
+        """The device that a DeepSpeed JSON must suit: a GPU if the other ranks are simulated."""
+        return torch.device("cuda") if self.simulated else self.device
 
     @classmethod
     def start(cls, ranks: int | None = None) -> Runtime:
@@ -98,7 +98,7 @@ class Runtime:
         os.environ.update(replace(at, world=ranks).variables())
         dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=0, world_size=ranks)
         _tell_deepspeed(device)
-        return cls(0, ranks, device, planned=True)
+        return cls(0, ranks, device, simulated=True)
 
     def stop(self) -> None:
         """Leave the process group."""

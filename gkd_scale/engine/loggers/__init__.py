@@ -116,7 +116,7 @@ def require(names: Sequence[str]) -> None:
             ) from None
 
 
-def chosen(log: Sequence[str]) -> list[str]:
+def select(log: Sequence[str]) -> list[str]:
     """The loggers that ``--log`` names, without repetition; ConfigError for ``none`` beside others."""
     if NONE in log and set(log) != {NONE}:
         raise ConfigError(f"--log {NONE} is given beside {', '.join(set(log) - {NONE})}", "give one of them")
