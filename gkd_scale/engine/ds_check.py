@@ -197,7 +197,7 @@ def built(path: Path, config: dict[str, Any]) -> None:
 
 @contextmanager
 def starting(path: Path) -> Iterator[None]:
-    """Inside the block, a setting of ``path`` that DeepSpeed refuses once it has the model is a ConfigError."""
+    """Inside the block, a setting of ``path`` that DeepSpeed refuses with the model is a ConfigError."""
     try:
         yield
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:

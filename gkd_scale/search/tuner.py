@@ -110,12 +110,15 @@ def _restored(state: Path, trainable: Any) -> Any:
 
 def _algorithms(cfg: SearchConfig, plan: SearchPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tune's parameter space, and the arguments of its TuneConfig with the ``count`` of trials."""
-    space = {key: domain(each, grid=cfg.choice.search == "grid") for key, each in plan.space.searched.items()}
+    space = {
+        key: domain(dimension, grid=cfg.choice.search == "grid")
+        for key, dimension in plan.space.searched.items()
+    }
     settings: dict[str, Any] = {**OBJECTIVE, "scheduler": _scheduler(cfg, space), "reuse_actors": False}
     if cfg.choice.search == "grid":
         count = 1
-        for each in plan.space.searched.values():
-            count *= len(each.values)
+        for dimension in plan.space.searched.values():
+            count *= len(dimension.values)
         return space, {**settings, "num_samples": 1, "count": count}
     start = [plan.default] if plan.default else None
     if cfg.choice.search == "tpe" and cfg.choice.scheduler != "pbt":
@@ -127,8 +130,8 @@ def _algorithms(cfg: SearchConfig, plan: SearchPlan) -> tuple[dict[str, Any], di
         sampler = TPESampler(n_startup_trials=max(4, min(10, cfg.choice.num_trials // 3)), seed=cfg.seed)
         settings["search_alg"] = OptunaSearch(**OBJECTIVE, sampler=sampler, points_to_evaluate=start)
     else:
-        whole = start if start and len(plan.default) == len(space) else None
-        settings["search_alg"] = BasicVariantGenerator(random_state=cfg.seed, points_to_evaluate=whole)
+        full_start = start if start and len(plan.default) == len(space) else None
+        settings["search_alg"] = BasicVariantGenerator(random_state=cfg.seed, points_to_evaluate=full_start)
     return space, {**settings, "num_samples": cfg.choice.num_trials, "count": cfg.choice.num_trials}
 
 
