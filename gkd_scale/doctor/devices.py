@@ -68,8 +68,8 @@ def _bf16(count: int) -> Line:
     import torch
 
     if not count:
-        one = torch.ones(8, 8, dtype=torch.bfloat16)
-        works = float((one @ one)[0, 0]) == 8
+        ones = torch.ones(8, 8, dtype=torch.bfloat16)
+        works = float((ones @ ones)[0, 0]) == 8
         return Line("bf16", "ok" if works else "fail", f"{'works' if works else 'wrong'} on the CPU")
     lacking = [index for index in range(count) if torch.cuda.get_device_capability(index) < (8, 0)]
     if lacking:
@@ -109,7 +109,7 @@ def _nccl(count: int) -> Iterator[Line]:
         return
     version = ".".join(map(str, torch.cuda.nccl.version()))
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", _COLLECTIVE], capture_output=True, text=True, timeout=NCCL_SECONDS
         )
     except subprocess.TimeoutExpired:
@@ -120,11 +120,11 @@ def _nccl(count: int) -> Iterator[Line]:
             "try NCCL_P2P_DISABLE=1; NCCL_DEBUG=INFO says where it hangs",
         )
         return
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no message"])[-1][:200]
         yield Line("nccl", "fail", f"{version}: {reason}", "NCCL_DEBUG=INFO says more")
         return
-    seconds = float(done.stdout.split()[-1])
+    seconds = float(process.stdout.split()[-1])
     text = f"{version}, all-reduce of 64 MiB over {count} GPU(s) in {1000 * seconds:.1f} ms"
     yield Line("nccl", "ok", text, data={"seconds": seconds})
 
@@ -139,11 +139,11 @@ def _peers(count: int) -> Line:
     pairs = list(permutations(range(count), 2))
     without = [f"{a}-{b}" for a, b in pairs if not torch.cuda.can_device_access_peer(a, b)]
     if without:
-        shown = ", ".join(without[:8]) + (" ..." if len(without) > 8 else "")
+        text = ", ".join(without[:8]) + (" ..." if len(without) > 8 else "")
         return Line(
             "p2p",
             "warn",
-            f"{len(without)} of {len(pairs)} pairs cannot reach each other's memory: {shown}",
+            f"{len(without)} of {len(pairs)} pairs cannot reach each other's memory: {text}",
             "their traffic goes through the host: see nvidia-smi topo -m, and ACS in the BIOS",
         )
     return Line("p2p", "ok", f"all {len(pairs)} pairs")
