@@ -168,7 +168,7 @@ def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Checke
                 raise ConfigError(f"{path}: '{key}' does nothing here", f"remove it: {_REFUSED[key]}")
         elif key in _WITHOUT_EFFECT:
             checked.notes.append(f"{key} has no effect: {_WITHOUT_EFFECT[key]}")
-        elif (filled := _checks()[key](checked, key, value)) is not None:
+        elif (filled := _rules()[key](checked, key, value)) is not None:
             checked.config[key] = filled
     if checked.undecided:
         keys = " and ".join(f"'{key}'" for key in checked.undecided)
@@ -211,7 +211,7 @@ def starting(path: Path) -> Iterator[None]:
 
 
 def _refuse_overlap(path: Path, config: Mapping[str, Any]) -> None:
-    keys = [*_checks(), *_REFUSED, *_OURS, *_WITHOUT_EFFECT]
+    keys = [*_rules(), *_REFUSED, *_OURS, *_WITHOUT_EFFECT]
     for key, value in config.items():
         if key in _OURS and value != "auto" and not _is_off(value):
             raise ConfigError(
@@ -236,7 +236,7 @@ def _is_off(value: Any) -> bool:
 Check = Callable[[Checked, str, Any], Any]
 
 
-def _checks() -> dict[str, Check]:
+def _rules() -> dict[str, Check]:
     """The check of each key that works. A check returns the value for DeepSpeed; None leaves the key out."""
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
