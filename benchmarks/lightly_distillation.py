@@ -61,8 +61,8 @@ def main() -> None:
         )
     seconds = [after - before for before, after in pairwise(ends[1:])]
     rate = BATCH / min(seconds)
-    found = {"version": lightly_train.__version__, "method": args.method, "images/s": rate}
-    print(json.dumps({"lightly": found}, indent=2))
+    result = {"version": lightly_train.__version__, "method": args.method, "images/s": rate}
+    print(json.dumps({"lightly": result}, indent=2))
 
 
 if __name__ == "__main__":
