@@ -2,8 +2,8 @@
 
     python benchmarks/converters.py
 
-Originals are made up (real names, sizes and label values; photographs enlarged from ../shared where it is
-there, noise otherwise), because the datasets ask for a registration: Potsdam tiles of 6000x6000 in RGB and
+Originals are made up (real names, sizes and label values; photographs enlarged from ../shared if it
+exists, noise otherwise), because the datasets ask for a registration: Potsdam tiles of 6000x6000 in RGB and
 IRRG, Mapillary frames of 4032x3024.
 """
 

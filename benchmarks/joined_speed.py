@@ -5,7 +5,7 @@
 One cache holds tokens of 768 channels and the pixels; of two others, one holds 384 channels and the pixels,
 the other 384 channels over the same pixels (``--images cache:CACHE``). Tokens are random; caches are written
 and read as always. A small student learns by stage 1's default losses and conditioning from either, one
-loader thread, one torch thread. Beside it batches/s with no student, where nothing hides the reading. Every
+loader thread, one torch thread. Also batches/s without a student, as then nothing hides the reading. Every
 figure is the least time of ``--turns`` turns, since other work on a machine only ever adds time; beside the
 ratio of times is that of the processor's seconds, which other work hardly changes. Prints a table of one row.
 """

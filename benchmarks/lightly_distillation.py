@@ -4,7 +4,7 @@
     lightly/bin/python benchmarks/lightly_distillation.py --images FOLDER [--method NAME] [--steps N]
 
 The student is timm's ViT-Ti/16 at 224, the teacher DINOv2's ViT-B/14 without registers, batch 8, one loader
-worker, fp32. Weights are random (nothing is downloaded): speed does not know. The library's own defaults
+worker, fp32. Weights are random, as speed does not depend on them. The library's own defaults
 decide the rest. Compare with ``stage1_speed.py peers``, run right before or after.
 """
 

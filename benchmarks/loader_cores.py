@@ -5,8 +5,8 @@
 A cache of synthetic features in fp16 and in int8, with pixels, read from the page cache as stage 1 reads it:
 on a GPU machine patch tokens stay as they are stored, on a CPU they are decoded. One process is pinned to a
 core. Images a core are images over the processor's seconds of the process, so that other work on the machine
-counts little. Then two threads on two cores, and two processes of one thread, over one of each: by the clock,
-the best of the turns.
+counts little. Then it compares two threads on two cores, and two processes of one thread, with one of
+each: by wall time, the best of the turns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""mIoU against two that we did not write: torchmetrics and the official Cityscapes evaluation.
+"""mIoU against two implementations that we did not write: torchmetrics and Cityscapes' official evaluation.
 
 Cases: random maps, and maps made to trip a metric up (classes absent from truth, prediction or both; all
 void; void predicted; one class; images of different sizes in one domain). For each, the mean and the IoU of

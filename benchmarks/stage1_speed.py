@@ -10,10 +10,10 @@ PART is one of
 - masked: the shared masked pass over two full passes, and how far their losses are apart;
 - qsd: seconds and peak memory of QSD against softmax(QK)V, forward and backward;
 - ranks: images/s of two ranks over one, one thread each, the same batch a rank;
-- students: two students in one pass over each alone, where the loader and where the students are slow.
+- students: two students in one pass over each alone, with a slow loader and with slow students.
 
-One torch thread. Teachers and students are untrained: speed does not know. What is compared is measured in
-turns; a figure is the least of ``--steps`` turns, since other work on a machine only ever adds time.
+One torch thread. Teachers and students are untrained, as speed does not depend on it. What is compared is
+measured in turns; a figure is the least of ``--steps`` turns, since other work on a machine only adds time.
 ``--out`` adds the part to a JSON file.
 """
 

@@ -37,7 +37,7 @@ _LOW_BITS = {"L;2": 85, "L;4": 17}
 _BITS = (8, 10, 12, 14)
 """Widths that sensors and wrong conversions leave in 16-bit files."""
 _OVERSHOOT = 0.05
-"""Of the range: how far resampled floats may reach beyond it."""
+"""How far resampled floats may reach beyond the range, as a share of it."""
 
 
 class UnreadableImage(Exception):

@@ -12,7 +12,7 @@ MOST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers from ``ge`` or above ``gt``, to ``le`` or below ``lt``; ``whole`` ones alone.
+    """Finite numbers from ``ge`` or above ``gt``, to ``le`` or below ``lt``; only whole ones if ``whole``.
 
     ``hint`` is what to do about a number outside.
     """

@@ -50,7 +50,7 @@ def newest(folders: Sequence[Path]) -> int:
 
 
 def remove_torn(folders: Sequence[Path]) -> None:
-    """Remove what a kill left of checkpoints that are not whole."""
+    """Remove the partial files that a kill left."""
     for folder in folders:
         for torn in folder.glob(f"step-*{files.TEMPORARY}"):
             torn.unlink()
@@ -168,7 +168,7 @@ def _collect(engine: Any, ema: Ema | None, runtime: Runtime) -> dict[str, Tensor
 
 @torch.no_grad()
 def _restore(engine: Any, ema: Ema | None, reader: Any, optimizer_step: int) -> None:
-    """Put the tensors of ``reader`` where they were; ValueError if they are another model's."""
+    """Load the tensors of ``reader`` into the engine; ValueError if they are another model's."""
     zero.prepare(engine, optimizer_step)
     parameters = _trainable(engine)
     names = {key.removeprefix("param/") for key in reader.keys() if key.startswith("param/")}  # noqa: SIM118

@@ -137,7 +137,7 @@ def _runnable(plan: DeepSpeedPlan, device: torch.device) -> DeepSpeedPlan:
 class _StepTimer:
     """Steps of all trainings on the same batches, and the seconds of each micro batch.
 
-    ``last`` are those of the last one of a step, in which the optimizer steps; ``first`` those of the others.
+    ``last`` has those of each step's last micro batch, in which the optimizer steps; ``first`` the others.
     """
 
     def __init__(self, trainings: Sequence[Training], plan: DeepSpeedPlan, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Checks every key of a DeepSpeed JSON, level by level, and ignores none in silence.
+"""Checks every key of a DeepSpeed JSON, level by level, and ignores none silently.
 
 DeepSpeed checks the first level; an error deeper down appears at the step that needs the value. It takes
 ``"auto"``, which Hugging Face's Trainer would replace, as its default or as a value. Here each key does
@@ -368,7 +368,7 @@ def _validate(checked: Checked, key: str, values: dict[str, Any], model: Any) ->
 
 _LEFT_OUT = object()
 _MOST_ELEMENTS = 10**11
-"""Of a bucket, which DeepSpeed allocates whole."""
+"""The limit of a bucket, which DeepSpeed allocates whole."""
 
 
 def _value(checked: Checked, key: str, name: str, value: Any, field: Any) -> Any:

@@ -253,7 +253,7 @@ def _resume(trainings: Sequence[Training], runtime: Runtime) -> int:
 
 
 def _save(trainings: Sequence[Training], saver: Saver, runtime: Runtime, number: int) -> None:
-    """Take the state of all trainings and begin to write it; the checkpoints before are whole then."""
+    """Take the state of all trainings and begin to write it; the earlier checkpoints are whole by then."""
     saver.wait()
     saver.write(
         [
@@ -295,7 +295,7 @@ def _step(
 
 
 def _next(batches: Iterator[Any], rank: int) -> Any:
-    """The next batch. An error of the loader is this rank's alone, and gets its number."""
+    """The next batch. An error of the loader gets this rank's number, since only this rank has it."""
     try:
         return next(batches)
     except GkdError as error:

@@ -25,15 +25,15 @@ BEGUN = "begun.json"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 OTHERS = {SPEC: "a teacher cache", "search.json": "a search", "data.json": "the embedded scenes"}
-"""What other folders our commands write, by a file that each of them has."""
+"""Other folders that our commands write, by a file that each of them has."""
 LATER = {"optim.name": optimizers.DEFAULT}
 """Settings that came after the first runs, with what runs did before; an identity leaves that value out."""
 
 
 def identity(options: Any, **resolved: Any) -> dict[str, Any]:
-    """What must not change when a run goes on: ``options``, the volatile ones left out, and ``resolved``.
+    """What must not change when a run goes on: ``options`` without the volatile ones, and ``resolved``.
 
-    ``resolved`` has what volatile options come to, for example the steps that ``--epochs`` gives.
+    ``resolved`` has values that follow from volatile options, for example the steps that ``--epochs`` gives.
     """
     settings: dict[str, Any] = json.loads(json.dumps({**config.to_dict(options, volatile=False), **resolved}))
     for name, before in LATER.items():
@@ -47,7 +47,7 @@ def identity(options: Any, **resolved: Any) -> dict[str, Any]:
 def claimed(runtime: Runtime, folders: Sequence[Path], *, dry: bool = False) -> Iterator[None]:
     """Rank 0 holds run folders for this launch; RunError on all ranks if another process holds one.
 
-    A run that is done is only read: nobody holds it. ``dry``: only see whether they could be held.
+    Nobody holds a run that is done: it is only read. ``dry``: only check whether they could be held.
     """
     with ExitStack() as stack:
 

@@ -58,7 +58,7 @@ class Runtime:
     def start(cls, ranks: int | None = None) -> Runtime:
         """Join the process group that the launcher's environment names.
 
-        With ``ranks`` this process, which must be alone, is rank 0 of that many, of which it plans the rest.
+        With ``ranks``, this process, which must be alone, is rank 0 of that many simulated ranks.
         """
         at = worlds.place(os.environ)
         if ranks is not None and ranks != at.world:
@@ -86,7 +86,7 @@ class Runtime:
 
     @classmethod
     def _plan(cls, at: worlds.Place, ranks: int) -> Runtime:
-        """Rank 0 of ``ranks`` in PyTorch's fake process group; ConfigError if other processes are there."""
+        """Rank 0 of ``ranks`` in PyTorch's fake process group; ConfigError if the launch has others."""
         from torch.testing._internal.distributed import fake_pg
 
         if at.world > 1:
@@ -182,7 +182,7 @@ def set_timeouts(wait: datetime.timedelta) -> None:
 
 
 def _tell_deepspeed(device: torch.device) -> None:
-    """Let DeepSpeed use the process group that is there."""
+    """Let DeepSpeed use the existing process group."""
     accelerator = os.environ.get("DS_ACCELERATOR", device.type)  # DeepSpeed reads it when it is imported
     if accelerator != device.type:
         raise ConfigError(

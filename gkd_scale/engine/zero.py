@@ -233,7 +233,7 @@ def _adam(engine: Any) -> torch.optim.Optimizer:
 
 
 def _zeros(engine: Any, like: Tensor, names: tuple[str, ...], step: int) -> dict[str, Tensor]:
-    """The state of ``like`` after ``step`` steps of moments that stayed zero; a fused kernel counts there."""
+    """The state of ``like`` after ``step`` steps of moments that stayed zero."""
     device = like.device if _adam(engine).defaults.get("fused") else None
     zeros = {key: torch.zeros_like(like, memory_format=torch.preserve_format) for key in names}
     return {"step": torch.tensor(float(step), device=device), **zeros}

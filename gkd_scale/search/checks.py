@@ -32,7 +32,7 @@ from gkd_scale.segment.datasets import registry
 
 LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 TEST_PREFIX = "unseen_"
-"""Folders with this name are for testing only, in the embedded data and by convention."""
+"""Folders whose names begin so are for testing only, in the embedded data and by convention."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _check_space(cfg: SearchConfig, space: spaces.Space) -> None:
 
 
 def _check_batches(cfg: SearchConfig, space: spaces.Space) -> None:
-    """Every global batch of the space must be made of the DeepSpeed config and the ranks."""
+    """ConfigError if the DeepSpeed config and the ranks do not allow a global batch of the space."""
     dimension = space.searched.get("global_batch")
     if dimension is not None and dimension.kind != "choice":
         raise ConfigError(f"{space.path}: 'global_batch' is {dimension.text()}", "write choice(16, 32, ...)")

@@ -26,7 +26,7 @@ class Asha(AsyncHyperBandScheduler):
         self._curves: dict[str, list[tuple[int, float]]] | None = None
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Put what ``trial`` reported before a restart into the rungs."""
+        """Put the scores that ``trial`` reported before a restart into the rungs."""
         super().on_trial_add(tune_controller, trial)
         if self._curves is None:
             self._curves = {result.name: result.curve for result in Results(self._out).trials()}

@@ -38,7 +38,7 @@ SPACES = Path(__file__).resolve().parents[2] / "tuning/spaces"
 
 _CALL = re.compile(r"\s*((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
 _BETWEEN = (5**0.5 - 1) / 2
-"""Where between the ends of a range a value is tried: nowhere near a whole number by chance."""
+"""The position in a range at which a value is tried; by chance it is near no whole number."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Dimension:
     values: tuple[Any, ...]
 
     def text(self) -> str:
-        """As it is written in the YAML."""
+        """Its text in the YAML."""
         return f"{self.kind}({', '.join(map(str, self.values))})"
 
 

@@ -25,9 +25,9 @@ DEFAULT = ("tensorboard",)
 NONE = "none"
 CHOICES = (*LOGGERS, NONE)
 HELP = "where numbers go besides OUT/metrics.jsonl, repeatable; none: nowhere else"
-"""Of the option ``--log``."""
+"""The help text of ``--log``."""
 FOLDER = "loggers"
-"""In a run folder: what a logger has to remember, such as its run's id."""
+"""Folder in a run folder for what a logger has to remember, such as its run's id."""
 
 Row = tuple[int, Mapping[str, float]]
 """An optimizer step (from 1) and its numbers by name."""

@@ -21,7 +21,7 @@ METRICS_A_CALL = 900
 """MLflow takes at most 1000."""
 PARAMETERS_A_CALL = 100
 LONGEST = 500
-"""Characters of a parameter's value."""
+"""Most characters of a parameter's value."""
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 

@@ -1,8 +1,8 @@
 """Which parts of which parameters a tensor of the optimizer holds.
 
 Without ZeRO the optimizer steps on whole parameters. Under ZeRO it steps on flat tensors: each holds, for a
-group of parameters, the parts that are this rank's. What is elementwise needs no more; a norm or a matrix of
-one parameter is put together here. Every rank calls the same methods in the same order: they are collective.
+group of parameters, the parts that are this rank's. Elementwise steps need no layout; norms and
+matrices of one parameter do. Every rank calls the same methods in the same order: they are collective.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def groups(
     """Groups of the parameters that are trained: with and without weight decay, for each multiple of the
     learning rate. Norms, biases, tokens, positions and what ``no_decay`` names have no weight decay.
 
-    ``matrices``: those that decay and have two dimensions are groups of their own, with ``matrix`` true.
+    With ``matrices``, those that decay and have two dimensions form other groups, whose ``matrix`` is true.
     """
     parameters_by_key: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
