@@ -240,10 +240,10 @@ def _unwritable(path: Path, cause: OSError, error: type[UserError]) -> Exception
     return error(f"{path} cannot be written: {cause.strerror}", "choose another --out")
 
 
-def _flock(descriptor: int, how: int) -> bool:
+def _flock(descriptor: int, operation: int) -> bool:
     """Whether this process has the lock, or the file system has none; False if another process has it."""
     try:
-        fcntl.flock(descriptor, how)
+        fcntl.flock(descriptor, operation)
     except OSError as error:
         if error.errno in _TAKEN:
             return False

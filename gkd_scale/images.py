@@ -208,8 +208,8 @@ def _top_of_floats(values: npt.NDArray[np.float64]) -> float:
     """The value of white, 1 or 255. NaN counts as black: maps mark missing data so."""
     numbers = values[~np.isnan(values)]
     low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (np.nan, np.nan)
-    for top, least in ((1.0, 0.0), (255.0, 64.0)):
-        if -_OVERSHOOT * top <= low and least <= high <= (1 + _OVERSHOOT) * top:
+    for top, minimum in ((1.0, 0.0), (255.0, 64.0)):
+        if -_OVERSHOOT * top <= low and minimum <= high <= (1 + _OVERSHOOT) * top:
             return top
     raise UnreadableImage(
         f"its floats reach from {low:.4g} to {high:.4g}, which is neither 0 to 1 nor 0 to 255",

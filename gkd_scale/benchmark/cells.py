@@ -150,19 +150,19 @@ class Commands:
         logits = METHODS[method].logits
         return logits == "needed" or (logits == "used" and self._recipe.teacher_head)
 
-    def _cache(self, which: str) -> Work:
+    def _cache(self, kind: str) -> Work:
         recipe, teacher = self._recipe, self._recipe.teacher.model
-        out = self._out / "caches" / which
+        out = self._out / "caches" / kind
         images, size, patch = {
             "proxy": (recipe.proxy_images, recipe.proxy_size or recipe.image_size, None),
             "source": (recipe.source_images, recipe.image_size, teacher.patch_size),
-        }[which]
+        }[kind]
         command = ["gkd-scale", "cache-teacher", "--images", images, *_optional("--teacher", teacher.name)]
         command += _teacher_flags(recipe, ("mean", "std"))
         command += [*_optional("--patch-size", patch), "--image-size", size, "--views", str(recipe.views)]
         command += [*self._flags("cache"), "--out", str(out)]
-        step = Step(f"cache the {which} images", command)
-        return Work(f"cache-{which}", step, out / MANIFEST, "cache", folder=out)
+        step = Step(f"cache the {kind} images", command)
+        return Work(f"cache-{kind}", step, out / MANIFEST, "cache", folder=out)
 
     def _stage1(
         self,

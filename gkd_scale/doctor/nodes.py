@@ -150,20 +150,20 @@ class _Node:
             todo = f"open the firewall between nodes, and check what {self.first} means on {self.host}"
             self._say(name, "fail", f"{self.first}:{self.port}: {answer}", todo)
 
-    def _ask(self, what: str, name: str, **arguments: Any) -> str | None:
+    def _ask(self, question: str, name: str, **arguments: Any) -> str | None:
         """The node's error, "" for none; None, and a line that fails, if the node no longer answers."""
         assert self._session is not None
         try:
-            return str(self._session.ask(what, **arguments).get("error", ""))
+            return str(self._session.ask(question, **arguments).get("error", ""))
         except Unreachable as error:
             self._say(name, "fail", str(error), f"see whether {self.host} is up")
             return None
 
     def _clock(self, ahead: float, exact: float) -> None:
         name, text = f"{self.host} clock", f"{ahead:+.3f} s ± {exact:.3f} s"
-        off, data = abs(ahead) - exact, {"ahead": ahead, "exact": exact}
-        if off > SKEW_WARN:
-            state: State = "fail" if off > SKEW_FAIL else "warn"
+        skew, data = abs(ahead) - exact, {"ahead": ahead, "exact": exact}
+        if skew > SKEW_WARN:
+            state: State = "fail" if skew > SKEW_FAIL else "warn"
             self._say(name, state, text, "let both follow one time server: chrony or ntpd", data)
         else:
             self._say(name, "ok", text, data=data)

@@ -97,11 +97,11 @@ class Session:
                 with suppress(BrokenPipeError):  # a question that was never read
                     stream.close()
 
-    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
         """The answer to one question; :class:`Unreachable` if none comes."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"ask": what, **arguments}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"ask": question, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None

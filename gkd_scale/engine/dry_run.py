@@ -167,8 +167,8 @@ class _StepTimer:
 
     def of_a_step(self, accumulation: int) -> tuple[float, float]:
         """The seconds of a step of ``accumulation`` micro batches, and those of waiting for data."""
-        others = (accumulation - 1) * _mean(self.first)
-        return others + _mean(self.last), accumulation * _mean(self.waits)
+        earlier = (accumulation - 1) * _mean(self.first)
+        return earlier + _mean(self.last), accumulation * _mean(self.waits)
 
 
 def _mean(values: Sequence[float]) -> float:

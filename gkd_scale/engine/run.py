@@ -71,9 +71,9 @@ def is_done(out: Path, kind: str) -> bool:
     if run and run.get("kind") != kind:
         state = "finished" if record else "begun"
         raise RunError(f"{out} holds a {state} {run.get('kind')} run", "give another --out")
-    for name, what in OTHERS.items():
+    for name, content in OTHERS.items():
         if (out / name).exists():
-            raise RunError(f"{out} holds {what} ({name})", "give another --out")
+            raise RunError(f"{out} holds {content} ({name})", "give another --out")
     return record is not None
 
 

@@ -94,8 +94,8 @@ class Watchdog:
 
         threading.Thread(target=tell, daemon=True).start()  # the store may hold it for hours
         if not delivered.wait(3 * self._grace):
-            what = f"rank 0 does not answer; rank {self._runtime.rank} is {phase} in step {step}"
-            console.report(_no_step(self._minutes, what))
+            text = f"rank 0 does not answer; rank {self._runtime.rank} is {phase} in step {step}"
+            console.report(_no_step(self._minutes, text))
 
     def _tell(self, step: int, phase: str) -> None:
         """Say where this rank is; wait for what the others say, and print it if this rank was the first."""
@@ -120,18 +120,18 @@ def _error(places: dict[int, tuple[int, str]], world: int, minutes: float) -> Gk
     first, last = (pick(places.values(), key=_order) for pick in (min, max))
     late = sorted(rank for rank, place in places.items() if place == first)
     if missing:
-        what = f"{in_words(missing)} {'do' if len(missing) > 1 else 'does'} not answer; the others are"
+        text = f"{in_words(missing)} {'do' if len(missing) > 1 else 'does'} not answer; the others are"
     elif first == last:
-        what = "one rank hangs, or the network; all are"
+        text = "one rank hangs, or the network; all are"
     else:
-        who = f"{in_words(late)} {'are' if len(late) > 1 else 'is'} late"
-        what = f"{who}, {first[1]} for step {first[0]}; the others are"
-    return _no_step(minutes, f"{what} {last[1]} in step {last[0]}")
+        ranks = f"{in_words(late)} {'are' if len(late) > 1 else 'is'} late"
+        text = f"{ranks}, {first[1]} for step {first[0]}; the others are"
+    return _no_step(minutes, f"{text} {last[1]} in step {last[0]}")
 
 
-def _no_step(minutes: float, what: str) -> GkdError:
+def _no_step(minutes: float, text: str) -> GkdError:
     return GkdError(
-        f"no step for {minutes:g} minutes: {what}",
+        f"no step for {minutes:g} minutes: {text}",
         "look at that machine, its disk and the network; the same command goes on from the last checkpoint "
         f"(OUT/{RECORDER} has the last collectives; --timeout-minutes N waits longer)",
     )

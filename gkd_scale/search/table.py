@@ -50,8 +50,8 @@ def _select(trials: Sequence[Trial], limit: int | None) -> list[Trial]:
     ranked = sorted(trials, key=lambda trial: (-trial.steps, -(trial.score or 0.0), trial.number))
     if limit is None or len(ranked) <= limit:
         return ranked
-    busy = [trial for trial in ranked if trial.status == results.RUNNING][:limit]
-    names = {trial.name for trial in busy}
+    running = [trial for trial in ranked if trial.status == results.RUNNING][:limit]
+    names = {trial.name for trial in running}
     for trial in ranked:
         if len(names) < limit:
             names.add(trial.name)
