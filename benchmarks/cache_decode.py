@@ -33,8 +33,8 @@ def view(cfg: CacheTeacherConfig, entry: Entry) -> Any:
 
 def threads(cfg: CacheTeacherConfig, entries: list[Entry], workers: int) -> float:
     started = time.perf_counter()
-    for made in prefetch(partial(view, cfg), entries, workers, 8 * workers):
-        assert not isinstance(made, str), made
+    for result in prefetch(partial(view, cfg), entries, workers, 8 * workers):
+        assert not isinstance(result, str), result
     return len(entries) / (time.perf_counter() - started)
 
 
@@ -43,8 +43,8 @@ def processes(cfg: CacheTeacherConfig, entries: list[Entry], workers: int) -> fl
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         list(pool.map(partial(view, cfg), entries[: 4 * workers]))  # imports are not counted
         started = time.perf_counter()
-        for made in pool.map(partial(view, cfg), entries, chunksize=4):
-            assert not isinstance(made, str), made
+        for result in pool.map(partial(view, cfg), entries, chunksize=4):
+            assert not isinstance(result, str), result
         return len(entries) / (time.perf_counter() - started)
 
 
@@ -69,7 +69,7 @@ def main() -> None:
             for workers in (1, 2):
                 name = f"{kind.__name__}_{workers}_images_s"
                 best[name] = round(max(best.get(name, 0), kind(cfg, entries, workers)), 1)
-    found = {
+    record = {
         "command": " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -79,8 +79,8 @@ def main() -> None:
         "threads_2_over_1": round(best["threads_2_images_s"] / best["threads_1_images_s"], 3),
         "threads_over_processes_2": round(best["threads_2_images_s"] / best["processes_2_images_s"], 3),
     }
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    options.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

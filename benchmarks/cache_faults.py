@@ -1,4 +1,4 @@
-"""Faults thrown at the cache: kills, bit flips, truncations. Prints and stores what was found.
+"""Faults of a cache: kills, bit flips, truncations. Prints and stores how many are detected.
 
     python benchmarks/cache_faults.py [--kills 20] [--flips 1000] [--out results.json]
 
@@ -38,8 +38,8 @@ from gkd_scale.errors import GkdError
 def images(folder: Path, count: int) -> Path:
     folder.mkdir()
     for index in range(count):
-        small = np.random.default_rng(index).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((160, 120), Image.Resampling.BICUBIC).save(folder / f"{index:04}.png")
+        noise = np.random.default_rng(index).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC).save(folder / f"{index:04}.png")
     return folder
 
 
@@ -79,15 +79,15 @@ def flips(whole: Path, count: int) -> dict[str, int]:
     draw = random.Random(1)
     files = sorted(path for path in whole.rglob("*") if path.is_file() and path.stat().st_size)
     weights = [path.stat().st_size for path in files]
-    found = errors = unread = tracebacks = 0
+    hits = errors = unread = tracebacks = 0
     for _ in range(count):
         (path,) = draw.choices(files, weights)
         data = path.read_bytes()
-        at = draw.randrange(8 * len(data))
+        bit = draw.randrange(8 * len(data))
         damaged = bytearray(data)
-        damaged[at // 8] ^= 1 << at % 8
+        damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        found += verify(whole, lambda _: None, quiet=True) > 0
+        hits += verify(whole, lambda _: None, quiet=True) > 0
         try:
             cache = Cache.open(whole)
             for view in range(cache.views):
@@ -101,7 +101,7 @@ def flips(whole: Path, count: int) -> dict[str, int]:
         path.write_bytes(data)
     return {
         "flips": count,
-        "found_by_verify": found,
+        "found_by_verify": hits,
         "met_as_our_error": errors,
         "in_bytes_the_loader_does_not_read": unread,
         "other_exceptions": tracebacks,
@@ -111,13 +111,13 @@ def flips(whole: Path, count: int) -> dict[str, int]:
 def truncations(whole: Path) -> dict[str, int]:
     """Cut the first shard before each member's header."""
     tar = whole / "v00/shard-000000.tar"
-    data, found = tar.read_bytes(), 0
+    data, hits = tar.read_bytes(), 0
     members = parse_index(tar.with_suffix(".parquet").read_bytes()).members
     for member in members:
         tar.write_bytes(data[: member.offset - 512])
-        found += verify(whole, lambda _: None, quiet=True) > 0
+        hits += verify(whole, lambda _: None, quiet=True) > 0
     tar.write_bytes(data)
-    return {"truncations": len(members), "truncations_found": found}
+    return {"truncations": len(members), "truncations_found": hits}
 
 
 def main() -> None:
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine,
@@ -139,12 +139,12 @@ def main() -> None:
         work = Path(temporary)
         source, whole = images(work / "images", 24), work / "whole"
         subprocess.run(command(source, whole), stdout=subprocess.DEVNULL, check=True)
-        found |= truncations(whole)
-        found |= flips(whole, options.flips)
+        record |= truncations(whole)
+        record |= flips(whole, options.flips)
         assert verify(whole, print, quiet=True) == 0, "the cache is whole again"
-        found |= kills(whole, source, work, options.kills, options.seed)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+        record |= kills(whole, source, work, options.kills, options.seed)
+    options.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

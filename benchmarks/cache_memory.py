@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine,
@@ -73,17 +73,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "images"
         source.mkdir()
-        made = 0
+        count = 0
         for shards in sorted(options.shards):
-            for index in range(made, 4 * shards):
+            for index in range(count, 4 * shards):
                 pixels = np.random.default_rng(index).integers(0, 256, (4, 6, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((64, 48)).save(source / f"{index:05}.jpg")
-            made = 4 * shards
+            count = 4 * shards
             out = Path(temporary) / f"cache-{shards}"
-            found[f"cache_teacher_mb_{shards}_shards"] = peak(BUILD, source, out)
-            found[f"loader_mb_{shards}_shards"] = peak(LOAD, source, out)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+            record[f"cache_teacher_mb_{shards}_shards"] = peak(BUILD, source, out)
+            record[f"loader_mb_{shards}_shards"] = peak(LOAD, source, out)
+    options.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

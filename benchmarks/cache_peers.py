@@ -38,7 +38,7 @@ def decoded(sample: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     return tuple(torch.as_tensor(np.array(array)) for array in arrays)
 
 
-def one(path: str) -> dict[str, Any]:
+def load_sample(path: str) -> dict[str, Any]:
     jpg = Path(path)
     return {
         "jpg": jpg.read_bytes(),
@@ -63,8 +63,8 @@ def read_streaming(folder: Path) -> Any:
     from streaming import StreamingDataset
 
     class Decoded(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, at: Any) -> Any:
-            return decoded(super().__getitem__(at))
+        def __getitem__(self, index: Any) -> Any:
+            return decoded(super().__getitem__(index))
 
     data = Decoded(local=str(folder), shuffle=False, batch_size=BATCH)
     return torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
@@ -74,37 +74,37 @@ def write_litdata(source: Path, out: Path) -> None:
     from litdata import optimize
 
     paths = [str(path) for path in sorted(source.glob("*.jpg"))]
-    optimize(fn=one, inputs=paths, output_dir=str(out), chunk_bytes=CHUNK, num_workers=1)
+    optimize(fn=load_sample, inputs=paths, output_dir=str(out), chunk_bytes=CHUNK, num_workers=1)
 
 
 def read_litdata(folder: Path) -> Any:
     from litdata import StreamingDataLoader, StreamingDataset
 
     class Decoded(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, at: Any) -> Any:
-            return decoded(super().__getitem__(at))
+        def __getitem__(self, index: Any) -> Any:
+            return decoded(super().__getitem__(index))
 
     data = Decoded(str(folder), shuffle=False)
     return StreamingDataLoader(data, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
 
 
 def main() -> None:
-    name, what, place, more = sys.argv[1:]
+    name, action, folder, argument = sys.argv[1:]
     torch.set_num_threads(1)
-    if what == "write":
-        {"streaming": write_streaming, "litdata": write_litdata}[name](Path(place), Path(more))
+    if action == "write":
+        {"streaming": write_streaming, "litdata": write_litdata}[name](Path(folder), Path(argument))
         print(0)
         return
-    loader = {"streaming": read_streaming, "litdata": read_litdata}[name](Path(place))
-    wanted = int(more)
+    loader = {"streaming": read_streaming, "litdata": read_litdata}[name](Path(folder))
+    goal = int(argument)
     for _ in range(2):
-        started, seen = time.perf_counter(), 0
+        started, count = time.perf_counter(), 0
         for pixels, cls, patches in loader:
             assert pixels.dtype == torch.uint8 and cls.dtype == patches.dtype == torch.float16
-            seen += len(pixels)
-        took = time.perf_counter() - started
-        assert seen >= wanted, seen
-    print(took * wanted / seen)
+            count += len(pixels)
+        seconds = time.perf_counter() - started
+        assert count >= goal, count
+    print(seconds * goal / count)
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ def read_webdataset(tars: list[str], samples: int) -> None:
     import webdataset
 
     batch: list[Any] = []
-    found = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("rgb8")
-    for _, sample in zip(range(samples), found, strict=False):
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("rgb8")
+    for _, sample in zip(range(samples), dataset, strict=False):
         batch.append((sample["jpg"], sample["cls.npy"], sample["patch.npy"]))
         if len(batch) == BATCH:
             [np.stack(field) for field in zip(*batch, strict=True)]
@@ -104,11 +104,11 @@ def read_webdataset(tars: list[str], samples: int) -> None:
 
 
 def peer(python: str, *arguments: object) -> float:
-    """What ``cache_peers.py`` prints last, run by another interpreter."""
+    """The last number that ``cache_peers.py`` prints in another interpreter."""
     command = [python, str(PEERS), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-    return float(done.stdout.split()[-1])
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.returncode == 0, process.stdout
+    return float(process.stdout.split()[-1])
 
 
 def measure_reading(cache: Cache, peers: dict[str, str], work: Path, repeats: int) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def measure_reading(cache: Cache, peers: dict[str, str], work: Path, repeats: in
     share = samples / cache.num_samples
     size = sum(Path(tar).stat().st_size for tar in tars) / 1e6
     null = subprocess.DEVNULL
-    works: dict[str, Callable[[], float]] = {
+    readers: dict[str, Callable[[], float]] = {
         "cat": lambda: seconds(lambda: subprocess.run(["cat", *tars], stdout=null, check=True)),
         "features": lambda: seconds(lambda: read_features(cache)) / share,
         "loader": lambda: seconds(lambda: read_batches(cache)) / share,
@@ -128,21 +128,21 @@ def measure_reading(cache: Cache, peers: dict[str, str], work: Path, repeats: in
     for name, python in peers.items():
         export(cache, work / "export")
         peer(python, name, "write", work / "export", work / name)
-        works[name] = lambda name=name, python=python: (  # type: ignore[misc]
+        readers[name] = lambda name=name, python=python: (  # type: ignore[misc]
             peer(python, name, "read", work / name, samples) / share
         )
     took: dict[str, float] = {}
     for _ in range(repeats):
-        for name, run in works.items():
+        for name, run in readers.items():
             took[name] = min(took.get(name, float("inf")), run())
     speed = {name: size / value for name, value in took.items()}
-    over = [("features", "cat"), ("loader", "cat"), ("loader", "webdataset"), ("verify", "sha256sum")]
+    pairs = [("features", "cat"), ("loader", "cat"), ("loader", "webdataset"), ("verify", "sha256sum")]
     return {
         **{f"{name}_mb_s": round(value, 1) for name, value in speed.items()},
         "loader_images_s": round(cache.num_samples / took["loader"], 1),
         **{
             f"{one}_over_{other}": round(speed[one] / speed[other], 3)
-            for one, other in [*over, *(("loader", name) for name in peers)]
+            for one, other in [*pairs, *(("loader", name) for name in peers)]
         },
     }
 
@@ -200,7 +200,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed()  # as the command line and the launchers do
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -211,15 +211,15 @@ def main() -> None:
         work = Path(temporary)
         for ref in options.teachers:
             name, size = ref.split("@")
-            found |= measure_building(name, size, options.images, work, options.repeats)
+            record |= measure_building(name, size, options.images, work, options.repeats)
         cfg = CacheTeacherConfig(images=options.images, image_size=options.image_size, out=work / "cache")
         build(cfg, Projection(cfg.size, (rows, columns), dim), quiet=True)
         cache = Cache.open(cfg.out)
         peers = dict(ref.split("=", 1) for ref in options.peer)
-        found |= {"tokens": options.tokens, "image_size": options.image_size, "samples": cache.num_samples}
-        found |= measure_reading(cache, peers, work, options.repeats)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+        record |= {"tokens": options.tokens, "image_size": options.image_size, "samples": cache.num_samples}
+        record |= measure_reading(cache, peers, work, options.repeats)
+    options.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

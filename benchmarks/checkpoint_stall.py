@@ -70,19 +70,19 @@ def main() -> None:
 def measure(name: str, folder: Path, runtime: Runtime, repeats: int) -> str:
     """The row of one student."""
     job = Job(name, Loss(name), lambda _: 1e-4, folder, ema=0.99)
-    made = Training(job, runtime, DeepSpeedPlan(folder, PLAN, BATCH, 1, BATCH))
-    usual = [steps(made, 1) for _ in range(STEPS + 2)][2:]
+    training = Training(job, runtime, DeepSpeedPlan(folder, PLAN, BATCH, 1, BATCH))
+    plain = [steps(training, 1) for _ in range(STEPS + 2)][2:]
     at_once, waits, beside = [], [], []
     for repeat in range(1, repeats + 1):
-        at_once.append(write_at_once(made, 2 * repeat))
-        usual.append(steps(made, 1))
-        wait, slower = write_beside(made, 2 * repeat + 1)
+        at_once.append(write_at_once(training, 2 * repeat))
+        plain.append(steps(training, 1))
+        wait, slower = write_beside(training, 2 * repeat + 1)
         waits.append(wait)
         beside.append(slower)
-        usual.append(steps(made, 1))
-        size = checkpoint.path(made.folder, 2 * repeat + 1).stat().st_size
-        checkpoint.prune(made.folder, 1)
-    before, now, step = map(statistics.median, (at_once, waits, usual))
+        plain.append(steps(training, 1))
+        size = checkpoint.path(training.folder, 2 * repeat + 1).stat().st_size
+        checkpoint.prune(training.folder, 1)
+    before, now, step = map(statistics.median, (at_once, waits, plain))
     millions = sum(p.numel() for p in job.module.parameters()) / 1e6
     return (
         f"| {millions:.0f} M | {size / 1e6:.0f} MB | {step:.2f} | {before:.2f} | {now:.2f} | "
@@ -90,36 +90,38 @@ def measure(name: str, folder: Path, runtime: Runtime, repeats: int) -> str:
     )
 
 
-def steps(made: Training, count: int) -> float:
+def steps(training: Training, count: int) -> float:
     """Seconds of ``count`` steps."""
     began = time.perf_counter()
     for number in range(count):
-        made.begin(number)
-        made.micro_step(torch.randn(BATCH, 3, SIDE, SIDE), number, gradient_norm=False)
-        made.end(number + 1)
+        training.begin(number)
+        training.micro_step(torch.randn(BATCH, 3, SIDE, SIDE), number, gradient_norm=False)
+        training.end(number + 1)
     return time.perf_counter() - began
 
 
-def write_at_once(made: Training, step: int) -> float:
+def write_at_once(training: Training, step: int) -> float:
     """Seconds of a checkpoint as it was written before: state, one block of bytes, file."""
     began = time.perf_counter()
-    snapshot = checkpoint.take(step, made.engine, made.ema, made.runtime, {})
-    files.write_bytes(checkpoint.path(made.folder, step), to_bytes(snapshot.tensors, {"gkd_scale": "{}"}))
+    snapshot = checkpoint.take(step, training.engine, training.ema, training.runtime, {})
+    files.write_bytes(checkpoint.path(training.folder, step), to_bytes(snapshot.tensors, {"gkd_scale": "{}"}))
     return time.perf_counter() - began
 
 
-def write_beside(made: Training, step: int) -> tuple[float, float]:
+def write_beside(training: Training, step: int) -> tuple[float, float]:
     """Seconds that the loop waits for a checkpoint, and the mean seconds of a step until it is whole."""
-    with Saver(made.runtime, 2, None) as saver:
+    with Saver(training.runtime, 2, None) as saver:
         began = time.perf_counter()
         saver.wait()
-        saver.write([(made.folder, checkpoint.take(step, made.engine, made.ema, made.runtime, {}))])
+        saver.write(
+            [(training.folder, checkpoint.take(step, training.engine, training.ema, training.runtime, {}))]
+        )
         waited = time.perf_counter() - began
-        taken = [steps(made, 1)]
-        while not checkpoint.path(made.folder, step).exists():
-            taken.append(steps(made, 1))
+        durations = [steps(training, 1)]
+        while not checkpoint.path(training.folder, step).exists():
+            durations.append(steps(training, 1))
         saver.wait()
-    return waited, statistics.mean(taken)
+    return waited, statistics.mean(durations)
 
 
 if __name__ == "__main__":

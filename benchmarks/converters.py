@@ -2,8 +2,8 @@
 
     python benchmarks/converters.py
 
-Originals are made up (real names, sizes and label values; photographs enlarged from ../shared where it is
-there, noise otherwise), because the datasets ask for a registration: Potsdam tiles of 6000x6000 in RGB and
+Originals are made up (real names, sizes and label values; photographs enlarged from ../shared if it
+exists, noise otherwise), because the datasets ask for a registration: Potsdam tiles of 6000x6000 in RGB and
 IRRG, Mapillary frames of 4032x3024.
 """
 
@@ -29,9 +29,9 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 def picture(size: tuple[int, int], number: int) -> Image.Image:
     """An image of ``size`` (width, height)."""
-    found = sorted((SHARED / "camvid/source_day/images").glob("*.jpg"))
-    if found:
-        return Image.open(found[number]).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    paths = sorted((SHARED / "camvid/source_day/images").glob("*.jpg"))
+    if paths:
+        return Image.open(paths[number]).convert("RGB").resize(size, Image.Resampling.BICUBIC)
     noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
@@ -70,33 +70,26 @@ def mapillary(root: Path, frames: int) -> float:
 
 def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-    found: dict[str, object] = {"date": time.strftime("%Y-%m-%d"), "machine": machine}
+    record: dict[str, object] = {"date": time.strftime("%Y-%m-%d"), "machine": machine}
     program = str(Path(sys.executable).parent / "gkd-scale")
     with tempfile.TemporaryDirectory() as temporary:
         for name, write, count in (("potsdam", potsdam, 2), ("mapillary", mapillary, 12)):
             source, out = Path(temporary) / name, Path(temporary) / f"{name}-out"
             megapixels = write(source, count)
-            command = [
-                program,
-                "datasets",
-                "convert",
-                name,
-                str(source),
-                str(out),
-            ]
+            command = [program, "datasets", "convert", name, str(source), str(out)]
             began = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - began
             began = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            found[name] = {
+            record[name] = {
                 "originals": count,
                 "seconds": round(seconds, 1),
                 "megapixels_a_second": round(megapixels / seconds, 1),
                 "the_same_again_seconds": round(time.perf_counter() - began, 1),
                 "peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3),
             }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

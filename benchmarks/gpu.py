@@ -127,9 +127,9 @@ class Kit:
     ) -> tuple[Training, Distiller]:
         """A student under DeepSpeed, as stage 1 trains it; ``options``: the Distiller's, and ``compile``."""
         torch.manual_seed(0)
-        made = load_student(student, source.image_size, source.grid)
+        net = load_student(student, source.image_size, source.grid)
         compiled = options.pop("compile", False)
-        distiller = Distiller(made, TeacherSpace(source.teacher_dim, source.grid), **options)
+        distiller = Distiller(net, TeacherSpace(source.teacher_dim, source.grid), **options)
         if compiled:  # a CPU would compile kernels for minutes
             distiller.compile_losses(backend="inductor" if self.cuda else "eager")
         plan = ds_config.resolve(
@@ -237,10 +237,10 @@ def masked(kit: Kit) -> Rows:
 
     def all_twice() -> None:
         mask = next(iter(batch.drawn.masks.values()))  # type: ignore[union-attr]
-        every = mask[:1].expand(len(batch.sids), -1).to(kit.device)
-        plain, other = distiller.features(batch.pixels), distiller.features(batch.pixels, every)
-        wanted = Features(*(each.float() for each in batch.teacher))
-        distiller.heads[0].losses(plain, other.patches, wanted)["loss"].backward()
+        masks = mask[:1].expand(len(batch.sids), -1).to(kit.device)
+        plain, other = distiller.features(batch.pixels), distiller.features(batch.pixels, masks)
+        target = Features(*(tensor.float() for tensor in batch.teacher))
+        distiller.heads[0].losses(plain, other.patches, target)["loss"].backward()
 
     shared = kit.seconds(lambda: distiller(batch)["loss"].backward())
     full = kit.seconds(all_twice)
@@ -248,8 +248,8 @@ def masked(kit: Kit) -> Rows:
 
 
 def on_device(batch: Any, kit: Kit) -> Any:
-    moved = map_tensors(batch, lambda tensor: tensor.to(kit.device))
-    return moved.decoded() if hasattr(moved, "decoded") else moved
+    result = map_tensors(batch, lambda tensor: tensor.to(kit.device))
+    return result.decoded() if hasattr(result, "decoded") else result
 
 
 def stage1(kit: Kit) -> Rows:
@@ -259,21 +259,21 @@ def stage1(kit: Kit) -> Rows:
         for codec in kit.size.codecs:
             source = kit.source(codec)
             training, distiller = kit.training(source, student)
-            held = [on_device(batch, kit) for batch in source.batches(0, 4, distiller.draws)]
-            resident = kit.rate(training, itertools.cycle(held), steps)
+            batches = [on_device(batch, kit) for batch in source.batches(0, 4, distiller.draws)]
+            resident = kit.rate(training, itertools.cycle(batches), steps)
             cached = feed(source.batches(0, 10**6, distiller.draws), kit.device)
-            found = kit.rate(training, cached, steps)
-            images = kit.size.batch * found
-            ratio = f"{found / resident:.3f} of the batches on the device"
-            yield f"{student} from a {codec} cache", f"{found:.2f} steps/s, {images:.0f} images/s, {ratio}"
+            rate = kit.rate(training, cached, steps)
+            images = kit.size.batch * rate
+            ratio = f"{rate / resident:.3f} of the batches on the device"
+            yield f"{student} from a {codec} cache", f"{rate:.2f} steps/s, {images:.0f} images/s, {ratio}"
             if codec == "fp16":
-                memory = kit.peak(lambda t=training, h=held: kit.rate(t, iter(h), 1))
+                memory = kit.peak(lambda t=training, h=batches: kit.rate(t, iter(h), 1))
                 yield f"{student}: peak of a step", f"{memory} beside the states"
-                yield f"{student}: waits for the device", waits(kit, training, held[0])
+                yield f"{student}: waits for the device", waits(kit, training, batches[0])
                 live = kit.rate(training, feed(live_batches(kit, distiller), kit.device), max(2, steps // 4))
-                yield f"{student}: cached over a live teacher", f"{found / live:.2f}x ({kit.size.teacher})"
+                yield f"{student}: cached over a live teacher", f"{rate / live:.2f}x ({kit.size.teacher})"
                 reference = reference_rate(kit, distiller, max(2, steps // 4))
-                yield f"{student}: over the reference's loop", f"{found / reference:.2f}x"
+                yield f"{student}: over the reference's loop", f"{rate / reference:.2f}x"
 
 
 def live_batches(kit: Kit, distiller: Distiller) -> Iterator[Batch]:
@@ -319,7 +319,7 @@ def waits(kit: Kit, training: Training, batch: Batch) -> str:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     places = {
-        f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)
+        f"{Path(item.filename).name}:{item.lineno}" for item in caught if "synchroniz" in str(item.message)
     }
     return f"{len(places)} a step {' '.join(sorted(places))}"
 
@@ -334,8 +334,8 @@ def variants(kit: Kit) -> Rows:
         ("zero1_bf16.json", {"compile": True}),
     ):
         training, distiller = kit.training(source, student, config, **options)
-        held = [on_device(batch, kit) for batch in source.batches(0, 2, distiller.draws)]
-        rate = kit.rate(training, itertools.cycle(held), kit.size.turns)
+        batches = [on_device(batch, kit) for batch in source.batches(0, 2, distiller.draws)]
+        rate = kit.rate(training, itertools.cycle(batches), kit.size.turns)
         yield f"{student}, {config}{', --compile' if options else ''}", f"{rate:.2f} steps/s"
 
 
@@ -346,7 +346,7 @@ def caching(kit: Kit) -> Rows:
         batch.pixels.numpy()
         for batch in kit.source(workers=2).batches(0, max(1, kit.size.images // kit.size.batch))
     ]
-    bare = kit.seconds(lambda: [run_teacher(teacher, each) for each in pixels], 2)
+    bare = kit.seconds(lambda: [run_teacher(teacher, array) for array in pixels], 2)
     images = sum(map(len, pixels))
     took = []
     for turn in range(2):
@@ -380,7 +380,7 @@ def stage2(kit: Kit) -> Rows:
             with torch.autocast(kit.device.type, BF16), torch.no_grad():
                 maps = backbone(pixels)
             with torch.autocast(kit.device.type, BF16):
-                losses = head.losses([each.float() for each in maps], labels)
+                losses = head.losses([level.float() for level in maps], labels)
             losses["loss"].backward()
 
         yield (
@@ -393,25 +393,25 @@ def parity(kit: Kit) -> Rows:
     """The losses of one batch on the device, in float32 and bf16, against the CPU's."""
     source = kit.source()
     torch.manual_seed(0)
-    made = load_student(kit.size.students[0], source.image_size, source.grid)
+    student = load_student(kit.size.students[0], source.image_size, source.grid)
     loss_config, form = published()
     space = TeacherSpace(source.teacher_dim, source.grid)
-    distiller = Distiller(made, space, loss=loss_config, qsd=form)
+    distiller = Distiller(student, space, loss=loss_config, qsd=form)
     batch = on_device(next(source.batches(0, 1)), kit)
-    few = Batch(batch.pixels[:4], Features(*(each[:4] for each in batch.teacher)), (), (), ())
+    few = Batch(batch.pixels[:4], Features(*(item[:4] for item in batch.teacher)), (), (), ())
 
     def loss(device: torch.device) -> float:
         distiller.to(device)
-        moved = map_tensors(few, lambda tensor: tensor.to(device))
-        target = Features(*(each.float() for each in moved.teacher))
-        return float(distiller.heads[0].losses(distiller.features(moved.pixels), None, target)["loss"])
+        inputs = map_tensors(few, lambda tensor: tensor.to(device))
+        target = Features(*(item.float() for item in inputs.teacher))
+        return float(distiller.heads[0].losses(distiller.features(inputs.pixels), None, target)["loss"])
 
     with torch.no_grad():
         expected = loss(torch.device("cpu"))
         for name, bound in (("float32", 1e-3), ("bf16", 2e-2)):
             with torch.autocast(kit.device.type, BF16, enabled=name == "bf16"):
-                apart = abs(loss(kit.device) - expected) / expected
-            yield f"loss in {name} against the CPU", f"{apart:.1e} ({'ok' if apart < bound else 'TOO FAR'})"
+                error = abs(loss(kit.device) - expected) / expected
+            yield f"loss in {name} against the CPU", f"{error:.1e} ({'ok' if error < bound else 'TOO FAR'})"
 
 
 PARTS = {part.__name__: part for part in (qsd, masked, stage1, variants, caching, stage2, parity)}

@@ -5,7 +5,7 @@
 One cache holds tokens of 768 channels and the pixels; of two others, one holds 384 channels and the pixels,
 the other 384 channels over the same pixels (``--images cache:CACHE``). Tokens are random; caches are written
 and read as always. A small student learns by stage 1's default losses and conditioning from either, one
-loader thread, one torch thread. Beside it batches/s with no student, where nothing hides the reading. Every
+loader thread, one torch thread. Also batches/s without a student, as then nothing hides the reading. Every
 figure is the least time of ``--turns`` turns, since other work on a machine only ever adds time; beside the
 ratio of times is that of the processor's seconds, which other work hardly changes. Prints a table of one row.
 """
@@ -61,8 +61,8 @@ class RandomTeacher:
 def write_images(folder: Path, count: int) -> Path:
     folder.mkdir()
     for index in range(count):
-        small = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg")
+        noise = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg")
     return folder
 
 
@@ -80,15 +80,15 @@ class Side:
         if isinstance(caches, Joined):
             caches.check(1)
         self.source = CachedSource(caches, global_batch=BATCH, micro_batch=BATCH, workers=1)
-        every = caches.teachers if isinstance(caches, Joined) else (caches,)
+        teachers = caches.teachers if isinstance(caches, Joined) else (caches,)
         self.bytes = self.source.bytes_of(0, 1)
         torch.manual_seed(0)
-        student = load_student("vit_tiny_patch16_224", (SIDE, SIDE), every[0].grid, args=dict(STUDENT))
+        student = load_student("vit_tiny_patch16_224", (SIDE, SIDE), teachers[0].grid, args=dict(STUDENT))
         spaces = [
             TeacherSpace(
-                each.dim, each.grid, conditionings.fit(self.source.spread(64, number), "whiten"), name
+                cache.dim, cache.grid, conditionings.fit(self.source.spread(64, number), "whiten"), name
             )
-            for number, (name, each) in enumerate(zip("ab", every, strict=False))
+            for number, (name, cache) in enumerate(zip("ab", teachers, strict=False))
         ]
         plan = ds_config.resolve(
             "zero0.json",
@@ -128,11 +128,7 @@ def compared(turns: int, steps: int, one: Callable[[int], None], two: Callable[[
                 wall[place, turn] = time.perf_counter() - began[0]
                 cpu[place, turn] = time.process_time() - began[1]
     (first, second), (mine, theirs) = wall.min(1), cpu.min(1)
-    return [
-        f"{steps / first:.2f}",
-        f"{steps / second:.2f}",
-        f"{first / second:.2f} ({mine / theirs:.2f})",
-    ]
+    return [f"{steps / first:.2f}", f"{steps / second:.2f}", f"{first / second:.2f} ({mine / theirs:.2f})"]
 
 
 def main() -> None:

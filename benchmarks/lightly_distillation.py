@@ -4,7 +4,7 @@
     lightly/bin/python benchmarks/lightly_distillation.py --images FOLDER [--method NAME] [--steps N]
 
 The student is timm's ViT-Ti/16 at 224, the teacher DINOv2's ViT-B/14 without registers, batch 8, one loader
-worker, fp32. Weights are random (nothing is downloaded): speed does not know. The library's own defaults
+worker, fp32. Weights are random, as speed does not depend on them. The library's own defaults
 decide the rest. Compare with ``stage1_speed.py peers``, run right before or after.
 """
 
@@ -61,8 +61,8 @@ def main() -> None:
         )
     seconds = [after - before for before, after in pairwise(ends[1:])]
     rate = BATCH / min(seconds)
-    found = {"version": lightly_train.__version__, "method": args.method, "images/s": rate}
-    print(json.dumps({"lightly": found}, indent=2))
+    result = {"version": lightly_train.__version__, "method": args.method, "images/s": rate}
+    print(json.dumps({"lightly": result}, indent=2))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 A cache of synthetic features in fp16 and in int8, with pixels, read from the page cache as stage 1 reads it:
 on a GPU machine patch tokens stay as they are stored, on a CPU they are decoded. One process is pinned to a
 core. Images a core are images over the processor's seconds of the process, so that other work on the machine
-counts little. Then two threads on two cores, and two processes of one thread, over one of each: by the clock,
-the best of the turns.
+counts little. Then it compares two threads on two cores, and two processes of one thread, with one of
+each: by wall time, the best of the turns.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def row(cache: Path, codec: str, encoded: bool, size: int) -> str:
         alone += start(cache, encoded, 1, 1)
         threads += start(cache, encoded, 2, 1)
         pair = start(cache, encoded, 1, 2)
-        processes.append({"wall": max(each["wall"] for each in pair), "images": pair[0]["images"] * 2})
+        processes.append({"wall": max(run["wall"] for run in pair), "images": pair[0]["images"] * 2})
     best = {
-        name: max(each["images"] / each["wall"] for each in turns)
+        name: max(run["images"] / run["wall"] for run in turns)
         for name, turns in (("one", alone), ("threads", threads), ("processes", processes))
     }
-    core = max(each["images"] / each["cpu"] for each in alone)
+    core = max(run["images"] / run["cpu"] for run in alone)
     return (
         f"| {'as stored (GPU)' if encoded else 'decoded (CPU)'} | {codec} | {core:.0f} | "
         f"{size / alone[0]['samples'] / 1e6:.2f} | {best['threads'] / best['one']:.2f} | "
@@ -83,11 +83,11 @@ def row(cache: Path, codec: str, encoded: bool, size: int) -> str:
 def start(cache: Path, encoded: bool, threads: int, processes: int) -> list[dict[str, Any]]:
     """What :func:`read` returns in each of the ``processes``, which begin together."""
     command = [sys.executable, __file__, "none", "--one", str(cache), str(encoded), str(threads)]
-    began = [
+    children = [
         subprocess.Popen([*command, str(first)], stdout=subprocess.PIPE, text=True)
         for first in range(processes)
     ]
-    return [json.loads(process.communicate()[0].splitlines()[-1]) for process in began]
+    return [json.loads(process.communicate()[0].splitlines()[-1]) for process in children]
 
 
 def read(path: Path, encoded: bool, threads: int, first: int) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def main() -> int:
     began = time.monotonic()
     frames = First(open_dataset(f"camvid:{SHARED / 'camvid/source_day'}"), FRAMES)
     weights = SHARED / "teacher/mobilenetv2_100_imagenet1k.safetensors"
-    loaded = load_backbone(weights, "mobilenetv2_100", {"pad_type": "same"})
-    backbone = Backbone(loaded.net, replace(loaded.spec, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
-    args = {key: int(value) for key, value in (each.split("=") for each in cfg.head_args)}
+    pretrained = load_backbone(weights, "mobilenetv2_100", {"pad_type": "same"})
+    backbone = Backbone(pretrained.net, replace(pretrained.spec, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    args = {key: int(value) for key, value in (item.split("=") for item in cfg.head_args)}
     head = build_head(
         "mask2former", backbone.channels, len(frames.classes), {"size": "small", **args}, seed=cfg.seed
     )
@@ -91,10 +91,10 @@ def main() -> int:
         for group in optimizer.param_groups:
             group["lr"] = poly(step, base=cfg.lr, steps=cfg.steps, power=0.9, warmup=20, warmup_lr=1e-6)
         order = generator("overfit", cfg.seed, step * cfg.batch // FRAMES).permutation(FRAMES)
-        chosen = torch.from_numpy(order[step * cfg.batch % FRAMES :][: cfg.batch])
+        rows = torch.from_numpy(order[step * cfg.batch % FRAMES :][: cfg.batch])
         torch.manual_seed(seed_of("overfit", cfg.seed, step))
         optimizer.zero_grad()
-        loss = head.losses([each[chosen] for each in features], labels[chosen])["loss"]
+        loss = head.losses([item[rows] for item in features], labels[rows])["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
@@ -111,7 +111,7 @@ def main() -> int:
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, no GPU",
         "date": time.strftime("%Y-%m-%d"),
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "parameters": sum(each.numel() for each in head.parameters()),
+        "parameters": sum(item.numel() for item in head.parameters()),
         "loss": {"first": round(losses[0], 2), "last": round(losses[-1], 2)},
         "miou": miou,
     }

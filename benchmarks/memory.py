@@ -31,11 +31,11 @@ CASES = {
 }
 
 
-def step_seconds(case: str, kept: bool) -> float:
+def step_seconds(case: str, keep: bool) -> float:
     """Median seconds of a step of 16 images, after five that do not count."""
     from gkd_scale.memory import keep_freed
 
-    if kept:
+    if keep:
         assert keep_freed()
     import timm
     import torch
@@ -69,20 +69,20 @@ def main() -> None:
         print(step_seconds(options.one[0], options.one[1] == "kept"))
         return
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    found: dict[str, object] = {"date": time.strftime("%Y-%m-%d"), "machine": machine}
+    record: dict[str, object] = {"date": time.strftime("%Y-%m-%d"), "machine": machine}
     for case in CASES:
         seconds: dict[str, list[float]] = {"default": [], "kept": []}
         for _ in range(options.rounds):
-            for how, values in seconds.items():
-                command = [sys.executable, __file__, "--one", case, how]
+            for mode, values in seconds.items():
+                command = [sys.executable, __file__, "--one", case, mode]
                 values.append(float(subprocess.run(command, check=True, capture_output=True).stdout))
-        medians = {how: statistics.median(values) for how, values in seconds.items()}
-        found[case] = {
-            **{f"{how}_ms_an_image": round(1e3 * value / 16, 2) for how, value in medians.items()},
+        medians = {mode: statistics.median(values) for mode, values in seconds.items()}
+        record[case] = {
+            **{f"{mode}_ms_an_image": round(1e3 * value / 16, 2) for mode, value in medians.items()},
             "ratio": round(medians["default"] / medians["kept"], 2),
         }
-        print(case, found[case], flush=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+        print(case, record[case], flush=True)
+    options.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

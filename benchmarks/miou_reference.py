@@ -1,4 +1,4 @@
-"""mIoU against two that we did not write: torchmetrics and the official Cityscapes evaluation.
+"""mIoU against two implementations that we did not write: torchmetrics and Cityscapes' official evaluation.
 
 Cases: random maps, and maps made to trip a metric up (classes absent from truth, prediction or both; all
 void; void predicted; one class; images of different sizes in one domain). For each, the mean and the IoU of
@@ -49,12 +49,12 @@ def cases() -> Iterator[tuple[str, list[Pair]]]:
     for index in range(RANDOM):
         rng = generator("benchmark", "miou", index)
         images = []
-        known, said = (sorted(set(rng.integers(0, CLASSES, rng.integers(1, 30)).tolist())) for _ in "ab")
+        classes, guesses = (sorted(set(rng.integers(0, CLASSES, rng.integers(1, 30)).tolist())) for _ in "ab")
         for _ in range(rng.integers(1, 5)):
             size = (int(rng.integers(1, 60)), int(rng.integers(1, 60)))
-            truth = draw(rng, [*known, VOID], size)
-            guess = np.where(rng.random(size) < rng.random(), truth, draw(rng, said, size))
-            images.append((np.where(guess == VOID, said[0], guess).astype(np.uint8), truth))
+            truth = draw(rng, [*classes, VOID], size)
+            guess = np.where(rng.random(size) < rng.random(), truth, draw(rng, guesses, size))
+            images.append((np.where(guess == VOID, guesses[0], guess).astype(np.uint8), truth))
         yield f"random {index}", images
     rng, size = generator("benchmark", "miou", "adversarial"), (37, 53)
     any_map, void = draw(rng, everything, size), np.full(size, VOID, np.uint8)
@@ -81,10 +81,10 @@ def ours(images: list[Pair]) -> dict[str, Any]:
 
     from gkd_scale.segment.metrics import Confusion
 
-    counted = Confusion(CLASSES)
+    confusion = Confusion(CLASSES)
     for prediction, truth in images:
-        counted.update(torch.from_numpy(prediction.copy()), torch.from_numpy(truth.copy()))
-    return {"miou": counted.miou(), "iou": counted.iou().tolist()}
+        confusion.update(torch.from_numpy(prediction.copy()), torch.from_numpy(truth.copy()))
+    return {"miou": confusion.miou(), "iou": confusion.iou().tolist()}
 
 
 def by_torchmetrics(images: list[Pair]) -> dict[str, Any]:
@@ -92,15 +92,15 @@ def by_torchmetrics(images: list[Pair]) -> dict[str, Any]:
     from torchmetrics.classification import MulticlassJaccardIndex
 
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    found = {}
+    scores = {}
     for key, average in (("miou", "macro"), ("iou", "none")):
         metric = MulticlassJaccardIndex(CLASSES, average=average, ignore_index=VOID, zero_division=math.nan)
         if average == "macro":
             metric = MulticlassJaccardIndex(CLASSES, average=average, ignore_index=VOID)
         for prediction, truth in images:
-            metric.update(*(torch.from_numpy(each.astype(np.int64))[None] for each in (prediction, truth)))
-        found[key] = metric.compute().tolist()
-    return found
+            metric.update(*(torch.from_numpy(array.astype(np.int64))[None] for array in (prediction, truth)))
+        scores[key] = metric.compute().tolist()
+    return scores
 
 
 def by_cityscapes(images: list[Pair]) -> dict[str, Any]:
@@ -113,31 +113,31 @@ def by_cityscapes(images: list[Pair]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         files: tuple[list[str], list[str]] = ([], [])
         for index, pair in enumerate(images):
-            for each, names, kind in zip(pair, files, ("prediction", "labelIds"), strict=True):
+            for value, names, kind in zip(pair, files, ("prediction", "labelIds"), strict=True):
                 names.append(f"{folder}/{index}_{kind}.png")
-                Image.fromarray(table[each]).save(names[-1])
-        found = official.evaluateImgLists(*files, official.args)
+                Image.fromarray(table[value]).save(names[-1])
+        scores = official.evaluateImgLists(*files, official.args)
     return {
-        "miou": found["averageScoreClasses"],
-        "iou": [found["classScores"][id2label[each].name] for each in TRAIN_TO_ID],
+        "miou": scores["averageScoreClasses"],
+        "iou": [scores["classScores"][id2label[value].name] for value in TRAIN_TO_ID],
     }
 
 
 def reference(folder: Path) -> None:
-    """In the references' environment: print what they say of each case in ``folder``."""
-    said: dict[str, Any] = {}
+    """Print the references' results for each case in ``folder``; runs in their environment."""
+    answers: dict[str, Any] = {}
     for file in sorted(folder.glob("*.npz")):
-        stored = np.load(file)
-        images = [(stored[f"prediction{i}"], stored[f"truth{i}"]) for i in range(len(stored.files) // 2)]
-        said[file.stem] = {"cityscapes": by_cityscapes(images)}
+        arrays = np.load(file)
+        images = [(arrays[f"prediction{i}"], arrays[f"truth{i}"]) for i in range(len(arrays.files) // 2)]
+        answers[file.stem] = {"cityscapes": by_cityscapes(images)}
         if not any((prediction == VOID).any() for prediction, _ in images):
-            said[file.stem]["torchmetrics"] = by_torchmetrics(images)
-    print("\n" + json.dumps(said))
+            answers[file.stem]["torchmetrics"] = by_torchmetrics(images)
+    print("\n" + json.dumps(answers))
 
 
 def difference(mine: Any, theirs: Any) -> float:
-    """The greatest difference between two results; infinite where only one of two numbers is NaN."""
-    a, b = (np.array([each["miou"], *each["iou"]], np.float64) for each in (mine, theirs))
+    """The greatest difference between two results; infinite if only one of two numbers is NaN."""
+    a, b = (np.array([result["miou"], *result["iou"]], np.float64) for result in (mine, theirs))
     if (np.isnan(a) != np.isnan(b)).any():
         return math.inf
     return float(np.nanmax(np.abs(a - b), initial=0.0))
@@ -151,18 +151,18 @@ def main() -> int:
         mine = {}
         for name, images in cases():
             mine[name] = ours(images)
-            named = {f"prediction{i}": p for i, (p, _) in enumerate(images)}
-            named |= {f"truth{i}": t for i, (_, t) in enumerate(images)}
-            np.savez(Path(folder) / f"{name}.npz", **named)  # type: ignore[arg-type]
+            arrays = {f"prediction{i}": p for i, (p, _) in enumerate(images)}
+            arrays |= {f"truth{i}": t for i, (_, t) in enumerate(images)}
+            np.savez(Path(folder) / f"{name}.npz", **arrays)  # type: ignore[arg-type]
         command = [python, __file__, "--reference", folder]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    said = json.loads(done.stdout.splitlines()[-1])
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    answers = json.loads(process.stdout.splitlines()[-1])
     worst: dict[str, tuple[float, str]] = {}
-    for name, theirs in said.items():
+    for name, theirs in answers.items():
         for who, result in theirs.items():
             worst[who] = max(worst.get(who, (0.0, name)), (difference(mine[name], result), name))
     for who, (greatest, name) in worst.items():
-        count = sum(who in theirs for theirs in said.values())
+        count = sum(who in theirs for theirs in answers.values())
         console.out.print(f"{who}: {count} cases, greatest difference {greatest:.1e} ('{name}')")
     return 0 if all(greatest <= TOLERANCE for greatest, _ in worst.values()) else 1
 

@@ -81,7 +81,7 @@ def main() -> None:
     print("| images | plan, s | memory, MB | of it added, MB | bytes an image on disk | a shard, ms |")
     print("|---|---|---|---|---|---|")
     for images in options.images:
-        row = _alone("plan", images, options.work)
+        row = _measure("plan", images, options.work)
         print(
             f"| {images:.0e} | {row['seconds']:.1f} | {row['memory'] / 1e6:.0f} | {row['added'] / 1e6:.0f} | "
             f"{row['bytes']:.1f} | "
@@ -91,7 +91,7 @@ def main() -> None:
     print("\n| shards | open, s | batch, s | memory, MB | of it added, MB | shards.parquet, MB |")
     print("|---|---|---|---|---|---|")
     for shards in options.shards:
-        row = _alone("read", shards, options.work)
+        row = _measure("read", shards, options.work)
         print(
             f"| {shards:.0e} | {row['open']:.2f} | {row['batch']:.2f} | {row['memory'] / 1e6:.0f} | "
             f"{row['added'] / 1e6:.0f} | "
@@ -100,13 +100,13 @@ def main() -> None:
         )
 
 
-def _alone(what: str, number: int, work: Path) -> dict[str, float]:
+def _measure(what: str, number: int, work: Path) -> dict[str, float]:
     """A measurement in a process and a folder of its own."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         for step in ("make", "read") if what == "read" else (what,):
             command = [sys.executable, __file__, "--one", step, str(number), folder]
-            done = subprocess.run(command, check=True, capture_output=True)
-        row: dict[str, float] = json.loads(done.stdout)
+            process = subprocess.run(command, check=True, capture_output=True)
+        row: dict[str, float] = json.loads(process.stdout)
         return row
 
 
@@ -115,11 +115,11 @@ def plan(images: int, folder: Path) -> dict[str, float]:
     from gkd_scale.cache.plan import PLAN, make_plan, write_plan
 
     before, started = _peak(), time.perf_counter()
-    made = make_plan("names", SHARD, source=Names(images), folder=folder)
-    written = write_plan(made, folder / PLAN)
+    image_plan = make_plan("names", SHARD, source=Names(images), folder=folder)
+    disk_plan = write_plan(image_plan, folder / PLAN)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
-    assert len(written.shard(written.shards // 2)) == SHARD
+    assert len(disk_plan.shard(disk_plan.shards // 2)) == SHARD
     shard = time.perf_counter() - started
     size = (folder / PLAN).stat().st_size
     return {
@@ -150,19 +150,19 @@ def make(shards: int, folder: Path) -> dict[str, float]:
     files = manifest.read_shards(folder, read_spec(folder)).files
     write_spec(spec, folder, {})
     order = Order([SHARD] * shards, seed=0)
-    read = {0} | {order.position(p)[1] // SHARD for p in range(BATCH)}
+    first_shards = {0} | {order.position(p)[1] // SHARD for p in range(BATCH)}
     index = bytes.fromhex(sha256_file(index_path(folder, 0, 0)))
-    others = np.random.default_rng(0)
-    indexes = [index if shard in read else others.bytes(32) for shard in range(shards)]
-    about = {"spec": spec.hash(), "files": {**files, SPEC: sha256_file(folder / SPEC)}}
+    rng = np.random.default_rng(0)
+    indexes = [index if shard in first_shards else rng.bytes(32) for shard in range(shards)]
+    metadata = {"spec": spec.hash(), "files": {**files, SPEC: sha256_file(folder / SPEC)}}
     table = pa.table({"samples": [SHARD] * shards, "index": pa.array(indexes, pa.binary(32))})
-    data = table_bytes(table.replace_schema_metadata({METADATA: json_bytes(about)}))
+    data = table_bytes(table.replace_schema_metadata({METADATA: json_bytes(metadata)}))
     (folder / manifest.SHARDS).write_bytes(data)
     (folder / manifest.CHECKSUM).write_text(
         f"{hashlib.sha256(data).hexdigest()}  {manifest.SHARDS}\n"
         f"{files[manifest.MANIFEST]}  {manifest.MANIFEST}\n"
     )
-    for shard in read - {0}:
+    for shard in first_shards - {0}:
         for path in (tar_path, index_path):
             path(folder, 0, shard).symlink_to(path(folder, 0, 0))
     return {}
@@ -176,7 +176,7 @@ def read(shards: int, folder: Path) -> dict[str, float]:
 
     before, started = _peak(), time.perf_counter()
     caches = open_caches([folder])
-    opened = time.perf_counter() - started
+    open_seconds = time.perf_counter() - started
     assert caches.num_samples == shards * SHARD
     started = time.perf_counter()
     source = CachedSource(caches, global_batch=BATCH, micro_batch=BATCH, seed=0)
@@ -185,7 +185,7 @@ def read(shards: int, folder: Path) -> dict[str, float]:
     assert len(batch.sids) == BATCH
     size = (folder / SHARDS).stat().st_size
     return {
-        "open": opened,
+        "open": open_seconds,
         "batch": seconds,
         "memory": (peak := _peak()),
         "added": peak - before,

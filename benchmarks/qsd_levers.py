@@ -74,11 +74,11 @@ def train(
     module = Distiller(student, space, loss=LossConfig(mask_weight=0), qsd=form)
     optimizer = torch.optim.AdamW(module.parameters(), cfg.lr, weight_decay=0.05)
     held_out = torch.arange(0, len(pixels), 5)
-    seen = torch.tensor([row for row in range(len(pixels)) if row % 5])
+    train_rows = torch.tensor([row for row in range(len(pixels)) if row % 5])
     for step in range(cfg.steps):
         optimizer.param_groups[0]["lr"] = cosine(step, base=cfg.lr, steps=cfg.steps, warmup=cfg.steps // 10)
-        rows = generator("levers", cfg.seed, step).choice(len(seen), cfg.batch, replace=False)
-        batch = batch_of(pixels, features, seen[torch.from_numpy(rows)])
+        rows = generator("levers", cfg.seed, step).choice(len(train_rows), cfg.batch, replace=False)
+        batch = batch_of(pixels, features, train_rows[torch.from_numpy(rows)])
         loss = module(module.draws.add(batch))["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -86,8 +86,8 @@ def train(
     module.eval()
     with torch.no_grad():
         target = conditioning(Features(features.cls[held_out], features.patches[held_out])).patches
-        found = module.head_feature(module.features(pixels[held_out]).patches, target)
-    return float((found - target).square().mean() / (target - target.mean((0, 1))).square().mean())
+        prediction = module.head_feature(module.features(pixels[held_out]).patches, target)
+    return float((prediction - target).square().mean() / (target - target.mean((0, 1))).square().mean())
 
 
 def main() -> int:
@@ -107,7 +107,7 @@ def main() -> int:
         SIZE,
     )
     parts = [teacher(part) for part in pixels.split(32)]
-    features = Features(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    features = Features(*(torch.cat(group) for group in zip(*parts, strict=True)))
     size = float(features.patches.square().mean())
     console.out.print(f"{len(pixels)} images; mean square of the teacher's tokens: {size:.1f}")
     for norm, (name, form) in product(("none", "layer"), FORMS.items()):

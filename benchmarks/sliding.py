@@ -108,8 +108,8 @@ def main() -> int:
     how = Inference(Windows(size, parse_size(cfg.stride)))
     recorder = Recorder(model)
 
-    def infer(to: Segmenter | Recorder) -> None:
-        confusion(to, data, size, how=how, batch_size=cfg.batch_size, workers=cfg.workers, device=device)
+    def infer(target: Segmenter | Recorder) -> None:
+        confusion(target, data, size, how=how, batch_size=cfg.batch_size, workers=cfg.workers, device=device)
 
     @torch.no_grad()
     def forward() -> None:
@@ -119,7 +119,7 @@ def main() -> int:
     infer(recorder)
     forward()
     times = [(seconds(lambda: infer(model), device), seconds(forward, device)) for _ in range(cfg.repeats)]
-    whole, bare = (statistics.median(each) for each in zip(*times, strict=True))
+    whole, bare = (statistics.median(column) for column in zip(*times, strict=True))
     record = {
         "command": " ".join(sys.argv),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {device}",

@@ -58,10 +58,10 @@ def rank_of(out: Path, rank: int) -> int:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().decode().split("\0")
-            given = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+            environ = (process / "environ").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if str(out) in command and "torch.distributed.run" not in command and f"RANK={rank}" in given:
+        if str(out) in command and "torch.distributed.run" not in command and f"RANK={rank}" in environ:
             return int(process.name)
     raise LookupError(f"no rank {rank}")
 
@@ -72,11 +72,11 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def wait_until(process: subprocess.Popen[bytes], holds: object, seconds: float = 180) -> bool:
+def wait_until(process: subprocess.Popen[bytes], condition: object, seconds: float = 180) -> bool:
     """Whether ``holds()`` became true before the process ended."""
-    assert callable(holds)
+    assert callable(condition)
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             return False
         time.sleep(0.0005)
@@ -85,8 +85,8 @@ def wait_until(process: subprocess.Popen[bytes], holds: object, seconds: float =
 
 def kill_one(process: subprocess.Popen[bytes], out: Path, saving: bool, rng: random.Random) -> str | None:
     """Kill a rank at a random moment, or while a checkpoint is half written; what was done."""
-    known = len(losses(out))
-    goal = max(known + 1, known // SAVE_EVERY * SAVE_EVERY + rng.randint(2, 2 * SAVE_EVERY))
+    count = len(losses(out))
+    goal = max(count + 1, count // SAVE_EVERY * SAVE_EVERY + rng.randint(2, 2 * SAVE_EVERY))
     if not wait_until(process, lambda: len(losses(out)) >= goal):
         return None
     rank = 0 if saving else rng.randrange(2)
@@ -115,21 +115,21 @@ def main() -> int:
         cache = make_cache(Path(scratch))
         whole, killed = Path(scratch) / "whole", Path(scratch) / "killed"
         assert start(cache, whole, args.steps).wait() == 0
-        done = saved = 0
-        while done < args.kills:
-            saving = saved < args.saving and args.kills - done <= 2 * (args.saving - saved)
-            said = kill_one(start(cache, killed, args.steps), killed, saving, rng)
-            if said is None:
+        kills = saved = 0
+        while kills < args.kills:
+            saving = saved < args.saving and args.kills - kills <= 2 * (args.saving - saved)
+            text = kill_one(start(cache, killed, args.steps), killed, saving, rng)
+            if text is None:
                 print("the run ended before its kill: give more --steps")
                 return 2
-            done, saved = done + 1, saved + ("writing" in said)
-            print(f"kill {done}: {said}", flush=True)
+            kills, saved = kills + 1, saved + ("writing" in text)
+            print(f"kill {kills}: {text}", flush=True)
         assert start(cache, killed, args.steps).wait() == 0
         names = ["backbone.safetensors", f"checkpoints/step-{args.steps:08d}.safetensors"]
         same = [(whole / name).read_bytes() == (killed / name).read_bytes() for name in names]
         same.append(losses(whole) == losses(killed))
         verdict = "the same weights, checkpoint and losses" if all(same) else f"NOT the same: {same}"
-        print(f"{done} kills, {saved} while saving; {verdict}")
+        print(f"{kills} kills, {saved} while saving; {verdict}")
         return 0 if all(same) and saved >= args.saving else 1
 
 

@@ -10,10 +10,10 @@ PART is one of
 - masked: the shared masked pass over two full passes, and how far their losses are apart;
 - qsd: seconds and peak memory of QSD against softmax(QK)V, forward and backward;
 - ranks: images/s of two ranks over one, one thread each, the same batch a rank;
-- students: two students in one pass over each alone, where the loader and where the students are slow.
+- students: two students in one pass over each alone, with a slow loader and with slow students.
 
-One torch thread. Teachers and students are untrained: speed does not know. What is compared is measured in
-turns; a figure is the least of ``--steps`` turns, since other work on a machine only ever adds time.
+One torch thread. Teachers and students are untrained, as speed does not depend on it. What is compared is
+measured in turns; a figure is the least of ``--steps`` turns, since other work on a machine only adds time.
 ``--out`` adds the part to a JSON file.
 """
 
@@ -124,29 +124,29 @@ class Bench:
         count = iter(range(10**9))
 
         def step() -> None:
-            done = next(count)
-            training.begin(done)
-            training.micro_step(next(batches), done, gradient_norm=True)
-            training.end(done + 1)
+            number = next(count)
+            training.begin(number)
+            training.micro_step(next(batches), number, gradient_norm=True)
+            training.end(number + 1)
 
         return step
 
 
 def in_turns(steps: int, **works: Callable[[], object]) -> dict[str, float]:
     """Least seconds of each work in ``steps`` turns, after one unmeasured turn."""
-    found = dict.fromkeys(works, float("inf"))
+    best = dict.fromkeys(works, float("inf"))
     for turn in range(steps + 1):
         for name, work in works.items():
             began = time.perf_counter()
             work()
             if turn:
-                found[name] = min(found[name], time.perf_counter() - began)
-    return found
+                best[name] = min(best[name], time.perf_counter() - began)
+    return best
 
 
 def rates(seconds: dict[str, float], count: int) -> dict[str, float]:
     """How many of ``count`` a second, for each work."""
-    return {name: count / each for name, each in seconds.items()}
+    return {name: count / value for name, value in seconds.items()}
 
 
 # ------------------------------------------------------------------------------------------- parts
@@ -156,16 +156,16 @@ def limit(bench: Bench) -> dict[str, Any]:
     """In turns of two steps, so that the loader cannot work far ahead while the other side is measured."""
     name = "vit_base_patch16_224"
     source = bench.cached(bench.teacher(name), name)
-    held = list(source.batches(0, 2))
+    resident = list(source.batches(0, 2))
     training = bench.training(source)
 
     def train(batches: Iterator[Batch]) -> None:
         step = bench.stepper(training, batches)
-        for _ in held:
+        for _ in resident:
             step()
 
     seconds = in_turns(
-        bench.steps, cache=lambda: train(source.batches(0, 2)), memory=lambda: train(iter(held))
+        bench.steps, cache=lambda: train(source.batches(0, 2)), memory=lambda: train(iter(resident))
     )
     return {"steps/s": rates(seconds, 2), "ratio": seconds["memory"] / seconds["cache"]}
 
@@ -178,7 +178,7 @@ def live_source(bench: Bench, teacher: Teacher, count: int = 32) -> LiveSource:
 
 
 def live(bench: Bench) -> dict[str, Any]:
-    found = {}
+    rows = {}
     for name, millions in TEACHERS.items():
         teacher = bench.teacher(name)
         cached, run = bench.cached(teacher, name), live_source(bench, teacher)
@@ -192,14 +192,14 @@ def live(bench: Bench) -> dict[str, Any]:
         )
         speed_up = seconds["live"] / seconds["cached"]
         predicted = (seconds["teacher"] + seconds["cached"]) / seconds["cached"]
-        found[name] = {
+        rows[name] = {
             "parameters_m": millions,
             "images/s": rates(seconds, BATCH),
             "speed_up": speed_up,
             "predicted": predicted,
             "of_prediction": speed_up / predicted,
         }
-    return found
+    return rows
 
 
 def naive(head: QsdHead, student: Tensor, teacher: Tensor) -> Tensor:
@@ -218,12 +218,12 @@ def two_passes(distiller: Distiller, batch: Batch, head: Callable[..., Tensor]) 
             batch.sids[row], batch.epochs[row], distiller.draws.seed, student.mask_tokens, 0.5
         )
     plain, masked = distiller.features(batch.pixels), distiller.features(batch.pixels, mask)
-    wanted_cls = target.cls[:, None]
-    soft_cls = head(distiller.head_cls, plain.cls[:, None], wanted_cls)
+    target_cls = target.cls[:, None]
+    soft_cls = head(distiller.head_cls, plain.cls[:, None], target_cls)
     soft = head(distiller.head_feature, plain.patches, target.patches)
-    both = mse(torch.cat([soft_cls, soft], 1), torch.cat([wanted_cls, target.patches], 1))
+    both = mse(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, target.patches], 1))
     hidden = mse(head(distiller.head_mask, masked.patches, target.patches), target.patches)
-    return both + hidden + mse(soft_cls, wanted_cls)
+    return both + hidden + mse(soft_cls, target_cls)
 
 
 def published_distiller(source: CachedSource) -> Distiller:
@@ -260,7 +260,7 @@ def masked(bench: Bench) -> dict[str, Any]:
     source = bench.cached(teacher, "vit_small_patch16_224")
     distiller = published_distiller(source)
     batches = cycle(list(source.batches(0, 2, distiller.draws)))
-    apart: list[float] = []
+    differences: list[float] = []
 
     def shared() -> None:
         distiller.zero_grad()
@@ -274,12 +274,12 @@ def masked(bench: Bench) -> dict[str, Any]:
         with torch.no_grad():
             one = float(distiller(batch)["loss"])
             two = float(two_passes(distiller, batch, lambda head, *tokens: head(*tokens)))
-        apart.append(abs(one - two) / two)
+        differences.append(abs(one - two) / two)
     seconds = in_turns(bench.steps, shared=shared, full=full)
     return {
         "seconds": seconds,
         "ratio": seconds["full"] / seconds["shared"],
-        "relative_loss_difference": max(apart),
+        "relative_loss_difference": max(differences),
     }
 
 
@@ -313,17 +313,17 @@ print(min(seconds), (kib("VmHWM") - before) / 1024)
 
 def qsd(bench: Bench) -> dict[str, Any]:
     """Each in a process of its own: peak memory is a process's. Widths 384 and 768, two images."""
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for tokens in (256, 1024, 4096):
         row: dict[str, Any] = {}
         for form in ("sdpa", "naive"):
             command = [sys.executable, "-c", QSD, form, str(tokens), str(bench.steps)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            row[form] = {"seconds": float(printed[0]), "peak_mib": float(printed[1])}
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            row[form] = {"seconds": float(output[0]), "peak_mib": float(output[1])}
         row["memory_ratio"] = row["naive"]["peak_mib"] / row["sdpa"]["peak_mib"]
         row["speed_up"] = row["naive"]["seconds"] / row["sdpa"]["seconds"]
-        found[str(tokens)] = row
-    return found
+        rows[str(tokens)] = row
+    return rows
 
 
 def ranks(bench: Bench) -> dict[str, Any]:
@@ -332,9 +332,9 @@ def ranks(bench: Bench) -> dict[str, Any]:
     source = bench.cached(bench.teacher(name), name)
     assert source.num_samples
     cache = bench.scratch / f"cache-{name}-32-224"
-    found: dict[str, float] = {}
+    by_world: dict[str, float] = {}
     for world in (1, 2, 1, 2):
-        out = bench.scratch / f"ranks-{world}-{len(found)}-{time.monotonic_ns()}"
+        out = bench.scratch / f"ranks-{world}-{len(by_world)}-{time.monotonic_ns()}"
         flags = ["--ds-config", "zero1.json", "--cache", cache, "--student", STUDENT, "--workers", 1]
         flags += ["--out", out, "--global-batch", BATCH * world, "--steps", bench.steps + 2, "--ema", 0]
         command = ["--nproc-per-node", world, "--master-port", free_port(), ROOT / "launchers/stage1.py"]
@@ -346,8 +346,8 @@ def ranks(bench: Bench) -> dict[str, Any]:
         )
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         best = max(row["images_per_s"] for row in rows[2:])
-        found[str(world)] = max(best, found.get(str(world), 0.0))
-    return {"images/s": found, "ratio": found["2"] / found["1"]}
+        by_world[str(world)] = max(best, by_world.get(str(world), 0.0))
+    return {"images/s": by_world, "ratio": by_world["2"] / by_world["1"]}
 
 
 class SlowSource:
@@ -365,20 +365,20 @@ class SlowSource:
 
 
 def students(bench: Bench) -> dict[str, Any]:
-    """Two small students; where the loader is slow, an image takes 50 ms to read."""
+    """Two small students; if the loader is the slow part, an image takes 50 ms to read."""
     small = {"embed_dim": 96, "depth": 2, "num_heads": 3}
     source = bench.cached(bench.teacher("mobilenetv2_100"), "mobilenetv2_100")
     one, two = (bench.training(source, **small) for _ in range(2))
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for regime, seconds_an_image in (("loader", 0.05), ("students", 0.0)):
         slow = SlowSource(source, seconds_an_image)
 
-        def train(chosen: list[Training], slow: SlowSource = slow) -> None:
-            for done, batch in enumerate(slow.batches(0, 6)):
-                for training in chosen:
-                    training.begin(done)
-                    training.micro_step(batch, done, gradient_norm=True)
-                    training.end(done + 1)
+        def train(trainings: list[Training], slow: SlowSource = slow) -> None:
+            for number, batch in enumerate(slow.batches(0, 6)):
+                for training in trainings:
+                    training.begin(number)
+                    training.micro_step(batch, number, gradient_norm=True)
+                    training.end(number + 1)
 
         seconds = in_turns(
             bench.steps,
@@ -387,8 +387,8 @@ def students(bench: Bench) -> dict[str, Any]:
             both=lambda train=train: train([one, two]),
         )
         ratio = seconds["both"] / (seconds["first"] + seconds["second"])
-        found[regime] = {"seconds": seconds, "ratio": ratio}
-    return found
+        results[regime] = {"seconds": seconds, "ratio": ratio}
+    return results
 
 
 PARTS = {part.__name__: part for part in (limit, live, peers, masked, qsd, ranks, students)}

@@ -70,7 +70,7 @@ def main(old: Path, repeats: int) -> None:
                 for checkout in (old, HERE) if repeat % 2 else (HERE, old):
                     out = root / f"{name.replace(' ', '-')}-{repeat}-{checkout == HERE}"
                     seconds[checkout].append(cpu_seconds(checkout, command, out))
-            before, after = (statistics.median(each) for each in seconds.values())
+            before, after = (statistics.median(values) for values in seconds.values())
             print(f"| {name} | {before:.2f} | {after:.2f} | {after / before:.3f} |", flush=True)
 
 

@@ -31,8 +31,8 @@ def flags(out: Path, steps: int, lrs: list[float]) -> list[str]:
     space = out / "space.yaml"
     out.mkdir(parents=True, exist_ok=True)
     space.write_text(f"optim.lr: choice({', '.join(map(str, lrs))})\nglobal_batch: 16\n")
-    given = ["--space", str(space), "--search", "grid", "--scheduler", "none"]
-    return [*given, "--steps", str(steps), "--out", str(out / "search")]
+    arguments = ["--space", str(space), "--search", "grid", "--scheduler", "none"]
+    return [*arguments, "--steps", str(steps), "--out", str(out / "search")]
 
 
 def alone(out: Path, steps: int, lr: float) -> NoReturn:
@@ -57,8 +57,8 @@ def wall(command: list[str]) -> tuple[float, str]:
     """Seconds and standard output of a command whose threads are as many as Ray gives a trial of one CPU."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return time.monotonic() - began, done.stdout
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return time.monotonic() - began, process.stdout
 
 
 def main() -> None:
@@ -69,40 +69,37 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--pair", action="store_true")
     parser.add_argument("--alone", type=float, default=None, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.alone is not None:
-        alone(given.out, given.steps, given.alone)
-    lrs = LRS[: given.trials]
+    args = parser.parse_args()
+    if args.alone is not None:
+        alone(args.out, args.steps, args.alone)
+    lrs = LRS[: args.trials]
     load = os.getloadavg()[0]
-    searched, _ = wall([sys.executable, str(ROOT / "tuning/search.py"), *flags(given.out, given.steps, lrs)])
-    print(f"search: {searched:.1f} s", flush=True)
-    again = [sys.executable, __file__, "--out", str(given.out), "--steps", str(given.steps), "--alone"]
+    total, _ = wall([sys.executable, str(ROOT / "tuning/search.py"), *flags(args.out, args.steps, lrs)])
+    print(f"search: {total:.1f} s", flush=True)
+    command = [sys.executable, __file__, "--out", str(args.out), "--steps", str(args.steps), "--alone"]
 
     def run(lr: float) -> float:
-        took, said = wall([*again, str(lr)])
-        took -= float(json.loads(said.splitlines()[-1])["checking"])
+        took, output = wall([*command, str(lr)])
+        took -= float(json.loads(output.splitlines()[-1])["checking"])
         print(f"alone: {took:.1f} s", flush=True)
         return took
 
-    seconds = [run(lr) for lr in lrs[: given.alone_runs]]
+    seconds = [run(lr) for lr in lrs[: args.alone_runs]]
     alone_total = sum(seconds) / len(seconds) * len(lrs)
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
         "load_average_before_and_after": [round(load, 1), round(os.getloadavg()[0], 1)],
-        "steps": given.steps,
+        "steps": args.steps,
         "trials": len(lrs),
-        "search_seconds": round(searched, 1),
-        "alone_seconds": [round(each, 1) for each in seconds],
-        "ratio": round(searched / (alone_total / 2), 2),
+        "search_seconds": round(total, 1),
+        "alone_seconds": [round(value, 1) for value in seconds],
+        "ratio": round(total / (alone_total / 2), 2),
     }
-    if given.pair:
+    if args.pair:
         with ThreadPoolExecutor(2) as pool:
             pair = max(pool.map(run, [lr * 1.01 for lr in lrs[:2]]))
-        result |= {
-            "pair_seconds": round(pair, 1),
-            "ratio_to_pairs": round(searched / (pair * len(lrs) / 2), 2),
-        }
+        result |= {"pair_seconds": round(pair, 1), "ratio_to_pairs": round(total / (pair * len(lrs) / 2), 2)}
     path = Path(__file__).with_suffix(".json")
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(path.read_text())

@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SEARCH = [sys.executable, str(ROOT / "tuning/search.py")]
 
 
-def search(out: Path, seed: int, steps: int, *more: str) -> float:
+def search(out: Path, seed: int, steps: int, *extra: str) -> float:
     """Run a search; its minutes of wall time."""
     began = time.monotonic()
-    command = [*SEARCH, "--out", str(out), "--seed", str(seed), "--steps", str(steps), *more]
+    command = [*SEARCH, "--out", str(out), "--seed", str(seed), "--steps", str(steps), *extra]
     with open(out.with_suffix(".log"), "w") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log)
     return (time.monotonic() - began) / 60
@@ -48,8 +48,8 @@ def single(out: Path, seed: int, steps: int, options: dict[str, Any]) -> float:
     space = out.with_suffix(".yaml")
     space.write_text(yaml.safe_dump(values))
     # The search has built the cache by now; named, it is not looked after (and locked) by two at once.
-    given = ["--space", str(space), "--cache", "runs/demo-cache/proxy", "--cpus", "1"]
-    search(out, seed, steps, *given, "--search", "grid", "--scheduler", "none")
+    flags = ["--space", str(space), "--cache", "runs/demo-cache/proxy", "--cpus", "1"]
+    search(out, seed, steps, *flags, "--search", "grid", "--scheduler", "none")
     return round(float(summary(out)["best"]["miou"]), 2)
 
 
@@ -59,26 +59,26 @@ def measure(out: Path, seed: int, steps: int, trials: int) -> dict[str, Any]:
     if record.exists():
         return json.loads(record.read_text())
     minutes = search(folder, seed, steps, "--num-trials", str(trials))
-    found = summary(folder)
-    best = found["best"]["config"]
+    outcome = summary(folder)
+    best = outcome["best"]["config"]
     with ThreadPoolExecutor(2) as pool:
         runs = {
             "default_miou": pool.submit(single, out / f"default-{seed}", seed, steps, {}),
             "again_best_miou": pool.submit(single, out / f"again-best-{seed}", seed + 100, steps, best),
             "again_default_miou": pool.submit(single, out / f"again-default-{seed}", seed + 100, steps, {}),
         }
-        alone = {name: run.result() for name, run in runs.items()}
+        scores = {name: run.result() for name, run in runs.items()}
     measured = {
         "seed": seed,
         "minutes": round(minutes, 2),
-        "trials": found["trials"],
-        "share_saved": round(found["share_saved"], 3),
-        "best_trial": found["best"]["trial"],
-        "best_miou": round(found["best"]["miou"], 2),
+        "trials": outcome["trials"],
+        "share_saved": round(outcome["share_saved"], 3),
+        "best_trial": outcome["best"]["trial"],
+        "best_miou": round(outcome["best"]["miou"], 2),
         "best_config": best,
-        "importance": {key: round(value, 3) for key, value in found["importance"].items()},
+        "importance": {key: round(value, 3) for key, value in outcome["importance"].items()},
         "again_seed": seed + 100,
-        **alone,
+        **scores,
     }
     record.write_text(json.dumps(measured, indent=2) + "\n")
     return measured
@@ -90,17 +90,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--trials", type=int, default=12)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    runs = [measure(given.out, seed, given.steps, given.trials) for seed in given.seeds]
-    seeds = " ".join(map(str, given.seeds))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    runs = [measure(args.out, seed, args.steps, args.trials) for seed in args.seeds]
+    seeds = " ".join(map(str, args.seeds))
     result = {
-        "command": f"python benchmarks/tune_search.py --steps {given.steps} --seeds {seeds}",
+        "command": f"python benchmarks/tune_search.py --steps {args.steps} --seeds {seeds}",
         "date": time.strftime("%Y-%m-%d"),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
         "load_average_at_end": round(os.getloadavg()[1], 1),
         "objective": "mIoU in percent of a linear probe on frozen tokens, source/val",
-        "steps": given.steps,
+        "steps": args.steps,
         "runs": runs,
     }
     path = Path(__file__).with_suffix(".json")

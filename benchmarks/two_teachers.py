@@ -43,7 +43,7 @@ STEPS = {"1a": 600, "1b": 2100, "head": 450}
 """12 000 student passes: 20 % on ImageNet, 70 % on CamVid, 10 % for the head, as in the recipe."""
 
 
-def launch(script: str, *more: object) -> list[str]:
+def launch(script: str, *flags: object) -> list[str]:
     command = [
         "deepspeed",
         "--num_gpus",
@@ -51,7 +51,7 @@ def launch(script: str, *more: object) -> list[str]:
         ROOT / "launchers" / script,
         "--ds-config",
         "zero2.json",
-        *more,
+        *flags,
     ]
     return [str(part) for part in command]
 
@@ -60,20 +60,20 @@ def caches(data: Path, out: Path, teachers: Sequence[str]) -> Iterator[tuple[Ste
     """The commands that write the caches, each with the file that it writes last."""
     for name in teachers:
         flags = [flag.format(data=data) for flag in TEACHERS[name]]
-        for which, images in IMAGES.items():
-            folder = out / "caches" / f"{name}-{which}"
+        for kind, images in IMAGES.items():
+            folder = out / "caches" / f"{name}-{kind}"
             command = ["gkd-scale", "cache-teacher", "--images", str(data / images), *flags]
             command += ["--image-size", SIZE, "--views", "8", "--out", str(folder)]
-            yield Step(f"cache {name} {which}", command), folder / "manifest.parquet"
+            yield Step(f"cache {name} {kind}", command), folder / "manifest.parquet"
 
 
 def cell(data: Path, out: Path, row: str, seed: int) -> Iterator[tuple[Step, Path]]:
     """The commands of a row and a seed, each with the file that it writes last."""
     folder = out / row / f"seed{seed}"
     weights: list[object] = []
-    for phase, which in (("1a", "proxy"), ("1b", "source")):
-        read = [flag for name in ROWS[row] for flag in ("--cache", out / "caches" / f"{name}-{which}")]
-        flags = [*read, *STUDENT, *weights, "--teacher-norm", "whiten", "--lr", "6e-3", "--ema", "0.99"]
+    for phase, kind in (("1a", "proxy"), ("1b", "source")):
+        inputs = [flag for name in ROWS[row] for flag in ("--cache", out / "caches" / f"{name}-{kind}")]
+        flags = [*inputs, *STUDENT, *weights, "--teacher-norm", "whiten", "--lr", "6e-3", "--ema", "0.99"]
         flags += ["--global-batch", 4, "--steps", STEPS[phase], "--seed", seed, "--out", folder / phase]
         yield Step(f"{row}-{seed} {phase}", launch("stage1.py", *flags)), folder / phase / "run.json"
         weights = ["--student-weights", folder / phase]
@@ -102,27 +102,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/two_teachers"))
     parser.add_argument("--only", action="append", help="cells, for example both/0 or dinov2/*; repeatable")
     args = parser.parse_args()
-    wanted = args.only or ["*"]
-    chosen = [
+    patterns = args.only or ["*"]
+    cells = [
         (row, seed)
         for seed in SEEDS
         for row in ROWS
-        if any(fnmatch.fnmatch(f"{row}/{seed}", pattern) for pattern in wanted)
+        if any(fnmatch.fnmatch(f"{row}/{seed}", pattern) for pattern in patterns)
     ]
-    teachers = [name for name in TEACHERS if any(name in ROWS[row] for row, _ in chosen)]
+    teachers = [name for name in TEACHERS if any(name in ROWS[row] for row, _ in cells)]
     works = list(caches(args.data, args.out, teachers))
-    works += [work for row, seed in chosen for work in cell(args.data, args.out, row, seed)]
+    works += [work for row, seed in cells for work in cell(args.data, args.out, row, seed)]
     for number, (step, proof) in enumerate(works, 1):
         if not proof.exists():
             name = step.title.replace(" ", "-")
             run_step(step, f"{number}/{len(works)}", args.out / "logs" / f"{name}.log")
     for row in ROWS:
-        done = [args.out / row / f"seed{seed}" for seed in SEEDS]
-        found = [scores(folder / "head") for folder in done if (folder / "head/evaluation.json").exists()]
-        if found:
-            columns = np.array(found).T
+        runs = [args.out / row / f"seed{seed}" for seed in SEEDS]
+        table = [scores(folder / "head") for folder in runs if (folder / "head/evaluation.json").exists()]
+        if table:
+            columns = np.array(table).T
             print(
-                f"| {row} | {len(found)} | "
+                f"| {row} | {len(table)} | "
                 + " | ".join(f"{c.mean():.1f} ± {c.std(ddof=len(c) > 1):.1f}" for c in columns)
             )
 

@@ -1,4 +1,4 @@
-"""The commands as functions, for a notebook or a script: one process, on a GPU where there is one.
+"""The commands as functions, for a notebook or a script: one process, on a GPU if there is one.
 
 Options have the names of the flags, with ``_`` for ``-``; those of a section are a mapping::
 
@@ -66,17 +66,17 @@ def distill(
     """Stage 1 in this process: ``student`` learns from the teacher's features in one cache or several.
 
     Writes the run ``out``. Returns the student as a backbone. ``options`` are those of
-    ``launchers/stage1.py``. Raises ConfigError, CacheError, ModelError or RunError; RunError too where it was
-    asked to stop: the same call goes on.
+    ``launchers/stage1.py``. Raises ConfigError, CacheError, ModelError or RunError; RunError too if it was
+    asked to stop; the same call then goes on.
     """
     from gkd_scale.distill import stage1
 
-    named = [caches] if isinstance(caches, (str, Path)) else list(caches)
-    values = {"cache": named, "student": [student], "out": str(out), "ds_config": _ALONE, **options}
+    folders = [caches] if isinstance(caches, (str, Path)) else list(caches)
+    values = {"cache": folders, "student": [student], "out": str(out), "ds_config": _ALONE, **options}
     cfg = config.build(Stage1Config, values, "distill")
     if cfg.source.teacher == LIVE or not cfg.source.cache:
         raise ConfigError("distill reads a cache, and none is given", "make one with cache_teacher")
-    _alone(partial(stage1.train, cfg))
+    _train_alone(partial(stage1.train, cfg))
     return load_backbone(out)
 
 
@@ -90,10 +90,10 @@ def train_head(
     """
     from gkd_scale.segment import stage2
 
-    named = {"train": _listed(train), "val": _listed(val)}
-    values = {"backbone": str(backbone), **named, "out": str(out), "ds_config": _ALONE, **options}
+    datasets = {"train": _as_list(train), "val": _as_list(val)}
+    values = {"backbone": str(backbone), **datasets, "out": str(out), "ds_config": _ALONE, **options}
     cfg = config.build(Stage2Config, values, "train_head")
-    _alone(partial(stage2.run, cfg))
+    _train_alone(partial(stage2.run, cfg))
     return load_segmenter(out)
 
 
@@ -109,14 +109,14 @@ def evaluate(run: str | Path, data: Mapping[str, str], **options: Any) -> dict[s
     )
 
 
-def _listed(references: References) -> list[str]:
+def _as_list(references: References) -> list[str]:
     return [references] if isinstance(references, str) else list(references)
 
 
-def _alone(train: Callable[[Runtime, Path], object]) -> None:
+def _train_alone(train: Callable[[Runtime, Path], object]) -> None:
     """Train as a world of one, and leave the environment as it was."""
     with _environment(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries below, about their own insides
+        warnings.simplefilter("ignore")  # of the libraries, about their internals
         runtime, variables = _world_of_one()
         os.environ.update(variables)
         try:
@@ -130,7 +130,7 @@ def _alone(train: Callable[[Runtime, Path], object]) -> None:
 
 @cache
 def _world_of_one() -> tuple[Runtime, dict[str, str]]:
-    """This process's only process group, which DeepSpeed keeps in mind, and the variables that name it."""
+    """This process's only process group, which DeepSpeed remembers, and the variables that name it."""
     runtime = Runtime.start()
     atexit.register(runtime.stop)
     return runtime, {name: os.environ[name] for name in _LAUNCHED}
@@ -138,16 +138,16 @@ def _world_of_one() -> tuple[Runtime, dict[str, str]]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """The environment without a launcher's variables, and as it was afterwards."""
+    """Inside the block, the environment has no launcher's variables; afterwards it is as it was."""
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
             "this process is a rank of several (WORLD_SIZE), and this function trains in one",
             "use launchers/stage1.py and stage2.py",
         )
-    before = {name: os.environ.pop(name) for name in _LAUNCHED if name in os.environ}
+    variables = {name: os.environ.pop(name) for name in _LAUNCHED if name in os.environ}
     try:
         yield
     finally:
         for name in _LAUNCHED:
             os.environ.pop(name, None)
-        os.environ.update(before)
+        os.environ.update(variables)

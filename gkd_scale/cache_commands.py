@@ -1,7 +1,7 @@
 """The commands that need a cache and its teacher: cache-teacher, plan, verify and repair.
 
-A cache is of :mod:`gkd_scale.cache`, and images may be a labelled dataset of :mod:`gkd_scale.segment`, which
-is above it: the two meet here.
+A cache belongs to :mod:`gkd_scale.cache`; images may be a labelled dataset of :mod:`gkd_scale.segment`, which
+may import the cache but not the reverse: the two meet here.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def verify(cfg: VerifyConfig) -> int:
     damages = check_bytes(cfg.cache, console.say)
     if cfg.rerun_teacher and not damages:
         cache = Cache.open(cfg.cache)
-        known = TeacherConfig.of_fingerprint(cache.fingerprint, cfg.teacher_weights)
-        teacher = load_teacher(known, cache.spec.image_size, cfg.device)
+        config = TeacherConfig.of_fingerprint(cache.fingerprint, cfg.teacher_weights)
+        teacher = load_teacher(config, cache.spec.image_size, cfg.device)
         lines = list(rerun(cache, teacher, cfg.rerun_teacher, cfg.tolerance))
         console.say(*lines, f"{cfg.rerun_teacher} samples computed again: {len(lines)} differ")
         damages += len(lines)
@@ -87,7 +87,7 @@ def verify(cfg: VerifyConfig) -> int:
 def repair(cfg: RepairConfig) -> None:
     """Rebuild the damaged shards of a cache and print what was rebuilt."""
     spec = read_spec(cfg.cache)
-    known = TeacherConfig.of_fingerprint(spec.teacher, cfg.teacher_weights)
-    teacher = load_teacher(known, spec.image_size, cfg.device)
+    config = TeacherConfig.of_fingerprint(spec.teacher, cfg.teacher_weights)
+    teacher = load_teacher(config, spec.image_size, cfg.device)
     report = rebuild(cfg, spec, teacher, console.say, source=labelled(cfg.images))
     console.say(*report.lines())

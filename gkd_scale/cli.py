@@ -12,7 +12,7 @@ from gkd_scale.command_table import COMMANDS, Command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the process's exit status (0 done, 1 our fault or damage, 2 the user's mistake)."""
+    """Run a command. Returns the exit status: 0 done, 1 our fault or damage, 2 the user's mistake."""
     if "_ARGCOMPLETE" in os.environ:
         from gkd_scale.completion import complete
 
@@ -53,9 +53,9 @@ def _find(arguments: Sequence[str]) -> tuple[Command, Sequence[str]]:
 
     name, *rest = arguments
     if name not in COMMANDS or " " in name:
-        names = [each for each in COMMANDS if " " not in each]
+        names = [key for key in COMMANDS if " " not in key]
         raise ConfigError(f"gkd-scale has no command '{name}'", nearest(name, names) or "see --help")
-    verbs = [verb for each in COMMANDS for first, _, verb in [each.partition(" ")] if verb and first == name]
+    verbs = [verb for key in COMMANDS for first, _, verb in [key.partition(" ")] if verb and first == name]
     if not verbs or not rest or rest[0].startswith("-"):
         return COMMANDS[name], rest
     if rest[0] not in verbs:

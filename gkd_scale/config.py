@@ -184,7 +184,7 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
     return config
 
 
-def given(config: Any) -> frozenset[str]:
+def explicit_keys(config: Any) -> frozenset[str]:
     """Dotted keys of the options that :func:`parse` or :func:`build` were given; none for other instances."""
     keys: frozenset[str] = vars(config).get(_GIVEN, frozenset())
     return keys
@@ -239,8 +239,8 @@ def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
             return _HOME.sub(lambda home: f"{home[1]}{Path.home()}/", value)
         return value
 
-    known = options(cls)
-    return _placed({known[key].path: prepared(known[key].hint, value) for key, value in values.items()}, cls)
+    opts = options(cls)
+    return _placed({opts[key].path: prepared(opts[key].hint, value) for key, value in values.items()}, cls)
 
 
 _HOME = re.compile(r"^((?:[^/~]*[=:])?)~/")
@@ -295,8 +295,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed(config: T, **values: Any) -> T:
     """A copy in which some options, by their keys, have other values."""
-    known = options(type(config))
-    return typing.cast(T, _copy(config, {known[key].path: value for key, value in values.items()}))
+    opts = options(type(config))
+    return typing.cast(T, _copy(config, {opts[key].path: value for key, value in values.items()}))
 
 
 def _copy(part: Any, values: Mapping[tuple[str, ...], Any]) -> Any:
@@ -416,8 +416,8 @@ def _add_argument(parser: Any, key: str, option: Option, prefix: str) -> None:
     help_text = meta.get("help", "").replace("%", "%%")
     default = field.default if field.default_factory is _MISSING else field.default_factory()
     if default not in (_MISSING, None, "", [], {}) and not meta.get("positional"):
-        shown = " ".join(map(str, default)) if isinstance(default, (tuple, list)) else default
-        help_text += f" (default: {shown})"
+        text = " ".join(map(str, default)) if isinstance(default, (tuple, list)) else default
+        help_text += f" (default: {text})"
     kwargs: dict[str, Any] = {"dest": dest, "help": help_text, "default": argparse.SUPPRESS}
     if meta.get("choices"):
         kwargs["choices"] = list(meta["choices"])
@@ -471,23 +471,23 @@ class _KeyValue(argparse.Action):
 
 def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
     """ConfigError for an unknown key, a value that is no choice, and a number outside its range."""
-    known = options(cls)
+    opts = options(cls)
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if key not in known:
+        if key not in opts:
             parent, dot, leaf = str(key).partition(".")
-            place = parent if dot and parent in known else _section_of(str(key), known)
+            place = parent if dot and parent in opts else _section_of(str(key), opts)
             raise ConfigError(
                 f"{where}: unknown key '{dotted}'",
                 f"write '{leaf if dot else key}' below '{place}:'"
                 if place
-                else nearest(str(key), known) or f"known: {', '.join(known)}",
+                else nearest(str(key), opts) or f"known: {', '.join(opts)}",
             )
-        hint, meta = known[key].hint, known[key].field.metadata
-        if known[key].is_section and isinstance(value, Mapping):
+        hint, meta = opts[key].hint, opts[key].field.metadata
+        if opts[key].is_section and isinstance(value, Mapping):
             _check(hint, value, where, f"{dotted}.")
             continue
-        if known[key].optional and value in ("None", "null", "~"):
+        if opts[key].optional and value in ("None", "null", "~"):
             raise ConfigError(f"{where}: '{dotted}' is '{value}'", "leave it out (in YAML, write null)")
         if hint is str and isinstance(value, bool):
             raise ConfigError(f"{where}: '{dotted}' is {str(value).lower()}", "write a text")
@@ -505,9 +505,9 @@ def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -
                 _check_argument((meta.get("keys") or {}).get(inner), item, f"{where}: '{dotted}.{inner}'")
 
 
-def _section_of(key: str, known: Mapping[str, Option]) -> str:
-    """The section that has an option ``key``; the empty string where none does."""
-    sections = (name for name, each in known.items() if each.is_section and key in options(each.hint))
+def _section_of(key: str, opts: Mapping[str, Option]) -> str:
+    """The section that has an option ``key``; the empty string if none has it."""
+    sections = (name for name, opt in opts.items() if opt.is_section and key in options(opt.hint))
     return next(sections, "")
 
 

@@ -1,4 +1,4 @@
-"""The terminal: one rich console, one progress bar, and the place where errors become exit codes."""
+"""The terminal: one rich console, one progress bar, and the function that turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gkd_scale.errors import GkdError, refusal
 
 
 def _mend_streams() -> None:
-    """Let closed streams be silent, and stdout show a '?' for what its encoding lacks."""
+    """Let closed streams drop output, and let stdout show a '?' for what its encoding lacks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
@@ -45,7 +45,7 @@ def say(*lines: str) -> None:
 
 
 def paste(lead: str, *command: object) -> None:
-    """A command to be pasted, after ``lead``: quoted, never wrapped, nothing in it taken for markup."""
+    """Print ``lead`` and a command to paste: quoted, never wrapped, without markup."""
     out.out(f"{lead}{shell(*command)}", highlight=False)
 
 
@@ -79,17 +79,17 @@ def run(command: Callable[[], int | None]) -> int:
         _drop_output()
         return 0
     except OSError as error:
-        refused = refusal(error)
-        if refused is None:
+        user_error = refusal(error)
+        if user_error is None:
             raise
         if error.filename is None:
             _drop_output()
-        report(refused)
-        return refused.exit_code
+        report(user_error)
+        return user_error.exit_code
 
 
 def _drop_output() -> None:
-    """Let go of what stdout could not take: at the process's end it would be tried again."""
+    """Drop what stdout could not take: Python would try to write it again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -101,7 +101,7 @@ def explain_bugs() -> None:
 
 
 _before: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []
-"""The hook that was there when ours was put in front of it, once a process."""
+"""The hook before ours."""
 
 
 def _explained(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -113,14 +113,14 @@ def _explained(kind: type[BaseException], error: BaseException, trace: Traceback
 
 def report(error: GkdError) -> None:
     """One error, in red, on stderr."""
-    err.print(f"[bold red]error:[/] {escape(_shown(error.message))}")
+    err.print(f"[bold red]error:[/] {escape(_printable(error.message))}")
     if error.hint:
-        err.print(f"  → {escape(_shown(error.hint))}")
+        err.print(f"  → {escape(_printable(error.hint))}")
 
 
-def _shown(text: str) -> str:
-    """``text`` with escape sequences spelled out, which names of files may have."""
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+def _printable(text: str) -> str:
+    """``text`` with escape sequences spelled out: file names may hold some."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def progress(*columns: str, disable: bool = False) -> Progress:

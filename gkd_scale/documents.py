@@ -1,7 +1,7 @@
 """YAML and JSON that people write: presets, recipes, search spaces, DeepSpeed configs.
 
-Both are read strictly, since a file that says something else than it seems to say gives a silently wrong
-run. A key that is there twice is refused, with its lines. Scalars of YAML are those of YAML 1.2, not of
+Both are read strictly, since a file that means something else than it seems to mean gives a silently wrong
+run. A key that occurs twice is an error that names the lines. Scalars of YAML are those of YAML 1.2, not of
 1.1: ``1e-3`` is a number, ``on`` and ``no`` are words, ``12:30`` and ``2026-01-01`` are texts, and so is
 ``010``. JSON has no ``NaN``. Text is UTF-8, with or without a byte order mark.
 """
@@ -40,8 +40,8 @@ class _Loader(yaml.SafeLoader):
     """Plain YAML types with the scalars above; no dates, sets or binaries; no alias to itself."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        first: [(tag, pattern) for tag, pattern in known if tag not in (*_SCALARS, *_UNKNOWN)]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (*_SCALARS, *_UNKNOWN)]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
         tag: constructor
@@ -96,7 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; ConfigError, its message without a file, where it is none."""
+    """The value of a YAML text; ConfigError, whose message names no file, if it is none."""
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
@@ -170,14 +170,14 @@ def _kind(value: object) -> str:
 
 
 def _refuse_equal_keys(root: yaml.Node) -> None:
-    """ConfigError where a mapping of the tree has a key twice; it names the lines."""
+    """ConfigError, which names the lines, if a mapping of the tree has a key twice."""
     todo: list[tuple[yaml.Node, str]] = [(root, "")]
-    seen = set()
+    visited = set()
     while todo:
         node, prefix = todo.pop()
-        if id(node) in seen:
+        if id(node) in visited:
             continue
-        seen.add(id(node))
+        visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             todo += [(item, prefix) for item in node.value]
         elif isinstance(node, yaml.MappingNode):
@@ -200,12 +200,12 @@ class _EqualKeys(Exception):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in made:
+        if key in values:
             raise _EqualKeys(key)
-        made[key] = value
-    return made
+        values[key] = value
+    return values
 
 
 def _finite(text: str) -> float:
@@ -220,7 +220,7 @@ def _no_constant(text: str) -> float:
 
 
 def _equal_keys(text: str, key: str) -> str:
-    """That a JSON text has ``key`` twice; where, if it can be read as YAML too."""
+    """The message that a JSON text has ``key`` twice, with the lines if it can be read as YAML too."""
     try:
         root = yaml.compose(text.replace("\t", " "), Loader=_Loader)
         _refuse_equal_keys(root or yaml.ScalarNode("", ""))

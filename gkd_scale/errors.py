@@ -73,9 +73,9 @@ class DamageError(GkdError):
     """The bytes on disk differ from the bytes that were written."""
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """'Did you mean …?' for ``name`` among ``known``; the empty string if none of them is near."""
-    names = list(known)
+def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> str:
+    """'Did you mean …?' for ``name`` among ``candidates``; the empty string if none of them is near."""
+    names = list(candidates)
     same = [other for other in names if other.lower() == name.lower()]
     best = same or difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f"did you mean '{best[0]}'?" if best else ""
@@ -95,11 +95,11 @@ _OF_THE_SYSTEM = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR),
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV),
 )
-"""Of paths that cannot be used, and of disks and mounts that have gone."""
+"""Error numbers of paths that cannot be used, and of disks and mounts that have gone."""
 
 
 def refusal(error: OSError) -> UserError | None:
-    """What the system says of a path that only the user can mend; None for what may be our fault."""
+    """The UserError for a path that only the user can mend; None for an error that may be our fault."""
     path = error.filename2 or error.filename
     if error.errno in _OF_THE_SYSTEM and path:
         return UserError(f"{path}: {error.strerror}", "check the path, its permissions and its disk")

@@ -45,9 +45,9 @@ def atomic(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(out: Path, error: type[UserError] = RunError) -> Iterator[Path]:
-    """A folder that appears under ``out`` only when the block ends without an exception; where to write it.
+    """A folder that becomes ``out`` only when the block ends without an exception; yields its temporary path.
 
-    Raises ``error`` where ``out`` is there already, but for an empty folder, or another process makes it.
+    Raises ``error`` if ``out`` exists already and is no empty folder, or if another process makes it.
     """
 
     def refuse() -> None:
@@ -57,7 +57,7 @@ def whole_folder(out: Path, error: type[UserError] = RunError) -> Iterator[Path]
             raise error(f"{out} exists already", "give another --out, or remove it")
 
     refuse()
-    made = [each for each in (out.parent, *out.parent.parents) if not _exists(each)]
+    new_folders = [parent for parent in (out.parent, *out.parent.parents) if not _exists(parent)]
     beside = out.with_name(f".{out.name}{TEMPORARY}")
     try:
         with claimed(beside, error):
@@ -75,15 +75,15 @@ def whole_folder(out: Path, error: type[UserError] = RunError) -> Iterator[Path]
         with suppress(OSError):
             beside.rmdir()
     except BaseException:
-        for each in made:
+        for parent in new_folders:
             with suppress(OSError):
-                each.rmdir()
+                parent.rmdir()
         raise
     sync_folder(out.parent)
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is something at ``path``, which may be no name that the file system takes."""
+    """Whether ``path`` exists; False also for a name that the file system does not take."""
     try:
         return path.exists()
     except OSError:
@@ -111,22 +111,22 @@ def _sync(path: Path) -> None:
 # ------------------------------------------------------------------------------------------ locks
 
 LOCK = ".lock"
-"""In a folder that a command writes, or wrote: the kernel's lock on it says whether one does now."""
+"""A file in a folder that a command writes or wrote: the kernel's lock on it shows whether one does now."""
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems say that know no locks: some network mounts."""
-_held: set[int] = set()
+"""Errors of file systems without locks, such as some network mounts."""
+_descriptors: set[int] = set()
 
 
 @contextmanager
 def claimed(
     folder: Path, error: type[UserError] = RunError, wait: Callable[[], object] | None = None
 ) -> Iterator[None]:
-    """Hold ``folder``, made where it is missing, for what this process writes there.
+    """Hold ``folder``, made if it is missing, for what this process writes there.
 
-    Where another process holds it: an ``error`` that names both, or ``wait()`` and then its turn. At the end
-    the lock goes, and a folder that was made for this and is empty. It holds between nodes where the file
-    system shares locks (NFS, Lustre with ``flock``); where that knows none, nothing is refused.
+    If another process holds it, raise an ``error`` that names both, or call ``wait()`` and then wait for it.
+    The end removes the lock, and the folders that this made if they are empty. Nodes exclude each other if
+    the file system shares locks (NFS, Lustre with ``flock``); without locks, nothing is refused.
     """
 
     def busy(holder: str) -> None:
@@ -135,35 +135,35 @@ def claimed(
             return
         raise _busy(folder, holder, error)
 
-    made = [each for each in (folder, *folder.parents) if not _exists(each)]
+    new_folders = [path for path in (folder, *folder.parents) if not _exists(path)]
     try:
-        with ExitStack() as held:
+        with ExitStack() as stack:
             while True:
                 _make(folder, error)
-                with suppress(FileNotFoundError):  # who held it has removed the folder since
-                    held.enter_context(locked(folder / LOCK, busy, error))
+                with suppress(FileNotFoundError):  # its last holder has removed the folder since
+                    stack.enter_context(locked(folder / LOCK, busy, error))
                     break
             try:
                 yield
             finally:
-                (folder / LOCK).unlink(missing_ok=True)  # held still: who waits for it opens a new one
+                (folder / LOCK).unlink(missing_ok=True)  # still held: a process that waits opens a new one
     finally:
-        for each in made:
+        for path in new_folders:
             with suppress(OSError):
-                each.rmdir()
+                path.rmdir()
 
 
 def require_claimable(folder: Path, error: type[UserError] = RunError) -> None:
     """Raise what :func:`claimed` would raise for ``folder`` now. Makes and changes nothing."""
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
         raise error(f"{folder} is not a folder", "choose another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        raise _unwritable(folder / LOCK if there == folder else folder, denied, error)
+        raise _unwritable(folder / LOCK if existing == folder else folder, denied, error)
     with suppress(FileNotFoundError, PermissionError), open(folder / LOCK, "rb") as lock:
         if not _flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB):
-            raise _busy(folder, _said(lock.fileno()).partition("\n")[0], error)
+            raise _busy(folder, _holder_text(lock.fileno()).partition("\n")[0], error)
 
 
 def _busy(folder: Path, holder: str, error: type[UserError]) -> UserError:
@@ -175,16 +175,16 @@ def _make(folder: Path, error: type[UserError]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise error(f"{folder} is not a folder", "choose another --out") from None
-    except OSError as failed:
-        raise _unwritable(folder, failed, error) from None
+    except OSError as cause:
+        raise _unwritable(folder, cause, error) from None
 
 
 @contextmanager
 def locked(path: Path, busy: Callable[[str], object], error: type[UserError] = RunError) -> Iterator[None]:
-    """Hold the file ``path`` for this process; the kernel lets go of it however the process ends.
+    """Hold the file ``path`` for this process; the kernel releases it however the process ends.
 
-    ``busy(holder)`` is called where another process holds it: it may raise, else this one waits. Processes
-    that are forked off do not hold it.
+    If another process holds it, call ``busy(holder)``, which may raise; then wait. Forked processes do not
+    hold it.
     """
     descriptor = _acquire(path, busy, error)
     try:
@@ -197,17 +197,17 @@ def locked(path: Path, busy: Callable[[str], object], error: type[UserError] = R
 def shared(path: Path, text: str, check: Callable[[str, str, str], object]) -> Iterator[None]:
     """Hold ``path`` together with other processes, unless ``check(holder, theirs, text)`` raises.
 
-    ``text`` is one line that says what the processes must have in common, ``theirs`` is the first one's.
+    ``text`` is one line that says what the processes must have in common; ``theirs`` is the first holder's.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    _held.add(descriptor)
+    _descriptors.add(descriptor)
     try:
         if _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             _sign(descriptor, text)
             _flock(descriptor, fcntl.LOCK_SH)
         else:
             _flock(descriptor, fcntl.LOCK_SH)
-            holder, _, first = _said(descriptor).partition("\n")
+            holder, _, first = _holder_text(descriptor).partition("\n")
             check(holder, first, text)
         yield
     finally:
@@ -218,12 +218,12 @@ def _acquire(path: Path, busy: Callable[[str], object], error: type[UserError]) 
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as failed:
-            raise _unwritable(path, failed, error) from None
-        _held.add(descriptor)
+        except OSError as cause:
+            raise _unwritable(path, cause, error) from None
+        _descriptors.add(descriptor)
         try:
             if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                busy(_said(descriptor).partition("\n")[0])
+                busy(_holder_text(descriptor).partition("\n")[0])
                 _flock(descriptor, fcntl.LOCK_EX)
             if _is_still(path, descriptor):
                 _sign(descriptor)
@@ -234,16 +234,16 @@ def _acquire(path: Path, busy: Callable[[str], object], error: type[UserError]) 
         _release(descriptor)
 
 
-def _unwritable(path: Path, failed: OSError, error: type[UserError]) -> Exception:
-    if disk_full(failed, path):
-        return failed
-    return error(f"{path} cannot be written: {failed.strerror}", "choose another --out")
+def _unwritable(path: Path, cause: OSError, error: type[UserError]) -> Exception:
+    if disk_full(cause, path):
+        return cause
+    return error(f"{path} cannot be written: {cause.strerror}", "choose another --out")
 
 
-def _flock(descriptor: int, how: int) -> bool:
-    """Whether the lock was got, or the file system knows none; False where another process has it."""
+def _flock(descriptor: int, operation: int) -> bool:
+    """Whether this process has the lock, or the file system has none; False if another process has it."""
     try:
-        fcntl.flock(descriptor, how)
+        fcntl.flock(descriptor, operation)
     except OSError as error:
         if error.errno in _TAKEN:
             return False
@@ -261,25 +261,25 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _sign(descriptor: int, text: str = "") -> None:
-    """Write who holds the lock; for people."""
+    """Write who holds the lock, for people."""
     program = Path(sys.argv[0] or "python").name
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({program})\n{text}".encode(), 0)
 
 
-def _said(descriptor: int) -> str:
+def _holder_text(descriptor: int) -> str:
     return os.pread(descriptor, 1 << 16, 0).decode(errors="replace") or "one that has not said its name"
 
 
 def _release(descriptor: int) -> None:
-    if descriptor in _held:
-        _held.discard(descriptor)
+    if descriptor in _descriptors:
+        _descriptors.discard(descriptor)
         os.close(descriptor)
 
 
 def _let_go() -> None:
-    """In a forked child: its copies would keep the locks after its parent's end."""
-    for descriptor in tuple(_held):
+    """Release all locks in a forked child: its copies would keep them after its parent's end."""
+    for descriptor in tuple(_descriptors):
         _release(descriptor)
 
 
@@ -310,7 +310,7 @@ def write_json(path: Path, value: Any, *, unlocked: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of ours; empty where there is no such file. DamageError where it is none."""
+    """The mapping in a JSON file of ours; empty if there is no such file. DamageError if it holds none."""
     if not path.is_file():
         return {}
     try:
@@ -323,7 +323,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` survive a power cut, where the file system can."""
+    """Make renames inside ``folder`` survive a power cut, if the file system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

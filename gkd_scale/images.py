@@ -1,7 +1,7 @@
 """Image files to upright 8-bit RGB: the one reader of the project, for labelled and unlabelled images alike.
 
-EXIF orientation is applied, alpha lies over black, the first frame is taken, palettes and CMYK become RGB as
-Pillow converts them. Greys of 16 bits count to 65535; floats to 1, or to 255 where they reach into it.
+The reader applies the EXIF orientation, puts alpha over black, takes the first frame, and converts palettes
+and CMYK as Pillow does. White is 65535 for greys of 16 bits, and 1 for floats, or 255 if they go that far.
 
 Files that hold more than 8 bits do not say what white is. Values that cannot mean what is assumed (a sensor's
 12 bits in 16, counts of 32 bits, floats that were normalised or count to 65535) would turn black, white or
@@ -37,11 +37,11 @@ _LOW_BITS = {"L;2": 85, "L;4": 17}
 _BITS = (8, 10, 12, 14)
 """Widths that sensors and wrong conversions leave in 16-bit files."""
 _OVERSHOOT = 0.05
-"""Of the range: how far resampled floats may reach beyond it."""
+"""How far resampled floats may reach beyond the range, as a share of it."""
 
 
 class UnreadableImage(Exception):
-    """One image cannot be used; the text says why, on one line, and what would help where that is known."""
+    """One image cannot be used; the text says why, on one line, and what would help if that is known."""
 
     def __init__(self, reason: str, hint: str = "") -> None:
         super().__init__(f"{reason}; {hint}" if hint else reason)
@@ -56,7 +56,7 @@ class Opened:
     image: Image.Image
     source: dict[str, Any]
     label: UInt8Array | None = None
-    """Train ids (H, W) of the upright image, where the source has labels."""
+    """Train ids (H, W) of the upright image, if the source has labels."""
 
 
 def open_image(path: Path) -> Opened:
@@ -100,8 +100,8 @@ def open_bytes(data: bytes) -> Opened:
 
 def refuse_misread(image: Image.Image) -> None:
     """Raise :class:`UnreadableImage` for an opened file whose pixels Pillow gets wrong without an error."""
-    if (why := tiff.misread(image)) is not None:
-        raise UnreadableImage(*why)
+    if (problem := tiff.misread(image)) is not None:
+        raise UnreadableImage(*problem)
 
 
 def _unidentified(data: bytes) -> UnreadableImage:
@@ -113,7 +113,7 @@ def _unidentified(data: bytes) -> UnreadableImage:
 def upright_size(path: Path) -> Size:
     """Height and width that :func:`open_image` gives; raises :class:`UnreadableImage`.
 
-    From the header alone, except for files of more than 8 bits, whose values have to be looked at.
+    It reads the header alone, except for files of more than 8 bits, whose values decide.
     """
     _hush_pillow()
     try:
@@ -126,12 +126,12 @@ def upright_size(path: Path) -> Size:
                 return size[::-1] if swapped and image.format != "TIFF" else size
     except Exception:  # the reader knows the reason
         pass
-    found = open_image(path).image
-    return found.height, found.width
+    rgb = open_image(path).image
+    return rgb.height, rgb.width
 
 
 def exif_orientation(path: Path) -> int:
-    """EXIF orientation 1 to 8 of a file; 1 where it has none or cannot be read."""
+    """EXIF orientation 1 to 8 of a file; 1 if it has none or cannot be read."""
     try:
         with Image.open(path) as image:
             return _header_orientation(image)
@@ -142,7 +142,7 @@ def exif_orientation(path: Path) -> int:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: alpha over black, 16 bits to 8, palettes and CMYK as Pillow converts them.
 
-    Raises :class:`UnreadableImage` where integers or floats cannot mean what is assumed of them.
+    Raises :class:`UnreadableImage` if integers or floats cannot mean what is assumed of them.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -155,7 +155,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8 of a loaded image; 1 where there is none or the EXIF block is broken."""
+    """EXIF orientation 1 to 8 of a loaded image; 1 if there is none or the EXIF block is broken."""
     try:
         return _valid(image.getexif().get(_ORIENTATION))
     except Exception:
@@ -173,7 +173,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def one_line(error: Exception) -> str:
-    """An exception's text on one line; its type where it has none."""
+    """An exception's text on one line; its type if it has none."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
 
@@ -182,7 +182,7 @@ def one_line(error: Exception) -> str:
 
 
 def _to_8_bits(image: Image.Image) -> UInt8Array:
-    """Grey values (H, W) of integers or floats; :class:`UnreadableImage` where their range is none."""
+    """Grey values (H, W) of integers or floats; :class:`UnreadableImage` if their range is implausible."""
     values = np.asarray(image, dtype=np.float64)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
@@ -205,11 +205,11 @@ def _top_of_integers(values: npt.NDArray[np.float64]) -> float:
 
 
 def _top_of_floats(values: npt.NDArray[np.float64]) -> float:
-    """What white is, 1 or 255. NaN counts as black, for maps leave out what they do not know so."""
-    known = values[~np.isnan(values)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
-    for top, least in ((1.0, 0.0), (255.0, 64.0)):
-        if -_OVERSHOOT * top <= low and least <= high <= (1 + _OVERSHOOT) * top:
+    """The value of white, 1 or 255. NaN counts as black: maps mark missing data so."""
+    numbers = values[~np.isnan(values)]
+    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (np.nan, np.nan)
+    for top, minimum in ((1.0, 0.0), (255.0, 64.0)):
+        if -_OVERSHOOT * top <= low and minimum <= high <= (1 + _OVERSHOOT) * top:
             return top
     raise UnreadableImage(
         f"its floats reach from {low:.4g} to {high:.4g}, which is neither 0 to 1 nor 0 to 255",
@@ -218,15 +218,15 @@ def _top_of_floats(values: npt.NDArray[np.float64]) -> float:
 
 
 def _require_bright(values: npt.NDArray[Any]) -> None:
-    """Refuse 16-bit values that were never 16 bits: all but white, which marks missing data, are small.
+    """Refuse 16-bit values that were never 16 bits: all are small except white, which marks missing data.
 
     Multiples of 257 are 8 bits that were scaled, however dark.
     """
-    known = values[values < _WHITE]
-    high = int(known.max(initial=0))
+    darker = values[values < _WHITE]
+    high = int(darker.max(initial=0))
     bits = next((bits for bits in _BITS if high < 1 << bits), None)
     if high and bits and (values % 257).any():
-        white = f", but for {_WHITE}" if known.size < values.size else ""
+        white = f", but for {_WHITE}" if darker.size < values.size else ""
         raise UnreadableImage(
             f"its 16-bit values are all below {1 << bits}{white}, as {bits}-bit values are, and would turn "
             f"{'dark' if bits == 14 else 'nearly black'}",
@@ -235,7 +235,7 @@ def _require_bright(values: npt.NDArray[Any]) -> None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Pillow's name of how the file stores pixels, such as "RGB;16B"; the empty string where it says none."""
+    """Pillow's name of how the file stores pixels, such as "RGB;16B"; the empty string if it has none."""
     tiles = getattr(image, "tile", [])
     raw = tiles[0][3] if tiles else None
     raw = raw[0] if isinstance(raw, tuple) and raw else raw
@@ -266,7 +266,7 @@ def _raw_sixteen(image: Image.Image) -> str | None:
 
 
 def _require_bright_channels(image: Image.Image, raw: str, data: bytes) -> None:
-    """The same for several channels, of which ``image`` has the high bytes; inks have no brightness."""
+    """As :func:`_require_bright` for several channels, whose high bytes are ``image``; not for inks."""
     if image.mode == "CMYK":
         return
     high = np.atleast_3d(np.asarray(image))
@@ -283,8 +283,8 @@ def _low_bytes(data: bytes, raw: str) -> UInt8Array | None:
         return None  # not to be known: Pillow reads these in one byte order only
     with Image.open(io.BytesIO(data)) as image:
         args = image.tile[0].args
-        named = raw[:-1] + swapped
-        args = (named, *args[1:]) if isinstance(args, tuple) else named
+        mode = raw[:-1] + swapped
+        args = (mode, *args[1:]) if isinstance(args, tuple) else mode
         image.tile = [image.tile[0]._replace(args=args)]
         return np.asarray(image)[..., :3]
 

@@ -15,7 +15,7 @@ _LARGEST_BLOCK = 1 << 30  # bytes
 
 
 def keep_freed() -> bool:
-    """Let the C library keep freed blocks of up to 1 GiB; False where it is not glibc.
+    """Let the C library keep freed blocks of up to 1 GiB; False if it is not glibc.
 
     The process then holds the most memory that it ever used at once. Call it before the first batch.
     """

@@ -53,8 +53,8 @@ class Moments:
     @property
     def covariance(self) -> Float64:
         """The covariance (C, C), divided by the count."""
-        off = self._sum / self.count
-        result: Float64 = self._outer / self.count - np.outer(off, off)
+        offset = self._sum / self.count
+        result: Float64 = self._outer / self.count - np.outer(offset, offset)
         return result
 
     @property

@@ -3,7 +3,7 @@
 Position ``p`` of the stream belongs to epoch ``p // n`` of ``n`` samples. An epoch uses every sample exactly
 once, and global batches run across the border of two epochs. Step ``s`` takes the positions
 ``[s·G, (s+1)·G)``; micro batches and ranks share them out, so the global batch is the same for every world
-size, and to resume is to know ``s``.
+size, and resuming needs only ``s``.
 """
 
 from __future__ import annotations

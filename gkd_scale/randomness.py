@@ -1,4 +1,4 @@
-"""Randomness as a pure function: a generator is named by what it decides, never by call order."""
+"""Randomness as a pure function: a generator's key says what it decides; call order never matters."""
 
 from __future__ import annotations
 

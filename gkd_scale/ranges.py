@@ -1,4 +1,4 @@
-"""What a number may be: declared once with an option, held by YAML, flags and search spaces alike."""
+"""Ranges of numbers: declared once with an option, enforced for YAML, flags and search spaces alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers from ``ge`` or above ``gt``, to ``le`` or below ``lt``; ``whole`` ones alone.
+    """Finite numbers from ``ge`` or above ``gt``, to ``le`` or below ``lt``; only whole ones if ``whole``.
 
     ``hint`` is what to do about a number outside.
     """
@@ -42,9 +42,9 @@ class Range:
         return ", ".join([*what, " and ".join(parts)] if parts else what) or "a number"
 
     def wrong(self, value: Any) -> str:
-        """What is wrong with a number, a text that says one, or a list of them; "" where nothing is.
+        """What is wrong with a number, a text that says one, or a list of them; "" if nothing is.
 
-        Texts that are no numbers are left to those who know the option's type.
+        The check of the option's type refuses texts that are no numbers.
         """
         if isinstance(value, (list, tuple)):
             return next(filter(None, map(self.wrong, value)), "")
@@ -53,9 +53,9 @@ class Range:
         number = _number(value)
         if number is None or number in self:
             return ""
-        shown = str(value)
-        shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-        return f"{shown}: it must be {self.text()}{'' if math.isfinite(number) else ', and finite'}"
+        text = str(value)
+        text = text if len(text) <= 40 else f"{text[:37]}..."
+        return f"{text}: it must be {self.text()}{'' if math.isfinite(number) else ', and finite'}"
 
 
 def _number(value: Any) -> float | None:

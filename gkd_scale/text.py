@@ -42,15 +42,15 @@ def nfc(name: str) -> str:
 
 
 def spelled(path: Path) -> Path:
-    """``path``, or the same path in another Unicode form where only that exists."""
+    """``path``, or the same path in another Unicode form if only that exists."""
     if str(path).isascii() or path.exists():
         return path
     others = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
     return next((other for other in others if other.exists()), path)
 
 
-def shown(name: str, other: str = "") -> str:
-    """``name`` in quotes; in ASCII where it would look like ``other``, or hides a character."""
+def quote(name: str, other: str = "") -> str:
+    """``name`` in quotes; in ASCII if it looks like ``other`` or hides a character."""
     plain = repr(name)
     return ascii(name) if _skeleton(name) == _skeleton(other) or _hides(name) else plain
 
@@ -73,7 +73,7 @@ def _decoded(path: Path, data: bytes, names: bool) -> str:
 
 
 def _not_utf8(path: Path, what: str, encoding: str) -> DataError:
-    old, new = (shlex.quote(str(each)) for each in (path, path.with_name(f"{path.name}.new")))
+    old, new = (shlex.quote(str(name)) for name in (path, path.with_name(f"{path.name}.new")))
     return DataError(
         f"{path} {what}",
         f"save it as UTF-8, for example: iconv -f {encoding} -t UTF-8 {old} > {new} && mv {new} {old}",
@@ -81,7 +81,7 @@ def _not_utf8(path: Path, what: str, encoding: str) -> DataError:
 
 
 def _bare(line: str) -> str:
-    """Without spaces, and without marks that several files joined leave at the start of a line."""
+    """``line`` without spaces around it, and without the marks that joined files leave at its start."""
     while (bare := line.strip().strip(_UNSEEN)) != line:
         line = bare
     return line
@@ -92,7 +92,7 @@ def _hides(name: str) -> bool:
 
 
 def _skeleton(name: str) -> str:
-    """What is left of a name for the eye."""
+    """What a reader sees of a name."""
     split = unicodedata.normalize("NFKD", name.translate(_TWINS))
-    seen = (letter for letter in split if unicodedata.category(letter) not in ("Mn", "Cf"))
-    return " ".join("".join(seen).split())
+    letters = (letter for letter in split if unicodedata.category(letter) not in ("Mn", "Cf"))
+    return " ".join("".join(letters).split())

@@ -1,7 +1,7 @@
-"""TIFFs that Pillow reads wrongly without a word, or not at all: what they are.
+"""Recognises TIFFs that Pillow reads wrongly without an error, or not at all.
 
 TIFF leaves everything open: number and width of channels, signs, floats, byte orders, planes. Pillow knows
-some of it, and of what it does not know it may show noise.
+some of it, and may show noise for the rest.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _EIGHT = "store 8 bits a channel"
 
 
 def misread(image: Image.Image) -> tuple[str, str] | None:
-    """Why Pillow's pixels of an opened TIFF are wrong, and what helps; None where they are right.
+    """Why Pillow's pixels of an opened TIFF are wrong, and what helps; None if they are right.
 
-    From the header alone.
+    It reads the header alone.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.tile:
         return None

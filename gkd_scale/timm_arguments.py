@@ -1,4 +1,4 @@
-"""What numbers among the arguments of ``timm.create_model`` may be; timm itself takes nearly any."""
+"""Ranges of numbers among the arguments of ``timm.create_model``; timm itself takes nearly any."""
 
 from __future__ import annotations
 

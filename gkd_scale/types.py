@@ -31,7 +31,7 @@ IGNORE = 255
 class Features(NamedTuple):
     """Dense features of B images.
 
-    ``cls`` (B, C): the CLS token, or the spatial mean where a model has none.
+    ``cls`` (B, C): the CLS token, or the spatial mean if a model has none.
     ``patches`` (B, N, C): patch tokens, row-major over the grid.
     """
 
@@ -46,7 +46,7 @@ class Drawn(NamedTuple):
     patches, True where masked, by N. ``jitter`` (B, 3) float32: factors of brightness, contrast and
     saturation for the student's pixels; (B, 0) without jitter. ``stand_in``: no image of this micro batch is
     masked, and the first row stands in, so that every rank runs the masked pass; its result must not count.
-    ``kept``: for each of several teachers the rows (K,) int64 of the images that it teaches; empty where it
+    ``kept``: for each of several teachers the rows (K,) int64 of the images that it teaches; empty if it
     teaches all.
     """
 
@@ -58,7 +58,7 @@ class Drawn(NamedTuple):
 
 
 Draw = Callable[[Sequence[str], Sequence[int], Sequence[int]], Drawn]
-"""Names, epochs and places in the global batch of B samples to what is drawn for them; a pure function."""
+"""Names, epochs and places in the global batch of B samples to their random numbers; a pure function."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ two students from the same batches:
 
 
 def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
-    """Stage 1; on the embedded proxy images where nothing else is named."""
+    """Stage 1; on the embedded proxy images if no cache or images are named."""
     runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
     make = not cfg.run.dry_run
     if cfg.source.teacher == LIVE and not cfg.source.live:

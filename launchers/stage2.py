@@ -25,7 +25,7 @@ EXAMPLES = """\
 
 
 def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
-    """Stage 2; on the embedded scenes where no dataset is named."""
+    """Stage 2; on the embedded scenes if no dataset is named."""
     runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
     if not cfg.data.train and not cfg.run.dry_run:
         runtime.on_main(defaults.data)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gkd_scale.errors import DataError
-from gkd_scale.text import nfc, read_lines, shown
+from gkd_scale.text import nfc, quote, read_lines
 
 
 def written(tmp_path: Path, data: bytes) -> Path:
@@ -51,7 +51,7 @@ def test_file_names_may_be_no_unicode(tmp_path: Path) -> None:
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_different_names_are_shown_apart(one: str, other: str) -> None:
     if one != other:
-        assert shown(one, other) != shown(other, one)
+        assert quote(one, other) != quote(other, one)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_different_names_are_shown_apart(one: str, other: str) -> None:
     ],
 )
 def test_names_that_look_alike_are_shown_in_ascii(one: str, other: str) -> None:
-    assert shown(one, other).isascii() and shown(other, one).isascii()
-    assert shown(one, other) != shown(other, one)
+    assert quote(one, other).isascii() and quote(other, one).isascii()
+    assert quote(one, other) != quote(other, one)
 
 
 def test_names_that_differ_are_shown_as_they_are() -> None:
-    assert shown("été", "hiver") == "'été'" and nfc("e\u0301") == "é"
+    assert quote("été", "hiver") == "'été'" and nfc("e\u0301") == "é"

@@ -44,17 +44,17 @@ class Work:
 
 def cells(recipe: Recipe, only: Sequence[str]) -> list[tuple[str, int]]:
     """(method, seed) of the table that ``only`` selects, seed by seed; ConfigError for none."""
-    every = [(method, seed) for seed in recipe.seeds for method in recipe.methods]
-    chosen = [
+    all_cells = [(method, seed) for seed in recipe.seeds for method in recipe.methods]
+    selection = [
         (method, seed)
-        for method, seed in every
+        for method, seed in all_cells
         if not only
         or any(fnmatch.fnmatch(name, pattern) for pattern in only for name in (method, f"{method}/{seed}"))
     ]
-    if not chosen:
-        names = ", ".join(f"{method}/{seed}" for method, seed in every)
+    if not selection:
+        names = ", ".join(f"{method}/{seed}" for method, seed in all_cells)
         raise ConfigError(f"--only {' '.join(only)} selects no cell", f"cells: {names}")
-    return chosen
+    return selection
 
 
 def steps_of(method: str, recipe: Recipe) -> dict[str, int]:
@@ -68,11 +68,11 @@ def steps_of(method: str, recipe: Recipe) -> dict[str, int]:
     if method == TEACHER:
         return head
     if method in GKD:
-        one = {
+        stage1 = {
             phase: steps(share, GKD[method].passes, budget.stage1_batch)
             for phase, share in (("1a", budget.proxy), ("1b", budget.source))
         }
-        return {**one, **head}
+        return {**stage1, **head}
     row = METHODS[method]
     if row.generic is not None:
         return {
@@ -83,7 +83,7 @@ def steps_of(method: str, recipe: Recipe) -> dict[str, int]:
 
 
 def evaluation(out: Path, method: str, seed: int) -> Path:
-    """Where a cell's numbers are."""
+    """The file with a cell's numbers."""
     return out / method / f"seed{seed}" / "head" / "evaluation.json"
 
 
@@ -93,20 +93,20 @@ class Commands:
     def __init__(self, cfg: BenchmarkConfig, recipe: Recipe, out: Path) -> None:
         self._cfg, self._recipe, self._out = cfg, recipe, out
 
-    def works(self, chosen: Sequence[tuple[str, int]]) -> list[Work]:
-        """What the chosen cells need, in the order in which they need each other."""
-        found: dict[str, Work] = {}
+    def works(self, selection: Sequence[tuple[str, int]]) -> list[Work]:
+        """What the cells of ``selection`` need, in the order in which they need each other."""
+        works: dict[str, Work] = {}
         for number, line in enumerate(self._recipe.prepare, 1):
             command = shlex.split(line)
-            done = self._out / "done" / f"prepare-{number}.json"
-            found[f"prepare-{number}"] = Work(
-                f"prepare-{number}", Step(f"prepare {number}", command), done, "prepare"
+            proof = self._out / "done" / f"prepare-{number}.json"
+            works[f"prepare-{number}"] = Work(
+                f"prepare-{number}", Step(f"prepare {number}", command), proof, "prepare"
             )
-        prepared = tuple(found)
-        for method, seed in chosen:
+        prepared = tuple(works)
+        for method, seed in selection:
             for work in self._cell(method, seed):
-                found.setdefault(work.name, replace(work, needs=(*prepared, *work.needs)))
-        return list(found.values())
+                works.setdefault(work.name, replace(work, needs=(*prepared, *work.needs)))
+        return list(works.values())
 
     def _cell(self, method: str, seed: int) -> Iterator[Work]:
         if method == TEACHER:
@@ -142,7 +142,7 @@ class Commands:
             yield self._stage1(method, seed, "generic", "proxy", weights, steps["generic"], form)
             weights = str(self._out / method / f"seed{seed}" / "generic")
             needs.insert(0, f"{method}-{seed}-generic")
-        flags = [*_named("--backbone", weights), *self._student(), *self._taught(method, seed)]
+        flags = [*_optional("--backbone", weights), *self._student(), *self._method_flags(method, seed)]
         yield self._stage2(method, seed, steps["specific" if generic else "single"], flags, *needs)
 
     def _uses_logits(self, method: str) -> bool:
@@ -150,19 +150,19 @@ class Commands:
         logits = METHODS[method].logits
         return logits == "needed" or (logits == "used" and self._recipe.teacher_head)
 
-    def _cache(self, which: str) -> Work:
+    def _cache(self, kind: str) -> Work:
         recipe, teacher = self._recipe, self._recipe.teacher.model
-        out = self._out / "caches" / which
+        out = self._out / "caches" / kind
         images, size, patch = {
             "proxy": (recipe.proxy_images, recipe.proxy_size or recipe.image_size, None),
             "source": (recipe.source_images, recipe.image_size, teacher.patch_size),
-        }[which]
-        command = ["gkd-scale", "cache-teacher", "--images", images, *_named("--teacher", teacher.name)]
+        }[kind]
+        command = ["gkd-scale", "cache-teacher", "--images", images, *_optional("--teacher", teacher.name)]
         command += _teacher_flags(recipe, ("mean", "std"))
-        command += [*_named("--patch-size", patch), "--image-size", size, "--views", str(recipe.views)]
+        command += [*_optional("--patch-size", patch), "--image-size", size, "--views", str(recipe.views)]
         command += [*self._flags("cache"), "--out", str(out)]
-        step = Step(f"cache the {which} images", command)
-        return Work(f"cache-{which}", step, out / MANIFEST, "cache", folder=out)
+        step = Step(f"cache the {kind} images", command)
+        return Work(f"cache-{kind}", step, out / MANIFEST, "cache", folder=out)
 
     def _stage1(
         self,
@@ -172,27 +172,27 @@ class Commands:
         cache: str,
         weights: str | None,
         steps: int,
-        more: Sequence[str],
+        extra: Sequence[str],
         *needs: str,
     ) -> Work:
         out = self._out / method / f"seed{seed}" / phase
         command = [*self._launch("stage1.py"), "--cache", str(self._out / "caches" / cache)]
-        command += [*self._student(), *_named("--student-weights", weights), *more]
+        command += [*self._student(), *_optional("--student-weights", weights), *extra]
         command += ["--global-batch", str(self._recipe.budget.stage1_batch), "--steps", str(steps)]
         command += [*self._flags("stage1", phase, method), "--seed", str(seed), "--out", str(out)]
         step = Step(f"{method}, seed {seed}: stage {phase}", command)
         needs = (f"cache-{cache}", *needs)
         return Work(f"{method}-{seed}-{phase}", step, out / "run.json", f"stage1 {method}", steps, needs, out)
 
-    def _stage2(self, method: str, seed: int, steps: int, more: Sequence[str], *needs: str) -> Work:
+    def _stage2(self, method: str, seed: int, steps: int, extra: Sequence[str], *needs: str) -> Work:
         recipe, out = self._recipe, self._out / method / f"seed{seed}" / "head"
         command = self._launch("stage2.py")
         for flag, refs in (("--train", recipe.train), ("--val", recipe.val)):
             command += [part for ref in refs for part in (flag, ref)]
         command += ["--image-size", recipe.image_size, "--head", recipe.head]
         command += _pairs("--head-args", recipe.head_args)
-        command += ["--global-batch", str(recipe.budget.batch), "--steps", str(steps), *more]
-        kind = "single" if "--method" in more else "head"
+        command += ["--global-batch", str(recipe.budget.batch), "--steps", str(steps), *extra]
+        kind = "single" if "--method" in extra else "head"
         command += [*self._flags("stage2", kind, method), "--seed", str(seed), "--out", str(out)]
         step = Step(f"{method}, seed {seed}: stage 2", command)
         return Work(f"{method}-{seed}-head", step, out / "run.json", f"stage2 {method}", steps, needs, out)
@@ -205,14 +205,14 @@ class Commands:
         flags += [part for key in ("mean", "std") for part in _triple(f"--{key}", getattr(teacher, key))]
         return self._stage2(TEACHER, seed, steps_of(TEACHER, self._recipe)["head"], flags)
 
-    def _taught(self, method: str, seed: int) -> list[str]:
+    def _method_flags(self, method: str, seed: int) -> list[str]:
         """The flags of a single-stage method and of the teacher it needs."""
         flags = ["--method", method]
         if METHODS[method].features:
             teacher = self._recipe.teacher
-            flags += _named("--teacher", teacher.model.name)
+            flags += _optional("--teacher", teacher.model.name)
             flags += _teacher_flags(self._recipe, ("teacher-mean", "teacher-std"))
-            flags += [*_named("--teacher-patch", teacher.model.patch_size), "--teacher-norm", teacher.norm]
+            flags += [*_optional("--teacher-patch", teacher.model.patch_size), "--teacher-norm", teacher.norm]
         if self._uses_logits(method):
             flags += ["--teacher-head", str(self._out / TEACHER / f"seed{seed}" / "head")]
         return flags
@@ -240,15 +240,15 @@ class Commands:
 
 def _teacher_flags(recipe: Recipe, statistics: tuple[str, str]) -> list[str]:
     teacher = recipe.teacher.model
-    flags = [*_named("--teacher-weights", teacher.weights), *_pairs("--teacher-args", teacher.args)]
+    flags = [*_optional("--teacher-weights", teacher.weights), *_pairs("--teacher-args", teacher.args)]
     flags += ["--teacher-layer", *map(str, teacher.layer)] if teacher.layer else []
-    flags += _named("--teacher-dtype", None if teacher.dtype == "float32" else teacher.dtype)
+    flags += _optional("--teacher-dtype", None if teacher.dtype == "float32" else teacher.dtype)
     for flag, values in zip(statistics, (teacher.mean, teacher.std), strict=True):
         flags += _triple(f"--{flag}", values)
     return flags
 
 
-def _named(flag: str, value: object) -> list[str]:
+def _optional(flag: str, value: object) -> list[str]:
     return [] if value is None else [flag, str(value)]
 
 

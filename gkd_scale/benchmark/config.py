@@ -36,7 +36,7 @@ GKD = {
     "gkd-qsd": GkdForm("GKD as published, QSD", 1.5, (*PUBLISHED, "--qsd.form", "qsd")),
 }
 """``gkd`` is what stage 1 does by default. ``gkd-qsd`` has the losses of the paper. ``gkd-mse`` is the
-paper's ablation of it, plain MSE in place of QSD. Half of a batch goes through both again, masked."""
+paper's ablation of it, plain MSE in place of QSD. In both, half of a batch goes through again, masked."""
 
 TEACHER = "teacher"
 """The table's row of the frozen teacher with a head."""
@@ -156,11 +156,11 @@ class Recipe:
                     f"the recipe names a method '{name}'",
                     nearest(name, methods()) or f"methods: {', '.join(methods())}",
                 )
-        known = ("cache", "stage1", "1a", "1b", "stage2", "single", "head", "evaluate", *methods())
+        names = ("cache", "stage1", "1a", "1b", "stage2", "single", "head", "evaluate", *methods())
         for name in self.flags:
-            if name not in known:
+            if name not in names:
                 raise ConfigError(
-                    f"the recipe has flags for '{name}'", nearest(name, known) or f"known: {', '.join(known)}"
+                    f"the recipe has flags for '{name}'", nearest(name, names) or f"known: {', '.join(names)}"
                 )
         check_head(self.head, self.head_args)
         for name in ("methods", "seeds", "domains", "train", "val"):
@@ -169,32 +169,32 @@ class Recipe:
 
 
 def read_recipe(path: Path, data: Path, out: Path) -> Recipe:
-    """The recipe in a YAML file, ``{data}`` and ``{out}`` put in; ConfigError for what is wrong in it."""
+    """The recipe in a YAML file, with ``{data}`` and ``{out}`` filled in; ConfigError if it is wrong."""
 
-    def placed(value: Any) -> Any:
+    def fill(value: Any) -> Any:
         if isinstance(value, str):
             return value.replace("{data}", str(data)).replace("{out}", str(out))
         if isinstance(value, list):
-            return [placed(item) for item in value]
+            return [fill(item) for item in value]
         if isinstance(value, dict):
-            return {key: placed(item) for key, item in value.items()}
+            return {key: fill(item) for key, item in value.items()}
         return value
 
     def line(text: Any) -> Any:
-        """A line as a shell would take it: places may hold spaces and quotes."""
+        """A line as a shell takes it: paths may hold spaces and quotes."""
         try:
-            return shlex.join(map(placed, shlex.split(text))) if isinstance(text, str) else text
+            return shlex.join(map(fill, shlex.split(text))) if isinstance(text, str) else text
         except ValueError as error:
             raise ConfigError(f"{path}: {text!r} is no command line: {error}", "close the quote") from None
 
     values = config.read_yaml(path)
     lines: dict[str, Any] = {}
     if isinstance(prepare := values.pop("prepare", None), list):
-        lines["prepare"] = [line(each) for each in prepare]
+        lines["prepare"] = [line(command) for command in prepare]
     elif prepare is not None:
         lines["prepare"] = line(prepare)
     if isinstance(flags := values.pop("flags", None), dict):
-        lines["flags"] = {key: line(each) for key, each in flags.items()}
+        lines["flags"] = {key: line(command) for key, command in flags.items()}
     elif flags is not None:
         lines["flags"] = flags
-    return config.build(Recipe, {**placed(values), **lines}, str(path))
+    return config.build(Recipe, {**fill(values), **lines}, str(path))

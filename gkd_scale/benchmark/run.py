@@ -56,22 +56,22 @@ def benchmark(cfg: BenchmarkConfig) -> None:
 
 
 def page(recipe: Recipe, out: Path) -> Step | None:
-    """The command that shows what has been measured on a page, a seed a method; None for nothing yet."""
-    found: dict[str, str] = {}
+    """The command that shows one measured seed of each method on a page; None if nothing is measured yet."""
+    runs: dict[str, str] = {}
     for method, seed in cells(recipe, []):
         if (path := evaluation(out, method, seed)).is_file():
-            found.setdefault(method, str(path.parent))
-    if not found:
+            runs.setdefault(method, str(path.parent))
+    if not runs:
         return None
     data = [part for name, ref in recipe.domains.items() for part in ("--data", f"{name}={ref}")]
     file = recipe.teacher.model.weights
     weights = ["--teacher-weights", str(file)] if file else []
-    command = ["gkd-scale", "report", *found.values(), *data, *weights, "--images", "12", "--scenes", "1"]
+    command = ["gkd-scale", "report", *runs.values(), *data, *weights, "--images", "12", "--scenes", "1"]
     return Step("show the runs on a page", [*command, "--out", str(out / PAGE)])
 
 
 def _digest(works: Sequence[Work]) -> str:
-    """What calls that share a folder have in common: every command of the table."""
+    """The hash of every command of the table, which calls that share a folder must have in common."""
     commands = json.dumps([work.step.command for work in works])
     return hashlib.sha256(commands.encode()).hexdigest()
 
@@ -86,20 +86,20 @@ def _same(out: Path, holder: str, theirs: str, ours: str) -> None:
 
 def budget(recipe: Recipe) -> Table:
     """Steps by method and phase, for the budget that all share."""
-    shown = Table(title=f"{recipe.budget.passes} student passes for every method")
+    steps_table = Table(title=f"{recipe.budget.passes} student passes for every method")
     for column in ("method", "steps"):
-        shown.add_column(column)
+        steps_table.add_column(column)
     for method in recipe.methods:
         steps = steps_of(method, recipe)
-        shown.add_row(method, ", ".join(f"{phase}: {count}" for phase, count in steps.items()))
-    return shown
+        steps_table.add_row(method, ", ".join(f"{phase}: {count}" for phase, count in steps.items()))
+    return steps_table
 
 
 def run(works: Sequence[Work], out: Path) -> dict[str, float]:
-    """Run what has not been done yet with this very command on these very results; seconds by name.
+    """Run the steps that are not done yet with this command on these results. Returns the seconds by name.
 
     Each step leaves ``done/NAME.json``: its command, the SHA-256 of the proofs of what it needed, whether it
-    is done, and the seconds of its attempts. What an older command or older results have left is moved to
+    is done, and the seconds of its attempts. Output of an older command or of older results moves to
     ``old/``. Several calls may share ``out``: a step that two of them need is run by one, the other waits.
     """
     seconds: dict[str, float] = {}
@@ -114,25 +114,25 @@ def run(works: Sequence[Work], out: Path) -> dict[str, float]:
     return seconds
 
 
-def _run(work: Work, place: str, out: Path, asked: dict[str, Any]) -> float:
-    """Run a step unless it is done; its seconds. Its marker says how far it came, also if it fails."""
+def _run(work: Work, place: str, out: Path, inputs: dict[str, Any]) -> float:
+    """Run a step unless it is done. Returns its seconds. Its marker says if it is done, even if it fails."""
     marker = out / "done" / f"{work.name}.json"
     before = files.read_json(marker)
-    same = all(before.get(key) == value for key, value in asked.items())
+    same = all(before.get(key) == value for key, value in inputs.items())
     if same and before["done"] and work.proof.is_file():
         return float(before["seconds"])
     if before and not same:
         _set_aside(work, out)
     spent = before["seconds"] if same and not before["done"] else 0.0
-    began, done = time.monotonic(), False
-    files.write_json(marker, {**asked, "done": False, "seconds": spent})
+    began, complete = time.monotonic(), False
+    files.write_json(marker, {**inputs, "done": False, "seconds": spent})
     try:
         run_step(work.step, place, out / "logs" / f"{work.name}.log")
-        done = work.proof.is_file()
+        complete = work.proof.is_file()
     finally:
         spent = round(spent + time.monotonic() - began, 1)
-        files.write_json(marker, {**asked, "done": done, "seconds": spent})
-    if not done:
+        files.write_json(marker, {**inputs, "done": complete, "seconds": spent})
+    if not complete:
         raise GkdError(f"'{work.step.title}' was stopped before its end", "the same command goes on")
     return spent
 
@@ -163,8 +163,8 @@ def _eta(works: Sequence[Work], first: int, seconds: dict[str, float]) -> str:
         return ""
     average = sum(took for took, _ in spent.values()) / first
     rates = {kind: took / amount for kind, (took, amount) in spent.items()}
-    left = sum(rates[work.kind] * work.amount if work.kind in rates else average for work in works[first:])
-    return f" (about {left / 60:.0f} min left)"
+    rest = sum(rates[work.kind] * work.amount if work.kind in rates else average for work in works[first:])
+    return f" (about {rest / 60:.0f} min left)"
 
 
 def report(recipe: Recipe, out: Path) -> None:
@@ -182,7 +182,7 @@ def report(recipe: Recipe, out: Path) -> None:
         },
     )
     files.write_text(out / "table.md", table.markdown(recipe, rows, without))
-    drawn = table.bars(rows, out / "bars.png")
-    console.out.print(table.shown(recipe, rows, without))
-    written = ["results.json", "table.md", *(["bars.png"] if drawn else [])]
-    console.out.print(f"written to {out}: {', '.join(written)}", markup=False)
+    has_picture = table.bars(rows, out / "bars.png")
+    console.out.print(table.as_table(recipe, rows, without))
+    names = ["results.json", "table.md", *(["bars.png"] if has_picture else [])]
+    console.out.print(f"written to {out}: {', '.join(names)}", markup=False)

@@ -60,12 +60,12 @@ def collect(recipe: Recipe, out: Path) -> Rows:
     rows: Rows = {}
     for method in recipe.methods:
         theirs = published.get(method, {})
-        found = [_by_column(recipe, evaluation(out, method, seed)) for seed in recipe.seeds]
-        for seed, cell in zip(recipe.seeds, found, strict=True):
-            parts = [each for name, each in spent.items() if cell and name.startswith(f"{method}-{seed}-")]
+        cells = [_by_column(recipe, evaluation(out, method, seed)) for seed in recipe.seeds]
+        for seed, cell in zip(recipe.seeds, cells, strict=True):
+            parts = [value for name, value in spent.items() if cell and name.startswith(f"{method}-{seed}-")]
             cell.update({MINUTES: sum(parts) / 60} if parts else {})
         rows[method] = {
-            column: Score(tuple(cell[column] for cell in found if column in cell), theirs.get(column))
+            column: Score(tuple(cell[column] for cell in cells if column in cell), theirs.get(column))
             for column in columns
         }
     return {method: row for method, row in rows.items() if row[AVERAGE].values or method in published}
@@ -81,7 +81,7 @@ def _by_column(recipe: Recipe, path: Path) -> dict[str, float]:
 
 
 def without(recipe: Recipe, out: Path) -> list[str]:
-    """Classes that some mean of the table is not over: no label has them, of training or of a domain."""
+    """Classes that some mean of the table leaves out: no label of training or of a domain has them."""
     cells = [
         files.read_json(evaluation(out, method, seed)) for method in recipe.methods for seed in recipe.seeds
     ]
@@ -90,26 +90,26 @@ def without(recipe: Recipe, out: Path) -> list[str]:
 
 
 def seconds(out: Path) -> dict[str, float]:
-    """What each step took that is done, whichever call ran it."""
-    found = {path.stem: files.read_json(path) for path in sorted((out / "done").glob("*.json"))}
-    return {name: float(each["seconds"]) for name, each in found.items() if each.get("done")}
+    """The seconds of each step that is done, by name."""
+    markers = {path.stem: files.read_json(path) for path in sorted((out / "done").glob("*.json"))}
+    return {name: float(marker["seconds"]) for name, marker in markers.items() if marker.get("done")}
 
 
 def read_published(name: str) -> dict[str, dict[str, float | None]]:
     """Published mIoU of ``BENCHMARK/PAIR`` by method and column; ConfigError for an unknown one."""
-    known = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    del known["source"]
-    names = [f"{bench}/{pair}" for bench, pairs in known.items() for pair in pairs if pair != "columns"]
+    benchmarks = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    del benchmarks["source"]
+    names = [f"{bench}/{pair}" for bench, pairs in benchmarks.items() for pair in pairs if pair != "columns"]
     if name not in names:
         raise ConfigError(
             f"no published numbers are called '{name}'", nearest(name, names) or f"known: {', '.join(names)}"
         )
     bench, _, pair = name.partition("/")
-    columns = known[bench]["columns"]
-    return {method: dict(zip(columns, row, strict=True)) for method, row in known[bench][pair].items()}
+    columns = benchmarks[bench]["columns"]
+    return {method: dict(zip(columns, row, strict=True)) for method, row in benchmarks[bench][pair].items()}
 
 
-def shown(recipe: Recipe, rows: Rows, without: Sequence[str] = ()) -> Table:
+def as_table(recipe: Recipe, rows: Rows, without: Sequence[str] = ()) -> Table:
     """The table for the terminal; ``without`` are classes that do not count."""
     header, *body = _cells(recipe, rows)
     table = Table(title=_caption(recipe, without))

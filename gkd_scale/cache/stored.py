@@ -25,7 +25,7 @@ from gkd_scale.cache.plan import PLAN, ImagePlan, numbers_of, read_plan
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.rows import Rows
 from gkd_scale.cache.source import StoredView
-from gkd_scale.config import build, given
+from gkd_scale.config import build, explicit_keys
 from gkd_scale.errors import CacheError, ConfigError
 
 C = TypeVar("C", bound=CacheTeacherConfig)
@@ -134,7 +134,7 @@ def follow(cfg: C) -> C:
     wrong = [
         f"{key} {theirs}, not {mine}"
         for (key, mine), (_, theirs) in zip(_leaves(cfg), _leaves(followed), strict=True)
-        if mine != theirs and mine is not None and (key in given(cfg) or mine != default[key])
+        if mine != theirs and mine is not None and (key in explicit_keys(cfg) or mine != default[key])
     ]
     if wrong:
         raise ConfigError(f"the cache {place} has {'; '.join(wrong)}", "leave out what the cache decides")

@@ -1,4 +1,4 @@
-"""``gkd-scale doctor``: what of this machine, and of the nodes of a hostfile, a training can rely on.
+"""``gkd-scale doctor``: checks this machine, and the nodes of a hostfile, before a training relies on them.
 
 A group of checks is one file with one function of the options that yields :class:`~.line.Line`s, and one row
 in :mod:`.registry`. A check that raises or does not end becomes a line that says so.

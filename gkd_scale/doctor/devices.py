@@ -68,13 +68,13 @@ def _bf16(count: int) -> Line:
     import torch
 
     if not count:
-        one = torch.ones(8, 8, dtype=torch.bfloat16)
-        works = float((one @ one)[0, 0]) == 8
+        ones = torch.ones(8, 8, dtype=torch.bfloat16)
+        works = float((ones @ ones)[0, 0]) == 8
         return Line("bf16", "ok" if works else "fail", f"{'works' if works else 'wrong'} on the CPU")
-    lacking = [index for index in range(count) if torch.cuda.get_device_capability(index) < (8, 0)]
-    if lacking:
-        which = ", ".join(map(str, lacking))
-        return Line("bf16", "warn", f"GPU {which} has no bf16 units", "use fp16, or zero2.json (fp32)")
+    indices = [index for index in range(count) if torch.cuda.get_device_capability(index) < (8, 0)]
+    if indices:
+        text = ", ".join(map(str, indices))
+        return Line("bf16", "warn", f"GPU {text} has no bf16 units", "use fp16, or zero2.json (fp32)")
     return Line("bf16", "ok", "all GPUs")
 
 
@@ -83,10 +83,10 @@ def _fp16(count: int) -> Line:
 
     if not count:
         return Line("fp16", "warn", _NONE, "fp16 needs one: use zero2.json or zero2_bf16.json here")
-    lacking = [index for index in range(count) if torch.cuda.get_device_capability(index) < (7, 0)]
-    if lacking:
-        which = ", ".join(map(str, lacking))
-        return Line("fp16", "warn", f"GPU {which} has no fp16 tensor cores", "it is slow there: use fp32")
+    indices = [index for index in range(count) if torch.cuda.get_device_capability(index) < (7, 0)]
+    if indices:
+        text = ", ".join(map(str, indices))
+        return Line("fp16", "warn", f"GPU {text} has no fp16 tensor cores", "it is slow there: use fp32")
     return Line("fp16", "ok", "all GPUs")
 
 
@@ -109,7 +109,7 @@ def _nccl(count: int) -> Iterator[Line]:
         return
     version = ".".join(map(str, torch.cuda.nccl.version()))
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", _COLLECTIVE], capture_output=True, text=True, timeout=NCCL_SECONDS
         )
     except subprocess.TimeoutExpired:
@@ -120,11 +120,11 @@ def _nccl(count: int) -> Iterator[Line]:
             "try NCCL_P2P_DISABLE=1; NCCL_DEBUG=INFO says where it hangs",
         )
         return
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no message"])[-1][:200]
         yield Line("nccl", "fail", f"{version}: {reason}", "NCCL_DEBUG=INFO says more")
         return
-    seconds = float(done.stdout.split()[-1])
+    seconds = float(process.stdout.split()[-1])
     text = f"{version}, all-reduce of 64 MiB over {count} GPU(s) in {1000 * seconds:.1f} ms"
     yield Line("nccl", "ok", text, data={"seconds": seconds})
 
@@ -137,13 +137,13 @@ def _peers(count: int) -> Line:
     if count == 1:
         return Line("p2p", "ok", "one GPU, no peers")
     pairs = list(permutations(range(count), 2))
-    without = [f"{a}-{b}" for a, b in pairs if not torch.cuda.can_device_access_peer(a, b)]
-    if without:
-        shown = ", ".join(without[:8]) + (" ..." if len(without) > 8 else "")
+    blocked = [f"{a}-{b}" for a, b in pairs if not torch.cuda.can_device_access_peer(a, b)]
+    if blocked:
+        text = ", ".join(blocked[:8]) + (" ..." if len(blocked) > 8 else "")
         return Line(
             "p2p",
             "warn",
-            f"{len(without)} of {len(pairs)} pairs cannot reach each other's memory: {shown}",
+            f"{len(blocked)} of {len(pairs)} pairs cannot reach each other's memory: {text}",
             "their traffic goes through the host: see nvidia-smi topo -m, and ACS in the BIOS",
         )
     return Line("p2p", "ok", f"all {len(pairs)} pairs")

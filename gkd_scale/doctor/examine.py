@@ -1,4 +1,4 @@
-"""Run the groups of checks one after the other, none of which may hang or end the command."""
+"""Runs the groups of checks one after the other; none of them can hang or end the command."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _END = object()
 
 
 def doctor(cfg: DoctorConfig) -> int:
-    """Check, print, and return 1 where a line fails, else 0. UserError for options that cannot be used."""
+    """Check, print, and return 1 if a line fails, else 0. UserError for options that cannot be used."""
     _refuse(cfg)
-    wanted = [name for name in REGISTRY if name in (cfg.only or REGISTRY)]
-    found: list[tuple[str, Line]] = []
+    groups = [name for name in REGISTRY if name in (cfg.only or REGISTRY)]
+    lines: list[tuple[str, Line]] = []
     began = time.time()
     with redirect_stdout(sys.stderr) if cfg.json else nullcontext():  # libraries may print what they like
-        for name in wanted:
+        for name in groups:
             for line in examine(REGISTRY[name], cfg):
-                found.append((name, line))
+                lines.append((name, line))
                 if not cfg.json:
                     _show(name, line)
     if cfg.json:
-        print(json.dumps(_report(found, began), indent=2))
+        print(json.dumps(_report(lines, began), indent=2))
     else:
-        states = [line.state for _, line in found]
-        console.out.print(", ".join(f"{states.count(each)} {each}" for each in _COLOURS), markup=False)
-    return 1 if any(line.state == "fail" for _, line in found) else 0
+        states = [line.state for _, line in lines]
+        console.out.print(", ".join(f"{states.count(state)} {state}" for state in _COLOURS), markup=False)
+    return 1 if any(line.state == "fail" for _, line in lines) else 0
 
 
 def examine(group: Group, cfg: DoctorConfig) -> Iterator[Line]:
@@ -87,7 +87,7 @@ def _failed(group: Group, error: BaseException) -> Line:
 
 
 def _refuse(cfg: DoctorConfig) -> None:
-    """UserError for what can be seen to be wrong before anything is checked."""
+    """UserError for options that are wrong, before any check runs."""
     if cfg.hostfile is not None:
         read_hostfile(cfg.hostfile)
     needed(cfg)
@@ -109,9 +109,9 @@ def _show(group: str, line: Line) -> None:
         console.out.print(f"{'':<15}→ {console.escape(line.todo)}")
 
 
-def _report(found: list[tuple[str, Line]], began: float) -> dict[str, Any]:
+def _report(lines: list[tuple[str, Line]], began: float) -> dict[str, Any]:
     """What ``--json`` prints."""
-    states = [line.state for _, line in found]
+    states = [line.state for _, line in lines]
     return {
         "gkd_scale": __version__,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
@@ -129,6 +129,6 @@ def _report(found: list[tuple[str, Line]], began: float) -> dict[str, Any]:
                 "todo": line.todo,
                 "data": dict(line.data),
             }
-            for group, line in found
+            for group, line in lines
         ],
     }

@@ -26,14 +26,14 @@ def read_hostfile(path: Path) -> dict[str, int]:
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        found = _ROW.fullmatch(text)
-        if found is None or int(found[2]) < 1:
+        match = _ROW.fullmatch(text)
+        if match is None or int(match[2]) < 1:
             raise ConfigError(f"{path}, line {number}: '{text}' is not 'host slots=N'", _EXAMPLE)
-        if found[1].startswith("-"):
-            raise ConfigError(f"{path}, line {number}: '{found[1]}' is no name of a host", _EXAMPLE)
-        if found[1] in hosts:
-            raise ConfigError(f"{path}, line {number}: {found[1]} is there twice", "keep one of them")
-        hosts[found[1]] = int(found[2])
+        if match[1].startswith("-"):
+            raise ConfigError(f"{path}, line {number}: '{match[1]}' is no name of a host", _EXAMPLE)
+        if match[1] in hosts:
+            raise ConfigError(f"{path}, line {number}: {match[1]} is there twice", "keep one of them")
+        hosts[match[1]] = int(match[2])
     if not hosts:
         raise ConfigError(f"the hostfile {path} names no host", _EXAMPLE)
     return hosts

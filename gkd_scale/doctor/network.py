@@ -32,11 +32,11 @@ def _port(port: int) -> Line:
         try:
             probe.bind(("", port))
         except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
+            in_use = error.errno == errno.EADDRINUSE
             return Line(
                 f"port {port}",
                 "warn",
-                "taken" if taken else str(error.strerror),
+                "taken" if in_use else str(error.strerror),
                 "give launches with several ranks another: deepspeed --master_port N",
             )
     return Line(f"port {port}", "ok", "free")

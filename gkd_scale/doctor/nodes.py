@@ -36,7 +36,7 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:
         for step in (_Node.look, _Node.listen, _Node.connect):
             _together([partial(node.do, step) for node in nodes])
         for node in nodes:
-            yield from node.found()
+            yield from node.lines()
     finally:
         for node in nodes:
             node.close()
@@ -71,8 +71,8 @@ class _Node:
         self._session: Session | None = None
         self._looked = False
 
-    def found(self) -> list[Line]:
-        """The lines so far; one that fails where the node has not answered in time."""
+    def lines(self) -> list[Line]:
+        """The lines so far, and one that fails if the node has not answered in time."""
         late = Line(
             self.host, "fail", f"no answer within {NODE_SECONDS:.0f} s", "see whether it is up, and its ssh"
         )
@@ -84,7 +84,7 @@ class _Node:
             self._session.close()
 
     def do(self, step: Callable[[_Node], None]) -> None:
-        """One step; what it raises is a line that fails."""
+        """Run a step; an exception of it becomes a line that fails."""
         try:
             step(self)
         except Exception as error:
@@ -97,7 +97,7 @@ class _Node:
     def look(self) -> None:
         """Reach the node and ask what is there."""
         try:
-            address, unknown = _address(self.host)
+            address, problem = _address(self.host)
             here = address is not None and _is_here(address)
             session = Session(self.host, here=here)
             try:
@@ -109,22 +109,22 @@ class _Node:
             self._session = session
         except Unreachable as error:
             todo = f"ssh {self.host} has to work without a password: see its name, its ssh and your key"
-            reason = f"{unknown}; ssh: {error}" if unknown else f"ssh: {error}"
+            reason = f"{problem}; ssh: {error}" if problem else f"ssh: {error}"
             if "No such file" in str(error) or "not found" in str(error):
                 reason, todo = f"there is no {sys.executable} there", "install gkd-scale at the same path"
             self._say(self.host, "fail", reason, todo)
         else:
-            how = "this machine" if here else f"{address or 'a name of ssh alone'}, by ssh"
-            self._say(self.host, "ok", how)
-            if unknown:
-                self._say(f"{self.host} name", "warn", unknown, "other nodes have to know it: see /etc/hosts")
+            route = "this machine" if here else f"{address or 'a name of ssh alone'}, by ssh"
+            self._say(self.host, "ok", route)
+            if problem:
+                self._say(f"{self.host} name", "warn", problem, "other nodes have to know it: see /etc/hosts")
             self._clock(ahead, exact)
             self._versions(facts)
             self._slots(int(facts["gpus"]))
             if not facts["folder"]:
-                where = os.getcwd()  # noqa: PTH109
+                folder = os.getcwd()  # noqa: PTH109
                 todo = "DeepSpeed starts there: use a shared file system, or the same checkout on all nodes"
-                self._say(f"{self.host} folder", "fail", f"{where} is not there", todo)
+                self._say(f"{self.host} folder", "fail", f"{folder} is not there", todo)
         self._looked = True
 
     def listen(self) -> None:
@@ -132,7 +132,7 @@ class _Node:
         if self._session is None or self.host != self.first:
             return
         name = f"{self.host} port {self.port}"
-        answer = self._asked("listen", name, port=self.port)
+        answer = self._ask("listen", name, port=self.port)
         if answer == "":
             self._say(name, "ok", "free")
         elif answer is not None:
@@ -143,42 +143,42 @@ class _Node:
         if self._session is None or self.host == self.first:
             return
         name = f"{self.host} to rank 0"
-        answer = self._asked("connect", name, host=self.first, port=self.port)
+        answer = self._ask("connect", name, host=self.first, port=self.port)
         if answer == "":
             self._say(name, "ok", f"reaches {self.first}:{self.port}")
         elif answer is not None:
             todo = f"open the firewall between nodes, and check what {self.first} means on {self.host}"
             self._say(name, "fail", f"{self.first}:{self.port}: {answer}", todo)
 
-    def _asked(self, what: str, name: str, **given: Any) -> str | None:
-        """What went wrong, "" for nothing; None where the node no longer answers, which is said."""
+    def _ask(self, question: str, name: str, **arguments: Any) -> str | None:
+        """The node's error, "" for none; None, and a line that fails, if the node no longer answers."""
         assert self._session is not None
         try:
-            return str(self._session.ask(what, **given).get("error", ""))
+            return str(self._session.ask(question, **arguments).get("error", ""))
         except Unreachable as error:
             self._say(name, "fail", str(error), f"see whether {self.host} is up")
             return None
 
     def _clock(self, ahead: float, exact: float) -> None:
         name, text = f"{self.host} clock", f"{ahead:+.3f} s ± {exact:.3f} s"
-        off, data = abs(ahead) - exact, {"ahead": ahead, "exact": exact}
-        if off > SKEW_WARN:
-            state: State = "fail" if off > SKEW_FAIL else "warn"
+        skew, data = abs(ahead) - exact, {"ahead": ahead, "exact": exact}
+        if skew > SKEW_WARN:
+            state: State = "fail" if skew > SKEW_FAIL else "warn"
             self._say(name, state, text, "let both follow one time server: chrony or ntpd", data)
         else:
             self._say(name, "ok", text, data=data)
 
     def _versions(self, facts: dict[str, object]) -> None:
-        there = facts["versions"]
-        assert isinstance(there, dict)
-        mine = {name: installed(name) for name in there}
-        mine["python"], there["python"] = sys.version.split()[0], facts["python"]
-        other = [
-            f"{name} {there[name]} there, {mine[name]} here" for name in mine if mine[name] != there[name]
+        theirs = facts["versions"]
+        assert isinstance(theirs, dict)
+        mine = {name: installed(name) for name in theirs}
+        mine["python"], theirs["python"] = sys.version.split()[0], facts["python"]
+        diffs = [
+            f"{name} {theirs[name]} there, {mine[name]} here" for name in mine if mine[name] != theirs[name]
         ]
         name = f"{self.host} versions"
-        if other:
-            self._say(name, "fail", "; ".join(other), "install the same with: pip install -c constraints.txt")
+        if diffs:
+            self._say(name, "fail", "; ".join(diffs), "install the same with: pip install -c constraints.txt")
         else:
             self._say(name, "ok", f"the same {len(mine)} packages")
 
@@ -209,7 +209,7 @@ def _address(host: str) -> tuple[str | None, str]:
 
 
 def _is_here(address: str) -> bool:
-    """Whether an address is one of this machine's: only then a socket can be bound to it."""
+    """Whether an address is this machine's: only then a socket can be bound to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

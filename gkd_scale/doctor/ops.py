@@ -1,4 +1,4 @@
-"""DeepSpeed's C++ and CUDA ops: which are there, which would be compiled at first use, and with what."""
+"""DeepSpeed's C++ and CUDA ops: which are installed, which would be compiled at first use, and the tools."""
 
 from __future__ import annotations
 
@@ -82,18 +82,18 @@ def _tools() -> Iterator[Line]:
 def _nvcc() -> Line:
     import torch
 
-    built = torch.version.cuda
+    cuda = torch.version.cuda
     if not torch.cuda.is_available():
         return Line("nvcc", "warn", "no CUDA device", "CUDA ops are for GPUs")
     from torch.utils.cpp_extension import CUDA_HOME
 
     path = f"{CUDA_HOME}/bin/nvcc" if CUDA_HOME else shutil.which("nvcc")
-    found = re.search(r"release (\d+)\.(\d+)", _output(path, "--version")) if path else None
-    if found is None:
-        return Line("nvcc", "warn", "none", f"install CUDA {built} and set CUDA_HOME, to compile CUDA ops")
-    text = f"{found[1]}.{found[2]}, PyTorch is built for CUDA {built}"
-    if built is not None and found[1] != built.partition(".")[0]:
-        return Line("nvcc", "warn", text, f"CUDA ops need CUDA {built}: set CUDA_HOME to one")
+    match = re.search(r"release (\d+)\.(\d+)", _output(path, "--version")) if path else None
+    if match is None:
+        return Line("nvcc", "warn", "none", f"install CUDA {cuda} and set CUDA_HOME, to compile CUDA ops")
+    text = f"{match[1]}.{match[2]}, PyTorch is built for CUDA {cuda}"
+    if cuda is not None and match[1] != cuda.partition(".")[0]:
+        return Line("nvcc", "warn", text, f"CUDA ops need CUDA {cuda}: set CUDA_HOME to one")
     return Line("nvcc", "ok", text)
 
 

@@ -18,8 +18,8 @@ class Group(NamedTuple):
 
     def check(self, cfg: DoctorConfig) -> Iterator[Line]:
         """The group's lines, one by one."""
-        found: Iterator[Line] = importlib.import_module(f"gkd_scale.doctor.{self.module}").check(cfg)
-        return found
+        lines: Iterator[Line] = importlib.import_module(f"gkd_scale.doctor.{self.module}").check(cfg)
+        return lines
 
 
 REGISTRY = {

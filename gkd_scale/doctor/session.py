@@ -64,7 +64,7 @@ class Unreachable(Exception):
 
 
 class Session:
-    """The program on ``host``; without ssh where ``here``. A context manager that ends it."""
+    """The program on ``host``, without ssh if ``here``; a context manager that ends it."""
 
     def __init__(self, host: str, *, here: bool) -> None:
         local = [sys.executable, "-c", PROGRAM]
@@ -97,11 +97,11 @@ class Session:
                 with suppress(BrokenPipeError):  # a question that was never read
                     stream.close()
 
-    def ask(self, what: str, **given: Any) -> dict[str, Any]:
-        """The answer to one question; :class:`Unreachable` where none comes."""
+    def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
+        """The answer to one question; :class:`Unreachable` if none comes."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"ask": what, **given}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"ask": question, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None
@@ -109,22 +109,22 @@ class Session:
         while True:
             text = self._line(deadline).decode(errors="replace").strip()
             if text.startswith(MARK):
-                found: dict[str, Any] = json.loads(text.removeprefix(MARK))
-                return found
+                answer: dict[str, Any] = json.loads(text.removeprefix(MARK))
+                return answer
 
     def skew(self, pings: int = 5) -> tuple[float, float]:
         """How far the node's clock is ahead of this one's, and how exact that is; seconds.
 
-        The question with the shortest round trip counts; the answer was given in its middle, give or
-        take half.
+        The question with the shortest round trip counts. Its answer was given in the middle of the trip,
+        plus or minus half.
         """
-        found = []
+        trips = []
         for _ in range(pings):
-            asked = time.time()
-            there = float(self.ask("time")["time"])
-            trip = time.time() - asked
-            found.append((trip, there - asked - trip / 2))
-        trip, ahead = min(found)
+            start = time.time()
+            remote = float(self.ask("time")["time"])
+            trip = time.time() - start
+            trips.append((trip, remote - start - trip / 2))
+        trip, ahead = min(trips)
         return ahead, trip / 2
 
     def _line(self, deadline: float) -> bytes:
@@ -144,5 +144,5 @@ class Session:
     def _ended(self) -> Unreachable:
         assert self._process.stderr is not None
         self._process.wait()
-        said = self._process.stderr.read().decode(errors="replace").strip().splitlines()
-        return Unreachable(said[-1][:200] if said else f"it ended with {self._process.returncode}")
+        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+        return Unreachable(lines[-1][:200] if lines else f"it ended with {self._process.returncode}")

@@ -31,7 +31,7 @@ _MARGIN = 1.2
 
 def check(cfg: DoctorConfig) -> Iterator[Line]:
     """Lines on free space and writing at ``cfg.out``, and on reading ``cfg.cache``."""
-    folder = next(each for each in (cfg.out.absolute(), *cfg.out.absolute().parents) if each.is_dir())
+    folder = next(path for path in (cfg.out.absolute(), *cfg.out.absolute().parents) if path.is_dir())
     yield _space(folder)
     yield _writing(folder)
     if cfg.cache is None:
@@ -41,7 +41,7 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:
 
 
 def needed(cfg: DoctorConfig) -> float | None:
-    """Images a second that a run needs on all ranks together; None where nothing says it.
+    """Images a second that a run needs on all ranks together; None if neither option says it.
 
     Of ``--run`` that is its median pace in the second half, as it would be without waiting for data. Raises
     RunError for a folder without metrics, ConfigError for both options.

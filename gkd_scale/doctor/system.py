@@ -48,16 +48,16 @@ def _memory() -> Line:
 def _shm() -> Line:
     name, todo = str(SHM), "give the container more: docker run --shm-size=8g, or --ipc=host"
     try:
-        found = os.statvfs(SHM)
+        stats = os.statvfs(SHM)
     except OSError as error:
         return Line(name, "fail", f"cannot be used: {error.strerror}", todo)
-    free, total = float(found.f_bavail * found.f_frsize), float(found.f_blocks * found.f_frsize)
+    free, total = float(stats.f_bavail * stats.f_frsize), float(stats.f_blocks * stats.f_frsize)
     text, data = f"{gib(free)} free of {gib(total)}", {"free": free, "total": total}
     if not os.access(SHM, os.W_OK):
         return Line(name, "fail", f"{text}, not writable", "its mode must be 1777", data)
     if free < SHM_WANTED:
-        used = "remove what ended processes left there" if total >= SHM_WANTED else todo
-        return Line(name, "fail" if free < SHM_LEAST else "warn", text, used, data)
+        hint = "remove what ended processes left there" if total >= SHM_WANTED else todo
+        return Line(name, "fail" if free < SHM_LEAST else "warn", text, hint, data)
     return Line(name, "ok", text, data=data)
 
 
@@ -68,6 +68,6 @@ def _files() -> Line:
     data = {"soft": float(soft), "hard": float(hard)}
     if unlimited or soft >= FILES_WANTED:
         return Line("open files", "ok", text, data=data)
-    where = "" if hard < 0 or hard >= FILES_WANTED else "; the hard limit is in /etc/security/limits.conf"
+    note = "" if hard < 0 or hard >= FILES_WANTED else "; the hard limit is in /etc/security/limits.conf"
     state: State = "fail" if soft < FILES_LEAST else "warn"
-    return Line("open files", state, text, f"ulimit -n 65536 before the command{where}", data)
+    return Line("open files", state, text, f"ulimit -n 65536 before the command{note}", data)

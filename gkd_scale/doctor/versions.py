@@ -1,4 +1,4 @@
-"""Versions of Python and of what gkd-scale needs, against what it asks for."""
+"""Versions of Python and of the packages that gkd-scale needs, against its requirements."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
     """A line for Python, gkd-scale and each package that it depends on."""
     yield Line("python", "ok", f"{platform.python_version()}, {sys.executable}")
     yield Line(PACKAGE, "ok", __version__)
-    wanted = requirements()
-    if not wanted:
+    packages = requirements()
+    if not packages:
         yield Line(
             "packages",
             "warn",
             f"{PACKAGE} is not installed, its versions are not compared",
             "pip install -e . in the checkout",
         )
-    for name, (specifier, version) in wanted.items():
+    for name, (specifier, version) in packages.items():
         if version is None:
             yield Line(name, "fail", "not installed", f"pip install '{name}{specifier}'")
         elif specifier and not _fits(version, specifier):
@@ -49,16 +49,16 @@ def requirements() -> dict[str, tuple[str, str | None]]:
         texts = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
         return {}
-    found = {}
+    versions = {}
     for text in texts:
-        each = Requirement(text)
-        if each.marker is None or each.marker.evaluate({"extra": ""}):
-            found[each.name] = (str(each.specifier), installed(each.name))
-    return found
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            versions[requirement.name] = (str(requirement.specifier), installed(requirement.name))
+    return versions
 
 
 def installed(name: str) -> str | None:
-    """The installed version of a package; None where it is not there."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

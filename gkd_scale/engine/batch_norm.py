@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics: passes that must not change them, and ranks that must have the same."""
+"""Keeps some passes from changing BatchNorm's running statistics, and makes ranks share these."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def kept_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
 def share_statistics(norms: Sequence[_BatchNorm], mean: Callable[[Tensor], Tensor]) -> None:
     """Replace the running statistics of those ``norms`` that are in train mode by their ``mean`` over ranks.
 
-    The mean of the ranks' variances leaves out how their means differ: a micro batch a rank is not as good
-    as all of them together. Collective.
+    The mean of the ranks' variances leaves out how far their means differ, so it is less exact than the
+    variance over all ranks' images. Collective.
     """
     statistics = [
         value

@@ -50,7 +50,7 @@ def newest(folders: Sequence[Path]) -> int:
 
 
 def remove_torn(folders: Sequence[Path]) -> None:
-    """Remove what a kill left of checkpoints that are not whole."""
+    """Remove the partial files that a kill left."""
     for folder in folders:
         for torn in folder.glob(f"step-*{files.TEMPORARY}"):
             torn.unlink()
@@ -66,7 +66,7 @@ class Snapshot:
 
 
 def take(step: int, engine: Any, ema: Ema | None, runtime: Runtime, identity: dict[str, Any]) -> Snapshot:
-    """A copy of the state after ``step``. Collective."""
+    """Copy the state after ``step``. Collective."""
     facts = {"step": step, "optimizer_step": zero.optimizer_step(engine), "identity": identity}
     if scale := zero.loss_scale(engine):
         facts["loss_scale"] = scale
@@ -82,14 +82,14 @@ def write(folder: Path, snapshot: Snapshot) -> None:
 
 def prune(folder: Path, keep: int, keep_every: int | None = None) -> None:
     """Remove all checkpoints except the newest ``keep`` and those of every ``keep_every``-th step."""
-    for old in steps(folder)[:-keep]:
-        if keep_every is None or old % keep_every:
-            path(folder, old).unlink()
+    for step in steps(folder)[:-keep]:
+        if keep_every is None or step % keep_every:
+            path(folder, step).unlink()
 
 
 def load(folder: Path, step: int, engine: Any, ema: Ema | None, identity: dict[str, Any]) -> None:
     """Restore the checkpoint of ``step``; raises as :func:`check`."""
-    with _opened(folder, step, identity) as (reader, meta):
+    with _open(folder, step, identity) as (reader, meta):
         _restore(engine, ema, reader, int(meta["optimizer_step"]))
     zero.set_loss_scale(engine, meta.get("loss_scale", {}))
 
@@ -98,12 +98,12 @@ def check(folder: Path, step: int, identity: dict[str, Any]) -> None:
     """Raise RunError, which names the keys, if the checkpoint of ``step`` belongs to a run with another
     ``identity``, and DamageError if the file cannot be read.
     """
-    with _opened(folder, step, identity):
+    with _open(folder, step, identity):
         pass
 
 
 @contextmanager
-def _opened(folder: Path, step: int, identity: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _open(folder: Path, step: int, identity: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The reader of a checkpoint, and its facts; raises as :func:`check`, also for errors of the block."""
     from safetensors import SafetensorError, safe_open
 
@@ -132,12 +132,12 @@ def fork(source: Path, folder: Path, changes: dict[str, Any]) -> None:
         tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
     meta["identity"] |= changes
     begin_again(folder.parent, meta["identity"])
-    for old in steps(folder):
-        path(folder, old).unlink()
+    for step in steps(folder):
+        path(folder, step).unlink()
     write(folder, Snapshot(int(meta["step"]), tensors, meta))
 
 
-def _trained(engine: Any) -> dict[str, nn.Parameter]:
+def _trainable(engine: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
 
 
@@ -155,7 +155,7 @@ def _collect(engine: Any, ema: Ema | None, runtime: Runtime) -> dict[str, Tensor
         if runtime.main:
             tensors[name] = value.detach().to("cpu", copy=True).contiguous()
 
-    for name, parameter in _trained(engine).items():
+    for name, parameter in _trainable(engine).items():
         add(f"param/{name}", zero.master(parameter))
         for key in zero.moments(parameter):
             add(f"{key}/{name}", zero.moment(engine, parameter, key))
@@ -168,17 +168,17 @@ def _collect(engine: Any, ema: Ema | None, runtime: Runtime) -> dict[str, Tensor
 
 @torch.no_grad()
 def _restore(engine: Any, ema: Ema | None, reader: Any, optimizer_step: int) -> None:
-    """Put the tensors of ``reader`` where they were; ValueError if they are another model's."""
+    """Load the tensors of ``reader`` into the engine; ValueError if they are another model's."""
     zero.prepare(engine, optimizer_step)
-    trained = _trained(engine)
-    stored = {key.removeprefix("param/") for key in reader.keys() if key.startswith("param/")}  # noqa: SIM118
-    if stored != set(trained):
-        odd = sorted(stored ^ set(trained))
-        raise ValueError(f"its parameters are not the model's: {odd[0]} ({nearest(odd[0], trained)})")
-    for name, parameter in trained.items():
+    parameters = _trainable(engine)
+    names = {key.removeprefix("param/") for key in reader.keys() if key.startswith("param/")}  # noqa: SIM118
+    if names != set(parameters):
+        odd = sorted(names ^ set(parameters))
+        raise ValueError(f"its parameters are not the model's: {odd[0]} ({nearest(odd[0], parameters)})")
+    for name, parameter in parameters.items():
         moments = {key: reader.get_tensor(f"{key}/{name}") for key in zero.moments(parameter)}
         zero.restore(engine, parameter, reader.get_tensor(f"param/{name}"), moments, optimizer_step)
     if ema is not None:
-        ema.load({name: reader.get_tensor(f"ema/{name}") for name in trained})
+        ema.load({name: reader.get_tensor(f"ema/{name}") for name in parameters})
     for name, value in _buffers(engine.module).items():
         value.copy_(reader.get_tensor(f"buffer/{name}"))

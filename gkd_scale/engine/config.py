@@ -58,4 +58,4 @@ class RunConfig:
 
     def loggers(self) -> list[str]:
         """The loggers of ``log``; ConfigError for none beside others."""
-        return loggers.chosen(self.log)
+        return loggers.select(self.log)

@@ -1,8 +1,8 @@
-"""``--dry-run``: what a run would take, from a few steps of one rank. Writes nothing.
+"""``--dry-run``: measures a few steps of one rank and prints what a run would take. Writes nothing.
 
 The caller has made all checks of a run. The steps here are those of the loop, in DeepSpeed's engine. With
 ``--world N`` this process is rank 0 of N in PyTorch's fake process group: DeepSpeed shards for N ranks, the
-loader reads rank 0's share, and collectives return at once. The weights that come of it mean nothing.
+loader reads rank 0's share, and collectives return at once. The resulting weights mean nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def show(
     estimate = sum(_estimate(job, plan, runtime.world) for job in jobs)
     models = [_model(job) for job in jobs]
     try:
-        found = _measure(jobs, training, runtime, plan, start)
+        measured = _measure(jobs, training, runtime, plan, start)
     except torch.OutOfMemoryError:
         raise UserError(
             f"a micro batch of {plan.micro_batch} images does not fit the memory of {runtime.device}",
@@ -85,8 +85,8 @@ def show(
             (plan.path.name, ", ".join(f"{key}={value}" for key, value in leaves_of(plan.json).items())),
             ("a step", f"{plan.global_batch} images: {plan.summary()}"),
             *models,
-            ("memory a GPU", _memory(found.memory, estimate, plan, runtime)),
-            *_course(found, training, start, plan, runtime, reading),
+            ("memory a GPU", _memory(measured.memory, estimate, plan, runtime)),
+            *_cost_rows(measured, training, start, plan, runtime, reading),
         ]
         console.say(config.to_yaml(options).rstrip())
         console.out.print(_table(runtime, rows))
@@ -100,20 +100,22 @@ def _measure(
     jobs: Sequence[Job], training: TrainingPlan, runtime: Runtime, plan: DeepSpeedPlan, start: int
 ) -> Measured:
     """Run a step to warm up, one for its memory, and :data:`TIMED` ones for their time."""
-    small = _runnable(plan, runtime.device)
-    engines = [Training(job, runtime, small) for job in jobs]
-    first = training.batches(start, start + 1)
-    batches = list(islice(feed(first, runtime.device), small.accumulation))
-    del first  # its threads would count as memory
+    short_plan = _runnable(plan, runtime.device)
+    engines = [Training(job, runtime, short_plan) for job in jobs]
+    first_batches = training.batches(start, start + 1)
+    batches = list(islice(feed(first_batches, runtime.device), short_plan.accumulation))
+    del first_batches  # its threads would count as memory
     gc.collect()
-    clock = _Steps(engines, small, runtime.device)
-    clock.step(iter(batches))
-    memory = memory_use(partial(clock.step, iter(batches)), [each.module for each in engines], runtime.device)
-    clock = _Steps(engines, small, runtime.device)
+    timer = _StepTimer(engines, short_plan, runtime.device)
+    timer.step(iter(batches))
+    memory = memory_use(
+        partial(timer.step, iter(batches)), [engine.module for engine in engines], runtime.device
+    )
+    timer = _StepTimer(engines, short_plan, runtime.device)
     stream = feed(training.batches(start, start + 1 + TIMED), runtime.device)
     for _ in range(TIMED):
-        clock.step(stream)
-    seconds, waited = clock.of_a_step(plan.accumulation)
+        timer.step(stream)
+    seconds, waited = timer.of_a_step(plan.accumulation)
     return Measured(seconds, waited, memory)
 
 
@@ -132,10 +134,10 @@ def _runnable(plan: DeepSpeedPlan, device: torch.device) -> DeepSpeedPlan:
     return replace(plan, json=json, accumulation=accumulation)
 
 
-class _Steps:
+class _StepTimer:
     """Steps of all trainings on the same batches, and the seconds of each micro batch.
 
-    ``last`` are those of the last one of a step, in which the optimizer steps; ``first`` those of the others.
+    ``last`` has those of each step's last micro batch, in which the optimizer steps; ``first`` the others.
     """
 
     def __init__(self, trainings: Sequence[Training], plan: DeepSpeedPlan, device: torch.device) -> None:
@@ -165,8 +167,8 @@ class _Steps:
 
     def of_a_step(self, accumulation: int) -> tuple[float, float]:
         """The seconds of a step of ``accumulation`` micro batches, and those of waiting for data."""
-        others = (accumulation - 1) * _mean(self.first)
-        return others + _mean(self.last), accumulation * _mean(self.waits)
+        earlier = (accumulation - 1) * _mean(self.first)
+        return earlier + _mean(self.last), accumulation * _mean(self.waits)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -175,15 +177,15 @@ def _mean(values: Sequence[float]) -> float:
 
 def _estimate(job: Job, plan: DeepSpeedPlan, world: int) -> float:
     """Bytes of a job's model states on each of ``world`` GPUs, by DeepSpeed's estimator."""
-    trained = [p for p in job.module.parameters() if p.requires_grad]
+    trainable = [p for p in job.module.parameters() if p.requires_grad]
     layers = (module.parameters(recurse=False) for module in job.module.modules())
     largest = max(sum(p.numel() for p in layer) for layer in layers)
     zero = plan.json.get("zero_optimization", {})
-    moved = {
+    offloads = {
         key: (zero.get(part) or {}).get("device", "none") != "none"
         for key, part in (("offload", "offload_optimizer"), ("offload_parameters", "offload_param"))
     }
-    return zero_memory(sum(p.numel() for p in trained), largest, world, **moved)[plan.stage]
+    return zero_memory(sum(p.numel() for p in trainable), largest, world, **offloads)[plan.stage]
 
 
 # -------------------------------------------------------------------------------------------- words
@@ -191,8 +193,8 @@ def _estimate(job: Job, plan: DeepSpeedPlan, world: int) -> float:
 
 def _table(runtime: Runtime, rows: Sequence[tuple[str, str]]) -> Table:
     ranks = "1 rank" if runtime.world == 1 else f"{runtime.world} ranks"
-    here = ", of which rank 0 is measured here; the others are not there" if runtime.planned else ""
-    table = Table(title=f"{ranks}{here}", title_justify="left", show_header=False)
+    note = ", of which rank 0 is measured here; the others are not there" if runtime.simulated else ""
+    table = Table(title=f"{ranks}{note}", title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
@@ -206,18 +208,18 @@ def _model(job: Job) -> tuple[str, str]:
     return job.title, f"{trained:,} parameters are trained, {frozen:,} are frozen; {job.out}"
 
 
-def _memory(found: MemoryUse, estimate: float, plan: DeepSpeedPlan, runtime: Runtime) -> str:
-    how = "measured" if runtime.device.type == "cuda" else "counted on a CPU"
+def _memory(use: MemoryUse, estimate: float, plan: DeepSpeedPlan, runtime: Runtime) -> str:
+    method = "measured" if runtime.device.type == "cuda" else "counted on a CPU"
     buckets = ", with DeepSpeed's buckets (reduce_bucket_size)" if plan.stage else ""
     return (
-        f"{console.size(found.held + found.working)}: {console.size(found.held)} between steps, and at most "
-        f"{console.size(found.working)} more in a micro batch of {plan.micro_batch}; {how}{buckets}. "
+        f"{console.size(use.resting + use.working)}: {console.size(use.resting)} between steps, and at most "
+        f"{console.size(use.working)} more in a micro batch of {plan.micro_batch}; {method}{buckets}. "
         f"DeepSpeed's estimate of model states in half precision alone: {console.size(estimate)}"
     )
 
 
-def _course(
-    found: Measured,
+def _cost_rows(
+    step: Measured,
     training: TrainingPlan,
     start: int,
     plan: DeepSpeedPlan,
@@ -225,24 +227,24 @@ def _course(
     reading: Reading,
 ) -> Iterator[tuple[str, str]]:
     """The rows about reading, steps and time."""
-    mine = reading.bytes_of(start, start + TIMED)
-    if mine is not None:
-        a_rank, node = mine / TIMED, min(NODE, runtime.world)
-        rate = a_rank / found.seconds / 1e9
+    read_bytes = reading.bytes_of(start, start + TIMED)
+    if read_bytes is not None:
+        share, node = read_bytes / TIMED, min(NODE, runtime.world)
+        rate = share / step.seconds / 1e9
         yield (
             "read from the cache",
-            f"{console.size(a_rank)} a rank and step, {console.size(a_rank * runtime.world)} over all ranks; "
+            f"{console.size(share)} a rank and step, {console.size(share * runtime.world)} over all ranks; "
             f"at the pace below {rate * node:.3f} GB/s on a node of {node}, "
             f"{rate * runtime.world:.3f} GB/s in all",
         )
     epochs = training.steps * plan.global_batch / reading.images
-    goes_on = f", {training.steps - start} left after the checkpoint of step {start}" if start else ""
-    yield "steps", f"{training.steps}{goes_on}; {epochs:.2f} epochs of {reading.images} images"
+    remaining = f", {training.steps - start} left after the checkpoint of step {start}" if start else ""
+    yield "steps", f"{training.steps}{remaining}; {epochs:.2f} epochs of {reading.images} images"
     yield (
         "time",
-        f"{_duration((training.steps - start) * found.seconds)} at {found.seconds:.3f} s a step, of which "
-        f"{found.waited:.3f} s waiting for data; the mean of {TIMED} steps of one rank on this machine, "
-        f"without {'communication, ' if runtime.planned else ''}checkpoints and validation",
+        f"{_duration((training.steps - start) * step.seconds)} at {step.seconds:.3f} s a step, of which "
+        f"{step.waited:.3f} s waiting for data; the mean of {TIMED} steps of one rank on this machine, "
+        f"without {'communication, ' if runtime.simulated else ''}checkpoints and validation",
     )
 
 

@@ -1,7 +1,7 @@
-"""Checks every key of a DeepSpeed JSON, level by level, and ignores none in silence.
+"""Checks every key of a DeepSpeed JSON, level by level, and ignores none silently.
 
 DeepSpeed checks the first level; an error deeper down appears at the step that needs the value. It takes
-``"auto"``, which Hugging Face's Trainer would replace, for its default or for a value. Here each key does
+``"auto"``, which Hugging Face's Trainer would replace, as its default or as a value. Here each key does
 what it says, or is an error that names our flag for it, or gets a note. We build the sections as DeepSpeed's
 models and then the whole as its ``DeepSpeedConfig``; what these refuse becomes an error of one line.
 """
@@ -168,7 +168,7 @@ def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Checke
                 raise ConfigError(f"{path}: '{key}' does nothing here", f"remove it: {_REFUSED[key]}")
         elif key in _WITHOUT_EFFECT:
             checked.notes.append(f"{key} has no effect: {_WITHOUT_EFFECT[key]}")
-        elif (filled := _known()[key](checked, key, value)) is not None:
+        elif (filled := _rules()[key](checked, key, value)) is not None:
             checked.config[key] = filled
     if checked.undecided:
         keys = " and ".join(f"'{key}'" for key in checked.undecided)
@@ -197,7 +197,7 @@ def built(path: Path, config: dict[str, Any]) -> None:
 
 @contextmanager
 def starting(path: Path) -> Iterator[None]:
-    """ConfigError where DeepSpeed refuses only with the network in hand what the file ``path`` asks for."""
+    """Inside the block, a setting of ``path`` that DeepSpeed refuses with the model is a ConfigError."""
     try:
         yield
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
@@ -211,18 +211,18 @@ def starting(path: Path) -> Iterator[None]:
 
 
 def _refuse_overlap(path: Path, config: Mapping[str, Any]) -> None:
-    known = [*_known(), *_REFUSED, *_OURS, *_WITHOUT_EFFECT]
+    keys = [*_rules(), *_REFUSED, *_OURS, *_WITHOUT_EFFECT]
     for key, value in config.items():
         if key in _OURS and value != "auto" and not _is_off(value):
             raise ConfigError(
                 f"both {path} ('{key}') and gkd-scale's config ({_OURS[key]}) set the same thing",
                 f"remove '{key}' from {path}: gkd-scale's config owns it",
             )
-        if key not in known and re.match(r"_|//|#|comment", key):
+        if key not in keys and re.match(r"_|//|#|comment", key):
             raise ConfigError(f"{path}: '{key}' is no key of DeepSpeed", "remove it: JSON has no comments")
-        if key not in known:
+        if key not in keys:
             raise ConfigError(
-                f"{path}: unknown key '{key}'", nearest(key, known) or "see DeepSpeed's documentation"
+                f"{path}: unknown key '{key}'", nearest(key, keys) or "see DeepSpeed's documentation"
             )
 
 
@@ -236,7 +236,7 @@ def _is_off(value: Any) -> bool:
 Check = Callable[[Checked, str, Any], Any]
 
 
-def _known() -> dict[str, Check]:
+def _rules() -> dict[str, Check]:
     """The check of each key that works. A check returns the value for DeepSpeed; None leaves the key out."""
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -302,20 +302,20 @@ def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, An
         checked.refuse(key, value, zero if key == _ZERO else _switched(value))
     fields: dict[str, Any] = model.model_fields
     names = {field.alias or name: name for name, field in fields.items()} | {name: name for name in fields}
-    written: dict[str, str] = {}
+    keys: dict[str, str] = {}
     filled: dict[str, Any] = {}
     for inner, item in value.items():
         dotted = f"{key}.{inner}"
         if inner not in names:
             _unknown(checked, dotted, names)
         name = names[inner]
-        if name in written:
+        if name in keys:
             raise ConfigError(
-                f"{checked.path}: '{key}' says the same thing twice: {written[name]} and {inner}", "keep one"
+                f"{checked.path}: '{key}' says the same thing twice: {keys[name]} and {inner}", "keep one"
             )
-        written[name] = inner
+        keys[name] = inner
         _note_or_refuse(checked, dotted, name, item, fields[name])
-        if _is_old(checked, dotted, name, item, fields[name]):
+        if _is_deprecated(checked, dotted, name, item, fields[name]):
             continue
         filled_item = _value(checked, dotted, name, item, fields[name])
         if filled_item is not _LEFT_OUT:
@@ -340,7 +340,7 @@ def _note_or_refuse(checked: Checked, key: str, name: str, value: Any, field: An
         checked.notes.append(f"{key} has no effect: it is for NVMe")
 
 
-def _is_old(checked: Checked, key: str, name: str, value: Any, field: Any) -> bool:
+def _is_deprecated(checked: Checked, key: str, name: str, value: Any, field: Any) -> bool:
     """Whether DeepSpeed has renamed a key that is off; ConfigError with the new name if it is on."""
     extra = field.json_schema_extra
     if not (isinstance(extra, dict) and extra.get("deprecated")):
@@ -368,7 +368,7 @@ def _validate(checked: Checked, key: str, values: dict[str, Any], model: Any) ->
 
 _LEFT_OUT = object()
 _MOST_ELEMENTS = 10**11
-"""Of a bucket, which DeepSpeed allocates whole."""
+"""The limit of a bucket, which DeepSpeed allocates whole."""
 
 
 def _value(checked: Checked, key: str, name: str, value: Any, field: Any) -> Any:
@@ -422,11 +422,11 @@ def _autocast(checked: Checked, key: str, value: Any) -> Any:
     if value.get("enabled") is True and dtype not in ("bfloat16", "bf16"):
         checked.refuse(f"{key}.dtype", dtype, "write bfloat16")
     modules = value.get("lower_precision_safe_modules")
-    for each in modules if isinstance(modules, list) else [modules] * (modules is not None):
-        if not (isinstance(each, str) and each.startswith("torch.nn.") and _is_class(each)):
+    for module in modules if isinstance(modules, list) else [modules] * (modules is not None):
+        if not (isinstance(module, str) and module.startswith("torch.nn.") and _is_class(module)):
             checked.refuse(
                 f"{key}.lower_precision_safe_modules",
-                each,
+                module,
                 'give a list of classes, for example "torch.nn.Linear"',
             )
     return dict(value)
@@ -506,33 +506,33 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
     path, config = checked.path, checked.config
     zero = config.get(_ZERO, {})
     stage = zero.get("stage", 0)
-    on = [key for key in ("bf16", "fp16", "torch_autocast") if enabled(config, key)]
-    if len(on) > 1:
-        raise ConfigError(f"{path} enables both {' and '.join(on)}", "enable one")
-    if "fp16" in on and device.type == "cpu":
+    modes = [key for key in ("bf16", "fp16", "torch_autocast") if enabled(config, key)]
+    if len(modes) > 1:
+        raise ConfigError(f"{path} enables both {' and '.join(modes)}", "enable one")
+    if "fp16" in modes and device.type == "cpu":
         raise ConfigError(
             f"{path} enables fp16, which DeepSpeed refuses on a CPU", "use bf16, or no half precision"
         )
-    if stage == 0 and ("fp16" in on or "bf16" in on):  # zero.py does not find Adam's moments then
-        raise ConfigError(f"{path} enables {on[0]} without ZeRO", 'add "zero_optimization": {"stage": 1}')
-    for key, usual in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
-        if stage and config.get(key, usual) != usual:
+    if stage == 0 and ("fp16" in modes or "bf16" in modes):  # zero.py does not find Adam's moments then
+        raise ConfigError(f"{path} enables {modes[0]} without ZeRO", 'add "zero_optimization": {"stage": 1}')
+    for key, default in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
+        if stage and config.get(key, default) != default:
             raise ConfigError(f"{path}: '{key}' does not go with ZeRO {stage}", "remove it, or use ZeRO 0")
-    accumulated = config.get("data_types", {}).get("grad_accum_dtype", "fp32")
-    if stage == 0 and accumulated != "fp32":
+    dtype = config.get("data_types", {}).get("grad_accum_dtype", "fp32")
+    if stage == 0 and dtype != "fp32":
         raise ConfigError(
-            f"{path}: 'data_types.grad_accum_dtype' is {accumulated!r}, which does not go with ZeRO 0",
+            f"{path}: 'data_types.grad_accum_dtype' is {dtype!r}, which does not go with ZeRO 0",
             "remove it, or use ZeRO 1 or 2",
         )
-    for part, least in (("offload_optimizer", 1), ("offload_param", 3)):
+    for part, minimum in (("offload_optimizer", 1), ("offload_param", 3)):
         target = (zero.get(part) or {}).get("device", "none")
         if target == "none":
             continue
         name = f"'{_ZERO}.{part}'"
-        if stage < least:
+        if stage < minimum:
             raise ConfigError(
                 f"{path}: {name} does nothing with ZeRO {stage}",
-                f"use ZeRO stage {least} or more, or remove it",
+                f"use ZeRO stage {minimum} or more, or remove it",
             )
         if target == "nvme":
             raise ConfigError(
@@ -547,11 +547,11 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
     for key in _QUANTISED:
         if zero.get(key) and device.type == "cpu":
             raise ConfigError(f"{path}: '{_ZERO}.{key}' needs a GPU", "remove it")
-    idle = [key for key in zero if (key.startswith("stage3_") or key in _ZERO3) and stage < 3]
+    unused = [key for key in zero if (key.startswith("stage3_") or key in _ZERO3) and stage < 3]
     if stage == 0:
-        idle = [key for key in zero if key != "stage"]
-    if idle:
-        checked.notes.append(f"{', '.join(idle)} of {_ZERO}: no effect with ZeRO {stage}")
+        unused = [key for key in zero if key != "stage"]
+    if unused:
+        checked.notes.append(f"{', '.join(unused)} of {_ZERO}: no effect with ZeRO {stage}")
 
 
 # ------------------------------------------------------------------------------------------- words

@@ -63,7 +63,7 @@ def compile_seconds(name: str) -> float | str:
     with tempfile.TemporaryDirectory(prefix="gkd-scale-op-") as folder:
         began = time.monotonic()
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-c", _COMPILE, name],
                 env={**os.environ, "TORCH_EXTENSIONS_DIR": folder},
                 capture_output=True,
@@ -72,6 +72,6 @@ def compile_seconds(name: str) -> float | str:
             )
         except subprocess.TimeoutExpired:
             return f"not compiled within {COMPILE_SECONDS} s"
-        if done.returncode:
-            return (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+        if process.returncode:
+            return (process.stderr.strip().splitlines() or ["no message"])[-1][:300]
         return time.monotonic() - began

@@ -26,11 +26,11 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Add the parameters after optimizer step number ``step`` (from 1) to the average."""
-        keep = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step))
         names = list(self.average)
         average = [self.average[name] for name in names]
         current = [zero.local(self.parameters[name]).float() for name in names]
-        torch._foreach_lerp_(average, current, 1 - keep)
+        torch._foreach_lerp_(average, current, 1 - decay)
 
     def full(self) -> dict[str, Tensor]:
         """Whole averages by name. Collective under ZeRO-3."""
@@ -48,7 +48,7 @@ class Ema:
 
         :func:`zero.exact` has them in fp32.
         """
-        kept = {name: zero.local(p).clone() for name, p in self.parameters.items()}
+        backup = {name: zero.local(p).clone() for name, p in self.parameters.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 zero.local(parameter).copy_(self.average[name])
@@ -58,5 +58,5 @@ class Ema:
         finally:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
-                    zero.local(parameter).copy_(kept[name])
+                    zero.local(parameter).copy_(backup[name])
                     delattr(parameter, zero.AVERAGE)

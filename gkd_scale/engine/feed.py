@@ -20,7 +20,7 @@ from gkd_scale.cache.encoded import EncodedBatch
 
 def feed(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
     """The same batches, their tensors on ``device``, in their stored dtype."""
-    return batches if device.type != "cuda" else _copied_ahead(batches, device)
+    return batches if device.type != "cuda" else _copy_ahead(batches, device)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -34,34 +34,34 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(item, change) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {field.name: map_tensors(getattr(value, field.name), change) for field in fields(value)}
-        return replace(value, **changed)
+        changes = {field.name: map_tensors(getattr(value, field.name), change) for field in fields(value)}
+        return replace(value, **changes)
     return value
 
 
-def _copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+def _copy_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
     stream = torch.cuda.Stream(device)
     end = object()
 
     def copy() -> tuple[Any, torch.cuda.Event]:
         batch = next(batches, end)
         with torch.cuda.device(device), torch.cuda.stream(stream):
-            moved = map_tensors(batch, lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
-            moved = moved.decoded() if isinstance(moved, EncodedBatch) else moved
-            done = torch.cuda.Event()
-            done.record(stream)
-        return moved, done
+            gpu_batch = map_tensors(batch, lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+            gpu_batch = gpu_batch.decoded() if isinstance(gpu_batch, EncodedBatch) else gpu_batch
+            event = torch.cuda.Event()
+            event.record(stream)
+        return gpu_batch, event
 
-    def used_here(tensor: Tensor) -> Tensor:
+    def record_use(tensor: Tensor) -> Tensor:
         tensor.record_stream(torch.cuda.current_stream(device))
         return tensor
 
     with ThreadPoolExecutor(1, thread_name_prefix="copy") as pool:
-        ahead = pool.submit(copy)
+        future = pool.submit(copy)
         while True:
-            batch, done = ahead.result()
+            batch, event = future.result()
             if batch is end:
                 return
-            ahead = pool.submit(copy)
-            torch.cuda.current_stream(device).wait_event(done)
-            yield map_tensors(batch, used_here)
+            future = pool.submit(copy)
+            torch.cuda.current_stream(device).wait_event(event)
+            yield map_tensors(batch, record_use)

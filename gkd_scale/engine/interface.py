@@ -1,7 +1,7 @@
 """The network interface of gloo.
 
-Gloo listens at the address of its machine's own name. Debian makes that 127.0.1.1, where no other machine
-comes in: ranks of two machines would wait for each other. They listen on the way to each other instead.
+Gloo listens at the address of its machine's name. Debian sets that to 127.0.1.1, which no other machine can
+reach, so ranks of two machines would wait for each other. They use the interface that leads to the others.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ _GET_ADDRESS = 0x8915
 
 
 def offer(store: Store, host: str) -> None:
-    """Before this rank joins: tell the others its address on the way to rank 0 at ``host``, but not 127.x."""
-    address = _own_address_towards(host)
+    """Publish, before this rank joins, its address on the way to rank 0 at ``host``, unless it is 127.x."""
+    address = _local_address(host)
     if address is not None and not _is_loopback(address):
         store.set(_ADDRESS, address)
 
 
 def require_known(environment: Mapping[str, str]) -> None:
     """ConfigError if the user has chosen an interface that this machine does not have."""
-    chosen = [name.strip() for name in environment.get(VARIABLE, "").split(",") if name.strip()]
-    known = [name for _, name in socket.if_nameindex()]
-    if unknown := [name for name in chosen if name not in known]:
+    names = [name.strip() for name in environment.get(VARIABLE, "").split(",") if name.strip()]
+    interfaces = [name for _, name in socket.if_nameindex()]
+    if unknown := [name for name in names if name not in interfaces]:
         raise ConfigError(
             f"{VARIABLE} is '{environment[VARIABLE]}': this machine has no interface {', '.join(unknown)}",
-            f"unset {VARIABLE}, or give one of {', '.join(known)}",
+            f"unset {VARIABLE}, or give one of {', '.join(interfaces)}",
         )
 
 
 def choose(store: Store) -> str | None:
-    """After all have joined: the interface that gloo has to be told; None if its own choice is right.
+    """The interface to give gloo after all ranks have joined; None if its own choice is right.
 
-    It is right if the user has chosen, if this machine's name means an address of a network, or if all
-    ranks reach rank 0 without one.
+    It is right if the user has chosen one, if this machine's name resolves to an address of a network, or
+    if all ranks reach rank 0 without a network.
     """
     if VARIABLE in os.environ or _name_is_reachable() or not store.check([_ADDRESS]):
         return None
-    address = _own_address_towards(store.get(_ADDRESS).decode())
+    address = _local_address(store.get(_ADDRESS).decode())
     return None if address is None else _interface_of(address)
 
 
@@ -58,7 +58,7 @@ def _is_loopback(address: str) -> bool:
     return address.startswith("127.")
 
 
-def _own_address_towards(host: str) -> str | None:
+def _local_address(host: str) -> str | None:
     """The IPv4 address from which this machine reaches ``host``; None if there is no way. Sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -69,12 +69,12 @@ def _own_address_towards(host: str) -> str | None:
 
 
 def _name_is_reachable() -> bool:
-    """Whether gloo listens on a network: at the first address of the machine's name that is its own."""
+    """Whether gloo, which binds the first local address of the machine's name, listens on a network."""
     try:
-        found = socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)
     except OSError:
         return False
-    for family, kind, _, _, address in found:
+    for family, kind, _, _, address in addresses:
         with socket.socket(family, kind) as probe:
             try:
                 probe.bind(address)

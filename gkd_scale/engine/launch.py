@@ -24,9 +24,9 @@ LOST = re.compile(
     "Connection closed by peer|Connection reset by peer|Broken pipe|Connection refused|remote process exited"
     "|NCCL communicator was aborted|ncclRemoteError"
 )
-"""In the message of a collective that failed because the process of another rank has ended."""
+"""Matches the message of a collective that failed because the process of another rank has ended."""
 LATE = re.compile("Timed out waiting|[Tt]imeout after waiting|Watchdog caught collective operation timeout")
-"""In the message of a collective that another rank did not join in time."""
+"""Matches the message of a collective that another rank did not join in time."""
 
 
 def main(

@@ -63,8 +63,8 @@ class Job:
 
     Metrics, logs and checkpoints go to ``out``. ``optimizer`` is a name of
     :data:`gkd_scale.engine.optimizers.OPTIMIZERS`. ``lr`` is a function of the step (from 0). Parameters
-    named in ``lr_scales`` learn at that multiple of it. Those in ``no_decay`` have no weight decay; nor
-    have norms, biases, tokens and positions. If there is ``saved``, the loop waits until the checkpoint of a
+    named in ``lr_scales`` learn at that multiple of it. Those in ``no_decay``, norms, biases, tokens
+    and positions have no weight decay. If there is ``saved``, the loop waits until the checkpoint of a
     step is whole, and calls ``saved(step)`` on every rank. ``identity`` (JSON types) must be the same when
     the run is resumed. Loggers get ``config`` (nested plain types), ``tags``, and at the end what ``final()``
     returns on rank 0.
@@ -144,29 +144,29 @@ class Training:
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def end(self, done: int) -> Step:
-        """Average the weights after step number ``done`` (from 1). Returns the step's metrics, not fetched.
+    def end(self, number: int) -> Step:
+        """Average the weights after step ``number`` (from 1). Returns the step's metrics, not fetched.
 
         Ranks also average BatchNorm's running statistics, so that all of them hold one model. Collective.
         """
         if self.runtime.world > 1:
-            share_statistics(self.norms, lambda mine: self.runtime.sum(mine) / self.runtime.world)
+            share_statistics(self.norms, lambda tensor: self.runtime.sum(tensor) / self.runtime.world)
         if self.ema:
-            self.ema.update(done)
+            self.ema.update(number)
         norm = self.engine.get_global_grad_norm()
-        return Step(self.sums, self.job.lr(done - 1), self.norm if norm is None else norm)
+        return Step(self.sums, self.job.lr(number - 1), self.norm if norm is None else norm)
 
-    def due(self, done: int, *, last: bool) -> list[Hook]:
-        """The hooks to call after step number ``done``."""
-        return [hook for hook in self.job.hooks if last or done % hook.every == 0]
+    def due(self, number: int, *, last: bool) -> list[Hook]:
+        """The hooks to call after step ``number``."""
+        return [hook for hook in self.job.hooks if last or number % hook.every == 0]
 
-    def run_hooks(self, done: int, *, last: bool) -> dict[str, float]:
-        """Call the hooks that are due after step number ``done``; all that they return."""
+    def run_hooks(self, number: int, *, last: bool) -> dict[str, float]:
+        """Call the hooks that are due after step ``number``; all that they return."""
         results: dict[str, float] = {}
-        due = self.due(done, last=last)
+        due = self.due(number, last=last)
         with self.ema.applied() if self.ema and due else nullcontext():
             for hook in due:
-                results.update(hook.call(done, self.module))
+                results.update(hook.call(number, self.module))
         return results
 
     def state(self, module: nn.Module | None = None) -> dict[str, Tensor]:
@@ -202,44 +202,44 @@ def fit(
         batches = feed(plan.batches(start, plan.steps), runtime.device)
         monitor = DataWaitMonitor(plan.why_wait)
         window = Window(runtime, deepspeed.global_batch, deepspeed.accumulation)
-        every = steps_of_window(runtime.device)
+        window_steps = steps_of_window(runtime.device)
         for step in range(start, plan.steps):
             window.begin_step()
             waited = _step(trainings, batches, plan.seed, runtime, deepspeed, step, watchdog)
-            done = step + 1
-            last, saves = done == plan.steps, done % plan.save_every == 0
-            window.end_step([training.end(done) for training in trainings], waited)
-            hooked = any(training.due(done, last=last) for training in trainings)
-            if not (last or saves or hooked or done % every == 0):
+            number = step + 1
+            last, save_due = number == plan.steps, number % plan.save_every == 0
+            window.end_step([training.end(number) for training in trainings], waited)
+            hooks_due = any(training.due(number, last=last) for training in trainings)
+            if not (last or save_due or hooks_due or number % window_steps == 0):
                 continue
             rows, stopping = window.fetch(stop_requested() or saver.failed)
             watchdog.rest()
-            _record(rows, done, trainings, log, last=last)
+            _record(rows, number, trainings, log, last=last)
             for _ in rows:
                 if remark := monitor.step(*window.pace):
                     log.note(f"[yellow]{remark}[/]")
-            if last or stopping or saves:
-                _save(trainings, saver, runtime, done)
+            if last or stopping or save_due:
+                _save(trainings, saver, runtime, number)
             if last or stopping:
                 saver.wait()
             if stopping and not last:
-                raise stop.Stopped(done, plan.steps)
+                raise stop.Stopped(number, plan.steps)
         if runtime.main:
             log.finish([job.final() for job in jobs])
     return trainings
 
 
 def _record(
-    window: list[list[Row]], done: int, trainings: Sequence[Training], log: RunLog, *, last: bool
+    window: list[list[Row]], number: int, trainings: Sequence[Training], log: RunLog, *, last: bool
 ) -> None:
-    """Check and log the rows of the steps up to number ``done``, after which hooks are due. Collective."""
-    for step, rows in enumerate(window, done - len(window) + 1):
-        logged = []
+    """Check and log the rows of the steps up to ``number``, after which hooks are due. Collective."""
+    for step, rows in enumerate(window, number - len(window) + 1):
+        metrics = []
         for training, row in zip(trainings, rows, strict=True):
             training.health.check(row.losses, step)
-            hooked = training.run_hooks(done, last=last) if step == done else {}
-            logged.append({**row.losses, **row.facts, **hooked})
-        log.step(step, logged)
+            hook_results = training.run_hooks(number, last=last) if step == number else {}
+            metrics.append({**row.losses, **row.facts, **hook_results})
+        log.step(step, metrics)
 
 
 def _resume(trainings: Sequence[Training], runtime: Runtime) -> int:
@@ -252,20 +252,20 @@ def _resume(trainings: Sequence[Training], runtime: Runtime) -> int:
     return start
 
 
-def _save(trainings: Sequence[Training], saver: Saver, runtime: Runtime, done: int) -> None:
-    """Take the state of all trainings and begin to write it; the checkpoints before are whole then."""
+def _save(trainings: Sequence[Training], saver: Saver, runtime: Runtime, number: int) -> None:
+    """Take the state of all trainings and begin to write it; the earlier checkpoints are whole by then."""
     saver.wait()
     saver.write(
         [
-            (each.folder, checkpoint.take(done, each.engine, each.ema, runtime, each.job.identity))
-            for each in trainings
+            (item.folder, checkpoint.take(number, item.engine, item.ema, runtime, item.job.identity))
+            for item in trainings
         ]
     )
-    listeners = [each.job.saved for each in trainings if each.job.saved is not None]
-    if listeners:
+    callbacks = [item.job.saved for item in trainings if item.job.saved is not None]
+    if callbacks:
         saver.wait()
-    for saved in listeners:
-        saved(done)
+    for callback in callbacks:
+        callback(number)
 
 
 def _step(
@@ -295,7 +295,7 @@ def _step(
 
 
 def _next(batches: Iterator[Any], rank: int) -> Any:
-    """The next batch. An error of the loader is this rank's alone, and gets its number."""
+    """The next batch. An error of the loader gets this rank's number, since only this rank has it."""
     try:
         return next(batches)
     except GkdError as error:

@@ -1,8 +1,8 @@
 """How much memory training takes on this device: between steps, and beside that during a micro batch.
 
-On a GPU the allocator of PyTorch says so. On a CPU the bytes of all tensors of this process are added up:
-after a step, and a few times in the backward pass, together with what autograd still keeps for it. Temporary
-tensors inside a kernel's call are not seen there, and offloaded parts count as if they were on the GPU.
+On a GPU, PyTorch's allocator counts. On a CPU, this module adds up the bytes of all tensors of the process:
+after a step, and a few times in the backward pass, together with what autograd still keeps for it. It misses
+temporary tensors inside a kernel's call, and counts offloaded parts as if they were on the GPU.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ LOOKS = 8
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes: ``held`` between steps; ``working``, more than that at the peak of a micro batch."""
+    """Bytes: ``resting`` between steps; ``working``, more than that at the peak of a micro batch."""
 
-    held: int
+    resting: int
     working: int
 
 
 def memory_use(step: Callable[[], object], modules: Iterable[nn.Module], device: torch.device) -> MemoryUse:
     """The memory of ``step()``, which must have run once before; it trains ``modules`` on ``device``."""
     if device.type == "cuda":
-        held = torch.cuda.memory_allocated(device)
+        resting = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         step()
-        return MemoryUse(held, torch.cuda.max_memory_allocated(device) - held)
-    held = sum(_storages(_tensors()).values())
-    saved = _Saved(list(modules))
-    with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+        return MemoryUse(resting, torch.cuda.max_memory_allocated(device) - resting)
+    resting = sum(_storages(_tensors()).values())
+    hooks = _SavedTensors(list(modules))
+    with torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack):
         step()
-    return MemoryUse(held, max(0, saved.peak - held))
+    return MemoryUse(resting, max(0, hooks.peak - resting))
 
 
-class _Saved:
+class _SavedTensors:
     """Hooks on what autograd saves. ``peak``: the most bytes of all tensors in the backward passes.
 
     The tensors are added up at :data:`LOOKS` moments of each backward pass: activations go while gradients
@@ -60,17 +60,17 @@ class _Saved:
             self._uses, self._saved, self._used = Counter(), 0, 0
         self._saved += 1
         gathered = _storages(p.data for p in self._parameters)  # ZeRO 3 frees them after their layer
-        for place, size in _storages([tensor]).items():
-            if place not in gathered:
-                self._sizes[place] = size
-                self._uses[place] += 1
+        for address, size in _storages([tensor]).items():
+            if address not in gathered:
+                self._sizes[address] = size
+                self._uses[address] += 1
         return tensor
 
     def unpack(self, tensor: Tensor) -> Tensor:
         if self._used % max(1, self._saved // LOOKS) == 0:
-            seen = _storages(_tensors())
-            kept = sum(self._sizes[place] for place in +self._uses if place not in seen)
-            self.peak = max(self.peak, sum(seen.values()) + kept)
+            storages = _storages(_tensors())
+            saved = sum(self._sizes[address] for address in +self._uses if address not in storages)
+            self.peak = max(self.peak, sum(storages.values()) + saved)
         self._used += 1
         self._uses.subtract(_storages([tensor]).keys())
         return tensor
@@ -78,11 +78,11 @@ class _Saved:
 
 def _tensors() -> list[Tensor]:
     """The tensors that Python holds, and their gradients."""
-    found = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
-    return found + [each.grad for each in found if each.is_leaf and each.grad is not None]
+    tensors = [tensor for tensor in gc.get_objects() if issubclass(type(tensor), Tensor)]
+    return tensors + [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """The bytes of each storage behind ``tensors``, by its address."""
-    real = [each.untyped_storage() for each in tensors if each.layout is torch.strided]
-    return {storage.data_ptr(): storage.nbytes() for storage in real if storage.device.type != "meta"}
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.device.type != "meta"}

@@ -58,7 +58,7 @@ class Window:
             self._began, self._waited = time.perf_counter(), 0.0
 
     def end_step(self, models: Sequence[Step], waited: float) -> None:
-        """Keep what the step gave for every model, and the seconds that it waited for data."""
+        """Keep the step's metrics of every model, and the seconds that it waited for data."""
         self._steps.append(models)
         self._waited += waited
 
@@ -72,10 +72,10 @@ class Window:
         flag = torch.full_like(sums[0], stop_requested)
         *totals, requests = self._runtime.sum(torch.stack([*sums, flag])).tolist()
         means, norms = iter(totals), iter(_floats([model.grad_norm for model in models]))
-        took, count = time.perf_counter() - self._began, len(self._steps)
+        seconds, count = time.perf_counter() - self._began, len(self._steps)
         pace = {
-            "images_per_s": round(self._images * count / took, 2),
-            "data_wait": round(self._waited / took, 4),
+            "images_per_s": round(self._images * count / seconds, 2),
+            "data_wait": round(self._waited / seconds, 4),
         }
         rows = [
             Row(
@@ -84,14 +84,14 @@ class Window:
             )
             for model in models
         ]
-        each = len(self._steps[0])
-        self.pace = (self._waited / count, took / count)
+        per_step = len(self._steps[0])
+        self.pace = (self._waited / count, seconds / count)
         self._steps = []
-        return [rows[first : first + each] for first in range(0, len(rows), each)], requests > 0
+        return [rows[first : first + per_step] for first in range(0, len(rows), per_step)], requests > 0
 
 
 def _floats(values: Sequence[Tensor | float]) -> list[float]:
     """Numbers, those on a device fetched together."""
     tensors = [value.double() for value in values if isinstance(value, Tensor)]
-    fetched = iter(torch.stack([each.to(tensors[0].device) for each in tensors]).tolist() if tensors else ())
-    return [next(fetched) if isinstance(value, Tensor) else float(value) for value in values]
+    numbers = iter(torch.stack([t.to(tensors[0].device) for t in tensors]).tolist() if tensors else ())
+    return [next(numbers) if isinstance(value, Tensor) else float(value) for value in values]

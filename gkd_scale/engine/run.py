@@ -25,31 +25,31 @@ BEGUN = "begun.json"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 OTHERS = {SPEC: "a teacher cache", "search.json": "a search", "data.json": "the embedded scenes"}
-"""What other folders our commands write, by a file that each of them has."""
+"""Other folders that our commands write, by a file that each of them has."""
 LATER = {"optim.name": optimizers.DEFAULT}
-"""Settings that came after the first runs, with what runs did before: at that value nothing is noted."""
+"""Settings that came after the first runs, with what runs did before; an identity leaves that value out."""
 
 
 def identity(options: Any, **resolved: Any) -> dict[str, Any]:
-    """What must not change when a run goes on: ``options``, the volatile ones left out, and ``resolved``.
+    """What must not change when a run goes on: ``options`` without the volatile ones, and ``resolved``.
 
-    ``resolved`` has what volatile options come to, for example the steps that ``--epochs`` gives.
+    ``resolved`` has values that follow from volatile options, for example the steps that ``--epochs`` gives.
     """
-    noted: dict[str, Any] = json.loads(json.dumps({**config.to_dict(options, volatile=False), **resolved}))
+    settings: dict[str, Any] = json.loads(json.dumps({**config.to_dict(options, volatile=False), **resolved}))
     for name, before in LATER.items():
         section, _, key = name.rpartition(".")
-        if noted.get(section, {}).get(key) == before:
-            del noted[section][key]
-    return noted
+        if settings.get(section, {}).get(key) == before:
+            del settings[section][key]
+    return settings
 
 
 @contextmanager
 def claimed(runtime: Runtime, folders: Sequence[Path], *, dry: bool = False) -> Iterator[None]:
     """Rank 0 holds run folders for this launch; RunError on all ranks if another process holds one.
 
-    A run that is done is only read: nobody holds it. ``dry``: only see whether they could be held.
+    Nobody holds a run that is done: it is only read. ``dry``: only check whether they could be held.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
 
         def claim() -> None:
             for folder in sorted(set(folders)):
@@ -58,7 +58,7 @@ def claimed(runtime: Runtime, folders: Sequence[Path], *, dry: bool = False) -> 
                 if dry:
                     files.require_claimable(folder)
                 else:
-                    held.enter_context(files.claimed(folder))
+                    stack.enter_context(files.claimed(folder))
 
         runtime.on_main(claim)
         yield
@@ -71,9 +71,9 @@ def is_done(out: Path, kind: str) -> bool:
     if run and run.get("kind") != kind:
         state = "finished" if record else "begun"
         raise RunError(f"{out} holds a {state} {run.get('kind')} run", "give another --out")
-    for name, what in OTHERS.items():
+    for name, content in OTHERS.items():
         if (out / name).exists():
-            raise RunError(f"{out} holds {what} ({name})", "give another --out")
+            raise RunError(f"{out} holds {content} ({name})", "give another --out")
     return record is not None
 
 
@@ -89,8 +89,8 @@ def begin(out: Path, options: Any, kind: str, now: dict[str, Any]) -> None:
 
 def require_begun_alike(out: Path, options: Any, now: dict[str, Any]) -> None:
     """RunError if the folder holds a run of other settings, even one without a checkpoint."""
-    begun = files.read_json(out / BEGUN)
-    before = begun["identity"] if begun else _identity_of_checkpoint(out)
+    record = files.read_json(out / BEGUN)
+    before = record["identity"] if record else _identity_of_checkpoint(out)
     if before is not None:
         refuse_changed(out, before, now)
     elif not has_checkpoint(out):
@@ -99,9 +99,9 @@ def require_begun_alike(out: Path, options: Any, now: dict[str, Any]) -> None:
 
 def begin_again(out: Path, now: dict[str, Any]) -> None:
     """Write another ``begun.json``: the run goes on from a checkpoint of another run."""
-    begun = files.read_json(out / BEGUN)
-    if begun:
-        files.write_json(out / BEGUN, {**begun, "identity": now})
+    record = files.read_json(out / BEGUN)
+    if record:
+        files.write_json(out / BEGUN, {**record, "identity": now})
 
 
 def has_checkpoint(out: Path) -> bool:
@@ -149,13 +149,13 @@ def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
     old, new = LATER | leaves_of(before), LATER | leaves_of(now)
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if keys:
-        shown = "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys)
-        anew = "" if has_checkpoint(out) else f", or remove {out}: it has no checkpoint yet"
+        changes = "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys)
+        removal = "" if has_checkpoint(out) else f", or remove {out}: it has no checkpoint yet"
         if all(key not in old for key in keys):
             hint = "it was begun by an earlier version of gkd-scale: give another --out"
         else:
-            hint = f"give another --out, or the same settings to go on{anew}"
-        raise RunError(f"{out} holds a run with other settings ({shown})", hint)
+            hint = f"give another --out, or the same settings to go on{removal}"
+        raise RunError(f"{out} holds a run with other settings ({changes})", hint)
 
 
 def leaves_of(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

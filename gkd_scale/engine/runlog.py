@@ -76,9 +76,9 @@ class RunLog:
             text = _one_line(row)
             self._progress.update(task, completed=step, text=text)
             if not self._live and (step % self._print_every == 0 or step == self.steps):
-                left = (time.monotonic() - self._began) / max(1, step - self.start) * (self.steps - step)
-                who = f"{title}: " if len(rows) > 1 else ""
-                console.out.print(f"{who}step {step}/{self.steps}  {text}  ETA {left:.0f}s", markup=False)
+                eta = (time.monotonic() - self._began) / max(1, step - self.start) * (self.steps - step)
+                prefix = f"{title}: " if len(rows) > 1 else ""
+                console.out.print(f"{prefix}step {step}/{self.steps}  {text}  ETA {eta:.0f}s", markup=False)
 
     def note(self, text: str) -> None:
         """Print a line above the live display."""

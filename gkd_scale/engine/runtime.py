@@ -36,13 +36,13 @@ WAIT = datetime.timedelta(hours=12)
 class Runtime:
     """This process's place among its peers.
 
-    ``planned``: the other ranks are not there, and collectives return at once with this rank's values.
+    ``simulated``: the other ranks do not exist, and collectives return at once with this rank's values.
     """
 
     rank: int
     world: int
     device: torch.device
-    planned: bool = False
+    simulated: bool = False
 
     @property
     def main(self) -> bool:
@@ -51,14 +51,14 @@ class Runtime:
 
     @property
     def checked_for(self) -> torch.device:
-        """The device that a DeepSpeed JSON must suit: a GPU if the other ranks are only planned."""
-        return torch.device("cuda") if self.planned else self.device
+        """The device that a DeepSpeed JSON must suit: a GPU if the other ranks are simulated."""
+        return torch.device("cuda") if self.simulated else self.device
 
     @classmethod
     def start(cls, ranks: int | None = None) -> Runtime:
         """Join the process group that the launcher's environment names.
 
-        With ``ranks`` this process, which must be alone, is rank 0 of that many, of which it plans the rest.
+        With ``ranks``, this process, which must be alone, is rank 0 of that many simulated ranks.
         """
         at = worlds.place(os.environ)
         if ranks is not None and ranks != at.world:
@@ -86,7 +86,7 @@ class Runtime:
 
     @classmethod
     def _plan(cls, at: worlds.Place, ranks: int) -> Runtime:
-        """Rank 0 of ``ranks`` in PyTorch's fake process group; ConfigError if other processes are there."""
+        """Rank 0 of ``ranks`` in PyTorch's fake process group; ConfigError if the launch has others."""
         from torch.testing._internal.distributed import fake_pg
 
         if at.world > 1:
@@ -98,7 +98,7 @@ class Runtime:
         os.environ.update(replace(at, world=ranks).variables())
         dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=0, world_size=ranks)
         _tell_deepspeed(device)
-        return cls(0, ranks, device, planned=True)
+        return cls(0, ranks, device, simulated=True)
 
     def stop(self) -> None:
         """Leave the process group."""
@@ -182,7 +182,7 @@ def set_timeouts(wait: datetime.timedelta) -> None:
 
 
 def _tell_deepspeed(device: torch.device) -> None:
-    """Let DeepSpeed use the process group that is there."""
+    """Let DeepSpeed use the existing process group."""
     accelerator = os.environ.get("DS_ACCELERATOR", device.type)  # DeepSpeed reads it when it is imported
     if accelerator != device.type:
         raise ConfigError(

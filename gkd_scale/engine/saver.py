@@ -15,7 +15,7 @@ from gkd_scale.engine.runtime import Runtime
 class Saver:
     """A thread of rank 0 that writes one set of checkpoints at a time, inside a ``with`` block.
 
-    Then it removes older ones, but the newest ``keep`` and those of every ``keep_every``-th step. Leaving the
+    Then it removes all but the newest ``keep`` and those of every ``keep_every``-th step. Leaving the
     block waits for it. Until the files are whole, rank 0 holds the snapshots: the state once more, in the
     CPU's memory.
     """
@@ -36,7 +36,7 @@ class Saver:
             self._writing = self._pool.submit(self._write, snapshots)
 
     def wait(self) -> None:
-        """Return when all is written; every rank raises what rank 0 could not write. Collective."""
+        """Return when all is written; every rank raises the error that rank 0 had. Collective."""
         self._runtime.on_main(self._result)
 
     def __enter__(self) -> Saver:

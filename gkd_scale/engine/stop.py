@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 @contextmanager
 def requests() -> Iterator[Callable[[], bool]]:
-    """Inside the block, SIGTERM and Ctrl-C only record a request. Yields a function: was there one?
+    """Inside the block, SIGTERM and Ctrl-C only record a request. Yields a function: whether there was one.
 
     A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, the function changes no signal handler.
     """

@@ -1,7 +1,7 @@
 """Ends a run in which a rank is late: the others would wait for it in a collective, without a word.
 
-A thread of each rank knows in which micro batch its rank is, and since when. After the limit it says so in
-the store by which the ranks have found each other. They began together, so all say it at about the same time.
+A thread of each rank knows in which micro batch its rank is, and since when. After the limit it writes that
+to the store through which the ranks found each other. They began together, so all do so at about one time.
 One of them prints who is late, or each does if rank 0, which serves the store, does not answer. All write
 PyTorch's flight recorder, and all end with status 1. Waiting in a collective blocks the main thread, and NCCL
 ends the process by a signal: so it is a thread that prints and ends it. Until then nothing is sent.
@@ -37,7 +37,7 @@ RECORDER = "flight-recorder"
 class Watchdog:
     """Watches this rank's steps inside a ``with`` block; ``out`` gets the flight recorder's dumps.
 
-    There too, collectives give up a minute after the limit of ``minutes``: outside of steps, as in
+    There, collectives also give up a minute after the limit of ``minutes``: outside of steps, as in
     validation, nothing else ends them.
     """
 
@@ -48,15 +48,15 @@ class Watchdog:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def at(self, step: int, doing: str) -> None:
-        """This rank now does ``doing`` in step number ``step``: :data:`READING` begins a micro batch, which
+    def at(self, step: int, phase: str) -> None:
+        """This rank now does ``phase`` in step number ``step``: :data:`READING` begins a micro batch, which
         :data:`COMPUTING` ends.
         """
-        began = self._now[2] if self._now and doing == COMPUTING else time.monotonic()
-        self._now = step, doing, began
+        began = self._now[2] if self._now and phase == COMPUTING else time.monotonic()
+        self._now = step, phase, began
 
     def rest(self) -> None:
-        """What this rank does now is not watched."""
+        """Stop watching until the next call of :meth:`at`."""
         self._now = None
 
     def __enter__(self) -> Watchdog:
@@ -83,24 +83,24 @@ class Watchdog:
                 sys.stderr.flush()
                 os._exit(GkdError.exit_code)
 
-    def _say(self, step: int, doing: str) -> None:
+    def _say(self, step: int, phase: str) -> None:
         """Tell the others where this rank is. If rank 0, which serves the store, does not answer, say so."""
-        told = threading.Event()
+        delivered = threading.Event()
 
         def tell() -> None:
             with suppress(RuntimeError):  # of the store
-                self._tell(step, doing)
-                told.set()
+                self._tell(step, phase)
+                delivered.set()
 
         threading.Thread(target=tell, daemon=True).start()  # the store may hold it for hours
-        if not told.wait(3 * self._grace):
-            what = f"rank 0 does not answer; rank {self._runtime.rank} is {doing} in step {step}"
-            console.report(_no_step(self._minutes, what))
+        if not delivered.wait(3 * self._grace):
+            text = f"rank 0 does not answer; rank {self._runtime.rank} is {phase} in step {step}"
+            console.report(_no_step(self._minutes, text))
 
-    def _tell(self, step: int, doing: str) -> None:
+    def _tell(self, step: int, phase: str) -> None:
         """Say where this rank is; wait for what the others say, and print it if this rank was the first."""
         store = c10d.PrefixStore("gkd-scale/watchdog", dist.distributed_c10d._get_default_store().clone())
-        store.set(str(self._runtime.rank), f"{step} {doing}")
+        store.set(str(self._runtime.rank), f"{step} {phase}")
         first = store.add("said", 1) == 1
         time.sleep(self._grace)
         if first:
@@ -120,18 +120,18 @@ def _error(places: dict[int, tuple[int, str]], world: int, minutes: float) -> Gk
     first, last = (pick(places.values(), key=_order) for pick in (min, max))
     late = sorted(rank for rank, place in places.items() if place == first)
     if missing:
-        what = f"{in_words(missing)} {'do' if len(missing) > 1 else 'does'} not answer; the others are"
+        text = f"{in_words(missing)} {'do' if len(missing) > 1 else 'does'} not answer; the others are"
     elif first == last:
-        what = "one rank hangs, or the network; all are"
+        text = "one rank hangs, or the network; all are"
     else:
-        who = f"{in_words(late)} {'are' if len(late) > 1 else 'is'} late"
-        what = f"{who}, {first[1]} for step {first[0]}; the others are"
-    return _no_step(minutes, f"{what} {last[1]} in step {last[0]}")
+        ranks = f"{in_words(late)} {'are' if len(late) > 1 else 'is'} late"
+        text = f"{ranks}, {first[1]} for step {first[0]}; the others are"
+    return _no_step(minutes, f"{text} {last[1]} in step {last[0]}")
 
 
-def _no_step(minutes: float, what: str) -> GkdError:
+def _no_step(minutes: float, text: str) -> GkdError:
     return GkdError(
-        f"no step for {minutes:g} minutes: {what}",
+        f"no step for {minutes:g} minutes: {text}",
         "look at that machine, its disk and the network; the same command goes on from the last checkpoint "
         f"(OUT/{RECORDER} has the last collectives; --timeout-minutes N waits longer)",
     )

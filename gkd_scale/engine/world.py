@@ -87,9 +87,9 @@ def _place(environment: Mapping[str, str]) -> Place:
         )
     local = _number(environment, "LOCAL_RANK", 0)
     _check_rank(environment, "LOCAL_RANK", local, "WORLD_SIZE", world, _START)
-    here = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environment), None)
-    if here is not None:
-        _check_rank(environment, "LOCAL_RANK", local, here, _number(environment, here, 1), _START)
+    local_size = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environment), None)
+    if local_size is not None:
+        _check_rank(environment, "LOCAL_RANK", local, local_size, _number(environment, local_size, 1), _START)
     return Place(rank, world, local, environment.get("MASTER_ADDR", "127.0.0.1"), _port(environment, world))
 
 
@@ -263,8 +263,8 @@ def _has_joined(at: Place, store: Store, rank: int, name: str) -> bool:
 
 def in_words(ranks: list[int]) -> str:
     """``rank 3``, or ``ranks 3, 4 and 9``; of many the first ones and their number."""
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+    numbers = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank {numbers}" if len(ranks) == 1 else f"ranks {numbers}"
 
 
 def _resolve(at: Place) -> None:
@@ -327,10 +327,10 @@ def _store(at: Place, serves: bool) -> Store:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         if serves:
-            taken = "EADDRINUSE" in reason
+            in_use = "EADDRINUSE" in reason
             raise ConfigError(
-                f"port {at.port} of this machine {'is taken' if taken else 'cannot be used'}: rank 0 "
-                f"cannot listen there{'' if taken else f' ({reason})'}",
+                f"port {at.port} of this machine {'is taken' if in_use else 'cannot be used'}: rank 0 "
+                f"cannot listen there{'' if in_use else f' ({reason})'}",
                 "give this launch a port of its own: deepspeed --master_port N, torchrun "
                 "--master-port N, or MASTER_PORT=N",
                 on_rank=at.rank,

@@ -171,17 +171,17 @@ def _parts(engine: Any, parameter: Any, index: int) -> list[Part]:
     elif parameter._hp_mapping is None:
         return []
     else:
-        here, there = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
-        start, offset, length = here.start, there.start, here.numel
+        low, high = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+        start, offset, length = low.start, high.start, low.numel
     return [Part(index, start, offset, length)] if length > 0 else []
 
 
 def _flats(engine: Any) -> list[tuple[Tensor, list[Any]]]:
     """The flat tensors that the optimizer steps on, each with its parameters; none without ZeRO."""
     optimizer = engine.optimizer
-    for name, of in _FLAT.items():
-        if hasattr(optimizer, name):
-            return list(zip(getattr(optimizer, name), getattr(optimizer, of), strict=True))
+    for flat, group in _FLAT.items():
+        if hasattr(optimizer, flat):
+            return list(zip(getattr(optimizer, flat), getattr(optimizer, group), strict=True))
     return []
 
 
@@ -233,7 +233,7 @@ def _adam(engine: Any) -> torch.optim.Optimizer:
 
 
 def _zeros(engine: Any, like: Tensor, names: tuple[str, ...], step: int) -> dict[str, Tensor]:
-    """The state of ``like`` after ``step`` steps of moments that stayed zero; a fused kernel counts there."""
+    """The state of ``like`` after ``step`` steps of moments that stayed zero."""
     device = like.device if _adam(engine).defaults.get("fused") else None
     zeros = {key: torch.zeros_like(like, memory_format=torch.preserve_format) for key in names}
     return {"step": torch.tensor(float(step), device=device), **zeros}

@@ -32,7 +32,7 @@ from gkd_scale.segment.datasets import registry
 
 LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 TEST_PREFIX = "unseen_"
-"""Folders with this name are for testing only, in the embedded data and by convention."""
+"""Folders whose names begin so are for testing only, in the embedded data and by convention."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def check(cfg: SearchConfig) -> SearchPlan:
     train, val, test = _domains(cfg)
     cpu, gpu = _resources(cfg)
     _provide(cfg)
-    caches = tuple(_absolute(each) for each in cfg.cache)
+    caches = tuple(_absolute(cache) for cache in cfg.cache)
     plan = SearchPlan(
         space=space,
         base=base,
@@ -142,7 +142,7 @@ def _check_space(cfg: SearchConfig, space: spaces.Space) -> None:
 
 
 def _check_batches(cfg: SearchConfig, space: spaces.Space) -> None:
-    """Every global batch of the space must be made of the DeepSpeed config and the ranks."""
+    """ConfigError if the DeepSpeed config and the ranks do not allow a global batch of the space."""
     dimension = space.searched.get("global_batch")
     if dimension is not None and dimension.kind != "choice":
         raise ConfigError(f"{space.path}: 'global_batch' is {dimension.text()}", "write choice(16, 32, ...)")
@@ -161,9 +161,9 @@ def _check_batches(cfg: SearchConfig, space: spaces.Space) -> None:
 
 
 def _domains(cfg: SearchConfig) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """``train``, ``val`` and ``test`` as names to ADAPTER:PATH; ConfigError if a test domain selects."""
-    train, val = _named(cfg.domains.train_refs(), "--train"), _named(cfg.domains.val_refs(), "--val")
-    test = _named(cfg.domains.test, "--test")
+    """``train``, ``val`` and ``test``, ADAPTER:PATH by name; ConfigError if a test domain is selected on."""
+    train, val = _refs(cfg.domains.train_refs(), "--train"), _refs(cfg.domains.val_refs(), "--val")
+    test = _refs(cfg.domains.test, "--test")
     for flag, domains in (("--train", train), ("--val", val)):
         for name, ref in domains.items():
             _refuse_test(flag, name, ref, test)
@@ -186,8 +186,8 @@ def _refuse_test(flag: str, name: str, ref: str, test: dict[str, str]) -> None:
         raise ConfigError(f"{flag} {ref} is for testing only ('{TEST_PREFIX}')", "select on a source domain")
 
 
-def _named(refs: list[str], flag: str) -> dict[str, str]:
-    """``[NAME=]ADAPTER:PATH`` by name, paths absolute; without a name the path is one."""
+def _refs(refs: list[str], flag: str) -> dict[str, str]:
+    """``[NAME=]ADAPTER:PATH`` by name, with absolute paths; the path is the name if there is none."""
     domains: dict[str, str] = {}
     for text in refs:
         name, equals, ref = text.partition("=")
@@ -210,7 +210,7 @@ def _same(one: str, two: str) -> bool:
 
 
 def _check_datasets(plan: SearchPlan) -> None:
-    """All domains can be opened, have one class list and labels that can be what they seem."""
+    """Check that all domains can be opened, have one class list, and have plausible labels."""
     first = next(iter(plan.train.values()))
     classes = registry.open_dataset(first).classes
     for ref in [*plan.train.values(), *plan.val.values(), *plan.test.values()]:
@@ -227,13 +227,13 @@ def _absolute(cache: str) -> str:
 
 
 def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches | Joined:
-    """The caches, which are all there and fit together; CacheError."""
+    """The caches; CacheError if one is missing or they do not fit together."""
     return open_joined(caches, home=cfg.mirror.folder, limit=round(cfg.mirror.gb * 1e9))
 
 
 def _check_student(plan: SearchPlan) -> None:
-    """The student's name is timm's or ours, and timm can build what the space can draw for it."""
-    for params in [{}, *_drawn_of(plan.space, "student")]:
+    """ModelError unless the student's name is timm's or ours, and timm builds all that the space can draw."""
+    for params in [{}, *_values_of(plan.space, "student")]:
         for cfg in plan.stage1(params, plan.out).per_student():
             (name,) = cfg.student.names
             spec, _ = models.resolve(str(name), cfg.student.args)
@@ -243,18 +243,18 @@ def _check_student(plan: SearchPlan) -> None:
                 with torch.device("meta"), torch.random.fork_rng(devices=[]):
                     backbone.any_size(spec, drop_path=cfg.student.drop_path)
             except ModelError as error:
-                where = f"{plan.space.path}, {_shown(params)}: " if params else ""
+                where = f"{plan.space.path}, {_describe(params)}: " if params else ""
                 raise ModelError(f"{where}{error.message}", error.hint) from None
 
 
-def _drawn_of(space: spaces.Space, prefix: str) -> Iterator[dict[str, Any]]:
+def _values_of(space: spaces.Space, prefix: str) -> Iterator[dict[str, Any]]:
     """The values that a trial could draw for the options that start with ``prefix``, one option each."""
     for key, dimension in space.searched.items():
         if key.startswith(prefix):
             yield from ({key: value} for value in (*dimension.values, *spaces.between(dimension)))
 
 
-def _shown(params: dict[str, Any]) -> str:
+def _describe(params: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in params.items())
 
 
@@ -290,8 +290,8 @@ def _resources(cfg: SearchConfig) -> tuple[float, float]:
             "use gpu=1, or --workers-per-trial 1",
         )
     if cfg.cluster.address is None:
-        have = {"CPU cores": cores(cfg), "GPUs": torch.cuda.device_count()}
-        for (what, available), amount in zip(have.items(), (cpu, gpu), strict=True):
+        totals = {"CPU cores": cores(cfg), "GPUs": torch.cuda.device_count()}
+        for (what, available), amount in zip(totals.items(), (cpu, gpu), strict=True):
             require_resources(cfg.trial.workers, amount, available, what, "this machine")
     return cpu, gpu
 

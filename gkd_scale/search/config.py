@@ -94,7 +94,7 @@ class TrialConfig:
     def resource_map(self) -> dict[str, float]:
         """``--resources`` as ``{"cpu": 1.0, ...}``; ConfigError for a malformed one."""
         amounts: dict[str, float] = {}
-        for part in filter(None, (each.strip() for each in self.resources.split(","))):
+        for part in filter(None, (item.strip() for item in self.resources.split(","))):
             name, _, text = part.partition("=")
             if name not in ("cpu", "gpu"):
                 raise ConfigError(
@@ -197,5 +197,5 @@ class SearchConfig:
     @property
     def least(self) -> int:
         """Steps that no scheduler takes from a trial: a whole number of reports."""
-        trial, asked = self.trial, self.choice.grace
-        return max(trial.every, (asked or trial.steps // 2) // trial.every * trial.every)
+        trial, grace = self.trial, self.choice.grace
+        return max(trial.every, (grace or trial.steps // 2) // trial.every * trial.every)

@@ -1,9 +1,9 @@
 """ASHA and HyperBand that outlive a restart: Tune restores trials and the search algorithm, but starts
 schedulers anew.
 
-ASHA without its rungs would compare new trials with nobody and stop none: they are filled again from
+ASHA without its rungs would compare new trials with nobody and stop none. So it fills the rungs again from
 ``trials.parquet`` as Tune adds the restored trials. HyperBand would put trials that have ended into its
-brackets, and the others would wait for them forever: they are left out.
+brackets, and the others would wait for them forever. So it leaves them out.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Asha(AsyncHyperBandScheduler):
         # max_t lies beyond the last step: a trial that gets there exports its backbone before it ends.
         super().__init__(time_attr="step", max_t=steps + 1, grace_period=grace, reduction_factor=reduction)
         self._out = out
-        self._known: dict[str, list[tuple[int, float]]] | None = None
+        self._curves: dict[str, list[tuple[int, float]]] | None = None
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Put what ``trial`` reported before a restart into the rungs."""
+        """Put the scores that ``trial`` reported before a restart into the rungs."""
         super().on_trial_add(tune_controller, trial)
-        if self._known is None:
-            self._known = {each.name: each.curve for each in Results(self._out).trials()}
-        for step, score in self._known.get(trial.trial_id, []):
+        if self._curves is None:
+            self._curves = {result.name: result.curve for result in Results(self._out).trials()}
+        for step, score in self._curves.get(trial.trial_id, []):
             self._trial_info[trial.trial_id].on_result(trial, step, self._metric_op * score)
 
 

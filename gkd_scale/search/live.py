@@ -19,7 +19,7 @@ from rich.text import Text
 
 from gkd_scale import console, files
 from gkd_scale.search import results
-from gkd_scale.search.table import STYLES, table, written
+from gkd_scale.search.table import STYLES, format_value, table
 from gkd_scale.search.trial import ENDED
 
 WRITE_EVERY = 1.0
@@ -121,16 +121,16 @@ class Board(tune.Callback):
 
     def _finish(self, trial: Any, state: str) -> None:
         self.finished.add(trial.trial_id)
-        how, reason = status(trial, state, self.steps), cause(trial, state)
-        self.results.mark(trial.trial_id, self._number(trial.trial_id), how, trial.config, reason)
-        if how in (results.DONE, results.STOPPED):
-            files.write_text(self.out / "trials" / trial.trial_id / ENDED, f"{how}\n")
-        self._line(f"{self._name(trial)} {how}" + (f": {reason}" if reason else ""))
+        outcome, reason = status(trial, state, self.steps), cause(trial, state)
+        self.results.mark(trial.trial_id, self._number(trial.trial_id), outcome, trial.config, reason)
+        if outcome in (results.DONE, results.STOPPED):
+            files.write_text(self.out / "trials" / trial.trial_id / ENDED, f"{outcome}\n")
+        self._line(f"{self._name(trial)} {outcome}" + (f": {reason}" if reason else ""))
 
     def _write(self, trials: list[Any]) -> None:
         for trial in trials:
-            how, reason = status(trial, trial.status, self.steps), cause(trial, trial.status)
-            self.results.mark(trial.trial_id, self._number(trial.trial_id), how, trial.config, reason)
+            outcome, reason = status(trial, trial.status, self.steps), cause(trial, trial.status)
+            self.results.mark(trial.trial_id, self._number(trial.trial_id), outcome, trial.config, reason)
         self.results.write()
         self.written = time.monotonic()
 
@@ -142,7 +142,7 @@ class Board(tune.Callback):
         """Where the search stands, its trials, and why some failed."""
         trials = self.trials()
         best = results.best(trials, self.steps)
-        failed = [f"trial {each.number} failed: {each.cause}" for each in trials if each.cause]
+        failures = [f"trial {item.number} failed: {item.cause}" for item in trials if item.cause]
         counts, rates = self.headlines(trials, best)
         head = Table.grid(padding=(0, 1))
         head.add_row(ProgressBar(self.count, self._ended(trials), width=20), counts)
@@ -150,17 +150,17 @@ class Board(tune.Callback):
             head,
             Text(rates),
             table(trials, self.steps, best, SHOWN),
-            *(Text(each, style="red", overflow="ellipsis", no_wrap=True) for each in failed[-CAUSES:]),
+            *(Text(item, style="red", overflow="ellipsis", no_wrap=True) for item in failures[-CAUSES:]),
         )
 
     def trials(self) -> list[results.Trial]:
         """All trials as they stand, also those that have not reported."""
         by_name = {trial.name: trial for trial in self.results.trials()}
-        for name, (how, params) in self.states.items():
+        for name, (outcome, params) in self.states.items():
             if name in by_name:
-                by_name[name].status = how
+                by_name[name].status = outcome
             else:
-                by_name[name] = results.Trial(name, self._number(name), how, None, params, [], 0.0)
+                by_name[name] = results.Trial(name, self._number(name), outcome, None, params, [], 0.0)
         return list(by_name.values())
 
     def _ended(self, trials: list[results.Trial]) -> int:
@@ -212,4 +212,4 @@ def cause(trial: Any, state: str) -> str | None:
 
 
 def _settings(config: dict[str, Any]) -> str:
-    return "  ".join(f"{key}={written(value)}" for key, value in config.items())
+    return "  ".join(f"{key}={format_value(value)}" for key, value in config.items())

@@ -10,7 +10,7 @@ from gkd_scale.report import charts
 from gkd_scale.report import page as pages
 from gkd_scale.search.results import Trial
 from gkd_scale.search.space import Dimension, Space
-from gkd_scale.search.table import written
+from gkd_scale.search.table import format_value
 
 WIDTH, HEIGHT, LEFT, TOP = 960, 320, 60, 30
 
@@ -38,11 +38,11 @@ def page(trials: list[Trial], best: Trial, importance: dict[str, float], space: 
 
 def curves(trials: list[Trial], low: float, high: float) -> str:
     """mIoU over steps, a line a trial."""
-    named = {f"trial {trial.number}, {trial.status}": trial for trial in trials}
+    by_label = {f"trial {trial.number}, {trial.status}": trial for trial in trials}
     return charts.line_chart(
         "mIoU by step",
-        {name: [(float(step), value) for step, value in trial.curve] for name, trial in named.items()},
-        colours={name: _colour(trial, low, high) for name, trial in named.items()},
+        {name: [(float(step), value) for step, value in trial.curve] for name, trial in by_label.items()},
+        colours={name: _colour(trial, low, high) for name, trial in by_label.items()},
     )
 
 
@@ -52,7 +52,7 @@ def coordinates(trials: list[Trial], space: Space, low: float, high: float) -> s
     gap = (WIDTH - 2 * LEFT) / len(keys)
     parts = [_axis(i * gap, *_ends(space.searched[key]), key) for i, key in enumerate(keys)]
     parts.append(_axis(len(keys) * gap, f"{low:.1f}", f"{high:.1f}", "mIoU"))
-    for trial in sorted(trials, key=lambda each: each.curve[-1][1]):
+    for trial in sorted(trials, key=lambda item: item.curve[-1][1]):
         points = [
             (LEFT + i * gap, _y(position(space.searched[key], trial.config[key])))
             for i, key in enumerate(keys)
@@ -97,18 +97,18 @@ def listing(trials: list[Trial], best: Trial, steps: int) -> str:
     names = ("trial", "status", "step", "mIoU", *keys)
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     rows = []
-    for trial in sorted(trials, key=lambda each: (each.steps, each.score or 0.0), reverse=True):
-        cells = [trial.cause or trial.status, f"{trial.steps}/{steps}", written(trial.score)]
-        cells += [written(trial.config.get(key)) for key in keys]
+    for trial in sorted(trials, key=lambda item: (item.steps, item.score or 0.0), reverse=True):
+        cells = [trial.cause or trial.status, f"{trial.steps}/{steps}", format_value(trial.score)]
+        cells += [format_value(trial.config.get(key)) for key in keys]
         mark = ' class="best"' if trial is best else ""
-        shown = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        rows.append(f'<tr{mark}><th scope="row">{trial.number}</th>{shown}</tr>')
+        columns = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        rows.append(f'<tr{mark}><th scope="row">{trial.number}</th>{columns}</tr>')
     body = "".join(rows)
     return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _ends(dimension: Dimension) -> tuple[str, str]:
-    return written(dimension.values[0]), written(dimension.values[-1])
+    return format_value(dimension.values[0]), format_value(dimension.values[-1])
 
 
 def _share(value: float, low: float, high: float) -> float:
@@ -135,7 +135,7 @@ def _axis(x: float, low: Any, high: Any, name: str) -> str:
     line = f'<path d="M{LEFT + x:.1f},{TOP} V{HEIGHT - TOP}" class="axis"/>'
     labels = ((TOP - 4, high), (HEIGHT - TOP + 13, low), (TOP - 17, name))
     return line + "".join(
-        _text(LEFT + x, y, each if isinstance(each, str) else f"{each:.1f}") for y, each in labels
+        _text(LEFT + x, y, label if isinstance(label, str) else f"{label:.1f}") for y, label in labels
     )
 
 

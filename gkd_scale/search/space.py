@@ -38,7 +38,7 @@ SPACES = Path(__file__).resolve().parents[2] / "tuning/spaces"
 
 _CALL = re.compile(r"\s*((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)
 _BETWEEN = (5**0.5 - 1) / 2
-"""Where between the ends of a range a value is tried: nowhere near a whole number by chance."""
+"""The position in a range at which a value is tried; by chance it is near no whole number."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Dimension:
     values: tuple[Any, ...]
 
     def text(self) -> str:
-        """As it is written in the YAML."""
+        """Its text in the YAML."""
         return f"{self.kind}({', '.join(map(str, self.values))})"
 
 
@@ -130,7 +130,7 @@ def parse(value: Any, where: str) -> Dimension | None:
 
 def _check_range(kind: str, values: tuple[Any, ...], where: str) -> None:
     types: tuple[type, ...] = (int,) if kind.endswith("randint") else (int, float)
-    numbers: list[Any] = [each for each in values if isinstance(each, types) and not isinstance(each, bool)]
+    numbers: list[Any] = [v for v in values if isinstance(v, types) and not isinstance(v, bool)]
     if len(numbers) != 2 or len(values) != 2:
         what = "whole numbers" if kind.endswith("randint") else "numbers"
         raise ConfigError(
@@ -174,7 +174,7 @@ def _checked(space: Space, base: Mapping[str, Any]) -> Space:
             f"{space.path} searches nothing", "give an option a range, e.g. loguniform(1e-4, 5e-3)"
         )
 
-    def accepted(key: str, value: Any) -> Any:
+    def convert(key: str, value: Any) -> Any:
         try:
             typed = _leaf(space.configure(base, {key: value}), key)
             return value if isinstance(typed, list) and not isinstance(value, list) else typed
@@ -185,7 +185,7 @@ def _checked(space: Space, base: Mapping[str, Any]) -> Space:
 
     typed = {}
     for key, dimension in space.searched.items():
-        values = tuple(accepted(key, value) for value in dimension.values)
+        values = tuple(convert(key, value) for value in dimension.values)
         _require_fractions(space, base, key, dimension)
         typed[key] = replace(dimension, values=values if dimension.kind == "choice" else dimension.values)
     return replace(space, searched=typed)
@@ -211,10 +211,10 @@ def _require_fractions(space: Space, base: Mapping[str, Any], key: str, dimensio
             space.configure(base, {key: value})
     except ConfigError as error:
         low, high = dimension.values
-        whole = f"{'log' if dimension.kind == 'loguniform' else ''}randint"
+        kind = f"{'log' if dimension.kind == 'loguniform' else ''}randint"
         raise ConfigError(
             f"{_placed(space, error)} (a value of {dimension.text()})",
-            f"for whole numbers write {whole}({math.ceil(low)}, {math.floor(high)}), or choice(...)",
+            f"for whole numbers write {kind}({math.ceil(low)}, {math.floor(high)}), or choice(...)",
         ) from None
 
 
@@ -238,9 +238,9 @@ def defaults(
         value = _leaf_or_none(cfg, key)
         if key == "optim.lr" and value is None:
             value = default_lr(cfg, cfg.run.global_batch or 32)
-        low_high = dimension.kind in RANGES and value is not None
+        is_range = dimension.kind in RANGES and value is not None
         inside = (
-            dimension.values[0] <= value <= dimension.values[1] if low_high else value in dimension.values
+            dimension.values[0] <= value <= dimension.values[1] if is_range else value in dimension.values
         )
         if inside:
             inside_space[key] = value

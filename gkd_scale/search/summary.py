@@ -37,15 +37,15 @@ def conclude(cfg: SearchConfig, plan: SearchPlan) -> None:
     files.write_text(cfg.out / PAGE, plots.page(trials, best, importances, plan.space, cfg.trial.steps))
     numbers = _numbers(trials, best, importances, cfg)
     files.write_json(cfg.out / "summary.json", numbers)
-    wide = None if console.out.is_terminal else 160
-    console.out.print(table(trials, cfg.trial.steps, best), width=wide)
+    width = None if console.out.is_terminal else 160
+    console.out.print(table(trials, cfg.trial.steps, best), width=width)
     console.out.print(
         f"{numbers['share_saved']:.0%} of the trial-steps were saved by stopping early; "
         + "importance: "
         + ", ".join(f"{key} {value:.2f}" for key, value in importances.items())
     )
-    written = f"{cfg.out / BEST}, {cfg.out / PAGE}, {cfg.out / results.FILE}"
-    console.out.print(f"[green]done[/]: {console.escape(written)}")
+    paths = f"{cfg.out / BEST}, {cfg.out / PAGE}, {cfg.out / results.FILE}"
+    console.out.print(f"[green]done[/]: {console.escape(paths)}")
     console.paste("next: ", *_command(cfg))
 
 
@@ -69,16 +69,16 @@ def best_yaml(best: Trial, plan: SearchPlan, cfg: SearchConfig) -> str:
 def _numbers(
     trials: list[Trial], best: Trial, importances: dict[str, float], cfg: SearchConfig
 ) -> dict[str, Any]:
-    whole = [trial for trial in trials if trial.status != results.FAILED]
-    trained = sum(trial.steps for trial in whole)
+    valid = [trial for trial in trials if trial.status != results.FAILED]
+    steps = sum(trial.steps for trial in valid)
     return {
         "best": {"trial": best.name, "miou": best.score, "steps": best.steps, "config": best.config},
         "trials": {
             kind: sum(trial.status == kind for trial in trials)
             for kind in (results.DONE, results.STOPPED, results.FAILED)
         },
-        "trial_steps": trained,
-        "share_saved": 1 - trained / (cfg.trial.steps * len(whole)),
+        "trial_steps": steps,
+        "share_saved": 1 - steps / (cfg.trial.steps * len(valid)),
         "importance": importances,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -94,8 +94,8 @@ def importance(trials: list[Trial], plan: SearchPlan) -> dict[str, float]:
     if len(curves) < 4:
         return {}
     common = min(trial.steps for trial in curves)
-    at = [(t.config, next((v for step, v in t.curve if step == common), None)) for t in curves]
-    return _ped_anova([(params, value) for params, value in at if value is not None], plan)
+    scores = [(t.config, next((v for step, v in t.curve if step == common), None)) for t in curves]
+    return _ped_anova([(params, value) for params, value in scores if value is not None], plan)
 
 
 def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: SearchPlan) -> dict[str, float]:
@@ -105,12 +105,12 @@ def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: SearchPlan) -> 
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         study = optuna.create_study(direction="maximize")
-        shapes = {key: _distribution(each) for key, each in plan.space.searched.items()}
+        distributions = {key: _distribution(dimension) for key, dimension in plan.space.searched.items()}
         for params, value in scored:
-            searched = {key: params[key] for key in shapes if key in params}
+            searched = {key: params[key] for key in distributions if key in params}
             study.add_trial(
                 optuna.trial.create_trial(
-                    params=searched, distributions={key: shapes[key] for key in searched}, value=value
+                    params=searched, distributions={key: distributions[key] for key in searched}, value=value
                 )
             )
         try:

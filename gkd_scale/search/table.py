@@ -22,42 +22,42 @@ STYLES = {
 def table(trials: Sequence[Trial], steps: int, best: Trial | None = None, limit: int | None = None) -> Table:
     """One line a trial, those that went furthest first, then by mIoU; a column an option.
 
-    ``best`` is printed bold. Of more than ``limit`` trials those that run, and the first of the others, are
-    shown.
+    ``best`` is printed bold. Of more than ``limit`` trials, the table has those that run and the first
+    of the others.
     """
-    shown = Table(box=None, header_style="bold", padding=(0, 1))
+    grid = Table(box=None, header_style="bold", padding=(0, 1))
     options = list(dict.fromkeys(key for trial in trials for key in trial.config))
     for name, width in (("trial", 5), ("status", 13), ("step", 7), ("mIoU", 5), ("seconds", 7)):
-        left = name == "status"
-        shown.add_column(name, justify="left" if left else "right", no_wrap=True, min_width=width)
+        is_status = name == "status"
+        grid.add_column(name, justify="left" if is_status else "right", no_wrap=True, min_width=width)
     for name in options:
-        shown.add_column(name.replace(".", ".\n"), no_wrap=True)
-    for trial in _chosen(trials, limit):
+        grid.add_column(name.replace(".", ".\n"), no_wrap=True)
+    for trial in _select(trials, limit):
         score = "–" if trial.score is None else f"{trial.score:.2f}"
-        shown.add_row(
+        grid.add_row(
             str(trial.number),
             f"[{STYLES.get(trial.status, 'default')}]{trial.status}[/]",
             f"{trial.steps}/{steps}",
             score,
             f"{trial.seconds:.0f}",
-            *(written(trial.config.get(key)) for key in options),
+            *(format_value(trial.config.get(key)) for key in options),
             style="bold" if best is not None and trial.name == best.name else None,
         )
-    return shown
+    return grid
 
 
-def _chosen(trials: Sequence[Trial], limit: int | None) -> list[Trial]:
+def _select(trials: Sequence[Trial], limit: int | None) -> list[Trial]:
     ranked = sorted(trials, key=lambda trial: (-trial.steps, -(trial.score or 0.0), trial.number))
     if limit is None or len(ranked) <= limit:
         return ranked
-    busy = [trial for trial in ranked if trial.status == results.RUNNING][:limit]
-    names = {trial.name for trial in busy}
+    running = [trial for trial in ranked if trial.status == results.RUNNING][:limit]
+    names = {trial.name for trial in running}
     for trial in ranked:
         if len(names) < limit:
             names.add(trial.name)
     return [trial for trial in ranked if trial.name in names]
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value for people."""
     return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

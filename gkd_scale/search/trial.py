@@ -69,7 +69,7 @@ def train(params: dict[str, Any], plan: SearchPlan) -> None:
         except (GkdError, MemoryError) as error:
             _fail(out, error)
         except RuntimeError as error:  # a GPU's and a CPU's allocator both raise one
-            if not any(sign in str(error).lower() for sign in NO_MEMORY):
+            if not any(phrase in str(error).lower() for phrase in NO_MEMORY):
                 raise
             _fail(out, error)
 
@@ -89,23 +89,23 @@ def _train_ranks(plan: SearchPlan, params: dict[str, Any], name: str) -> None:
     """Rank 0 here, the others as actors; the first failure of any of them ends all."""
     address = {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(free_port())}
     group = ray.util.get_current_placement_group()
-    peers, done = [], []
+    peers, futures = [], []
     for rank in range(1, plan.workers):
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, rank)
         peer = Peer.options(  # type: ignore[attr-defined]
             num_cpus=plan.cpu, num_gpus=plan.gpu, scheduling_strategy=strategy
         ).remote()
         peers.append(peer)
-        done.append(peer.train.remote(plan, params, name, rank, address))
+        futures.append(peer.train.remote(plan, params, name, rank, address))
     if peers:
-        threading.Thread(target=_watch, args=(done, plan.out / "trials" / name), daemon=True).start()
+        threading.Thread(target=_watch, args=(futures, plan.out / "trials" / name), daemon=True).start()
     rank_main(plan, params, name, 0, address)
-    ray.get(done)
+    ray.get(futures)
 
 
-def _watch(done: list[Any], out: Path) -> None:
+def _watch(futures: list[Any], out: Path) -> None:
     """End this process if another rank dies and rank 0 would wait for it forever."""
-    ready, _ = ray.wait(done, num_returns=1)
+    ready, _ = ray.wait(futures, num_returns=1)
     try:
         ray.get(ready)
     except Exception as error:
@@ -160,8 +160,8 @@ def _prepare(job: Any, *, plan: SearchPlan, name: str, runtime: Any) -> None:
     from gkd_scale.engine.loop import Hook
 
     out = plan.out / "trials" / name
-    before = (last_report(out) or {"seconds": 0.0})["seconds"]
-    measure = Measure(plan, job.module.student, runtime, before)
+    spent = (last_report(out) or {"seconds": 0.0})["seconds"]
+    measure = Measure(plan, job.module.student, runtime, spent)
 
     def saved(step: int) -> None:
         last = last_report(out) if runtime.main else None
@@ -184,10 +184,11 @@ class Measure:
         self.began = time.monotonic() - seconds
         if runtime.main:
             self.student = copy.deepcopy(student).to(runtime.device).eval().requires_grad_(False)
-            refs: dict[str, SegDataset] = {"": registry.open_all(list(plan.train.values()))}
-            refs |= {key: registry.open_dataset(ref) for key, ref in plan.val.items()}
+            datasets: dict[str, SegDataset] = {"": registry.open_all(list(plan.train.values()))}
+            datasets |= {key: registry.open_dataset(ref) for key, ref in plan.val.items()}
             data = {
-                key: probe.load(each, plan.image_size, most=plan.probe_images) for key, each in refs.items()
+                key: probe.load(dataset, plan.image_size, most=plan.probe_images)
+                for key, dataset in datasets.items()
             }
             self.fit, self.val = data.pop(""), data
 
@@ -219,9 +220,9 @@ def last_report(out: Path) -> dict[str, Any] | None:
     """The newest report of a trial whose checkpoint is whole; None before the first."""
     from gkd_scale.engine import checkpoint
 
-    path, whole = out / runlog.METRICS, checkpoint.steps(out / "checkpoints")
-    rows = runlog.read(path) if path.exists() and whole else []
-    return next((row for row in reversed(rows) if METRIC in row and row["step"] <= whole[-1]), None)
+    path, steps = out / runlog.METRICS, checkpoint.steps(out / "checkpoints")
+    rows = runlog.read(path) if path.exists() and steps else []
+    return next((row for row in reversed(rows) if METRIC in row and row["step"] <= steps[-1]), None)
 
 
 def _report(plan: SearchPlan, name: str, row: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from gkd_scale.search.results import METRIC
 from gkd_scale.search.space import Dimension
 
 STATE = "ray"
-"""Tune's own folder, in that of the search."""
+"""Tune's folder, inside the folder of the search."""
 OBJECTIVE = {"metric": METRIC, "mode": "max"}
 
 
@@ -62,7 +62,7 @@ def _show_resources(cfg: SearchConfig, plan: SearchPlan) -> None:
 
 
 def run_trials(cfg: SearchConfig, plan: SearchPlan) -> None:
-    """Run all trials to their end. Ctrl-C leaves everything as a kill would, to go on from."""
+    """Run all trials to their end. After Ctrl-C, as after a kill, the search can go on."""
     rank = {name: amount for name, amount in (("CPU", plan.cpu), ("GPU", plan.gpu)) if amount}
 
     def stage1(params: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ def _new(cfg: SearchConfig, plan: SearchPlan, trainable: Any) -> Any:
 
 
 def _restored(state: Path, trainable: Any) -> Any:
-    """The search that Tune has kept; RunError if that cannot be read."""
+    """The search that Tune stored; RunError if it cannot be read."""
     try:
         return tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True)
     except Exception as error:  # pickles of another version of Ray, a file cut short: whatever it is
@@ -110,12 +110,15 @@ def _restored(state: Path, trainable: Any) -> Any:
 
 def _algorithms(cfg: SearchConfig, plan: SearchPlan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tune's parameter space, and the arguments of its TuneConfig with the ``count`` of trials."""
-    space = {key: domain(each, grid=cfg.choice.search == "grid") for key, each in plan.space.searched.items()}
+    space = {
+        key: domain(dimension, grid=cfg.choice.search == "grid")
+        for key, dimension in plan.space.searched.items()
+    }
     settings: dict[str, Any] = {**OBJECTIVE, "scheduler": _scheduler(cfg, space), "reuse_actors": False}
     if cfg.choice.search == "grid":
         count = 1
-        for each in plan.space.searched.values():
-            count *= len(each.values)
+        for dimension in plan.space.searched.values():
+            count *= len(dimension.values)
         return space, {**settings, "num_samples": 1, "count": count}
     start = [plan.default] if plan.default else None
     if cfg.choice.search == "tpe" and cfg.choice.scheduler != "pbt":
@@ -127,13 +130,13 @@ def _algorithms(cfg: SearchConfig, plan: SearchPlan) -> tuple[dict[str, Any], di
         sampler = TPESampler(n_startup_trials=max(4, min(10, cfg.choice.num_trials // 3)), seed=cfg.seed)
         settings["search_alg"] = OptunaSearch(**OBJECTIVE, sampler=sampler, points_to_evaluate=start)
     else:
-        whole = start if start and len(plan.default) == len(space) else None
-        settings["search_alg"] = BasicVariantGenerator(random_state=cfg.seed, points_to_evaluate=whole)
+        full_start = start if start and len(plan.default) == len(space) else None
+        settings["search_alg"] = BasicVariantGenerator(random_state=cfg.seed, points_to_evaluate=full_start)
     return space, {**settings, "num_samples": cfg.choice.num_trials, "count": cfg.choice.num_trials}
 
 
 def domain(dimension: Dimension, *, grid: bool = False) -> Any:
-    """A dimension as Tune says it; both ends of whole-number ranges are included."""
+    """A dimension in Tune's terms; both ends of whole-number ranges are included."""
     if dimension.kind == "choice":
         values = list(dimension.values)
         return tune.grid_search(values) if grid else tune.choice(values)

@@ -337,11 +337,11 @@ def test_other_commands_do_not_take_stored_pixels_for_a_folder(whole: Whole) -> 
 
 
 def test_given_tells_what_was_left_to_its_default(tmp_path: Path) -> None:
-    from gkd_scale.config import given
+    from gkd_scale.config import explicit_keys
 
     values = {"images": "a", "out": str(tmp_path), "image_size": 32, "view": {"flip": 0.5}}
-    assert given(build_config(CacheTeacherConfig, values)) == {*values, "view.flip"}
-    assert given(config(tmp_path, tmp_path)) == set()
+    assert explicit_keys(build_config(CacheTeacherConfig, values)) == {*values, "view.flip"}
+    assert explicit_keys(config(tmp_path, tmp_path)) == set()
 
 
 # ------------------------------------------------------------------------------------ who opens it

@@ -37,7 +37,7 @@ def test_what_autograd_keeps_is_counted_by_the_byte(size: int) -> None:
     """The input of each square is kept; the first is the product, and that needs x, which is held anyway."""
     found = use(Powers(5), torch.ones(size))
     assert found.working - 5 * 4 * size in range(-100, 1000)
-    assert found.held >= 4 * size
+    assert found.resting >= 4 * size
 
 
 def test_a_tensor_that_many_operations_keep_counts_once() -> None:
@@ -66,6 +66,6 @@ def test_parameters_are_no_activations_and_gradients_count() -> None:
     linear.weight.grad = None
     assert memory_use(step, [linear], CPU).working < 100_000, "one look, before the first gradient"
     step()
-    held = memory_use(lambda: None, [linear], CPU).held
+    held = memory_use(lambda: None, [linear], CPU).resting
     linear.weight.grad = None
-    assert held - memory_use(lambda: None, [linear], CPU).held == 4 * 1024**2
+    assert held - memory_use(lambda: None, [linear], CPU).resting == 4 * 1024**2

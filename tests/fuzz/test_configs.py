@@ -101,7 +101,7 @@ def known_keys() -> list[str]:
     from gkd_scale.engine import ds_check
 
     zero = [field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()]
-    return [*ds_check._known(), *ds_check._REFUSED, *ds_check._OURS, *zero, "enabled", "device", "pin_memory"]
+    return [*ds_check._rules(), *ds_check._REFUSED, *ds_check._OURS, *zero, "enabled", "device", "pin_memory"]
 
 
 @FEW

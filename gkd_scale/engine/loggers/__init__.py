@@ -25,9 +25,9 @@ DEFAULT = ("tensorboard",)
 NONE = "none"
 CHOICES = (*LOGGERS, NONE)
 HELP = "where numbers go besides OUT/metrics.jsonl, repeatable; none: nowhere else"
-"""Of the option ``--log``."""
+"""The help text of ``--log``."""
 FOLDER = "loggers"
-"""In a run folder: what a logger has to remember, such as its run's id."""
+"""Folder in a run folder for what a logger has to remember, such as its run's id."""
 
 Row = tuple[int, Mapping[str, float]]
 """An optimizer step (from 1) and its numbers by name."""
@@ -116,7 +116,7 @@ def require(names: Sequence[str]) -> None:
             ) from None
 
 
-def chosen(log: Sequence[str]) -> list[str]:
+def select(log: Sequence[str]) -> list[str]:
     """The loggers that ``--log`` names, without repetition; ConfigError for ``none`` beside others."""
     if NONE in log and set(log) != {NONE}:
         raise ConfigError(f"--log {NONE} is given beside {', '.join(set(log) - {NONE})}", "give one of them")

@@ -51,21 +51,21 @@ class Follower:
             self._say(f"{self.name} does not answer: what it lacks is in metrics.jsonl")
 
     def _follow(self) -> None:
-        again = time.monotonic()
-        ended: _End | None = None
-        while ended is None:
-            for item in self._wait(again):
+        retry_at = time.monotonic()
+        end: _End | None = None
+        while end is None:
+            for item in self._wait(retry_at):
                 if isinstance(item[0], int):
                     self._pending.append((item[0], item[1]))
                 else:
-                    ended = (item[0], item[1])
-            if ended is not None or time.monotonic() >= again:
-                again = time.monotonic() + (0.0 if self._send(ended) else RETRY)
+                    end = (item[0], item[1])
+            if end is not None or time.monotonic() >= retry_at:
+                retry_at = time.monotonic() + (0.0 if self._send(end) else RETRY)
 
-    def _wait(self, again: float) -> list[Row | _End]:
-        """Items of the queue. Waits for one, but not past ``again`` if there is something to send."""
+    def _wait(self, retry_at: float) -> list[Row | _End]:
+        """Items of the queue. Waits for one, but not past ``retry_at`` if there is something to send."""
         due = self._pending or self._logger is None
-        timeout = max(0.0, again - time.monotonic()) if due else None
+        timeout = max(0.0, retry_at - time.monotonic()) if due else None
         items: list[Row | _End] = []
         with suppress(queue.Empty):
             items.append(self._queue.get(timeout=timeout))
@@ -73,7 +73,7 @@ class Follower:
                 items.append(self._queue.get_nowait())
         return items
 
-    def _send(self, ended: _End | None) -> bool:
+    def _send(self, end: _End | None) -> bool:
         """Send pending rows, and the end. Returns whether that worked."""
         try:
             if self._logger is None:
@@ -86,12 +86,12 @@ class Follower:
                 self._logger.log(rows)
                 self._last = rows[-1][0]
             self._pending.clear()
-            if ended is not None:
-                self._logger.end(*ended)
+            if end is not None:
+                self._logger.end(*end)
         except Exception as error:  # of any kind: training goes on
             self._last = None
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            if ended is not None:
+            if end is not None:
                 self._say(f"{self.name} failed, it lacks the last {len(self._pending)} steps: {reason}")
             elif not self._failed:
                 self._say(f"{self.name} failed, training goes on without it: {reason}")

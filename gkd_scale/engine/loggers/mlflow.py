@@ -21,7 +21,7 @@ METRICS_A_CALL = 900
 """MLflow takes at most 1000."""
 PARAMETERS_A_CALL = 100
 LONGEST = 500
-"""Characters of a parameter's value."""
+"""Most characters of a parameter's value."""
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -37,9 +37,9 @@ def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # no
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table of a new store
     client = mlflow.MlflowClient()
-    before = run.memory("mlflow").get("run")
-    exists = before is not None and _exists(client, before)
-    identity = str(before) if exists else _create(client, run)
+    previous = run.memory("mlflow").get("run")
+    exists = previous is not None and _exists(client, previous)
+    identity = str(previous) if exists else _create(client, run)
     if exists:
         client.update_run(identity, status="RUNNING")
     say(f"mlflow: run {identity} in {mlflow.get_tracking_uri()}")
@@ -70,8 +70,8 @@ def _create(client: Any, run: Tracked) -> str:
     identity: str = client.create_run(experiment, run_name=run.out.name or run.title, tags=tags).info.run_id
     run.remember("mlflow", run=identity)
     parameters = [Param(_key(key), str(value)[:LONGEST]) for key, value in flat(run.config).items()]
-    for at in range(0, len(parameters), PARAMETERS_A_CALL):
-        client.log_batch(identity, params=parameters[at : at + PARAMETERS_A_CALL])
+    for first in range(0, len(parameters), PARAMETERS_A_CALL):
+        client.log_batch(identity, params=parameters[first : first + PARAMETERS_A_CALL])
     return identity
 
 

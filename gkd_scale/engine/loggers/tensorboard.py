@@ -30,9 +30,9 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.out / EVENTS
-        before = any(folder.glob("events.*"))
-        self._last = start if before else 0
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if before else None)
+        exists = any(folder.glob("events.*"))
+        self._last = start if exists else 0
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if exists else None)
         if run.config:
             text = documents.dump_yaml(dict(run.config))
             self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), start)

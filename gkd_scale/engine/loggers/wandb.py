@@ -1,7 +1,7 @@
 """Weights & Biases: a run of the project ``WANDB_PROJECT`` or ``gkd-scale``, its files under ``OUT/wandb``.
 
-``WANDB_MODE`` and wandb's other settings apply. It never prompts for a key: without one, and not offline,
-there is an error before the training begins. If the server does not answer, the run stays offline.
+``WANDB_MODE`` and wandb's other settings apply. It never prompts for a key: if there is none and
+the mode is not offline, the training does not begin. If the server does not answer, the run stays offline.
 """
 
 from __future__ import annotations
@@ -67,23 +67,23 @@ def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # no
     """The run whose id is stored in ``run.out``, or a new one."""
     import wandb
 
-    before = run.memory("wandb").get("run")
-    identity = before or secrets.token_hex(4)
-    if before is None:
+    previous = run.memory("wandb").get("run")
+    identity = previous or secrets.token_hex(4)
+    if previous is None:
         run.remember("wandb", run=identity)
-    kept = _last_kept(run.out, identity)
+    offline_step = _last_offline_step(run.out, identity)
     mode = None
     if _mode() == "online" and (reason := _unreachable(wandb.setup().settings.base_url)):
         say(f"wandb does not answer, the run is kept offline: {reason}")
         mode = "offline"
-    opened = _init(run, identity, mode)
-    if opened.offline:
-        folder = Path(opened.dir).parent
+    wandb_run = _init(run, identity, mode)
+    if wandb_run.offline:
+        folder = Path(wandb_run.dir).parent
         say(f"wandb: offline run {identity}; send it with: {shell('wandb', 'sync', folder)}")
-    elif opened.url:
-        say(f"wandb: {opened.url}")
-    stored = kept if opened.offline else opened.step - 1 if opened.resumed else 0
-    return _Wandb(opened, max(0, stored))
+    elif wandb_run.url:
+        say(f"wandb: {wandb_run.url}")
+    last = offline_step if wandb_run.offline else wandb_run.step - 1 if wandb_run.resumed else 0
+    return _Wandb(wandb_run, max(0, last))
 
 
 def _init(run: Tracked, identity: str, mode: Any) -> Any:
@@ -127,7 +127,7 @@ class _Wandb:
 _BLOCK = 32768
 
 
-def _last_kept(out: Path, identity: str) -> int:
+def _last_offline_step(out: Path, identity: str) -> int:
     """The last step in the offline files of a run, or 0. The last seconds before a kill may be missing."""
     root = Path(os.environ.get("WANDB_DIR", out))
     steps = [
@@ -148,18 +148,18 @@ def records(path: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()
-    at, parts = 7, b""  # after wandb's header
+    offset, parts = 7, b""  # after wandb's header
     with suppress(DecodeError):
-        while at + 7 <= len(data):
-            if _BLOCK - at % _BLOCK < 7:  # a block's end holds no record
-                at += _BLOCK - at % _BLOCK
+        while offset + 7 <= len(data):
+            if _BLOCK - offset % _BLOCK < 7:  # a block's end holds no record
+                offset += _BLOCK - offset % _BLOCK
                 continue
-            _, size, kind = struct.unpack("<IHB", data[at : at + 7])
-            at += 7
-            if kind == 0 or at + size > len(data):
+            _, size, kind = struct.unpack("<IHB", data[offset : offset + 7])
+            offset += 7
+            if kind == 0 or offset + size > len(data):
                 return
-            parts = data[at : at + size] if kind in (1, 2) else parts + data[at : at + size]
-            at += size
+            parts = data[offset : offset + size] if kind in (1, 2) else parts + data[offset : offset + size]
+            offset += size
             if kind in (1, 4):  # whole, or the last part
                 record = wandb_internal_pb2.Record()
                 record.ParseFromString(parts)

@@ -48,11 +48,11 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
         step = float(states[0]["step"])
-        below = torch._foreach_sqrt(second)
-        torch._foreach_div_(below, math.sqrt(1 - beta2**step))
-        torch._foreach_add_(below, EPS)
-        torch._foreach_mul_(below, 1 - beta1**step)
-        return list(torch._foreach_div(first, below))
+        denominator = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominator, math.sqrt(1 - beta2**step))
+        torch._foreach_add_(denominator, EPS)
+        torch._foreach_mul_(denominator, 1 - beta1**step)
+        return list(torch._foreach_div(first, denominator))
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]

@@ -1,8 +1,8 @@
 """Which parts of which parameters a tensor of the optimizer holds.
 
 Without ZeRO the optimizer steps on whole parameters. Under ZeRO it steps on flat tensors: each holds, for a
-group of parameters, the parts that are this rank's. What is elementwise needs no more; a norm or a matrix of
-one parameter is put together here. Every rank calls the same methods in the same order: they are collective.
+group of parameters, the parts that are this rank's. Elementwise steps need no layout; norms and
+matrices of one parameter do. Every rank calls the same methods in the same order: they are collective.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Shards(Whole):
     def totals(self, values: Tensor) -> Tensor:
         owners = torch.tensor([part.owner for part in self.parts], dtype=torch.int64, device=values.device)
         sums = values.new_zeros(*values.shape[:-1], len(self.shapes)).index_add_(-1, owners, values)
-        return self._summed(sums).index_select(-1, owners)
+        return self._all_reduced(sums).index_select(-1, owners)
 
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         sizes = [shape.numel() for shape in self.shapes]
@@ -71,17 +71,17 @@ class Shards(Whole):
         pieces = whole.split(sizes)
         for part, view in zip(self.parts, self.views(tensor), strict=True):
             pieces[part.owner].narrow(0, part.start, part.length).copy_(view)
-        summed = self._summed(whole).split(sizes)  # the others have zeros there: the sum is exact
-        return [piece.view(shape) for piece, shape in zip(summed, self.shapes, strict=True)]
+        sums = self._all_reduced(whole).split(sizes)  # the others have zeros there: the sum is exact
+        return [piece.view(shape) for piece, shape in zip(sums, self.shapes, strict=True)]
 
     def take(self, tensor: Tensor, matrices: Sequence[Tensor]) -> None:
         for part, view in zip(self.parts, self.views(tensor), strict=True):
             view.copy_(matrices[part.owner].flatten().narrow(0, part.start, part.length))
 
-    def _summed(self, values: Tensor) -> Tensor:
-        moved = values.to(self.device)
-        dist.all_reduce(moved)
-        return moved.to(values.device)
+    def _all_reduced(self, values: Tensor) -> Tensor:
+        on_device = values.to(self.device)
+        dist.all_reduce(on_device)
+        return on_device.to(values.device)
 
 
 WHOLE = Whole()

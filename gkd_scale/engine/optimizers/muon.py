@@ -4,7 +4,7 @@
 
 for each matrix (A, B); NS is five Newton-Schulz steps towards the nearest orthogonal matrix, in bfloat16.
 With the factor 0.2·√max(A, B) a step is as large as AdamW's, so learning rate and weight decay carry over
-(Liu et al. 2025, arXiv 2502.16982). All that is no matrix takes AdamW's step.
+(Liu et al. 2025, arXiv 2502.16982). All other parameters take AdamW's step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gkd_scale.engine.optimizers.layout import WHOLE, Whole
 
 MOMENTUM = 0.95
 MOMENTS = ("exp_avg",)
-"""What a matrix keeps, of AdamW's moments by name."""
+"""The names of AdamW's moments that a matrix keeps."""
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 

@@ -37,9 +37,9 @@ def groups(
     """Groups of the parameters that are trained: with and without weight decay, for each multiple of the
     learning rate. Norms, biases, tokens, positions and what ``no_decay`` names have no weight decay.
 
-    ``matrices``: those that decay and have two dimensions are groups of their own, with ``matrix`` true.
+    With ``matrices``, those that decay and have two dimensions form other groups, whose ``matrix`` is true.
     """
-    found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    parameters_by_key: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -48,7 +48,7 @@ def groups(
             matrix = matrices and not plain and parameter.ndim == 2
             if matrix:
                 setattr(parameter, zero.KEPT, muon.MOMENTS)
-            found.setdefault((lr_scales.get(name, 1.0), not plain, matrix), []).append(parameter)
+            parameters_by_key.setdefault((lr_scales.get(name, 1.0), not plain, matrix), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -57,6 +57,6 @@ def groups(
             "matrix": matrix,
         }
         for (scale, decays, matrix), parameters in sorted(
-            found.items(), key=lambda item: item[0], reverse=True
+            parameters_by_key.items(), key=lambda item: item[0], reverse=True
         )
     ]

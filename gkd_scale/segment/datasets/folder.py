@@ -61,9 +61,9 @@ class FolderAdapter(Adapter):
             if name not in classes:
                 near = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
                 raise DataError(
-                    f"{root / ABSENT_FILE} names {text.shown(name, *near[:1])}, which is no class of "
+                    f"{root / ABSENT_FILE} names {text.quote(name, *near[:1])}, which is no class of "
                     "classes.txt",
-                    f"did you mean {text.shown(near[0], name)}?"
+                    f"did you mean {text.quote(near[0], name)}?"
                     if near
                     else "name classes of classes.txt, one a line",
                 )

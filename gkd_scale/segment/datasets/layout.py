@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.labels import Encoding
-from gkd_scale.text import nfc, shown
+from gkd_scale.text import nfc, quote
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 LABEL_SUFFIXES = frozenset({".png"})
@@ -141,7 +141,7 @@ def _files(root: Path, pattern: str, suffixes: frozenset[str]) -> dict[Key, Path
 def _same_stem(one: Path, other: Path) -> DataError:
     names = f"{one} and {other}"
     if not one.name.isascii():  # perhaps one name in two Unicode forms
-        names = f"{shown(one.name, other.name)} and {shown(other.name, one.name)} in {one.parent}"
+        names = f"{quote(one.name, other.name)} and {quote(other.name, one.name)} in {one.parent}"
     return DataError(f"{names} have the same stem", "remove or rename one")
 
 

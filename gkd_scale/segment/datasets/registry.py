@@ -137,7 +137,7 @@ def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wante
         return
     where = next(
         (
-            f"class {i} is {text.shown(one, other)} there and {text.shown(other, one)} here"
+            f"class {i} is {text.quote(one, other)} there and {text.quote(other, one)} here"
             for i, (one, other) in enumerate(zip(mine, theirs, strict=False))
             if one != other
         ),

@@ -192,7 +192,7 @@ def test_names_that_mlflow_refuses_are_changed() -> None:
 
 
 def test_none_stands_alone_and_a_name_counts_once() -> None:
-    assert loggers.chosen(["wandb", "mlflow", "wandb"]) == ["wandb", "mlflow"]
-    assert loggers.chosen(["none"]) == []
+    assert loggers.select(["wandb", "mlflow", "wandb"]) == ["wandb", "mlflow"]
+    assert loggers.select(["none"]) == []
     with pytest.raises(ConfigError, match="none is given beside wandb"):
-        loggers.chosen(["none", "wandb"])
+        loggers.select(["none", "wandb"])
