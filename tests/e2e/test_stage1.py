@@ -114,7 +114,7 @@ def test_a_killed_rank_and_the_same_command_give_the_same_run(tiny_cache: Path, 
         os.kill(rank_process(out, 1), signal.SIGKILL)
         assert process.wait(60) != 0
     assert not (out / "run.json").exists()
-    done = run(command(out), tmp_path)
+    done = warm.run(command(out), tmp_path)
     assert done.code == 0, done.text
     assert "going on from step" in done.text
     assert losses(out) == losses(whole)
