@@ -22,7 +22,7 @@ from gkd_scale.cache.rerun import rerun
 from gkd_scale.cache.spec import read_spec
 from gkd_scale.cache.stored import follow
 from gkd_scale.cache.verify import verify as check_bytes
-from gkd_scale.distill.estimate import estimate, show
+from gkd_scale.estimate import estimate, show
 from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.registry import load_teacher
 from gkd_scale.segment.datasets.registry import labelled

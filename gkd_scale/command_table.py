@@ -46,8 +46,8 @@ _TABLE = (
     ),
     Command(
         "students",
-        "gkd_scale.distill.students:main",
-        "gkd_scale.distill.students:StudentsConfig",
+        "gkd_scale.students:main",
+        "gkd_scale.students:StudentsConfig",
         "List students from 1 M to 1 B parameters, with their memory by ZeRO stage.",
         """\
   gkd-scale students

@@ -22,7 +22,6 @@ from gkd_scale.cache.config import (
 from gkd_scale.completion import CompletionConfig
 from gkd_scale.demo.config import DemoConfig, MakeDataConfig
 from gkd_scale.distill.config import CertifyConfig, Stage1Config
-from gkd_scale.distill.students import StudentsConfig
 from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.export.config import ExportConfig
 from gkd_scale.models.teacher_list import TeachersConfig
@@ -30,6 +29,7 @@ from gkd_scale.report.config import ReportConfig
 from gkd_scale.search.config import SearchConfig
 from gkd_scale.segment.config import EvaluateConfig, PredictConfig, Stage2Config, TeacherProbeConfig
 from gkd_scale.segment.datasets.config import CheckConfig, ConvertConfig, DatasetsConfig
+from gkd_scale.students import StudentsConfig
 from tests.conftest import ROOT
 
 PARSED = {

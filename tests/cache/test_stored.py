@@ -38,8 +38,8 @@ from gkd_scale.cache.verify import verify
 from gkd_scale.cli import main
 from gkd_scale.config import build as build_config
 from gkd_scale.distill.certify import CertifyConfig, certify
-from gkd_scale.distill.estimate import probe
 from gkd_scale.errors import CacheError, DamageError, DataError
+from gkd_scale.estimate import probe
 from tests.conftest import ROOT
 
 from .support import TinyTeacher, config, tree
