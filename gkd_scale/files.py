@@ -218,6 +218,8 @@ def _acquire(path: Path, busy: Callable[[str], object], error: type[UserError]) 
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # for the caller, who made the folder: another process has removed it
+            raise
         except OSError as cause:
             raise _unwritable(path, cause, error) from None
         _descriptors.add(descriptor)
