@@ -32,7 +32,7 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"gkd-scale {__version__}")
         return 0
     from gkd_scale.config import parse
-    from gkd_scale.memory import keep_freed
+    from gkd_scale.memory import collector_paused, keep_freed
 
     keep_freed()
     command, argv = _find(arguments)
@@ -43,7 +43,9 @@ def _run(arguments: Sequence[str]) -> int:
         description=command.help,
         examples=command.examples,
     )
-    result = pkgutil.resolve_name(command.main)(cfg)
+    with collector_paused(freeze=True):
+        function = pkgutil.resolve_name(command.main)
+    result = function(cfg)
     return int(result) if command.exit_status else 0
 
 

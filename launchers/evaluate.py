@@ -3,13 +3,18 @@
 On one process it is ``gkd-scale evaluate``.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gkd_scale.engine.launch import leave, main
-from gkd_scale.engine.runtime import Runtime
+from gkd_scale.memory import collector_paused
 from gkd_scale.segment.config import EvaluateConfig
-from gkd_scale.segment.evaluate import evaluate
+
+if TYPE_CHECKING:  # a mistyped flag does not wait for torch
+    from gkd_scale.engine.runtime import Runtime
 
 EXAMPLES = """\
   deepspeed launchers/evaluate.py runs/stage2 --data dusk=camvid:camvid/unseen_dusk
@@ -20,6 +25,8 @@ EXAMPLES = """\
 
 def run(cfg: EvaluateConfig, runtime: Runtime, _bundled: Path) -> None:
     """Every rank scores its share; rank 0 writes and prints."""
+    with collector_paused(freeze=True):
+        from gkd_scale.segment.evaluate import evaluate
     evaluate(cfg, runtime)
 
 

@@ -1,16 +1,21 @@
 """Stage 1, for a launcher: ``deepspeed launchers/stage1.py --ds-config zero2.json``."""
 
+from __future__ import annotations
+
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gkd_scale.demo import defaults
-from gkd_scale.distill import stage1
 from gkd_scale.distill.config import LIVE, Stage1Config
 from gkd_scale.engine import loggers
 from gkd_scale.engine.launch import leave, main
-from gkd_scale.engine.runtime import Runtime
-from gkd_scale.segment.datasets.registry import labelled
+from gkd_scale.memory import collector_paused
+
+if TYPE_CHECKING:  # a mistyped flag does not wait for torch
+    from gkd_scale.cache.source import Source
+    from gkd_scale.engine.runtime import Runtime
 
 EXAMPLES = """\
   deepspeed launchers/stage1.py --ds-config zero2.json
@@ -36,7 +41,16 @@ def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
         cfg.source.live = runtime.on_main(lambda: defaults.proxy_recipe(make=make))
     elif cfg.source.teacher != LIVE and not cfg.source.cache:
         cfg.source.cache = [runtime.on_main(lambda: defaults.proxy_cache(make=make))]
+    with collector_paused(freeze=True):
+        from gkd_scale.distill import stage1
     stage1.train(cfg, runtime, bundled, labelled=partial(labelled, quiet=not runtime.main))
+
+
+def labelled(images: str, quiet: bool) -> Source | None:
+    """The labelled dataset that ``--live images=ADAPTER:PATH`` names."""
+    from gkd_scale.segment.datasets import registry  # here, as a cache needs none of it
+
+    return registry.labelled(images, quiet=quiet)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
 """Stage 2, for a launcher: ``deepspeed launchers/stage2.py --ds-config zero2.json``."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gkd_scale.demo import defaults
 from gkd_scale.engine import loggers
 from gkd_scale.engine.launch import leave, main
-from gkd_scale.engine.runtime import Runtime
-from gkd_scale.segment import stage2
+from gkd_scale.memory import collector_paused
 from gkd_scale.segment.config import Stage2Config
+
+if TYPE_CHECKING:  # a mistyped flag does not wait for torch
+    from gkd_scale.engine.runtime import Runtime
 
 EXAMPLES = """\
   deepspeed launchers/stage2.py --ds-config zero2.json
@@ -29,6 +34,8 @@ def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
     runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
     if not cfg.data.train and not cfg.run.dry_run:
         runtime.on_main(defaults.data)
+    with collector_paused(freeze=True):
+        from gkd_scale.segment import stage2
     stage2.run(cfg, runtime, bundled)
 
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
 import pytest
 
-from gkd_scale.memory import keep_freed
+from gkd_scale.memory import collector_paused, keep_freed
 
 # Page faults of 20 blocks of 32 MB, each filled and freed before the next, after ten that do not count.
 FAULTS = """
@@ -36,3 +37,20 @@ def test_memory_freed_by_one_batch_serves_the_next() -> None:
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_rests_and_is_then_as_before(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        for freeze in (False, True):
+            with pytest.raises(KeyError), collector_paused(freeze=freeze):
+                assert not gc.isenabled()
+                raise KeyError
+            assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert frozen == [False], "while nothing is collected"

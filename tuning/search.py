@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from gkd_scale import config, console
+from gkd_scale.memory import collector_paused
 from gkd_scale.search.config import SearchConfig
 
 EXAMPLES = """\
@@ -23,7 +24,8 @@ def run(argv: Sequence[str]) -> None:
         description="Search for the stage-1 options that make the best student.",
         examples=EXAMPLES,
     )
-    from gkd_scale.search.search import search  # torch and Ray: not for --help or a mistyped flag
+    with collector_paused(freeze=True):
+        from gkd_scale.search.search import search  # torch and Ray: not for --help or a mistyped flag
 
     search(cfg)
 

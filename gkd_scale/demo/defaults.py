@@ -1,4 +1,7 @@
-"""The data that the launchers use by default: the embedded scenes and a cache of them, in ``runs/``."""
+"""The data that the launchers use by default: the embedded scenes and a cache of them, in ``runs/``.
+
+What makes them is imported when it is needed: a launch with its own data does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale import console, files
-from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig, parse_size
 from gkd_scale.demo.config import MakeDataConfig
 from gkd_scale.errors import DataError
-from gkd_scale.models.registry import load_teacher
-from gkd_scale.scenes.make_data import write_data
 
 DATA = Path("runs/demo-data")
 PROXY_CACHE = Path("runs/demo-cache/proxy")
@@ -20,6 +20,8 @@ PROXY_CACHE = Path("runs/demo-cache/proxy")
 
 def make_data(cfg: MakeDataConfig) -> None:
     """``gkd-scale make-data``: write the missing files of the embedded scenes, with progress."""
+    from gkd_scale.scenes.make_data import write_data
+
     with files.claimed(cfg.out, DataError, partial(_waiting, cfg.out)), console.progress() as bar:
         task = bar.add_task("make-data", total=None)
         manifest = write_data(
@@ -54,6 +56,9 @@ def proxy_recipe(*, make: bool = True) -> dict[str, Any]:
 def proxy_cache(*, make: bool = True) -> Path:
     """The demo teacher's cache of the embedded proxy images; builds it if it is missing and ``make``."""
     if make:
+        from gkd_scale.cache.build import build
+        from gkd_scale.models.registry import load_teacher
+
         cfg = CacheTeacherConfig(**proxy_recipe(), views=2, out=PROXY_CACHE)
         build(cfg, load_teacher(cfg.teacher, cfg.size))
     return PROXY_CACHE

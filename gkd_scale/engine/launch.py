@@ -16,7 +16,7 @@ from gkd_scale import config, console
 from gkd_scale.engine import world
 from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import GkdError, refusal
-from gkd_scale.memory import keep_freed
+from gkd_scale.memory import collector_paused, keep_freed
 
 C = TypeVar("C")
 
@@ -52,9 +52,10 @@ def main(
         world.place(os.environ)  # an error of the environment comes before the slow imports
         _quiet()
         keep_freed()
-        from gkd_scale.engine.runtime import Runtime
+        with collector_paused(freeze=True):
+            from gkd_scale.engine.runtime import Runtime
 
-        runtime = Runtime.start(ranks(parsed))
+            runtime = Runtime.start(ranks(parsed))
         run(parsed, runtime, bundled)
         runtime.barrier()
         runtime.stop()

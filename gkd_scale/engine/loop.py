@@ -42,6 +42,7 @@ from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.saver import Saver
 from gkd_scale.engine.watchdog import COMPUTING, READING, Watchdog
 from gkd_scale.errors import GkdError
+from gkd_scale.memory import collector_paused
 from gkd_scale.randomness import seed_of
 
 
@@ -311,7 +312,8 @@ def _gradient_norm(module: nn.Module) -> Tensor | float:
 
 def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
     """DeepSpeed's engine around the job's module, on this rank's device."""
-    import deepspeed
+    with collector_paused():
+        import deepspeed
 
     groups = optimizers.groups(
         job.module,
@@ -322,7 +324,7 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
     )
     fused = runtime.device.type == "cuda"
     optimizer = optimizers.build(job.optimizer, groups, lr=job.lr(0), betas=job.betas, fused=fused)
-    with warnings.catch_warnings(), ds_check.starting(plan.path):
+    with warnings.catch_warnings(), ds_check.starting(plan.path), collector_paused():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(
             model=job.module.to(runtime.device),

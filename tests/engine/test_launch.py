@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ def test_only_a_rank_that_is_done_leaves_the_group(
     monkeypatch.setattr(Runtime, "stop", lambda self: left.append(self))
     for name in ("_quiet", "keep_freed"):  # this process goes on with other tests
         monkeypatch.setattr(launch, name, lambda: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
     monkeypatch.setattr(launch.console, "explain_bugs", lambda: None)
 
     def run(*_: object) -> None:
