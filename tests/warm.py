@@ -20,6 +20,7 @@ from typing import Any
 
 from gkd_scale.engine.runtime import free_port
 from tests.conftest import Done, environment
+from tests.ranks import rank_environment
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
@@ -44,8 +45,7 @@ def start(words: Sequence[str], cwd: Path, log: Path, ranks: int = 1) -> list[Ba
     """Ranks that run a script, or ``gkd-scale``, with arguments; what they print is added to ``log``."""
     port, processes = free_port(), []
     for rank in range(ranks):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
-        env = environment() | {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        env = environment() | rank_environment(rank, ranks, port)
         process = _SERVER.Process(target=_become, args=(list(words), str(cwd), env, str(log)))
         process.start()
         processes.append(process)

@@ -310,10 +310,10 @@ def _gradient_norm(module: nn.Module) -> Tensor | float:
     return torch.stack(norms).norm() if norms else 0.0
 
 
+@collector_paused()
 def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
     """DeepSpeed's engine around the job's module, on this rank's device."""
-    with collector_paused():
-        import deepspeed
+    import deepspeed
 
     groups = optimizers.groups(
         job.module,
@@ -324,7 +324,7 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
     )
     fused = runtime.device.type == "cuda"
     optimizer = optimizers.build(job.optimizer, groups, lr=job.lr(0), betas=job.betas, fused=fused)
-    with warnings.catch_warnings(), ds_check.starting(plan.path), collector_paused():
+    with warnings.catch_warnings(), ds_check.starting(plan.path):
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(
             model=job.module.to(runtime.device),

@@ -16,6 +16,7 @@ from gkd_scale.engine.launch import LOST
 from gkd_scale.engine.runtime import Runtime, free_port
 from gkd_scale.errors import DataError, GkdError
 from tests.conftest import environment
+from tests.ranks import rank_environment
 
 SCRIPT = """
 import sys
@@ -45,8 +46,7 @@ def test_a_ranks_own_error_is_one_line_and_so_is_what_the_others_say(broken: int
     ranks = [
         subprocess.Popen(
             [sys.executable, tmp_path / "script.py", str(broken)],
-            env=environment()
-            | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_PORT": f"{port}"},
+            env=environment() | rank_environment(rank, 2, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
