@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,19 +55,11 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node).replace("_", ""), 0)
 
 
-def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
-    return loader.construct_sequence(node, deep=True)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    return loader.construct_mapping(node, deep=True)
-
-
 for _tag, (_pattern, _first) in _SCALARS.items():
     _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
 _Loader.add_constructor(_INT, _integer)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _sequence)
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", partial(_Loader.construct_sequence, deep=True))
+_Loader.add_constructor("tag:yaml.org,2002:map", partial(_Loader.construct_mapping, deep=True))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -109,9 +102,8 @@ def parse_yaml(text: str) -> Any:
         line = f"line {mark.line + 1}: " if mark else ""
         if "'\\t'" in str(error.problem):
             raise ConfigError(f"{line}a tab where YAML has spaces", "indent with spaces") from None
-        raise ConfigError(
-            f"{line}{error.problem or error.context}", "mend that line, or one before it"
-        ) from None
+        problem = error.problem or error.context
+        raise ConfigError(f"{line}{problem}", "mend that line, or one before it") from None
     except (yaml.YAMLError, ValueError, KeyError) as error:
         raise ConfigError(" ".join(str(error).split()), "mend the text") from None
     except RecursionError:
@@ -129,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         loaded = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
     except _EqualKeys as error:
-        raise ConfigError(f"{path}: {_equal_keys(text, error.key)}", "keep one of them") from None
+        raise ConfigError(f"{path}: {_equal_keys(text, error.args[0])}", "keep one of them") from None
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path} is not JSON, line {error.lineno}: {error.msg}", _json_hint(text, error)
@@ -194,9 +186,7 @@ def _refuse_equal_keys(root: yaml.Node) -> None:
 
 
 class _EqualKeys(Exception):
-    def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
+    """A JSON object has the key ``args[0]`` twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

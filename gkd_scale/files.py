@@ -44,41 +44,32 @@ def atomic(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(out: Path, error: type[UserError] = RunError) -> Iterator[Path]:
+def whole_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes ``out`` only when the block ends without an exception; yields its temporary path.
 
-    Raises ``error`` if ``out`` exists already and is no empty folder, or if another process makes it.
+    Raises RunError if ``out`` exists already and is no empty folder, or if another process makes it.
     """
 
     def refuse() -> None:
-        if out.is_dir() and not any(out.iterdir()):
-            return
-        if os.path.lexists(out):
-            raise error(f"{out} exists already", "give another --out, or remove it")
+        if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+            raise RunError(f"{out} exists already", "give another --out, or remove it")
 
     refuse()
-    new_folders = [parent for parent in (out.parent, *out.parent.parents) if not _exists(parent)]
     beside = out.with_name(f".{out.name}{TEMPORARY}")
-    try:
-        with claimed(beside, error):
-            folder = beside / "folder"
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-            try:
-                folder.mkdir()
-                yield folder
-                for path in folder.rglob("*"):
-                    _sync(path)
-                refuse()
-                folder.replace(out)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            beside.rmdir()
-    except BaseException:
-        for parent in new_folders:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
+    with claimed(beside):
+        folder = beside / "folder"
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        try:
+            folder.mkdir()
+            yield folder
+            for path in folder.rglob("*"):
+                _sync(path)
+            refuse()
+            folder.replace(out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        beside.rmdir()
     sync_folder(out.parent)
 
 
@@ -153,17 +144,17 @@ def claimed(
                 path.rmdir()
 
 
-def require_claimable(folder: Path, error: type[UserError] = RunError) -> None:
+def require_claimable(folder: Path) -> None:
     """Raise what :func:`claimed` would raise for ``folder`` now. Makes and changes nothing."""
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
-        raise error(f"{folder} is not a folder", "choose another --out")
+        raise RunError(f"{folder} is not a folder", "choose another --out")
     if not os.access(existing, os.W_OK | os.X_OK):
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        raise _unwritable(folder / LOCK if existing == folder else folder, denied, error)
+        raise _unwritable(folder / LOCK if existing == folder else folder, denied, RunError)
     with suppress(FileNotFoundError, PermissionError), open(folder / LOCK, "rb") as lock:
         if not _flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB):
-            raise _busy(folder, _holder_text(lock.fileno()).partition("\n")[0], error)
+            raise _busy(folder, _holder_text(lock.fileno()).partition("\n")[0], RunError)
 
 
 def _busy(folder: Path, holder: str, error: type[UserError]) -> UserError:
@@ -326,30 +317,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` survive a power cut, if the file system can."""
-    try:
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
-def _digest(file: BinaryIO) -> str:
     state = hashlib.sha256()
-    while block := file.read(1 << 20):
-        state.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
     return state.hexdigest()
