@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from gkd_scale import documents
 from gkd_scale.documents import read_yaml as read_yaml
-from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.errors import ConfigError, nearest, short
 from gkd_scale.ranges import Range
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
             if item["type"] in ("missing", "missing_argument"):
                 line = f"'{key}' is required ({_usage(cls, key)})"
             else:
-                line = f"'{key}' is {_short(item['input'])}: {item['msg']}"
+                line = f"'{key}' is {short(repr(item['input']))}: {item['msg']}"
             wrong.setdefault(key, line)
         source = where(next(iter(wrong)))
         raise ConfigError(
@@ -186,8 +186,7 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
 
 def explicit_keys(config: Any) -> frozenset[str]:
     """Dotted keys of the options that :func:`parse` or :func:`build` were given; none for other instances."""
-    keys: frozenset[str] = vars(config).get(_GIVEN, frozenset())
-    return keys
+    return vars(config).get(_GIVEN, frozenset())
 
 
 def _number_meant(text: str, *, whole: bool) -> str:
@@ -211,11 +210,6 @@ def _key(cls: type, loc: tuple[str | int, ...]) -> str:
             below = _key(option.hint, loc[len(option.path) :]) if option.is_section else ""
             return f"{key}.{below}" if below else key
     return ""
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -380,13 +374,9 @@ class _Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=min(110, _terminal_width()))
+        import shutil
 
-
-def _terminal_width() -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns
+        super().__init__(prog, max_help_position=34, width=min(110, shutil.get_terminal_size().columns))
 
 
 def _strip_optional(hint: Any) -> Any:
@@ -495,7 +485,7 @@ def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -
         for item in value if isinstance(value, list) else [value]:
             if choices and item is not None and item not in list(choices):
                 raise ConfigError(
-                    f"{where}: '{dotted}' is {_short(item)}",
+                    f"{where}: '{dotted}' is {short(repr(item))}",
                     nearest(str(item), choices) or f"choose one of {', '.join(choices)}",
                 )
         if is_numeric(hint):

@@ -81,6 +81,16 @@ def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> str:
     return f"did you mean '{best[0]}'?" if best else ""
 
 
+def short(text: str, most: int = 60) -> str:
+    """``text``, cut to ``most`` characters if it is longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def one_line(error: Exception) -> str:
+    """An exception's text on one line; its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def disk_full(error: OSError, where: object) -> DiskFullError | None:
     """A :class:`DiskFullError` if ``error`` says that the disk (or quota) is full, else None."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

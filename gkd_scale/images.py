@@ -15,7 +15,9 @@ import re
 import stat
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gkd_scale import tiff
+from gkd_scale.errors import one_line
 from gkd_scale.types import Size, UInt8Array
 
 MAX_PIXELS = 178_956_970
@@ -156,10 +159,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def orientation_of(image: Image.Image) -> int:
     """EXIF orientation 1 to 8 of a loaded image; 1 if there is none or the EXIF block is broken."""
-    try:
-        return _valid(image.getexif().get(_ORIENTATION))
-    except Exception:
-        return 1
+    return _orientation(image.getexif)
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
@@ -170,12 +170,6 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block does not make pixels unreadable
         return image
-
-
-def one_line(error: Exception) -> str:
-    """An exception's text on one line; its type if it has none."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
 
 
 # --------------------------------------------------------------------------- more than 8 bits
@@ -306,13 +300,14 @@ def _read(path: Path) -> bytes:
 
 def _header_orientation(image: Image.Image) -> int:
     """The orientation without the pixels, which a PNG's own ``getexif`` would decode."""
+    return _orientation(partial(Image.Image.getexif, image))
+
+
+def _orientation(exif: Callable[[], Image.Exif]) -> int:
     try:
-        return _valid(Image.Image.getexif(image).get(_ORIENTATION))
+        orientation = exif().get(_ORIENTATION)
     except Exception:
         return 1
-
-
-def _valid(orientation: object) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from gkd_scale.errors import short
+
 MOST = 2**63 - 1
 """No whole number is larger than what 64 bits hold."""
 
@@ -53,9 +55,8 @@ class Range:
         number = _number(value)
         if number is None or number in self:
             return ""
-        text = str(value)
-        text = text if len(text) <= 40 else f"{text[:37]}..."
-        return f"{text}: it must be {self.text()}{'' if math.isfinite(number) else ', and finite'}"
+        finite = "" if math.isfinite(number) else ", and finite"
+        return f"{short(str(value), 40)}: it must be {self.text()}{finite}"
 
 
 def _number(value: Any) -> float | None:

@@ -25,7 +25,8 @@ from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
 from gkd_scale.cache.plan import Entry, ImagePlan
 from gkd_scale.cache.shard import json_bytes
 from gkd_scale.cache.source import LabelledSource, Source, ViewSource
-from gkd_scale.images import Opened, UnreadableImage, one_line, open_bytes, open_image
+from gkd_scale.errors import one_line
+from gkd_scale.images import Opened, UnreadableImage, open_bytes, open_image
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
 

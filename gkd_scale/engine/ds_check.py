@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from gkd_scale.errors import ConfigError, nearest
+from gkd_scale.errors import ConfigError, nearest, short
 from gkd_scale.ranges import Range
 
 MICRO = "train_micro_batch_size_per_gpu"
@@ -155,7 +155,7 @@ class Checked:
 
     def refuse(self, key: str, value: Any, hint: str) -> typing.NoReturn:
         """Raise ConfigError for the value of a key."""
-        raise ConfigError(f"{self.path}: '{key}' is {_short(value)}", hint)
+        raise ConfigError(f"{self.path}: '{key}' is {short(repr(value))}", hint)
 
 
 def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Checked:
@@ -360,7 +360,7 @@ def _validate(checked: Checked, key: str, values: dict[str, Any], model: Any) ->
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         dotted = ".".join([key, *map(str, first["loc"])])
-        value = f" is {_short(first['input'])}" if first["loc"] else ""
+        value = f" is {short(repr(first['input']))}" if first["loc"] else ""
         raise ConfigError(
             f"{checked.path}: '{dotted}'{value}: {_plain(first['msg'])}", "mend that key"
         ) from None
@@ -555,11 +555,6 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
 
 
 # ------------------------------------------------------------------------------------------- words
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _plain(message: str) -> str:

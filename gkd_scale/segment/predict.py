@@ -40,8 +40,8 @@ from gkd_scale.cache.plan import ImagePlan, make_plan
 from gkd_scale.cache.source import Source, open_source
 from gkd_scale.engine.run import claimed
 from gkd_scale.engine.runtime import Runtime
-from gkd_scale.errors import DataError, RunError
-from gkd_scale.images import UnreadableImage, one_line, open_bytes, open_image
+from gkd_scale.errors import DataError, RunError, one_line
+from gkd_scale.images import UnreadableImage, open_bytes, open_image
 from gkd_scale.prefetch import BackgroundJobs, prefetch
 from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig

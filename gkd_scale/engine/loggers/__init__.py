@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from gkd_scale import files
-from gkd_scale.errors import ConfigError
+from gkd_scale.errors import ConfigError, one_line
 
 LOGGERS = ("tensorboard", "wandb", "mlflow")
 DEFAULT = ("tensorboard",)
@@ -109,7 +109,7 @@ def require(names: Sequence[str]) -> None:
         except ConfigError:
             raise
         except Exception as error:  # the package is broken, or does not fit the version of another
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)[:200]
             raise ConfigError(
                 f"--log {name}: the package {logger.PACKAGE} cannot be used: {reason}",
                 f"pip install --upgrade 'gkd-scale[{name}]'",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from gkd_scale.engine.loggers import Logger, Row, Status
+from gkd_scale.errors import one_line
 
 RETRY = 30.0
 """Seconds from a failure of a logger to the next try."""
@@ -90,7 +91,7 @@ class Follower:
                 self._logger.end(*end)
         except Exception as error:  # of any kind: training goes on
             self._last = None
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)[:200]
             if end is not None:
                 self._say(f"{self.name} failed, it lacks the last {len(self._pending)} steps: {reason}")
             elif not self._failed:
