@@ -47,15 +47,13 @@ class Moments:
     def mean(self) -> Float64:
         """The mean (C,)."""
         assert self._shift is not None, "moments of nothing"
-        result: Float64 = self._shift + self._sum / self.count
-        return result
+        return self._shift + self._sum / self.count
 
     @property
     def covariance(self) -> Float64:
         """The covariance (C, C), divided by the count."""
         offset = self._sum / self.count
-        result: Float64 = self._outer / self.count - np.outer(offset, offset)
-        return result
+        return self._outer / self.count - np.outer(offset, offset)
 
     @property
     def norm_mean(self) -> float:

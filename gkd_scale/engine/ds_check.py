@@ -58,32 +58,21 @@ _REFUSED = {
     "seq_parallel_communication_data_type": _NO_SPLIT,
     "weight_quantization": "it is for inference",
     **dict.fromkeys(
-        ("pipeline", "tensor_parallel", "expert_parallel", "sequence_parallel_size", "vocabulary_size"),
+        (
+            *("pipeline", "tensor_parallel", "expert_parallel", "sequence_parallel_size", "vocabulary_size"),
+            *("use_data_before_expert_parallelism", "disable_allgather"),
+        ),
         _NO_SPLIT,
     ),
-    **dict.fromkeys(("use_data_before_expert_parallelism", "disable_allgather"), _NO_SPLIT),
     **dict.fromkeys(
         ("comms_logger", "dump_state", "log_level", "memory_breakdown", "timers", "wall_clock_breakdown"),
         _NO_LOG,
     ),
     **dict.fromkeys(
         (
-            *(
-                "amp",
-                "compression_training",
-                "curriculum_learning",
-                "eigenvalue",
-                "elasticity",
-                "fp32_allreduce",
-                "graph_harvesting",
-            ),
-            *(
-                "nebula",
-                "progressive_layer_drop",
-                "quantize_training",
-                "sparse_attention",
-                "sparse_gradients",
-            ),
+            *("amp", "compression_training", "curriculum_learning", "eigenvalue", "elasticity"),
+            *("fp32_allreduce", "graph_harvesting", "nebula", "progressive_layer_drop"),
+            *("quantize_training", "sparse_attention", "sparse_gradients"),
         ),
         _NO_SUCH,
     ),
@@ -127,13 +116,8 @@ _ZERO_CHECKPOINTS = (
     *("gather_16bit_weights_on_model_save", "save_muon_momentum_buffer_in_memory"),
 )
 _NVME = (
-    "nvme_path",
-    "buffer_count",
-    "buffer_size",
-    "max_in_cpu",
-    "pipeline_read",
-    "pipeline_write",
-    "fast_init",
+    *("nvme_path", "buffer_count", "buffer_size", "max_in_cpu"),
+    *("pipeline_read", "pipeline_write", "fast_init"),
 )
 _QUANTISED = ("zero_quantized_weights", "zero_quantized_gradients")
 _ZERO3 = ("zero_hpz_partition_size", *_QUANTISED)
@@ -160,15 +144,15 @@ class Checked:
 
 def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Checked:
     """Check ``config`` and complete it, except for batch sizes. Raises ConfigError."""
-    _refuse_overlap(path, config)
+    rules = _rules()
+    _refuse_overlap(path, config, rules)
     checked = Checked(path, {})
     for key, value in config.items():
-        if key in _REFUSED or key in _OURS:
-            if not (_is_off(value) or (key in _OURS and value == "auto")):
-                raise ConfigError(f"{path}: '{key}' does nothing here", f"remove it: {_REFUSED[key]}")
-        elif key in _WITHOUT_EFFECT:
+        if key in _REFUSED and not _is_off(value):
+            raise ConfigError(f"{path}: '{key}' does nothing here", f"remove it: {_REFUSED[key]}")
+        if key in _WITHOUT_EFFECT:
             checked.notes.append(f"{key} has no effect: {_WITHOUT_EFFECT[key]}")
-        elif (filled := _rules()[key](checked, key, value)) is not None:
+        elif key in rules and (filled := rules[key](checked, key, value)) is not None:
             checked.config[key] = filled
     if checked.undecided:
         keys = " and ".join(f"'{key}'" for key in checked.undecided)
@@ -210,8 +194,8 @@ def starting(path: Path) -> Iterator[None]:
 # --------------------------------------------------------------------------------------- top level
 
 
-def _refuse_overlap(path: Path, config: Mapping[str, Any]) -> None:
-    keys = [*_rules(), *_REFUSED, *_OURS, *_WITHOUT_EFFECT]
+def _refuse_overlap(path: Path, config: Mapping[str, Any], rules: Iterable[str]) -> None:
+    keys = [*rules, *_REFUSED, *_OURS, *_WITHOUT_EFFECT]
     for key, value in config.items():
         if key in _OURS and value != "auto" and not _is_off(value):
             raise ConfigError(
@@ -361,9 +345,8 @@ def _validate(checked: Checked, key: str, values: dict[str, Any], model: Any) ->
         first = error.errors()[0]
         dotted = ".".join([key, *map(str, first["loc"])])
         value = f" is {short(repr(first['input']))}" if first["loc"] else ""
-        raise ConfigError(
-            f"{checked.path}: '{dotted}'{value}: {_plain(first['msg'])}", "mend that key"
-        ) from None
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        raise ConfigError(f"{checked.path}: '{dotted}'{value}: {message}", "mend that key") from None
 
 
 _LEFT_OUT = object()
@@ -412,8 +395,7 @@ def _kinds(annotation: Any) -> Iterable[Any]:
 
 
 def _autocast(checked: Checked, key: str, value: Any) -> Any:
-    keys = ("enabled", "dtype", "lower_precision_safe_modules")
-    _plain_section(checked, key, value, keys)
+    _plain_section(checked, key, value, ("enabled", "dtype", "lower_precision_safe_modules"))
     dtype = value.get("dtype")
     if dtype in ("float16", "fp16", "half"):
         checked.refuse(
@@ -440,8 +422,7 @@ def _is_class(name: str) -> bool:
 
 
 def _data_types(checked: Checked, key: str, value: Any) -> Any:
-    keys = ("grad_accum_dtype",)
-    _plain_section(checked, key, value, keys)
+    _plain_section(checked, key, value, ("grad_accum_dtype",))
     dtype = value.get("grad_accum_dtype")
     if dtype not in (None, "auto", *_DTYPES):
         checked.refuse(f"{key}.grad_accum_dtype", dtype, f"write {', '.join(_DTYPES)}")
@@ -557,10 +538,6 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
 # ------------------------------------------------------------------------------------------- words
 
 
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-
-
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return lines[0].strip()[:300] if lines else type(error).__name__

@@ -42,9 +42,9 @@ class DeepSpeedPlan:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters in forward and backward."""
-        if self.json.get("bf16", {}).get("enabled", False):
+        if ds_check.enabled(self.json, "bf16"):
             return torch.bfloat16
-        return torch.float16 if self.json.get("fp16", {}).get("enabled", False) else torch.float32
+        return torch.float16 if ds_check.enabled(self.json, "fp16") else torch.float32
 
     @property
     def precision(self) -> str:

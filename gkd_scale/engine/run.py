@@ -16,7 +16,7 @@ from typing import Any
 
 from gkd_scale import __version__, config, files
 from gkd_scale.cache.spec import SPEC
-from gkd_scale.engine import optimizers
+from gkd_scale.engine import loggers, optimizers
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import ConfigError, RunError
 
@@ -118,10 +118,9 @@ def _identity_of_checkpoint(out: Path) -> dict[str, Any] | None:
         return None
     try:
         with safe_open(str(newest), framework="pt") as file:
-            identity: dict[str, Any] = json.loads(file.metadata()["gkd_scale"])["identity"]
+            return json.loads(file.metadata()["gkd_scale"])["identity"]
     except (SafetensorError, OSError, TypeError, KeyError, ValueError):
         return None
-    return identity
 
 
 def _refuse_other_config(out: Path, options: Any) -> None:
@@ -158,13 +157,9 @@ def refuse_changed(out: Path, before: dict[str, Any], now: dict[str, Any]) -> No
         raise RunError(f"{out} holds a run with other settings ({changes})", hint)
 
 
-def leaves_of(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        leaves |= leaves_of(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return leaves
+def leaves_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted name; an empty section has none."""
+    return {name: value for name, value in loggers.flat(values).items() if value != {}}
 
 
 def finish(out: Path, kind: str, identity: dict[str, Any], **facts: Any) -> None:

@@ -67,8 +67,8 @@ class Runtime:
         interface.require_known(os.environ)
         if idle := worlds.unused_tasks(os.environ):
             _remark(f"one process: the other {idle} tasks of this Slurm job are idle, start it with srun")
-        cuda = torch.cuda.is_available()
-        device = torch.device("cuda", _gpu(at)) if cuda else torch.device("cpu")
+        device = _device(at)
+        cuda = device.type == "cuda"
         os.environ.update(at.variables())
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if agent else None
@@ -94,7 +94,7 @@ class Runtime:
                 f"--world {ranks} is planned by one process, and this launch has {at.world}",
                 "start it with python, or with deepspeed --num_gpus 1; or leave --world out",
             )
-        device = torch.device("cuda", _gpu(at)) if torch.cuda.is_available() else torch.device("cpu")
+        device = _device(at)
         os.environ.update(replace(at, world=ranks).variables())
         dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=0, world_size=ranks)
         _tell_deepspeed(device)
@@ -145,13 +145,15 @@ def _remark(text: str) -> None:
     console.err.print(f"[yellow]{console.escape(text)}[/]")
 
 
-def _gpu(at: worlds.Place) -> int:
-    """The number of this rank's GPU; ConfigError if the machine has none for it."""
+def _device(at: worlds.Place) -> torch.device:
+    """This rank's GPU, or the CPU of a machine without any; ConfigError if there is no GPU left for it."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
     count = torch.cuda.device_count()
     if at.local < count:
-        return at.local
+        return torch.device("cuda", at.local)
     if count == 1 and "SLURM_LOCALID" in os.environ:  # Slurm shows each task its own GPU alone
-        return 0
+        return torch.device("cuda", 0)
     raise ConfigError(
         f"rank {at.rank} is number {at.local} on its machine, which shows {count} GPU(s)",
         "start as many ranks as there are GPUs (deepspeed --num_gpus N), or see CUDA_VISIBLE_DEVICES",
@@ -205,7 +207,6 @@ def _tell_deepspeed(device: torch.device) -> None:
 def _share_cores() -> None:
     """Divide this machine's cores among its ranks: ranks that all use all cores wait for each other."""
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks = int(
-            os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
-        )
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+        ranks = next(int(os.environ[name]) for name in names if name in os.environ)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))

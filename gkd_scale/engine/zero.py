@@ -119,8 +119,7 @@ def master(parameter: Any) -> Tensor:
 
 def moments(parameter: Any) -> tuple[str, ...]:
     """The names of the moments that the optimizer keeps of ``parameter``."""
-    names: tuple[str, ...] = getattr(parameter, KEPT, MOMENTS)
-    return names
+    return getattr(parameter, KEPT, MOMENTS)
 
 
 def moment(engine: Any, parameter: Any, key: str) -> Tensor:
