@@ -143,11 +143,6 @@ def probe(
     return [item.pixels for item in readable], float(np.mean(sizes))
 
 
-def _member_bytes(codec: str, tokens: int, dim: int) -> list[int]:
-    """Bytes of each patch member of a sample under ``codec``, each a .npy file."""
-    return [len(npy_bytes(np.empty((tokens, size), np.uint8))) for size in token_bytes(codec, dim).values()]
-
-
 def _in_tar(size: int) -> int:
     """Bytes of a member with its header and padding."""
     return padded(BLOCK + size)
@@ -156,7 +151,8 @@ def _in_tar(size: int) -> int:
 def _codec(
     cfg: PlanConfig, plan: ImagePlan, work: Cost, rest: float, name: str, free: int | None
 ) -> CodecEstimate:
-    members = _member_bytes(name, work.grid[0] * work.grid[1], work.dim)
+    tokens, sizes = work.grid[0] * work.grid[1], token_bytes(name, work.dim).values()
+    members = [len(npy_bytes(np.empty((tokens, size), np.uint8))) for size in sizes]
     cls = _in_tar(len(npy_bytes(np.empty(work.dim, np.float16))))
     view = round(len(plan) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
     total = cfg.views * (view + plan.shards * 4096 + len(plan) * 128)

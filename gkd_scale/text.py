@@ -51,8 +51,7 @@ def spelled(path: Path) -> Path:
 
 def quote(name: str, other: str = "") -> str:
     """``name`` in quotes; in ASCII if it looks like ``other`` or hides a character."""
-    plain = repr(name)
-    return ascii(name) if _skeleton(name) == _skeleton(other) or _hides(name) else plain
+    return ascii(name) if _skeleton(name) == _skeleton(other) or _hides(name) else repr(name)
 
 
 def _decoded(path: Path, data: bytes, names: bool) -> str:

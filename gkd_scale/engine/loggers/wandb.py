@@ -33,7 +33,7 @@ def require() -> None:
     """ConfigError if wandb would prompt for a key."""
     import wandb
 
-    if _mode() == "offline" or _mode() == "disabled":
+    if _mode() in ("offline", "disabled"):
         return
     hint = "run wandb login, set WANDB_API_KEY, or keep the run here with WANDB_MODE=offline"
     try:
