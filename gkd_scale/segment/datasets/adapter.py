@@ -45,10 +45,6 @@ class Part(NamedTuple):
     images: int | None = None
     member: Callable[[int], bool] = lambda index: True  # noqa: ARG005
 
-    def choose(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """The pairs that belong to this part."""
-        return [pair for index, pair in enumerate(pairs) if self.member(index)]
-
 
 def with_held_out(images: int) -> dict[str, Part]:
     """All of a dataset, and our split of it for choosing the best step: see :data:`HELD_OUT`."""
@@ -107,7 +103,7 @@ class Adapter:
                 root, spec.folder
             )
         files = look(root, spec.folder, layouts[0], self.skip)
-        return files._replace(pairs=spec.choose(files.pairs))
+        return files._replace(pairs=[pair for index, pair in enumerate(files.pairs) if spec.member(index)])
 
     def _lacking(self, root: Path, folder: str) -> DataError:
         """The error that names the missing files of the first layout with any, and the other layouts."""

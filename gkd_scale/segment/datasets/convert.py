@@ -143,17 +143,13 @@ def _write_classes(dataset: PairDataset, out: Path) -> None:
 
 
 def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:
-    _require_names(dataset)
-    return [_label_job(dataset, index, out, copy) for index in range(len(dataset))]
-
-
-def _require_names(dataset: PairDataset) -> None:
-    """DataError if two images have one name: in one folder they would overwrite each other."""
+    """A job for each pair; DataError if two images have one name, as one would overwrite the other."""
     paths: dict[str, Path] = {}
     for image, _ in dataset.pairs:
         if image.stem in paths:
             raise DataError(f"{paths[image.stem]} and {image} have the same name", "rename one of them")
         paths[image.stem] = image
+    return [_label_job(dataset, index, out, copy) for index in range(len(dataset))]
 
 
 def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
