@@ -52,7 +52,10 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     runtime = on_device(runtime, config.device)
     segmenter, card = load_segmenter(config.run)
     how = how_to_look(config, card)
-    datasets = {name: _open(ref, card.classes, config) for name, ref in domains.items()}
+    datasets: dict[str, SegDataset] = {}
+    for name, ref in domains.items():
+        datasets[name] = registry.open_dataset(ref)
+        registry.require_classes(datasets[name], card.classes, ref, str(config.run))
     for dataset in datasets.values():
         registry.glance(dataset, quiet=not runtime.main)
     segmenter.to(runtime.device)
@@ -80,12 +83,6 @@ def how_to_look(config: LookConfig, card: Card) -> Inference:
     explicit = config.inference.mode is not None
     windows = Windows.of(config.inference, card.image_size) if explicit else card.windows
     return Inference(windows, config.tta_scales, config.tta_flip)
-
-
-def _open(ref: str, classes: Sequence[str], config: EvaluateConfig) -> SegDataset:
-    dataset = registry.open_dataset(ref)
-    registry.require_classes(dataset, classes, ref, str(config.run))
-    return dataset
 
 
 def _score(

@@ -49,7 +49,7 @@ from gkd_scale.segment.inference import Inference, by_size, prepare, require_bou
 from gkd_scale.segment.inference import predict as classes_of
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.video import Video, is_video
-from gkd_scale.types import Size, UInt8Array
+from gkd_scale.types import UInt8Array
 
 CARD_FILE = "predict.json"
 SHEET_FILE = "contact-sheet.jpg"
@@ -63,11 +63,10 @@ _WRITING = 16
 
 
 class Loaded(NamedTuple):
-    """An image: ``views`` as inference takes them, its own ``size``, and its pixels."""
+    """An image: its ``place`` among the names, ``views`` as inference takes them, and its pixels."""
 
     place: int
     views: list[Tensor]
-    size: Size
     image: Image.Image
 
 
@@ -165,7 +164,7 @@ class _Task:
             loaded = prefetch(self._load, pending, config.workers, depth=2 * config.batch_size)
             for group in by_size(_usable(loaded, advance), self.how, config.batch_size):
                 infer = scores if config.save_logits else classes_of
-                sizes = [item.size for item in group]
+                sizes = [(item.image.height, item.image.width) for item in group]
                 views = stacked(group, runtime.device)
                 results = infer(segmenter, views, sizes, self.how, config.batch_size)
                 for item, result in zip(group, results, strict=True):
@@ -180,7 +179,7 @@ class _Task:
         except (OSError, UnreadableImage, DataError):
             return None
         views = [prepare(np.asarray(image), self.card.image_size, scale) for scale in self.how.scales]
-        return Loaded(place, views, (image.height, image.width), image)
+        return Loaded(place, views, image)
 
     def _image(self, name: str) -> Image.Image:
         """The image of this name; OSError, UnreadableImage or DataError if it cannot be used."""

@@ -161,13 +161,8 @@ def _job(
         identity=identity,
         config=configs.to_dict(config),
         tags={"kind": KIND, "student": student, "head": config.head, "gkd_scale": __version__},
-        final=lambda: _best(config.run.out),
+        final=lambda: {f"best_{name}": value for name, value in (read_best(config.run.out) or {}).items()},
     )
-
-
-def _best(out: Path) -> dict[str, float]:
-    """The best step so far and its mIoU, for loggers."""
-    return {f"best_{name}": value for name, value in (read_best(out) or {}).items()}
 
 
 def _training_plan(
@@ -327,10 +322,8 @@ def _conditioning(config: Stage2Config, teacher: LiveTeacher, train: SegDataset)
 def _backbone(config: Stage2Config) -> Backbone:
     ref = config.backbone.path()
     if ref is not None and str(ref) != "pretrained" and not ref.exists():
-        raise RunError(
-            f"there is no backbone {ref}",
-            f"train it first ({_stage1(config, ref)}), or give --backbone",
-        )
+        stage1 = shell("deepspeed", "launchers/stage1.py", "--ds-config", config.run.ds_config, "--out", ref)
+        raise RunError(f"there is no backbone {ref}", f"train it first ({stage1}), or give --backbone")
     if ref is not None and ref.resolve() == config.run.out.resolve():
         raise ConfigError(f"--backbone and --out are both {ref}", "give --out a folder of its own")
     with torch.random.fork_rng(devices=[]):
@@ -341,10 +334,6 @@ def _backbone(config: Stage2Config) -> Backbone:
         backbone.net,
         replace(spec, mean=config.backbone.mean or spec.mean, std=config.backbone.std or spec.std),
     )
-
-
-def _stage1(config: Stage2Config, out: Path) -> str:
-    return shell("deepspeed", "launchers/stage1.py", "--ds-config", config.run.ds_config, "--out", out)
 
 
 def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, Concatenated]:
