@@ -133,9 +133,8 @@ def measure(
 ) -> list[Level]:
     """All levels of ``teacher``, shallow to deep, then the default one; one pass over each dataset."""
     levels: list[_Measure] = []
-    total = len(train.labels) + len(val.labels)
     with console.progress(disable=quiet) as bar:
-        task = bar.add_task("probe", total=total)
+        task = bar.add_task("probe", total=len(train.labels) + len(val.labels))
         for pixels, labels in train.batches(batch):
             maps = teacher.every_level(pixels)
             levels = levels or [_Measure(feature_map.shape[1]) for feature_map in maps]
@@ -150,9 +149,9 @@ def measure(
         for pixels, labels in val.batches(batch):
             maps = teacher.every_level(pixels)
             grids = [(feature_map.shape[2], feature_map.shape[3]) for feature_map in maps]
-            for classify, score, feature_map in zip(classifiers, scores, maps, strict=True):
+            for classify, score, feature_map, grid in zip(classifiers, scores, maps, grids, strict=True):
                 logits = torch.stack([classify(tokens) for tokens in to_tokens(feature_map)]).float()
-                tally(score, to_map(logits, (feature_map.shape[2], feature_map.shape[3])), labels)
+                tally(score, to_map(logits, grid), labels)
             bar.advance(task, len(labels))
     names: list[int | None] = [*range(len(levels) - 1), None]
     return [
