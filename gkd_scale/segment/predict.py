@@ -131,7 +131,7 @@ class _Task:
     read: Callable[[str], Image.Image]
     names: Sequence[str]
     all_outputs: Sequence[Outputs]
-    notes: Sequence[str] = ()
+    notes: Sequence[str]
 
     def begin(self) -> None:
         """Write ``predict.json``; RunError if OUT holds other files or other settings. Rank 0."""

@@ -63,7 +63,7 @@ def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Lab
         pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)
         return T.resize(pixels, list(size), antialias=True), torch.from_numpy(np.array(sample.label))
 
-    pixels, labels = zip(*prefetch(read, indices, workers, 4 * max(1, workers)), strict=True)
+    pixels, labels = zip(*prefetch(read, indices, workers, 4 * workers), strict=True)
     return Labelled(torch.stack(pixels), labels, len(dataset.classes))
 
 

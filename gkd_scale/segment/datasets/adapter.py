@@ -169,9 +169,7 @@ class PairDataset:
     def __getitem__(self, index: int) -> SegSample:
         image_path, label_path = self.pairs[index]
         image, label = read_image(image_path), self.label(index)
-        require_same_size(
-            (image.shape[0], image.shape[1]), (label.shape[0], label.shape[1]), (image_path, label_path)
-        )
+        require_same_size(image.shape[:2], label.shape, (image_path, label_path))
         return SegSample(image_path.stem, image, label)
 
     def label(self, index: int) -> UInt8Array:

@@ -157,7 +157,7 @@ def _check_part(
         except DataError as error:
             return error.message
 
-    for result in prefetch(look, files.pairs, config.workers, 4 * max(1, config.workers)):
+    for result in prefetch(look, files.pairs, config.workers, 4 * config.workers):
         advance(len(files.pairs))
         if isinstance(result, str):
             report.faults.append(result)
@@ -184,7 +184,7 @@ def _look(pair: Pair, encoding: Encoding, evidence: Evidence, decode: bool) -> t
     evidence.look(raw, label_path)
     label = encoding.decode(raw, label_path)
     size = read_image(image_path).shape[:2] if decode else image_size(image_path)
-    require_same_size((size[0], size[1]), (label.shape[0], label.shape[1]), pair)
+    require_same_size(size, label.shape, pair)
     return (size[0], size[1]), np.bincount(label.ravel(), minlength=IGNORE + 1)
 
 

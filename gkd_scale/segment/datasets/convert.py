@@ -96,7 +96,7 @@ def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
             return complete
 
         existing = 0
-        for exists in prefetch(work, jobs, config.workers, 2 * max(1, config.workers)):
+        for exists in prefetch(work, jobs, config.workers, 2 * config.workers):
             existing += exists
             progress.update(task, advance=1, kept=f"{existing} were there" if existing else "")
     return existing
@@ -158,7 +158,7 @@ def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
 
     def run() -> None:
         label = dataset.label(index)
-        require_same_size(image_size(image), (label.shape[0], label.shape[1]), dataset.pairs[index])
+        require_same_size(image_size(image), label.shape, dataset.pairs[index])
         files.write_bytes(to_label, _png(label))
         if copy:
             files.write_bytes(to_image, image.read_bytes())
