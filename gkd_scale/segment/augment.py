@@ -120,10 +120,6 @@ def one_class_share(label: Tensor) -> float:
     return float(counts.max() / counts.sum()) if counts.numel() else 1.0
 
 
-def _share(label: Tensor, class_id: int) -> float:
-    return float((label == class_id).float().mean())
-
-
 def photometric(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Brightness, contrast, saturation (up to 1/8, 1/2, 1/2) and hue (1/20 turn), each with probability 1/2.
 
@@ -163,7 +159,7 @@ def augment(
         box = draw_box(source, target, scale, rng)
         label = crop_label(sample.label, box, target)
         mixed = config.cat_max_ratio >= 1 or one_class_share(label) < config.cat_max_ratio
-        if mixed and (focus is None or _share(label, focus[0]) >= focus[1]):
+        if mixed and (focus is None or float((label == focus[0]).float().mean()) >= focus[1]):
             break
     pixels = crop_pixels(sample.image, box, target, fill)
     if rng.random() < config.flip:

@@ -32,7 +32,7 @@ def count(dataset: SegDataset, workers: int, advance: Callable[[], object] = lam
         return np.bincount(dataset.label(index).ravel(), minlength=IGNORE + 1)[:classes].astype(np.int64)
 
     rows = []
-    for row in prefetch(count_one, range(len(dataset)), workers, 4 * max(1, workers)):
+    for row in prefetch(count_one, range(len(dataset)), workers, 4 * workers):
         rows.append(row)
         advance()
     return np.stack(rows)

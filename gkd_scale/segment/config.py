@@ -29,7 +29,6 @@ DEFAULT_STUDENT = "demo_student"
 DEFAULT_TRAIN = "embedded:runs/demo-data/source/train"
 DEFAULT_VAL = "embedded:runs/demo-data/source/val"
 _RGB = ("R", "G", "B")
-_EXAMPLE = "for example night=embedded:runs/demo-data/unseen_night"
 _LAST = re.compile(r"last([1-9]\d*)")
 
 

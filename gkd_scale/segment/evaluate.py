@@ -6,8 +6,10 @@ matrices are added, so that every image counts once on any number of ranks.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -20,10 +22,10 @@ from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.segment.config import EvaluateConfig, LookConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.export import Card, load_segmenter
-from gkd_scale.segment.inference import Inference, Windows, confusion
+from gkd_scale.segment.inference import Inference, Model, Windows, confusion
 from gkd_scale.segment.metrics import Confusion, mean_iou
 from gkd_scale.segment.segmenter import Segmenter
-from gkd_scale.types import SegDataset
+from gkd_scale.types import SegDataset, Size
 
 
 class DomainResult(TypedDict):
@@ -50,7 +52,10 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     runtime = on_device(runtime, config.device)
     segmenter, card = load_segmenter(config.run)
     how = how_to_look(config, card)
-    datasets = {name: _open(ref, card.classes, config) for name, ref in domains.items()}
+    datasets: dict[str, SegDataset] = {}
+    for name, ref in domains.items():
+        datasets[name] = registry.open_dataset(ref)
+        registry.require_classes(datasets[name], card.classes, ref, str(config.run))
     for dataset in datasets.values():
         registry.glance(dataset, quiet=not runtime.main)
     segmenter.to(runtime.device)
@@ -80,12 +85,6 @@ def how_to_look(config: LookConfig, card: Card) -> Inference:
     return Inference(windows, config.tta_scales, config.tta_flip)
 
 
-def _open(ref: str, classes: Sequence[str], config: EvaluateConfig) -> SegDataset:
-    dataset = registry.open_dataset(ref)
-    registry.require_classes(dataset, classes, ref, str(config.run))
-    return dataset
-
-
 def _score(
     name: str,
     segmenter: Segmenter,
@@ -95,33 +94,19 @@ def _score(
     config: EvaluateConfig,
     runtime: Runtime,
 ) -> DomainResult:
-    indices = range(runtime.rank, len(dataset), runtime.world)
-    start, done = time.perf_counter(), 0
-    with console.progress("{task.fields[rate]}", disable=not runtime.main) as progress:
-        task = progress.add_task(name, total=len(indices), rate="")
-
-        def advance(images: int) -> None:
-            nonlocal done
-            done += images
-            rate = done / (time.perf_counter() - start)
-            progress.update(task, advance=images, rate=f"{rate:.1f} images/s")
-
-        try:
-            local = confusion(
-                segmenter,
-                dataset,
-                card.image_size,
-                how=how,
-                indices=indices,
-                batch_size=config.batch_size,
-                workers=config.workers,
-                device=runtime.device,
-                advance=advance,
-            )
-        except GkdError as error:
-            error.on_rank = runtime.rank
-            raise
-    total = Confusion(local.classes, runtime.sum(local.counts))
+    start = time.perf_counter()
+    share = len(range(runtime.rank, len(dataset), runtime.world))
+    with rate_bar(name, share, visible=runtime.main) as advance:
+        total = confusion_of_ranks(
+            segmenter,
+            dataset,
+            card.image_size,
+            runtime,
+            how=how,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            advance=advance,
+        )
     if runtime.main:
         seconds = time.perf_counter() - start
         ranks = f" on {runtime.world} ranks" if runtime.world > 1 else ""
@@ -129,13 +114,7 @@ def _score(
             f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s",
             markup=False,
         )
-    return _result(name, total, dataset, how, card.absent)
-
-
-def _result(
-    name: str, total: Confusion, dataset: SegDataset, how: Inference, unlearned: Sequence[str]
-) -> DomainResult:
-    mean = mean_iou(f"domain '{name}'", total, dataset, unlearned)
+    mean = mean_iou(f"domain '{name}'", total, dataset, card.absent)
     return {
         "miou": mean.miou,
         "without": mean.without,
@@ -143,6 +122,39 @@ def _result(
         "images": len(dataset),
         "inference": how.facts(),
     }
+
+
+@contextmanager
+def rate_bar(title: str, images: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and ETA; yields a function that counts so many images, from any thread."""
+    start, lock, done = time.perf_counter(), threading.Lock(), 0
+    with console.progress("{task.fields[rate]}", disable=not visible) as progress:
+        task = progress.add_task(title, total=images, rate="")
+
+        def advance(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                rate = done / (time.perf_counter() - start)
+            progress.update(task, advance=count, rate=f"{rate:.1f} images/s")
+
+        yield advance
+
+
+def confusion_of_ranks(
+    model: Model, dataset: SegDataset, size: Size, runtime: Runtime, **options: Any
+) -> Confusion:
+    """The confusion over all of ``dataset``; ``options`` are those of :func:`.confusion`. Collective.
+
+    Each rank counts every ``world``-th image, so none is counted twice.
+    """
+    indices = range(runtime.rank, len(dataset), runtime.world)
+    try:
+        local = confusion(model, dataset, size, indices=indices, device=runtime.device, **options)
+    except GkdError as error:
+        error.on_rank = runtime.rank
+        raise
+    return Confusion(local.classes, runtime.sum(local.counts))
 
 
 def table(results: Mapping[str, DomainResult], classes: Sequence[str]) -> Table:

@@ -19,11 +19,9 @@ import glob
 import hashlib
 import io
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -46,12 +44,12 @@ from gkd_scale.prefetch import BackgroundJobs, prefetch
 from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.datasets import registry
-from gkd_scale.segment.evaluate import how_to_look, on_device
+from gkd_scale.segment.evaluate import how_to_look, on_device, rate_bar
 from gkd_scale.segment.inference import Inference, by_size, prepare, require_bounded, scores, stacked
 from gkd_scale.segment.inference import predict as classes_of
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.video import Video, is_video
-from gkd_scale.types import Size, UInt8Array
+from gkd_scale.types import UInt8Array
 
 CARD_FILE = "predict.json"
 SHEET_FILE = "contact-sheet.jpg"
@@ -65,11 +63,10 @@ _WRITING = 16
 
 
 class Loaded(NamedTuple):
-    """An image: ``views`` as inference takes them, its own ``size``, and its pixels."""
+    """An image: its ``place`` among the names, ``views`` as inference takes them, and its pixels."""
 
     place: int
     views: list[Tensor]
-    size: Size
     image: Image.Image
 
 
@@ -134,7 +131,7 @@ class _Task:
     read: Callable[[str], Image.Image]
     names: Sequence[str]
     all_outputs: Sequence[Outputs]
-    notes: Sequence[str] = ()
+    notes: Sequence[str]
 
     def begin(self) -> None:
         """Write ``predict.json``; RunError if OUT holds other files or other settings. Rank 0."""
@@ -161,18 +158,20 @@ class _Task:
         pending = [place for place in share if not self.all_outputs[place].exist()]
         config = self.config
         with (
-            _progress(len(pending), runtime.main) as advance,
+            rate_bar("predict", len(pending), visible=runtime.main and bool(pending)) as advance,
             BackgroundJobs(_WRITING, max(1, config.workers)) as writer,
         ):
             loaded = prefetch(self._load, pending, config.workers, depth=2 * config.batch_size)
             for group in by_size(_usable(loaded, advance), self.how, config.batch_size):
                 infer = scores if config.save_logits else classes_of
-                sizes = [item.size for item in group]
+                sizes = [(item.image.height, item.image.width) for item in group]
                 views = stacked(group, runtime.device)
                 results = infer(segmenter, views, sizes, self.how, config.batch_size)
                 for item, result in zip(group, results, strict=True):
-                    job = _Files(self.all_outputs[item.place], item.image, self.card.palette, result.cpu())
-                    writer.submit(partial(job.write, advance))
+                    outputs = self.all_outputs[item.place]
+                    writer.submit(
+                        partial(_write, outputs, item.image, self.card.palette, result.cpu(), advance)
+                    )
 
     def _load(self, place: int) -> Loaded | None:
         try:
@@ -180,7 +179,7 @@ class _Task:
         except (OSError, UnreadableImage, DataError):
             return None
         views = [prepare(np.asarray(image), self.card.image_size, scale) for scale in self.how.scales]
-        return Loaded(place, views, (image.height, image.width), image)
+        return Loaded(place, views, image)
 
     def _image(self, name: str) -> Image.Image:
         """The image of this name; OSError, UnreadableImage or DataError if it cannot be used."""
@@ -323,51 +322,32 @@ def _reader(config: PredictConfig, plan: ImagePlan) -> Callable[[str], Image.Ima
     return lambda name: open_bytes(source.read(paths[name])).image
 
 
-@dataclass(frozen=True)
-class _Files:
-    """One image with its ``prediction``, classes (H, W) or logits (K, H, W), and its output files."""
-
-    outputs: Outputs
-    image: Image.Image
-    palette: pictures.Palette
-    prediction: Tensor
-
-    def write(self, advance: Callable[[], None]) -> None:
-        classes = self.prediction.max(0).indices if self.prediction.ndim == 3 else self.prediction
-        mask: UInt8Array = classes.to(torch.uint8).numpy()
-        for path in self.outputs.paths():
-            buffer = io.BytesIO()
-            if path.suffix == ".npz":
-                np.savez(buffer, logits=self.prediction.half().numpy())
-            elif path.suffix == ".jpg":
-                pictures.overlay(self.image, mask, self.palette).save(buffer, "JPEG", quality=90)
-            else:
-                pictures.palette_image(mask, self.palette).save(buffer, "PNG")
-            files.write_bytes(path, buffer.getvalue())
-        advance()
+def _write(
+    outputs: Outputs,
+    image: Image.Image,
+    palette: pictures.Palette,
+    prediction: Tensor,
+    advance: Callable[[int], None],
+) -> None:
+    """Write an image's output files; ``prediction`` is classes (H, W) or logits (K, H, W)."""
+    classes = prediction.max(0).indices if prediction.ndim == 3 else prediction
+    mask: UInt8Array = classes.to(torch.uint8).numpy()
+    for path in outputs.paths():
+        buffer = io.BytesIO()
+        if path.suffix == ".npz":
+            np.savez(buffer, logits=prediction.half().numpy())
+        elif path.suffix == ".jpg":
+            pictures.overlay(image, mask, palette).save(buffer, "JPEG", quality=90)
+        else:
+            pictures.palette_image(mask, palette).save(buffer, "PNG")
+        files.write_bytes(path, buffer.getvalue())
+    advance(1)
 
 
-@contextmanager
-def _progress(images: int, visible: bool) -> Iterator[Callable[[], None]]:
-    """A bar with rate and ETA; yields a function that counts one image, from any thread."""
-    start, lock, done = time.perf_counter(), threading.Lock(), 0
-    with console.progress("{task.fields[rate]}", disable=not visible or not images) as progress:
-        task = progress.add_task("predict", total=images, rate="")
-
-        def advance() -> None:
-            nonlocal done
-            with lock:
-                done += 1
-                rate = done / (time.perf_counter() - start)
-            progress.update(task, advance=1, rate=f"{rate:.1f} images/s")
-
-        yield advance
-
-
-def _usable(loaded: Iterable[Loaded | None], advance: Callable[[], None]) -> Iterator[Loaded]:
+def _usable(loaded: Iterable[Loaded | None], advance: Callable[[int], None]) -> Iterator[Loaded]:
     """The images that can be predicted; the others are counted as done."""
     for item in loaded:
         if item is None:
-            advance()
+            advance(1)
         else:
             yield item

@@ -47,6 +47,11 @@ class Labelled:
     labels: Sequence[Tensor]
     classes: int
 
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+        """Pixels and labels of ``size`` images after the other, in order."""
+        for start in range(0, len(self.labels), size):
+            yield self.pixels[start : start + size], self.labels[start : start + size]
+
 
 def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Labelled:
     """At most ``most`` images of ``dataset``, evenly spread, resized to ``size``; labels as they are."""
@@ -58,7 +63,7 @@ def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Lab
         pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)
         return T.resize(pixels, list(size), antialias=True), torch.from_numpy(np.array(sample.label))
 
-    pixels, labels = zip(*prefetch(read, indices, workers, 4 * max(1, workers)), strict=True)
+    pixels, labels = zip(*prefetch(read, indices, workers, 4 * workers), strict=True)
     return Labelled(torch.stack(pixels), labels, len(dataset.classes))
 
 
@@ -77,10 +82,10 @@ def probe(encode: Encoder, grid: Grid, train: Labelled, val: Labelled, kind: str
     assert train.classes == val.classes, (train.classes, val.classes)
     classify = {"linear": fit_linear, "knn": fit_neighbours}[kind](_tokens(encode, grid, train))
     total = Confusion(val.classes)
-    for start in range(0, len(val.labels), BATCH):
-        tokens = encode(val.pixels[start : start + BATCH]).patches.float()
+    for pixels, labels in val.batches(BATCH):
+        tokens = encode(pixels).patches.float()
         scores = torch.stack([classify(image_tokens) for image_tokens in tokens]).float()
-        tally(total, to_map(scores, grid), val.labels[start : start + BATCH])
+        tally(total, to_map(scores, grid), labels)
     return total
 
 
@@ -96,9 +101,9 @@ Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
 def _tokens(encode: Encoder, grid: Grid, data: Labelled) -> Pairs:
-    for start in range(0, len(data.labels), BATCH):
-        tokens = encode(data.pixels[start : start + BATCH]).patches.float().flatten(0, 1)
-        shares = [class_shares(label, data.classes, grid) for label in data.labels[start : start + BATCH]]
+    for pixels, labels in data.batches(BATCH):
+        tokens = encode(pixels).patches.float().flatten(0, 1)
+        shares = [class_shares(label, data.classes, grid) for label in labels]
         yield tokens, torch.cat(shares).to(tokens.device)
 
 

@@ -10,11 +10,11 @@ same images. Orders compose: a mixture has one order for each source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +41,8 @@ class Pick(NamedTuple):
     focus: tuple[int, float] | None = None
 
 
-class Order(Protocol):
-    """An endless sequence of picks."""
-
-    def __call__(self, position: int) -> Pick: ...
+Order = Callable[[int], Pick]
+"""An endless sequence of picks, by position."""
 
 
 # ----------------------------------------------------------------------------------------- uniform

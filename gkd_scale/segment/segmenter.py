@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -48,7 +48,8 @@ class Segmenter(nn.Module):
     def train(self, mode: bool = True) -> Segmenter:
         super().train(mode)
         for module in self.backbone.modules():
-            if _is_frozen(module.parameters()):
+            trained = [parameter.requires_grad for parameter in module.parameters()]
+            if trained and not any(trained):
                 module.eval()
         return self
 
@@ -69,12 +70,6 @@ class Segmenter(nn.Module):
         device = next(self.parameters()).device
         pixels, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
         return self.head.losses(self.features(pixels), labels)
-
-
-def _is_frozen(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether ``parameters`` is not empty and none of them is trained."""
-    trained = [parameter.requires_grad for parameter in parameters]
-    return bool(trained) and not any(trained)
 
 
 def _frozen_tensors(backbone: nn.Module) -> Iterator[str]:

@@ -37,7 +37,7 @@ from gkd_scale.engine import run as runs
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.zero import full_state
-from gkd_scale.errors import ConfigError, GkdError, RunError
+from gkd_scale.errors import ConfigError, RunError
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.models.conditioning import Conditioning
@@ -50,12 +50,13 @@ from gkd_scale.segment.augment import TrainStream
 from gkd_scale.segment.config import DEFAULT_VAL, Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
+from gkd_scale.segment.evaluate import confusion_of_ranks
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import Inference, Windows, confusion, require_bounded_sample
+from gkd_scale.segment.inference import Inference, Windows, require_bounded_sample
 from gkd_scale.segment.methods.base import MethodTeacher
 from gkd_scale.segment.methods.registry import build_method
 from gkd_scale.segment.methods.student import StudentWithMethod, segmenter_in
-from gkd_scale.segment.metrics import Confusion, mean_iou
+from gkd_scale.segment.metrics import mean_iou
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.training_set import count_pixels, open_training_set, order_of
 from gkd_scale.types import Features, LiveTeacher, SegDataset
@@ -160,13 +161,8 @@ def _job(
         identity=identity,
         config=configs.to_dict(config),
         tags={"kind": KIND, "student": student, "head": config.head, "gkd_scale": __version__},
-        final=lambda: _best(config.run.out),
+        final=lambda: {f"best_{name}": value for name, value in (read_best(config.run.out) or {}).items()},
     )
-
-
-def _best(out: Path) -> dict[str, float]:
-    """The best step so far and its mIoU, for loggers."""
-    return {f"best_{name}": value for name, value in (read_best(out) or {}).items()}
 
 
 def _training_plan(
@@ -326,10 +322,8 @@ def _conditioning(config: Stage2Config, teacher: LiveTeacher, train: SegDataset)
 def _backbone(config: Stage2Config) -> Backbone:
     ref = config.backbone.path()
     if ref is not None and str(ref) != "pretrained" and not ref.exists():
-        raise RunError(
-            f"there is no backbone {ref}",
-            f"train it first ({_stage1(config, ref)}), or give --backbone",
-        )
+        stage1 = shell("deepspeed", "launchers/stage1.py", "--ds-config", config.run.ds_config, "--out", ref)
+        raise RunError(f"there is no backbone {ref}", f"train it first ({stage1}), or give --backbone")
     if ref is not None and ref.resolve() == config.run.out.resolve():
         raise ConfigError(f"--backbone and --out are both {ref}", "give --out a folder of its own")
     with torch.random.fork_rng(devices=[]):
@@ -340,10 +334,6 @@ def _backbone(config: Stage2Config) -> Backbone:
         backbone.net,
         replace(spec, mean=config.backbone.mean or spec.mean, std=config.backbone.std or spec.std),
     )
-
-
-def _stage1(config: Stage2Config, out: Path) -> str:
-    return shell("deepspeed", "launchers/stage1.py", "--ds-config", config.run.ds_config, "--out", out)
 
 
 def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, Concatenated]:
@@ -402,27 +392,16 @@ class Validator:
 
     def _score(self, name: str, dataset: SegDataset) -> float:
         """mIoU in % of one domain. Collective."""
-        local = self._count(dataset)
-        total = Confusion(local.classes, self._runtime.sum(local.counts))
+        total = confusion_of_ranks(
+            self._copy,
+            dataset,
+            self._config.size(),
+            self._runtime,
+            how=self._how,
+            batch_size=_VAL_BATCH,
+            workers=self._config.run.workers,
+        )
         return mean_iou(f"--val {name}", total, dataset, self._absent).miou
-
-    def _count(self, dataset: SegDataset) -> Confusion:
-        """The confusion over this rank's share: every ``world``-th image, so none is counted twice."""
-        runtime = self._runtime
-        try:
-            return confusion(
-                self._copy,
-                dataset,
-                self._config.size(),
-                indices=range(runtime.rank, len(dataset), runtime.world),
-                batch_size=_VAL_BATCH,
-                how=self._how,
-                workers=self._config.run.workers,
-                device=runtime.device,
-            )
-        except GkdError as error:
-            error.on_rank = runtime.rank
-            raise
 
     def _load(self, state: dict[str, Tensor]) -> None:
         frozen, backbone = self._copy.kept, _below(state, "backbone.")

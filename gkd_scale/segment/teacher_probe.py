@@ -9,7 +9,7 @@ class information (arXiv 2410.01680, section 3); ``--teacher-norm`` is against t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -133,10 +133,10 @@ def measure(
 ) -> list[Level]:
     """All levels of ``teacher``, shallow to deep, then the default one; one pass over each dataset."""
     levels: list[_Measure] = []
-    total = len(train.labels) + len(val.labels)
     with console.progress(disable=quiet) as bar:
-        task = bar.add_task("probe", total=total)
-        for maps, labels in _batches(teacher, train, batch):
+        task = bar.add_task("probe", total=len(train.labels) + len(val.labels))
+        for pixels, labels in train.batches(batch):
+            maps = teacher.every_level(pixels)
             levels = levels or [_Measure(feature_map.shape[1]) for feature_map in maps]
             for level, feature_map in zip(levels, maps, strict=True):
                 grid = (feature_map.shape[2], feature_map.shape[3])
@@ -146,25 +146,18 @@ def measure(
         classifiers = [level.ridge.solve() for level in levels]
         scores = [Confusion(val.classes) for _ in levels]
         grids: list[tuple[int, int]] = []
-        for maps, labels in _batches(teacher, val, batch):
+        for pixels, labels in val.batches(batch):
+            maps = teacher.every_level(pixels)
             grids = [(feature_map.shape[2], feature_map.shape[3]) for feature_map in maps]
-            for classify, score, feature_map in zip(classifiers, scores, maps, strict=True):
+            for classify, score, feature_map, grid in zip(classifiers, scores, maps, grids, strict=True):
                 logits = torch.stack([classify(tokens) for tokens in to_tokens(feature_map)]).float()
-                tally(score, to_map(logits, (feature_map.shape[2], feature_map.shape[3])), labels)
+                tally(score, to_map(logits, grid), labels)
             bar.advance(task, len(labels))
     names: list[int | None] = [*range(len(levels) - 1), None]
     return [
         level.level(name, grid, score.miou())
         for level, name, grid, score in zip(levels, names, grids, scores, strict=True)
     ]
-
-
-def _batches(
-    teacher: LiveTeacher, data: Labelled, size: int
-) -> Iterator[tuple[list[Tensor], Sequence[Tensor]]]:
-    for start in range(0, len(data.labels), size):
-        part = slice(start, start + size)
-        yield teacher.every_level(data.pixels[part]), data.labels[part]
 
 
 def choose(levels: Sequence[Level]) -> Level:

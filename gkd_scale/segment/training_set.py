@@ -46,15 +46,14 @@ def order_of(config: Stage2Config, dataset: Concatenated, pixels: Int64Array | N
     """
     if pixels is None and config.data.sampling == "rare-class":
         pixels = class_pixels.read(config.run.out, _identity(config, dataset))
-    seed, sizes = config.run.seed, [len(part) for part in dataset.parts]
     if config.data.train_weights is None:
         return _order(config, len(dataset), pixels)
-    bounds = pairwise([0, *accumulate(sizes)])
+    sizes = [len(part) for part in dataset.parts]
     orders = [
         _order(config, stop - start, None if pixels is None else pixels[start:stop], "source", index)
-        for index, (start, stop) in enumerate(bounds)
+        for index, (start, stop) in enumerate(pairwise([0, *accumulate(sizes)]))
     ]
-    return Mixture(seed, sizes, config.data.train_weights, orders)
+    return Mixture(config.run.seed, sizes, config.data.train_weights, orders)
 
 
 def _order(config: Stage2Config, images: int, pixels: Int64Array | None, *key: str | int) -> Order:

@@ -45,10 +45,6 @@ class Part(NamedTuple):
     images: int | None = None
     member: Callable[[int], bool] = lambda index: True  # noqa: ARG005
 
-    def choose(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """The pairs that belong to this part."""
-        return [pair for index, pair in enumerate(pairs) if self.member(index)]
-
 
 def with_held_out(images: int) -> dict[str, Part]:
     """All of a dataset, and our split of it for choosing the best step: see :data:`HELD_OUT`."""
@@ -107,7 +103,7 @@ class Adapter:
                 root, spec.folder
             )
         files = look(root, spec.folder, layouts[0], self.skip)
-        return files._replace(pairs=spec.choose(files.pairs))
+        return files._replace(pairs=[pair for index, pair in enumerate(files.pairs) if spec.member(index)])
 
     def _lacking(self, root: Path, folder: str) -> DataError:
         """The error that names the missing files of the first layout with any, and the other layouts."""
@@ -173,9 +169,7 @@ class PairDataset:
     def __getitem__(self, index: int) -> SegSample:
         image_path, label_path = self.pairs[index]
         image, label = read_image(image_path), self.label(index)
-        require_same_size(
-            (image.shape[0], image.shape[1]), (label.shape[0], label.shape[1]), (image_path, label_path)
-        )
+        require_same_size(image.shape[:2], label.shape, (image_path, label_path))
         return SegSample(image_path.stem, image, label)
 
     def label(self, index: int) -> UInt8Array:

@@ -41,17 +41,22 @@ class PartReport:
     """One part. ``pixels`` and ``showing`` count each class's pixels, and the images that show it."""
 
     domain: str
-    classes: Sequence[str]
     expected: int | None
-    pairs: int
-    left_out: list[str]
-    faults: list[str]
+    classes: Sequence[str] = ()
+    pairs: int = 0
+    left_out: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     sizes: Counter[str] = field(default_factory=Counter)
     pixels: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     showing: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     void: int = 0
     absent: bool = False
+
+    @property
+    def total(self) -> int:
+        """All pixels, void included; at least 1."""
+        return max(1, int(self.pixels.sum()) + self.void)
 
     def notes(self) -> list[str]:
         """Remarks that are no faults."""
@@ -68,17 +73,16 @@ class PartReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types; ``share`` is of all pixels, void included."""
-        total = max(1, int(self.pixels.sum()) + self.void)
         return {
             "domain": self.domain,
             "pairs": self.pairs,
             "expected": self.expected,
             "sizes": dict(self.sizes.most_common()),
             "classes": {
-                name: {"pixels": int(pixels), "share": pixels / total, "images": int(images)}
+                name: {"pixels": int(pixels), "share": pixels / self.total, "images": int(images)}
                 for name, pixels, images in zip(self.classes, self.pixels, self.showing, strict=True)
             },
-            "void_share": self.void / total,
+            "void_share": self.void / self.total,
             "notes": self.notes(),
             "faults": self.faults,
         }
@@ -124,11 +128,7 @@ def check(config: CheckConfig) -> list[PartReport]:
 
 
 def _report(adapter: Adapter, part: str, **fields: Any) -> PartReport:
-    return PartReport(
-        domain=f"{adapter.name}/{part}" if part else adapter.name,
-        expected=adapter.part(part).images,
-        **{"classes": (), "pairs": 0, "left_out": [], "faults": [], **fields},
-    )
+    return PartReport(f"{adapter.name}/{part}" if part else adapter.name, adapter.part(part).images, **fields)
 
 
 def _check_part(
@@ -157,7 +157,7 @@ def _check_part(
         except DataError as error:
             return error.message
 
-    for result in prefetch(look, files.pairs, config.workers, 4 * max(1, config.workers)):
+    for result in prefetch(look, files.pairs, config.workers, 4 * config.workers):
         advance(len(files.pairs))
         if isinstance(result, str):
             report.faults.append(result)
@@ -184,7 +184,7 @@ def _look(pair: Pair, encoding: Encoding, evidence: Evidence, decode: bool) -> t
     evidence.look(raw, label_path)
     label = encoding.decode(raw, label_path)
     size = read_image(image_path).shape[:2] if decode else image_size(image_path)
-    require_same_size((size[0], size[1]), (label.shape[0], label.shape[1]), pair)
+    require_same_size(size, label.shape, pair)
     return (size[0], size[1]), np.bincount(label.ravel(), minlength=IGNORE + 1)
 
 
@@ -193,14 +193,13 @@ def show(report: PartReport) -> None:
     if report.absent:
         console.out.print(f"{report.domain}: {report.notes()[0]}", markup=False, style="dim")
         return
-    total = max(1, int(report.pixels.sum()) + report.void)
     table = Table(title=f"{report.domain}: {report.pairs} pairs")
     for name in ("class", "% of pixels", "images"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for name, pixels, images in zip(report.classes, report.pixels, report.showing, strict=True):
-        table.add_row(name, f"{100 * pixels / total:.3f}", str(images))
+        table.add_row(name, f"{100 * pixels / report.total:.3f}", str(images))
     table.add_section()
-    table.add_row("void", f"{100 * report.void / total:.3f}", "", style="dim")
+    table.add_row("void", f"{100 * report.void / report.total:.3f}", "", style="dim")
     console.out.print(table)
     sizes = report.sizes.most_common(_SHOWN)
     more = f", {len(report.sizes) - len(sizes)} other sizes" if len(report.sizes) > len(sizes) else ""

@@ -37,10 +37,8 @@ _CLASSES = {
 LABELS_19 = LabelSet(list(_CLASSES), [colour for _, colour in _CLASSES.values()])
 """The 19 classes of Cityscapes; gtav, synthia, urbansyn, bdd100k, mapillary and acdc have them too."""
 
-GREATEST_ID = 34
-
 IDS = {
-    **dict.fromkeys(range(GREATEST_ID + 1), IGNORE),
+    **dict.fromkeys(range(35), IGNORE),
     **{label_id: train for train, (label_id, _) in enumerate(_CLASSES.values())},
 }
 """Label ids 0 to 34 to train ids; those outside the 19 classes are void."""

@@ -96,7 +96,7 @@ def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
             return complete
 
         existing = 0
-        for exists in prefetch(work, jobs, config.workers, 2 * max(1, config.workers)):
+        for exists in prefetch(work, jobs, config.workers, 2 * config.workers):
             existing += exists
             progress.update(task, advance=1, kept=f"{existing} were there" if existing else "")
     return existing
@@ -143,17 +143,13 @@ def _write_classes(dataset: PairDataset, out: Path) -> None:
 
 
 def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:
-    _require_names(dataset)
-    return [_label_job(dataset, index, out, copy) for index in range(len(dataset))]
-
-
-def _require_names(dataset: PairDataset) -> None:
-    """DataError if two images have one name: in one folder they would overwrite each other."""
+    """A job for each pair; DataError if two images have one name, as one would overwrite the other."""
     paths: dict[str, Path] = {}
     for image, _ in dataset.pairs:
         if image.stem in paths:
             raise DataError(f"{paths[image.stem]} and {image} have the same name", "rename one of them")
         paths[image.stem] = image
+    return [_label_job(dataset, index, out, copy) for index in range(len(dataset))]
 
 
 def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
@@ -162,7 +158,7 @@ def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
 
     def run() -> None:
         label = dataset.label(index)
-        require_same_size(image_size(image), (label.shape[0], label.shape[1]), dataset.pairs[index])
+        require_same_size(image_size(image), label.shape, dataset.pairs[index])
         files.write_bytes(to_label, _png(label))
         if copy:
             files.write_bytes(to_image, image.read_bytes())

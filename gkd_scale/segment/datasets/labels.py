@@ -285,8 +285,8 @@ def _low_bytes_mode(image: Image.Image) -> str | None:
     return mode.replace("16B", "16L") if mode in ("RGB;16B", "RGBA;16B") else None
 
 
-def require_same_size(image: Size, label: Size, paths: tuple[Path, Path]) -> None:
-    """DataError unless an image and its label have one size."""
+def require_same_size(image: tuple[int, ...], label: tuple[int, ...], paths: tuple[Path, Path]) -> None:
+    """DataError unless an image and its label have one size (H, W)."""
     if image == label:
         return
     turn = images.exif_orientation(paths[0])

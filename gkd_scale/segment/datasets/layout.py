@@ -185,26 +185,16 @@ def _match(pattern: str, name: str) -> Key | None:
 
 def _no_files(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
     """The error if nothing matches: a missing folder, or one without such files."""
-    place = root
+    place, lacks = root, f"holds no file of {', '.join(sorted(suffixes))} ({pattern})"
     for name in pattern.split("/")[:-1]:
         if "*" in name:
             break
-        below = place / name
-        if not below.is_dir():
-            return DataError(
-                f"{place} has no folder {name}/",
-                f"expected {root / pattern}{_suffix(suffixes)}; {_contents(place)}",
-            )
-        place = below
-    kinds = ", ".join(sorted(suffixes))
-    return DataError(
-        f"{place} holds no file of {kinds} ({pattern})",
-        f"expected {root / pattern}{_suffix(suffixes)}; {_contents(place)}",
-    )
-
-
-def _suffix(suffixes: frozenset[str]) -> str:
-    return next(iter(suffixes)) if len(suffixes) == 1 else ".*"
+        if not (place / name).is_dir():
+            lacks = f"has no folder {name}/"
+            break
+        place /= name
+    suffix = next(iter(suffixes)) if len(suffixes) == 1 else ".*"
+    return DataError(f"{place} {lacks}", f"expected {root / pattern}{suffix}; {_contents(place)}")
 
 
 def _first_file(place: Path, depth: int = 6) -> Path | None:

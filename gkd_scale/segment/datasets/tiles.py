@@ -153,9 +153,7 @@ def work(
 
     def run() -> None:
         image, label = read_image(tile.image), read_image(tile.label)
-        require_same_size(
-            (image.shape[0], image.shape[1]), (label.shape[0], label.shape[1]), (tile.image, tile.label)
-        )
+        require_same_size(image.shape[:2], label.shape[:2], (tile.image, tile.label))
         for (left, top, right, lower), to_image, to_label in missing():
             files.write_bytes(to_image, encode(image[top:lower, left:right]))
             files.write_bytes(to_label, encode(to_indices(label[top:lower, left:right], tile.label)))
