@@ -53,8 +53,8 @@ class Lamp:
     aim: int = 0
 
 
-def paint(scene: Scene) -> tuple[Painted, list[Lamp]]:
-    """Draw ``scene`` and list its lamps."""
+def paint(scene: Scene, rng: np.random.Generator) -> tuple[Painted, list[Lamp]]:
+    """Draw ``scene`` and list its lamps; the texture of its surfaces is drawn from ``rng``."""
     canvas = Canvas(scene.camera, SKY)
     lamps: list[Lamp] = []
     if scene.ground is not None:
@@ -62,7 +62,9 @@ def paint(scene: Scene) -> tuple[Painted, list[Lamp]]:
         _paint_skyline(canvas, scene)
     for thing in sorted(scene.things, key=_distance, reverse=True):
         _paint_thing(canvas, thing, scene, lamps)
-    return canvas.develop(), lamps
+    painted = canvas.develop()
+    _add_texture(rng, painted)
+    return painted, lamps
 
 
 def _distance(thing: Thing) -> float:
@@ -437,7 +439,7 @@ def _paint_pedestrian(canvas: Canvas, p: Pedestrian, scene: Scene) -> None:
     canvas.ellipse((x, 0.955 * h, z), (0.06 * h, 0.045 * h), hair)
 
 
-def grain_noise(rng: np.random.Generator, painted: Painted) -> None:
+def _add_texture(rng: np.random.Generator, painted: Painted) -> None:
     """Give every surface its texture, in place: grain in the image, patches and slabs on the ground."""
     height, width = painted.label.shape
     fine = rng.standard_normal((height, width), dtype=np.float32) * 0.6
