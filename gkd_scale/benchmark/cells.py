@@ -97,11 +97,8 @@ class Commands:
         """What the cells of ``selection`` need, in the order in which they need each other."""
         works: dict[str, Work] = {}
         for number, line in enumerate(self._recipe.prepare, 1):
-            command = shlex.split(line)
-            proof = self._out / "done" / f"prepare-{number}.json"
-            works[f"prepare-{number}"] = Work(
-                f"prepare-{number}", Step(f"prepare {number}", command), proof, "prepare"
-            )
+            name, step = f"prepare-{number}", Step(f"prepare {number}", shlex.split(line))
+            works[name] = Work(name, step, self._out / "done" / f"{name}.json", "prepare")
         prepared = tuple(works)
         for method, seed in selection:
             for work in self._cell(method, seed):
@@ -202,7 +199,7 @@ class Commands:
         patch = {} if teacher.patch_size is None else {"patch_size": teacher.patch_size}
         flags = ["--backbone", str(teacher.weights or "pretrained"), "--student", teacher.name]
         flags += _pairs("--student-args", {**teacher.args, **patch})
-        flags += [part for key in ("mean", "std") for part in _triple(f"--{key}", getattr(teacher, key))]
+        flags += [*_triple("--mean", teacher.mean), *_triple("--std", teacher.std)]
         return self._stage2(TEACHER, seed, steps_of(TEACHER, self._recipe)["head"], flags)
 
     def _method_flags(self, method: str, seed: int) -> list[str]:
@@ -220,10 +217,7 @@ class Commands:
     def _evaluate(self, method: str, seed: int) -> Work:
         path = evaluation(self._out, method, seed)
         command = ["gkd-scale", "evaluate", str(path.parent)]
-        command += [
-            part for name, ref in self._recipe.domains.items() for part in ("--data", f"{name}={ref}")
-        ]
-        command += self._flags("evaluate")
+        command += [*data_flags(self._recipe), *self._flags("evaluate")]
         step = Step(f"{method}, seed {seed}: evaluate", command)
         return Work(f"{method}-{seed}-evaluate", step, path, "evaluate", needs=(f"{method}-{seed}-head",))
 
@@ -236,6 +230,11 @@ class Commands:
 
     def _flags(self, *names: str) -> list[str]:
         return [part for name in names for part in shlex.split(self._recipe.flags.get(name, ""))]
+
+
+def data_flags(recipe: Recipe) -> list[str]:
+    """The recipe's domains as flags of ``gkd-scale evaluate`` and ``gkd-scale report``."""
+    return [part for name, ref in recipe.domains.items() for part in ("--data", f"{name}={ref}")]
 
 
 def _teacher_flags(recipe: Recipe, statistics: tuple[str, str]) -> list[str]:

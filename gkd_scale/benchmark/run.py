@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gkd_scale import console, files
 from gkd_scale.benchmark import table
-from gkd_scale.benchmark.cells import Commands, Work, cells, evaluation, steps_of
+from gkd_scale.benchmark.cells import Commands, Work, cells, data_flags, evaluation, steps_of
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe, read_recipe
 from gkd_scale.errors import ConfigError, GkdError, RunError
 from gkd_scale.subprocesses import Step, run_step
@@ -63,11 +63,11 @@ def page(recipe: Recipe, out: Path) -> Step | None:
             runs.setdefault(method, str(path.parent))
     if not runs:
         return None
-    data = [part for name, ref in recipe.domains.items() for part in ("--data", f"{name}={ref}")]
     file = recipe.teacher.model.weights
     weights = ["--teacher-weights", str(file)] if file else []
-    command = ["gkd-scale", "report", *runs.values(), *data, *weights, "--images", "12", "--scenes", "1"]
-    return Step("show the runs on a page", [*command, "--out", str(out / PAGE)])
+    command = ["gkd-scale", "report", *runs.values(), *data_flags(recipe), *weights]
+    command += ["--images", "12", "--scenes", "1", "--out", str(out / PAGE)]
+    return Step("show the runs on a page", command)
 
 
 def _digest(works: Sequence[Work]) -> str:

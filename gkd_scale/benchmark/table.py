@@ -169,14 +169,10 @@ def bars(rows: Rows, path: Path) -> bool:
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     places = range(len(measured))
-    axes.barh(
-        places,
-        [score.mean for score in measured.values()],
-        xerr=[score.deviation or 0 for score in measured.values()],
-        height=0.6,
-    )
-    published = [(place, score.published) for place, score in zip(places, measured.values(), strict=True)]
-    marks = [(value, place) for place, value in published if value is not None]
+    scores = list(measured.values())
+    spread = [score.deviation or 0 for score in scores]
+    axes.barh(places, [score.mean for score in scores], xerr=spread, height=0.6)
+    marks = [(score.published, place) for place, score in enumerate(scores) if score.published is not None]
     if marks:
         axes.plot(*zip(*marks, strict=True), "k|", markersize=14, label="published")
         axes.legend()

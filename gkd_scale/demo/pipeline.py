@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
@@ -68,25 +69,24 @@ def plan(cfg: DemoConfig) -> list[Step]:
         steps.append(Step(f"run the teacher once over the {name} images", command))
     stage1 = [*_launch(cfg, "stage1.py"), "--student", "demo_student", *seed]
     stage1 += ["--lr", str(cfg.lr), "--global-batch", str(cfg.batch)]
-    proxy = [
-        "--cache",
-        str(caches / "proxy"),
-        "--out",
-        str(out / "gkd-proxy"),
-        "--steps",
-        str(cfg.proxy_steps),
-    ]
-    source = ["--cache", str(caches / "source"), "--out", str(out / "gkd"), "--steps", str(cfg.source_steps)]
+
+    def distil(cache: str, folder: Path, count: int) -> list[str]:
+        return [*stage1, "--cache", str(caches / cache), "--out", str(folder), "--steps", str(count)]
+
+    proxy = distil("proxy", out / "gkd-proxy", cfg.proxy_steps)
+    source = distil("source", out / "gkd", cfg.source_steps)
     steps += [
-        Step("stage 1, task-agnostic: distil on proxy images", [*stage1, *proxy]),
+        Step("stage 1, task-agnostic: distil on proxy images", proxy),
         Step(
             "stage 1, domain-agnostic: distil on source images",
-            [*stage1, *source, "--student-weights", str(out / "gkd-proxy")],
+            [*source, "--student-weights", str(out / "gkd-proxy")],
         ),
     ]
     for name, title, flags in _heads(cfg):
         steps.append(Step(f"stage 2: {title}", _stage2(cfg, name) + flags))
-    steps += [Step(f"evaluate: {row}", _evaluate(cfg, name)) for row, name in ROWS.items()]
+    for row, name in ROWS.items():
+        command = ["gkd-scale", "evaluate", str(out / f"{name}-head"), *_domains(cfg, UNSEEN)]
+        steps.append(Step(f"evaluate: {row}", command))
     return [*steps, Step("show all of it on a page", _report(cfg))]
 
 
@@ -117,10 +117,6 @@ def _stage2(cfg: DemoConfig, name: str) -> list[str]:
         *("--head", "linear", "--image-size", SIZE, "--out", str(cfg.out / f"{name}-head")),
         *("--seed", str(cfg.seed)),
     ]
-
-
-def _evaluate(cfg: DemoConfig, name: str) -> list[str]:
-    return ["gkd-scale", "evaluate", str(cfg.out / f"{name}-head"), *_domains(cfg, UNSEEN)]
 
 
 def _report(cfg: DemoConfig) -> list[str]:

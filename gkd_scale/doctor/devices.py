@@ -46,8 +46,14 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
         )
     for index in range(count):
         yield _gpu(index)
-    yield _bf16(count)
-    yield _fp16(count)
+    if count:
+        yield _precision("bf16", count, (8, 0), "bf16 units", "use fp16, or zero2.json (fp32)")
+        yield _precision("fp16", count, (7, 0), "fp16 tensor cores", "it is slow there: use fp32")
+    else:
+        ones = torch.ones(8, 8, dtype=torch.bfloat16)
+        works = float((ones @ ones)[0, 0]) == 8
+        yield Line("bf16", "ok" if works else "fail", f"{'works' if works else 'wrong'} on the CPU")
+        yield Line("fp16", "warn", _NONE, "fp16 needs one: use zero2.json or zero2_bf16.json here")
     yield from _nccl(count)
     yield _peers(count)
 
@@ -64,30 +70,14 @@ def _gpu(index: int) -> Line:
     return Line(f"gpu {index}", "ok", text, data=data)
 
 
-def _bf16(count: int) -> Line:
+def _precision(name: str, count: int, capability: tuple[int, int], units: str, todo: str) -> Line:
+    """Whether all GPUs are of a compute capability that has the units of a precision."""
     import torch
 
-    if not count:
-        ones = torch.ones(8, 8, dtype=torch.bfloat16)
-        works = float((ones @ ones)[0, 0]) == 8
-        return Line("bf16", "ok" if works else "fail", f"{'works' if works else 'wrong'} on the CPU")
-    indices = [index for index in range(count) if torch.cuda.get_device_capability(index) < (8, 0)]
-    if indices:
-        text = ", ".join(map(str, indices))
-        return Line("bf16", "warn", f"GPU {text} has no bf16 units", "use fp16, or zero2.json (fp32)")
-    return Line("bf16", "ok", "all GPUs")
-
-
-def _fp16(count: int) -> Line:
-    import torch
-
-    if not count:
-        return Line("fp16", "warn", _NONE, "fp16 needs one: use zero2.json or zero2_bf16.json here")
-    indices = [index for index in range(count) if torch.cuda.get_device_capability(index) < (7, 0)]
-    if indices:
-        text = ", ".join(map(str, indices))
-        return Line("fp16", "warn", f"GPU {text} has no fp16 tensor cores", "it is slow there: use fp32")
-    return Line("fp16", "ok", "all GPUs")
+    older = [str(index) for index in range(count) if torch.cuda.get_device_capability(index) < capability]
+    if older:
+        return Line(name, "warn", f"GPU {', '.join(older)} has no {units}", todo)
+    return Line(name, "ok", "all GPUs")
 
 
 def _nccl(count: int) -> Iterator[Line]:

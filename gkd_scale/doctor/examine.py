@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,5 @@ def _report(lines: list[tuple[str, Line]], began: float) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "counts": {state: states.count(state) for state in _COLOURS},
-        "lines": [
-            {
-                "group": group,
-                "name": line.name,
-                "state": line.state,
-                "value": line.value,
-                "todo": line.todo,
-                "data": dict(line.data),
-            }
-            for group, line in lines
-        ],
+        "lines": [{"group": group, **asdict(line)} for group, line in lines],
     }

@@ -101,7 +101,7 @@ class _Node:
             here = address is not None and _is_here(address)
             session = Session(self.host, here=here)
             try:
-                facts = session.ask("facts", packages=_packages(), folder=os.getcwd())  # noqa: PTH109
+                facts = session.ask("facts", packages=[PACKAGE, *requirements()], folder=os.getcwd())  # noqa: PTH109
                 ahead, exact = session.skew()
             except Unreachable:
                 session.close()
@@ -194,10 +194,6 @@ class _Node:
         self, name: str, state: State, value: str, todo: str = "", data: Mapping[str, float] | None = None
     ) -> None:
         self._lines.append(Line(name, state, value, todo, data or {}))
-
-
-def _packages() -> list[str]:
-    return [PACKAGE, *requirements()]
 
 
 def _address(host: str) -> tuple[str | None, str]:

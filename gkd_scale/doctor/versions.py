@@ -16,6 +16,8 @@ PACKAGE = "gkd-scale"
 
 def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
     """A line for Python, gkd-scale and each package that it depends on."""
+    from packaging.specifiers import SpecifierSet
+
     yield Line("python", "ok", f"{platform.python_version()}, {sys.executable}")
     yield Line(PACKAGE, "ok", __version__)
     packages = requirements()
@@ -29,14 +31,9 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
     for name, (specifier, version) in packages.items():
         if version is None:
             yield Line(name, "fail", "not installed", f"pip install '{name}{specifier}'")
-        elif specifier and not _fits(version, specifier):
-            yield Line(
-                name,
-                "fail",
-                f"{version}, not {specifier}",
-                f"pip install '{name}{specifier}'",
-                {"version": version},
-            )
+        elif specifier and not SpecifierSet(specifier).contains(version, prereleases=True):
+            text, todo = f"{version}, not {specifier}", f"pip install '{name}{specifier}'"
+            yield Line(name, "fail", text, todo, {"version": version})
         else:
             yield Line(name, "ok", version, data={"version": version})
 
@@ -63,9 +60,3 @@ def installed(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _fits(version: str, specifier: str) -> bool:
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(specifier).contains(version, prereleases=True)

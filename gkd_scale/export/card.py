@@ -30,6 +30,7 @@ from gkd_scale.segment import export as segmenters
 CARD_FILE = "README.md"
 FACTS_FILE = "export.json"
 TRAINING = "training"
+_NORMALISED = "normalised pixels, see config.json"
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ def facts(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict
         "with_head": subject.head,
         "model": spec.name,
         "args": spec.args,
-        "input": "normalised pixels, see config.json" if _is_module(config) else "pixels, RGB 0..1, float32",
+        "input": "pixels, RGB 0..1, float32" if FORMATS[config.format].head else _NORMALISED,
         "shapes": checked.shapes.value,
         "image_size": list(subject.image_size),
         "stride": 1 if subject.head else subject.backbone.stride,
         "mean": list(spec.mean),
         "std": list(spec.std),
         "outputs": list(subject.graph().outputs),
-        "differences": [result.to_dict() for result in checked.differences],
+        "differences": [asdict(result) for result in checked.differences],
         "checked_on": {"images": checked.images, "source": checked.source},
         "miou": [asdict(result) for result in checked.costs],
         "license": config.license,
@@ -237,10 +238,4 @@ def arguments(config: ExportConfig) -> list[object]:
         ("--license", config.license),
     ):
         words += [flag, value] if value else []
-    for domain in config.data:
-        words += ["--data", domain]
-    return words
-
-
-def _is_module(config: ExportConfig) -> bool:
-    return not FORMATS[config.format].head
+    return words + [part for domain in config.data for part in ("--data", domain)]

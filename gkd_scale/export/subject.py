@@ -32,7 +32,7 @@ from gkd_scale.report.runs import Run, read_runs
 from gkd_scale.segment import export as segmenters
 from gkd_scale.segment.heads.registry import HEADS
 from gkd_scale.segment.segmenter import Segmenter
-from gkd_scale.types import Size
+from gkd_scale.types import Features, Size
 
 Loaded = Callable[[Tensor], dict[str, Tensor]]
 """Pixels (B, 3, H, W) float32 0..1 to named outputs, float32 on the CPU."""
@@ -157,8 +157,12 @@ class Subject:
             return {"logits": logits(self.segmenter, pixels)}
         x = families.as_input(self.backbone.net, self.backbone.normalize(pixels))
         features, _ = families.dense(self.backbone.net, x)
-        cls = {"cls": features.cls} if families.has_cls(self.backbone.net) else {}
-        return {"patches": features.patches, **cls}
+        return tokens(features, has_cls=families.has_cls(self.backbone.net))
+
+
+def tokens(features: Features, *, has_cls: bool) -> dict[str, Tensor]:
+    """The named outputs of a backbone."""
+    return {"patches": features.patches, **({"cls": features.cls} if has_cls else {})}
 
 
 def open_subject(run: Path, *, head: bool, image_size: Size | None = None) -> Subject:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_scale.export.subject import How, Loaded, Shapes, Subject
+from gkd_scale.export.subject import How, Loaded, Shapes, Subject, tokens
 from gkd_scale.models import families, hub
 from gkd_scale.models.teachers import Normalize
 
@@ -36,4 +36,4 @@ def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG
 def outputs(net: torch.nn.Module, x: Tensor, output: Tensor) -> dict[str, Tensor]:
     """Tokens of what ``forward_features`` gives for normalised pixels ``x``."""
     features, _ = families.finished(net, x, output)
-    return {"patches": features.patches, **({"cls": features.cls} if families.has_cls(net) else {})}
+    return tokens(features, has_cls=families.has_cls(net))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
-from gkd_scale.export.subject import How, Loaded, Shapes, Subject
+from gkd_scale.export.subject import How, Loaded, Shapes, Subject, tokens
 from gkd_scale.export.to_timm import outputs
 from gkd_scale.models import checkpoints, families, hf, hub, twins
 from gkd_scale.models.teachers import Normalize
@@ -51,7 +51,7 @@ def _own_family(folder: Path, subject: Subject) -> Loaded:
     @torch.no_grad()
     def run(pixels: Tensor) -> dict[str, Tensor]:
         features, _ = hf.dense(net, checkpoint.config, normalize(255 * pixels))
-        return {"patches": features.patches, **({"cls": features.cls} if has_cls else {})}
+        return tokens(features, has_cls=has_cls)
 
     return run
 

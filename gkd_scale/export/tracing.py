@@ -15,6 +15,7 @@ from gkd_scale.export.subject import INPUT, Shapes, Subject
 from gkd_scale.types import Size
 
 _LOGGERS = ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")
+_WARNERS = (r"torch\.", r"onnxscript\.", r"onnx_ir\.", r"onnxruntime\.", r"copyreg", r"timm\.")
 
 
 def trace(subject: Subject, shapes: Shapes) -> ExportedProgram:
@@ -53,14 +54,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for module in (
-                r"torch\.",
-                r"onnxscript\.",
-                r"onnx_ir\.",
-                r"onnxruntime\.",
-                r"copyreg",
-                r"timm\.",
-            ):
+            for module in _WARNERS:
                 for kind in (DeprecationWarning, FutureWarning, UserWarning):
                     warnings.filterwarnings("ignore", category=kind, module=module)
             yield

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,10 +41,6 @@ class Difference:
         return (
             f"{self.output}: largest difference {self.largest:.2g}, of values up to {self.value:.3g}{classes}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
-        return asdict(self)
 
 
 def differences(
@@ -95,9 +90,7 @@ def _difference(name: str, ref: Tensor, out: Tensor) -> Difference:
         raise Differs(f"{name} of the export has the shape {tuple(out.shape)}, not {tuple(ref.shape)}")
     if not torch.isfinite(out).all():
         raise Differs(f"{name} of the export is not finite everywhere")
-    same = None
-    if name == "logits":
-        same = float((ref.argmax(1) == out.argmax(1)).double().mean())
+    same = float((ref.argmax(1) == out.argmax(1)).double().mean()) if name == "logits" else None
     return Difference(name, float((ref - out).abs().max()), float(ref.abs().max()), same)
 
 

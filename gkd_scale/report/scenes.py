@@ -144,7 +144,6 @@ def _scene(rank: str, sample: SegSample, subjects: Mapping[str, Subject]) -> Sce
 
 def _view(name: str, subject: Subject, sample: SegSample) -> Seen:
     prediction, confusion = _predicted(subject.model, sample)
-    pictures = (_mask(prediction, subject.model.palette), _errors(prediction, sample.label))
     size = (sample.image.shape[1], sample.image.shape[0])
     student, grid = student_tokens(subject.model, sample.image)
     theirs, maps, taught = None, None, subject.taught
@@ -158,8 +157,8 @@ def _view(name: str, subject: Subject, sample: SegSample) -> Seen:
         kind = "QSD attention" if taught.attends else "similarity"
         weights = taught.attention(student, teacher)
         maps = attention_maps(weights, grid, kind=kind, total=taught.attends)
-    prediction_uri, errors_uri = map(data_uri, pictures)
-    return Seen(name, 100 * confusion.miou(), prediction_uri, errors_uri, mine, theirs, maps)
+    mask, errors = _mask(prediction, subject.model.palette), _errors(prediction, sample.label)
+    return Seen(name, 100 * confusion.miou(), data_uri(mask), data_uri(errors), mine, theirs, maps)
 
 
 def _mask(label: UInt8Array, palette: tuple[tuple[int, int, int], ...]) -> Image.Image:

@@ -17,7 +17,7 @@ import numpy as np
 from gkd_scale.errors import DataError, nearest
 from gkd_scale.randomness import generator
 from gkd_scale.scenes.layout import compose
-from gkd_scale.scenes.paint import CLASSES, PALETTE, grain_noise, paint
+from gkd_scale.scenes.paint import CLASSES, PALETTE, paint
 from gkd_scale.scenes.proxy import render_proxy
 from gkd_scale.scenes.styles import STYLES, Style, random_style
 from gkd_scale.scenes.weather import draw_weather, photograph
@@ -64,7 +64,6 @@ def render_random(index: int, size: Size = SIZE, seed: int = 0) -> tuple[UInt8Ar
 
 def _render(style: Style, rng: np.random.Generator, size: Size) -> tuple[UInt8Array, UInt8Array]:
     scene = compose(style, rng, size)
-    painted, lamps = paint(scene)
-    grain_noise(rng, painted)
+    painted, lamps = paint(scene, rng)
     weather = draw_weather(style, scene.sun, rng)
     return photograph(painted, lamps, scene.camera, weather, rng), painted.label

@@ -138,9 +138,8 @@ class Canvas:
             return False
         height, width = self.camera.size
         half_col, half_row = width / (2 * self.camera.focal_px), height / (2 * self.camera.focal_px)
-        return abs(x) < half_col * z + radius * (1 + half_col) and abs(y) < half_row * z + radius * (
-            1 + half_row
-        )
+        across, up = half_col * z + radius * (1 + half_col), half_row * z + radius * (1 + half_row)
+        return abs(x) < across and abs(y) < up
 
     def polygon(self, corners: Sequence[Vec3], material: Material) -> bool:
         """Draw a flat polygon of world points, cut at the near plane; returns whether it can be seen."""
@@ -206,9 +205,8 @@ class Canvas:
             (x0 - nx * half[0], y0 - ny * half[0]),
         ]
         if not self._outside(flat):
-            self._draw.polygon(
-                flat, fill=self._add(material, (2 / (in_camera[0][2] + in_camera[-1][2]), 0.0, 0.0))
-            )
+            plane = (2 / (in_camera[0][2] + in_camera[-1][2]), 0.0, 0.0)
+            self._draw.polygon(flat, fill=self._add(material, plane))
 
     def shadow(self, corners: Sequence[Vec3], strength: float) -> None:
         """Draw a shadow on the ground."""
@@ -308,13 +306,8 @@ class Canvas:
             before = points[i - 1]
             if (point[2] >= NEAR) != (before[2] >= NEAR):
                 t = (NEAR - before[2]) / (point[2] - before[2])
-                clipped.append(
-                    (
-                        before[0] + t * (point[0] - before[0]),
-                        before[1] + t * (point[1] - before[1]),
-                        NEAR,
-                    )
-                )
+                x, y = (before[axis] + t * (point[axis] - before[axis]) for axis in (0, 1))
+                clipped.append((x, y, NEAR))
             if point[2] >= NEAR:
                 clipped.append(point)
         return clipped

@@ -235,9 +235,8 @@ def _kerbside(style: Style, ground: Ground, side: int, rng: np.random.Generator)
     if rng.random() < 0.7:
         for z in along(style.cars * 1.1, 5.0):
             x = side * (inner - 1.05) + ground.middle(z)
-            yield _car(
-                style, x, z, _along_road(ground, z) + (math.pi if side < 0 else 0.0), rng, lights=False
-            )
+            heading = _along_road(ground, z) + (math.pi if side < 0 else 0.0)
+            yield _car(style, x, z, heading, rng, lights=False)
 
 
 def _lots(style: Style, ground: Ground, side: int, outer: float, rng: np.random.Generator) -> Iterator[Thing]:
@@ -338,17 +337,17 @@ def _along_road(ground: Ground, z: float) -> float:
 
 def _car(style: Style, x: float, z: float, heading: float, rng: np.random.Generator, *, lights: bool) -> Car:
     van = rng.random() < 0.18
-    height = uniform(rng, (1.9, 2.5)) if van else uniform(rng, (1.38, 1.65))
+    heights, lengths = ((1.9, 2.5), (4.6, 5.6)) if van else ((1.38, 1.65), (3.6, 4.8))
+    rear, front = ((0.02, 0.1), (0.7, 0.85)) if van else ((0.02, 0.2), (0.6, 0.72))
+    height = uniform(rng, heights)
     return Car(
         z=z,
         x=x,
         heading=heading,
-        length=uniform(rng, (4.6, 5.6)) if van else uniform(rng, (3.6, 4.8)),
+        length=uniform(rng, lengths),
         width=uniform(rng, (1.7, 2.0)),
         height=height,
-        cabin=(uniform(rng, (0.02, 0.1)), uniform(rng, (0.7, 0.85)))
-        if van
-        else (uniform(rng, (0.02, 0.2)), uniform(rng, (0.6, 0.72))),
+        cabin=(uniform(rng, rear), uniform(rng, front)),
         colour=pick(rng, style.bodywork, 0.07),
         lights=lights or bool(rng.random() < 0.15),
     )
@@ -357,6 +356,7 @@ def _car(style: Style, x: float, z: float, heading: float, rng: np.random.Genera
 def _pole(x: float, z: float, side: int, rng: np.random.Generator) -> Pole:
     kind = ("lamp", "lamp", "sign", "sign", "signal", "plain")[int(rng.integers(6))]
     heights = {"lamp": (5.0, 8.0), "sign": (2.3, 3.2), "signal": (3.0, 4.2), "plain": (5.0, 9.0)}[kind]
+    metals = ((0.45, 0.46, 0.48), (0.18, 0.20, 0.20), (0.62, 0.63, 0.64), (0.36, 0.28, 0.20))
     plates = ((0.80, 0.12, 0.12), (0.12, 0.25, 0.70), (0.92, 0.80, 0.15), (0.9, 0.9, 0.9), (0.1, 0.45, 0.2))
     return Pole(
         z=z,
@@ -365,9 +365,7 @@ def _pole(x: float, z: float, side: int, rng: np.random.Generator) -> Pole:
         width=uniform(rng, (0.12, 0.22)),
         kind=kind,
         arm=-side * uniform(rng, (0.8, 2.2)),
-        colour=pick(
-            rng, ((0.45, 0.46, 0.48), (0.18, 0.20, 0.20), (0.62, 0.63, 0.64), (0.36, 0.28, 0.20)), 0.05
-        ),
+        colour=pick(rng, metals, 0.05),
         plate=pick(rng, plates, 0.05),
         shape=int(rng.integers(3)),
     )

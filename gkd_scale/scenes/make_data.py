@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,6 @@ from gkd_scale.types import Size, UInt8Array
 MANIFEST = "data.json"
 _UNFINISHED = "making.json"
 _LEAST = 32
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One picture to write: ``folder`` is "proxy" or a labelled folder, ``index`` the generator's."""
-
-    folder: str
-    domain: str
-    index: int
-    name: str
 
 
 def write_data(
@@ -62,11 +51,11 @@ def write_data(
     """
     settings = _settings(size, proxy, train, val, test, seed)
     _claim(out, settings)
-    items = list(_plan(settings["counts"]))
-    for count, item in enumerate(items, 1):
-        _write_item(out, item, size, seed)
+    items = [(folder, number) for folder, count in settings["counts"].items() for number in range(count)]
+    for done, (folder, number) in enumerate(items, 1):
+        _write_item(out, folder, number, size, seed)
         if progress is not None:
-            progress(count, len(items))
+            progress(done, len(items))
     for folder in settings["counts"]:
         if folder != "proxy":
             _write_once(out / folder / "classes.txt", "\n".join(scenes.CLASSES) + "\n")
@@ -127,25 +116,20 @@ def _require_same(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _plan(counts: dict[str, int]) -> Iterator[_Item]:
-    """All pictures in the order they are written."""
-    for folder, count in counts.items():
-        domain, _, split = folder.partition("/")
-        first = scenes.SPLITS[split].start if split else 0
-        for number in range(count):
-            yield _Item(folder, domain, first + number, f"{number:05d}.png")
-
-
-def _write_item(out: Path, item: _Item, size: Size, seed: int) -> None:
-    folder = out / item.folder
-    if item.folder == "proxy":
-        if not _is_whole(folder / item.name, size):
-            files.write_bytes(folder / item.name, _png(scenes.render_proxy(item.index, size, seed)))
-        return
-    paths = (folder / "images" / item.name, folder / "labels" / item.name)
+def _write_item(out: Path, folder: str, number: int, size: Size, seed: int) -> None:
+    """Write picture ``number`` of ``folder``, which is "proxy" or has labels beside its images."""
+    name = f"{number:05d}.png"
+    kinds = ("",) if folder == "proxy" else ("images", "labels")
+    paths = [out / folder / kind / name for kind in kinds]
     if all(_is_whole(path, size) for path in paths):
         return
-    for path, pixels in zip(paths, scenes.render(item.domain, item.index, size, seed), strict=True):
+    if folder == "proxy":
+        pictures: tuple[UInt8Array, ...] = (scenes.render_proxy(number, size, seed),)
+    else:
+        domain, _, split = folder.partition("/")
+        first = scenes.SPLITS[split].start if split else 0
+        pictures = scenes.render(domain, first + number, size, seed)
+    for path, pixels in zip(paths, pictures, strict=True):
         files.write_bytes(path, _png(pixels))
 
 

@@ -8,24 +8,14 @@ remove them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from gkd_scale.randomness import generator
-from gkd_scale.scenes.geometry import Canvas, Material, Painted, Vec3, mix, shade
-from gkd_scale.scenes.layout import (
-    Building,
-    Car,
-    Ground,
-    Hedge,
-    Pedestrian,
-    Pole,
-    Scene,
-    Thing,
-    Tree,
-)
+from gkd_scale.scenes.geometry import Canvas, Material, Painted, Point, Vec3, mix, shade
+from gkd_scale.scenes.layout import Building, Car, Ground, Hedge, Pedestrian, Pole, Scene, Thing, Tree
 
 CLASSES = ("road", "sidewalk", "building", "vegetation", "sky", "car", "pole", "pedestrian")
 PALETTE: tuple[tuple[int, int, int], ...] = (
@@ -43,8 +33,8 @@ ROAD, SIDEWALK, BUILDING, VEGETATION, SKY, CAR, POLE, PEDESTRIAN = range(8)
 FAR = 400.0
 """Metres to the end of the ground."""
 
-_Corners = list[Vec3]
-_Side = tuple[_Corners, tuple[int, int]]
+_Side = tuple[list[Vec3], tuple[int, int]]
+"""The corners of a face, and its direction (along, across)."""
 _Place = Callable[[float, float, float], Vec3]
 """From an object's axes (forward, right, up) to the world."""
 
@@ -63,8 +53,8 @@ class Lamp:
     aim: int = 0
 
 
-def paint(scene: Scene) -> tuple[Painted, list[Lamp]]:
-    """Draw ``scene`` and list its lamps."""
+def paint(scene: Scene, rng: np.random.Generator) -> tuple[Painted, list[Lamp]]:
+    """Draw ``scene`` and list its lamps; the texture of its surfaces is drawn from ``rng``."""
     canvas = Canvas(scene.camera, SKY)
     lamps: list[Lamp] = []
     if scene.ground is not None:
@@ -72,7 +62,9 @@ def paint(scene: Scene) -> tuple[Painted, list[Lamp]]:
         _paint_skyline(canvas, scene)
     for thing in sorted(scene.things, key=_distance, reverse=True):
         _paint_thing(canvas, thing, scene, lamps)
-    return canvas.develop(), lamps
+    painted = canvas.develop()
+    _add_texture(rng, painted)
+    return painted, lamps
 
 
 def _distance(thing: Thing) -> float:
@@ -108,14 +100,12 @@ def _paint_ground(canvas: Canvas, ground: Ground) -> None:
     _paint_markings(canvas, ground)
 
 
-def _strip(
-    ground: Ground, left: float, right: float, start: float, stop: float, height: float = 0.0
-) -> list[Vec3]:
+def _strip(ground: Ground, left: float, right: float, start: float, stop: float) -> list[Vec3]:
     """The outline of a band along the road."""
-    stations = [z for z in (-4.0, 4, 9, 15, 22, 30, 40, 52, 66, 82, 100, 125) if start < z < stop]
-    stations = [start, *stations, stop]
-    go = [(left + ground.middle(z), height, z) for z in stations]
-    back = [(right + ground.middle(z), height, z) for z in reversed(stations)]
+    between = [z for z in (4.0, 9, 15, 22, 30, 40, 52, 66, 82, 100, 125) if start < z < stop]
+    stations = [start, *between, stop]
+    go = [(left + ground.middle(z), 0.0, z) for z in stations]
+    back = [(right + ground.middle(z), 0.0, z) for z in reversed(stations)]
     return go + back
 
 
@@ -156,35 +146,35 @@ def _paint_skyline(canvas: Canvas, scene: Scene) -> None:
                 canvas.ellipse((x + share * width, 0.3 * height, 200), (0.3 * width, 0.8 * height), tone)
         else:
             tone = Material(BUILDING, (0.48, 0.49, 0.53), grain=0.06)
-            corners = [
-                (x, 0.0, 210.0),
-                (x + width, 0.0, 210.0),
-                (x + width, height, 210.0),
-                (x, height, 210.0),
-            ]
-            canvas.polygon(corners, tone)
+            canvas.polygon(_wall((x, 210.0), (x + width, 210.0), 0.0, height), tone)
 
 
 # --- buildings and plants -----------------------------------------------------------------------
 
 
+def _wall(start: Point, stop: Point, low: float, high: float) -> list[Vec3]:
+    """An upright rectangle over the ground from ``start`` to ``stop`` (x, z), from ``low`` to ``high``."""
+    (x, z), (x1, z1) = start, stop
+    return [(x, low, z), (x1, low, z1), (x1, high, z1), (x, high, z)]
+
+
 def _paint_building(canvas: Canvas, b: Building, scene: Scene) -> None:
     height = b.storeys * b.storey
-    far = b.x + b.side * b.depth
+    near, along, across = (b.x, b.z), (b.x, b.z1), (b.x + b.side * b.depth, b.z)
     sunny = 1.0 + 0.18 * scene.sun * scene.sun_side * -b.side
     street = Material(BUILDING, shade(b.colour, sunny), grain=0.07)
     front = Material(BUILDING, shade(b.colour, 0.78 + 0.1 * scene.sun), grain=0.07)
-    if canvas.polygon([(b.x, 0, b.z), (far, 0, b.z), (far, height, b.z), (b.x, height, b.z)], front):
-        _paint_windows(canvas, b, (b.x, b.z), (far, b.z), 0.75)
-    _paint_roof(canvas, b, height, far)
-    walled = canvas.polygon([(b.x, 0, b.z), (b.x, 0, b.z1), (b.x, height, b.z1), (b.x, height, b.z)], street)
+    if canvas.polygon(_wall(near, across, 0, height), front):
+        _paint_windows(canvas, b, near, across, 0.75)
+    _paint_roof(canvas, b, height, across[0])
+    walled = canvas.polygon(_wall(near, along, 0, height), street)
     if b.shop is not None:
         top = min(0.85 * b.storey, 2.9)
         band = Material(BUILDING, b.shop, grain=0.05)
-        corners = [(b.x, top, b.z), (b.x, top, b.z1), (b.x, top + 0.6, b.z1), (b.x, top + 0.6, b.z)]
-        canvas.polygon([(x - b.side * 0.02, y, z) for x, y, z in corners], band)
+        x = b.x - b.side * 0.02
+        canvas.polygon(_wall((x, b.z), (x, b.z1), top, top + 0.6), band)
     if walled:
-        _paint_windows(canvas, b, (b.x, b.z), (b.x, b.z1), sunny)
+        _paint_windows(canvas, b, near, along, sunny)
     if scene.sun > 0.1 and scene.sun_side * b.side > 0:
         reach = b.x - b.side * min(height * 0.6 * abs(scene.sun_side), 12.0)
         canvas.shadow([(b.x, 0, b.z), (b.x, 0, b.z1), (reach, 0, b.z1), (reach, 0, b.z)], 0.55)
@@ -193,23 +183,15 @@ def _paint_building(canvas: Canvas, b: Building, scene: Scene) -> None:
 def _paint_roof(canvas: Canvas, b: Building, height: float, far: float) -> None:
     roof = Material(BUILDING, b.roof, grain=0.08, upward=0.8)
     if b.gable > 0:
-        ridge = ((b.x + far) / 2, height + b.gable)
-        canvas.polygon([(b.x, height, b.z), (far, height, b.z), (ridge[0], ridge[1], b.z)], roof)
-        canvas.polygon(
-            [(b.x, height, b.z), (b.x, height, b.z1), (ridge[0], ridge[1], b.z1), (ridge[0], ridge[1], b.z)],
-            roof,
-        )
+        x, top = (b.x + far) / 2, height + b.gable
+        canvas.polygon([(b.x, height, b.z), (far, height, b.z), (x, top, b.z)], roof)
+        canvas.polygon([(b.x, height, b.z), (b.x, height, b.z1), (x, top, b.z1), (x, top, b.z)], roof)
     else:
         rim = Material(BUILDING, b.trim, grain=0.04, upward=0.6)
-        canvas.polygon(
-            [(b.x, height, b.z), (b.x, height, b.z1), (b.x, height + 0.4, b.z1), (b.x, height + 0.4, b.z)],
-            rim,
-        )
+        canvas.polygon(_wall((b.x, b.z), (b.x, b.z1), height, height + 0.4), rim)
 
 
-def _paint_windows(
-    canvas: Canvas, b: Building, start: tuple[float, float], stop: tuple[float, float], light: float
-) -> None:
+def _paint_windows(canvas: Canvas, b: Building, start: Point, stop: Point, light: float) -> None:
     """A grid of windows on the vertical face over the ground segment from ``start`` to ``stop`` (x, z)."""
     nearest = max(min(start[1], stop[1]), 2.0)
     if canvas.width_px((b.x, 1.0, nearest), b.window[1] * b.storey) < 1.5:
@@ -239,7 +221,6 @@ def _paint_tree(canvas: Canvas, t: Tree, scene: Scene) -> None:
     _round_shadow(canvas, scene, t.x, t.z, t.crown, 0.5)
     trunk = Material(VEGETATION, t.bark, grain=0.1)
     canvas.post((t.x, 0, t.z), (t.x, 0.6 * t.height, t.z), 0.06 * t.height, trunk, least=2.0)
-    rng = generator("tree", t.seed)
     if t.conifer:
         for level in range(4):
             low = t.height * (0.12 + 0.2 * level)
@@ -248,7 +229,7 @@ def _paint_tree(canvas: Canvas, t: Tree, scene: Scene) -> None:
             top = low + 0.36 * t.height
             canvas.polygon([(t.x - reach, low, t.z), (t.x + reach, low, t.z), (t.x, top, t.z)], leaf)
         return
-    blobs = rng.random((9 if t.z < 40 else 5, 4))
+    blobs = generator("tree", t.seed).random((9 if t.z < 40 else 5, 4))
     middle = t.height - t.crown
     for number, (angle, out, radius, tone) in enumerate(blobs.tolist()):
         distance = 0.62 * t.crown * out**0.5
@@ -263,8 +244,8 @@ def _paint_hedge(canvas: Canvas, h: Hedge) -> None:
     far = h.x + h.side * 0.8
     leaf = Material(VEGETATION, h.colour, grain=0.3, upward=0.3)
     end = Material(VEGETATION, shade(h.colour, 0.8), grain=0.3, upward=0.3)
-    canvas.polygon([(h.x, 0, h.z), (far, 0, h.z), (far, h.height, h.z), (h.x, h.height, h.z)], end)
-    canvas.polygon([(h.x, 0, h.z), (h.x, 0, h.z1), (h.x, h.height, h.z1), (h.x, h.height, h.z)], leaf)
+    canvas.polygon(_wall((h.x, h.z), (far, h.z), 0, h.height), end)
+    canvas.polygon(_wall((h.x, h.z), (h.x, h.z1), 0, h.height), leaf)
     top = Material(VEGETATION, shade(h.colour, 1.15), grain=0.3, upward=0.8)
     corners = [(h.x, h.height, h.z), (far, h.height, h.z), (far, h.height, h.z1), (h.x, h.height, h.z1)]
     canvas.polygon(corners, top)
@@ -274,7 +255,7 @@ def _round_shadow(canvas: Canvas, scene: Scene, x: float, z: float, radius: floa
     """A soft shadow of a round object, moved away from the sun."""
     if scene.sun < 0.1:
         return
-    x = x + 0.8 * radius * scene.sun_side
+    x += 0.8 * radius * scene.sun_side
     corners = [
         (x + radius * math.cos(a), 0.0, z + 0.7 * radius * math.sin(a))
         for a in (0.0, 0.8, 1.6, 2.4, 3.14, 3.9, 4.7, 5.5)
@@ -349,7 +330,7 @@ def _paint_cabin(canvas: Canvas, car: Car, scene: Scene, at: _Place, roof: Mater
 
 
 def _face(axis: int, sign: int, half: float, wide: float, low: float, high: float) -> _Side:
-    """One vertical face of the body in car axes, and its direction (along, across)."""
+    """One vertical face of the body in car axes."""
     if axis == 0:
         x = sign * half
         return [(x, -wide, low), (x, wide, low), (x, wide, high), (x, -wide, high)], (sign, 0)
@@ -357,7 +338,7 @@ def _face(axis: int, sign: int, half: float, wide: float, low: float, high: floa
     return [(-half, y, low), (half, y, low), (half, y, high), (-half, y, high)], (0, sign)
 
 
-def _facing(scene: Scene, at: _Place, sides: list[_Side]) -> Iterator[_Side]:
+def _facing(scene: Scene, at: _Place, sides: list[_Side]) -> list[_Side]:
     """The faces that are turned to the camera, far ones first."""
     facing = []
     for corners, (along, across) in sides:
@@ -368,8 +349,7 @@ def _facing(scene: Scene, at: _Place, sides: list[_Side]) -> Iterator[_Side]:
         if (ahead[0] - centre[0]) * to_camera[0] + (ahead[2] - centre[2]) * to_camera[1] > 0:
             facing.append((math.hypot(*to_camera), corners, (along, across)))
     facing.sort(key=lambda item: item[0], reverse=True)
-    for _, corners, way in facing:
-        yield corners, way
+    return [(corners, way) for _, corners, way in facing]
 
 
 def _paint_wheels(canvas: Canvas, at: _Place, half: float, side: float, dark: Material) -> None:
@@ -387,19 +367,16 @@ def _paint_lights(
     canvas: Canvas, car: Car, at: _Place, along: int, wide: float, waist: float, lamps: list[Lamp]
 ) -> None:
     colour = _WHITE if along > 0 else _RED
-    glow = shade(colour, 1.0) if car.lights else (0.0, 0.0, 0.0)
+    glow = colour if car.lights else (0.0, 0.0, 0.0)
     material = Material(CAR, mix(colour, (0.7, 0.7, 0.7), 0.3), grain=0.0, glow=glow)
     face = along * car.length / 2 * 1.005
+    low, high = 0.62 * waist, 0.92 * waist
     for side in (-1, 1):
         inner, outer = side * 0.55 * wide, side * 0.95 * wide
-        low, high = 0.62 * waist, 0.92 * waist
-        canvas.polygon(
-            [at(face, inner, low), at(face, outer, low), at(face, outer, high), at(face, inner, high)],
-            material,
-        )
+        corners = ((inner, low), (outer, low), (outer, high), (inner, high))
+        canvas.polygon([at(face, across, up) for across, up in corners], material)
     if car.lights:
-        x, y, z = at(face + along * 1.2, 0.0, 0.6)
-        lamps.append(Lamp((x, y, z), 3.0 if along > 0 else 1.2, colour))
+        lamps.append(Lamp(at(face + along * 1.2, 0.0, 0.6), 3.0 if along > 0 else 1.2, colour))
 
 
 def _paint_pole(canvas: Canvas, p: Pole, lamps: list[Lamp]) -> None:
@@ -414,11 +391,11 @@ def _paint_pole(canvas: Canvas, p: Pole, lamps: list[Lamp]) -> None:
         _paint_plate(canvas, p)
     elif p.kind == "signal":
         box = Material(POLE, (0.08, 0.08, 0.08), grain=0.0)
-        _board(canvas, p.x, p.height, p.z, 0.19, 0.5, box)
-        on = int(p.shape)
+        canvas.polygon(_board(p, p.z, 0.19, 0.5), box)
         for number, colour in enumerate(((0.95, 0.1, 0.08), (0.95, 0.65, 0.1), (0.1, 0.85, 0.35))):
-            glow = colour if number == on else (0.0, 0.0, 0.0)
-            bulb = Material(POLE, shade(colour, 1.0 if number == on else 0.25), grain=0.0, glow=glow)
+            is_on = number == p.shape
+            glow = colour if is_on else (0.0, 0.0, 0.0)
+            bulb = Material(POLE, colour if is_on else shade(colour, 0.25), grain=0.0, glow=glow)
             canvas.ellipse((p.x, p.height + 0.3 - 0.3 * number, p.z - 0.01), (0.12, 0.12), bulb)
 
 
@@ -430,24 +407,15 @@ def _paint_plate(canvas: Canvas, p: Pole) -> None:
         canvas.ellipse((p.x, p.height, z), (size, size), rim)
         canvas.ellipse((p.x, p.height, z - 0.01), (0.8 * size, 0.8 * size), plate)
     elif p.shape == 1:
-        canvas.polygon(
-            [(p.x - size, p.height - size, z), (p.x + size, p.height - size, z), (p.x, p.height + size, z)],
-            plate,
-        )
+        low = p.height - size
+        canvas.polygon([(p.x - size, low, z), (p.x + size, low, z), (p.x, p.height + size, z)], plate)
     else:
-        _board(canvas, p.x, p.height, z, 1.2 * size, 0.8 * size, plate)
+        canvas.polygon(_board(p, z, 1.2 * size, 0.8 * size), plate)
 
 
-def _board(
-    canvas: Canvas, x: float, y: float, z: float, across: float, up: float, material: Material
-) -> None:
-    corners = [
-        (x - across, y - up, z),
-        (x + across, y - up, z),
-        (x + across, y + up, z),
-        (x - across, y + up, z),
-    ]
-    canvas.polygon(corners, material)
+def _board(p: Pole, z: float, across: float, up: float) -> list[Vec3]:
+    """A rectangle around the pole's top, in front of it at ``z``."""
+    return _wall((p.x - across, z), (p.x + across, z), p.height - up, p.height + up)
 
 
 def _paint_pedestrian(canvas: Canvas, p: Pedestrian, scene: Scene) -> None:
@@ -464,22 +432,21 @@ def _paint_pedestrian(canvas: Canvas, p: Pedestrian, scene: Scene) -> None:
         hand = x + step * (0.14 + 0.1 * abs(p.stride)) * h
         canvas.post((hand, 0.46 * h, z), (x + step * 0.11 * h, 0.79 * h, z), 0.06 * h, shirt, least=1.6)
     bottom = 0.3 if p.coat else 0.46
-    torso = [(x - 0.115 * h, bottom * h), (x + 0.115 * h, bottom * h), (x + 0.13 * h, 0.83 * h)]
-    torso += [(x - 0.13 * h, 0.83 * h)]
-    canvas.polygon([(px, py, z) for px, py in torso], shirt)
+    torso = ((-0.115, bottom), (0.115, bottom), (0.13, 0.83), (-0.13, 0.83))
+    canvas.polygon([(x + across * h, up * h, z) for across, up in torso], shirt)
     canvas.ellipse((x, 0.91 * h, z), (0.065 * h, 0.085 * h), skin)
     hair = Material(PEDESTRIAN, shade(p.trousers, 0.4), grain=0.02)
     canvas.ellipse((x, 0.955 * h, z), (0.06 * h, 0.045 * h), hair)
 
 
-def grain_noise(rng: np.random.Generator, painted: Painted, strength: float = 1.0) -> None:
+def _add_texture(rng: np.random.Generator, painted: Painted) -> None:
     """Give every surface its texture, in place: grain in the image, patches and slabs on the ground."""
     height, width = painted.label.shape
     fine = rng.standard_normal((height, width), dtype=np.float32) * 0.6
     coarse = rng.standard_normal((64, 64), dtype=np.float32)
     x = (painted.points[..., 0] * 1.3).astype(np.int32) & 63
     z = (painted.points[..., 2] * 0.7 + painted.points[..., 1] * 2.0).astype(np.int32) & 63
-    texture = 1.0 + strength * painted.grain * (fine + 0.7 * coarse[x, z])
+    texture = 1.0 + painted.grain * (fine + 0.7 * coarse[x, z])
     slabs = (painted.label == SIDEWALK) & (painted.inverse_depth > 1 / 16)
     joint = ((painted.points[..., 0] % 0.9) < 0.09) | ((painted.points[..., 2] % 0.9) < 0.14)
     texture -= 0.16 * (slabs & joint & (painted.upward == 1.0))

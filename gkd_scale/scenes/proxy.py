@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from gkd_scale.randomness import generator
 from gkd_scale.scenes.geometry import Floats
 from gkd_scale.scenes.layout import furniture
-from gkd_scale.scenes.paint import grain_noise, paint
+from gkd_scale.scenes.paint import paint
 from gkd_scale.scenes.styles import random_style
 from gkd_scale.scenes.weather import draw_weather, photograph, smooth_noise
 from gkd_scale.types import Size, UInt8Array
@@ -38,8 +38,7 @@ def _with_things(rng: np.random.Generator, background: Floats) -> UInt8Array:
     size = background.shape[0], background.shape[1]
     style = random_style(rng)
     scene = furniture(style, rng, size)
-    painted, lamps = paint(scene)
-    grain_noise(rng, painted)
+    painted, lamps = paint(scene, rng)
     empty = painted.sky[..., None]
     painted.albedo = painted.albedo + empty * background
     painted.sky = np.zeros_like(painted.sky)

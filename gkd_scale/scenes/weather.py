@@ -136,17 +136,7 @@ def _at_night(image: Floats, albedo: Floats, painted: Painted, lamps: list[Lamp]
     light += 0.5 * beam[..., None] * np.array([1.0, 0.96, 0.86], dtype=np.float32)
     dark = image * dusk + night * albedo * np.minimum(light, 1.3)
     glow = night * painted.glow
-    return dark + glow + 0.8 * _bloom(glow)
-
-
-def _bloom(glow: Floats) -> Floats:
-    """Light that spreads in the lens: a box blur of a box blur, an eighth of the height wide."""
-    height, width = glow.shape[:2]
-    whole = Image.fromarray((np.clip(glow, 0, 1) * 255).astype(np.uint8))
-    small = whole.resize((max(1, width // 6), max(1, height // 6)), Image.Resampling.BOX)
-    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / np.float32(
-        255
-    )
+    return dark + glow + 0.8 * _blurred(glow, 6, 6, Image.Resampling.BICUBIC)
 
 
 def _wet(
@@ -156,11 +146,7 @@ def _wet(
     height = camera.size[0]
     level = int(height / 2 - camera.focal_px * np.tan(camera.pitch))
     rows = np.clip(2 * level - np.arange(height), 0, height - 1)
-    small = Image.fromarray((np.clip(image[rows], 0, 1) * 255).astype(np.uint8))
-    small = small.resize((camera.size[1] // 2, max(1, height // 6)), Image.Resampling.BOX)
-    mirror = np.asarray(
-        small.resize((camera.size[1], height), Image.Resampling.BILINEAR), np.float32
-    ) / np.float32(255)
+    mirror = _blurred(image[rows], 6, 2)
     share = (rain * (0.25 + 0.35 * (painted.label == 0)) * ground)[..., None]
     return image * (1 - 0.35 * share) * (1 - 0.6 * share) + 0.75 * share * mirror
 
@@ -207,7 +193,7 @@ def _drops(image: Floats, rain: float, rng: np.random.Generator) -> Floats:
     """Drops on the lens show a blurred, shifted patch of the picture."""
     height, width = image.shape[:2]
     image = image.copy()
-    blurred = _blurred(image, 4)
+    blurred = _blurred(image, 4, 4)
     row, col = np.ogrid[:height, :width]
     for _ in range(int(rain * 9 * rng.random())):
         r, c = rng.integers(0, height), rng.integers(0, width)
@@ -218,19 +204,20 @@ def _drops(image: Floats, rain: float, rng: np.random.Generator) -> Floats:
     return image
 
 
-def _blurred(image: Floats, factor: int) -> Floats:
+def _blurred(
+    image: Floats, rows: int, columns: int, method: Image.Resampling = Image.Resampling.BILINEAR
+) -> Floats:
+    """A picture whose blocks of ``rows`` x ``columns`` pixels are averaged, then scaled up again."""
     height, width = image.shape[:2]
     whole = Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8))
-    small = whole.resize((max(1, width // factor), max(1, height // factor)), Image.Resampling.BOX)
-    return np.asarray(
-        small.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32
-    ) / np.float32(255)
+    small = whole.resize((max(1, width // columns), max(1, height // rows)), Image.Resampling.BOX)
+    return np.asarray(small.resize((width, height), method), dtype=np.float32) / np.float32(255)
 
 
 def _develop(image: Floats, weather: Weather, rng: np.random.Generator) -> UInt8Array:
     """Blur, tint, saturation, contrast, exposure, sensor noise; to bytes."""
     if weather.blur > 0:
-        image = (1 - 0.7 * weather.blur) * image + 0.7 * weather.blur * _blurred(image, 2)
+        image = (1 - 0.7 * weather.blur) * image + 0.7 * weather.blur * _blurred(image, 2, 2)
     image = image * np.array(weather.tint, dtype=np.float32) * np.float32(weather.exposure)
     luma = (image * _LUMA).sum(axis=-1, keepdims=True)
     image = luma + np.float32(weather.saturation) * (image - luma)

@@ -7,7 +7,6 @@ plain values, so that it means the same on every node.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import torch
 
 from gkd_scale.cache.cluster import refuse_silent
 from gkd_scale.cache.config import MirrorConfig
-from gkd_scale.cache.joined import Joined, open_joined
+from gkd_scale.cache.joined import open_joined
 from gkd_scale.cache.location import is_url
-from gkd_scale.cache.reader import Caches
 from gkd_scale.demo import defaults
 from gkd_scale.distill import stage1
 from gkd_scale.distill.config import Stage1Config
@@ -28,6 +26,7 @@ from gkd_scale.models import backbone
 from gkd_scale.models import spec as models
 from gkd_scale.search import space as spaces
 from gkd_scale.search.config import SearchConfig
+from gkd_scale.segment.config import DEFAULT_TRAIN, DEFAULT_VAL
 from gkd_scale.segment.datasets import registry
 
 LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
@@ -54,7 +53,6 @@ class SearchPlan:
     image_size: tuple[int, int]
     probe: str
     probe_images: int
-    steps: int
     every: int
     workers: int
     cpu: float
@@ -78,7 +76,8 @@ def check(cfg: SearchConfig) -> SearchPlan:
     train, val, test = _domains(cfg)
     cpu, gpu = _resources(cfg)
     _provide(cfg)
-    caches = tuple(_absolute(cache) for cache in cfg.cache)
+    caches = tuple(cache if is_url(cache) else str(Path(cache).expanduser().resolve()) for cache in cfg.cache)
+    opened = open_joined(caches, home=cfg.mirror.folder, limit=round(cfg.mirror.gb * 1e9))
     plan = SearchPlan(
         space=space,
         base=base,
@@ -89,10 +88,9 @@ def check(cfg: SearchConfig) -> SearchPlan:
         train=train,
         val=val,
         test=test,
-        image_size=_open(caches, cfg).image_size,
+        image_size=opened.image_size,
         probe=cfg.trial.probe,
         probe_images=cfg.trial.probe_images,
-        steps=cfg.trial.steps,
         every=cfg.trial.every,
         workers=cfg.trial.workers,
         cpu=cpu,
@@ -162,7 +160,8 @@ def _check_batches(cfg: SearchConfig, space: spaces.Space) -> None:
 
 def _domains(cfg: SearchConfig) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """``train``, ``val`` and ``test``, ADAPTER:PATH by name; ConfigError if a test domain is selected on."""
-    train, val = _refs(cfg.domains.train_refs(), "--train"), _refs(cfg.domains.val_refs(), "--val")
+    train = _refs(cfg.domains.train or [DEFAULT_TRAIN], "--train")
+    val = _refs(cfg.domains.val or [DEFAULT_VAL], "--val")
     test = _refs(cfg.domains.test, "--test")
     for flag, domains in (("--train", train), ("--val", val)):
         for name, ref in domains.items():
@@ -219,21 +218,18 @@ def _check_datasets(plan: SearchPlan) -> None:
         registry.glance(dataset)
 
 
-# ------------------------------------------------------------------------------ caches and student
-
-
-def _absolute(cache: str) -> str:
-    return cache if is_url(cache) else str(Path(cache).expanduser().resolve())
-
-
-def _open(caches: tuple[str, ...], cfg: SearchConfig) -> Caches | Joined:
-    """The caches; CacheError if one is missing or they do not fit together."""
-    return open_joined(caches, home=cfg.mirror.folder, limit=round(cfg.mirror.gb * 1e9))
+# ---------------------------------------------------------------------------------------- student
 
 
 def _check_student(plan: SearchPlan) -> None:
     """ModelError unless the student's name is timm's or ours, and timm builds all that the space can draw."""
-    for params in [{}, *_values_of(plan.space, "student")]:
+    drawn = [
+        {key: value}
+        for key, dimension in plan.space.searched.items()
+        if key.startswith("student")
+        for value in (*dimension.values, *spaces.between(dimension))
+    ]
+    for params in [{}, *drawn]:
         for cfg in plan.stage1(params, plan.out).per_student():
             (name,) = cfg.student.names
             spec, _ = models.resolve(str(name), cfg.student.args)
@@ -243,19 +239,8 @@ def _check_student(plan: SearchPlan) -> None:
                 with torch.device("meta"), torch.random.fork_rng(devices=[]):
                     backbone.any_size(spec, drop_path=cfg.student.drop_path)
             except ModelError as error:
-                where = f"{plan.space.path}, {_describe(params)}: " if params else ""
+                where = "".join(f"{plan.space.path}, {key} {value}: " for key, value in params.items())
                 raise ModelError(f"{where}{error.message}", error.hint) from None
-
-
-def _values_of(space: spaces.Space, prefix: str) -> Iterator[dict[str, Any]]:
-    """The values that a trial could draw for the options that start with ``prefix``, one option each."""
-    for key, dimension in space.searched.items():
-        if key.startswith(prefix):
-            yield from ({key: value} for value in (*dimension.values, *spaces.between(dimension)))
-
-
-def _describe(params: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in params.items())
 
 
 # -------------------------------------------------------------------------------------- resources

@@ -51,12 +51,6 @@ class DomainsConfig:
                 f"{present} is given without {missing}", "give both, or neither for the embedded data"
             )
 
-    def train_refs(self) -> list[str]:
-        return self.train or [DEFAULT_TRAIN]
-
-    def val_refs(self) -> list[str]:
-        return self.val or [DEFAULT_VAL]
-
 
 @dataclass
 class TrialConfig:

@@ -44,8 +44,7 @@ def commands(cfg: SearchConfig, plan: SearchPlan, out: Path, test: dict[str, str
     first = [*launch, str(LAUNCHERS / "stage1.py"), "--config", str(cfg.out / "best.yaml")]
     second = [*launch, str(LAUNCHERS / "stage2.py"), "--ds-config", plan.base["ds_config"]]
     for flag, refs in (("--train", plan.train), ("--val", plan.val)):
-        for ref in refs.values():
-            second += [flag, ref]
+        second += [part for ref in refs.values() for part in (flag, ref)]
     second += ["--backbone", str(stage1), "--image-size", "x".join(map(str, plan.image_size))]
     second += ["--head", cfg.final.head, "--steps", str(cfg.final.head_steps), "--out", str(stage2)]
     first += ["--steps", str(cfg.final.steps or cfg.trial.steps), "--out", str(stage1)]

@@ -121,16 +121,20 @@ class Board(tune.Callback):
 
     def _finish(self, trial: Any, state: str) -> None:
         self.finished.add(trial.trial_id)
-        outcome, reason = status(trial, state, self.steps), cause(trial, state)
-        self.results.mark(trial.trial_id, self._number(trial.trial_id), outcome, trial.config, reason)
+        outcome, reason = self._mark(trial, state)
         if outcome in (results.DONE, results.STOPPED):
             files.write_text(self.out / "trials" / trial.trial_id / ENDED, f"{outcome}\n")
         self._line(f"{self._name(trial)} {outcome}" + (f": {reason}" if reason else ""))
 
+    def _mark(self, trial: Any, state: str) -> tuple[str, str | None]:
+        """Put how a trial in ``state`` stands, and why it failed, into the results; both are returned."""
+        outcome, reason = status(trial, state, self.steps), cause(trial, state)
+        self.results.mark(trial.trial_id, self._number(trial.trial_id), outcome, trial.config, reason)
+        return outcome, reason
+
     def _write(self, trials: list[Any]) -> None:
         for trial in trials:
-            outcome, reason = status(trial, trial.status, self.steps), cause(trial, trial.status)
-            self.results.mark(trial.trial_id, self._number(trial.trial_id), outcome, trial.config, reason)
+            self._mark(trial, trial.status)
         self.results.write()
         self.written = time.monotonic()
 

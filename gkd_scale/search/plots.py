@@ -50,7 +50,10 @@ def coordinates(trials: list[Trial], space: Space, low: float, high: float) -> s
     """Parallel coordinates: an axis an option, and the mIoU."""
     keys = list(space.searched)
     gap = (WIDTH - 2 * LEFT) / len(keys)
-    parts = [_axis(i * gap, *_ends(space.searched[key]), key) for i, key in enumerate(keys)]
+    parts = []
+    for i, key in enumerate(keys):
+        values = space.searched[key].values
+        parts.append(_axis(i * gap, format_value(values[0]), format_value(values[-1]), key))
     parts.append(_axis(len(keys) * gap, f"{low:.1f}", f"{high:.1f}", "mIoU"))
     for trial in sorted(trials, key=lambda item: item.curve[-1][1]):
         points = [
@@ -66,11 +69,8 @@ def coordinates(trials: list[Trial], space: Space, low: float, high: float) -> s
 def position(dimension: Dimension, value: Any) -> float:
     """Where a value lies on its axis, 0 to 1."""
     if dimension.kind == "choice":
-        return (
-            dimension.values.index(value) / max(1, len(dimension.values) - 1)
-            if value in dimension.values
-            else 0.0
-        )
+        place = dimension.values.index(value) if value in dimension.values else 0
+        return place / max(1, len(dimension.values) - 1)
     low, high = dimension.values
     if dimension.kind.startswith("log"):
         low, high, value = math.log(low), math.log(high), math.log(value)
@@ -85,9 +85,8 @@ def bars(importance: dict[str, float]) -> str:
     for index, (key, value) in enumerate(importance.items()):
         y = 10 + 24 * index
         rows.append(f'<rect x="220" y="{y}" width="{600 * value:.1f}" height="16"/>')
-        rows.append(
-            _text(210, y + 13, key, "end") + _text(230 + 600 * value, y + 13, f"{value:.2f}", "start")
-        )
+        rows.append(_text(210, y + 13, key, "end"))
+        rows.append(_text(230 + 600 * value, y + 13, f"{value:.2f}", "start"))
     return _svg("importance of each option", rows, 20 + 24 * len(importance))
 
 
@@ -105,10 +104,6 @@ def listing(trials: list[Trial], best: Trial, steps: int) -> str:
         rows.append(f'<tr{mark}><th scope="row">{trial.number}</th>{columns}</tr>')
     body = "".join(rows)
     return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _ends(dimension: Dimension) -> tuple[str, str]:
-    return format_value(dimension.values[0]), format_value(dimension.values[-1])
 
 
 def _share(value: float, low: float, high: float) -> float:
@@ -131,12 +126,10 @@ def _line(points: list[tuple[float, float]], trial: Trial, low: float, high: flo
     return f'<path d="{path}" stroke="{colour}" stroke-width="2"><title>{title}</title></path>'
 
 
-def _axis(x: float, low: Any, high: Any, name: str) -> str:
+def _axis(x: float, low: str, high: str, name: str) -> str:
     line = f'<path d="M{LEFT + x:.1f},{TOP} V{HEIGHT - TOP}" class="axis"/>'
     labels = ((TOP - 4, high), (HEIGHT - TOP + 13, low), (TOP - 17, name))
-    return line + "".join(
-        _text(LEFT + x, y, label if isinstance(label, str) else f"{label:.1f}") for y, label in labels
-    )
+    return line + "".join(_text(LEFT + x, y, label) for y, label in labels)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
@@ -146,5 +139,6 @@ def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
 def _svg(title: str, parts: list[str], height: int = HEIGHT) -> str:
     return (
         f'<svg class="drawing" role="img" aria-label="{html.escape(title)}" viewBox="0 0 {WIDTH} {height}">'
-        + ("".join(parts) + "</svg>")
+        + "".join(parts)
+        + "</svg>"
     )

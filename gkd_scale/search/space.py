@@ -15,7 +15,9 @@ a fraction for an option of whole numbers is one error before anything starts.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -74,10 +76,10 @@ class Space:
 def read(name: str | Path, base: Mapping[str, Any]) -> Space:
     """The space in a file, or the bundled one of that name, checked on top of ``base``; ConfigError."""
     path = find(name)
-    values = _flatten(path, config.read_yaml(path))
     space = Space(path, {}, {})
-    for key, value in values.items():
-        _refuse_owned(path, key)
+    for key, value in _flatten(path, config.read_yaml(path)).items():
+        if key in OWNED:
+            raise ConfigError(f"{path} sets '{key}', which the search decides", f"remove '{key}' from {path}")
         dimension = parse(value, f"{path}: '{key}'")
         if dimension is None:
             space.fixed[key] = value
@@ -158,11 +160,6 @@ def _flatten(path: Path, values: Mapping[str, Any], prefix: str = "") -> dict[st
     return flat
 
 
-def _refuse_owned(path: Path, key: str) -> None:
-    if key in OWNED:
-        raise ConfigError(f"{path} sets '{key}', which the search decides", f"remove '{key}' from {path}")
-
-
 def _checked(space: Space, base: Mapping[str, Any]) -> Space:
     """The space, with each value as the type its option has; ConfigError if stage 1 refuses one."""
     try:
@@ -219,10 +216,7 @@ def _require_fractions(space: Space, base: Mapping[str, Any], key: str, dimensio
 
 
 def _leaf(cfg: Stage1Config, key: str) -> Any:
-    value: Any = config.to_dict(cfg)
-    for part in key.split("."):
-        value = value[part]
-    return value
+    return functools.reduce(operator.getitem, key.split("."), config.to_dict(cfg))
 
 
 def defaults(
@@ -235,23 +229,17 @@ def defaults(
     cfg = space.configure(base, {})
     inside_space = {}
     for key, dimension in space.searched.items():
-        value = _leaf_or_none(cfg, key)
+        try:
+            value = _leaf(cfg, key)
+        except KeyError:
+            value = None
         if key == "optim.lr" and value is None:
             value = default_lr(cfg, cfg.run.global_batch or 32)
         is_range = dimension.kind in RANGES and value is not None
-        inside = (
-            dimension.values[0] <= value <= dimension.values[1] if is_range else value in dimension.values
-        )
-        if inside:
+        low, high = dimension.values[0], dimension.values[-1]
+        if low <= value <= high if is_range else value in dimension.values:
             inside_space[key] = value
     return inside_space
-
-
-def _leaf_or_none(cfg: Stage1Config, key: str) -> Any:
-    try:
-        return _leaf(cfg, key)
-    except KeyError:
-        return None
 
 
 _MUTABLE = ("optim.", "loss.", "mask.", "drop_path")

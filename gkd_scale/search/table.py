@@ -33,12 +33,11 @@ def table(trials: Sequence[Trial], steps: int, best: Trial | None = None, limit:
     for name in options:
         grid.add_column(name.replace(".", ".\n"), no_wrap=True)
     for trial in _select(trials, limit):
-        score = "–" if trial.score is None else f"{trial.score:.2f}"
         grid.add_row(
             str(trial.number),
             f"[{STYLES.get(trial.status, 'default')}]{trial.status}[/]",
             f"{trial.steps}/{steps}",
-            score,
+            "–" if trial.score is None else f"{trial.score:.2f}",
             f"{trial.seconds:.0f}",
             *(format_value(trial.config.get(key)) for key in options),
             style="bold" if best is not None and trial.name == best.name else None,

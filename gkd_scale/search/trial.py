@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import os
 import socket
 import statistics
@@ -30,7 +31,6 @@ from ray import tune
 
 from gkd_scale import files
 from gkd_scale.config import changed, to_dict
-from gkd_scale.distill.config import Stage1Config
 from gkd_scale.engine import runlog
 from gkd_scale.engine.runtime import free_port
 from gkd_scale.errors import DiskFullError, GkdError
@@ -242,8 +242,6 @@ def _report(plan: SearchPlan, name: str, row: dict[str, Any]) -> None:
 
 def _fork(plan: SearchPlan, name: str, params: dict[str, Any]) -> bool:
     """Go on from another trial's checkpoint, with this trial's options; False if Tune hands none over."""
-    import json
-
     from gkd_scale.engine import checkpoint
 
     pointer = tune.get_checkpoint()
@@ -253,13 +251,9 @@ def _fork(plan: SearchPlan, name: str, params: dict[str, Any]) -> bool:
         donor = json.loads((Path(folder) / "pointer.json").read_text())
     if donor["trial"] == name:
         return False
-    trials, out = plan.out / "trials", plan.out / "trials" / name
+    trials = plan.out / "trials"
     source = checkpoint.path(trials / donor["trial"] / "checkpoints", donor["step"])
-    changes = _identity(plan.stage1(params, out))
-    checkpoint.fork(source, out / "checkpoints", changes)
+    options = to_dict(plan.stage1(params, trials / name))
+    changes = {key: options[key] for key in ("optim", "loss", "mask", "drop_path")}
+    checkpoint.fork(source, trials / name / "checkpoints", changes)
     return True
-
-
-def _identity(cfg: Stage1Config) -> dict[str, Any]:
-    """The options that a checkpoint's identity holds as they are."""
-    return {key: to_dict(cfg)[key] for key in ("optim", "loss", "mask", "drop_path")}

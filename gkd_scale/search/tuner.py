@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,9 +117,7 @@ def _algorithms(cfg: SearchConfig, plan: SearchPlan) -> tuple[dict[str, Any], di
     }
     settings: dict[str, Any] = {**OBJECTIVE, "scheduler": _scheduler(cfg, space), "reuse_actors": False}
     if cfg.choice.search == "grid":
-        count = 1
-        for dimension in plan.space.searched.values():
-            count *= len(dimension.values)
+        count = math.prod(len(dimension.values) for dimension in plan.space.searched.values())
         return space, {**settings, "num_samples": 1, "count": count}
     start = [plan.default] if plan.default else None
     if cfg.choice.search == "tpe" and cfg.choice.scheduler != "pbt":
