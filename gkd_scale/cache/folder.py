@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +150,7 @@ def missing_shards(folder: Path, spec: Spec, outbox: Outbox | None) -> list[Shar
     table = None
     with contextlib.suppress(Exception):  # none yet, or damaged: each shard is judged by itself
         table = read_shards(folder, spec)
-    tasks = [ShardTask(view, shard) for view in range(spec.views) for shard in range(spec.shards)]
+    tasks = itertools.starmap(ShardTask, spec.view_shards)
     missing = [task for task in tasks if not _is_built(folder, spec, task, table, outbox)]
     if missing:
         for task in missing:

@@ -131,9 +131,7 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
 def _commit(folder: Path, spec: Spec, sizes: list[int], manifest: Path) -> None:
     """Write the table of the shards and the checksums, then give the manifest its name."""
     indexes = [
-        bytes.fromhex(sha256_file(index_path(folder, view, shard)))
-        for view in range(spec.views)
-        for shard in range(spec.shards)
+        bytes.fromhex(sha256_file(index_path(folder, view, shard))) for view, shard in spec.view_shards
     ]
     digest = sha256_file(manifest)
     about = {"spec": spec.hash(), "files": {**_digests(folder, _root_files(spec)), MANIFEST: digest}}
@@ -153,11 +151,7 @@ def _commit(folder: Path, spec: Spec, sizes: list[int], manifest: Path) -> None:
 
 def _commit_older(folder: Path, spec: Spec, sizes: list[int], rows: list[Row]) -> None:
     """The manifest of formats 1 and 2."""
-    indexes = [
-        index_path(Path(), view, shard).as_posix()
-        for view in range(spec.views)
-        for shard in range(spec.shards)
-    ]
+    indexes = [index_path(Path(), view, shard).as_posix() for view, shard in spec.view_shards]
     files = _digests(folder, [*_root_files(spec), *indexes])
     about = {"spec": spec.hash(), "shard_sizes": sizes, "files": files}
     data = older.manifest_bytes(_COLUMNS, rows, about)

@@ -457,12 +457,9 @@ def refuse_unlike(one: Cache, other: Cache) -> None:
 
 
 def _unfinished(path: Path, spec: Spec) -> CacheError:
-    total = spec.views * spec.shards
-    complete = sum(
-        index_path(path, view, shard).exists() for view in range(spec.views) for shard in range(spec.shards)
-    )
+    missing = sum(not index_path(path, view, shard).exists() for view, shard in spec.view_shards)
     return CacheError(
-        f"the cache {path} is unfinished: {total - complete} of {total} shards are missing",
+        f"the cache {path} is unfinished: {missing} of {len(spec.view_shards)} shards are missing",
         "run the same cache-teacher command again: it goes on where it stopped",
     )
 

@@ -47,7 +47,7 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     root = root.rstrip("/")
     if not root:
         raise CacheError(f"{url} names no bucket or folder", "for example s3://bucket/proxy")
-    tars = [tar_path(Path(), view, shard) for view in range(spec.views) for shard in range(spec.shards)]
+    tars = [tar_path(Path(), view, shard) for view, shard in spec.view_shards]
     shards = [path.as_posix() for tar in tars for path in (tar, tar.with_suffix(".parquet"))]
     small = [name for name in (SPEC, PLAN, STATE) if (folder / name).exists()]
     certificates = [path.name for path in sorted(folder.glob("certificate-*.json"))]

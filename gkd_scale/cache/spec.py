@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ class Spec:
     def shards(self) -> int:
         """Shards of one view."""
         return -(-self.images // self.samples_per_shard)
+
+    @property
+    def view_shards(self) -> list[tuple[int, int]]:
+        """(view, shard) of all shards, a view after the other."""
+        return list(product(range(self.views), range(self.shards)))
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON types."""
