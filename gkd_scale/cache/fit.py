@@ -12,10 +12,9 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.plan import ImagePlan
 from gkd_scale.cache.spec import read_spec
 from gkd_scale.cache.teacher import run_teacher
-from gkd_scale.cache.views import MadeView, view_of
+from gkd_scale.cache.views import MadeView, views_of
 from gkd_scale.errors import CacheError, DamageError, DataError
 from gkd_scale.moments import Moments
-from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Teacher
 
 
@@ -36,12 +35,7 @@ def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
     A function of the images, the teacher and the batch size. DataError if no image can be read.
     """
     entries = plan.spread(cfg.codec_fit)
-    views = prefetch(
-        lambda entry: view_of(cfg, plan, entry, 0),
-        entries,
-        cfg.threads,
-        cfg.batch_size + 2 * cfg.threads,
-    )
+    views = views_of(cfg, plan, ((entry, 0) for entry in entries))
     moments = Moments(teacher.dim)
     batch: list[MadeView] = []
     for place, view in enumerate(views):

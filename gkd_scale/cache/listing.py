@@ -10,11 +10,11 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from gkd_scale.cache.beside import is_hidden, is_system_file, kinds
 from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar
@@ -42,10 +42,6 @@ class Unit:
     tars: list[str] = field(default_factory=list)
     others: dict[str, int] = field(default_factory=dict)
     """Counts of other files by their ending."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The unit as JSON types."""
-        return asdict(self)
 
 
 Images = Sequence[tuple[str, int]]

@@ -27,16 +27,8 @@ import pyarrow.parquet as pq
 from gkd_scale.cache import older
 from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.plan import PLAN, Entry, ImagePlan
-from gkd_scale.cache.rows import GROUP, Rows, RowWriter, table_bytes
-from gkd_scale.cache.shard import (
-    METADATA,
-    ShardInfo,
-    index_path,
-    json_bytes,
-    metadata_of,
-    read_info,
-    tar_path,
-)
+from gkd_scale.cache.rows import GROUP, METADATA, Rows, RowWriter, table_bytes
+from gkd_scale.cache.shard import ShardInfo, index_path, json_bytes, metadata_of, read_info, tar_path
 from gkd_scale.cache.spec import FORMAT, SPEC, Spec
 from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError, DataError
@@ -122,8 +114,7 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
     with open(path, "wb") as file:
         with RowWriter(file, schema, plain=("sid", "path")) as writer:
             while chunk := list(islice(rows, GROUP)):
-                columns = zip(zip(*chunk, strict=True), _COLUMNS.values(), strict=True)
-                writer.add(pa.table([pa.array(*column) for column in columns], names=list(_COLUMNS)))
+                writer.add(pa.Table.from_arrays(list(zip(*chunk, strict=True)), schema=schema))
         file.flush()
         os.fsync(file.fileno())
 
@@ -136,8 +127,7 @@ def _commit(folder: Path, spec: Spec, sizes: list[int], manifest: Path) -> None:
     digest = sha256_file(manifest)
     about = {"spec": spec.hash(), "files": {**_digests(folder, _root_files(spec)), MANIFEST: digest}}
     schema = pa.schema(list(_SHARD_COLUMNS.items()), metadata={METADATA: json_bytes(about)})
-    columns = [pa.array(sizes * spec.views, pa.int64()), pa.array(indexes, pa.binary(32))]
-    data = table_bytes(pa.Table.from_arrays(columns, schema=schema))
+    data = table_bytes(pa.Table.from_arrays([sizes * spec.views, indexes], schema=schema))
     table = hashlib.sha256(data).hexdigest()
     checksums = f"{table}  {SHARDS}\n{digest}  {MANIFEST}\n"
     if holds(folder / MANIFEST, digest) and holds(folder / SHARDS, table) and _checksums(folder) == checksums:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gkd_scale.cache.rows import table_bytes
+from gkd_scale.cache.rows import METADATA, table_bytes
 from gkd_scale.cache.spec import SORTED
 from gkd_scale.randomness import generator
 
@@ -37,7 +37,7 @@ def plan_bytes(rows: Sequence[tuple[str, str, int]], samples_per_shard: int, ver
             "bytes": pa.array(sizes, pa.int64()),
             "shard": pa.array([row // samples_per_shard for row in range(len(rows))], pa.int64()),
         },
-        metadata=None if version == SORTED else {"gkd-scale": json.dumps({"format": version})},
+        metadata=None if version == SORTED else {METADATA: json.dumps({"format": version})},
     )
     return table_bytes(table)
 
@@ -46,9 +46,6 @@ def manifest_bytes(
     columns: Mapping[str, pa.DataType], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]
 ) -> bytes:
     """``manifest.parquet`` of all rows, with what ``about`` says as JSON."""
-    arrays = [
-        pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), columns.values(), strict=True)
-    ]
     text = json.dumps(about, sort_keys=True, separators=(",", ":"))
-    schema = pa.schema(list(columns.items()), metadata={"gkd-scale": text})
-    return table_bytes(pa.Table.from_arrays(arrays, schema=schema))
+    schema = pa.schema(list(columns.items()), metadata={METADATA: text})
+    return table_bytes(pa.Table.from_arrays(list(zip(*rows, strict=True)), schema=schema))

@@ -11,6 +11,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+METADATA = b"gkd-scale"
+"""Key of our JSON in the schema metadata of a file."""
+
 GROUP = 1 << 17
 """Rows of a row group."""
 

@@ -25,14 +25,11 @@ import pyarrow.parquet as pq
 from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codecs.base import Array
-from gkd_scale.cache.rows import table_bytes
+from gkd_scale.cache.rows import METADATA, table_bytes
 from gkd_scale.errors import DamageError
 from gkd_scale.files import atomic, own_temporary, sync_folder
 
 BLOCK = tarfile.BLOCKSIZE
-METADATA = b"gkd-scale"
-"""Key of our JSON in the schema metadata of a Parquet file."""
-
 COLUMNS = {
     "sid": pa.string(),
     "member": pa.string(),
@@ -192,9 +189,8 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
 
 def _index_table(info: ShardInfo, members: list[Member]) -> pa.Table:
     columns = list(zip(*members, strict=True)) or [()] * len(COLUMNS)
-    arrays = [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.values(), strict=True)]
     schema = pa.schema(list(COLUMNS.items()), metadata={METADATA: json_bytes(asdict(info))})
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 # -------------------------------------------------------------------------------------- reading
