@@ -28,8 +28,8 @@ from gkd_scale.cache import older
 from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.plan import PLAN, Entry, ImagePlan
 from gkd_scale.cache.rows import GROUP, METADATA, Rows, RowWriter, table_bytes
-from gkd_scale.cache.shard import ShardInfo, index_path, json_bytes, metadata_of, read_info, tar_path
-from gkd_scale.cache.spec import FORMAT, SPEC, Spec
+from gkd_scale.cache.shard import ShardInfo, index_path, metadata_of, read_info, tar_path
+from gkd_scale.cache.spec import FORMAT, SPEC, Spec, json_bytes
 from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError, DataError
 from gkd_scale.files import TEMPORARY, sha256_file, sync_folder, write_bytes, write_text

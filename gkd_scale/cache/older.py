@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gkd_scale.cache.rows import METADATA, table_bytes
-from gkd_scale.cache.spec import SORTED
+from gkd_scale.cache.spec import SORTED, json_bytes
 from gkd_scale.randomness import generator
 
 
@@ -46,6 +46,5 @@ def manifest_bytes(
     columns: Mapping[str, pa.DataType], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]
 ) -> bytes:
     """``manifest.parquet`` of all rows, with what ``about`` says as JSON."""
-    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
-    schema = pa.schema(list(columns.items()), metadata={METADATA: text})
+    schema = pa.schema(list(columns.items()), metadata={METADATA: json_bytes(about)})
     return table_bytes(pa.Table.from_arrays(list(zip(*rows, strict=True)), schema=schema))

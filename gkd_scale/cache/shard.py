@@ -26,6 +26,7 @@ from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codecs.base import Array
 from gkd_scale.cache.rows import METADATA, table_bytes
+from gkd_scale.cache.spec import json_bytes
 from gkd_scale.errors import DamageError
 from gkd_scale.files import atomic, own_temporary, sync_folder
 
@@ -125,15 +126,8 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._recount()
-        info = ShardInfo(
-            self.spec,
-            self.view,
-            self.shard,
-            self._samples,
-            self._size,
-            self._sha256.hexdigest(),
-            dict(errors),
-        )
+        content = self._samples, self._size, self._sha256.hexdigest()
+        info = ShardInfo(self.spec, self.view, self.shard, *content, dict(errors))
         self._temporary.replace(self.path)
         sync_folder(self.path.parent)
         index = self.path.with_suffix(".parquet")
@@ -180,11 +174,6 @@ def npy_bytes(array: Array) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
-
-
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Canonical JSON."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _index_table(info: ShardInfo, members: list[Member]) -> pa.Table:

@@ -140,8 +140,12 @@ def read_spec(folder: Path) -> Spec:
 
 def digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json_bytes(value)).hexdigest()
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Canonical JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def differences(

@@ -24,8 +24,8 @@ from PIL import Image, ImageEnhance
 from gkd_scale.cache import augment
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
 from gkd_scale.cache.plan import Entry, ImagePlan
-from gkd_scale.cache.shard import json_bytes
 from gkd_scale.cache.source import LabelledSource, ViewSource
+from gkd_scale.cache.spec import json_bytes
 from gkd_scale.images import Opened, UnreadableImage, one_line, open_bytes, open_image
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
