@@ -16,7 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -242,11 +242,8 @@ def parse_shards(data: bytes, spec: Spec) -> ShardTable:
         return ShardTable(identity, about["spec"], sizes, indexes, about["files"])
     about = metadata_of(pq.read_schema(pa.BufferReader(data)))
     sizes, files = about["shard_sizes"], about["files"]
-    names = [
-        index_path(Path(), view, shard).as_posix()
-        for view in range(spec.views)
-        for shard in range(len(sizes))
-    ]
+    places = product(range(spec.views), range(len(sizes)))
+    names = [index_path(Path(), *place).as_posix() for place in places]
     digests = np.frombuffer(b"".join(bytes.fromhex(files.pop(name)) for name in names), np.uint8)
     indexes = digests.reshape(spec.views, len(sizes), 32)
     return ShardTable(identity, about["spec"], np.array(sizes), indexes, {**files, MANIFEST: identity})

@@ -109,10 +109,13 @@ class Parts:
 
     def add(self, images: Images, unit: Unit | None = None) -> None:
         """Add (path, bytes) of images: all images of ``unit``, if it is given."""
-        self._paths += [path for path, _ in images]
+        paths = [path for path, _ in images]
+        self._paths += paths
         self._sizes += [size for _, size in images]
         if self._sift:
-            self._flag([path for path, _ in images])
+            flags = suspicious(paths)
+            self._flags += flags
+            self._suspects.add(compress(paths, flags))
         self.images += len(images)
         if unit is not None:
             self._units.append(unit)
@@ -176,11 +179,6 @@ class Parts:
         self._only_images = True
         self.images -= self.suspects.count
         return self.suspects.note()
-
-    def _flag(self, paths: list[str]) -> None:
-        flags = suspicious(paths)
-        self._flags += flags
-        self._suspects.add(compress(paths, flags))
 
     def _pack(self) -> None:
         """Turn the last images into columns."""
