@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 
 import numpy as np
 
@@ -37,14 +38,10 @@ def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
     entries = plan.spread(cfg.codec_fit)
     views = views_of(cfg, plan, ((entry, 0) for entry in entries))
     moments = Moments(teacher.dim)
-    batch: list[MadeView] = []
-    for place, view in enumerate(views):
-        if isinstance(view, MadeView):
-            batch.append(view)
-        if batch and (place == len(entries) - 1 or len(batch) == cfg.batch_size):
-            tokens = run_teacher(teacher, np.stack([item.pixels for item in batch])).patches.numpy()
-            moments.update(tokens.reshape(-1, teacher.dim))
-            batch = []
+    whole = (view for view in views if isinstance(view, MadeView))
+    while batch := list(islice(whole, cfg.batch_size)):
+        tokens = run_teacher(teacher, np.stack([view.pixels for view in batch])).patches.numpy()
+        moments.update(tokens.reshape(-1, teacher.dim))
     if not moments.count:
         raise DataError(f"none of {len(entries)} images of {cfg.images} could be read", "check --images")
     return fit_codec(cfg.codec, moments.mean, moments.covariance)

@@ -93,11 +93,9 @@ class WholeListing:
 
     @property
     def notes(self) -> Sequence[str]:
-        """As :attr:`Listing.notes`."""
         return getattr(self._lister, "notes", ())
 
     def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[None, Images]]:  # noqa: ARG002
-        """As :meth:`Listing.units`: images without a unit."""
         images = self._lister.entries()
         if isinstance(images, list):  # a label may lie far from its image
             yield None, images
@@ -111,7 +109,6 @@ class WholeListing:
         raise FileNotFoundError(unit)
 
     def empty(self) -> DataError:
-        """As :meth:`Listing.empty`."""
         return DataError(f"{self._images} holds no images", f"check --images: {ACCEPTED}")
 
 
@@ -133,7 +130,6 @@ class FolderListing:
 
     @property
     def notes(self) -> list[str]:
-        """Lines about what is left out. Complete after the last unit."""
         notes = []
         if self._tars:
             read = f"--images '{self._pattern()}' reads them"
@@ -143,7 +139,6 @@ class FolderListing:
         return notes
 
     def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
-        """As :meth:`Listing.units`."""
         links = [""]
         while links:
             level = [links.pop(0)]
@@ -163,7 +158,6 @@ class FolderListing:
         return str((self._root / unit).stat().st_mtime_ns)
 
     def empty(self) -> DataError:
-        """The error of a folder without images."""
         tars = [f"tars: {len(self._tars)}"] if self._tars else []
         what = ", ".join([*tars, kinds(self._others)] if self._others else tars)
         hint = f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images"
@@ -264,7 +258,6 @@ class PrefixListing:
         self.tars = 0
 
     def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
-        """As :meth:`Listing.units`."""
         level, whole = [""], False
         while level:
             whole = whole or len(level) >= _ENOUGH

@@ -27,19 +27,14 @@ def order(images: int, seed: int, version: int) -> npt.NDArray[np.uint32]:
     return places
 
 
-def plan_bytes(rows: Sequence[tuple[str, str, int]], samples_per_shard: int, version: int) -> bytes:
+def plan_bytes(
+    schema: pa.Schema, rows: Sequence[tuple[str, str, int]], samples_per_shard: int, version: int
+) -> bytes:
     """``plan.parquet`` of (sid, name, bytes) in the order of the shards."""
-    sids, names, sizes = zip(*rows, strict=True)
-    table = pa.table(
-        {
-            "sid": pa.array(sids, pa.string()),
-            "path": pa.array(names, pa.string()),
-            "bytes": pa.array(sizes, pa.int64()),
-            "shard": pa.array([row // samples_per_shard for row in range(len(rows))], pa.int64()),
-        },
-        metadata=None if version == SORTED else {METADATA: json.dumps({"format": version})},
-    )
-    return table_bytes(table)
+    if version != SORTED:
+        schema = schema.with_metadata({METADATA: json.dumps({"format": version})})
+    shards = [row // samples_per_shard for row in range(len(rows))]
+    return table_bytes(pa.Table.from_arrays([*zip(*rows, strict=True), shards], schema=schema))
 
 
 def manifest_bytes(

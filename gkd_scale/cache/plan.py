@@ -293,6 +293,6 @@ def _old_plan(
     entries = [entries[place] for place in older.order(len(entries), seed, version)]
     lines = [(entry.sid, entry.name, entry.bytes) for entry in entries]
     escaped = {entry.sid: entry.path for entry in entries if entry.path != entry.name}
-    data = older.plan_bytes(lines, samples_per_shard, version)
+    data = older.plan_bytes(_SCHEMA, lines, samples_per_shard, version)
     rows = Rows(data, _SCHEMA.names[:3])
     return ImagePlan(rows, samples_per_shard, digest, seed, version, source, notes, escaped=escaped)

@@ -123,7 +123,9 @@ def _check_root(path: Path, root: _Root) -> Iterator[str]:
     for name in (SPEC, PLAN, *([STATE] if fitted else [])):
         yield from _check_file(path, name, root)
     if root.spec:
-        yield from _check_certificates(path, root.spec)
+        for file in sorted(path.glob(PATTERN)):
+            if damage := certificate_damage(file, root.spec.hash()):
+                yield f"{file.name}: {damage}"
 
 
 def _check_table(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
@@ -169,12 +171,6 @@ def _check_manifest(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
         yield f"{MANIFEST}: {duplicates} sids are there twice"
     if root.table is not None and sizes.tolist() != root.table.sizes.tolist():
         yield f"{MANIFEST}: its rows do not add up to its shard sizes"
-
-
-def _check_certificates(path: Path, spec: Spec) -> Iterator[str]:
-    for file in sorted(path.glob(PATTERN)):
-        if damage := certificate_damage(file, spec.hash()):
-            yield f"{file.name}: {damage}"
 
 
 def _check_file(path: Path, name: str, root: _Root) -> Iterator[str]:
