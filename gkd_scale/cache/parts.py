@@ -196,7 +196,7 @@ class Parts:
         self._pack()
         numbers = [int(path.stem.removeprefix("part-")) for path in self._files]
         path = self.folder / f"part-{max(numbers, default=-1) + 1:06d}.arrow"
-        about = {**self._made_from, "rows": self._rows, "units": list(map(asdict, self._units))}
+        about = {**self._made_from, "rows": self._rows, "units": [asdict(unit) for unit in self._units]}
         about["suspects"] = self._suspects.to_dict()
         self.suspects.merge(about["suspects"])
         self._writer.submit(partial(_write_part, path, self._tables, about))
