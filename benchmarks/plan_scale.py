@@ -139,9 +139,9 @@ def make(shards: int, folder: Path) -> dict[str, float]:
     from gkd_scale.cache.build import build
     from gkd_scale.cache.config import CacheTeacherConfig
     from gkd_scale.cache.order import Order
-    from gkd_scale.cache.rows import table_bytes
-    from gkd_scale.cache.shard import METADATA, index_path, json_bytes, tar_path
-    from gkd_scale.cache.spec import SPEC, read_spec, write_spec
+    from gkd_scale.cache.rows import METADATA, table_bytes
+    from gkd_scale.cache.shard import index_path, tar_path
+    from gkd_scale.cache.spec import SPEC, json_bytes, read_spec, write_spec
     from gkd_scale.files import sha256_file
 
     cfg = CacheTeacherConfig(images="names", image_size="32x48", out=folder, samples_per_shard=SHARD)

@@ -23,65 +23,9 @@ _PROBABILITY = 0.5
 _SPREAD = 0.5
 
 
-def _autocontrast(image: Image.Image, _: float) -> Image.Image:
-    return ImageOps.autocontrast(image)
-
-
-def _equalize(image: Image.Image, _: float) -> Image.Image:
-    return ImageOps.equalize(image)
-
-
-def _invert(image: Image.Image, _: float) -> Image.Image:
-    return ImageOps.invert(image)
-
-
-def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    return image.rotate(degrees, **_filling(image))
-
-
-def _posterize(image: Image.Image, bits: float) -> Image.Image:
-    return ImageOps.posterize(image, max(1, int(bits)))
-
-
-def _solarize(image: Image.Image, threshold: float) -> Image.Image:
-    return ImageOps.solarize(image, int(threshold))
-
-
 def _solarize_add(image: Image.Image, add: float) -> Image.Image:
     table = [min(255, value + int(add)) if value < 128 else value for value in range(256)]
     return image.point(table * 3)
-
-
-def _color(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Color(image).enhance(factor)
-
-
-def _contrast(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Contrast(image).enhance(factor)
-
-
-def _brightness(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(factor)
-
-
-def _sharpness(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(factor)
-
-
-def _shear_x(image: Image.Image, factor: float) -> Image.Image:
-    return _affine(image, (1, factor, 0, 0, 1, 0))
-
-
-def _shear_y(image: Image.Image, factor: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, factor, 1, 0))
-
-
-def _translate_x(image: Image.Image, share: float) -> Image.Image:
-    return _affine(image, (1, 0, share * image.width, 0, 1, 0))
-
-
-def _translate_y(image: Image.Image, share: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, share * image.height))
 
 
 def _affine(image: Image.Image, data: tuple[float, ...]) -> Image.Image:
@@ -99,21 +43,26 @@ _Operation = Callable[[Image.Image, float], Image.Image]
 
 # Name: the operation, and its argument at strength 0 and at strength 1; signed ones go either way.
 _OPERATIONS: dict[str, tuple[_Operation, float, float, bool]] = {
-    "autocontrast": (_autocontrast, 0, 0, False),
-    "equalize": (_equalize, 0, 0, False),
-    "invert": (_invert, 0, 0, False),
-    "rotate": (_rotate, 0, 30, True),
-    "posterize": (_posterize, 4, 0, False),
-    "solarize": (_solarize, 256, 0, False),
+    "autocontrast": (lambda image, _: ImageOps.autocontrast(image), 0, 0, False),
+    "equalize": (lambda image, _: ImageOps.equalize(image), 0, 0, False),
+    "invert": (lambda image, _: ImageOps.invert(image), 0, 0, False),
+    "rotate": (lambda image, degrees: image.rotate(degrees, **_filling(image)), 0, 30, True),
+    "posterize": (lambda image, bits: ImageOps.posterize(image, max(1, int(bits))), 4, 0, False),
+    "solarize": (lambda image, threshold: ImageOps.solarize(image, int(threshold)), 256, 0, False),
     "solarize_add": (_solarize_add, 0, 110, False),
-    "color": (_color, 0, 0.9, True),
-    "contrast": (_contrast, 0, 0.9, True),
-    "brightness": (_brightness, 0, 0.9, True),
-    "sharpness": (_sharpness, 0, 0.9, True),
-    "shear_x": (_shear_x, 0, 0.3, True),
-    "shear_y": (_shear_y, 0, 0.3, True),
-    "translate_x": (_translate_x, 0, 0.45, True),
-    "translate_y": (_translate_y, 0, 0.45, True),
+    "color": (lambda image, factor: ImageEnhance.Color(image).enhance(factor), 0, 0.9, True),
+    "contrast": (lambda image, factor: ImageEnhance.Contrast(image).enhance(factor), 0, 0.9, True),
+    "brightness": (lambda image, factor: ImageEnhance.Brightness(image).enhance(factor), 0, 0.9, True),
+    "sharpness": (lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor), 0, 0.9, True),
+    "shear_x": (lambda image, factor: _affine(image, (1, factor, 0, 0, 1, 0)), 0, 0.3, True),
+    "shear_y": (lambda image, factor: _affine(image, (1, 0, 0, factor, 1, 0)), 0, 0.3, True),
+    "translate_x": (lambda image, share: _affine(image, (1, 0, share * image.width, 0, 1, 0)), 0, 0.45, True),
+    "translate_y": (
+        lambda image, share: _affine(image, (1, 0, 0, 0, 1, share * image.height)),
+        0,
+        0.45,
+        True,
+    ),
 }
 _GEOMETRY = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _ENHANCE = ("color", "contrast", "brightness", "sharpness")

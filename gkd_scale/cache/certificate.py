@@ -6,12 +6,11 @@ part of its chain of checksums; it carries its own checksum and the hash of the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gkd_scale.cache.shard import json_bytes
+from gkd_scale.cache.spec import digest
 from gkd_scale.commands import shell
 from gkd_scale.errors import DamageError
 from gkd_scale.files import write_json
@@ -63,14 +62,14 @@ def write_certificate(folder: Path, certificate: Certificate) -> None:
     """Store a certificate in the cache; it replaces an earlier one of the same codec."""
     content = asdict(certificate)
     path = certificate_path(folder, certificate.codec)
-    write_json(path, {**content, "checksum": _checksum(content)}, unlocked=True)
+    write_json(path, {**content, "checksum": digest(content)}, unlocked=True)
 
 
 def read_certificate(path: Path, spec: str) -> Certificate:
     """The certificate in a file of the cache with spec hash ``spec``; DamageError if it is not whole."""
     try:
         content = json.loads(path.read_bytes())
-        if content.pop("checksum") != _checksum(content):
+        if content.pop("checksum") != digest(content):
             raise ValueError("its checksum does not match its content")
         certificate = Certificate(**content)
         if certificate_path(path.parent, certificate.codec) != path:
@@ -103,7 +102,3 @@ def codec_line(folder: Path, spec: str, codec: str) -> str:
     if not path.exists():
         return f"{folder}: {codec} tokens without a certificate (gkd-scale certify measures their price)"
     return f"{folder}: certified {read_certificate(path, spec).line()}"
-
-
-def _checksum(content: dict[str, object]) -> str:
-    return hashlib.sha256(json_bytes(content)).hexdigest()

@@ -196,20 +196,16 @@ def refuse_silent(address: str, flag: str = "--ray") -> None:
     if address in ("auto", "local"):
         return
     scheme, _, place = address.rpartition("://")
-    if scheme not in ("", "ray"):
-        raise ConfigError(
-            f"{flag} '{address}' is no address of Ray", "give auto, HOST:PORT or ray://HOST:PORT"
-        )
     match = re.fullmatch(r"(\[[^]]+\]|[^:\[\]/?#\s]+)(?::([0-9]{1,5}))?", place)
-    if match is None or (match[2] is None and not scheme) or not 0 < int(match[2] or 10001) < 2**16:
+    port = int(match[2] or 10001) if match else 0
+    if match is None or scheme not in ("", "ray") or not (match[2] or scheme) or not 0 < port < 2**16:
         raise ConfigError(
             f"{flag} '{address}' is no address of Ray", "give auto, HOST:PORT or ray://HOST:PORT"
         )
     try:
-        socket.create_connection((match[1].strip("[]"), int(match[2] or 10001)), timeout=10).close()
+        socket.create_connection((match[1].strip("[]"), port), timeout=10).close()
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise _no_cluster(address, flag, reason) from None
+        raise _no_cluster(address, flag, getattr(error, "strerror", None) or error) from None
 
 
 def _no_cluster(address: str, flag: str, reason: object) -> ConfigError:

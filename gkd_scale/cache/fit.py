@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 
 import numpy as np
 
@@ -12,10 +13,9 @@ from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.plan import ImagePlan
 from gkd_scale.cache.spec import read_spec
 from gkd_scale.cache.teacher import run_teacher
-from gkd_scale.cache.views import MadeView, view_of
+from gkd_scale.cache.views import MadeView, views_of
 from gkd_scale.errors import CacheError, DamageError, DataError
 from gkd_scale.moments import Moments
-from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Teacher
 
 
@@ -36,21 +36,12 @@ def _fit(cfg: CacheTeacherConfig, teacher: Teacher, plan: ImagePlan) -> Codec:
     A function of the images, the teacher and the batch size. DataError if no image can be read.
     """
     entries = plan.spread(cfg.codec_fit)
-    views = prefetch(
-        lambda entry: view_of(cfg, plan, entry, 0),
-        entries,
-        cfg.threads,
-        cfg.batch_size + 2 * cfg.threads,
-    )
+    views = views_of(cfg, plan, ((entry, 0) for entry in entries))
     moments = Moments(teacher.dim)
-    batch: list[MadeView] = []
-    for place, view in enumerate(views):
-        if isinstance(view, MadeView):
-            batch.append(view)
-        if batch and (place == len(entries) - 1 or len(batch) == cfg.batch_size):
-            tokens = run_teacher(teacher, np.stack([item.pixels for item in batch])).patches.numpy()
-            moments.update(tokens.reshape(-1, teacher.dim))
-            batch = []
+    whole = (view for view in views if isinstance(view, MadeView))
+    while batch := list(islice(whole, cfg.batch_size)):
+        tokens = run_teacher(teacher, np.stack([view.pixels for view in batch])).patches.numpy()
+        moments.update(tokens.reshape(-1, teacher.dim))
     if not moments.count:
         raise DataError(f"none of {len(entries)} images of {cfg.images} could be read", "check --images")
     return fit_codec(cfg.codec, moments.mean, moments.covariance)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.metadata
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +150,7 @@ def missing_shards(folder: Path, spec: Spec, outbox: Outbox | None) -> list[Shar
     table = None
     with contextlib.suppress(Exception):  # none yet, or damaged: each shard is judged by itself
         table = read_shards(folder, spec)
-    tasks = [ShardTask(view, shard) for view in range(spec.views) for shard in range(spec.shards)]
+    tasks = itertools.starmap(ShardTask, spec.view_shards)
     missing = [task for task in tasks if not _is_built(folder, spec, task, table, outbox)]
     if missing:
         for task in missing:
@@ -163,22 +164,15 @@ def _is_built(
     folder: Path, spec: Spec, task: ShardTask, table: ShardTable | None, outbox: Outbox | None
 ) -> bool:
     """Whether a shard is complete: a whole index of this spec, and a whole tar, here or sent."""
-    path = index_path(folder, *task)
+    path, tar = index_path(folder, *task), tar_path(folder, *task)
     try:
         checksum = table.index(*task) if table is not None else None
         info = read_info(path)
+        size = tar.stat().st_size if outbox is None or tar.exists() else outbox.sent_bytes(*task)
         return (
             (info.spec, info.view, info.shard) == (spec.hash(), *task)
-            and _tar_bytes(folder, task, outbox) == info.tar_bytes
+            and size == info.tar_bytes
             and (checksum is None or sha256_file(path) == checksum)
         )
     except Exception:  # missing or damaged in whatever way: build it again
         return False
-
-
-def _tar_bytes(folder: Path, task: ShardTask, outbox: Outbox | None) -> int | None:
-    """Bytes of a shard's tar, here or where it was sent."""
-    path = tar_path(folder, *task)
-    if outbox is not None and not path.exists():
-        return outbox.sent_bytes(*task)
-    return path.stat().st_size

@@ -43,13 +43,10 @@ def main(cfg: InspectConfig) -> None:
 def describe(cache: Cache) -> list[str]:
     """The cache in lines: teacher, tokens, views, sizes, errors, certificates."""
     spec, teacher = cache.spec, cache.fingerprint
-    tars = [tar_path(cache.path, view, shard) for view in range(spec.views) for shard in range(spec.shards)]
-    size = sum(tar.stat().st_size for tar in tars if tar.exists())
-    indexes = sum(
-        index_path(cache.path, view, shard).stat().st_size
-        for view in range(spec.views)
-        for shard in range(spec.shards)
-        if index_path(cache.path, view, shard).exists()
+    tars = [tar_path(cache.path, *place) for place in spec.view_shards]
+    indexes = [index_path(cache.path, *place) for place in spec.view_shards]
+    tar_bytes, index_bytes = (
+        sum(file.stat().st_size for file in files if file.exists()) for files in (tars, indexes)
     )
     versions = ("weights_sha256", "torch", "timm", "transformers")
     keys = ("model", "layer", "dtype", "mean", "std", "patch_size", "cls", *versions)
@@ -62,8 +59,8 @@ def describe(cache: Cache) -> list[str]:
         f"  tokens   {spec.grid[0]}x{spec.grid[1]} of {spec.dim} channels, codec {spec.codec}",
         f"  views    {spec.views} of {spec.image_size[0]}x{spec.image_size[1]}, seed {spec.seed}: {view}",
         f"  images   {cache.num_samples} of {spec.images} readable",
-        f"  files    {len(tars)} shards of {spec.samples_per_shard} images, {size / 1e6:.1f} MB, "
-        f"{size / max(total, 1) / 1e3:.1f} kB a sample, indexes {indexes / 1e6:.2f} MB",
+        f"  files    {len(tars)} shards of {spec.samples_per_shard} images, {tar_bytes / 1e6:.1f} MB, "
+        f"{tar_bytes / max(total, 1) / 1e3:.1f} kB a sample, indexes {index_bytes / 1e6:.2f} MB",
     ]
     if spec.pixels_of is not None:
         lines.append(f"  pixels   none: those of {spec.pixels.get('path')}, manifest sha256 {spec.pixels_of}")

@@ -106,12 +106,12 @@ def open_joined(
     groups: list[list[Cache]] = []
     for path in paths:
         cache = Cache.open(path, home=home, limit=limit)
-        matches = (group for group in groups if group[0].fingerprint == cache.fingerprint)
-        group = next(matches, None)
-        if group is None:
-            groups.append([cache])
+        for group in groups:
+            if group[0].fingerprint == cache.fingerprint:
+                group.append(cache)
+                break
         else:
-            group.append(cache)
+            groups.append([cache])
     teachers = [Caches(group) for group in groups]
     return teachers[0] if len(teachers) == 1 else Joined(teachers)
 

@@ -10,11 +10,11 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from gkd_scale.cache.beside import is_hidden, is_system_file, kinds
 from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar
@@ -42,10 +42,6 @@ class Unit:
     tars: list[str] = field(default_factory=list)
     others: dict[str, int] = field(default_factory=dict)
     """Counts of other files by their ending."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The unit as JSON types."""
-        return asdict(self)
 
 
 Images = Sequence[tuple[str, int]]
@@ -97,11 +93,9 @@ class WholeListing:
 
     @property
     def notes(self) -> Sequence[str]:
-        """As :attr:`Listing.notes`."""
         return getattr(self._lister, "notes", ())
 
     def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[None, Images]]:  # noqa: ARG002
-        """As :meth:`Listing.units`: images without a unit."""
         images = self._lister.entries()
         if isinstance(images, list):  # a label may lie far from its image
             yield None, images
@@ -115,7 +109,6 @@ class WholeListing:
         raise FileNotFoundError(unit)
 
     def empty(self) -> DataError:
-        """As :meth:`Listing.empty`."""
         return DataError(f"{self._images} holds no images", f"check --images: {ACCEPTED}")
 
 
@@ -137,7 +130,6 @@ class FolderListing:
 
     @property
     def notes(self) -> list[str]:
-        """Lines about what is left out. Complete after the last unit."""
         notes = []
         if self._tars:
             read = f"--images '{self._pattern()}' reads them"
@@ -147,7 +139,6 @@ class FolderListing:
         return notes
 
     def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
-        """As :meth:`Listing.units`."""
         links = [""]
         while links:
             level = [links.pop(0)]
@@ -167,7 +158,6 @@ class FolderListing:
         return str((self._root / unit).stat().st_mtime_ns)
 
     def empty(self) -> DataError:
-        """The error of a folder without images."""
         tars = [f"tars: {len(self._tars)}"] if self._tars else []
         what = ", ".join([*tars, kinds(self._others)] if self._others else tars)
         hint = f"it is searched recursively for {' '.join(EXTENSIONS)}; check --images"
@@ -268,7 +258,6 @@ class PrefixListing:
         self.tars = 0
 
     def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[Unit, Images]]:
-        """As :meth:`Listing.units`."""
         level, whole = [""], False
         while level:
             whole = whole or len(level) >= _ENOUGH

@@ -22,9 +22,9 @@ from gkd_scale.cache.order import WINDOW, Order
 from gkd_scale.cache.plan import Entry, make_plan
 from gkd_scale.cache.source import Source
 from gkd_scale.cache.teacher import run_teacher
-from gkd_scale.cache.views import decode, make_view, open_from
+from gkd_scale.cache.views import decode, make_view, open_entry
 from gkd_scale.errors import DataError
-from gkd_scale.images import Opened, UnreadableImage, open_image
+from gkd_scale.images import UnreadableImage
 from gkd_scale.prefetch import prefetch
 from gkd_scale.types import Batch, Draw, Features, Teacher, UInt8Array
 
@@ -113,15 +113,10 @@ class LiveSource:
         """SHA-256 over the names and sizes of the images."""
         return self._plan.hash()
 
-    def _open(self, entry: Entry) -> Opened:
-        if self._plan.source is not None:
-            return open_from(self._plan.source, entry.path)
-        return open_image(Path(self._images) / entry.path)
-
     def _reason(self, entry: Entry) -> str | None:
         """Why an image cannot be read; None if it can."""
         try:
-            self._open(entry)
+            open_entry(self._images, self._plan, entry)
         except UnreadableImage as error:
             return str(error)
         return None
@@ -134,7 +129,7 @@ class LiveSource:
     def _slot_pixels(self, slot: Slot) -> UInt8Array:
         entry = self._entries[slot.sample]
         try:
-            image = self._open(entry).image
+            image = open_entry(self._images, self._plan, entry).image
         except UnreadableImage as error:
             raise DataError(
                 f"{entry.name} of {self._images} can no longer be read: {error}", "check the images"

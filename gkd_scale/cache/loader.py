@@ -149,9 +149,9 @@ class CachedSource:
 
     def bytes_of(self, start: int, stop: int) -> int:
         """The bytes that this rank fetches from the caches in optimizer steps [start, stop)."""
-        slots = (slot for micro in self._schedule.micro_batches(start, stop) for slot in micro)
         return sum(
             caches.bytes_of(slot.epoch % self._views, slot.sample)
+            for slots in self._schedule.micro_batches(start, stop)
             for slot in slots
             for caches in self._teachers
         )

@@ -16,7 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +27,9 @@ import pyarrow.parquet as pq
 from gkd_scale.cache import older
 from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.plan import PLAN, Entry, ImagePlan
-from gkd_scale.cache.rows import GROUP, Rows, RowWriter, table_bytes
-from gkd_scale.cache.shard import (
-    METADATA,
-    ShardInfo,
-    index_path,
-    json_bytes,
-    metadata_of,
-    read_info,
-    tar_path,
-)
-from gkd_scale.cache.spec import FORMAT, SPEC, Spec
+from gkd_scale.cache.rows import GROUP, METADATA, Rows, RowWriter, table_bytes
+from gkd_scale.cache.shard import ShardInfo, index_path, metadata_of, read_info, tar_path
+from gkd_scale.cache.spec import FORMAT, SPEC, Spec, json_bytes
 from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError, DataError
 from gkd_scale.files import TEMPORARY, sha256_file, sync_folder, write_bytes, write_text
@@ -122,8 +114,7 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
     with open(path, "wb") as file:
         with RowWriter(file, schema, plain=("sid", "path")) as writer:
             while chunk := list(islice(rows, GROUP)):
-                columns = zip(zip(*chunk, strict=True), _COLUMNS.values(), strict=True)
-                writer.add(pa.table([pa.array(*column) for column in columns], names=list(_COLUMNS)))
+                writer.add(pa.Table.from_arrays(list(zip(*chunk, strict=True)), schema=schema))
         file.flush()
         os.fsync(file.fileno())
 
@@ -131,15 +122,12 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
 def _commit(folder: Path, spec: Spec, sizes: list[int], manifest: Path) -> None:
     """Write the table of the shards and the checksums, then give the manifest its name."""
     indexes = [
-        bytes.fromhex(sha256_file(index_path(folder, view, shard)))
-        for view in range(spec.views)
-        for shard in range(spec.shards)
+        bytes.fromhex(sha256_file(index_path(folder, view, shard))) for view, shard in spec.view_shards
     ]
     digest = sha256_file(manifest)
     about = {"spec": spec.hash(), "files": {**_digests(folder, _root_files(spec)), MANIFEST: digest}}
     schema = pa.schema(list(_SHARD_COLUMNS.items()), metadata={METADATA: json_bytes(about)})
-    columns = [pa.array(sizes * spec.views, pa.int64()), pa.array(indexes, pa.binary(32))]
-    data = table_bytes(pa.Table.from_arrays(columns, schema=schema))
+    data = table_bytes(pa.Table.from_arrays([sizes * spec.views, indexes], schema=schema))
     table = hashlib.sha256(data).hexdigest()
     checksums = f"{table}  {SHARDS}\n{digest}  {MANIFEST}\n"
     if holds(folder / MANIFEST, digest) and holds(folder / SHARDS, table) and _checksums(folder) == checksums:
@@ -153,11 +141,7 @@ def _commit(folder: Path, spec: Spec, sizes: list[int], manifest: Path) -> None:
 
 def _commit_older(folder: Path, spec: Spec, sizes: list[int], rows: list[Row]) -> None:
     """The manifest of formats 1 and 2."""
-    indexes = [
-        index_path(Path(), view, shard).as_posix()
-        for view in range(spec.views)
-        for shard in range(spec.shards)
-    ]
+    indexes = [index_path(Path(), view, shard).as_posix() for view, shard in spec.view_shards]
     files = _digests(folder, [*_root_files(spec), *indexes])
     about = {"spec": spec.hash(), "shard_sizes": sizes, "files": files}
     data = older.manifest_bytes(_COLUMNS, rows, about)
@@ -258,11 +242,8 @@ def parse_shards(data: bytes, spec: Spec) -> ShardTable:
         return ShardTable(identity, about["spec"], sizes, indexes, about["files"])
     about = metadata_of(pq.read_schema(pa.BufferReader(data)))
     sizes, files = about["shard_sizes"], about["files"]
-    names = [
-        index_path(Path(), view, shard).as_posix()
-        for view in range(spec.views)
-        for shard in range(len(sizes))
-    ]
+    places = product(range(spec.views), range(len(sizes)))
+    names = [index_path(Path(), *place).as_posix() for place in places]
     digests = np.frombuffer(b"".join(bytes.fromhex(files.pop(name)) for name in names), np.uint8)
     indexes = digests.reshape(spec.views, len(sizes), 32)
     return ShardTable(identity, about["spec"], np.array(sizes), indexes, {**files, MANIFEST: identity})

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gkd_scale.cache.rows import table_bytes
-from gkd_scale.cache.spec import SORTED
+from gkd_scale.cache.rows import METADATA, table_bytes
+from gkd_scale.cache.spec import SORTED, json_bytes
 from gkd_scale.randomness import generator
 
 
@@ -27,28 +27,19 @@ def order(images: int, seed: int, version: int) -> npt.NDArray[np.uint32]:
     return places
 
 
-def plan_bytes(rows: Sequence[tuple[str, str, int]], samples_per_shard: int, version: int) -> bytes:
+def plan_bytes(
+    schema: pa.Schema, rows: Sequence[tuple[str, str, int]], samples_per_shard: int, version: int
+) -> bytes:
     """``plan.parquet`` of (sid, name, bytes) in the order of the shards."""
-    sids, names, sizes = zip(*rows, strict=True)
-    table = pa.table(
-        {
-            "sid": pa.array(sids, pa.string()),
-            "path": pa.array(names, pa.string()),
-            "bytes": pa.array(sizes, pa.int64()),
-            "shard": pa.array([row // samples_per_shard for row in range(len(rows))], pa.int64()),
-        },
-        metadata=None if version == SORTED else {"gkd-scale": json.dumps({"format": version})},
-    )
-    return table_bytes(table)
+    if version != SORTED:
+        schema = schema.with_metadata({METADATA: json.dumps({"format": version})})
+    shards = [row // samples_per_shard for row in range(len(rows))]
+    return table_bytes(pa.Table.from_arrays([*zip(*rows, strict=True), shards], schema=schema))
 
 
 def manifest_bytes(
     columns: Mapping[str, pa.DataType], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]
 ) -> bytes:
     """``manifest.parquet`` of all rows, with what ``about`` says as JSON."""
-    arrays = [
-        pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), columns.values(), strict=True)
-    ]
-    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
-    schema = pa.schema(list(columns.items()), metadata={"gkd-scale": text})
-    return table_bytes(pa.Table.from_arrays(arrays, schema=schema))
+    schema = pa.schema(list(columns.items()), metadata={METADATA: json_bytes(about)})
+    return table_bytes(pa.Table.from_arrays(list(zip(*rows, strict=True)), schema=schema))

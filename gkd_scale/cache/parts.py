@@ -16,6 +16,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from itertools import compress, count, pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ import pyarrow.compute as pc
 
 from gkd_scale.cache.beside import Suspects, suspicious
 from gkd_scale.cache.listing import Images, Unit
+from gkd_scale.cache.rows import METADATA
 from gkd_scale.errors import DataError
 from gkd_scale.files import atomic
 from gkd_scale.prefetch import BackgroundJobs, prefetch
@@ -51,7 +53,6 @@ _SCHEMA = pa.schema(
         "suspect": pa.bool_(),
     }
 )
-_METADATA = b"gkd-scale"
 
 UInt64 = npt.NDArray[np.uint64]
 
@@ -108,10 +109,13 @@ class Parts:
 
     def add(self, images: Images, unit: Unit | None = None) -> None:
         """Add (path, bytes) of images: all images of ``unit``, if it is given."""
-        self._paths += [path for path, _ in images]
+        paths = [path for path, _ in images]
+        self._paths += paths
         self._sizes += [size for _, size in images]
         if self._sift:
-            self._flag([path for path, _ in images])
+            flags = suspicious(paths)
+            self._flags += flags
+            self._suspects.add(compress(paths, flags))
         self.images += len(images)
         if unit is not None:
             self._units.append(unit)
@@ -176,11 +180,6 @@ class Parts:
         self.images -= self.suspects.count
         return self.suspects.note()
 
-    def _flag(self, paths: list[str]) -> None:
-        flags = suspicious(paths)
-        self._flags += flags
-        self._suspects.add(compress(paths, flags))
-
     def _pack(self) -> None:
         """Turn the last images into columns."""
         encoded = [path.encode() if path.isascii() else os.fsencode(path) for path in self._paths]
@@ -188,8 +187,7 @@ class Parts:
         sids = np.frombuffer(digests, ">u8").astype(np.uint64)
         flags = self._flags or [False] * len(encoded)
         columns = [key_of(sids, self._seed), sids, encoded, self._sizes, flags]
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
-        self._tables.append(pa.Table.from_arrays(arrays, schema=_SCHEMA))
+        self._tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
         self._rows += len(encoded)
         self._paths, self._sizes, self._flags = [], [], []
 
@@ -198,7 +196,7 @@ class Parts:
         self._pack()
         numbers = [int(path.stem.removeprefix("part-")) for path in self._files]
         path = self.folder / f"part-{max(numbers, default=-1) + 1:06d}.arrow"
-        about = {**self._made_from, "rows": self._rows, "units": [unit.to_dict() for unit in self._units]}
+        about = {**self._made_from, "rows": self._rows, "units": [asdict(unit) for unit in self._units]}
         about["suspects"] = self._suspects.to_dict()
         self.suspects.merge(about["suspects"])
         self._writer.submit(partial(_write_part, path, self._tables, about))
@@ -209,7 +207,7 @@ class Parts:
         """Go on with a part of an earlier listing, or remove it."""
         with suppress(Exception):  # damaged, or of a unit that is gone
             with pa.memory_map(str(path)) as file:
-                about = json.loads(pa.ipc.open_file(file).schema.metadata[_METADATA])
+                about = json.loads(pa.ipc.open_file(file).schema.metadata[METADATA])
             units = [Unit(**unit) for unit in about.pop("units")]
             rows, suspects = about.pop("rows"), about.pop("suspects")
             if about == self._made_from and units and all(stamp(unit.name) == unit.stamp for unit in units):
@@ -224,7 +222,7 @@ class Parts:
 def _write_part(path: Path, tables: list[pa.Table], about: dict[str, Any]) -> None:
     """One file, sorted, in 256 batches by the first byte of the key."""
     table = _sorted(pa.concat_tables(tables))
-    schema = _SCHEMA.with_metadata({_METADATA: json.dumps(about).encode()})
+    schema = _SCHEMA.with_metadata({METADATA: json.dumps(about).encode()})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with atomic(path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
         for start, stop in pairwise(_bounds(table)):

@@ -32,7 +32,7 @@ from gkd_scale.cache import older
 from gkd_scale.cache.listing import Listing, listing_of
 from gkd_scale.cache.location import printable
 from gkd_scale.cache.parts import PARTS, Parts, UInt64, number_of
-from gkd_scale.cache.rows import Rows, RowWriter
+from gkd_scale.cache.rows import METADATA, Rows, RowWriter
 from gkd_scale.cache.source import LabelledSource, Source, ViewSource, open_source
 from gkd_scale.cache.spec import FORMAT, SORTED, Spec
 from gkd_scale.files import atomic, sha256_file, write_bytes
@@ -40,7 +40,6 @@ from gkd_scale.randomness import seed_of
 
 PLAN = "plan.parquet"
 
-_METADATA = b"gkd-scale"
 _SCHEMA = pa.schema({"sid": pa.string(), "path": pa.string(), "bytes": pa.int64(), "shard": pa.int64()})
 _HEX = np.array([int.from_bytes(f"{byte:02x}".encode(), "little") for byte in range(256)], "<u2")
 """The two hex digits of each byte."""
@@ -200,7 +199,7 @@ def _write(parts: Parts, samples_per_shard: int) -> tuple[Rows, str, dict[str, s
     """The plan's rows, as a file beside the parts if they are many; their digest; and the escaped paths."""
     state, escaped, rows = hashlib.sha256(), dict[str, str](), 0
     path = parts.folder / PLAN if parts.many else None
-    schema = _SCHEMA.with_metadata({_METADATA: json.dumps({"format": FORMAT}).encode()})
+    schema = _SCHEMA.with_metadata({METADATA: json.dumps({"format": FORMAT}).encode()})
     with io.BytesIO() if path is None else open(path, "wb") as file:
         with RowWriter(file, schema, plain=("sid", "path", "bytes")) as writer:
             for table in parts.in_order():
@@ -272,7 +271,7 @@ def read_plan(path: Path, spec: Spec) -> ImagePlan:
 def read_plan_format(path: Path) -> int:
     """The format of the cache of a plan on disk; raises OSError or ArrowInvalid for a damaged file."""
     metadata = pq.read_schema(path).metadata or {}
-    content: dict[str, Any] = json.loads(metadata.get(_METADATA, b"{}"))
+    content: dict[str, Any] = json.loads(metadata.get(METADATA, b"{}"))
     return int(content.get("format", SORTED))
 
 
@@ -294,6 +293,6 @@ def _old_plan(
     entries = [entries[place] for place in older.order(len(entries), seed, version)]
     lines = [(entry.sid, entry.name, entry.bytes) for entry in entries]
     escaped = {entry.sid: entry.path for entry in entries if entry.path != entry.name}
-    data = older.plan_bytes(lines, samples_per_shard, version)
+    data = older.plan_bytes(_SCHEMA, lines, samples_per_shard, version)
     rows = Rows(data, _SCHEMA.names[:3])
     return ImagePlan(rows, samples_per_shard, digest, seed, version, source, notes, escaped=escaped)

@@ -60,6 +60,8 @@ OPEN_SHARDS = 64
 _LARGE = 1 << 26
 """Bytes of a plan that is not read when its cache is opened."""
 
+_NO_ROW = memoryview(bytearray())
+
 
 class SampleImage(NamedTuple):
     """The parts of a sample that are returned rather than written into the caller's arrays: name and JPEG.
@@ -138,13 +140,7 @@ class Cache(Dataset[Item]):
     <gkd_scale.distill.stage1.train>` reads faster, whole batches at a time.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        spec: Spec,
-        table: ShardTable,
-        mirror: Mirror | None = None,
-    ) -> None:
+    def __init__(self, path: Path, spec: Spec, table: ShardTable, mirror: Mirror | None = None) -> None:
         self._mirror = mirror
         self._source, self._opened = str(path), dict[str, Any]()
         self.path, self.spec, self._table = path, spec, table
@@ -235,7 +231,7 @@ class Cache(Dataset[Item]):
         assert patches.flags.c_contiguous, "a row of a batch"
         view, shard, members = self._locate(view, index)
         verbatim = self.codec.verbatim
-        row = patches.reshape(-1).view(np.uint8).data if verbatim else memoryview(bytearray())
+        row = patches.reshape(-1).view(np.uint8).data if verbatim else _NO_ROW
         contents = self._contents(view, shard, members, row)
         try:
             cls[:] = npy_view(contents["cls.npy"])
@@ -251,7 +247,7 @@ class Cache(Dataset[Item]):
     def read_encoded(self, view: int, index: int, cls: Float16) -> EncodedSample:
         """As :meth:`read_into`, with the patch tokens as they are stored."""
         view, shard, members = self._locate(view, index)
-        contents = self._contents(view, shard, members, memoryview(bytearray()))
+        contents = self._contents(view, shard, members)
         try:
             arrays = {name: npy_view(data) for name, data in contents.items() if name.endswith(".npy")}
             cls[:] = arrays.pop("cls.npy")
@@ -263,7 +259,7 @@ class Cache(Dataset[Item]):
         """The members called ``names`` (``jpg``, ``label.png``) of a sample, as they are stored."""
         view, shard, members = self._locate(view, index)
         matches = [member for member in members if member.member in names]
-        return self._contents(view, shard, matches, memoryview(bytearray()))
+        return self._contents(view, shard, matches)
 
     def bytes_of(self, view: int, index: int) -> int:
         """The bytes that reading a sample fetches from its tar."""
@@ -286,7 +282,7 @@ class Cache(Dataset[Item]):
         return [members[0].sid for members in self._index(0, shard).samples]
 
     def _contents(
-        self, view: int, shard: int, members: list[Member], row: memoryview
+        self, view: int, shard: int, members: list[Member], row: memoryview = _NO_ROW
     ) -> dict[str, memoryview]:
         """The checked contents of one sample, read at once.
 
@@ -328,7 +324,7 @@ class Cache(Dataset[Item]):
         return contents["jpg"] if self.spec.pixels_of is None else memoryview(b"")
 
     def _damaged(self, view: int, shard: int, why: str) -> DamageError:
-        return _damage(self.path, tar_path(Path(), view, shard).as_posix(), why, self.spec.images_flag)
+        return self._damaged_file(tar_path(self.path, view, shard), why)
 
     def _open(self, view: int, shard: int) -> _File:
         path = tar_path(self.path, view, shard)
@@ -377,10 +373,10 @@ class Cache(Dataset[Item]):
 
     def _load_index(self, view: int, shard: int) -> _Index:
         """The index of a shard, checked against the manifest."""
-        info, members = (index := parse_index(self.read_index(view, shard))).info, index.members
-        last = members[-1].offset + members[-1].bytes if members else 0
-        samples = [list(group) for _, group in groupby(members, key=lambda member: member.sid)]
-        return _Index(samples, last, info.tar_bytes)
+        index = parse_index(self.read_index(view, shard))
+        last = index.members[-1].offset + index.members[-1].bytes if index.members else 0
+        samples = [list(group) for _, group in groupby(index.members, key=lambda member: member.sid)]
+        return _Index(samples, last, index.info.tar_bytes)
 
 
 class Caches:
@@ -442,13 +438,9 @@ def _load_codec(path: Path, spec: Spec) -> Codec:
 
 def refuse_unlike(one: Cache, other: Cache) -> None:
     """CacheError unless both hold tokens of one teacher, grid and image size."""
-
-    def identity(cache: Cache) -> dict[str, Any]:
-        keys = ("teacher", "dim", "grid", "image_size")
-        return {key: value for key, value in cache.spec.to_dict().items() if key in keys}
-
-    differing = differences(identity(one), identity(other))
-    if differing:
+    keys = ("teacher", "dim", "grid", "image_size")
+    mine, theirs = ({key: cache.spec.to_dict()[key] for key in keys} for cache in (one, other))
+    if differing := differences(mine, theirs):
         lines = [f"{key}: {before} and {after}" for key, before, after in differing]
         raise CacheError(
             f"the caches {one.path} and {other.path} cannot be used together:\n    " + "\n    ".join(lines),
@@ -457,12 +449,9 @@ def refuse_unlike(one: Cache, other: Cache) -> None:
 
 
 def _unfinished(path: Path, spec: Spec) -> CacheError:
-    total = spec.views * spec.shards
-    complete = sum(
-        index_path(path, view, shard).exists() for view in range(spec.views) for shard in range(spec.shards)
-    )
+    missing = sum(not index_path(path, view, shard).exists() for view, shard in spec.view_shards)
     return CacheError(
-        f"the cache {path} is unfinished: {total - complete} of {total} shards are missing",
+        f"the cache {path} is unfinished: {missing} of {len(spec.view_shards)} shards are missing",
         "run the same cache-teacher command again: it goes on where it stopped",
     )
 

@@ -15,8 +15,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gkd_scale import console
+from gkd_scale.cache.certificate import PATTERN
 from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.config import PushConfig
 from gkd_scale.cache.location import file_system, url_of
@@ -47,18 +49,17 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     root = root.rstrip("/")
     if not root:
         raise CacheError(f"{url} names no bucket or folder", "for example s3://bucket/proxy")
-    tars = [tar_path(Path(), view, shard) for view in range(spec.views) for shard in range(spec.shards)]
+    tars = [tar_path(Path(), view, shard) for view, shard in spec.view_shards]
     shards = [path.as_posix() for tar in tars for path in (tar, tar.with_suffix(".parquet"))]
     small = [name for name in (SPEC, PLAN, STATE) if (folder / name).exists()]
-    certificates = [path.name for path in sorted(folder.glob("certificate-*.json"))]
+    certificates = [path.name for path in sorted(folder.glob(PATTERN))]
     count = 0
     for name in [*small, *certificates, *shards, *_last_files(folder)]:
         target = f"{root}/{name}"
         if name.endswith(".tar") and _size(fs, target) == (folder / name).stat().st_size:
             continue
         try:
-            fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            fs.put_file(os.fspath(folder / name), target)
+            _put(fs, folder / name, target)
         except Exception as error:  # each backend has errors of its own
             raise CacheError(
                 f"{url} cannot be written: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
@@ -74,10 +75,16 @@ def _last_files(folder: Path) -> list[str]:
     return [name for name in (CHECKSUM, SHARDS, MANIFEST) if (folder / name).exists()]
 
 
-def _size(fs: object, path: str) -> int | None:
+def _put(fs: Any, path: Path, target: str) -> None:
+    """Upload a file, and make the folder that it needs."""
+    fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+    fs.put_file(os.fspath(path), target)
+
+
+def _size(fs: Any, path: str) -> int | None:
     """Bytes of a remote file; None if it does not exist."""
     try:
-        return int(fs.info(path)["size"])  # type: ignore[attr-defined]
+        return int(fs.info(path)["size"])
     except FileNotFoundError:
         return None
 
@@ -127,9 +134,7 @@ class Outbox:
             self._upload(self.folder / name)
 
     def _upload(self, path: Path) -> None:
-        target = f"{self._root}/{path.relative_to(self.folder).as_posix()}"
-        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self._fs.put_file(os.fspath(path), target)
+        _put(self._fs, path, f"{self._root}/{path.relative_to(self.folder).as_posix()}")
 
     def _listing(self) -> dict[str, int]:
         """Names and bytes of the uploaded files, by one request."""
@@ -158,7 +163,8 @@ class Mirror:
         self.url = url_of(url)
         self.folder = home / _digest(self.url)
         self._limit = limit
-        self._fs, self._root = file_system(self.url)
+        self._fs, root = file_system(self.url)
+        self._root = root.rstrip("/")
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
         self.fetched = 0
@@ -193,7 +199,7 @@ class Mirror:
                     lock.unlink(missing_ok=True)
 
     def _remote(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}"
+        return f"{self._root}/{name}"
 
     def _download(self, remote: str, path: Path, size: int) -> None:
         is_tar = path.suffix == ".tar"

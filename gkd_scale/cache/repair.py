@@ -60,7 +60,6 @@ def repair(
 
 def recipe_of(spec: Spec, cfg: RepairConfig) -> CacheTeacherConfig:
     """The options of the cache-teacher command that makes a cache of ``spec``."""
-    view: ViewConfig = build_config(ViewConfig, spec.view)
     return CacheTeacherConfig(
         images=cfg.images,
         image_size=f"{spec.image_size[0]}x{spec.image_size[1]}",
@@ -74,7 +73,7 @@ def recipe_of(spec: Spec, cfg: RepairConfig) -> CacheTeacherConfig:
         workers=cfg.workers,
         device=cfg.device,
         seed=spec.seed,
-        view=view,
+        view=build_config(ViewConfig, spec.view),
     )
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+METADATA = b"gkd-scale"
+"""Key of our JSON in the schema metadata of a file."""
 
 GROUP = 1 << 17
 """Rows of a row group."""
@@ -60,9 +64,7 @@ class Rows:
         with self._open() as parquet:
             self._metadata = parquet.metadata
         sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
-        self._starts = [0]
-        for size in sizes:
-            self._starts.append(self._starts[-1] + size)
+        self._starts = list(accumulate(sizes, initial=0))
         self._group = lru_cache(maxsize=2)(self._read)
         self._lock = threading.Lock()
 
@@ -75,10 +77,13 @@ class Rows:
         with self._lock:
             parts = [
                 self._group(group).slice(max(start - first, 0), min(stop, past) - max(start, first))
-                for group, (first, past) in enumerate(zip(self._starts, self._starts[1:], strict=False))
+                for group, (first, past) in enumerate(pairwise(self._starts))
                 if first < stop and start < past
             ]
-        return pa.concat_tables(parts) if parts else self._schema().empty_table()
+        if parts:
+            return pa.concat_tables(parts)
+        schema = self._metadata.schema.to_arrow_schema()
+        return pa.schema([schema.field(name) for name in self._columns]).empty_table()
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows, a row group at a time."""
@@ -87,10 +92,6 @@ class Rows:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Rows, (self.file, self._columns)
-
-    def _schema(self) -> pa.Schema:
-        schema = self._metadata.schema.to_arrow_schema()
-        return pa.schema([schema.field(name) for name in self._columns])
 
     def _open(self, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
         file = pa.BufferReader(self.file) if isinstance(self.file, bytes) else self.file

@@ -24,9 +24,9 @@ from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.shard import ShardWriter, npy_bytes
 from gkd_scale.cache.spec import Spec
 from gkd_scale.cache.teacher import run_teacher
-from gkd_scale.cache.views import MadeView, view_of
+from gkd_scale.cache.views import MadeView, views_of
 from gkd_scale.errors import CacheError
-from gkd_scale.prefetch import BackgroundJobs, prefetch
+from gkd_scale.prefetch import BackgroundJobs
 from gkd_scale.types import Teacher, UInt8Array
 
 
@@ -62,13 +62,8 @@ class ShardBuilder:
 
     def run(self, tasks: Sequence[ShardTask]) -> None:
         """Build the shards of ``tasks``, in order; once only. After an error no half-written shard stays."""
-        work = ((task.view, entry) for task in tasks for entry in self._plan.shard(task.shard))
-        views = prefetch(
-            lambda item: view_of(self._cfg, self._plan, item[1], item[0]),
-            work,
-            self._cfg.threads,
-            self._cfg.batch_size + 2 * self._cfg.threads,
-        )
+        work = ((entry, task.view) for task in tasks for entry in self._plan.shard(task.shard))
+        views = views_of(self._cfg, self._plan, work)
         try:
             with (
                 contextlib.closing(cast("Generator[MadeView | str]", views)),

@@ -25,14 +25,12 @@ import pyarrow.parquet as pq
 from zlib_ng import zlib_ng
 
 from gkd_scale.cache.codecs.base import Array
-from gkd_scale.cache.rows import table_bytes
+from gkd_scale.cache.rows import METADATA, table_bytes
+from gkd_scale.cache.spec import json_bytes
 from gkd_scale.errors import DamageError
 from gkd_scale.files import atomic, own_temporary, sync_folder
 
 BLOCK = tarfile.BLOCKSIZE
-METADATA = b"gkd-scale"
-"""Key of our JSON in the schema metadata of a Parquet file."""
-
 COLUMNS = {
     "sid": pa.string(),
     "member": pa.string(),
@@ -128,15 +126,8 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._recount()
-        info = ShardInfo(
-            self.spec,
-            self.view,
-            self.shard,
-            self._samples,
-            self._size,
-            self._sha256.hexdigest(),
-            dict(errors),
-        )
+        content = self._samples, self._size, self._sha256.hexdigest()
+        info = ShardInfo(self.spec, self.view, self.shard, *content, dict(errors))
         self._temporary.replace(self.path)
         sync_folder(self.path.parent)
         index = self.path.with_suffix(".parquet")
@@ -185,16 +176,10 @@ def npy_bytes(array: Array) -> bytes:
     return buffer.getvalue()
 
 
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Canonical JSON."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
 def _index_table(info: ShardInfo, members: list[Member]) -> pa.Table:
     columns = list(zip(*members, strict=True)) or [()] * len(COLUMNS)
-    arrays = [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.values(), strict=True)]
     schema = pa.schema(list(COLUMNS.items()), metadata={METADATA: json_bytes(asdict(info))})
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 # -------------------------------------------------------------------------------------- reading

@@ -96,13 +96,12 @@ def open_source(images: str | Path) -> Source | None:
         )
     refuse_output(text)
     places = locations(text)
-    tars = [place for place in places if is_tar(place)]
-    if tars and len(tars) == len(places):
-        return Tars(tars)
+    others = [place for place in places if not is_tar(place)]
+    if not others:
+        return Tars(places)
     for place in places:
         refuse(text, place)
     if len(places) > 1:
-        others = [place for place in places if not is_tar(place)]
         raise DataError(f"--images {text} names {len(places)} places, and {others[0]} is no tar", ACCEPTED)
     if text.lower().endswith((".txt", ".parquet")):
         return PathList(Path(text))

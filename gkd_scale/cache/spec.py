@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ class Spec:
         """Shards of one view."""
         return -(-self.images // self.samples_per_shard)
 
+    @property
+    def view_shards(self) -> list[tuple[int, int]]:
+        """(view, shard) of all shards, a view after the other."""
+        return list(product(range(self.views), range(self.shards)))
+
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON types."""
         values = {key: value for key, value in asdict(self).items() if key not in _OPTIONAL or value}
@@ -134,8 +140,12 @@ def read_spec(folder: Path) -> Spec:
 
 def digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json_bytes(value)).hexdigest()
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Canonical JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def differences(

@@ -8,13 +8,14 @@ to fit PCA. Like a certificate the file is not part of the manifest's chain; its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from gkd_scale import console
 from gkd_scale.cache.config import StatsConfig, default_workers
-from gkd_scale.cache.reader import Cache, Sample
+from gkd_scale.cache.reader import Cache
 from gkd_scale.files import write_bytes
 from gkd_scale.moments import Moments
 from gkd_scale.prefetch import prefetch
@@ -59,14 +60,10 @@ def main(cfg: StatsConfig) -> None:
 def measure(cache: Cache, *, quiet: bool = False) -> Stats:
     """One pass over all views; DamageError at the first damaged sample."""
     stats = Stats(Moments(cache.dim), Moments(cache.dim))
-    places = [(view, index) for view in range(cache.views) for index in range(cache.num_samples)]
-
-    def read(place: tuple[int, int]) -> Sample:
-        return cache.read(*place)
-
+    places = list(product(range(cache.views), range(cache.num_samples)))
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("stats", total=len(places))
-        for sample in prefetch(read, places, min(2, default_workers()), 8):
+        for sample in prefetch(lambda place: cache.read(*place), places, min(2, default_workers()), 8):
             stats.patch.update(sample.patches)
             stats.cls.update(sample.cls[None])
             bar.advance(task)

@@ -150,8 +150,10 @@ def _scan_file(label: str, tar: str, file: Any) -> _Scan:
         image = member.name.lower().endswith(EXTENSIONS)
         place = None
         if member.isreg():
-            runs = _runs(member)
-            place = _Place(tar, member.offset_data, member.size, runs)
+            runs: Any = member.sparse or [
+                (0, member.size)
+            ]  # what is stored: all of it, but for a sparse file
+            place = _Place(tar, member.offset_data, member.size, tuple(runs))
         elif member.islnk():
             target = posixpath.normpath(member.linkname)
             place = regular.get(target)
@@ -179,12 +181,6 @@ def _scan_file(label: str, tar: str, file: Any) -> _Scan:
     for name, path in waiting:
         scan.images[name] = _follow(path, regular, links) or scan.images[name]
     return scan
-
-
-def _runs(member: tarfile.TarInfo) -> tuple[tuple[int, int], ...]:
-    """The (start, length) of what is stored of a file: all of it, but for a sparse one."""
-    sparse: Any = member.sparse
-    return tuple(sparse or [(0, member.size)])
 
 
 def _new_name(name: str, scan: _Scan) -> str:

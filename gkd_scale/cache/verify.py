@@ -8,7 +8,7 @@ parsed only after its checksum was compared, and whatever goes wrong becomes a l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -32,13 +32,7 @@ from gkd_scale.cache.manifest import (
 )
 from gkd_scale.cache.plan import PLAN, numbers_of
 from gkd_scale.cache.rows import Rows
-from gkd_scale.cache.shard import (
-    Member,
-    ShardIndex,
-    index_path,
-    parse_index,
-    tar_path,
-)
+from gkd_scale.cache.shard import Member, ShardIndex, index_path, parse_index, tar_path
 from gkd_scale.cache.spec import FORMAT, SPEC, Spec, read_spec
 from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, GkdError
@@ -80,14 +74,10 @@ def verify(path: Path, report: Callable[[str], None], *, quiet: bool = False) ->
         report(line)
         damages += 1
     shards = _shards(path, root)
-    with console.progress(disable=quiet) as bar:
-        task = bar.add_task("verify", total=len(shards))
-        work = prefetch(lambda shard: _check_shard(path, root, *shard), shards, min(2, default_workers()), 4)
-        for lines in work:
-            for line in lines:
-                report(line)
-            damages += len(lines)
-            bar.advance(task)
+    for _, lines in _check_shards(path, root, shards, quiet):
+        for line in lines:
+            report(line)
+        damages += len(lines)
     if not quiet:
         console.out.print(_summary(path, root.spec, len(shards), damages), markup=False, soft_wrap=True)
     return damages
@@ -98,16 +88,8 @@ def damaged_shards(path: Path, *, quiet: bool = False) -> dict[tuple[int, int], 
     root = _Root()
     for _ in _check_root(path, root):
         pass
-    shards = _shards(path, root)
-    damages: dict[tuple[int, int], list[str]] = {}
-    with console.progress(disable=quiet) as bar:
-        task = bar.add_task("verify", total=len(shards))
-        work = prefetch(lambda shard: _check_shard(path, root, *shard), shards, min(2, default_workers()), 4)
-        for shard, lines in zip(shards, work, strict=True):
-            if lines:
-                damages[shard] = lines
-            bar.advance(task)
-    return damages
+    checked = _check_shards(path, root, _shards(path, root), quiet)
+    return {shard: lines for shard, lines in checked if lines}
 
 
 def _summary(path: Path, spec: Spec | None, shards: int, damages: int) -> str:
@@ -141,7 +123,9 @@ def _check_root(path: Path, root: _Root) -> Iterator[str]:
     for name in (SPEC, PLAN, *([STATE] if fitted else [])):
         yield from _check_file(path, name, root)
     if root.spec:
-        yield from _check_certificates(path, root.spec)
+        for file in sorted(path.glob(PATTERN)):
+            if damage := certificate_damage(file, root.spec.hash()):
+                yield f"{file.name}: {damage}"
 
 
 def _check_table(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
@@ -189,12 +173,6 @@ def _check_manifest(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
         yield f"{MANIFEST}: its rows do not add up to its shard sizes"
 
 
-def _check_certificates(path: Path, spec: Spec) -> Iterator[str]:
-    for file in sorted(path.glob(PATTERN)):
-        if damage := certificate_damage(file, spec.hash()):
-            yield f"{file.name}: {damage}"
-
-
 def _check_file(path: Path, name: str, root: _Root) -> Iterator[str]:
     """A file of the root against the checksum of it."""
     if not (path / name).exists():
@@ -224,11 +202,23 @@ def _shards(path: Path, root: _Root) -> list[tuple[int, int]]:
         if tar.parent.name[1:].isdigit() and tar.stem.removeprefix("shard-").isdigit()
     }
     if root.spec:
-        shards |= {(view, shard) for view in range(root.spec.views) for shard in range(root.spec.shards)}
+        shards.update(root.spec.view_shards)
     return sorted(shards)
 
 
 # --------------------------------------------------------------------------------- the shards
+
+
+def _check_shards(
+    path: Path, root: _Root, shards: Sequence[tuple[int, int]], quiet: bool
+) -> Iterator[tuple[tuple[int, int], list[str]]]:
+    """Each shard and the lines about it, with a progress bar."""
+    with console.progress(disable=quiet) as bar:
+        task = bar.add_task("verify", total=len(shards))
+        work = prefetch(lambda shard: _check_shard(path, root, *shard), shards, min(2, default_workers()), 4)
+        for checked in zip(shards, work, strict=True):
+            yield checked
+            bar.advance(task)
 
 
 def _check_shard(path: Path, root: _Root, view: int, shard: int) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,11 @@ from PIL import Image, ImageEnhance
 from gkd_scale.cache import augment
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
 from gkd_scale.cache.plan import Entry, ImagePlan
-from gkd_scale.cache.shard import json_bytes
-from gkd_scale.cache.source import LabelledSource, Source, ViewSource
+from gkd_scale.cache.source import LabelledSource, ViewSource
+from gkd_scale.cache.spec import json_bytes
 from gkd_scale.errors import one_line
 from gkd_scale.images import Opened, UnreadableImage, open_bytes, open_image
+from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
 
@@ -142,12 +144,16 @@ def _color_factors(sid: str, view: int, cfg: ViewConfig, seed: int) -> list[floa
 # --------------------------------------------------------------------------------------- files
 
 
-def open_from(source: Source, name: str) -> Opened:
-    """An image of a source to upright RGB; raises :class:`UnreadableImage` with the reason."""
-    if isinstance(source, LabelledSource):
-        return _open_labelled(source, name)
+def open_entry(images: str | Path, plan: ImagePlan, entry: Entry) -> Opened:
+    """An image of ``plan``, whose folder is ``images``, to upright RGB; UnreadableImage with the reason."""
+    if plan.source is None:
+        return open_image(Path(images) / entry.path)
     try:
-        data = source.read(name)
+        if isinstance(plan.source, LabelledSource):
+            sample = plan.source.sample(entry.path)
+            facts = {"size": [*sample.image.shape[:2]]}
+            return Opened(Image.fromarray(sample.image), facts, sample.label)
+        data = plan.source.read(entry.path)
     except OSError as error:
         raise UnreadableImage(error.strerror or one_line(error)) from None
     if not data:
@@ -182,15 +188,20 @@ def view_of(cfg: CacheTeacherConfig, plan: ImagePlan, entry: Entry, view: int) -
     if plan.view_source is not None:
         return _cached_view(plan.view_source, entry, view)
     try:
-        if plan.source is None:
-            opened = open_image(Path(cfg.images) / entry.path)
-        else:
-            opened = open_from(plan.source, entry.path)
+        opened = open_entry(cfg.images, plan, entry)
     except UnreadableImage as error:
         return str(error)
     new_view = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
     label = None if opened.label is None else view_label(opened.label, new_view.params, cfg.size)
     return MadeView(entry, new_view, opened.source, decode(new_view.jpeg), label)
+
+
+def views_of(
+    cfg: CacheTeacherConfig, plan: ImagePlan, work: Iterable[tuple[Entry, int]]
+) -> Iterator[MadeView | str]:
+    """:func:`view_of` of each (image, view), in order, on threads that are some views ahead."""
+    ahead = cfg.batch_size + 2 * cfg.threads
+    return prefetch(lambda item: view_of(cfg, plan, *item), work, cfg.threads, ahead)
 
 
 def _cached_view(source: ViewSource, entry: Entry, view: int) -> MadeView | str:
@@ -200,11 +211,3 @@ def _cached_view(source: ViewSource, entry: Entry, view: int) -> MadeView | str:
         return stored_view
     params = {key: value for key, value in stored_view.facts.items() if key not in ("sid", "path", "source")}
     return MadeView(entry, View(b"", params), stored_view.facts["source"], decode(stored_view.jpeg), None)
-
-
-def _open_labelled(source: LabelledSource, name: str) -> Opened:
-    try:
-        sample = source.sample(name)
-    except OSError as error:
-        raise UnreadableImage(error.strerror or one_line(error)) from None
-    return Opened(Image.fromarray(sample.image), {"size": [*sample.image.shape[:2]]}, sample.label)
