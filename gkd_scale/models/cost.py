@@ -26,6 +26,11 @@ class Cost:
     dim: int
     grid: Grid
 
+    @property
+    def gflops(self) -> float:
+        """In 10^9, three digits, as tables of models have it."""
+        return float(f"{self.flops / 1e9:.3g}")
+
 
 def of_teacher(config: TeacherConfig, image_size: Size) -> Cost:
     """The cost of a timm teacher on images of ``image_size``; raises ModelError as loading would."""

@@ -137,7 +137,7 @@ def count(name: str, family: str) -> Row:
 
     from gkd_scale.models import spec as specs
     from gkd_scale.models.cost import cost
-    from gkd_scale.models.families import is_tokens, patch_size
+    from gkd_scale.models.families import stride
 
     costs = cost(name, (IMAGE_SIDE, IMAGE_SIDE))
     with torch.device("meta"):
@@ -146,11 +146,11 @@ def count(name: str, family: str) -> Row:
         name=name,
         family=family,
         parameters=costs.parameters,
-        stride=max(patch_size(net)) if is_tokens(net) else int(net.feature_info[-1]["reduction"]),
+        stride=stride(net),
         width=costs.dim,
         depth=_depth(net),
         grid=costs.grid[0],
-        gflops=float(f"{costs.flops / 1e9:.3g}"),
+        gflops=costs.gflops,
         largest_layer=costs.largest_layer,
     )
 
