@@ -19,9 +19,8 @@ import re
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-StateDict = dict[str, Tensor]
+from gkd_scale.models.tensor_files import StateDict
 
 _Table = tuple[tuple[str, str], ...]
 
@@ -143,18 +142,13 @@ _ELSEWHERE = (
 )
 
 
-def dialect_of(names: StateDict) -> Dialect | None:
-    """The dialect of the names in a file; None for names of timm, and for unknown ones."""
-    for dialect in DIALECTS:
-        marker = re.compile(rf"(?<![^.]){dialect.marker}")
-        if any(marker.search(name) for name in names):
-            return dialect
-    return None
-
-
 def renamed(names: StateDict, model_state: StateDict) -> dict[str, str]:
-    """Maps each of ``names`` to timm's name of the tensor, or of its part of a matrix that timm joins."""
-    dialect = dialect_of(names)
+    """Maps each of ``names`` to timm's name of the tensor, or of its part of a matrix that timm joins.
+
+    Empty for names of timm, and for unknown ones.
+    """
+    markers = ((dialect, re.compile(rf"(?<![^.]){dialect.marker}")) for dialect in DIALECTS)
+    dialect = next((d for d, marker in markers if any(map(marker.search, names))), None)
     if dialect is None:
         return {}
     gated = any("mlp.gate_proj." in name for name in names)
