@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_scale import ranges
-from gkd_scale.config import option
+from gkd_scale.config import again, option
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ class TeacherConfig:
 class DemoTeacherConfig(TeacherConfig):
     """teacher: the frozen model that the student learns from"""
 
-    name: str = option(
-        "demo_teacher", "the teacher: a timm name, hf:FOLDER or hf:OWNER/NAME (transformers)", metavar="NAME"
-    )
+    name: str = again(TeacherConfig, "name", "demo_teacher")
 
 
 @dataclass
