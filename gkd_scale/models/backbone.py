@@ -51,7 +51,6 @@ class Backbone(nn.Module):
         self.normalize = Normalize(spec.mean, spec.std)
         self.is_tokens = families.is_tokens(net)
         info: Any = net.feature_info
-        levels = len(info)
         self.indices = families.pyramid_levels(net)
         if self.is_tokens:
             self.stride = max(families.patch_size(net))
@@ -60,9 +59,9 @@ class Backbone(nn.Module):
         else:
             # Convolutions take any size; windows of hierarchical transformers want whole patches.
             self.stride = STRIDES[-1] if hasattr(net, "patch_embed") else 1
-            first, second, third, last = (int(info[index]["num_chs"]) for index in self.indices)
+            first, second, third, last = families.widths(net, self.indices)
             self.channels = (first, second, third, last)
-            few = levels < len(STRIDES)
+            few = len(info) < len(STRIDES)
             self.strides = [int(info[i]["reduction"]) for i in self.indices] if few else list(STRIDES)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

@@ -67,9 +67,9 @@ class TransformersTeacher(FrozenTeacher):
         mean: Triple,
         std: Triple,
         *,
-        layers: Sequence[int] = (),
-        dtype: str = "float32",
-        device: str = "cpu",
+        layers: Sequence[int],
+        dtype: str,
+        device: str,
     ) -> None:
         super().__init__(checkpoint.name, net, image_size, mean, std, dtype, device)
         self.config = checkpoint.config
@@ -197,14 +197,10 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TransformersTe
     """
     _refuse_timms(config)
     checkpoint = checkpoints.open_checkpoint(str(config.name), config.weights)
-    mean, std = config.mean, config.std
-    if mean is None or std is None:
-        stats = checkpoints.normalisation(checkpoint)
-        mean, std = mean or stats[0], std or stats[1]
-    net = checkpoints.load_net(checkpoint)
+    mean, std = checkpoints.pixel_stats(checkpoint, config.mean, config.std)
     return TransformersTeacher(
         checkpoint,
-        net,
+        checkpoints.load_net(checkpoint),
         image_size,
         mean,
         std,

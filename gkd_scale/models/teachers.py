@@ -117,7 +117,7 @@ class TimmTeacher(FrozenTeacher):
         layers: Sequence[int],
         dtype: str,
         device: str,
-        resize: str = "pi",
+        resize: str,
     ) -> None:
         super().__init__(name, net, image_size, spec.mean, spec.std, dtype, device)
         self.spec = spec

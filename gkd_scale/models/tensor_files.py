@@ -288,13 +288,11 @@ def _foreign_globals(path: Path) -> list[str]:
         pass
     torchs = ("torch ", "torch._", "torch.storage", "torch.serialization", "torch.nn.parameter ", "_codecs ")
     names = {name.replace("__builtin__", "builtins") for name in imports if not name.startswith(torchs)}
-    harmless = {entry[1] if isinstance(entry, tuple) else _full_name(entry) for entry in HARMLESS}
+    harmless = {
+        kind[1] if isinstance(kind, tuple) else f"{kind.__module__}.{kind.__qualname__}" for kind in HARMLESS
+    }
     harmless |= {"collections.OrderedDict", "builtins.set"}
     return sorted({name.replace(" ", ".") for name in names} - harmless)
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _globals(stream: IO[bytes]) -> Iterator[str]:
