@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.location import is_stored
 from gkd_scale.cache.reader import Caches
 from gkd_scale.cache.source import Source
-from gkd_scale.cache.spec import FORMAT, digest
+from gkd_scale.cache.spec import FORMAT
 from gkd_scale.distill.config import LIVE, Stage1Config
 from gkd_scale.distill.objectives.registry import OBJECTIVES
 from gkd_scale.engine.ds_config import DeepSpeedPlan
@@ -38,11 +39,7 @@ class TeacherFacts:
     fingerprint: dict[str, Any]
     dim: int
     grid: Grid
-    weight: float = 1.0
-
-    def digest(self) -> str:
-        """SHA-256 of the fingerprint."""
-        return digest(self.fingerprint)
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -229,8 +226,9 @@ def _live(
 
 def _left_out(source: LiveSource) -> list[str]:
     """Lines about images that could not be read, and about what lies beside the images."""
-    notes = [f"note: {note}" for note in source.notes]
-    for name, reason in source.errors.items():
-        notes.append(f"{len(source.errors)} images could not be read and are left out, as {name}: {reason}")
-        break
-    return notes
+    lost = f"{len(source.errors)} images could not be read and are left out"
+    first = islice(source.errors.items(), 1)
+    return [
+        *(f"note: {note}" for note in source.notes),
+        *(f"{lost}, as {name}: {why}" for name, why in first),
+    ]
