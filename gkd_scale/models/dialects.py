@@ -111,7 +111,7 @@ VIT = Dialect(
         (r"layer_scale([12])\.lambda1$", r"ls\1.gamma"),
         (r"layernorm\.", "norm."),
         (r"mlp\.weights_in\.", "mlp.fc1."),
-        (r"mlp\.weights_out\.", "mlp.fc2."),
+        (r"mlp\.(?:weights_out|down_proj)\.", "mlp.fc2."),
     ),
 )
 DIALECTS = (SWIN, CONVNEXT, MM_CONVNEXT, MM_VIT, VIT)
@@ -119,7 +119,6 @@ DIALECTS = (SWIN, CONVNEXT, MM_CONVNEXT, MM_VIT, VIT)
 
 _GATED: _Table = ((r"mlp\.gate_proj\.", "mlp.fc1_g."), (r"mlp\.up_proj\.", "mlp.fc1_x."))
 _PLAIN: _Table = ((r"mlp\.up_proj\.", "mlp.fc1."),)
-_DOWN: _Table = ((r"mlp\.down_proj\.", "mlp.fc2."),)
 
 JOINED = (
     (re.compile(r"(?P<before>.*attn)\.(?P<part>[qkv])\.(?P<kind>weight|bias)"), "qkv", ("q", "k", "v")),
@@ -152,7 +151,7 @@ def renamed(names: StateDict, model_state: StateDict) -> dict[str, str]:
     if dialect is None:
         return {}
     gated = any("mlp.gate_proj." in name for name in names)
-    table = (*dialect.table, *(_GATED if gated else _PLAIN), *_DOWN) if dialect is VIT else dialect.table
+    table = (*dialect.table, *(_GATED if gated else _PLAIN)) if dialect is VIT else dialect.table
     patterns = [(re.compile(rf"(?<![^.]){old}"), new) for old, new in table]
     meta = dialect is VIT and "blocks.0.gamma_1" in model_state  # timm's code for DINOv3 knows Meta's names
     new = {}

@@ -212,18 +212,14 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TransformersTe
 
 def _refuse_timms(config: TeacherConfig) -> None:
     """ModelError for options that only timm has."""
-    flags = [
-        flag
-        for flag, value in (
-            ("--teacher-args", config.args),
-            ("--patch-size", config.patch_size),
-            ("--patch-resize", config.patch_resize != "pi"),
-        )
-        if value
-    ]
-    if flags:
+    given = {
+        "--teacher-args": config.args,
+        "--patch-size": config.patch_size,
+        "--patch-resize": config.patch_resize != "pi",
+    }
+    if flag := next(filter(given.get, given), None):
         raise ModelError(
-            f"{flags[0]} is for timm's models, and {config.name} is a model of transformers",
+            f"{flag} is for timm's models, and {config.name} is a model of transformers",
             "leave it out, or load the weights by timm's name: --teacher NAME --teacher-weights FILE",
         )
 

@@ -218,23 +218,21 @@ def _pytorch(path: Path) -> StateDict:
 def _refusal(path: Path, error: Exception) -> ModelError:
     """Why torch does not load a file that begins as one of its own."""
     names = _members(path)
-    if names:
-        if any(name.endswith("/constants.pkl") for name in names):
-            return ModelError(
-                f"{path} is a TorchScript program, which holds code",
-                "save its state dict where you trust it (torch.save(torch.jit.load(FILE).state_dict(), NEW))",
-            )
-        if any(
-            name.endswith((".pt2", "serialized_exported_program.json", "archive_format")) for name in names
-        ):
-            return ModelError(f"{path} is a torch.export program, no weights file", _GIVE_STATE)
-        if not any(name.endswith("data.pkl") for name in names):
-            arrays = all(name.endswith(".npy") for name in names)
-            what = "a NumPy archive (.npz)" if arrays else "a zip archive"
-            return ModelError(
-                f"{path} is no weights file: it is {what}",
-                _GIVE_STATE if arrays else _UNPACK,
-            )
+
+    def holds(*endings: str) -> bool:
+        return any(name.endswith(endings) for name in names)
+
+    if holds("/constants.pkl"):
+        return ModelError(
+            f"{path} is a TorchScript program, which holds code",
+            "save its state dict where you trust it (torch.save(torch.jit.load(FILE).state_dict(), NEW))",
+        )
+    if holds(".pt2", "serialized_exported_program.json", "archive_format"):
+        return ModelError(f"{path} is a torch.export program, no weights file", _GIVE_STATE)
+    if names and not holds("data.pkl"):
+        arrays = all(name.endswith(".npy") for name in names)
+        what, hint = ("a NumPy archive (.npz)", _GIVE_STATE) if arrays else ("a zip archive", _UNPACK)
+        return ModelError(f"{path} is no weights file: it is {what}", hint)
     foreign = _foreign_globals(path)
     if isinstance(error, pickle.UnpicklingError) and foreign:
         return ModelError(
