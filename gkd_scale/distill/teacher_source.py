@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +225,8 @@ def _live(
 
 def _left_out(source: LiveSource) -> list[str]:
     """Lines about images that could not be read, and about what lies beside the images."""
-    lost = f"{len(source.errors)} images could not be read and are left out"
-    first = islice(source.errors.items(), 1)
-    return [
-        *(f"note: {note}" for note in source.notes),
-        *(f"{lost}, as {name}: {why}" for name, why in first),
-    ]
+    notes = [f"note: {note}" for note in source.notes]
+    if source.errors:
+        name, reason = next(iter(source.errors.items()))
+        notes.append(f"{len(source.errors)} images could not be read and are left out, as {name}: {reason}")
+    return notes

@@ -164,8 +164,7 @@ def load_or_make(folder: Path, of: str, make: Callable[[], Conditioning], prefix
 
     So a resumed run has the very numbers that it started with. ``prefix`` is that of :func:`load`.
     """
-    conditioning = load(folder, of, prefix)
-    return make() if conditioning is None else conditioning
+    return load(folder, of, prefix) or make()
 
 
 def fit(batches: Iterable[Features], norm: str, power: float = 0.5) -> Conditioning:

@@ -65,10 +65,8 @@ class TeacherConfig:
     @classmethod
     def of_fingerprint(cls, fingerprint: Mapping[str, Any], weights: Path | None = None) -> Self:
         """The teacher of a cache, from its fingerprint, which does not hold the path of the ``weights``."""
-        given = ((key, fingerprint.get(key)) for key in _IN_FINGERPRINT)
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in given if v is not None
-        }
+        options = {key: fingerprint[key] for key in _IN_FINGERPRINT if fingerprint.get(key) is not None}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         if isinstance(values.get("layer"), int):
             values["layer"] = (values["layer"],)
         return cls(name=fingerprint.get("model"), weights=weights, **values)

@@ -217,7 +217,7 @@ def _refuse_timms(config: TeacherConfig) -> None:
         "--patch-size": config.patch_size,
         "--patch-resize": config.patch_resize != "pi",
     }
-    if flag := next(filter(given.get, given), None):
+    if flag := next((flag for flag, value in given.items() if value), None):
         raise ModelError(
             f"{flag} is for timm's models, and {config.name} is a model of transformers",
             "leave it out, or load the weights by timm's name: --teacher NAME --teacher-weights FILE",
