@@ -17,13 +17,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from gkd_scale import files
 from gkd_scale.distill.objectives.base import Objective
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.models import backbone
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.conditioning import Affine, Conditioning
-from gkd_scale.models.weights import StateDict, read_state_dict
+from gkd_scale.models.tensor_files import StateDict, read_state_dict, write_tensors
 
 HEADS_FILE = "heads.safetensors"
 SHARED = "student."
@@ -32,10 +31,7 @@ SHARED = "student."
 
 def save(folder: Path, state: dict[str, Tensor]) -> None:
     """Write what an objective trains beside the backbone to ``folder``."""
-    from safetensors.torch import save as serialise
-
-    tensors = {name: value.detach().cpu().float().contiguous().clone() for name, value in state.items()}
-    files.write_bytes(folder / HEADS_FILE, serialise(tensors))
+    write_tensors(folder / HEADS_FILE, state, torch.float32)
 
 
 def resume(

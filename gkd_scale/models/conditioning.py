@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkd_scale import files
 from gkd_scale.errors import ModelError
 from gkd_scale.models.config import TEACHER_NORMS
+from gkd_scale.models.tensor_files import write_tensors
 from gkd_scale.moments import Moments
 from gkd_scale.types import Features
 
@@ -112,15 +112,13 @@ def save(conditionings: Sequence[Conditioning], folder: Path, of: str = "") -> N
 
     Those of several teachers have the prefix ``teachers.NUMBER.`` before the names of their tensors.
     """
-    from safetensors.torch import save as serialise
-
     tensors = {
         prefix + name: value
         for prefix, conditioning in zip(prefixes(len(conditionings)), conditionings, strict=True)
         for name, value in conditioning.tensors().items()
     }
     (norm,) = {conditioning.norm for conditioning in conditionings}
-    files.write_bytes(folder / FILE, serialise(tensors, metadata={"norm": norm, "of": of}))
+    write_tensors(folder / FILE, tensors, norm=norm, of=of)
 
 
 def prefixes(teachers: int) -> list[str]:

@@ -14,9 +14,6 @@ from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TEACHER_DTYPES = ("float32", "bfloat16", "float16")
-"""What a teacher may compute in. The codec decides how its features are stored."""
-
 TEACHER_NORMS = ("none", "layer", "standard", "whiten", "phi-s")
 """Conditionings of a teacher's tokens: see ``gkd_scale/models/conditioning.py``."""
 
@@ -53,7 +50,9 @@ class TeacherConfig:
         choices=("pi", "bicubic"),
     )
     dtype: str = option(
-        "float32", "arithmetic of the teacher; part of its fingerprint", choices=TEACHER_DTYPES
+        "float32",
+        "arithmetic of the teacher; part of its fingerprint",
+        choices=("float32", "bfloat16", "float16"),
     )
     mean: tuple[float, float, float] | None = option(
         None, "input mean, 0..1 (default: the model's own)", metavar=_RGB, within=ranges.MEAN

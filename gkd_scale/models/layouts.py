@@ -75,8 +75,7 @@ def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict],
     candidates = _by_suffix(names, model_state)
     full = sum(not name.endswith("num_batches_tracked") for name in model_state)
     fits = {prefix: _fit(_under(names, prefix), model_state) for prefix in candidates}
-    complete = any(fit[0] == full for fit in fits.values())
-    if not complete:
+    if not any(fit[0] == full for fit in fits.values()):
         for prefix in dict.fromkeys([*candidates, *_trunks(names, full)]):
             fits[prefix] = max(_converted_fit(names, prefix, model_state, convert), fits.get(prefix, (0, 0)))
     best = max(fits.values(), default=(0, 0))

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gkd_scale import files
 from gkd_scale.commands import shell
 from gkd_scale.errors import ModelError
 
@@ -83,6 +84,16 @@ def read_state_dict(path: Path) -> StateDict:
     if not state:
         raise ModelError(f"{path} holds no tensors", "give a file with a network's state dict")
     return state
+
+
+def write_tensors(
+    path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | None = None, **metadata: str
+) -> None:
+    """Write a safetensors file, whole or not at all; ``dtype`` is what all tensors become, if given."""
+    from safetensors.torch import save
+
+    tensors = {name: t.detach().cpu().to(dtype or t.dtype).contiguous().clone() for name, t in state.items()}
+    files.write_bytes(path, save(tensors, metadata or None))
 
 
 def index_of(path: Path) -> Path | None:
