@@ -61,6 +61,10 @@ class TeacherConfig:
         None, "input standard deviation (default: the model's own)", metavar=_RGB, within=ranges.DEVIATION
     )
 
+    def timm_args(self) -> dict[str, Any]:
+        """The arguments of timm.create_model, with the patch size if it is given."""
+        return self.args if self.patch_size is None else {**self.args, "patch_size": self.patch_size}
+
     @classmethod
     def of_fingerprint(cls, fingerprint: Mapping[str, Any], weights: Path | None = None) -> Self:
         """The teacher of a cache, from its fingerprint, which does not hold the path of the ``weights``."""

@@ -159,13 +159,12 @@ class TimmTeacher(FrozenTeacher):
     @torch.no_grad()
     def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) float32 of timm's feature levels ``indices``, on the teacher's device."""
-        net: Any = self.net
+        forward: Any = self.net.forward_intermediates
+        order = sorted(indices)
         x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
         with self._autocast():
-            maps = net.forward_intermediates(
-                x, indices=sorted(indices), stop_early=True, intermediates_only=True
-            )
-        return [maps[sorted(indices).index(index)].float() for index in indices]
+            maps = forward(x, indices=order, stop_early=True, intermediates_only=True)
+        return [maps[order.index(index)].float() for index in indices]
 
     @torch.no_grad()
     def every_level(self, pixels: Tensor) -> list[Tensor]:
@@ -183,9 +182,7 @@ class TimmTeacher(FrozenTeacher):
 
 def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
     """A frozen timm model with timm's weights or the user's, for images of (H, W) pixels; ModelError."""
-    name, args, layers = str(config.name), dict(config.args), config.layer or ()
-    if config.patch_size is not None:
-        args["patch_size"] = config.patch_size
+    name, args, layers = str(config.name), config.timm_args(), config.layer or ()
     spec, shipped = specs.resolve(name, args, config.mean, config.std)
     file, resize = config.weights or shipped, config.patch_resize
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")

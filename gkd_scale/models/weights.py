@@ -59,11 +59,12 @@ def load_into(
         timm_model.pretrained_model_args = {"img_size": image_size}
     model_state = dict(model.state_dict())
 
-    def fit(part: StateDict) -> StateDict:
-        return part if image_size is not None else _slots(model, model_state, part)
+    def convert(part: StateDict) -> StateDict:
+        fitted = part if image_size is not None else _slots(model, model_state, part)
+        return _convert(model, model_state, fitted, resize)
 
     try:
-        match = layouts.find(model_state, state, lambda part: _convert(model, model_state, fit(part), resize))
+        match = layouts.find(model_state, state, convert)
         belonging.require(model, model_state, match, source)
         if match.failure is not None:
             raise match.failure
