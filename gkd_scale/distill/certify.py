@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 
 import numpy as np
 import torch
@@ -64,9 +65,7 @@ def certify(cfg: CertifyConfig, *, quiet: bool = False) -> Certificate:
         def train(swap: Swap) -> Distiller:
             return _train(cfg, reference, _draws(cfg, source, training), swap, lambda: bar.advance(task))
 
-        def swap(batch: Batch) -> Batch:
-            return coded(codec, batch)
-
+        swap = partial(coded, codec)
         plain, other = train(lambda batch: batch), train(swap)
     certificate = Certificate(
         spec=cache.spec.hash(),
@@ -128,12 +127,10 @@ def _batches(source: CachedSource, samples: Sequence[int], size: int) -> list[Ba
 
 def _draws(cfg: CertifyConfig, source: CachedSource, samples: Sequence[int]) -> Iterator[Batch]:
     """Endless random training batches; a function of the seed."""
-    step = 0
-    while True:
+    for step in count():
         rng = generator("certify", cfg.seed, step)
         indexes = rng.choice(samples, min(cfg.batch, len(samples)), replace=False)
         yield source.load([Slot(place, step, int(index)) for place, index in enumerate(indexes)])
-        step += 1
 
 
 def _train(
@@ -194,17 +191,11 @@ def _attention_kl(distiller: Distiller, batch: Batch, changed: Batch) -> Tensor:
 
 def _sizes(cache: Cache, codec: Codec, samples: Sequence[int]) -> dict[str, float]:
     """Bytes under ``codec`` over bytes under fp16: of the patch members, and of whole samples."""
-    patches, wholes = [], []
+    fp16, small, rest = 0, 0, 0
     for index in samples:
         sample = cache.read(0, index)
         tokens: Float32 = sample.patches.astype(np.float32)
-        rest = len(sample.jpeg) + len(npy_bytes(sample.cls))
-        sizes = [
-            sum(len(npy_bytes(array)) for array in c.encode(tokens).values())
-            for c in (get_codec("fp16"), codec)
-        ]
-        patches.append(sizes)
-        wholes.append([size + rest for size in sizes])
-    fp16, small = np.sum(patches, axis=0)
-    whole, small_whole = np.sum(wholes, axis=0)
-    return {"bytes_ratio": float(small / fp16), "sample_ratio": float(small_whole / whole)}
+        rest += len(sample.jpeg) + len(npy_bytes(sample.cls))
+        fp16 += sum(len(npy_bytes(array)) for array in get_codec("fp16").encode(tokens).values())
+        small += sum(len(npy_bytes(array)) for array in codec.encode(tokens).values())
+    return {"bytes_ratio": small / fp16, "sample_ratio": (small + rest) / (fp16 + rest)}

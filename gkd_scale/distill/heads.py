@@ -11,20 +11,18 @@ attention is sharp and in the right place from the first step; random queries ta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
 from torch import Tensor
 
-from gkd_scale import files
 from gkd_scale.distill.objectives.base import Objective
 from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.models import backbone
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.conditioning import Affine, Conditioning
-from gkd_scale.models.weights import StateDict, read_state_dict
+from gkd_scale.models.tensor_files import StateDict, read_state_dict, write_tensors
 
 HEADS_FILE = "heads.safetensors"
 SHARED = "student."
@@ -33,10 +31,7 @@ SHARED = "student."
 
 def save(folder: Path, state: dict[str, Tensor]) -> None:
     """Write what an objective trains beside the backbone to ``folder``."""
-    from safetensors.torch import save as serialise
-
-    tensors = {name: value.detach().cpu().float().contiguous().clone() for name, value in state.items()}
-    files.write_bytes(folder / HEADS_FILE, serialise(tensors))
+    write_tensors(folder / HEADS_FILE, state, torch.float32)
 
 
 def resume(
@@ -55,58 +50,32 @@ def resume(
     """
     if run is None or not (Path(run) / HEADS_FILE).is_file():
         return False
-    previous = _PreviousRun.read(Path(run))
+    folder = Path(run)
+    names = backbone.teachers_of(yaml.safe_load((folder / backbone.CARD_FILE).read_text()))
+    before = dict(zip(names, conditionings.prefixes(len(names)), strict=True))
+    tensors = read_state_dict(folder / HEADS_FILE)
     _, model_state = objective.exported(objective.state_dict())
     loaded = False
     for prefix, (name, conditioning) in zip(
         conditionings.prefixes(len(teachers)), teachers.items(), strict=True
     ):
-        state = previous.heads(name)
-        reason = previous.misfit(name, state, _below(model_state, prefix), conditioning)
+        if name in before:
+            state, target = _below(tensors, before[name]), _below(model_state, prefix)
+            old = conditionings.load(folder, prefix=before[name]) or Conditioning()
+            reason = _misfit(state, target)
+            if not reason and not rebase(state, old, conditioning):
+                norms = f"--teacher-norm was {old.norm} and is {conditioning.norm}"
+                reason = f"{norms}, and 'layer' is not affine"
+            if not reason:
+                objective.load_state_dict(_filled(state, target, prefix), strict=False)
+                loaded = True
+        else:
+            owners = ", ".join(map(repr, names)) or None
+            reason = f"they belong to the teacher {owners}, and this run has {name!r}"
         if reason:
             subject = f"the heads of {run}" if len(teachers) == 1 else f"the heads of {run} for {name}"
             say(f"{subject} do not fit, new ones start: {reason}")
-            continue
-        objective.load_state_dict(_filled(state, _below(model_state, prefix), prefix), strict=False)
-        loaded = True
     return loaded
-
-
-@dataclass(frozen=True)
-class _PreviousRun:
-    """The heads of a finished run, and its ``teachers`` by name, in the order of its files."""
-
-    run: Path
-    teachers: list[str]
-    tensors: StateDict
-
-    @classmethod
-    def read(cls, run: Path) -> _PreviousRun:
-        card = yaml.safe_load((run / backbone.CARD_FILE).read_text())
-        return cls(run, backbone.teachers_of(card), read_state_dict(run / HEADS_FILE))
-
-    def prefix(self, teacher: str) -> str:
-        """The prefix of the names of a teacher's tensors in the run's files."""
-        prefixes = conditionings.prefixes(max(1, len(self.teachers)))
-        return prefixes[self.teachers.index(teacher)] if teacher in self.teachers else prefixes[0]
-
-    def heads(self, teacher: str) -> StateDict:
-        """The tensors of a teacher, and those that all teachers share."""
-        return _below(self.tensors, self.prefix(teacher))
-
-    def misfit(self, teacher: str, state: StateDict, model_state: StateDict, new: Conditioning) -> str:
-        """Why a teacher's heads ``state`` do not fit ``model_state``, those of an objective; "" if they do.
-
-        Heads that fit are expressed in the conditioning ``new``, in place.
-        """
-        if teacher not in self.teachers:
-            names = ", ".join(map(repr, self.teachers)) or None
-            return f"they belong to the teacher {names}, and this run has {teacher!r}"
-        old = conditionings.load(self.run, prefix=self.prefix(teacher)) or Conditioning()
-        reason = _misfit(state, model_state)
-        if not reason and not rebase(state, old, new):
-            return f"--teacher-norm was {old.norm} and is {new.norm}, and 'layer' is not affine"
-        return reason
 
 
 def _below(state: StateDict, prefix: str) -> StateDict:

@@ -22,6 +22,7 @@ import torch
 from gkd_scale import __version__, commands, config, console
 from gkd_scale.cache.ledger import FOLDER as LEDGER
 from gkd_scale.cache.ledger import recorded
+from gkd_scale.cache.spec import digest
 from gkd_scale.distill import heads
 from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.draws import Draws, together
@@ -75,10 +76,10 @@ def train(
         teacher = open_source(cfg, runtime, plan, labelled)
         steps = _steps(cfg, teacher, plan)
         tasks = [_job(student, runtime, plan, teacher, steps) for student in students]
-        pending = [(student, task) for student, task in zip(students, tasks, strict=True) if task is not None]
-        for student, (job, teacher_norms) in pending:
-            runtime.on_main(partial(_begin, student, job, teacher, teacher_norms))
-        jobs = [job for _, (job, _) in pending]
+        for student, task in zip(students, tasks, strict=True):
+            if task is not None:
+                runtime.on_main(partial(_begin, student, teacher, *task))
+        jobs = [task[0] for task in tasks if task is not None]
         if jobs:
             _train(cfg, jobs, runtime, plan, teacher, steps, prepare, bundled)
 
@@ -100,7 +101,7 @@ def _train(
         prepare(job)
     draws = replace(together(_objective(job).draws for job in jobs), ranks=runtime.world)
     training = TrainingPlan(
-        batches=_batches(cfg, runtime, plan, teacher, draws),
+        batches=partial(_batches, cfg, runtime, plan, teacher, draws),
         steps=steps,
         seed=cfg.run.seed,
         save_every=cfg.run.save_every,
@@ -138,17 +139,19 @@ def _steps(cfg: Stage1Config, teacher: TeacherSource, plan: DeepSpeedPlan) -> in
 
 
 def _batches(
-    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, teacher: TeacherSource, draws: Draws
-) -> Callable[[int, int], Iterator[Batch]]:
+    cfg: Stage1Config,
+    runtime: Runtime,
+    plan: DeepSpeedPlan,
+    teacher: TeacherSource,
+    draws: Draws,
+    start: int,
+    stop: int,
+) -> Iterator[Batch]:
     """The source's batches with what is drawn for them; ``--ledger`` writes down which samples pass."""
-
-    def batches(start: int, stop: int) -> Iterator[Batch]:
-        stream = teacher.source.batches(start, stop, draws)
-        if not cfg.reading.ledger or cfg.run.dry_run:
-            return stream
-        return recorded(stream, cfg.run.out / LEDGER, runtime.rank, start, plan.accumulation)
-
-    return batches
+    stream = teacher.source.batches(start, stop, draws)
+    if not cfg.reading.ledger or cfg.run.dry_run:
+        return stream
+    return recorded(stream, cfg.run.out / LEDGER, runtime.rank, start, plan.accumulation)
 
 
 def _job(
@@ -239,7 +242,7 @@ def _training(
     )
 
 
-def _begin(cfg: Stage1Config, job: Job, teacher: TeacherSource, teacher_norms: list[Conditioning]) -> None:
+def _begin(cfg: Stage1Config, teacher: TeacherSource, job: Job, teacher_norms: list[Conditioning]) -> None:
     """Write what the run is, after all that can be refused was checked. Rank 0."""
     if cfg.run.dry_run:
         run.require_begun_alike(job.out, cfg, job.identity)
@@ -287,11 +290,11 @@ def _build(cfg: Stage1Config, teacher: TeacherSource, teacher_norms: list[Condit
         refuse_far(str(name), source.image_size, student.grid, grid)
     if cfg.grad_checkpointing:
         layers.checkpoint_activations(student.net, str(name))
-    sections = {"loss": cfg.loss, "qsd": cfg.qsd, "mask": cfg.mask}
     spaces = [
         TeacherSpace(facts.dim, facts.grid, conditioning, facts.name, facts.weight)
         for facts, conditioning in zip(teacher.teachers, teacher_norms, strict=True)
     ]
+    sections = {"loss": cfg.loss, "qsd": cfg.qsd, "mask": cfg.mask}
     args = {**sections, "jitter": cfg.student.jitter, "seed": cfg.run.seed}
     objective = build_objective(cfg.objective, student, spaces, args)
     if cfg.compile:
@@ -315,7 +318,7 @@ def _finish(
         "steps": steps,
     }
     if "teachers" in teacher.identity:
-        facts["teacher_fingerprint"] = [item.digest() for item in teacher.teachers]
+        facts["teacher_fingerprint"] = [digest(item.fingerprint) for item in teacher.teachers]
     objective = _objective(job)
     net, rest = objective.exported(state)
     heads.save(job.out, rest)

@@ -17,7 +17,7 @@ from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.location import is_stored
 from gkd_scale.cache.reader import Caches
 from gkd_scale.cache.source import Source
-from gkd_scale.cache.spec import FORMAT, digest
+from gkd_scale.cache.spec import FORMAT
 from gkd_scale.distill.config import LIVE, Stage1Config
 from gkd_scale.distill.objectives.registry import OBJECTIVES
 from gkd_scale.engine.ds_config import DeepSpeedPlan
@@ -38,11 +38,7 @@ class TeacherFacts:
     fingerprint: dict[str, Any]
     dim: int
     grid: Grid
-    weight: float = 1.0
-
-    def digest(self) -> str:
-        """SHA-256 of the fingerprint."""
-        return digest(self.fingerprint)
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -230,7 +226,7 @@ def _live(
 def _left_out(source: LiveSource) -> list[str]:
     """Lines about images that could not be read, and about what lies beside the images."""
     notes = [f"note: {note}" for note in source.notes]
-    for name, reason in source.errors.items():
+    if source.errors:
+        name, reason = next(iter(source.errors.items()))
         notes.append(f"{len(source.errors)} images could not be read and are left out, as {name}: {reason}")
-        break
     return notes

@@ -26,7 +26,7 @@ from gkd_scale.models import weights as weight_files
 from gkd_scale.models.names import HF
 from gkd_scale.models.spec import ModelSpec
 from gkd_scale.models.teachers import Normalize
-from gkd_scale.models.tensor_files import file_in
+from gkd_scale.models.tensor_files import file_in, write_tensors
 
 WEIGHTS_FILE = "backbone.safetensors"
 CARD_FILE = "backbone.yaml"
@@ -51,7 +51,6 @@ class Backbone(nn.Module):
         self.normalize = Normalize(spec.mean, spec.std)
         self.is_tokens = families.is_tokens(net)
         info: Any = net.feature_info
-        levels = len(info)
         self.indices = families.pyramid_levels(net)
         if self.is_tokens:
             self.stride = max(families.patch_size(net))
@@ -60,9 +59,9 @@ class Backbone(nn.Module):
         else:
             # Convolutions take any size; windows of hierarchical transformers want whole patches.
             self.stride = STRIDES[-1] if hasattr(net, "patch_embed") else 1
-            first, second, third, last = (int(info[index]["num_chs"]) for index in self.indices)
+            first, second, third, last = families.widths(net, self.indices)
             self.channels = (first, second, third, last)
-            few = levels < len(STRIDES)
+            few = len(info) < len(STRIDES)
             self.strides = [int(info[i]["reduction"]) for i in self.indices] if few else list(STRIDES)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
@@ -118,10 +117,7 @@ def _resample(feature_map: Tensor, scale: float) -> Tensor:
 
 def export(folder: Path, spec: ModelSpec, state: dict[str, Tensor], **facts: Any) -> None:
     """Write a backbone's two files; ``state`` is the timm model's state dict, ``facts`` go to the card."""
-    from safetensors.torch import save
-
-    tensors = {name: value.detach().cpu().float().contiguous().clone() for name, value in state.items()}
-    files.write_bytes(folder / WEIGHTS_FILE, save(tensors))
+    write_tensors(folder / WEIGHTS_FILE, state, torch.float32)
     call = f"timm.create_model({spec.name!r}, num_classes=0, **args)"
     card = {
         "load": f"{call}; model.load_state_dict(safetensors.torch.load_file({WEIGHTS_FILE!r}))",

@@ -115,8 +115,12 @@ def require_plausible(model_state: StateDict, names: Iterable[str], source: Path
         if value is None or not value.is_floating_point():
             continue
         total = float(value.sum())
-        if not math.isfinite(total):
-            _refuse_not_finite(name, value, source)
+        # if all are finite, the sum alone was too large
+        if not math.isfinite(total) and (bad := value.numel() - int(torch.isfinite(value).sum())):
+            raise ModelError(
+                f"{source} holds NaN or infinite values: {bad} of {value.numel()} in {name}",
+                "the weights are damaged, or their training diverged: give others",
+            )
         if name.endswith("running_var") and bool((value < 0).any()):
             raise ModelError(f"{source} holds negative variances in {name}", _THEMSELVES)
         if value.ndim > 1 and name.endswith("weight"):
@@ -136,15 +140,6 @@ def require_plausible(model_state: StateDict, names: Iterable[str], source: Path
             f"every norm in {source} scales by less than {_FAINT:g}: it holds differences from other "
             "weights, or an optimizer's moments",
             _THEMSELVES,
-        )
-
-
-def _refuse_not_finite(name: str, value: Tensor, source: Path | str) -> None:
-    bad = value.numel() - int(torch.isfinite(value).sum())
-    if bad:  # else the sum alone was too large
-        raise ModelError(
-            f"{source} holds NaN or infinite values: {bad} of {value.numel()} in {name}",
-            "the weights are damaged, or their training diverged: give others",
         )
 
 
@@ -224,15 +219,16 @@ def _refuse_incomplete(model_state: StateDict, network: Found, source: Path | st
             f"{source} holds {shallower} blocks, and the model has {depth}",
             _ARGUMENT.format(f"depth={shallower}"),
         )
-    if all(layouts.of_an_optimizer(name) for name in (*network.raw, *network.outside)):
+    held = [*network.raw, *network.outside]
+    if all(map(layouts.of_an_optimizer, held)):
         raise ModelError(f"{source} holds an optimizer's state alone", _THEMSELVES)
+    hint = dialects.elsewhere(held) or CHECK_NAME
     if len(missing) == len(names):
         raise ModelError(
-            f"{source} holds none of the model's {len(names)} tensors: it has "
-            f"{brief([*network.raw, *network.outside])}; wanted are {brief(names)}",
-            dialects.elsewhere([*network.raw, *network.outside]) or CHECK_NAME,
+            f"{source} holds none of the model's {len(names)} tensors: it has {brief(held)}; "
+            f"wanted are {brief(names)}",
+            hint,
         )
-    hint = dialects.elsewhere([*network.raw, *network.outside]) or CHECK_NAME
     others = [name for name in network.state if name not in model_state and not _OUTPUTS.match(name)]
     beside = f"; without a place are {brief(others)}" if others else ""
     raise ModelError(

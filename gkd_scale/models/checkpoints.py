@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,11 +145,11 @@ def _raw_config(place: str, local: bool) -> dict[str, Any]:
 def _try(load: Callable[[bool], _T], local: bool) -> _T:
     """``load(local_files_only)``: from this machine, and from the hub only if it is not there."""
     with quiet():
-        if local:
-            return load(True)
         try:
             return load(True)
         except OSError:
+            if local:
+                raise
             return load(False)
 
 
@@ -218,12 +219,8 @@ def _refuse_unsafe(place: str, local: bool) -> None:
 
 def _has(place: str, local: bool, names: tuple[str, ...]) -> str:
     """The first of ``names`` that is there; the empty string if none is."""
-    for name in names:
-        if local and (Path(place) / name).is_file():
-            return name
-        if not local and _cached(place, name):
-            return name
-    return ""
+    there = (name for name in names if ((Path(place) / name).is_file() if local else _cached(place, name)))
+    return next(there, "")
 
 
 def weights_file(checkpoint: Checkpoint) -> Path:
@@ -327,20 +324,20 @@ def _require_whole(net: nn.Module, place: str, info: dict[str, Any]) -> None:
     belonging.require_plausible(model_state, model_state, place)
 
 
-def _processor(checkpoint: Checkpoint) -> Any:
-    return _try(
-        lambda here: AutoImageProcessor.from_pretrained(
-            checkpoint.place, trust_remote_code=False, local_files_only=here
-        ),
-        checkpoint.local,
-    )
+def pixel_stats(checkpoint: Checkpoint, mean: Triple | None, std: Triple | None) -> tuple[Triple, Triple]:
+    """``mean`` and ``std``; what is None is that of :func:`normalisation`, ModelError."""
+    if mean is not None and std is not None:
+        return mean, std
+    own_mean, own_std = normalisation(checkpoint)
+    return mean or own_mean, std or own_std
 
 
 def normalisation(checkpoint: Checkpoint) -> tuple[Triple, Triple]:
     """Mean and standard deviation of pixels in 0..1, as preprocessor_config.json says; ModelError."""
     place = checkpoint.place
+    load = partial(AutoImageProcessor.from_pretrained, place, trust_remote_code=False)
     try:
-        processor = _processor(checkpoint)
+        processor: Any = _try(lambda here: load(local_files_only=here), checkpoint.local)
     except Exception as error:
         exists = checkpoint.local and (Path(place) / "preprocessor_config.json").is_file()
         what = f"cannot be used: {_short(error)}" if exists else "is not there"

@@ -31,15 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkd_scale import files
 from gkd_scale.errors import ModelError
+from gkd_scale.models.config import TEACHER_NORMS
+from gkd_scale.models.tensor_files import write_tensors
 from gkd_scale.moments import Moments
 from gkd_scale.types import Features
 
 FILE = "conditioning.safetensors"
 """Written beside an exported backbone: what undoes the conditioning of its projected tokens."""
-NORMS = ("none", "layer", "standard", "whiten", "phi-s")
-AFFINE = NORMS[2:]
+AFFINE = TEACHER_NORMS[2:]
 """The forms that need the moments of the teacher's tokens."""
 SHRINK = 1e-3
 """ε of ``whiten``."""
@@ -60,9 +60,8 @@ class Affine:
 
     def undo(self, y: Tensor) -> Tensor:
         """The x that gives ``y`` (..., C), float32."""
-        return (torch.linalg.solve(self.matrix.double(), y.double().flatten(0, -2).T).T + self.shift).view_as(
-            y
-        ).float()  # fmt: skip
+        unshifted = torch.linalg.solve(self.matrix.double(), y.double().flatten(0, -2).T).T
+        return (unshifted + self.shift).view_as(y).float()
 
 
 class Conditioning(nn.Module):
@@ -113,15 +112,13 @@ def save(conditionings: Sequence[Conditioning], folder: Path, of: str = "") -> N
 
     Those of several teachers have the prefix ``teachers.NUMBER.`` before the names of their tensors.
     """
-    from safetensors.torch import save as serialise
-
     tensors = {
         prefix + name: value
         for prefix, conditioning in zip(prefixes(len(conditionings)), conditionings, strict=True)
         for name, value in conditioning.tensors().items()
     }
     (norm,) = {conditioning.norm for conditioning in conditionings}
-    files.write_bytes(folder / FILE, serialise(tensors, metadata={"norm": norm, "of": of}))
+    write_tensors(folder / FILE, tensors, norm=norm, of=of)
 
 
 def prefixes(teachers: int) -> list[str]:
@@ -142,23 +139,17 @@ def load(folder: Path, of: str | None = None, prefix: str = "") -> Conditioning 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            norm = metadata.get("norm", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if of is not None and metadata.get("of") != of:
             return None
-        parts = (
-            [
-                Affine(tensors[f"{prefix}{part}_shift"], tensors[f"{prefix}{part}_matrix"])
-                for part in ("patch", "cls")
-            ]
-            if norm in AFFINE
-            else [None, None]
-        )
-        if norm not in NORMS:
+        norm = metadata.get("norm", "")
+        if norm not in TEACHER_NORMS:
             raise KeyError(norm)
+        parts = ("patch", "cls") if norm in AFFINE else ()
+        maps = [Affine(tensors[f"{prefix}{part}_shift"], tensors[f"{prefix}{part}_matrix"]) for part in parts]
     except (SafetensorError, OSError, KeyError) as error:
         raise ModelError(f"{path} cannot be read: {error}", "run stage 1 again in another --out") from None
-    return Conditioning(norm, *parts)
+    return Conditioning(norm, *maps)
 
 
 def key(of: Mapping[str, Any]) -> str:
@@ -171,8 +162,7 @@ def load_or_make(folder: Path, of: str, make: Callable[[], Conditioning], prefix
 
     So a resumed run has the very numbers that it started with. ``prefix`` is that of :func:`load`.
     """
-    conditioning = load(folder, of, prefix)
-    return make() if conditioning is None else conditioning
+    return load(folder, of, prefix) or make()
 
 
 def fit(batches: Iterable[Features], norm: str, power: float = 0.5) -> Conditioning:
@@ -182,17 +172,13 @@ def fit(batches: Iterable[Features], norm: str, power: float = 0.5) -> Condition
     """
     if norm not in AFFINE:
         return Conditioning(norm)
-    patch, cls = None, None
+    both: list[Moments] = []
     for features in batches:
-        width = features.cls.shape[-1]
-        patch, cls = patch or Moments(width), cls or Moments(width)
-        patch.update(features.patches.flatten(0, 1).float().cpu().numpy())
-        cls.update(features.cls.float().cpu().numpy())
-    assert patch is not None and cls is not None, "moments of nothing"
-    maps = [
-        affine(norm, torch.from_numpy(moments.mean), torch.from_numpy(moments.covariance), power)
-        for moments in (patch, cls)
-    ]
+        both = both or [Moments(features.cls.shape[-1]) for _ in ("patch", "cls")]
+        for moments, tokens in zip(both, (features.patches.flatten(0, 1), features.cls), strict=True):
+            moments.update(tokens.float().cpu().numpy())
+    assert both, "moments of nothing"
+    maps = [affine(norm, torch.from_numpy(m.mean), torch.from_numpy(m.covariance), power) for m in both]
     return Conditioning(norm, *maps)
 
 
@@ -213,11 +199,10 @@ def affine(norm: str, mean: Tensor, covariance: Tensor, power: float = 0.5) -> A
         if norm == "whiten":
             eigenvalues = (values + SHRINK * values.max()).clamp_min(1e-24)
             matrix = (vectors * eigenvalues ** (-power / 2)) @ vectors.T
+            out = (matrix @ covariance @ matrix.T).diagonal().mean()
+            matrix = matrix / out.sqrt().clamp_min(1e-12)  # the other forms have this scale already
         else:
             matrix = hadamard(len(mean)).double() @ _signed(vectors).T / values.mean().sqrt().clamp_min(1e-12)
-    if norm == "whiten":  # the other forms have this scale already
-        out = (matrix @ covariance @ matrix.T).diagonal().mean()
-        matrix = matrix / out.sqrt().clamp_min(1e-12)
     return Affine(mean.float(), matrix.float())
 
 
@@ -234,19 +219,16 @@ def hadamard(order: int) -> Tensor:
     widths of common teachers (96, 192, 320, 384, 768, 1024, 1152, 1280, 1408, 1536, 4096).
     """
     doublings, base = 0, order
-    while base > 2 and not _paley_order(base):
+    while base > 1 and not _paley_order(base):
         if base % 2:
             raise ModelError(
                 f"phi-s needs a Hadamard matrix, and none of order {order} is known here",
                 "take --teacher-norm whiten or standard",
             )
         doublings, base = doublings + 1, base // 2
-    if base <= 2:
-        matrix = torch.ones(1, 1) if base == 1 else torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    else:
-        matrix = _paley(base - 1)
+    matrix = torch.ones(1, 1) if base == 1 else _paley(base - 1)
     for _ in range(doublings):
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
     return matrix / math.sqrt(order)
 
 

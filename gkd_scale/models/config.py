@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gkd_scale import ranges
-from gkd_scale.config import option
+from gkd_scale.config import again, option
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-TEACHER_DTYPES = ("float32", "bfloat16", "float16")
-"""What a teacher may compute in. The codec decides how its features are stored."""
 
 TEACHER_NORMS = ("none", "layer", "standard", "whiten", "phi-s")
 """Conditionings of a teacher's tokens: see ``gkd_scale/models/conditioning.py``."""
@@ -53,7 +50,9 @@ class TeacherConfig:
         choices=("pi", "bicubic"),
     )
     dtype: str = option(
-        "float32", "arithmetic of the teacher; part of its fingerprint", choices=TEACHER_DTYPES
+        "float32",
+        "arithmetic of the teacher; part of its fingerprint",
+        choices=("float32", "bfloat16", "float16"),
     )
     mean: tuple[float, float, float] | None = option(
         None, "input mean, 0..1 (default: the model's own)", metavar=_RGB, within=ranges.MEAN
@@ -61,6 +60,10 @@ class TeacherConfig:
     std: tuple[float, float, float] | None = option(
         None, "input standard deviation (default: the model's own)", metavar=_RGB, within=ranges.DEVIATION
     )
+
+    def timm_args(self) -> dict[str, Any]:
+        """The arguments of timm.create_model, with the patch size if it is given."""
+        return self.args if self.patch_size is None else {**self.args, "patch_size": self.patch_size}
 
     @classmethod
     def of_fingerprint(cls, fingerprint: Mapping[str, Any], weights: Path | None = None) -> Self:
@@ -76,9 +79,7 @@ class TeacherConfig:
 class DemoTeacherConfig(TeacherConfig):
     """teacher: the frozen model that the student learns from"""
 
-    name: str = option(
-        "demo_teacher", "the teacher: a timm name, hf:FOLDER or hf:OWNER/NAME (transformers)", metavar="NAME"
-    )
+    name: str = again(TeacherConfig, "name", "demo_teacher")
 
 
 @dataclass

@@ -26,11 +26,15 @@ class Cost:
     dim: int
     grid: Grid
 
+    @property
+    def gflops(self) -> float:
+        """In 10^9, three digits, as tables of models have it."""
+        return float(f"{self.flops / 1e9:.3g}")
+
 
 def of_teacher(config: TeacherConfig, image_size: Size) -> Cost:
     """The cost of a timm teacher on images of ``image_size``; raises ModelError as loading would."""
-    layers = config.layer or ()
-    return cost(str(config.name), image_size, config.args, layers=layers, patch=config.patch_size)
+    return cost(str(config.name), image_size, config.timm_args(), layers=config.layer or ())
 
 
 def cost(
@@ -39,11 +43,9 @@ def cost(
     args: dict[str, Any] | None = None,
     *,
     layers: Sequence[int] = (),
-    patch: int | None = None,
 ) -> Cost:
     """The cost of a timm model on images of ``image_size``; raises ModelError as loading would."""
-    model_args = {**(args or {}), **({"patch_size": patch} if patch is not None else {})}
-    spec, _ = specs.resolve(name, model_args)
+    spec, _ = specs.resolve(name, args)
     with torch.device("meta"):
         net: Any = specs.create(spec, image_size=image_size).eval()
         pixels = torch.zeros(1, 3, *image_size)

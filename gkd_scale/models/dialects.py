@@ -19,9 +19,8 @@ import re
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-StateDict = dict[str, Tensor]
+from gkd_scale.models.tensor_files import StateDict
 
 _Table = tuple[tuple[str, str], ...]
 
@@ -112,7 +111,7 @@ VIT = Dialect(
         (r"layer_scale([12])\.lambda1$", r"ls\1.gamma"),
         (r"layernorm\.", "norm."),
         (r"mlp\.weights_in\.", "mlp.fc1."),
-        (r"mlp\.weights_out\.", "mlp.fc2."),
+        (r"mlp\.(?:weights_out|down_proj)\.", "mlp.fc2."),
     ),
 )
 DIALECTS = (SWIN, CONVNEXT, MM_CONVNEXT, MM_VIT, VIT)
@@ -120,7 +119,6 @@ DIALECTS = (SWIN, CONVNEXT, MM_CONVNEXT, MM_VIT, VIT)
 
 _GATED: _Table = ((r"mlp\.gate_proj\.", "mlp.fc1_g."), (r"mlp\.up_proj\.", "mlp.fc1_x."))
 _PLAIN: _Table = ((r"mlp\.up_proj\.", "mlp.fc1."),)
-_DOWN: _Table = ((r"mlp\.down_proj\.", "mlp.fc2."),)
 
 JOINED = (
     (re.compile(r"(?P<before>.*attn)\.(?P<part>[qkv])\.(?P<kind>weight|bias)"), "qkv", ("q", "k", "v")),
@@ -143,22 +141,17 @@ _ELSEWHERE = (
 )
 
 
-def dialect_of(names: StateDict) -> Dialect | None:
-    """The dialect of the names in a file; None for names of timm, and for unknown ones."""
-    for dialect in DIALECTS:
-        marker = re.compile(rf"(?<![^.]){dialect.marker}")
-        if any(marker.search(name) for name in names):
-            return dialect
-    return None
-
-
 def renamed(names: StateDict, model_state: StateDict) -> dict[str, str]:
-    """Maps each of ``names`` to timm's name of the tensor, or of its part of a matrix that timm joins."""
-    dialect = dialect_of(names)
+    """Maps each of ``names`` to timm's name of the tensor, or of its part of a matrix that timm joins.
+
+    Empty for names of timm, and for unknown ones.
+    """
+    markers = ((dialect, re.compile(rf"(?<![^.]){dialect.marker}")) for dialect in DIALECTS)
+    dialect = next((d for d, marker in markers if any(map(marker.search, names))), None)
     if dialect is None:
         return {}
     gated = any("mlp.gate_proj." in name for name in names)
-    table = (*dialect.table, *(_GATED if gated else _PLAIN), *_DOWN) if dialect is VIT else dialect.table
+    table = (*dialect.table, *(_GATED if gated else _PLAIN)) if dialect is VIT else dialect.table
     patterns = [(re.compile(rf"(?<![^.]){old}"), new) for old, new in table]
     meta = dialect is VIT and "blocks.0.gamma_1" in model_state  # timm's code for DINOv3 knows Meta's names
     new = {}

@@ -14,7 +14,7 @@ applied to every token, as DINOv3 and the masked pre-training of EVA02 do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale.errors import ModelError
-from gkd_scale.models.tokens import to_map
+from gkd_scale.models.tokens import to_map, to_tokens
 from gkd_scale.types import Features, Grid, Size
 
 
@@ -40,6 +40,17 @@ def patch_size(net: nn.Module) -> Size:
     """Patch height and width of a plain transformer, in pixels."""
     size: Any = net.patch_embed.patch_size  # type: ignore[union-attr]
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def token_grid(net: nn.Module, x: Tensor) -> Grid:
+    """The grid of a plain transformer's patches of ``x`` (B, 3, H, W)."""
+    rows, columns = patch_size(net)
+    return x.shape[2] // rows, x.shape[3] // columns
+
+
+def stride(net: Any) -> int:
+    """Pixels a side: the patch size of a plain transformer, else the stride of the last stage."""
+    return max(patch_size(net)) if is_tokens(net) else int(net.feature_info[-1]["reduction"])
 
 
 def as_input(net: nn.Module, pixels: Tensor) -> Tensor:
@@ -83,8 +94,7 @@ def finished(net: nn.Module, x: Tensor, out: Tensor) -> tuple[Features, Grid]:
     out = normalised(net, out)
     if not is_tokens(net):
         return flatten_map(net, out)
-    rows, columns = patch_size(net)
-    return split_tokens(net, out), (x.shape[2] // rows, x.shape[3] // columns)
+    return split_tokens(net, out), token_grid(net, x)
 
 
 def widths(net: nn.Module, indices: Sequence[int]) -> list[int]:
@@ -104,26 +114,29 @@ def levels(net: nn.Module, x: Tensor, indices: Sequence[int]) -> tuple[Features,
     forward: Any = net.forward_intermediates
     run = partial(forward, x, indices=order, intermediates_only=True, stop_early=True)
     if is_tokens(net):
-        rows, columns = patch_size(net)
-        grid = (x.shape[2] // rows, x.shape[3] // columns)
-        features = [_level(net, level) for level in run(return_prefix_tokens=True, output_fmt="NLC")]
+        outputs = run(return_prefix_tokens=True, output_fmt="NLC")
+        found = [(_level(net, output), token_grid(net, x)) for output in outputs]
     else:
-        maps = run(output_fmt="NCHW")
-        grids = [(level.shape[2], level.shape[3]) for level in maps]
-        if len(set(grids)) > 1:
-            listing = ", ".join(f"{place}: {h}x{w}" for place, (h, w) in zip(order, grids, strict=True))
-            raise ModelError(
-                f"feature levels of different grids cannot be joined ({listing})", "give levels of one grid"
-            )
-        features, grid = [flatten_map(nn.Identity(), level)[0] for level in maps], grids[0]
-    parts = [features[order.index(place)] for place in places]
-    return Features(torch.cat([f.cls for f in parts], -1), torch.cat([f.patches for f in parts], -1)), grid
+        found = [flatten_map(nn.Identity(), level) for level in run(output_fmt="NCHW")]
+    return joined(dict(zip(order, found, strict=True)), places)
 
 
 def _level(net: nn.Module, output: Any) -> Features:
     """CLS (or the mean) and patches of one of a plain transformer's levels."""
     patches, prefix = output if isinstance(output, tuple) else (output, None)
     return Features(prefix[:, 0] if prefix is not None and has_cls(net) else patches.mean(1), patches)
+
+
+def joined(levels: Mapping[int, tuple[Features, Grid]], order: Sequence[int]) -> tuple[Features, Grid]:
+    """Features of ``levels`` in ``order``, channel by channel, and their grid; ModelError if grids differ."""
+    grids = {grid for _, grid in levels.values()}
+    if len(grids) > 1:
+        listing = ", ".join(f"{level}: {h}x{w}" for level, (_, (h, w)) in levels.items())
+        raise ModelError(
+            f"feature levels of different grids cannot be joined ({listing})", "give levels of one grid"
+        )
+    parts = zip(*(levels[level][0] for level in order), strict=True)
+    return Features(*(torch.cat(tensors, -1) for tensors in parts)), grids.pop()
 
 
 def every_level(net: nn.Module, x: Tensor) -> list[Tensor]:
@@ -146,12 +159,17 @@ def pyramid_levels(net: nn.Module) -> list[int]:
     return [max(0, index) for index in range(count - 4, count)]
 
 
+def ladder_levels(net: nn.Module) -> list[int]:
+    """Those of :func:`pyramid_levels` before the last, each once."""
+    return sorted(set(pyramid_levels(net)[:-1]))
+
+
 def dense_and_levels(net: nn.Module, x: Tensor) -> tuple[Features, list[Tensor]]:
     """:func:`dense`, and maps (B, C_i, h_i, w_i) of the levels before the last that a head reads; one pass.
 
     Maps are as :class:`~gkd_scale.models.backbone.Backbone` has them: of a plain transformer after its norm.
     """
-    levels = sorted(set(pyramid_levels(net)[:-1]))
+    levels = ladder_levels(net)
     forward: Any = net.forward_intermediates
     if not is_tokens(net):
         out, maps = forward(x, indices=levels, output_fmt="NCHW")
@@ -180,7 +198,7 @@ def flatten_map(net: nn.Module, feature_map: Tensor) -> tuple[Features, Grid]:
         )
     if getattr(net, "output_fmt", "NCHW") == "NHWC":
         feature_map = feature_map.permute(0, 3, 1, 2)
-    patches = feature_map.flatten(2).transpose(1, 2)
+    patches = to_tokens(feature_map)
     return Features(patches.mean(1), patches), (feature_map.shape[2], feature_map.shape[3])
 
 

@@ -34,15 +34,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gkd_scale.errors import ModelError
 from gkd_scale.models import checkpoints
-from gkd_scale.models import weights as weight_files
 from gkd_scale.models.checkpoints import Checkpoint, accepts
 from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.cost import Cost
-from gkd_scale.models.families import require_dense
+from gkd_scale.models.families import joined, require_dense
 from gkd_scale.models.spec import Triple
 from gkd_scale.models.teachers import (
     FrozenTeacher,
-    Normalize,
     choose_device,
     require_levels,
     require_whole_patches,
@@ -69,23 +67,14 @@ class TransformersTeacher(FrozenTeacher):
         mean: Triple,
         std: Triple,
         *,
-        layers: Sequence[int] = (),
-        dtype: str = "float32",
-        device: str = "cpu",
+        layers: Sequence[int],
+        dtype: str,
+        device: str,
     ) -> None:
-        self.name = checkpoint.name
+        super().__init__(checkpoint.name, net, image_size, mean, std, dtype, device)
         self.config = checkpoint.config
-        self.parameters = sum(parameter.numel() for parameter in net.parameters())
-        self.net = net.eval().requires_grad_(False)
         self._before_merging = _before_merging(net)
-        self.image_size = image_size
-        self.mean, self.std = mean, std
-        self.layers: tuple[int, ...] = ()
-        self.dtype = dtype
-        self._weights = weight_files.fingerprint(net)
-        self.device = torch.device(device)
-        self.normalize = Normalize(mean, std).to(self.device)
-        self.net.to(self.device)
+        self.layers = ()
         _check_divisible(checkpoint.place, image_size, self.config)
         features, self.grid = require_dense(
             lambda: self._first(checkpoint.place, layers), checkpoint.place, image_size, _ANOTHER
@@ -129,15 +118,7 @@ class TransformersTeacher(FrozenTeacher):
             "architecture": type(self.net).__name__,
             "args": {},
             "config": facts(self.config),
-            "weights_sha256": self._weights,
-            "dtype": self.dtype,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "image_size": list(self.image_size),
-            "patch_size": list(patch) if patch else None,
-            "grid": list(self.grid),
-            "dim": self.dim,
-            "layer": list(self.layers) if len(self.layers) > 1 else next(iter(self.layers), None),
+            **self._facts(patch),
             **({"levels": "before downsampling"} if self._before_merging and self.layers else {}),
             "prefix_tokens": self.prefix,
             "cls": "token" if self._has_cls() else "mean",
@@ -179,17 +160,7 @@ class TransformersTeacher(FrozenTeacher):
         if not self.layers:
             return self._split(out.last_hidden_state, self.norm)
         hidden = _levels_of(out, self.config)
-        levels = [self._split(hidden[layer]) for layer in self.layers]
-        grids = [grid for _, grid in levels]
-        if len(set(grids)) > 1:
-            listing = ", ".join(f"{layer}: {h}x{w}" for layer, (h, w) in zip(self.layers, grids, strict=True))
-            raise ModelError(
-                f"feature levels of different grids cannot be joined ({listing})", "give levels of one grid"
-            )
-        cls, patches = (
-            torch.cat(tensors, -1) for tensors in zip(*(features for features, _ in levels), strict=True)
-        )
-        return Features(cls, patches), grids[0]
+        return joined({layer: self._split(hidden[layer]) for layer in self.layers}, self.layers)
 
     def _run(self, pixels: Tensor, *, hidden: bool) -> Any:
         """The model's output for pixels (B, 3, H, W) uint8; ``hidden``: with its hidden states."""
@@ -226,14 +197,10 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TransformersTe
     """
     _refuse_timms(config)
     checkpoint = checkpoints.open_checkpoint(str(config.name), config.weights)
-    mean, std = config.mean, config.std
-    if mean is None or std is None:
-        stats = checkpoints.normalisation(checkpoint)
-        mean, std = mean or stats[0], std or stats[1]
-    net = checkpoints.load_net(checkpoint)
+    mean, std = checkpoints.pixel_stats(checkpoint, config.mean, config.std)
     return TransformersTeacher(
         checkpoint,
-        net,
+        checkpoints.load_net(checkpoint),
         image_size,
         mean,
         std,
@@ -245,18 +212,14 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TransformersTe
 
 def _refuse_timms(config: TeacherConfig) -> None:
     """ModelError for options that only timm has."""
-    flags = [
-        flag
-        for flag, value in (
-            ("--teacher-args", config.args),
-            ("--patch-size", config.patch_size),
-            ("--patch-resize", config.patch_resize != "pi"),
-        )
-        if value
-    ]
-    if flags:
+    given = {
+        "--teacher-args": config.args,
+        "--patch-size": config.patch_size,
+        "--patch-resize": config.patch_resize != "pi",
+    }
+    if flag := next((flag for flag, value in given.items() if value), None):
         raise ModelError(
-            f"{flags[0]} is for timm's models, and {config.name} is a model of transformers",
+            f"{flag} is for timm's models, and {config.name} is a model of transformers",
             "leave it out, or load the weights by timm's name: --teacher NAME --teacher-weights FILE",
         )
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from gkd_scale import files
 from gkd_scale.models.spec import ModelSpec
+from gkd_scale.models.tensor_files import write_tensors
 from gkd_scale.types import Size
 
 CONFIG_FILE = "config.json"
@@ -27,10 +28,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 def save(folder: Path, net: nn.Module, spec: ModelSpec, image_size: Size, **more: Any) -> None:
     """Write both files of ``net``, which was built from ``spec``; ``more`` goes to the config."""
-    from safetensors.torch import save as to_bytes
-
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
-    files.write_bytes(folder / WEIGHTS_FILE, to_bytes(state, metadata={"format": "pt"}))
+    write_tensors(folder / WEIGHTS_FILE, net.state_dict(), format="pt")
     files.write_json(folder / CONFIG_FILE, {**config(net, spec, image_size), **more})
 
 

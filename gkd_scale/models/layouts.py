@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -73,10 +73,9 @@ def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict],
     """
     names = rename(flat, model_state)
     candidates = _by_suffix(names, model_state)
-    full = _tensor_count(model_state)
+    full = sum(not name.endswith("num_batches_tracked") for name in model_state)
     fits = {prefix: _fit(_under(names, prefix), model_state) for prefix in candidates}
-    complete = any(fit[0] == full for fit in fits.values())
-    if not complete:
+    if not any(fit[0] == full for fit in fits.values()):
         for prefix in dict.fromkeys([*candidates, *_trunks(names, full)]):
             fits[prefix] = max(_converted_fit(names, prefix, model_state, convert), fits.get(prefix, (0, 0)))
     best = max(fits.values(), default=(0, 0))
@@ -164,33 +163,24 @@ def _under(names: StateDict, prefix: str) -> StateDict:
     return {name[len(prefix) :]: value for name, value in names.items() if name.startswith(prefix)}
 
 
-def _tensor_count(model_state: StateDict) -> int:
-    return sum(not name.endswith("num_batches_tracked") for name in model_state)
+def _cuts(names: StateDict) -> Iterator[tuple[str, str]]:
+    """Each name as a prefix, which is empty or ends with a dot, and the rest."""
+    for name in names:
+        yield "", name
+        yield from ((name[: dot.end()], name[dot.end() :]) for dot in re.finditer(r"\.", name))
 
 
 def _by_suffix(names: StateDict, model_state: StateDict) -> list[str]:
     """Prefixes under which most of the model's names lie, those with the most first."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        start = 0
-        while True:
-            if name[start:] in model_state:
-                counts[name[:start]] += 1
-            start = name.find(".", start) + 1
-            if not start:
-                break
-    candidates = [(prefix, n) for prefix, n in counts.most_common(_MOST) if not _words(prefix) & _NO_WEIGHTS]
+    counts = Counter(prefix for prefix, rest in _cuts(names) if rest in model_state)
+    candidates = [(prefix, n) for prefix, n in counts.most_common(_MOST) if not of_an_optimizer(prefix)]
     return [prefix for prefix, count in candidates if 2 * count >= candidates[0][1]]
 
 
 def _trunks(names: StateDict, total: int) -> list[str]:
     """Prefixes that hold at least half of ``total`` tensors, the shortest first."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        segments = name.split(".")
-        for depth in range(len(segments)):
-            counts["".join(f"{segment}." for segment in segments[:depth])] += 1
-    trunks = [p for p, count in counts.items() if 2 * count >= total and not _words(p) & _NO_WEIGHTS]
+    counts = Counter(prefix for prefix, _ in _cuts(names))
+    trunks = [p for p, count in counts.items() if 2 * count >= total and not of_an_optimizer(p)]
     return sorted(trunks, key=len)[:_MOST]
 
 

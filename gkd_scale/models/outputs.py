@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,18 +40,14 @@ def backbone_outputs(
     x = families.as_input(backbone.net, change(backbone.normalize(pixels)))
     indices = sorted({*backbone.indices, *levels})
     net: Any = backbone.net
+    run = partial(net.forward_intermediates, x, indices=indices, intermediates_only=True)
     if not backbone.is_tokens:
-        states = dict(
-            zip(indices, net.forward_intermediates(x, indices=indices, intermediates_only=True), strict=True)
-        )
+        states = dict(zip(indices, run(), strict=True))
         stages = [states[index] for index in backbone.indices]
         features, grid = families.flatten_map(nn.Identity(), stages[-1])
         return BackboneOutputs(backbone.pyramid(stages), features, grid, [states[index] for index in levels])
-    rows, columns = families.patch_size(net)
-    grid = (x.shape[2] // rows, x.shape[3] // columns)
-    blocks = net.forward_intermediates(
-        x, indices=indices, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
-    )
+    grid = families.token_grid(net, x)
+    blocks = run(return_prefix_tokens=True, output_fmt="NLC")
     pairs = dict(zip(indices, (b if isinstance(b, tuple) else (b, None) for b in blocks), strict=True))
 
     def norm(tokens: Tensor) -> Tensor:

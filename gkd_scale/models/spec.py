@@ -56,21 +56,14 @@ def from_dict(values: Mapping[str, Any]) -> ModelSpec:
     return ModelSpec(values["name"], dict(values["args"]), mean, std, values.get("origin"))
 
 
-@dataclass(frozen=True)
-class _Entry:
-    spec: ModelSpec
-    weights: Path | None = None
-
-
-def _demo_teacher() -> _Entry:
+def _demo_teacher() -> tuple[ModelSpec, Path | None]:
     card = yaml.safe_load((WEIGHTS / "demo_teacher.yaml").read_text())
-    spec = ModelSpec(card["architecture"], card["args"], _triple(card["mean"]), _triple(card["std"]))
-    return _Entry(spec, WEIGHTS / "demo_teacher.safetensors")
+    return from_dict({**card, "name": card["architecture"]}), WEIGHTS / "demo_teacher.safetensors"
 
 
-def _demo_student() -> _Entry:
+def _demo_student() -> tuple[ModelSpec, Path | None]:
     args = {"patch_size": 8, "img_size": [96, 128], "embed_dim": 96, "depth": 4, "num_heads": 3}
-    return _Entry(ModelSpec("vit_tiny_patch16_224", args))
+    return ModelSpec("vit_tiny_patch16_224", args), None
 
 
 ZOO = {"demo_teacher": _demo_teacher, "demo_student": _demo_student}
@@ -91,8 +84,7 @@ def resolve(
 
         return twins.resolve(name, args or {}, mean, std)
     if name in ZOO:
-        entry = ZOO[name]()
-        spec, weights = entry.spec, entry.weights
+        spec, weights = ZOO[name]()
     else:
         base, _, tag = name.partition(".")
         if not timm.is_model(base):

@@ -70,8 +70,7 @@ class Student(nn.Module):
 
     def level_widths(self) -> list[int]:
         """The channels C_i of those maps."""
-        info: Any = self.net.feature_info
-        return [int(info[index]["num_chs"]) for index in sorted(set(families.pyramid_levels(self.net)[:-1]))]
+        return families.widths(self.net, families.ladder_levels(self.net))
 
 
 def load_student(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -131,29 +131,22 @@ def _of_transformers(teacher: Teacher, folder: Path, side: int | None) -> Teache
         costs = hf.cost_of(checkpoint, (side, side))
     except ModelError:  # it takes no images of this size
         return replace(teacher, side=side)
-    gflops = float(f"{costs.flops / 1e9:.3g}")
-    return replace(teacher, side=side, gflops=gflops, width=costs.dim, parameters=costs.parameters)
+    return replace(teacher, side=side, gflops=costs.gflops, width=costs.dim, parameters=costs.parameters)
 
 
 def show(rows: list[Row]) -> None:
     """The table on the terminal."""
     table = Table(box=box.SIMPLE_HEAD, title_justify="left")
     table.title = "teachers; a star: the weights are on this machine"
-    kind: Literal["left", "right"]
     for name in ("", "teacher", "family", "M", "patch", "width", "size", "GFLOP", "licence"):
-        kind = "left" if name in ("teacher", "family", "licence") else "right"
-        table.add_column(name, justify=kind, no_wrap=True)
+        is_text = name in ("teacher", "family", "licence")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
-        teacher = row.teacher
-        cells = (
-            f"{teacher.parameters / 1e6:.1f}",
-            f"{teacher.stride}",
-            f"{teacher.width}",
-            f"{teacher.side}",
-        )
-        gflops = f"{teacher.gflops:.3g}" if teacher.gflops else "?"
-        star = "*" if row.here else ""
-        table.add_row(star, teacher.name, teacher.family, *cells, gflops, teacher.licence or "?")
+        t = row.teacher
+        sizes = map(str, (t.stride, t.width, t.side))
+        gflops = f"{t.gflops:.3g}" if t.gflops else "?"
+        names = ("*" if row.here else "", t.name, t.family)
+        table.add_row(*names, f"{t.parameters / 1e6:.1f}", *sizes, gflops, t.licence or "?")
     wide = Console(highlight=False, width=max(console.out.width, WIDTH))
     wide.print(table)
     wide.print(f"the command for the first: {rows[0].command}", markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from gkd_scale.models.names import HF
 
 TABLE = Path(__file__).parent / "teachers.csv"
 IMAGE_SIDE = 224
-_TENSORS = ("model.safetensors",)
+_TENSORS = "model.safetensors"
 
 NAMES: dict[str, tuple[str, ...]] = {
     "DINOv2": (
@@ -92,13 +92,12 @@ def count(name: str, family: str, side: int = IMAGE_SIDE) -> Teacher:
     import timm
     import torch
 
+    from gkd_scale.models import families
     from gkd_scale.models import spec as specs
     from gkd_scale.models.cost import cost
-    from gkd_scale.models.families import is_tokens, patch_size
 
     with torch.device("meta"):
-        net: Any = specs.create(specs.resolve(name)[0])
-    stride = max(patch_size(net)) if is_tokens(net) else int(net.feature_info[-1]["reduction"])
+        stride = families.stride(specs.create(specs.resolve(name)[0]))
     side = max(1, round(side / stride)) * stride
     costs = cost(name, (side, side))
     config: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -109,7 +108,7 @@ def count(name: str, family: str, side: int = IMAGE_SIDE) -> Teacher:
         stride=stride,
         width=costs.dim,
         side=side,
-        gflops=float(f"{costs.flops / 1e9:.3g}"),
+        gflops=costs.gflops,
         licence=getattr(config, "license", None) or "",
         weights=config.hf_hub_id or (config.url or "").rsplit("/", 1)[-1],
     )
@@ -138,15 +137,13 @@ def is_here(teacher: Teacher) -> bool:
         return False
     if "/" not in teacher.weights:
         return (torch_cache() / teacher.weights).is_file()
-    return any(_snapshots(teacher.weights, ("model.safetensors", "pytorch_model.bin")))
+    return bool(_snapshots(teacher.weights, _TENSORS, "pytorch_model.bin"))
 
 
-def _snapshots(name: str, filenames: tuple[str, ...]) -> Iterator[Path]:
+def _snapshots(name: str, *filenames: str) -> list[Path]:
     """Folders of a hub's model in the cache that hold one of ``filenames``."""
     folder = hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
-    for snapshot in sorted(folder.glob("*")):
-        if any((snapshot / file).exists() for file in filenames):
-            yield snapshot
+    return [path for path in sorted(folder.glob("*")) if any((path / file).exists() for file in filenames)]
 
 
 def transformers_here() -> Iterator[tuple[Teacher, Path]]:
@@ -160,14 +157,12 @@ def transformers_here() -> Iterator[tuple[Teacher, Path]]:
 def _describe(name: str, snapshot: Path) -> Teacher | None:
     """A row for a folder of transformers; None if it has no patches or stages that read images."""
     try:
-        raw = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
-        parameters = _parameters(snapshot / "model.safetensors")
-        return _row(name, snapshot, raw, parameters)
+        return _row(name, snapshot, json.loads((snapshot / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, KeyError, IndexError, MemoryError):
         return None
 
 
-def _row(name: str, snapshot: Path, raw: dict[str, Any], parameters: int) -> Teacher | None:
+def _row(name: str, snapshot: Path, raw: dict[str, Any]) -> Teacher | None:
     config = raw.get("vision_config", raw)
     widths = config.get("hidden_sizes") or [config.get("hidden_size", 0)]
     stride = config.get("patch_size", 4 if "hidden_sizes" in config else 0)
@@ -178,7 +173,7 @@ def _row(name: str, snapshot: Path, raw: dict[str, Any], parameters: int) -> Tea
     return Teacher(
         name=f"{HF}{name}",
         family=str(raw["model_type"]),
-        parameters=parameters,
+        parameters=_parameters(snapshot / _TENSORS),
         stride=stride,
         width=int(widths[-1]),
         side=side if isinstance(side, int) else IMAGE_SIDE,

@@ -34,9 +34,6 @@ from gkd_scale.models.families import (
 from gkd_scale.models.spec import ModelSpec, Triple
 from gkd_scale.types import Features, Grid, Size
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
 _ANOTHER = "choose another teacher or another --image-size"
 
 
@@ -56,10 +53,39 @@ class Normalize(nn.Module):
 
 
 class FrozenTeacher(ABC):
-    """Common to all teachers: device, arithmetic, and the two calls."""
+    """Common to all teachers: the frozen network, device, arithmetic, and the two calls."""
 
-    device: torch.device
-    dtype: str
+    layers: tuple[int, ...]
+    grid: Grid
+    dim: int
+
+    def __init__(
+        self, name: str, net: nn.Module, image_size: Size, mean: Triple, std: Triple, dtype: str, device: str
+    ) -> None:
+        self.name = name
+        self.parameters = sum(parameter.numel() for parameter in net.parameters())
+        self.net = net.eval().requires_grad_(False)
+        self.image_size = image_size
+        self.mean, self.std = mean, std
+        self.dtype = dtype
+        self._weights = weight_files.fingerprint(net)
+        self.device = torch.device(device)
+        self.normalize = Normalize(mean, std).to(self.device)
+        self.net.to(self.device)
+
+    def _facts(self, patch: Size | None) -> dict[str, Any]:
+        """What the fingerprints of all teachers say; ``patch`` in pixels, if it is the stride."""
+        return {
+            "weights_sha256": self._weights,
+            "dtype": self.dtype,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "image_size": list(self.image_size),
+            "patch_size": list(patch) if patch else None,
+            "grid": list(self.grid),
+            "dim": self.dim,
+            "layer": list(self.layers) if len(self.layers) > 1 else next(iter(self.layers), None),
+        }
 
     def __call__(self, pixels: Tensor) -> Features:
         """Features(cls (B, C), patches (B, N, C)), float32 on the CPU, of pixels (B, 3, H, W) uint8."""
@@ -75,7 +101,7 @@ class FrozenTeacher(ABC):
         """Features in any arithmetic, on the teacher's device, and their grid."""
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32")
+        return torch.autocast(self.device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
 
 
 class TimmTeacher(FrozenTeacher):
@@ -91,20 +117,12 @@ class TimmTeacher(FrozenTeacher):
         layers: Sequence[int],
         dtype: str,
         device: str,
-        resize: str = "pi",
+        resize: str,
     ) -> None:
-        self.name = name
-        self.parameters = sum(parameter.numel() for parameter in net.parameters())
-        self.net = net.eval().requires_grad_(False)
+        super().__init__(name, net, image_size, spec.mean, spec.std, dtype, device)
         self.spec = spec
-        self.image_size = image_size
         self.layers = tuple(layers)
-        self.dtype = dtype
         self.resize = resize
-        self._weights = weight_files.fingerprint(net)
-        self.device = torch.device(device)
-        self.normalize = Normalize(spec.mean, spec.std).to(self.device)
-        self.net.to(self.device)
         black = torch.zeros(1, 3, *image_size, dtype=torch.uint8)
         features, self.grid = require_dense(lambda: self._forward(black), name, image_size, _ANOTHER)
         self.dim = features.patches.shape[2]
@@ -121,15 +139,7 @@ class TimmTeacher(FrozenTeacher):
             "args": {
                 key: list(v) if isinstance(v, tuple) else v for key, v in sorted(self.spec.args.items())
             },
-            "weights_sha256": self._weights,
-            "dtype": self.dtype,
-            "mean": list(self.spec.mean),
-            "std": list(self.spec.std),
-            "image_size": list(self.image_size),
-            "patch_size": list(patch_size(self.net)) if tokens else None,
-            "grid": list(self.grid),
-            "dim": self.dim,
-            "layer": list(self.layers) if len(self.layers) > 1 else next(iter(self.layers), None),
+            **self._facts(patch_size(self.net) if tokens else None),
             "prefix_tokens": int(self.net.num_prefix_tokens) if tokens else 0,  # type: ignore[arg-type]
             "cls": "token" if has_cls(self.net) else "mean",
             **({"final_norm": norm} if norm else {}),
@@ -149,13 +159,12 @@ class TimmTeacher(FrozenTeacher):
     @torch.no_grad()
     def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) float32 of timm's feature levels ``indices``, on the teacher's device."""
-        net: Any = self.net
+        forward: Any = self.net.forward_intermediates
+        order = sorted(indices)
         x = as_input(self.net, self.normalize(pixels.to(self.device, non_blocking=True)))
         with self._autocast():
-            maps = net.forward_intermediates(
-                x, indices=sorted(indices), stop_early=True, intermediates_only=True
-            )
-        return [maps[sorted(indices).index(index)].float() for index in indices]
+            maps = forward(x, indices=order, stop_early=True, intermediates_only=True)
+        return [maps[order.index(index)].float() for index in indices]
 
     @torch.no_grad()
     def every_level(self, pixels: Tensor) -> list[Tensor]:
@@ -173,9 +182,7 @@ class TimmTeacher(FrozenTeacher):
 
 def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
     """A frozen timm model with timm's weights or the user's, for images of (H, W) pixels; ModelError."""
-    name, args, layers = str(config.name), dict(config.args), config.layer or ()
-    if config.patch_size is not None:
-        args["patch_size"] = config.patch_size
+    name, args, layers = str(config.name), config.timm_args(), config.layer or ()
     spec, shipped = specs.resolve(name, args, config.mean, config.std)
     file, resize = config.weights or shipped, config.patch_resize
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gkd_scale import files
 from gkd_scale.commands import shell
 from gkd_scale.errors import ModelError
 
@@ -83,6 +84,16 @@ def read_state_dict(path: Path) -> StateDict:
     if not state:
         raise ModelError(f"{path} holds no tensors", "give a file with a network's state dict")
     return state
+
+
+def write_tensors(
+    path: Path, state: Mapping[str, Tensor], dtype: torch.dtype | None = None, **metadata: str
+) -> None:
+    """Write a safetensors file, whole or not at all; ``dtype`` is what all tensors become, if given."""
+    from safetensors.torch import save
+
+    tensors = {name: t.detach().cpu().to(dtype or t.dtype).contiguous().clone() for name, t in state.items()}
+    files.write_bytes(path, save(tensors, metadata or None))
 
 
 def index_of(path: Path) -> Path | None:
@@ -218,23 +229,21 @@ def _pytorch(path: Path) -> StateDict:
 def _refusal(path: Path, error: Exception) -> ModelError:
     """Why torch does not load a file that begins as one of its own."""
     names = _members(path)
-    if names:
-        if any(name.endswith("/constants.pkl") for name in names):
-            return ModelError(
-                f"{path} is a TorchScript program, which holds code",
-                "save its state dict where you trust it (torch.save(torch.jit.load(FILE).state_dict(), NEW))",
-            )
-        if any(
-            name.endswith((".pt2", "serialized_exported_program.json", "archive_format")) for name in names
-        ):
-            return ModelError(f"{path} is a torch.export program, no weights file", _GIVE_STATE)
-        if not any(name.endswith("data.pkl") for name in names):
-            arrays = all(name.endswith(".npy") for name in names)
-            what = "a NumPy archive (.npz)" if arrays else "a zip archive"
-            return ModelError(
-                f"{path} is no weights file: it is {what}",
-                _GIVE_STATE if arrays else _UNPACK,
-            )
+
+    def holds(*endings: str) -> bool:
+        return any(name.endswith(endings) for name in names)
+
+    if holds("/constants.pkl"):
+        return ModelError(
+            f"{path} is a TorchScript program, which holds code",
+            "save its state dict where you trust it (torch.save(torch.jit.load(FILE).state_dict(), NEW))",
+        )
+    if holds(".pt2", "serialized_exported_program.json", "archive_format"):
+        return ModelError(f"{path} is a torch.export program, no weights file", _GIVE_STATE)
+    if names and not holds("data.pkl"):
+        arrays = all(name.endswith(".npy") for name in names)
+        what, hint = ("a NumPy archive (.npz)", _GIVE_STATE) if arrays else ("a zip archive", _UNPACK)
+        return ModelError(f"{path} is no weights file: it is {what}", hint)
     foreign = _foreign_globals(path)
     if isinstance(error, pickle.UnpicklingError) and foreign:
         return ModelError(
@@ -288,13 +297,11 @@ def _foreign_globals(path: Path) -> list[str]:
         pass
     torchs = ("torch ", "torch._", "torch.storage", "torch.serialization", "torch.nn.parameter ", "_codecs ")
     names = {name.replace("__builtin__", "builtins") for name in imports if not name.startswith(torchs)}
-    harmless = {entry[1] if isinstance(entry, tuple) else _full_name(entry) for entry in HARMLESS}
+    harmless = {
+        kind[1] if isinstance(kind, tuple) else f"{kind.__module__}.{kind.__qualname__}" for kind in HARMLESS
+    }
     harmless |= {"collections.OrderedDict", "builtins.set"}
     return sorted({name.replace(" ", ".") for name in names} - harmless)
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _globals(stream: IO[bytes]) -> Iterator[str]:

@@ -106,11 +106,9 @@ def resolve(
             f"of transformers, students are {', '.join(_TWINS)}; any timm name works",
         )
     name, twin_args = _TWINS[config.model_type](config)
-    stats = (mean, std)
-    if mean is None or std is None:
-        stats = checkpoints.normalisation(checkpoint)
+    mean, std = checkpoints.pixel_stats(checkpoint, mean, std)
     origin = {"model_type": config.model_type, **hf.facts(config)}
-    spec = ModelSpec(name, {**twin_args, **args}, mean or stats[0], std or stats[1], origin)  # type: ignore[arg-type]
+    spec = ModelSpec(name, {**twin_args, **args}, mean, std, origin)
     return spec, checkpoints.weights_file(checkpoint)
 
 

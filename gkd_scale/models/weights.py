@@ -59,11 +59,12 @@ def load_into(
         timm_model.pretrained_model_args = {"img_size": image_size}
     model_state = dict(model.state_dict())
 
-    def fit(part: StateDict) -> StateDict:
-        return part if image_size is not None else _slots(model, model_state, part)
+    def convert(part: StateDict) -> StateDict:
+        fitted = part if image_size is not None else _slots(model, model_state, part)
+        return _convert(model, model_state, fitted, resize)
 
     try:
-        match = layouts.find(model_state, state, lambda part: _convert(model, model_state, fit(part), resize))
+        match = layouts.find(model_state, state, convert)
         belonging.require(model, model_state, match, source)
         if match.failure is not None:
             raise match.failure
@@ -91,8 +92,8 @@ def _convert(model: nn.Module, model_state: StateDict, part: StateDict, resize: 
         kernel_differs = name == KERNEL and (value.ndim != like.ndim or len(value) != len(like))
         widths_differ = value.ndim != like.ndim or value.shape[-1:] != like.shape[-1:]
         if kernel_differs or ("pos_embed" in name and like.ndim == 3 and widths_differ):
-            shapes = (belonging.shape(item) for item in (value, like))
-            raise ValueError("{} is {}, and the model's is {}".format(name, *shapes))
+            found, wanted = belonging.shape(value), belonging.shape(like)
+            raise ValueError(f"{name} is {found}, and the model's is {wanted}")
     if "register_tokens" in part:
         part = {"mask_token": torch.zeros(()), **part}  # by which timm knows the names of DINOv2
     state = layouts.timm_filter(model, part)
@@ -136,21 +137,14 @@ _GRID = (
 
 def _require_known_grid(model: Any, raw: Tensor | None, converted: Tensor | None) -> None:
     """ModelError if positions that were not resampled, for a grid that is no square, may be a square's."""
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", (1, 1))
-    if raw is None or converted is None or grid[0] == grid[1] or raw.ndim != 3 or not _same(raw, converted):
+    if raw is None or converted is None:
         return
-    slots = raw.shape[1] - grid[0] * grid[1]
-    if _is_square(grid[0] * grid[1]):
-        side = math.isqrt(grid[0] * grid[1])
+    rows, columns = getattr(getattr(model, "patch_embed", None), "grid_size", (1, 1))
+    n, side = rows * columns, math.isqrt(rows * columns)
+    if rows != columns and _is_square(n) and raw.ndim == 3 and torch.equal(raw, converted):
         raise ModelError(
-            f"its {raw.shape[1] - slots} position embeddings may be of {side}x{side} patches or of "
-            f"{grid[0]}x{grid[1]}",
-            _GRID,
+            f"its {n} position embeddings may be of {side}x{side} patches or of {rows}x{columns}", _GRID
         )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.equal(one, other))
 
 
 def _is_square(number: int) -> bool:

@@ -17,91 +17,39 @@ IMAGE_SIDE = 224
 
 NAMES: dict[str, tuple[str, ...]] = {
     "ViT": (
-        "vit_tiny_patch16_224",
-        "vit_small_patch16_224",
-        "vit_base_patch16_224",
-        "vit_large_patch16_224",
-        "vit_huge_patch14_224",
-        "vit_giant_patch14_224",
+        *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),
+        *(f"vit_{size}_patch14_224" for size in ("huge", "giant")),
     ),
     "DeiT": (
-        "deit_tiny_patch16_224",
-        "deit_small_patch16_224",
-        "deit_base_patch16_224",
-        "deit3_medium_patch16_224",
-        "deit3_large_patch16_224",
-        "deit3_huge_patch14_224",
+        *(f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")),
+        *("deit3_medium_patch16_224", "deit3_large_patch16_224", "deit3_huge_patch14_224"),
     ),
     "DINO": ("vit_small_patch16_224.dino", "vit_base_patch16_224.dino"),
     "DINOv2": (
-        "vit_small_patch14_dinov2",
-        "vit_base_patch14_dinov2",
-        "vit_large_patch14_dinov2",
-        "vit_giant_patch14_dinov2",
-        "vit_small_patch14_reg4_dinov2",
-        "vit_base_patch14_reg4_dinov2",
-        "vit_large_patch14_reg4_dinov2",
+        *(f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large", "giant")),
+        *(f"vit_{size}_patch14_reg4_dinov2" for size in ("small", "base", "large")),
     ),
     "DINOv3": (
-        "vit_small_patch16_dinov3",
-        "vit_small_plus_patch16_dinov3",
-        "vit_base_patch16_dinov3",
-        "vit_large_patch16_dinov3",
-        "vit_huge_plus_patch16_dinov3",
-        "convnext_tiny.dinov3_lvd1689m",
-        "convnext_base.dinov3_lvd1689m",
+        *(f"vit_{size}_patch16_dinov3" for size in ("small", "small_plus", "base", "large", "huge_plus")),
+        *(f"convnext_{size}.dinov3_lvd1689m" for size in ("tiny", "base")),
     ),
-    "EVA02": (
-        "eva02_tiny_patch14_224",
-        "eva02_small_patch14_224",
-        "eva02_base_patch14_224",
-        "eva02_large_patch14_224",
-    ),
+    "EVA02": tuple(f"eva02_{size}_patch14_224" for size in ("tiny", "small", "base", "large")),
     "Swin": (
-        "swin_tiny_patch4_window7_224",
-        "swin_small_patch4_window7_224",
-        "swin_base_patch4_window7_224",
-        "swin_large_patch4_window7_224",
-        "swinv2_tiny_window8_256",
-        "swinv2_small_window8_256",
-        "swinv2_base_window8_256",
+        *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")),
+        *(f"swinv2_{size}_window8_256" for size in ("tiny", "small", "base")),
     ),
     "ConvNeXt": (
-        "convnext_atto",
-        "convnext_femto",
-        "convnext_pico",
-        "convnext_nano",
-        "convnext_tiny",
-        "convnext_small",
-        "convnext_base",
-        "convnext_large",
-        "convnext_xlarge",
-        "convnext_xxlarge",
-        "convnextv2_atto",
-        "convnextv2_nano",
-        "convnextv2_base",
-        "convnextv2_huge",
+        *(f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small")),
+        *(f"convnext_{size}" for size in ("base", "large", "xlarge", "xxlarge")),
+        *(f"convnextv2_{size}" for size in ("atto", "nano", "base", "huge")),
     ),
     "ResNet": ("resnet10t", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "MobileNetV4": (
-        "mobilenetv4_conv_small_050",
-        "mobilenetv4_conv_small",
-        "mobilenetv4_conv_medium",
-        "mobilenetv4_hybrid_medium",
-        "mobilenetv4_conv_large",
-        "mobilenetv4_hybrid_large",
+        *("mobilenetv4_conv_small_050", "mobilenetv4_conv_small", "mobilenetv4_conv_medium"),
+        *("mobilenetv4_hybrid_medium", "mobilenetv4_conv_large", "mobilenetv4_hybrid_large"),
     ),
-    "EfficientViT": (
-        "efficientvit_b0",
-        "efficientvit_b1",
-        "efficientvit_b2",
-        "efficientvit_b3",
-        "efficientvit_l1",
-        "efficientvit_l2",
-        "efficientvit_l3",
-        "efficientvit_m0",
-        "efficientvit_m2",
-        "efficientvit_m5",
+    "EfficientViT": tuple(
+        f"efficientvit_{size}" for size in ("b0", "b1", "b2", "b3", "l1", "l2", "l3", "m0", "m2", "m5")
     ),
 }
 
@@ -137,7 +85,7 @@ def count(name: str, family: str) -> Row:
 
     from gkd_scale.models import spec as specs
     from gkd_scale.models.cost import cost
-    from gkd_scale.models.families import is_tokens, patch_size
+    from gkd_scale.models.families import stride
 
     costs = cost(name, (IMAGE_SIDE, IMAGE_SIDE))
     with torch.device("meta"):
@@ -146,11 +94,11 @@ def count(name: str, family: str) -> Row:
         name=name,
         family=family,
         parameters=costs.parameters,
-        stride=max(patch_size(net)) if is_tokens(net) else int(net.feature_info[-1]["reduction"]),
+        stride=stride(net),
         width=costs.dim,
         depth=_depth(net),
         grid=costs.grid[0],
-        gflops=float(f"{costs.flops / 1e9:.3g}"),
+        gflops=costs.gflops,
         largest_layer=costs.largest_layer,
     )
 

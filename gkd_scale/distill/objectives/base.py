@@ -63,12 +63,9 @@ class Objective(nn.Module, ABC):
 
     def exported(self, state: StateDict) -> tuple[StateDict, StateDict]:
         """The ``state`` dict of this module, split into that of the student's network and the rest."""
-        net = {
-            name.removeprefix(self.prefix): value
-            for name, value in state.items()
-            if name.startswith(self.prefix)
-        }
-        return net, {name: value for name, value in state.items() if not name.startswith(self.prefix)}
+        prefix = self.prefix
+        net = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        return net, {name: value for name, value in state.items() if not name.startswith(prefix)}
 
 
 def draws_of(batch: Batch) -> Drawn:
