@@ -15,21 +15,16 @@ from rich.table import Table
 
 from gkd_scale import console, files
 from gkd_scale.demo.config import DemoConfig
-from gkd_scale.errors import ConfigError
 from gkd_scale.scenes import UNSEEN
 from gkd_scale.segment import export
-from gkd_scale.subprocesses import Step, run_all
+from gkd_scale.subprocesses import Step, data_flags, launch, require_launchers, run_all
 
 SIZE = "96x128"
 
 
 def demo(cfg: DemoConfig) -> int:
     """Run every step, then print the table. Raises GkdError if a step fails."""
-    for script in ("stage1.py", "stage2.py"):
-        if not (cfg.launchers / script).is_file():
-            raise ConfigError(
-                f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
-            )
+    require_launchers(cfg.launchers)
     start = time.monotonic()
     with files.claimed(cfg.out):
         run_all(plan(cfg), cfg.out / "logs")
@@ -67,7 +62,7 @@ def plan(cfg: DemoConfig) -> list[Step]:
         command = ["gkd-scale", "cache-teacher", "--images", str(images), "--teacher", "demo_teacher"]
         command += ["--image-size", SIZE, "--views", "4", *seed, "--out", str(caches / name)]
         steps.append(Step(f"run the teacher once over the {name} images", command))
-    stage1 = [*_launch(cfg, "stage1.py"), "--student", "demo_student", *seed]
+    stage1 = [*launch(cfg.launchers / "stage1.py", cfg.ds_config), "--student", "demo_student", *seed]
     stage1 += ["--lr", str(cfg.lr), "--global-batch", str(cfg.batch)]
 
     def distil(cache: str, folder: Path, count: int) -> list[str]:
@@ -112,7 +107,7 @@ def _heads(cfg: DemoConfig) -> list[tuple[str, str, list[str]]]:
 def _stage2(cfg: DemoConfig, name: str) -> list[str]:
     source = cfg.out / "data/source"
     return [
-        *_launch(cfg, "stage2.py"),
+        *launch(cfg.launchers / "stage2.py", cfg.ds_config),
         *("--train", f"embedded:{source / 'train'}", "--val", f"embedded:{source / 'val'}"),
         *("--head", "linear", "--image-size", SIZE, "--out", str(cfg.out / f"{name}-head")),
         *("--seed", str(cfg.seed)),
@@ -126,12 +121,7 @@ def _report(cfg: DemoConfig) -> list[str]:
 
 
 def _domains(cfg: DemoConfig, names: Sequence[str]) -> list[str]:
-    data = cfg.out / "data"
-    return [part for name in names for part in ("--data", f"{name}=embedded:{data / name}")]
-
-
-def _launch(cfg: DemoConfig, script: str) -> list[str]:
-    return ["deepspeed", str(cfg.launchers / script), "--ds-config", cfg.ds_config]
+    return data_flags({name: f"embedded:{cfg.out / 'data' / name}" for name in names})
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> Table:
