@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import permutations
 
 from gkd_scale.doctor.config import DoctorConfig
-from gkd_scale.doctor.line import Line, gib
+from gkd_scale.doctor.line import Line, State, gib, graded
 
 NCCL_SECONDS = 90
 _NONE = "no CUDA device"
@@ -65,9 +65,8 @@ def _gpu(index: int) -> Line:
     name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     text = f"{name}, compute capability {capability[0]}.{capability[1]}, {gib(free)} free of {gib(total)}"
     data = {"free": float(free), "total": float(total)}
-    if free < _FREE * total:
-        return Line(f"gpu {index}", "warn", text, "another process uses its memory: see nvidia-smi", data)
-    return Line(f"gpu {index}", "ok", text, data=data)
+    state: State = "warn" if free < _FREE * total else "ok"
+    return graded(f"gpu {index}", state, text, "another process uses its memory: see nvidia-smi", data)
 
 
 def _precision(name: str, count: int, capability: tuple[int, int], units: str, todo: str) -> Line:
@@ -87,12 +86,9 @@ def _nccl(count: int) -> Iterator[Line]:
     if not count:
         yield Line("nccl", "warn", _NONE, "ranks on CPUs use gloo; NCCL is for GPUs")
         gloo = dist.is_gloo_available()
-        yield Line(
-            "gloo",
-            "ok" if gloo else "fail",
-            "available" if gloo else "not in this PyTorch",
-            "" if gloo else "install a PyTorch with gloo: several ranks on CPUs need it",
-        )
+        text = "available" if gloo else "not in this PyTorch"
+        todo = "install a PyTorch with gloo: several ranks on CPUs need it"
+        yield graded("gloo", "ok" if gloo else "fail", text, todo)
         return
     if not dist.is_nccl_available():
         yield Line("nccl", "fail", "not in this PyTorch", "install a PyTorch that is built for CUDA")
