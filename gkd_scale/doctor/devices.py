@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator
 from itertools import permutations
 
+import torch
+import torch.distributed as dist
+
 from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.doctor.line import Line, State, gib, graded
 
@@ -33,8 +36,6 @@ print(seconds)
 
 def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
     """A line for each GPU, then for precisions, NCCL and P2P; without GPUs each of them warns."""
-    import torch
-
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         yield Line(
@@ -59,8 +60,6 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
 
 
 def _gpu(index: int) -> Line:
-    import torch
-
     free, total = torch.cuda.mem_get_info(index)
     name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     text = f"{name}, compute capability {capability[0]}.{capability[1]}, {gib(free)} free of {gib(total)}"
@@ -71,8 +70,6 @@ def _gpu(index: int) -> Line:
 
 def _precision(name: str, count: int, capability: tuple[int, int], units: str, todo: str) -> Line:
     """Whether all GPUs are of a compute capability that has the units of a precision."""
-    import torch
-
     older = [str(index) for index in range(count) if torch.cuda.get_device_capability(index) < capability]
     if older:
         return Line(name, "warn", f"GPU {', '.join(older)} has no {units}", todo)
@@ -80,9 +77,6 @@ def _precision(name: str, count: int, capability: tuple[int, int], units: str, t
 
 
 def _nccl(count: int) -> Iterator[Line]:
-    import torch
-    import torch.distributed as dist
-
     if not count:
         yield Line("nccl", "warn", _NONE, "ranks on CPUs use gloo; NCCL is for GPUs")
         gloo = dist.is_gloo_available()
@@ -116,8 +110,6 @@ def _nccl(count: int) -> Iterator[Line]:
 
 
 def _peers(count: int) -> Line:
-    import torch
-
     if not count:
         return Line("p2p", "warn", _NONE, "peer-to-peer access is between GPUs")
     if count == 1:
