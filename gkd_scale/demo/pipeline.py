@@ -77,12 +77,17 @@ def plan(cfg: DemoConfig) -> list[Step]:
             [*source, "--student-weights", str(out / "gkd-proxy")],
         ),
     ]
+    stage2 = launch(cfg.launchers / "stage2.py", cfg.ds_config)
+    stage2 += ["--train", f"embedded:{data / 'source/train'}", "--val", f"embedded:{data / 'source/val'}"]
+    stage2 += ["--head", "linear", "--image-size", SIZE]
     for name, title, flags in _heads(cfg):
-        steps.append(Step(f"stage 2: {title}", _stage2(cfg, name) + flags))
+        steps.append(Step(f"stage 2: {title}", [*stage2, "--out", str(out / f"{name}-head"), *seed, *flags]))
     for row, name in ROWS.items():
         command = ["gkd-scale", "evaluate", str(out / f"{name}-head"), *_domains(cfg, UNSEEN)]
         steps.append(Step(f"evaluate: {row}", command))
-    return [*steps, Step("show all of it on a page", _report(cfg))]
+    report = ["gkd-scale", "report", *(str(out / f"{name}-head") for name in ROWS.values())]
+    report += [*_domains(cfg, ("unseen_night", "unseen_fog")), "--images", "24", "--scenes", "2"]
+    return [*steps, Step("show all of it on a page", [*report, "--out", str(out / "report.html")])]
 
 
 def _heads(cfg: DemoConfig) -> list[tuple[str, str, list[str]]]:
@@ -102,22 +107,6 @@ def _heads(cfg: DemoConfig) -> list[tuple[str, str, list[str]]]:
             ["--adapt", "full", "--student", "demo_student", *all_steps],
         ),
     ]
-
-
-def _stage2(cfg: DemoConfig, name: str) -> list[str]:
-    source = cfg.out / "data/source"
-    return [
-        *launch(cfg.launchers / "stage2.py", cfg.ds_config),
-        *("--train", f"embedded:{source / 'train'}", "--val", f"embedded:{source / 'val'}"),
-        *("--head", "linear", "--image-size", SIZE, "--out", str(cfg.out / f"{name}-head")),
-        *("--seed", str(cfg.seed)),
-    ]
-
-
-def _report(cfg: DemoConfig) -> list[str]:
-    runs = [str(cfg.out / f"{name}-head") for name in ROWS.values()]
-    flags = [*_domains(cfg, ("unseen_night", "unseen_fog")), "--images", "24", "--scenes", "2"]
-    return ["gkd-scale", "report", *runs, *flags, "--out", str(cfg.out / "report.html")]
 
 
 def _domains(cfg: DemoConfig, names: Sequence[str]) -> list[str]:
