@@ -7,6 +7,7 @@ may import the cache but not the reverse: the two meet here.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 
 from gkd_scale import console
@@ -60,7 +61,7 @@ def plan(cfg: PlanConfig) -> None:
     cfg = follow(cfg)
     cost = estimate(cfg, lambda: load_teacher(cfg.teacher, cfg.size, cfg.devices[0]), labelled(cfg.images))
     if cfg.json:
-        print(json.dumps(cost.to_dict(), indent=2))
+        print(json.dumps(asdict(cost), indent=2))
     else:
         show(cost, cfg)
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -89,10 +88,6 @@ class Estimate:
     codecs: list[CodecEstimate]
     students: list[StudentEstimate]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
-        return asdict(self)
-
 
 def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None = None) -> Estimate:
     """The plan of ``cfg``; ``load`` gives the teacher, and is called only to measure it.
@@ -108,7 +103,9 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
         _codec(cfg, plan, work, rest, name, free)
         for name in dict.fromkeys([*(codec.suggested(work.dim) for codec in CODECS), cfg.codec])
     ]
-    seconds = _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * _peak(cfg) * 1e12)
+    float32, half, _ = GPUS[cfg.gpu]
+    peak = float32 if cfg.teacher.dtype == "float32" else half
+    seconds = _measure(load(), pixels, cfg) if cfg.measure else work.flops / (UTILISATION * peak * 1e12)
     target = next(candidate for candidate in codecs if candidate.codec == cfg.codec)
     return Estimate(
         images=len(plan),
@@ -157,12 +154,6 @@ def _codec(
     view = round(len(plan) * (sum(map(_in_tar, members)) + cls + rest) + plan.shards * 6144)
     total = cfg.views * (view + plan.shards * 4096 + len(plan) * 128)
     return CodecEstimate(name, sum(members), view, total, free is None or total < free)
-
-
-def _peak(cfg: PlanConfig) -> float:
-    """TFLOP/s that the GPU's data sheet promises for the teacher's arithmetic."""
-    float32, half, _ = GPUS[cfg.gpu]
-    return float32 if cfg.teacher.dtype == "float32" else half
 
 
 def _student(cfg: PlanConfig, name: str, teacher_seconds: float, sample_bytes: float) -> StudentEstimate:

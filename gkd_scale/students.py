@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -41,28 +40,17 @@ class StudentsConfig:
             raise ConfigError(f"'gpus' is {self.gpus}, not at least 1", "change --gpus")
 
 
-@dataclass(frozen=True)
-class StudentRow:
-    """A student, and ``zero``: GB a GPU of model states by ZeRO stage."""
-
-    student: Row
-    zero: dict[int, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
-        return {**asdict(self.student), "zero_gb": self.zero}
-
-
 def main(cfg: StudentsConfig) -> None:
     """``gkd-scale students``: print the students that fit, as a table or as JSON."""
     rows = select(cfg)
     if cfg.json:
-        print(json.dumps([row.to_dict() for row in rows], indent=2))
+        listed = [{**asdict(row), "zero_gb": _gigabytes(row, cfg.gpus)} for row in rows]
+        print(json.dumps(listed, indent=2))
     else:
         show(rows, cfg)
 
 
-def select(cfg: StudentsConfig) -> list[StudentRow]:
+def select(cfg: StudentsConfig) -> list[Row]:
     """The students that ``cfg`` asks for, smallest first; ConfigError if there is none."""
     low, high = cfg.millions or (0.0, float("inf"))
     words = [word.lower() for word in cfg.filter]
@@ -78,28 +66,27 @@ def select(cfg: StudentsConfig) -> list[StudentRow]:
             + (f" with {low:g} to {high:g} M parameters" if cfg.millions else ""),
             nearest(cfg.filter[0] if cfg.filter else "", NAMES) or f"families: {', '.join(NAMES)}",
         )
-    return [StudentRow(row, _gigabytes(row, cfg.gpus)) for row in rows]
+    return rows
 
 
 def _gigabytes(row: Row, gpus: int) -> dict[int, float]:
+    """GB a GPU of a student's model states by ZeRO stage."""
     sizes = zero_memory(row.parameters, row.largest_layer, gpus)
     return {stage: round(size / 1e9, 4) for stage, size in sizes.items()}
 
 
-def show(rows: list[StudentRow], cfg: StudentsConfig) -> None:
+def show(rows: list[Row], cfg: StudentsConfig) -> None:
     """The table on the terminal."""
     table = Table(box=box.SIMPLE_HEAD, title_justify="left")
     table.title = f"students at {IMAGE_SIDE} px; GB of model states a GPU, {cfg.gpus} GPUs"
-    kind: Literal["left", "right"]
     for name in ("student", "family", "M", "stride", "width", "depth", "grid", "GFLOP"):
-        kind = "left" if name in ("student", "family", "depth") else "right"
-        table.add_column(name, justify=kind, no_wrap=True)
+        is_text = name in ("student", "family", "depth")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     for stage in range(4):
         table.add_column(f"ZeRO-{stage}", justify="right")
-    for entry in rows:
-        row = entry.student
+    for row in rows:
         shape = (f"{row.stride}", f"{row.width}", row.depth, f"{row.grid}x{row.grid}", f"{row.gflops:.3g}")
-        memory = (f"{size:.2f}" for size in entry.zero.values())
+        memory = (f"{size:.2f}" for size in _gigabytes(row, cfg.gpus).values())
         table.add_row(row.name, row.family, f"{row.parameters / 1e6:.1f}", *shape, *memory)
     wide = Console(highlight=False, width=max(console.out.width, WIDTH))
     wide.print(table)

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,30 @@ def run_step(step: Step, place: str, log: Path) -> float:
     seconds = time.monotonic() - began
     console.out.print(f"  {seconds:.0f} s")
     return seconds
+
+
+def require_launchers(folder: Path) -> None:
+    """ConfigError unless ``folder`` has the launchers of both stages."""
+    for script in ("stage1.py", "stage2.py"):
+        if not (folder / script).is_file():
+            raise ConfigError(
+                f"there is no {folder / script}", "run from a checkout, or give --launchers FOLDER"
+            )
+
+
+def launch(script: Path, ds_config: str) -> list[str]:
+    """The beginning of a launcher's command."""
+    return ["deepspeed", str(script), "--ds-config", ds_config]
+
+
+def repeated(flag: str, values: Iterable[str]) -> list[str]:
+    """``flag`` before each of its values."""
+    return [part for value in values for part in (flag, value)]
+
+
+def data_flags(domains: Mapping[str, str]) -> list[str]:
+    """Domains, ADAPTER:PATH by name, as flags of ``gkd-scale evaluate`` and ``gkd-scale report``."""
+    return repeated("--data", (f"{name}={ref}" for name, ref in domains.items()))
 
 
 def _slug(title: str) -> str:

@@ -5,11 +5,10 @@ On one process it is ``gkd-scale evaluate``.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gkd_scale.engine.launch import leave, main
+from gkd_scale.engine.launch import start
 from gkd_scale.memory import collector_paused
 from gkd_scale.segment.config import EvaluateConfig
 
@@ -31,14 +30,10 @@ def run(cfg: EvaluateConfig, runtime: Runtime, _bundled: Path) -> None:
 
 
 if __name__ == "__main__":
-    leave(
-        main(
-            EvaluateConfig,
-            run,
-            argv=sys.argv[1:],
-            bundled=Path(__file__).parent,
-            prog="evaluate.py",
-            description="Measure the mIoU of a stage-2 run, one domain for each --data, on all ranks.",
-            examples=EXAMPLES,
-        )
+    start(
+        EvaluateConfig,
+        run,
+        __file__,
+        description="Measure the mIoU of a stage-2 run, one domain for each --data, on all ranks.",
+        examples=EXAMPLES,
     )

@@ -3,10 +3,9 @@
 On one process it is ``gkd-scale predict``.
 """
 
-import sys
 from pathlib import Path
 
-from gkd_scale.engine.launch import leave, main
+from gkd_scale.engine.launch import start
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.predict import predict
@@ -23,14 +22,10 @@ def run(cfg: PredictConfig, runtime: Runtime, _bundled: Path) -> None:
 
 
 if __name__ == "__main__":
-    leave(
-        main(
-            PredictConfig,
-            run,
-            argv=sys.argv[1:],
-            bundled=Path(__file__).parent,
-            prog="predict.py",
-            description="Predict the classes of any images with a stage-2 run, on all ranks.",
-            examples=EXAMPLES,
-        )
+    start(
+        PredictConfig,
+        run,
+        __file__,
+        description="Predict the classes of any images with a stage-2 run, on all ranks.",
+        examples=EXAMPLES,
     )

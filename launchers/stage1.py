@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from gkd_scale.demo import defaults
 from gkd_scale.distill.config import LIVE, Stage1Config
 from gkd_scale.engine import loggers
-from gkd_scale.engine.launch import leave, main
+from gkd_scale.engine.launch import start
 from gkd_scale.memory import collector_paused
 
 if TYPE_CHECKING:  # a mistyped flag does not wait for torch
@@ -54,15 +53,11 @@ def labelled(images: str, quiet: bool) -> Source | None:
 
 
 if __name__ == "__main__":
-    leave(
-        main(
-            Stage1Config,
-            run,
-            argv=sys.argv[1:],
-            bundled=Path(__file__).parent,
-            prog="stage1.py",
-            description="Distil a student from cached teacher features, without a label.",
-            examples=EXAMPLES,
-            ranks=lambda cfg: cfg.run.world,
-        )
+    start(
+        Stage1Config,
+        run,
+        __file__,
+        description="Distil a student from cached teacher features, without a label.",
+        examples=EXAMPLES,
+        ranks=lambda cfg: cfg.run.world,
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gkd_scale.demo import defaults
 from gkd_scale.engine import loggers
-from gkd_scale.engine.launch import leave, main
+from gkd_scale.engine.launch import start
 from gkd_scale.memory import collector_paused
 from gkd_scale.segment.config import Stage2Config
 
@@ -40,15 +39,11 @@ def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
 
 
 if __name__ == "__main__":
-    leave(
-        main(
-            Stage2Config,
-            run,
-            argv=sys.argv[1:],
-            bundled=Path(__file__).parent,
-            prog="stage2.py",
-            description="Train a segmentation head on a frozen backbone, from source-domain labels.",
-            examples=EXAMPLES,
-            ranks=lambda cfg: cfg.run.world,
-        )
+    start(
+        Stage2Config,
+        run,
+        __file__,
+        description="Train a segmentation head on a frozen backbone, from source-domain labels.",
+        examples=EXAMPLES,
+        ranks=lambda cfg: cfg.run.world,
     )

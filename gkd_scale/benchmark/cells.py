@@ -20,7 +20,7 @@ from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.distill.objectives.registry import OBJECTIVES
 from gkd_scale.errors import ConfigError
 from gkd_scale.segment.methods.registry import METHODS
-from gkd_scale.subprocesses import Step
+from gkd_scale.subprocesses import Step, data_flags, launch, repeated
 
 FROZEN_PASSES = 1 / 3
 
@@ -173,7 +173,11 @@ class Commands:
         *needs: str,
     ) -> Work:
         out = self._out / method / f"seed{seed}" / phase
-        command = [*self._launch("stage1.py"), "--cache", str(self._out / "caches" / cache)]
+        command = [
+            *launch(self._cfg.launchers / "stage1.py", self._cfg.ds_config),
+            "--cache",
+            str(self._out / "caches" / cache),
+        ]
         command += [*self._student(), *_optional("--student-weights", weights), *extra]
         command += ["--global-batch", str(self._recipe.budget.stage1_batch), "--steps", str(steps)]
         command += [*self._flags("stage1", phase, method), "--seed", str(seed), "--out", str(out)]
@@ -183,9 +187,8 @@ class Commands:
 
     def _stage2(self, method: str, seed: int, steps: int, extra: Sequence[str], *needs: str) -> Work:
         recipe, out = self._recipe, self._out / method / f"seed{seed}" / "head"
-        command = self._launch("stage2.py")
-        for flag, refs in (("--train", recipe.train), ("--val", recipe.val)):
-            command += [part for ref in refs for part in (flag, ref)]
+        command = launch(self._cfg.launchers / "stage2.py", self._cfg.ds_config)
+        command += [*repeated("--train", recipe.train), *repeated("--val", recipe.val)]
         command += ["--image-size", recipe.image_size, "--head", recipe.head]
         command += _pairs("--head-args", recipe.head_args)
         command += ["--global-batch", str(recipe.budget.batch), "--steps", str(steps), *extra]
@@ -217,12 +220,9 @@ class Commands:
     def _evaluate(self, method: str, seed: int) -> Work:
         path = evaluation(self._out, method, seed)
         command = ["gkd-scale", "evaluate", str(path.parent)]
-        command += [*data_flags(self._recipe), *self._flags("evaluate")]
+        command += [*data_flags(self._recipe.domains), *self._flags("evaluate")]
         step = Step(f"{method}, seed {seed}: evaluate", command)
         return Work(f"{method}-{seed}-evaluate", step, path, "evaluate", needs=(f"{method}-{seed}-head",))
-
-    def _launch(self, script: str) -> list[str]:
-        return ["deepspeed", str(self._cfg.launchers / script), "--ds-config", self._cfg.ds_config]
 
     def _student(self) -> list[str]:
         student = self._recipe.student
@@ -230,11 +230,6 @@ class Commands:
 
     def _flags(self, *names: str) -> list[str]:
         return [part for name in names for part in shlex.split(self._recipe.flags.get(name, ""))]
-
-
-def data_flags(recipe: Recipe) -> list[str]:
-    """The recipe's domains as flags of ``gkd-scale evaluate`` and ``gkd-scale report``."""
-    return [part for name, ref in recipe.domains.items() for part in ("--data", f"{name}={ref}")]
 
 
 def _teacher_flags(recipe: Recipe, statistics: tuple[str, str]) -> list[str]:

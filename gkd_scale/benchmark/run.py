@@ -15,10 +15,10 @@ from rich.table import Table
 
 from gkd_scale import console, files
 from gkd_scale.benchmark import table
-from gkd_scale.benchmark.cells import Commands, Work, cells, data_flags, evaluation, steps_of
+from gkd_scale.benchmark.cells import Commands, Work, cells, evaluation, steps_of
 from gkd_scale.benchmark.config import BenchmarkConfig, Recipe, read_recipe
-from gkd_scale.errors import ConfigError, GkdError, RunError
-from gkd_scale.subprocesses import Step, run_step
+from gkd_scale.errors import GkdError, RunError
+from gkd_scale.subprocesses import Step, data_flags, require_launchers, run_step
 
 PAGE = "report.html"
 
@@ -33,11 +33,7 @@ def benchmark(cfg: BenchmarkConfig) -> None:
     recipe = read_recipe(cfg.recipe, cfg.data, out)
     if cfg.passes is not None:
         recipe.budget.passes = cfg.passes
-    for script in ("stage1.py", "stage2.py"):
-        if not (cfg.launchers / script).is_file():
-            raise ConfigError(
-                f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
-            )
+    require_launchers(cfg.launchers)
     commands = Commands(cfg, recipe, out)
     works = commands.works(cells(recipe, cfg.only))
     console.out.print(budget(recipe))
@@ -65,7 +61,7 @@ def page(recipe: Recipe, out: Path) -> Step | None:
         return None
     file = recipe.teacher.model.weights
     weights = ["--teacher-weights", str(file)] if file else []
-    command = ["gkd-scale", "report", *runs.values(), *data_flags(recipe), *weights]
+    command = ["gkd-scale", "report", *runs.values(), *data_flags(recipe.domains), *weights]
     command += ["--images", "12", "--scenes", "1", "--out", str(out / PAGE)]
     return Step("show the runs on a page", command)
 

@@ -5,7 +5,6 @@ What makes them is imported when it is needed: a launch with its own data does n
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ def make_data(cfg: MakeDataConfig) -> None:
     """``gkd-scale make-data``: write the missing files of the embedded scenes, with progress."""
     from gkd_scale.scenes.make_data import write_data
 
-    with files.claimed(cfg.out, DataError, partial(_waiting, cfg.out)), console.progress() as bar:
+    busy = f"another process is writing {cfg.out}: waiting for it"
+    with files.claimed(cfg.out, DataError, lambda: console.say(busy)), console.progress() as bar:
         task = bar.add_task("make-data", total=None)
         manifest = write_data(
             cfg.out,
@@ -36,10 +36,6 @@ def make_data(cfg: MakeDataConfig) -> None:
         )
     counts = ", ".join(f"{count} {name}" for name, count in manifest["counts"].items())
     console.out.print(f"{cfg.out}: {counts}", markup=False)
-
-
-def _waiting(out: Path) -> None:
-    console.out.print(f"another process is writing {out}: waiting for it", markup=False)
 
 
 def data() -> Path:

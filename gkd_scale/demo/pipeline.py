@@ -15,21 +15,16 @@ from rich.table import Table
 
 from gkd_scale import console, files
 from gkd_scale.demo.config import DemoConfig
-from gkd_scale.errors import ConfigError
 from gkd_scale.scenes import UNSEEN
 from gkd_scale.segment import export
-from gkd_scale.subprocesses import Step, run_all
+from gkd_scale.subprocesses import Step, data_flags, launch, require_launchers, run_all
 
 SIZE = "96x128"
 
 
 def demo(cfg: DemoConfig) -> int:
     """Run every step, then print the table. Raises GkdError if a step fails."""
-    for script in ("stage1.py", "stage2.py"):
-        if not (cfg.launchers / script).is_file():
-            raise ConfigError(
-                f"there is no {cfg.launchers / script}", "run from a checkout, or give --launchers FOLDER"
-            )
+    require_launchers(cfg.launchers)
     start = time.monotonic()
     with files.claimed(cfg.out):
         run_all(plan(cfg), cfg.out / "logs")
@@ -67,7 +62,7 @@ def plan(cfg: DemoConfig) -> list[Step]:
         command = ["gkd-scale", "cache-teacher", "--images", str(images), "--teacher", "demo_teacher"]
         command += ["--image-size", SIZE, "--views", "4", *seed, "--out", str(caches / name)]
         steps.append(Step(f"run the teacher once over the {name} images", command))
-    stage1 = [*_launch(cfg, "stage1.py"), "--student", "demo_student", *seed]
+    stage1 = [*launch(cfg.launchers / "stage1.py", cfg.ds_config), "--student", "demo_student", *seed]
     stage1 += ["--lr", str(cfg.lr), "--global-batch", str(cfg.batch)]
 
     def distil(cache: str, folder: Path, count: int) -> list[str]:
@@ -82,12 +77,17 @@ def plan(cfg: DemoConfig) -> list[Step]:
             [*source, "--student-weights", str(out / "gkd-proxy")],
         ),
     ]
+    stage2 = launch(cfg.launchers / "stage2.py", cfg.ds_config)
+    stage2 += ["--train", f"embedded:{data / 'source/train'}", "--val", f"embedded:{data / 'source/val'}"]
+    stage2 += ["--head", "linear", "--image-size", SIZE]
     for name, title, flags in _heads(cfg):
-        steps.append(Step(f"stage 2: {title}", _stage2(cfg, name) + flags))
+        steps.append(Step(f"stage 2: {title}", [*stage2, "--out", str(out / f"{name}-head"), *seed, *flags]))
     for row, name in ROWS.items():
         command = ["gkd-scale", "evaluate", str(out / f"{name}-head"), *_domains(cfg, UNSEEN)]
         steps.append(Step(f"evaluate: {row}", command))
-    return [*steps, Step("show all of it on a page", _report(cfg))]
+    report = ["gkd-scale", "report", *(str(out / f"{name}-head") for name in ROWS.values())]
+    report += [*_domains(cfg, ("unseen_night", "unseen_fog")), "--images", "24", "--scenes", "2"]
+    return [*steps, Step("show all of it on a page", [*report, "--out", str(out / "report.html")])]
 
 
 def _heads(cfg: DemoConfig) -> list[tuple[str, str, list[str]]]:
@@ -109,29 +109,8 @@ def _heads(cfg: DemoConfig) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _stage2(cfg: DemoConfig, name: str) -> list[str]:
-    source = cfg.out / "data/source"
-    return [
-        *_launch(cfg, "stage2.py"),
-        *("--train", f"embedded:{source / 'train'}", "--val", f"embedded:{source / 'val'}"),
-        *("--head", "linear", "--image-size", SIZE, "--out", str(cfg.out / f"{name}-head")),
-        *("--seed", str(cfg.seed)),
-    ]
-
-
-def _report(cfg: DemoConfig) -> list[str]:
-    runs = [str(cfg.out / f"{name}-head") for name in ROWS.values()]
-    flags = [*_domains(cfg, ("unseen_night", "unseen_fog")), "--images", "24", "--scenes", "2"]
-    return ["gkd-scale", "report", *runs, *flags, "--out", str(cfg.out / "report.html")]
-
-
 def _domains(cfg: DemoConfig, names: Sequence[str]) -> list[str]:
-    data = cfg.out / "data"
-    return [part for name in names for part in ("--data", f"{name}=embedded:{data / name}")]
-
-
-def _launch(cfg: DemoConfig, script: str) -> list[str]:
-    return ["deepspeed", str(cfg.launchers / script), "--ds-config", cfg.ds_config]
+    return data_flags({name: f"embedded:{cfg.out / 'data' / name}" for name in names})
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> Table:

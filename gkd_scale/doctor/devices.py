@@ -7,8 +7,11 @@ import sys
 from collections.abc import Iterator
 from itertools import permutations
 
+import torch
+import torch.distributed as dist
+
 from gkd_scale.doctor.config import DoctorConfig
-from gkd_scale.doctor.line import Line, gib
+from gkd_scale.doctor.line import Line, State, gib, graded
 
 NCCL_SECONDS = 90
 _NONE = "no CUDA device"
@@ -33,8 +36,6 @@ print(seconds)
 
 def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
     """A line for each GPU, then for precisions, NCCL and P2P; without GPUs each of them warns."""
-    import torch
-
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         yield Line(
@@ -59,21 +60,16 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:  # noqa: ARG001
 
 
 def _gpu(index: int) -> Line:
-    import torch
-
     free, total = torch.cuda.mem_get_info(index)
     name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     text = f"{name}, compute capability {capability[0]}.{capability[1]}, {gib(free)} free of {gib(total)}"
     data = {"free": float(free), "total": float(total)}
-    if free < _FREE * total:
-        return Line(f"gpu {index}", "warn", text, "another process uses its memory: see nvidia-smi", data)
-    return Line(f"gpu {index}", "ok", text, data=data)
+    state: State = "warn" if free < _FREE * total else "ok"
+    return graded(f"gpu {index}", state, text, "another process uses its memory: see nvidia-smi", data)
 
 
 def _precision(name: str, count: int, capability: tuple[int, int], units: str, todo: str) -> Line:
     """Whether all GPUs are of a compute capability that has the units of a precision."""
-    import torch
-
     older = [str(index) for index in range(count) if torch.cuda.get_device_capability(index) < capability]
     if older:
         return Line(name, "warn", f"GPU {', '.join(older)} has no {units}", todo)
@@ -81,18 +77,12 @@ def _precision(name: str, count: int, capability: tuple[int, int], units: str, t
 
 
 def _nccl(count: int) -> Iterator[Line]:
-    import torch
-    import torch.distributed as dist
-
     if not count:
         yield Line("nccl", "warn", _NONE, "ranks on CPUs use gloo; NCCL is for GPUs")
         gloo = dist.is_gloo_available()
-        yield Line(
-            "gloo",
-            "ok" if gloo else "fail",
-            "available" if gloo else "not in this PyTorch",
-            "" if gloo else "install a PyTorch with gloo: several ranks on CPUs need it",
-        )
+        text = "available" if gloo else "not in this PyTorch"
+        todo = "install a PyTorch with gloo: several ranks on CPUs need it"
+        yield graded("gloo", "ok" if gloo else "fail", text, todo)
         return
     if not dist.is_nccl_available():
         yield Line("nccl", "fail", "not in this PyTorch", "install a PyTorch that is built for CUDA")
@@ -120,8 +110,6 @@ def _nccl(count: int) -> Iterator[Line]:
 
 
 def _peers(count: int) -> Line:
-    import torch
-
     if not count:
         return Line("p2p", "warn", _NONE, "peer-to-peer access is between GPUs")
     if count == 1:

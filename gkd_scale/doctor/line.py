@@ -22,6 +22,13 @@ class Line:
     data: Mapping[str, float | str] = field(default_factory=dict)
 
 
+def graded(
+    name: str, state: State, value: str, todo: str, data: Mapping[str, float | str] | None = None
+) -> Line:
+    """A line; ``todo`` is for what is not ok."""
+    return Line(name, state, value, "" if state == "ok" else todo, data or {})
+
+
 def gib(count: float) -> str:
     """Bytes as GiB."""
     return f"{count / 2**30:.1f} GiB"

@@ -13,7 +13,7 @@ from typing import Any
 
 from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.doctor.hostfile import read_hostfile
-from gkd_scale.doctor.line import Line, State
+from gkd_scale.doctor.line import Line, State, graded
 from gkd_scale.doctor.session import Session, Unreachable
 from gkd_scale.doctor.versions import PACKAGE, installed, requirements
 
@@ -131,42 +131,33 @@ class _Node:
         """On the first node: take the port of rank 0."""
         if self._session is None or self.host != self.first:
             return
-        name = f"{self.host} port {self.port}"
-        answer = self._ask("listen", name, port=self.port)
-        if answer == "":
-            self._say(name, "ok", "free")
-        elif answer is not None:
-            self._say(name, "fail", answer, "choose another: --port here, --master_port of deepspeed")
+        todo = "choose another: --port here, --master_port of deepspeed"
+        self._ask("listen", f"{self.host} port {self.port}", "free", "", todo, port=self.port)
 
     def connect(self) -> None:
         """On the other nodes: reach the port of rank 0."""
         if self._session is None or self.host == self.first:
             return
-        name = f"{self.host} to rank 0"
-        answer = self._ask("connect", name, host=self.first, port=self.port)
-        if answer == "":
-            self._say(name, "ok", f"reaches {self.first}:{self.port}")
-        elif answer is not None:
-            todo = f"open the firewall between nodes, and check what {self.first} means on {self.host}"
-            self._say(name, "fail", f"{self.first}:{self.port}: {answer}", todo)
+        place = f"{self.first}:{self.port}"
+        todo = f"open the firewall between nodes, and check what {self.first} means on {self.host}"
+        arguments = {"host": self.first, "port": self.port}
+        self._ask("connect", f"{self.host} to rank 0", f"reaches {place}", f"{place}: ", todo, **arguments)
 
-    def _ask(self, question: str, name: str, **arguments: Any) -> str | None:
-        """The node's error, "" for none; None, and a line that fails, if the node no longer answers."""
+    def _ask(self, question: str, name: str, fine: str, lead: str, todo: str, **arguments: Any) -> None:
+        """A line: ``fine``, the node's error after ``lead``, or that the node no longer answers."""
         assert self._session is not None
         try:
-            return str(self._session.ask(question, **arguments).get("error", ""))
-        except Unreachable as error:
-            self._say(name, "fail", str(error), f"see whether {self.host} is up")
-            return None
+            error = self._session.ask(question, **arguments).get("error", "")
+        except Unreachable as unreachable:
+            self._say(name, "fail", str(unreachable), f"see whether {self.host} is up")
+        else:
+            self._say(name, "fail" if error else "ok", f"{lead}{error}" if error else fine, todo)
 
     def _clock(self, ahead: float, exact: float) -> None:
         name, text = f"{self.host} clock", f"{ahead:+.3f} s ± {exact:.3f} s"
         skew, data = abs(ahead) - exact, {"ahead": ahead, "exact": exact}
-        if skew > SKEW_WARN:
-            state: State = "fail" if skew > SKEW_FAIL else "warn"
-            self._say(name, state, text, "let both follow one time server: chrony or ntpd", data)
-        else:
-            self._say(name, "ok", text, data=data)
+        state: State = "fail" if skew > SKEW_FAIL else "warn" if skew > SKEW_WARN else "ok"
+        self._say(name, state, text, "let both follow one time server: chrony or ntpd", data)
 
     def _versions(self, facts: dict[str, object]) -> None:
         theirs = facts["versions"]
@@ -176,11 +167,9 @@ class _Node:
         diffs = [
             f"{name} {theirs[name]} there, {mine[name]} here" for name in mine if mine[name] != theirs[name]
         ]
-        name = f"{self.host} versions"
-        if diffs:
-            self._say(name, "fail", "; ".join(diffs), "install the same with: pip install -c constraints.txt")
-        else:
-            self._say(name, "ok", f"the same {len(mine)} packages")
+        text = "; ".join(diffs) or f"the same {len(mine)} packages"
+        todo = "install the same with: pip install -c constraints.txt"
+        self._say(f"{self.host} versions", "fail" if diffs else "ok", text, todo)
 
     def _slots(self, gpus: int) -> None:
         name = f"{self.host} slots"
@@ -193,7 +182,7 @@ class _Node:
     def _say(
         self, name: str, state: State, value: str, todo: str = "", data: Mapping[str, float] | None = None
     ) -> None:
-        self._lines.append(Line(name, state, value, todo, data or {}))
+        self._lines.append(graded(name, state, value, todo, data))
 
 
 def _address(host: str) -> tuple[str | None, str]:

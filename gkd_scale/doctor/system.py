@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gkd_scale.doctor.config import DoctorConfig
-from gkd_scale.doctor.line import Line, State, gib
+from gkd_scale.doctor.line import Line, State, gib, graded
 
 SHM = Path("/dev/shm")
 SHM_WANTED, SHM_LEAST = 2**30, 64 * 2**20
@@ -30,9 +30,8 @@ def _cores() -> Line:
     cores, (load, *_) = len(os.sched_getaffinity(0)), os.getloadavg()
     text = f"{cores} for this process, load {load:.1f}"
     data = {"cores": float(cores), "load": load}
-    if load > 1.2 * (os.cpu_count() or cores):
-        return Line("cores", "warn", text, "other processes use them: speeds measured here are low", data)
-    return Line("cores", "ok", text, data=data)
+    state: State = "warn" if load > 1.2 * (os.cpu_count() or cores) else "ok"
+    return graded("cores", state, text, "other processes use them: speeds measured here are low", data)
 
 
 def _memory() -> Line:
@@ -40,9 +39,8 @@ def _memory() -> Line:
     sizes = {row[0].rstrip(":"): 1024 * float(row[1]) for row in rows}
     free, total = sizes["MemAvailable"], sizes["MemTotal"]
     text, data = f"{gib(free)} free of {gib(total)}", {"free": free, "total": total}
-    if free < MEMORY_WANTED:
-        return Line("memory", "warn", text, "close other programs, or take a larger machine", data)
-    return Line("memory", "ok", text, data=data)
+    state: State = "warn" if free < MEMORY_WANTED else "ok"
+    return graded("memory", state, text, "close other programs, or take a larger machine", data)
 
 
 def _shm() -> Line:
@@ -55,10 +53,9 @@ def _shm() -> Line:
     text, data = f"{gib(free)} free of {gib(total)}", {"free": free, "total": total}
     if not os.access(SHM, os.W_OK):
         return Line(name, "fail", f"{text}, not writable", "its mode must be 1777", data)
-    if free < SHM_WANTED:
-        hint = "remove what ended processes left there" if total >= SHM_WANTED else todo
-        return Line(name, "fail" if free < SHM_LEAST else "warn", text, hint, data)
-    return Line(name, "ok", text, data=data)
+    state: State = "fail" if free < SHM_LEAST else "warn" if free < SHM_WANTED else "ok"
+    hint = "remove what ended processes left there" if total >= SHM_WANTED else todo
+    return graded(name, state, text, hint, data)
 
 
 def _files() -> Line:
@@ -66,8 +63,7 @@ def _files() -> Line:
     unlimited = soft == resource.RLIM_INFINITY
     text = "unlimited" if unlimited else f"{soft} (at most {'unlimited' if hard < 0 else hard})"
     data = {"soft": float(soft), "hard": float(hard)}
-    if unlimited or soft >= FILES_WANTED:
-        return Line("open files", "ok", text, data=data)
+    enough = unlimited or soft >= FILES_WANTED
+    state: State = "ok" if enough else "fail" if soft < FILES_LEAST else "warn"
     note = "" if hard < 0 or hard >= FILES_WANTED else "; the hard limit is in /etc/security/limits.conf"
-    state: State = "fail" if soft < FILES_LEAST else "warn"
-    return Line("open files", state, text, f"ulimit -n 65536 before the command{note}", data)
+    return graded("open files", state, text, f"ulimit -n 65536 before the command{note}", data)

@@ -67,6 +67,12 @@ def main(
     return 0
 
 
+def start(cls: type[C], run: Callable[[C, Any, Path], None], script: str, **options: Any) -> NoReturn:
+    """What the launcher ``script`` is: :func:`main` with the process's flags, then the process's end."""
+    path = Path(script)
+    leave(main(cls, run, argv=sys.argv[1:], bundled=path.parent, prog=path.name, **options))
+
+
 def _status(error: BaseException, rank: int) -> int | None:
     """Print what ended a run, and return the exit status; None for a bug, which keeps its traceback."""
     if isinstance(error, OSError):

@@ -117,12 +117,10 @@ def _tell(config: ExportConfig, checked: Checked) -> None:
             markup=False,
             style="yellow",
         )
-    lines = [
+    console.say(
         *(f"note: {note}" for note in checked.notes),
         f"checked against PyTorch on {checked.images} images of {checked.source}:",
         *(f"  {result.line()}" for result in checked.differences),
         *(f"  {result.line()}" for result in checked.costs),
         f"{config.out} is complete: {config.format}, {config.dtype}; see its {card.CARD_FILE}",
-    ]
-    for line in lines:
-        console.out.print(line, markup=False)
+    )

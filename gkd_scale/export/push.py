@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gkd_scale.commands import shell
-from gkd_scale.errors import ConfigError, UserError
+from gkd_scale.errors import ConfigError, UserError, one_line
 
 
 def require_access(repository: str) -> None:
@@ -21,15 +21,16 @@ def require_access(repository: str) -> None:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise ConfigError(
-            f"--push-to-hub '{repository}' is no repository: {_short(error)}", "give USER/NAME"
+            f"--push-to-hub '{repository}' is no repository: {one_line(error)[:200]}", "give USER/NAME"
         ) from None
     if get_token() is None:
         raise UserError("--push-to-hub: there is no Hugging Face token", "run hf auth login, or set HF_TOKEN")
     try:
         HfApi().whoami()
     except Exception as error:
+        reason = one_line(error)[:200]
         raise UserError(
-            f"--push-to-hub: the Hugging Face Hub cannot be reached, or refuses the token: {_short(error)}",
+            f"--push-to-hub: the Hugging Face Hub cannot be reached, or refuses the token: {reason}",
             "check the network and HF_TOKEN, or leave --push-to-hub out",
         ) from None
 
@@ -44,11 +45,7 @@ def push(folder: Path, repository: str) -> str:
         api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="gkd-scale export")
     except Exception as error:
         raise UserError(
-            f"{folder} is complete, but could not be uploaded to {repository}: {_short(error)}",
+            f"{folder} is complete, but could not be uploaded to {repository}: {one_line(error)[:200]}",
             f"upload it with: {shell('hf', 'upload', repository, folder)}",
         ) from None
     return str(address)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -30,6 +30,7 @@ from gkd_scale.models import families
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.report.runs import Run, read_runs
 from gkd_scale.segment import export as segmenters
+from gkd_scale.segment import inference
 from gkd_scale.segment.heads.registry import HEADS
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Features, Size
@@ -151,10 +152,8 @@ class Subject:
     def reference(self, pixels: Tensor) -> dict[str, Tensor]:
         """What the run itself gives in PyTorch for pixels (B, 3, H, W) uint8, as it is evaluated."""
         if self.head:
-            from gkd_scale.segment.inference import logits
-
             assert self.segmenter is not None
-            return {"logits": logits(self.segmenter, pixels)}
+            return {"logits": inference.logits(self.segmenter, pixels)}
         x = families.as_input(self.backbone.net, self.backbone.normalize(pixels))
         features, _ = families.dense(self.backbone.net, x)
         return tokens(features, has_cls=families.has_cls(self.backbone.net))

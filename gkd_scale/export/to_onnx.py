@@ -38,14 +38,16 @@ _LARGEST = 1 << 31
 def write(subject: Subject, folder: Path, how: How) -> None:
     """``model.onnx`` (and ``model.onnx.data``, for weights of more than 2 GB)."""
     program = trace(subject, how.shapes)
-    outputs = list(subject.graph().outputs)
+    graph = subject.graph()
+    outputs = list(graph.outputs)
+    size = sum(value.numel() * value.element_size() for value in graph.state_dict().values())
     with quiet(), tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_program = torch.onnx.export(
             program, (), dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False
         )
         assert onnx_program is not None
         plain = (folder if how.dtype == "fp32" else Path(scratch)) / FILE
-        onnx_program.save(str(plain), external_data=_bytes(subject) > _LARGEST)
+        onnx_program.save(str(plain), external_data=size > _LARGEST)
         if how.dtype == "fp16":
             half = OnnxModel(float16.convert_float_to_float16(onnx.load(str(plain)), keep_io_types=True))
             half.topological_sort()  # the converter appends its casts
@@ -53,10 +55,6 @@ def write(subject: Subject, folder: Path, how: How) -> None:
         elif how.dtype == "int8":
             _quantise(subject, plain, folder / FILE, how)
     onnx.checker.check_model(str(folder / FILE))
-
-
-def _bytes(subject: Subject) -> int:
-    return sum(value.numel() * value.element_size() for value in subject.graph().state_dict().values())
 
 
 def quantisation(subject: Subject) -> str:

@@ -82,16 +82,13 @@ def usage(form: str, subject: Subject, shapes: Shapes) -> list[str]:
     )
     sizes = "" if shapes is Shapes.ANY else f" Only {height}x{width} (H x W) is taken."
     about = "Normalisation is inside the model: give float32 RGB (B, 3, H, W) in 0..1, not 0..255."
+    cls = ", `cls` (B, C) is the CLS token" if families.has_cls(subject.backbone.net) else ""
     inner = (
         "`logits` (B, K, H, W) are at the size of the input."
         if subject.head
-        else f"`patches` (B, N, C) are after the final norm{_cls(subject)}. {_sides(subject)}"
+        else f"`patches` (B, N, C) are after the final norm{cls}. {_sides(subject)}"
     )
     return [text, "", f"{about} {inner}{sizes}"]
-
-
-def _cls(subject: Subject) -> str:
-    return ", `cls` (B, C) is the CLS token" if families.has_cls(subject.backbone.net) else ""
 
 
 def _sides(subject: Subject) -> str:

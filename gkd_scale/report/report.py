@@ -104,6 +104,7 @@ def render(
 ) -> str:
     """The page as HTML; with ``compare`` its tables end with the first run minus the second."""
     classes = next((run.card.classes for run in runs if run.card is not None), ())
+    phases = {phase.folder.resolve(): phase for run in runs for phase in run.phases}  # shared ones once
     return page.render(
         "report.html.j2",
         title="gkd-scale: " + ", ".join(run.name for run in runs),
@@ -111,16 +112,11 @@ def render(
         scores=score_table(runs, looks, compare=compare),
         legend=_legend(runs),
         classes=class_tables(runs, compare=compare),
-        curves=[_curves(phase) for phase in _every_phase(runs)],
+        curves=[_curves(phase) for phase in phases.values()],
         looks=looks,
         confusions={name: _confusions(domain, classes) for name, domain in looks.items()},
         costs=costs,
     )
-
-
-def _every_phase(runs: Sequence[Run]) -> list[Phase]:
-    """The phases of all runs, those that several have in common once."""
-    return list({phase.folder.resolve(): phase for run in runs for phase in run.phases}.values())
 
 
 def _boxes(run: Run) -> list[dict[str, Any]]:

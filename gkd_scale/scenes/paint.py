@@ -45,12 +45,11 @@ _RED: Vec3 = (0.9, 0.06, 0.04)
 
 @dataclass(frozen=True)
 class Lamp:
-    """A point of light at ``place`` that reaches ``radius`` metres; ``aim`` -1 or 1 along Z, 0 all around."""
+    """A point of light at ``place`` that reaches ``radius`` metres."""
 
     place: Vec3
     radius: float
     colour: Vec3
-    aim: int = 0
 
 
 def paint(scene: Scene, rng: np.random.Generator) -> tuple[Painted, list[Lamp]]:

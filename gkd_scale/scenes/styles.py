@@ -196,57 +196,39 @@ def random_style(rng: np.random.Generator) -> Style:
         zenith=zenith,
         horizon=horizon,
         clouds=(0.0, 1.0),
-        **_street(rng, narrow),
+        # Street.
+        lanes=(1, 2) if narrow else (2, 5),
+        lane_width=(2.5, 3.7),
+        sidewalk=(1.1, 2.6) if narrow else (1.5, 5.0),
+        curve=(-0.012, 0.012),
+        setback=(0.0, float(rng.choice((0.4, 2.0, 6.0)))),
+        lot=(6.0, 13.0) if narrow else (9.0, 22.0),
+        built=rng.uniform(0.45, 0.98),
+        gable=rng.random(),
+        grass=rng.random(),
         trees=0.8 * density[0],
         conifers=rng.random() * 0.6,
         hedges=rng.random() * 0.6,
         cars=0.7 * density[1],
         people=density[2],
         poles=0.7 * density[3],
-        **_palette(rng),
-        **_light(rng, overcast),
+        # Colours.
+        facades=_colours(rng, 5, hue=(0.0, 1.0), saturation=(0.0, 0.65), value=(0.25, 0.97)),
+        facade_spread=0.15,
+        asphalt=_colours(rng, 2, hue=(0.0, 1.0), saturation=(0.0, 0.2), value=(0.2, 0.62)),
+        paving=_colours(rng, 2, hue=(0.0, 0.2), saturation=(0.0, 0.4), value=(0.3, 0.8)),
+        foliage=_colours(rng, 3, hue=(0.10, 0.42), saturation=(0.3, 0.8), value=(0.2, 0.6)),
+        bodywork=_colours(rng, 6, hue=(0.0, 1.0), saturation=(0.0, 0.9), value=(0.08, 0.95)),
+        # Light and weather.
+        exposure=_spread(rng, 0.55, 1.35, 0.1),
+        contrast=_spread(rng, 0.7, 1.25, 0.05),
+        sun=(0.0, 0.15) if overcast else (0.3, 1.0),
+        tint=(rng.uniform(0.88, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.86, 1.14)),
+        saturation=_spread(rng, 0.4, 1.3, 0.1),
+        noise=_spread(rng, 0.0, 0.05, 0.01),
+        blur=(0.0, float(rng.choice((0.0, 0.0, 0.6)))),
         **_weather(rng),
     )
-
-
-def _street(rng: np.random.Generator, narrow: bool) -> dict[str, Any]:
-    """The road, its kerbs and the lots beside it."""
-    return {
-        "lanes": (1, 2) if narrow else (2, 5),
-        "lane_width": (2.5, 3.7),
-        "sidewalk": (1.1, 2.6) if narrow else (1.5, 5.0),
-        "curve": (-0.012, 0.012),
-        "setback": (0.0, float(rng.choice((0.4, 2.0, 6.0)))),
-        "lot": (6.0, 13.0) if narrow else (9.0, 22.0),
-        "built": rng.uniform(0.45, 0.98),
-        "gable": rng.random(),
-        "grass": rng.random(),
-    }
-
-
-def _palette(rng: np.random.Generator) -> dict[str, Any]:
-    """The colours of things."""
-    return {
-        "facades": _colours(rng, 5, hue=(0.0, 1.0), saturation=(0.0, 0.65), value=(0.25, 0.97)),
-        "facade_spread": 0.15,
-        "asphalt": _colours(rng, 2, hue=(0.0, 1.0), saturation=(0.0, 0.2), value=(0.2, 0.62)),
-        "paving": _colours(rng, 2, hue=(0.0, 0.2), saturation=(0.0, 0.4), value=(0.3, 0.8)),
-        "foliage": _colours(rng, 3, hue=(0.10, 0.42), saturation=(0.3, 0.8), value=(0.2, 0.6)),
-        "bodywork": _colours(rng, 6, hue=(0.0, 1.0), saturation=(0.0, 0.9), value=(0.08, 0.95)),
-    }
-
-
-def _light(rng: np.random.Generator, overcast: bool) -> dict[str, Any]:
-    """The sun, and the camera's effect on the light."""
-    return {
-        "exposure": _spread(rng, 0.55, 1.35, 0.1),
-        "contrast": _spread(rng, 0.7, 1.25, 0.05),
-        "sun": (0.0, 0.15) if overcast else (0.3, 1.0),
-        "tint": (rng.uniform(0.88, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.86, 1.14)),
-        "saturation": _spread(rng, 0.4, 1.3, 0.1),
-        "noise": _spread(rng, 0.0, 0.05, 0.01),
-        "blur": (0.0, float(rng.choice((0.0, 0.0, 0.6)))),
-    }
 
 
 def _weather(rng: np.random.Generator) -> dict[str, Any]:

@@ -124,9 +124,10 @@ def _base(cfg: SearchConfig) -> dict[str, Any]:
 
 
 def _check_space(cfg: SearchConfig, space: spaces.Space) -> None:
-    if cfg.choice.search == "grid" and (key := space.only("choice")):
+    drawn = next((key for key, dimension in space.searched.items() if dimension.kind != "choice"), None)
+    if cfg.choice.search == "grid" and drawn:
         raise ConfigError(
-            f"{space.path}: '{key}' is {space.searched[key].text()}, but --search grid needs choices",
+            f"{space.path}: '{drawn}' is {space.searched[drawn].text()}, but --search grid needs choices",
             "write choice(x, y, ...), or use --search random",
         )
     if cfg.choice.scheduler == "pbt":

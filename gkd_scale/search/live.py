@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ray import tune
+from ray.exceptions import RayTaskError
 from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -206,8 +207,6 @@ def cause(trial: Any, state: str) -> str | None:
         return str(trial.last_result["failed"])
     if state != "ERROR":
         return None
-    from ray.exceptions import RayTaskError
-
     error = trial.get_error()
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error is None or not lines:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from gkd_scale import files
 from gkd_scale.errors import DamageError
 
@@ -62,9 +65,6 @@ class Results:
         self.path = out / FILE
         self.rows: dict[tuple[str, int], dict[str, Any]] = {}
         if self.path.exists():
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
             try:
                 rows = pq.read_table(self.path).to_pylist()
             except (OSError, pa.ArrowException) as error:
@@ -106,9 +106,6 @@ class Results:
 
     def write(self) -> None:
         """Replace ``trials.parquet``."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         rows = [self.rows[key] for key in sorted(self.rows)]
         names = list(dict.fromkeys(name for row in rows for name in row))
         columns = {name: _column([row.get(name) for row in rows]) for name in names}

@@ -68,10 +68,6 @@ class Space:
         nested = config.merge(base, config.from_dotted(self.fixed))
         return config.build(Stage1Config, config.merge(nested, config.from_dotted(params)), str(self.path))
 
-    def only(self, kind: str) -> str | None:
-        """The first searched option that is not of ``kind``, or None."""
-        return next((key for key, dimension in self.searched.items() if dimension.kind != kind), None)
-
 
 def read(name: str | Path, base: Mapping[str, Any]) -> Space:
     """The space in a file, or the bundled one of that name, checked on top of ``base``; ConfigError."""

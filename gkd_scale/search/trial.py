@@ -31,11 +31,17 @@ from ray import tune
 
 from gkd_scale import files
 from gkd_scale.config import changed, to_dict
-from gkd_scale.engine import runlog
-from gkd_scale.engine.runtime import free_port
+from gkd_scale.distill import stage1
+from gkd_scale.engine import checkpoint, runlog
+from gkd_scale.engine.loop import Hook
+from gkd_scale.engine.runtime import Runtime, free_port
+from gkd_scale.engine.zero import full_state
 from gkd_scale.errors import DiskFullError, GkdError
 from gkd_scale.search.checks import LAUNCHERS, SearchPlan
 from gkd_scale.search.results import METRIC
+from gkd_scale.segment import probe
+from gkd_scale.segment.datasets import registry
+from gkd_scale.types import SegDataset
 
 ENDED = "ended.txt"
 """In a trial's folder once it is done or stopped; Tune's own snapshot may be older than that."""
@@ -130,9 +136,6 @@ def rank_main(
     out = plan.out / "trials" / name
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(plan.workers), **address}
     with _logged(out / f"log-{rank}.txt"):
-        from gkd_scale.distill import stage1
-        from gkd_scale.engine.runtime import Runtime
-
         cfg = changed(plan.stage1(params, out), keep=plan.keep)
         runtime = Runtime.start()
         prepare = functools.partial(_prepare, plan=plan, name=name, runtime=runtime)
@@ -157,8 +160,6 @@ def _logged(path: Path) -> Iterator[None]:
 
 def _prepare(job: Any, *, plan: SearchPlan, name: str, runtime: Any) -> None:
     """Let stage 1's loop probe the student every ``plan.every`` steps, and report what was saved."""
-    from gkd_scale.engine.loop import Hook
-
     out = plan.out / "trials" / name
     spent = (last_report(out) or {"seconds": 0.0})["seconds"]
     measure = Measure(plan, job.module.student, runtime, spent)
@@ -176,10 +177,6 @@ class Measure:
     """The hook: gathers the student on every rank, probes it on rank 0. Labels never enter training."""
 
     def __init__(self, plan: SearchPlan, student: Any, runtime: Any, seconds: float) -> None:
-        from gkd_scale.segment import probe
-        from gkd_scale.segment.datasets import registry
-        from gkd_scale.types import SegDataset
-
         self.kind, self.runtime = plan.probe, runtime
         self.began = time.monotonic() - seconds
         if runtime.main:
@@ -194,16 +191,13 @@ class Measure:
 
     def __call__(self, _step: int, module: Any) -> dict[str, Any]:
         """mIoU in percent, of each selection domain and their mean; training seconds; and where it ran."""
-        from gkd_scale.engine.zero import full_state
-        from gkd_scale.segment.probe import probe
-
         state = full_state(module.student)
         if not self.runtime.main:
             return {}
         self.student.load_state_dict(state)
         encode, grid = (lambda pixels: self.student(pixels.to(self.runtime.device))), self.student.grid
         scores = {
-            f"{METRIC}/{name}": 100 * probe(encode, grid, self.fit, data, self.kind).miou()
+            f"{METRIC}/{name}": 100 * probe.probe(encode, grid, self.fit, data, self.kind).miou()
             for name, data in self.val.items()
         }
         mean = statistics.fmean(scores.values())
@@ -218,8 +212,6 @@ def _here() -> dict[str, str]:
 
 def last_report(out: Path) -> dict[str, Any] | None:
     """The newest report of a trial whose checkpoint is whole; None before the first."""
-    from gkd_scale.engine import checkpoint
-
     path, steps = out / runlog.METRICS, checkpoint.steps(out / "checkpoints")
     rows = runlog.read(path) if path.exists() and steps else []
     return next((row for row in reversed(rows) if METRIC in row and row["step"] <= steps[-1]), None)
@@ -242,8 +234,6 @@ def _report(plan: SearchPlan, name: str, row: dict[str, Any]) -> None:
 
 def _fork(plan: SearchPlan, name: str, params: dict[str, Any]) -> bool:
     """Go on from another trial's checkpoint, with this trial's options; False if Tune hands none over."""
-    from gkd_scale.engine import checkpoint
-
     pointer = tune.get_checkpoint()
     if pointer is None:
         return False

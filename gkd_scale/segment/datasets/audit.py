@@ -208,6 +208,4 @@ def show(report: PartReport) -> None:
     lines += [f"fault: {fault}" for fault in report.faults[:_SHOWN]]
     if len(report.faults) > _SHOWN:
         lines.append(f"... and {len(report.faults) - _SHOWN} more faults; --json lists all")
-    lines.append(f"{len(report.faults)} faults")
-    for line in lines:
-        console.out.print(line, markup=False)
+    console.say(*lines, f"{len(report.faults)} faults")

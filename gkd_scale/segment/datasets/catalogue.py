@@ -19,7 +19,7 @@ def main(cfg: DatasetsConfig) -> None:
         print(json.dumps(entries(), indent=2))
         return
     console.out.print(table())
-    console.say(*places())
+    console.say(*map(_place, ADAPTERS.values()))
 
 
 def entries() -> list[dict[str, Any]]:
@@ -60,12 +60,8 @@ def _parts(adapter: Adapter) -> str:
     )
 
 
-def places() -> list[str]:
-    """One line an adapter: the files below PATH, with one part as an example, and where to get them."""
-    return [_place(adapter) for adapter in ADAPTERS.values()]
-
-
 def _place(adapter: Adapter) -> str:
+    """A line: the files below PATH, with one part as an example, and where to get them."""
     folder = next((part.folder for part in adapter.parts.values() if part.folder), "")
     layout = adapter.layouts[0]
     images, labels = (pattern.format(part=folder) for pattern in (layout.images, layout.labels))

@@ -10,7 +10,7 @@ Labels are RGB in the colours of the originals, or indices as MMSegmentation's c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gkd_scale.segment.datasets.adapter import Adapter, Part
 from gkd_scale.segment.datasets.labels import Colour, Encoding, LabelSet
@@ -50,41 +50,23 @@ ENCODING_6 = _encoding(range(6))
 _ENCODING_5 = _encoding((0, 1, 2, 2, 3, 4))
 _HOME = "https://www.isprs.org/education/benchmarks/UrbanSemLab/"
 _POTSDAM = {"train": Part("train", 3456), "val": Part("val", 2016)}
+_VAIHINGEN = {"train": Part("train", 344), "val": Part("val", 398)}
 
 
-def _crops(prefix: str, encoding: Encoding) -> tuple[Layout]:
-    return (Layout(f"{prefix}img_dir/{{part}}/*", f"{prefix}ann_dir/{{part}}/*", encoding),)
+def _adapter(
+    name: str, title: str, folder: str, parts: Mapping[str, Part], classes: LabelSet, encoding: Encoding
+) -> Adapter:
+    layout = Layout(f"{folder}img_dir/{{part}}/*", f"{folder}ann_dir/{{part}}/*", encoding)
+    return Adapter(name, f"ISPRS {title}", classes, (layout,), parts, _HOME)
 
 
-POTSDAM_RGB = Adapter(
-    name="potsdam_rgb",
-    title="ISPRS Potsdam, RGB, crops of 512",
-    labels=LABELS_6,
-    layouts=_crops("RGB/", ENCODING_6),
-    parts=_POTSDAM,
-    home=_HOME,
+POTSDAM_RGB = _adapter("potsdam_rgb", "Potsdam, RGB, crops of 512", "RGB/", _POTSDAM, LABELS_6, ENCODING_6)
+POTSDAM_IRRG = _adapter(
+    "potsdam_irrg", "Potsdam, infrared-red-green, crops of 512", "IRRG/", _POTSDAM, LABELS_6, ENCODING_6
 )
-POTSDAM_IRRG = Adapter(
-    name="potsdam_irrg",
-    title="ISPRS Potsdam, infrared-red-green, crops of 512",
-    labels=LABELS_6,
-    layouts=_crops("IRRG/", ENCODING_6),
-    parts=_POTSDAM,
-    home=_HOME,
+POTSDAM_RGB_5 = _adapter(
+    "potsdam_rgb_5", "Potsdam, RGB, in RescueNet's five classes", "RGB/", _POTSDAM, LABELS_5, _ENCODING_5
 )
-POTSDAM_RGB_5 = Adapter(
-    name="potsdam_rgb_5",
-    title="ISPRS Potsdam, RGB, in RescueNet's five classes",
-    labels=LABELS_5,
-    layouts=_crops("RGB/", _ENCODING_5),
-    parts=_POTSDAM,
-    home=_HOME,
-)
-VAIHINGEN_IRRG = Adapter(
-    name="vaihingen_irrg",
-    title="ISPRS Vaihingen, infrared-red-green, crops of 512",
-    labels=LABELS_6,
-    layouts=_crops("", ENCODING_6),
-    parts={"train": Part("train", 344), "val": Part("val", 398)},
-    home=_HOME,
+VAIHINGEN_IRRG = _adapter(
+    "vaihingen_irrg", "Vaihingen, infrared-red-green, crops of 512", "", _VAIHINGEN, LABELS_6, ENCODING_6
 )
