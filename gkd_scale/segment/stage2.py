@@ -42,6 +42,7 @@ from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.registry import load_teacher
+from gkd_scale.models.tensor_files import below
 from gkd_scale.models.weights import fingerprint
 from gkd_scale.randomness import seed_of
 from gkd_scale.scenes import UNSEEN
@@ -288,15 +289,8 @@ def _with_method(
 
 def _conditioned_by(config: Stage2Config, teacher: LiveTeacher) -> str:
     """The digest of all settings that decide the conditioning."""
-    method = config.method
-    return conditionings.key(
-        {
-            "norm": method.conditioning.norm,
-            "power": method.conditioning.power,
-            "teacher": teacher.fingerprint(),
-            "train": config.data.train_sets(),
-        }
-    )
+    of = {"teacher": teacher.fingerprint(), "train": config.data.train_sets()}
+    return conditionings.key(config.method.conditioning, **of)
 
 
 def _conditioning(config: Stage2Config, teacher: LiveTeacher, train: SegDataset) -> Conditioning:
@@ -404,10 +398,10 @@ class Validator:
         return mean_iou(f"--val {name}", total, dataset, self._absent).miou
 
     def _load(self, state: dict[str, Tensor]) -> None:
-        frozen, backbone = self._copy.kept, _below(state, "backbone.")
+        frozen, backbone = self._copy.kept, below(state, "backbone.")
         before = self._copy.backbone.state_dict()
         assert_same(*({name: tensors[name] for name in frozen} for tensors in (before, backbone)))
-        self._copy.head.load_state_dict(_below(state, "head."))
+        self._copy.head.load_state_dict(below(state, "head."))
         self._copy.backbone.load_state_dict({**backbone, **{name: before[name] for name in frozen}})
 
     def _keep_if_best(self, step: int, score: float) -> None:
@@ -460,10 +454,6 @@ def _forget_stale_best(out: Path) -> None:
     if not any((out / runs.CHECKPOINTS).glob("*")):
         (out / BEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(out / BEST_FOLDER, ignore_errors=True)
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def assert_same(loaded: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
