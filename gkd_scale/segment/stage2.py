@@ -378,24 +378,22 @@ class Validator:
         """Score the segmenter inside ``module`` after ``step`` steps. Collective."""
         self._load(full_state(module))
         self._copy.eval()
-        scores = {name: self._score(name, dataset) for name, dataset in self._domains.items()}
+        scores = {}
+        for name, dataset in self._domains.items():
+            total = confusion_of_ranks(
+                self._copy,
+                dataset,
+                self._config.size(),
+                self._runtime,
+                how=self._how,
+                batch_size=_VAL_BATCH,
+                workers=self._config.run.workers,
+            )
+            scores[name] = mean_iou(f"--val {name}", total, dataset, self._absent).miou
         score = statistics.fmean(scores.values())
         self._runtime.on_main(lambda: self._keep_if_best(step, score))
         per_domain = {f"val_miou/{name}": value for name, value in scores.items()} if len(scores) > 1 else {}
         return {"val_miou": score, **per_domain}
-
-    def _score(self, name: str, dataset: SegDataset) -> float:
-        """mIoU in % of one domain. Collective."""
-        total = confusion_of_ranks(
-            self._copy,
-            dataset,
-            self._config.size(),
-            self._runtime,
-            how=self._how,
-            batch_size=_VAL_BATCH,
-            workers=self._config.run.workers,
-        )
-        return mean_iou(f"--val {name}", total, dataset, self._absent).miou
 
     def _load(self, state: dict[str, Tensor]) -> None:
         frozen, backbone = self._copy.kept, below(state, "backbone.")
