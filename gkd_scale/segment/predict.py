@@ -21,7 +21,7 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -141,9 +141,9 @@ class _Task:
             rate_bar("predict", len(pending), visible=runtime.main and bool(pending)) as advance,
             BackgroundJobs(_WRITING, max(1, config.workers)) as writer,
         ):
-            loaded = prefetch(self._load, pending, config.workers, depth=2 * config.batch_size)
-            usable = _usable(loaded, advance)
-            for views, images in by_size(usable, self.how, config.batch_size, runtime.device):
+            load = partial(self._load, advance)
+            loaded = filter(None, prefetch(load, pending, config.workers, depth=2 * config.batch_size))
+            for views, images in by_size(loaded, self.how, config.batch_size, runtime.device):
                 infer = scores if config.save_logits else classes_of
                 sizes = [(image.height, image.width) for _, image in images]
                 results = infer(segmenter, views, sizes, self.how, config.batch_size)
@@ -151,10 +151,12 @@ class _Task:
                     outputs = self.all_outputs[place]
                     writer.submit(partial(_write, outputs, image, self.card.palette, result.cpu(), advance))
 
-    def _load(self, place: int) -> Loaded | None:
+    def _load(self, advance: Callable[[int], None], place: int) -> Loaded | None:
+        """The image at ``place``; None for one that cannot be used, which is counted as done."""
         try:
             image = self._image(self.names[place])
         except (OSError, UnreadableImage, DataError):
+            advance(1)
             return None
         views = [prepare(np.asarray(image), self.card.image_size, scale) for scale in self.how.scales]
         return views, (place, image)
@@ -320,12 +322,3 @@ def _write(
             pictures.palette_image(mask, palette).save(buffer, "PNG")
         files.write_bytes(path, buffer.getvalue())
     advance(1)
-
-
-def _usable(loaded: Iterable[Loaded | None], advance: Callable[[int], None]) -> Iterator[Loaded]:
-    """The images that can be predicted; the others are counted as done."""
-    for item in loaded:
-        if item is None:
-            advance(1)
-        else:
-            yield item
