@@ -22,7 +22,7 @@ from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.segment.config import EvaluateConfig, LookConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.export import Card, load_segmenter
-from gkd_scale.segment.inference import Inference, Model, Windows, confusion
+from gkd_scale.segment.inference import Inference, Model, confusion
 from gkd_scale.segment.metrics import Confusion, mean_iou
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import SegDataset, Size
@@ -81,7 +81,7 @@ def on_device(runtime: Runtime | None, device: str) -> Runtime:
 def how_to_look(config: LookConfig, card: Card) -> Inference:
     """The inference settings: those of the options, else those of the run's validation."""
     explicit = config.inference.mode is not None
-    windows = Windows.of(config.inference, card.image_size) if explicit else card.windows
+    windows = config.inference.windows(card.image_size) if explicit else card.windows
     return Inference(windows, config.tta_scales, config.tta_flip)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from torchvision.transforms.v2 import functional as tv
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.segment.augment import cover_scale
-from gkd_scale.segment.config import InferenceConfig
+from gkd_scale.segment.config import Windows as Windows
 from gkd_scale.segment.heads.base import upsample
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.types import SegDataset, SegSample, Size, UInt8Array
@@ -56,24 +56,6 @@ class Model(Protocol):
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 to (B, K, H, W)."""
         ...
-
-
-class Windows(NamedTuple):
-    """Size of the windows, and the stride from one to the next, in pixels of the scaled image."""
-
-    size: Size
-    stride: Size
-
-    @classmethod
-    def of(cls, config: InferenceConfig, image_size: Size) -> Windows | None:
-        """The windows that the options ask for; None for the whole image. May raise ConfigError."""
-        windows = config.windows(image_size)
-        return None if windows is None else cls(*windows)
-
-    def corners(self, image: Size) -> list[tuple[int, int]]:
-        """Top and left of the windows that cover an image, row by row."""
-        rows, columns = (starts(*axis) for axis in zip(image, self.size, self.stride, strict=True))
-        return [(top, left) for top in rows for left in columns]
 
 
 @dataclass(frozen=True)
@@ -151,6 +133,12 @@ def starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+def _corners(windows: Windows, image: Size) -> list[tuple[int, int]]:
+    """Top and left of the windows that cover an image, row by row."""
+    rows, columns = (starts(*axis) for axis in zip(image, windows.size, windows.stride, strict=True))
+    return [(top, left) for top in rows for left in columns]
+
+
 def logits(model: Model, pixels: Tensor, windows: Windows | None = None, batch_size: int = 8) -> Tensor:
     """(B, 3, H, W) uint8 to (B, K, H, W) float32, the mean over the windows that see a pixel.
 
@@ -160,7 +148,7 @@ def logits(model: Model, pixels: Tensor, windows: Windows | None = None, batch_s
     if windows is None:
         return _padded_logits(model, pixels)
     size = (min(height, windows.size[0]), min(width, windows.size[1]))
-    corners = windows.corners((height, width))
+    corners = _corners(windows, (height, width))
     if len(corners) == 1:
         return _padded_logits(model, pixels)
     places = [(..., slice(top, top + size[0]), slice(left, left + size[1])) for top, left in corners]
@@ -294,7 +282,7 @@ def by_size(
     """
     for shapes, alike in groupby(items, lambda item: [view.shape for view in item[0]]):
         windows = how.windows
-        most = max(len(windows.corners((shape[-2], shape[-1]))) for shape in shapes) if windows else 1
+        most = max(len(_corners(windows, (shape[-2], shape[-1]))) for shape in shapes) if windows else 1
         while group := list(islice(alike, max(1, batch_size // most))):
             views, others = zip(*group, strict=True)
             yield [torch.stack(images).to(device) for images in zip(*views, strict=True)], list(others)

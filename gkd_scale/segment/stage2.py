@@ -53,7 +53,7 @@ from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.evaluate import confusion_of_ranks
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import Inference, Windows, require_bounded_sample
+from gkd_scale.segment.inference import Inference, require_bounded_sample
 from gkd_scale.segment.methods.base import MethodTeacher
 from gkd_scale.segment.methods.registry import build_method
 from gkd_scale.segment.methods.student import StudentWithMethod, segmenter_in
@@ -343,7 +343,7 @@ def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[C
 
 
 def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None:
-    how = Inference(Windows.of(config.inference, config.size()))
+    how = Inference(config.inference.windows(config.size()))
     with console.progress() as progress:
         task = progress.add_task("checking images and labels", total=len(train) + len(val))
         registry.check(train, config.run.workers, lambda: progress.advance(task), least=2)
@@ -372,7 +372,7 @@ class Validator:
         self._absent = absent
         self._config = config
         self._runtime = runtime
-        self._how = Inference(Windows.of(config.inference, config.size()))
+        self._how = Inference(config.inference.windows(config.size()))
 
     def __call__(self, step: int, module: nn.Module) -> dict[str, float]:
         """Score the segmenter inside ``module`` after ``step`` steps. Collective."""
