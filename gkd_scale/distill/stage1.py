@@ -158,11 +158,10 @@ def _job(
     if is_done:
         run.require_same(cfg.run.out, identity)
     if runtime.main and (is_done or continued):
-        console.out.print(
+        console.say(
             f"{cfg.run.out} is already complete: {cfg.run.out / backbone.WEIGHTS_FILE}"
             if is_done
-            else f"{cfg.run.out}: the QSD heads go on from {cfg.student.weights}",
-            markup=False,
+            else f"{cfg.run.out}: the QSD heads go on from {cfg.student.weights}"
         )
     return None if is_done else (_training(cfg, objective, teacher, identity), teacher_norms)
 
@@ -314,10 +313,9 @@ def _introduce(
     for job in jobs:
         student = _objective(job).student
         millions = sum(p.numel() for p in student.net.parameters()) / 1e6
-        console.out.print(
+        console.say(
             f"→ student {student.spec.name} "
-            f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim}); {job.out}",
-            markup=False,
+            f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim}); {job.out}"
         )
         if student.grid[0] < rows:
             stride = round(teacher.source.image_size[0] / rows)
@@ -325,13 +323,11 @@ def _introduce(
                 "  its tokens are coarser than the teacher's and are resampled: a smaller patch size, or "
                 f"--student-args output_stride={stride} where timm has it, learns finer detail"
             )
-    for line in teacher.about:
-        console.out.print(line, markup=False)
-    console.out.print(
-        f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.run.out}", markup=False
+    console.say(
+        *teacher.about,
+        f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.run.out}",
+        *(f"{plan.path.name}: {note}" for note in plan.notes),
     )
-    for note in plan.notes:
-        console.out.print(f"{plan.path.name}: {note}", markup=False)
 
 
 def _conclude(

@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     runtime.on_main(lambda: files.write_json(path, results, unlocked=True))
     if runtime.main:
         console.out.print(table(results, card.classes))
-        console.out.print(f"written to {path}", markup=False)
+        console.say(f"written to {path}")
     return results
 
 
@@ -110,9 +110,8 @@ def _score(
     if runtime.main:
         seconds = time.perf_counter() - start
         ranks = f" on {runtime.world} ranks" if runtime.world > 1 else ""
-        console.out.print(
-            f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s",
-            markup=False,
+        console.say(
+            f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s"
         )
     mean = mean_iou(f"domain '{name}'", total, dataset, card.absent)
     return {

@@ -192,13 +192,11 @@ class _Task:
         sheet_places = present[:: max(1, len(present) // _SHEET_IMAGES)][:_SHEET_IMAGES]
         files.write_bytes(out / SHEET_FILE, self._sheet(sheet_places))
         seconds = time.perf_counter() - start
-        console.out.print(
+        console.say(
             f"{len(present)} of {len(self.names)} images predicted in {out}, in {seconds:.1f} s; "
             f"{out / SHEET_FILE} shows {len(sheet_places)}",
-            markup=False,
+            *(f"note: {note}" for note in self.notes),
         )
-        for note in self.notes:
-            console.out.print(f"note: {note}", markup=False)
         _tell_unused(out / UNUSED_FILE, reasons)
         return len(reasons)
 

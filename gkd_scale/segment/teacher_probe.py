@@ -115,16 +115,15 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     console.paste("next: ", *_cache_command(cfg, best, cache))
     norm = flags[flags.index("--teacher-norm") :]
     console.paste("then: ", "deepspeed", "launchers/stage1.py", "--cache", cache, *norm)
-    console.out.print(
+    console.say(
         f"{100 * best.miou:.1f} mIoU on the validation images is what a linear classifier reads from the "
-        "frozen teacher there: a student that copies it can hope for about as much",
-        markup=False,
+        "frozen teacher there: a student that copies it can hope for about as much"
     )
     rows = [{**asdict(level), "chosen": level is best} for level in levels]
     facts = {"teacher": cfg.teacher.name, "image_size": list(size), "train": cfg.train, "val": cfg.val}
     files.write_json(cfg.out / "probe.json", {**facts, "levels": rows, "flags": flags}, unlocked=True)
     draw(levels, best, cfg.out / "probe.png")
-    console.out.print(f"written to {cfg.out}: probe.json, probe.png", markup=False)
+    console.say(f"written to {cfg.out}: probe.json, probe.png")
     return levels
 
 
