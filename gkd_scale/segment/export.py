@@ -114,6 +114,4 @@ def load_segmenter(run: Path) -> tuple[Segmenter, Card]:
         raise RunError(
             f"{run / HEAD_FILE} does not fit {run / CARD_FILE}: {reason}", "run stage 2 again"
         ) from None
-    segmenter = Segmenter(backbone, head)
-    segmenter.eval()
-    return segmenter, card
+    return Segmenter(backbone, head).eval(), card
