@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -20,6 +21,14 @@ def shell(*command: object) -> str:
 def _word(part: object) -> str:
     """A word of a command. A path that begins with '-' would be taken for a flag."""
     return f"./{part}" if isinstance(part, Path) and str(part).startswith("-") else str(part)
+
+
+def flag(name: str, value: object) -> list[str]:
+    """A flag with its value, several values, or KEY=VALUE pairs, as words; none for None, () and {}."""
+    if isinstance(value, dict):
+        value = [f"{key}={json.dumps(entry)}" for key, entry in value.items()]
+    values = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
+    return [name, *map(_word, values)] if values else []
 
 
 def script(folder: Path, name: str) -> Path:

@@ -9,14 +9,14 @@ third. What the teacher, a decoder or a head computes is not counted.
 from __future__ import annotations
 
 import fnmatch
-import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gkd_scale.benchmark.config import GKD, TEACHER, BenchmarkConfig, Recipe
 from gkd_scale.cache.manifest import MANIFEST
+from gkd_scale.commands import flag
 from gkd_scale.distill.objectives.registry import OBJECTIVES
 from gkd_scale.errors import ConfigError
 from gkd_scale.segment.methods.registry import METHODS
@@ -139,7 +139,7 @@ class Commands:
             yield self._stage1(method, seed, "generic", "proxy", weights, steps["generic"], form)
             weights = str(self._out / method / f"seed{seed}" / "generic")
             needs.insert(0, f"{method}-{seed}-generic")
-        flags = [*_optional("--backbone", weights), *self._student(), *self._method_flags(method, seed)]
+        flags = [*flag("--backbone", weights), *self._student(), *self._method_flags(method, seed)]
         yield self._stage2(method, seed, steps["specific" if generic else "single"], flags, *needs)
 
     def _uses_logits(self, method: str) -> bool:
@@ -154,9 +154,9 @@ class Commands:
             "proxy": (recipe.proxy_images, recipe.proxy_size or recipe.image_size, None),
             "source": (recipe.source_images, recipe.image_size, teacher.patch_size),
         }[kind]
-        command = ["gkd-scale", "cache-teacher", "--images", images, *_optional("--teacher", teacher.name)]
+        command = ["gkd-scale", "cache-teacher", "--images", images, *flag("--teacher", teacher.name)]
         command += _teacher_flags(recipe, ("mean", "std"))
-        command += [*_optional("--patch-size", patch), "--image-size", size, "--views", str(recipe.views)]
+        command += [*flag("--patch-size", patch), "--image-size", size, "--views", str(recipe.views)]
         command += [*self._flags("cache"), "--out", str(out)]
         step = Step(f"cache the {kind} images", command)
         return Work(f"cache-{kind}", step, out / MANIFEST, "cache", folder=out)
@@ -178,7 +178,7 @@ class Commands:
             "--cache",
             str(self._out / "caches" / cache),
         ]
-        command += [*self._student(), *_optional("--student-weights", weights), *extra]
+        command += [*self._student(), *flag("--student-weights", weights), *extra]
         command += ["--global-batch", str(self._recipe.budget.stage1_batch), "--steps", str(steps)]
         command += [*self._flags("stage1", phase, method), "--seed", str(seed), "--out", str(out)]
         step = Step(f"{method}, seed {seed}: stage {phase}", command)
@@ -190,7 +190,7 @@ class Commands:
         command = launch(self._cfg.launchers / "stage2.py", self._cfg.ds_config)
         command += [*repeated("--train", recipe.train), *repeated("--val", recipe.val)]
         command += ["--image-size", recipe.image_size, "--head", recipe.head]
-        command += _pairs("--head-args", recipe.head_args)
+        command += flag("--head-args", recipe.head_args)
         command += ["--global-batch", str(recipe.budget.batch), "--steps", str(steps), *extra]
         kind = "single" if "--method" in extra else "head"
         command += [*self._flags("stage2", kind, method), "--seed", str(seed), "--out", str(out)]
@@ -201,8 +201,8 @@ class Commands:
         teacher = self._recipe.teacher.model
         patch = {} if teacher.patch_size is None else {"patch_size": teacher.patch_size}
         flags = ["--backbone", str(teacher.weights or "pretrained"), "--student", teacher.name]
-        flags += _pairs("--student-args", {**teacher.args, **patch})
-        flags += [*_triple("--mean", teacher.mean), *_triple("--std", teacher.std)]
+        flags += flag("--student-args", {**teacher.args, **patch})
+        flags += [*flag("--mean", teacher.mean), *flag("--std", teacher.std)]
         return self._stage2(TEACHER, seed, steps_of(TEACHER, self._recipe)["head"], flags)
 
     def _method_flags(self, method: str, seed: int) -> list[str]:
@@ -210,9 +210,9 @@ class Commands:
         flags = ["--method", method]
         if METHODS[method].features:
             teacher = self._recipe.teacher
-            flags += _optional("--teacher", teacher.model.name)
+            flags += flag("--teacher", teacher.model.name)
             flags += _teacher_flags(self._recipe, ("teacher-mean", "teacher-std"))
-            flags += [*_optional("--teacher-patch", teacher.model.patch_size), "--teacher-norm", teacher.norm]
+            flags += [*flag("--teacher-patch", teacher.model.patch_size), "--teacher-norm", teacher.norm]
         if self._uses_logits(method):
             flags += ["--teacher-head", str(self._out / TEACHER / f"seed{seed}" / "head")]
         return flags
@@ -226,7 +226,7 @@ class Commands:
 
     def _student(self) -> list[str]:
         student = self._recipe.student
-        return ["--student", student.name, *_pairs("--student-args", student.args)]
+        return ["--student", student.name, *flag("--student-args", student.args)]
 
     def _flags(self, *names: str) -> list[str]:
         return [part for name in names for part in shlex.split(self._recipe.flags.get(name, ""))]
@@ -234,21 +234,9 @@ class Commands:
 
 def _teacher_flags(recipe: Recipe, statistics: tuple[str, str]) -> list[str]:
     teacher = recipe.teacher.model
-    flags = [*_optional("--teacher-weights", teacher.weights), *_pairs("--teacher-args", teacher.args)]
-    flags += ["--teacher-layer", *map(str, teacher.layer)] if teacher.layer else []
-    flags += _optional("--teacher-dtype", None if teacher.dtype == "float32" else teacher.dtype)
-    for flag, values in zip(statistics, (teacher.mean, teacher.std), strict=True):
-        flags += _triple(f"--{flag}", values)
+    flags = [*flag("--teacher-weights", teacher.weights), *flag("--teacher-args", teacher.args)]
+    flags += flag("--teacher-layer", teacher.layer)
+    flags += flag("--teacher-dtype", None if teacher.dtype == "float32" else teacher.dtype)
+    for name, values in zip(statistics, (teacher.mean, teacher.std), strict=True):
+        flags += flag(f"--{name}", values)
     return flags
-
-
-def _optional(flag: str, value: object) -> list[str]:
-    return [] if value is None else [flag, str(value)]
-
-
-def _triple(flag: str, values: Sequence[float] | None) -> list[str]:
-    return [] if values is None else [flag, *map(str, values)]
-
-
-def _pairs(flag: str, values: Mapping[str, object]) -> list[str]:
-    return [flag, *(f"{key}={json.dumps(value)}" for key, value in values.items())] if values else []

@@ -22,7 +22,7 @@ from gkd_scale.distill.qsd import QsdHead
 from gkd_scale.models import backbone
 from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.conditioning import Affine, Conditioning
-from gkd_scale.models.tensor_files import StateDict, read_state_dict, write_tensors
+from gkd_scale.models.tensor_files import StateDict, below, read_state_dict, write_tensors
 
 HEADS_FILE = "heads.safetensors"
 SHARED = "student."
@@ -112,9 +112,7 @@ def feature_head(run: Path, *, scaled: bool = False, teacher: str = "") -> QsdHe
     """
     if not (run / HEADS_FILE).is_file():
         return None
-    tensors = read_state_dict(run / HEADS_FILE)
-    prefix = f"{teacher}head_feature."
-    state = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    state = below(read_state_dict(run / HEADS_FILE), f"{teacher}head_feature.")
     if "proj_v.1.weight" not in state:
         return None
     teacher_dim, student_dim = state["proj_v.1.weight"].shape

@@ -74,53 +74,50 @@ def train(
     folders = [student.run.out for student in students] + [cfg.run.out] * cfg.reading.ledger
     with run.claimed(runtime, folders, dry=cfg.run.dry_run):
         teacher = open_source(cfg, runtime, plan, labelled)
-        steps = _steps(cfg, teacher, plan)
+        steps = cfg.run.steps or DEFAULT_STEPS
+        if cfg.run.epochs is not None:
+            steps = max(1, round(cfg.run.epochs * teacher.images / plan.global_batch))
         tasks = [_job(student, runtime, plan, teacher, steps) for student in students]
         for student, task in zip(students, tasks, strict=True):
             if task is not None:
                 runtime.on_main(partial(_begin, student, teacher, *task))
         jobs = [task[0] for task in tasks if task is not None]
-        if jobs:
-            _train(cfg, jobs, runtime, plan, teacher, steps, prepare, bundled)
+        if not jobs:
+            return
+        start = time.monotonic()
+        if runtime.main:
+            _introduce(cfg, plan, teacher, jobs, steps)
+        for job in jobs:
+            prepare(job)
+        draws = replace(together(_objective(job).draws for job in jobs), ranks=runtime.world)
 
+        def batches(first: int, stop: int) -> Iterator[Batch]:
+            stream = teacher.source.batches(first, stop, draws)
+            if not cfg.reading.ledger or cfg.run.dry_run:
+                return stream
+            return recorded(stream, cfg.run.out / LEDGER, runtime.rank, first, plan.accumulation)
 
-def _train(
-    cfg: Stage1Config,
-    jobs: list[Job],
-    runtime: Runtime,
-    plan: DeepSpeedPlan,
-    teacher: TeacherSource,
-    steps: int,
-    prepare: Callable[[Job], None],
-    bundled: Path,
-) -> None:
-    start = time.monotonic()
-    if runtime.main:
-        _introduce(cfg, plan, teacher, jobs, steps)
-    for job in jobs:
-        prepare(job)
-    draws = replace(together(_objective(job).draws for job in jobs), ranks=runtime.world)
-    training = TrainingPlan(
-        batches=partial(_batches, cfg, runtime, plan, teacher, draws),
-        steps=steps,
-        seed=cfg.run.seed,
-        save_every=cfg.run.save_every,
-        keep=cfg.run.keep,
-        keep_every=cfg.run.keep_every,
-        why_wait=teacher.why_wait,
-        log=cfg.run.loggers(),
-        timeout_minutes=cfg.run.timeout_minutes,
-    )
-    if cfg.run.dry_run:
-        reading = dry_run.Reading(teacher.images, teacher.source.bytes_of)
-        dry_run.show(cfg, jobs, training, runtime, plan, reading)
-        return
-    for job, result in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
-        state = result.state()
-        runtime.on_main(partial(_finish, job, state, teacher, steps, start))
-    _tell_skipped(teacher, runtime)
-    if runtime.main:
-        _conclude(cfg, jobs, teacher, time.monotonic() - start, bundled)
+        training = TrainingPlan(
+            batches=batches,
+            steps=steps,
+            seed=cfg.run.seed,
+            save_every=cfg.run.save_every,
+            keep=cfg.run.keep,
+            keep_every=cfg.run.keep_every,
+            why_wait=teacher.why_wait,
+            log=cfg.run.loggers(),
+            timeout_minutes=cfg.run.timeout_minutes,
+        )
+        if cfg.run.dry_run:
+            reading = dry_run.Reading(teacher.images, teacher.source.bytes_of)
+            dry_run.show(cfg, jobs, training, runtime, plan, reading)
+            return
+        for job, result in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
+            state = result.state()
+            runtime.on_main(partial(_finish, job, state, teacher, steps, start))
+        _tell_skipped(teacher, runtime)
+        if runtime.main:
+            _conclude(cfg, jobs, teacher, time.monotonic() - start, bundled)
 
 
 def default_lr(cfg: Stage1Config, global_batch: int) -> float:
@@ -130,28 +127,6 @@ def default_lr(cfg: Stage1Config, global_batch: int) -> float:
     a feature loss of 0.65 at 2.5e-4, and of 0.40 at 1e-3.
     """
     return max(5e-4 * global_batch / 512, 2.5e-4 if cfg.student.weights else 1e-3)
-
-
-def _steps(cfg: Stage1Config, teacher: TeacherSource, plan: DeepSpeedPlan) -> int:
-    if cfg.run.epochs is not None:
-        return max(1, round(cfg.run.epochs * teacher.images / plan.global_batch))
-    return cfg.run.steps or DEFAULT_STEPS
-
-
-def _batches(
-    cfg: Stage1Config,
-    runtime: Runtime,
-    plan: DeepSpeedPlan,
-    teacher: TeacherSource,
-    draws: Draws,
-    start: int,
-    stop: int,
-) -> Iterator[Batch]:
-    """The source's batches with what is drawn for them; ``--ledger`` writes down which samples pass."""
-    stream = teacher.source.batches(start, stop, draws)
-    if not cfg.reading.ledger or cfg.run.dry_run:
-        return stream
-    return recorded(stream, cfg.run.out / LEDGER, runtime.rank, start, plan.accumulation)
 
 
 def _job(
@@ -183,11 +158,10 @@ def _job(
     if is_done:
         run.require_same(cfg.run.out, identity)
     if runtime.main and (is_done or continued):
-        console.out.print(
+        console.say(
             f"{cfg.run.out} is already complete: {cfg.run.out / backbone.WEIGHTS_FILE}"
             if is_done
-            else f"{cfg.run.out}: the QSD heads go on from {cfg.student.weights}",
-            markup=False,
+            else f"{cfg.run.out}: the QSD heads go on from {cfg.student.weights}"
         )
     return None if is_done else (_training(cfg, objective, teacher, identity), teacher_norms)
 
@@ -248,14 +222,7 @@ def _begin(cfg: Stage1Config, teacher: TeacherSource, job: Job, teacher_norms: l
         run.require_begun_alike(job.out, cfg, job.identity)
         return
     run.begin(job.out, cfg, KIND, job.identity)
-    conditionings.save(teacher_norms, job.out, _conditioned_by(cfg, teacher))
-
-
-def _conditioned_by(cfg: Stage1Config, teacher: TeacherSource) -> str:
-    """The digest of what decides the conditionings."""
-    return conditionings.key(
-        {"norm": cfg.conditioning.norm, "power": cfg.conditioning.power, **teacher.identity}
-    )
+    conditionings.save(teacher_norms, job.out, conditionings.key(cfg.conditioning, **teacher.identity))
 
 
 def _conditionings(cfg: Stage1Config, teacher: TeacherSource) -> list[Conditioning]:
@@ -265,10 +232,10 @@ def _conditionings(cfg: Stage1Config, teacher: TeacherSource) -> list[Conditioni
         tokens = teacher.source.spread(conditionings.SAMPLES, number)
         return conditionings.fit(tokens, cfg.conditioning.norm, cfg.conditioning.power)
 
-    of, prefixes = _conditioned_by(cfg, teacher), conditionings.prefixes(len(teacher.teachers))
+    of = conditionings.key(cfg.conditioning, **teacher.identity)
     return [
         conditionings.load_or_make(cfg.run.out, of, partial(fit, number), prefix)
-        for number, prefix in enumerate(prefixes)
+        for number, prefix in enumerate(conditionings.prefixes(len(teacher.teachers)))
     ]
 
 
@@ -346,10 +313,9 @@ def _introduce(
     for job in jobs:
         student = _objective(job).student
         millions = sum(p.numel() for p in student.net.parameters()) / 1e6
-        console.out.print(
+        console.say(
             f"→ student {student.spec.name} "
-            f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim}); {job.out}",
-            markup=False,
+            f"({millions:.2f} M, {student.grid[0]}x{student.grid[1]} tokens of {student.dim}); {job.out}"
         )
         if student.grid[0] < rows:
             stride = round(teacher.source.image_size[0] / rows)
@@ -357,13 +323,11 @@ def _introduce(
                 "  its tokens are coarser than the teacher's and are resampled: a smaller patch size, or "
                 f"--student-args output_stride={stride} where timm has it, learns finer detail"
             )
-    for line in teacher.about:
-        console.out.print(line, markup=False)
-    console.out.print(
-        f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.run.out}", markup=False
+    console.say(
+        *teacher.about,
+        f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.run.out}",
+        *(f"{plan.path.name}: {note}" for note in plan.notes),
     )
-    for note in plan.notes:
-        console.out.print(f"{plan.path.name}: {note}", markup=False)
 
 
 def _conclude(

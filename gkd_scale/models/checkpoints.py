@@ -31,7 +31,7 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from gkd_scale.commands import shell
-from gkd_scale.errors import ModelError, nearest
+from gkd_scale.errors import ModelError, nearest, one_line
 from gkd_scale.models import belonging
 from gkd_scale.models.names import HF
 from gkd_scale.models.spec import Triple
@@ -100,7 +100,9 @@ def open_checkpoint(reference: str, folder: Path | None = None, *, config_only: 
             local,
         )
     except Exception as error:
-        raise ModelError(f"{place}/{CONFIG} cannot be used: {_short(error)}", "mend config.json") from None
+        raise ModelError(
+            f"{place}/{CONFIG} cannot be used: {one_line(error)[:200]}", "mend config.json"
+        ) from None
     tower = getattr(config, "vision_config", None)
     config = config if tower is None else tower
     _require_vision(place, config)
@@ -154,7 +156,7 @@ def _try(load: Callable[[bool], _T], local: bool) -> _T:
 
 
 def _unreachable(place: str, local: bool, error: Exception) -> ModelError:
-    reason = _short(error)
+    reason = one_line(error)[:200]
     if local:
         return ModelError(f"{place}/{CONFIG} cannot be read: {reason}", "mend it, or download it again")
     if "gated" in str(error).lower() or "401" in str(error):
@@ -283,7 +285,7 @@ def load_net(checkpoint: Checkpoint) -> nn.Module:
         raise
     except Exception as error:
         raise ModelError(
-            f"the weights of {place} do not load: {_short(error)}",
+            f"the weights of {place} do not load: {one_line(error)[:200]}",
             "check that config.json and the weights are of one model",
         ) from None
     drop_pooler(net)
@@ -340,7 +342,7 @@ def normalisation(checkpoint: Checkpoint) -> tuple[Triple, Triple]:
         processor: Any = _try(lambda here: load(local_files_only=here), checkpoint.local)
     except Exception as error:
         exists = checkpoint.local and (Path(place) / "preprocessor_config.json").is_file()
-        what = f"cannot be used: {_short(error)}" if exists else "is not there"
+        what = f"cannot be used: {one_line(error)[:200]}" if exists else "is not there"
         raise ModelError(
             f"{place}: preprocessor_config.json, which says mean and std of the pixels, {what}",
             "put the model's own beside config.json, or give --mean R G B --std R G B",
@@ -392,7 +394,3 @@ def _three(file: str, name: str, processor: Any, scale: float) -> Triple:
 def accepts(net: nn.Module, argument: str) -> bool:
     """Whether the network's forward takes ``argument``."""
     return argument in inspect.signature(net.forward).parameters
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkd_scale.errors import ModelError
-from gkd_scale.models.config import TEACHER_NORMS
+from gkd_scale.models.config import TEACHER_NORMS, ConditioningConfig
 from gkd_scale.models.tensor_files import write_tensors
 from gkd_scale.moments import Moments
 from gkd_scale.types import Features
@@ -152,9 +152,10 @@ def load(folder: Path, of: str | None = None, prefix: str = "") -> Conditioning 
     return Conditioning(norm, *maps)
 
 
-def key(of: Mapping[str, Any]) -> str:
-    """The digest of what a conditioning was fitted to: ``of``, JSON types."""
-    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+def key(options: ConditioningConfig, **of: Any) -> str:
+    """The digest of what decides a conditioning: its options, and what it is fitted to, JSON types."""
+    facts = {"norm": options.norm, "power": options.power, **of}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def load_or_make(folder: Path, of: str, make: Callable[[], Conditioning], prefix: str = "") -> Conditioning:

@@ -24,7 +24,7 @@ from torch import nn
 
 from gkd_scale.errors import ModelError
 from gkd_scale.models import dialects
-from gkd_scale.models.tensor_files import StateDict
+from gkd_scale.models.tensor_files import StateDict, below
 
 KERNEL = "patch_embed.proj.weight"
 
@@ -74,18 +74,18 @@ def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict],
     names = rename(flat, model_state)
     candidates = _by_suffix(names, model_state)
     full = sum(not name.endswith("num_batches_tracked") for name in model_state)
-    fits = {prefix: _fit(_under(names, prefix), model_state) for prefix in candidates}
+    fits = {prefix: _fit(below(names, prefix), model_state) for prefix in candidates}
     if not any(fit[0] == full for fit in fits.values()):
         for prefix in dict.fromkeys([*candidates, *_trunks(names, full)]):
             fits[prefix] = max(_converted_fit(names, prefix, model_state, convert), fits.get(prefix, (0, 0)))
     best = max(fits.values(), default=(0, 0))
 
     def order(prefix: str) -> tuple[bool, int, str]:
-        return _is_larger(_under(names, prefix), model_state), *_preference(prefix)
+        return _is_larger(below(names, prefix), model_state), *_preference(prefix)
 
     fitting = sorted((prefix for prefix, fit in fits.items() if fit == best), key=order)
     prefix = fitting[0] if any(best) else ""
-    raw = _under(names, prefix)
+    raw = below(names, prefix)
     failure = None
     try:
         state = convert(raw)
@@ -99,7 +99,7 @@ def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict],
     equals = [
         other
         for other in fitting
-        if other in copies and best[0] == full and not _same(raw, _under(names, other))
+        if other in copies and best[0] == full and not _same(raw, below(names, other))
     ]
     rivals = [other for other in equals if order(other)[:2] == order(prefix)[:2]]
     outside = [name for name in names if not name.startswith(prefix)]
@@ -159,10 +159,6 @@ def _unchunk(names: StateDict) -> StateDict:
     return _renamed(new, names)
 
 
-def _under(names: StateDict, prefix: str) -> StateDict:
-    return {name[len(prefix) :]: value for name, value in names.items() if name.startswith(prefix)}
-
-
 def _cuts(names: StateDict) -> Iterator[tuple[str, str]]:
     """Each name as a prefix, which is empty or ends with a dot, and the rest."""
     for name in names:
@@ -196,7 +192,7 @@ def _converted_fit(
 ) -> tuple[int, int]:
     """As :func:`_fit` after ``convert``; (0, 0) if that fails."""
     try:
-        return _fit(convert(_under(names, prefix)), model_state)
+        return _fit(convert(below(names, prefix)), model_state)
     except Exception:
         return 0, 0
 

@@ -96,6 +96,11 @@ def write_tensors(
     files.write_bytes(path, save(tensors, metadata or None))
 
 
+def below(state: StateDict, prefix: str) -> StateDict:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
 def index_of(path: Path) -> Path | None:
     """The index.json beside a file that is, by its name, one part of several."""
     part = _PART.fullmatch(path.name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gkd_scale import ranges
 from gkd_scale.cache.config import parse_size
@@ -136,6 +136,13 @@ class MethodConfig:
             check_method(self.name, self.args)
 
 
+class Windows(NamedTuple):
+    """Size of the windows, and the stride from one to the next, in pixels of the scaled image."""
+
+    size: Size
+    stride: Size
+
+
 @dataclass
 class InferenceConfig:
     """inference: the whole image at once, or windows"""
@@ -161,8 +168,8 @@ class InferenceConfig:
         if (self.window or self.stride) and self.mode != "slide":
             raise ConfigError("a window or stride is given for whole images", "add --inference slide")
 
-    def windows(self, image_size: Size) -> tuple[Size, Size] | None:
-        """Size and stride of the windows; None for the whole image. ConfigError if they leave gaps."""
+    def windows(self, image_size: Size) -> Windows | None:
+        """The windows that the options ask for; None for the whole image. ConfigError if they leave gaps."""
         if self.mode != "slide":
             return None
         window = parse_size(self.window) if self.window else image_size
@@ -173,7 +180,7 @@ class InferenceConfig:
                 f"--stride {self.stride} leaves gaps between windows of {window[0]}x{window[1]}",
                 "use a stride of at most the window",
             )
-        return window, stride
+        return Windows(window, stride)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from gkd_scale.errors import ConfigError, GkdError
 from gkd_scale.segment.config import EvaluateConfig, LookConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.export import Card, load_segmenter
-from gkd_scale.segment.inference import Inference, Model, Windows, confusion
+from gkd_scale.segment.inference import Inference, Model, confusion
 from gkd_scale.segment.metrics import Confusion, mean_iou
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import SegDataset, Size
@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig, runtime: Runtime | None = None) -> dict[str
     runtime.on_main(lambda: files.write_json(path, results, unlocked=True))
     if runtime.main:
         console.out.print(table(results, card.classes))
-        console.out.print(f"written to {path}", markup=False)
+        console.say(f"written to {path}")
     return results
 
 
@@ -81,7 +81,7 @@ def on_device(runtime: Runtime | None, device: str) -> Runtime:
 def how_to_look(config: LookConfig, card: Card) -> Inference:
     """The inference settings: those of the options, else those of the run's validation."""
     explicit = config.inference.mode is not None
-    windows = Windows.of(config.inference, card.image_size) if explicit else card.windows
+    windows = config.inference.windows(card.image_size) if explicit else card.windows
     return Inference(windows, config.tta_scales, config.tta_flip)
 
 
@@ -110,9 +110,8 @@ def _score(
     if runtime.main:
         seconds = time.perf_counter() - start
         ranks = f" on {runtime.world} ranks" if runtime.world > 1 else ""
-        console.out.print(
-            f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s",
-            markup=False,
+        console.say(
+            f"{name}: {len(dataset)} images in {seconds:.1f} s{ranks}, {len(dataset) / seconds:.1f} images/s"
         )
     mean = mean_iou(f"domain '{name}'", total, dataset, card.absent)
     return {

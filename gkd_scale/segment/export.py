@@ -19,7 +19,7 @@ from gkd_scale.commands import shell
 from gkd_scale.errors import RunError
 from gkd_scale.models import backbone as backbones
 from gkd_scale.models.backbone import load_backbone
-from gkd_scale.models.weights import read_state_dict
+from gkd_scale.models.tensor_files import read_state_dict, write_tensors
 from gkd_scale.segment.heads.base import SegHead
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.inference import Windows
@@ -54,13 +54,8 @@ class Card:
 
 def save_head(folder: Path, head: SegHead) -> None:
     """Write ``head.safetensors``: the head's state dict in float32 (integers as they are)."""
-    from safetensors.torch import save
-
-    tensors = {
-        name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
-        for name, value in head.state_dict().items()
-    }
-    files.write_bytes(folder / HEAD_FILE, save(tensors))
+    state = head.state_dict().items()
+    write_tensors(folder / HEAD_FILE, {k: v.float() if v.is_floating_point() else v for k, v in state})
 
 
 def save_card(folder: Path, card: Card) -> None:
@@ -119,6 +114,4 @@ def load_segmenter(run: Path) -> tuple[Segmenter, Card]:
         raise RunError(
             f"{run / HEAD_FILE} does not fit {run / CARD_FILE}: {reason}", "run stage 2 again"
         ) from None
-    segmenter = Segmenter(backbone, head)
-    segmenter.eval()
-    return segmenter, card
+    return Segmenter(backbone, head).eval(), card

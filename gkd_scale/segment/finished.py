@@ -23,18 +23,9 @@ from gkd_scale.errors import DataError
 from gkd_scale.images import UnreadableImage, open_image, to_rgb
 from gkd_scale.segment import export
 from gkd_scale.segment.evaluate import pick_device
-from gkd_scale.segment.inference import Inference, by_size, predict, prepare, require_bounded, stacked
+from gkd_scale.segment.inference import Inference, by_size, predict, prepare, require_bounded
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Size, UInt8Array
-
-
-class _Prepared:
-    """An image at each scale, and its own size."""
-
-    def __init__(self, pixels: UInt8Array, size: Size, how: Inference) -> None:
-        require_bounded("the image", pixels, size, how, slide="")
-        self.views = [prepare(pixels, size, scale) for scale in how.scales]
-        self.size = (pixels.shape[0], pixels.shape[1])
 
 
 class FinishedSegmenter:
@@ -75,11 +66,16 @@ class FinishedSegmenter:
         self, images: Iterable[Any], scales: Sequence[float], flip: bool, batch_size: int
     ) -> list[UInt8Array]:
         how = Inference(self._windows, tuple(scales), flip)
-        prepared = (_Prepared(_pixels(entry), self.image_size, how) for entry in images)
+
+        def prepared(image: Any) -> tuple[list[Tensor], Size]:
+            pixels = _pixels(image)
+            require_bounded("the image", pixels, self.image_size, how, slide="")
+            views = [prepare(pixels, self.image_size, scale) for scale in how.scales]
+            return views, (pixels.shape[0], pixels.shape[1])
+
         class_maps: list[UInt8Array] = []
-        for group in by_size(prepared, how, batch_size):
-            sizes = [item.size for item in group]
-            maps = predict(self.module, stacked(group, self.device), sizes, how, batch_size)
+        for views, sizes in by_size(map(prepared, images), how, batch_size, self.device):
+            maps = predict(self.module, views, sizes, how, batch_size)
             class_maps += [entry.to(torch.uint8).cpu().numpy() for entry in maps]
         return class_maps
 

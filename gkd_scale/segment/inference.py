@@ -18,20 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from itertools import groupby, islice
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as T
+from torchvision.transforms.v2 import functional as tv
 
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.segment.augment import cover_scale
-from gkd_scale.segment.config import InferenceConfig
+from gkd_scale.segment.config import Windows as Windows
 from gkd_scale.segment.heads.base import upsample
 from gkd_scale.segment.metrics import Confusion
 from gkd_scale.types import SegDataset, SegSample, Size, UInt8Array
+
+T = TypeVar("T")
 
 MOST_TIMES, MOST_WHOLE = 16, 1 << 20
 """A whole image may have this multiple of the training size's pixels, or this number; the larger counts."""
@@ -53,24 +56,6 @@ class Model(Protocol):
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 to (B, K, H, W)."""
         ...
-
-
-class Windows(NamedTuple):
-    """Size of the windows, and the stride from one to the next, in pixels of the scaled image."""
-
-    size: Size
-    stride: Size
-
-    @classmethod
-    def of(cls, config: InferenceConfig, image_size: Size) -> Windows | None:
-        """The windows that the options ask for; None for the whole image. May raise ConfigError."""
-        windows = config.windows(image_size)
-        return None if windows is None else cls(*windows)
-
-    def corners(self, image: Size) -> list[tuple[int, int]]:
-        """Top and left of the windows that cover an image, row by row."""
-        rows, columns = (starts(*axis) for axis in zip(image, self.size, self.stride, strict=True))
-        return [(top, left) for top in rows for left in columns]
 
 
 @dataclass(frozen=True)
@@ -95,19 +80,12 @@ class Inference:
 WHOLE = Inference()
 
 
-class Prepared(NamedTuple):
-    """``views``: (3, H, W) uint8 at each scale; ``label`` (H', W') uint8 at its own size."""
-
-    views: list[Tensor]
-    label: Tensor
-
-
 def prepare(image: UInt8Array, size: Size, scale: float = 1.0) -> Tensor:
     """(H, W, 3) uint8 to (3, h, w) uint8: ``scale`` times the least size that covers ``size``."""
     source = (image.shape[0], image.shape[1])
     factor = scale * cover_scale(source, size)
     target = [max(1, round(side * factor)) for side in source]
-    return T.resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), target, antialias=True)
+    return tv.resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), target, antialias=True)
 
 
 def require_bounded_sample(sample: SegSample, dataset: str, size: Size, how: Inference) -> None:
@@ -155,6 +133,12 @@ def starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+def _corners(windows: Windows, image: Size) -> list[tuple[int, int]]:
+    """Top and left of the windows that cover an image, row by row."""
+    rows, columns = (starts(*axis) for axis in zip(image, windows.size, windows.stride, strict=True))
+    return [(top, left) for top in rows for left in columns]
+
+
 def logits(model: Model, pixels: Tensor, windows: Windows | None = None, batch_size: int = 8) -> Tensor:
     """(B, 3, H, W) uint8 to (B, K, H, W) float32, the mean over the windows that see a pixel.
 
@@ -164,7 +148,7 @@ def logits(model: Model, pixels: Tensor, windows: Windows | None = None, batch_s
     if windows is None:
         return _padded_logits(model, pixels)
     size = (min(height, windows.size[0]), min(width, windows.size[1]))
-    corners = windows.corners((height, width))
+    corners = _corners(windows, (height, width))
     if len(corners) == 1:
         return _padded_logits(model, pixels)
     places = [(..., slice(top, top + size[0]), slice(left, left + size[1])) for top, left in corners]
@@ -271,60 +255,34 @@ def confusion(
     """
     device = device or torch.device("cpu")
 
-    def load(index: int) -> Prepared:
+    def load(index: int) -> tuple[list[Tensor], Tensor]:
         sample = dataset[index]
         require_bounded_sample(sample, dataset.name, size, how)
         views = [prepare(sample.image, size, scale) for scale in how.scales]
-        return Prepared(views, torch.from_numpy(np.array(sample.label)))
+        return views, torch.from_numpy(np.array(sample.label))
 
     total = Confusion(len(dataset.classes))
     sample_indices = range(len(dataset)) if indices is None else indices
     loaded = prefetch(load, sample_indices, workers, depth=2 * batch_size)
-    for group in by_size(loaded, how, batch_size):
-        views = stacked(group, device)
-        sizes = [(item.label.shape[0], item.label.shape[1]) for item in group]
-        for prediction, item in zip(predict(model, views, sizes, how, batch_size), group, strict=True):
-            total.update(prediction, item.label.to(prediction.device, non_blocking=True))
-        advance(len(group))
+    for views, labels in by_size(loaded, how, batch_size, device):
+        sizes = [(label.shape[0], label.shape[1]) for label in labels]
+        for prediction, label in zip(predict(model, views, sizes, how, batch_size), labels, strict=True):
+            total.update(prediction, label.to(prediction.device, non_blocking=True))
+        advance(len(labels))
     return total
 
 
-class HasViews(Protocol):
-    """An image at each scale, (3, H, W) uint8."""
+def by_size(
+    items: Iterable[tuple[list[Tensor], T]], how: Inference, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[Tensor], list[T]]]:
+    """Consecutive images with equal sizes together, at most ``batch_size`` images or windows.
 
-    @property
-    def views(self) -> list[Tensor]: ...
-
-
-V = TypeVar("V", bound=HasViews)
-
-
-def by_size(items: Iterable[V], how: Inference, batch_size: int) -> Iterator[list[V]]:
-    """Groups of consecutive items with equal sizes of views, of at most ``batch_size`` images or windows."""
-    group: list[V] = []
-    for item in items:
-        if group and (
-            len(group) >= _images_together(group[0], how, batch_size) or _sizes(item) != _sizes(group[0])
-        ):
-            yield group
-            group = []
-        group.append(item)
-    if group:
-        yield group
-
-
-def stacked(group: Sequence[HasViews], device: torch.device) -> list[Tensor]:
-    """Images of one size as (B, 3, H, W) at each scale, on ``device``."""
-    return [torch.stack(views).to(device) for views in zip(*(item.views for item in group), strict=True)]
-
-
-def _images_together(item: HasViews, how: Inference, batch_size: int) -> int:
-    """How many images of this size have at most ``batch_size`` windows; at least 1."""
-    if how.windows is None:
-        return batch_size
-    most = max(len(how.windows.corners((view.shape[-2], view.shape[-1]))) for view in item.views)
-    return max(1, batch_size // most)
-
-
-def _sizes(item: HasViews) -> list[torch.Size]:
-    return [view.shape for view in item.views]
+    ``items`` are an image (3, H, W) uint8 at each scale, and what goes with it. Yields images (B, 3, H, W) at
+    each scale, on ``device``, and what goes with them.
+    """
+    for shapes, alike in groupby(items, lambda item: [view.shape for view in item[0]]):
+        windows = how.windows
+        most = max(len(_corners(windows, (shape[-2], shape[-1]))) for shape in shapes) if windows else 1
+        while group := list(islice(alike, max(1, batch_size // most))):
+            views, others = zip(*group, strict=True)
+            yield [torch.stack(images).to(device) for images in zip(*views, strict=True)], list(others)

@@ -21,11 +21,11 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from gkd_scale.segment import export, pictures
 from gkd_scale.segment.config import PredictConfig
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.evaluate import how_to_look, on_device, rate_bar
-from gkd_scale.segment.inference import Inference, by_size, prepare, require_bounded, scores, stacked
+from gkd_scale.segment.inference import Inference, by_size, prepare, require_bounded, scores
 from gkd_scale.segment.inference import predict as classes_of
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.segment.video import Video, is_video
@@ -62,39 +62,15 @@ _WRITING = 16
 """Images that may wait to be written; more would only take memory."""
 
 
-class Loaded(NamedTuple):
-    """An image: its ``place`` among the names, ``views`` as inference takes them, and its pixels."""
-
-    place: int
-    views: list[Tensor]
-    image: Image.Image
+Loaded = tuple[list[Tensor], tuple[int, Image.Image]]
+"""An image as inference takes it, its place among the names, and its pixels."""
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The output files of one image."""
-
-    folder: Path
-    stem: str
-    overlay: bool
-    logits: bool
-
-    @property
-    def mask(self) -> Path:
-        return self.folder / "masks" / f"{self.stem}.png"
-
-    def paths(self) -> list[Path]:
-        """All output files of the image; the mask is written last."""
-        optional = []
-        if self.overlay:
-            optional.append(self.folder / "overlays" / f"{self.stem}.jpg")
-        if self.logits:
-            optional.append(self.folder / "logits" / f"{self.stem}.npz")
-        return [*optional, self.mask]
-
-    def exist(self) -> bool:
-        """Whether all of them exist. Each was written whole."""
-        return all(path.is_file() for path in self.paths())
+def _outputs(config: PredictConfig, stem: str) -> list[Path]:
+    """All output files of one image; the mask is written last."""
+    overlays = [config.out / "overlays" / f"{stem}.jpg"] if config.overlay else []
+    logits = [config.out / "logits" / f"{stem}.npz"] if config.save_logits else []
+    return [*overlays, *logits, config.out / "masks" / f"{stem}.png"]
 
 
 def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
@@ -111,7 +87,7 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     # on every rank: a source reads only images that it has listed
     plan = make_plan(config.images, 1, skip=config.out, source=source)
     names = sorted(entry.name for entry in plan)
-    outputs = [Outputs(config.out, stem, config.overlay, config.save_logits) for stem in output_stems(names)]
+    outputs = [_outputs(config, stem) for stem in output_stems(names)]
     task = _Task(config, card, how_to_look(config, card), _reader(config, plan), names, outputs, plan.notes)
     segmenter.to(runtime.device)
     with claimed(runtime, [config.out]):
@@ -130,8 +106,12 @@ class _Task:
     how: Inference
     read: Callable[[str], Image.Image]
     names: Sequence[str]
-    all_outputs: Sequence[Outputs]
+    all_outputs: Sequence[list[Path]]
     notes: Sequence[str]
+
+    def _is_predicted(self, place: int) -> bool:
+        """Whether all output files of an image exist. Each was written whole."""
+        return all(path.is_file() for path in self.all_outputs[place])
 
     def begin(self) -> None:
         """Write ``predict.json``; RunError if OUT holds other files or other settings. Rank 0."""
@@ -155,31 +135,31 @@ class _Task:
     def run(self, segmenter: Segmenter, runtime: Runtime) -> None:
         """Predict this rank's images that have no prediction yet."""
         share = range(runtime.rank, len(self.names), runtime.world)
-        pending = [place for place in share if not self.all_outputs[place].exist()]
+        pending = [place for place in share if not self._is_predicted(place)]
         config = self.config
         with (
             rate_bar("predict", len(pending), visible=runtime.main and bool(pending)) as advance,
             BackgroundJobs(_WRITING, max(1, config.workers)) as writer,
         ):
-            loaded = prefetch(self._load, pending, config.workers, depth=2 * config.batch_size)
-            for group in by_size(_usable(loaded, advance), self.how, config.batch_size):
+            load = partial(self._load, advance)
+            loaded = filter(None, prefetch(load, pending, config.workers, depth=2 * config.batch_size))
+            for views, images in by_size(loaded, self.how, config.batch_size, runtime.device):
                 infer = scores if config.save_logits else classes_of
-                sizes = [(item.image.height, item.image.width) for item in group]
-                views = stacked(group, runtime.device)
+                sizes = [(image.height, image.width) for _, image in images]
                 results = infer(segmenter, views, sizes, self.how, config.batch_size)
-                for item, result in zip(group, results, strict=True):
-                    outputs = self.all_outputs[item.place]
-                    writer.submit(
-                        partial(_write, outputs, item.image, self.card.palette, result.cpu(), advance)
-                    )
+                for (place, image), result in zip(images, results, strict=True):
+                    outputs = self.all_outputs[place]
+                    writer.submit(partial(_write, outputs, image, self.card.palette, result.cpu(), advance))
 
-    def _load(self, place: int) -> Loaded | None:
+    def _load(self, advance: Callable[[int], None], place: int) -> Loaded | None:
+        """The image at ``place``; None for one that cannot be used, which is counted as done."""
         try:
             image = self._image(self.names[place])
         except (OSError, UnreadableImage, DataError):
+            advance(1)
             return None
         views = [prepare(np.asarray(image), self.card.image_size, scale) for scale in self.how.scales]
-        return Loaded(place, views, image)
+        return views, (place, image)
 
     def _image(self, name: str) -> Image.Image:
         """The image of this name; OSError, UnreadableImage or DataError if it cannot be used."""
@@ -199,7 +179,7 @@ class _Task:
 
     def conclude(self, start: float) -> int:
         """Write the contact sheet and print a summary; returns how many images could not be used. Rank 0."""
-        present = [place for place, outputs in enumerate(self.all_outputs) if outputs.exist()]
+        present = [place for place in range(len(self.names)) if self._is_predicted(place)]
         missing = sorted(set(range(len(self.names))) - set(present))
         reasons = [(self.names[place], self._reason(self.names[place])) for place in missing]
         if not present:
@@ -212,13 +192,11 @@ class _Task:
         sheet_places = present[:: max(1, len(present) // _SHEET_IMAGES)][:_SHEET_IMAGES]
         files.write_bytes(out / SHEET_FILE, self._sheet(sheet_places))
         seconds = time.perf_counter() - start
-        console.out.print(
+        console.say(
             f"{len(present)} of {len(self.names)} images predicted in {out}, in {seconds:.1f} s; "
             f"{out / SHEET_FILE} shows {len(sheet_places)}",
-            markup=False,
+            *(f"note: {note}" for note in self.notes),
         )
-        for note in self.notes:
-            console.out.print(f"note: {note}", markup=False)
         _tell_unused(out / UNUSED_FILE, reasons)
         return len(reasons)
 
@@ -227,7 +205,7 @@ class _Task:
         pairs = []
         for place in places:
             image = self.read(self.names[place])
-            with Image.open(self.all_outputs[place].mask) as mask:
+            with Image.open(self.all_outputs[place][-1]) as mask:
                 pairs.append((image, pictures.overlay(image, np.asarray(mask), self.card.palette)))
         buffer = io.BytesIO()
         pictures.contact_sheet(pairs).save(buffer, "JPEG", quality=90)
@@ -323,7 +301,7 @@ def _reader(config: PredictConfig, plan: ImagePlan) -> Callable[[str], Image.Ima
 
 
 def _write(
-    outputs: Outputs,
+    outputs: Sequence[Path],
     image: Image.Image,
     palette: pictures.Palette,
     prediction: Tensor,
@@ -332,7 +310,7 @@ def _write(
     """Write an image's output files; ``prediction`` is classes (H, W) or logits (K, H, W)."""
     classes = prediction.max(0).indices if prediction.ndim == 3 else prediction
     mask: UInt8Array = classes.to(torch.uint8).numpy()
-    for path in outputs.paths():
+    for path in outputs:
         buffer = io.BytesIO()
         if path.suffix == ".npz":
             np.savez(buffer, logits=prediction.half().numpy())
@@ -342,12 +320,3 @@ def _write(
             pictures.palette_image(mask, palette).save(buffer, "PNG")
         files.write_bytes(path, buffer.getvalue())
     advance(1)
-
-
-def _usable(loaded: Iterable[Loaded | None], advance: Callable[[int], None]) -> Iterator[Loaded]:
-    """The images that can be predicted; the others are counted as done."""
-    for item in loaded:
-        if item is None:
-            advance(1)
-        else:
-            yield item

@@ -42,6 +42,7 @@ from gkd_scale.models import conditioning as conditionings
 from gkd_scale.models.backbone import Backbone, load_backbone
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.registry import load_teacher
+from gkd_scale.models.tensor_files import below
 from gkd_scale.models.weights import fingerprint
 from gkd_scale.randomness import seed_of
 from gkd_scale.scenes import UNSEEN
@@ -52,7 +53,7 @@ from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Concatenated
 from gkd_scale.segment.evaluate import confusion_of_ranks
 from gkd_scale.segment.heads.registry import build_head
-from gkd_scale.segment.inference import Inference, Windows, require_bounded_sample
+from gkd_scale.segment.inference import Inference, require_bounded_sample
 from gkd_scale.segment.methods.base import MethodTeacher
 from gkd_scale.segment.methods.registry import build_method
 from gkd_scale.segment.methods.student import StudentWithMethod, segmenter_in
@@ -288,15 +289,8 @@ def _with_method(
 
 def _conditioned_by(config: Stage2Config, teacher: LiveTeacher) -> str:
     """The digest of all settings that decide the conditioning."""
-    method = config.method
-    return conditionings.key(
-        {
-            "norm": method.conditioning.norm,
-            "power": method.conditioning.power,
-            "teacher": teacher.fingerprint(),
-            "train": config.data.train_sets(),
-        }
-    )
+    of = {"teacher": teacher.fingerprint(), "train": config.data.train_sets()}
+    return conditionings.key(config.method.conditioning, **of)
 
 
 def _conditioning(config: Stage2Config, teacher: LiveTeacher, train: SegDataset) -> Conditioning:
@@ -349,7 +343,7 @@ def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[C
 
 
 def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None:
-    how = Inference(Windows.of(config.inference, config.size()))
+    how = Inference(config.inference.windows(config.size()))
     with console.progress() as progress:
         task = progress.add_task("checking images and labels", total=len(train) + len(val))
         registry.check(train, config.run.workers, lambda: progress.advance(task), least=2)
@@ -378,36 +372,34 @@ class Validator:
         self._absent = absent
         self._config = config
         self._runtime = runtime
-        self._how = Inference(Windows.of(config.inference, config.size()))
+        self._how = Inference(config.inference.windows(config.size()))
 
     def __call__(self, step: int, module: nn.Module) -> dict[str, float]:
         """Score the segmenter inside ``module`` after ``step`` steps. Collective."""
         self._load(full_state(module))
         self._copy.eval()
-        scores = {name: self._score(name, dataset) for name, dataset in self._domains.items()}
+        scores = {}
+        for name, dataset in self._domains.items():
+            total = confusion_of_ranks(
+                self._copy,
+                dataset,
+                self._config.size(),
+                self._runtime,
+                how=self._how,
+                batch_size=_VAL_BATCH,
+                workers=self._config.run.workers,
+            )
+            scores[name] = mean_iou(f"--val {name}", total, dataset, self._absent).miou
         score = statistics.fmean(scores.values())
         self._runtime.on_main(lambda: self._keep_if_best(step, score))
         per_domain = {f"val_miou/{name}": value for name, value in scores.items()} if len(scores) > 1 else {}
         return {"val_miou": score, **per_domain}
 
-    def _score(self, name: str, dataset: SegDataset) -> float:
-        """mIoU in % of one domain. Collective."""
-        total = confusion_of_ranks(
-            self._copy,
-            dataset,
-            self._config.size(),
-            self._runtime,
-            how=self._how,
-            batch_size=_VAL_BATCH,
-            workers=self._config.run.workers,
-        )
-        return mean_iou(f"--val {name}", total, dataset, self._absent).miou
-
     def _load(self, state: dict[str, Tensor]) -> None:
-        frozen, backbone = self._copy.kept, _below(state, "backbone.")
+        frozen, backbone = self._copy.kept, below(state, "backbone.")
         before = self._copy.backbone.state_dict()
         assert_same(*({name: tensors[name] for name in frozen} for tensors in (before, backbone)))
-        self._copy.head.load_state_dict(_below(state, "head."))
+        self._copy.head.load_state_dict(below(state, "head."))
         self._copy.backbone.load_state_dict({**backbone, **{name: before[name] for name in frozen}})
 
     def _keep_if_best(self, step: int, score: float) -> None:
@@ -460,10 +452,6 @@ def _forget_stale_best(out: Path) -> None:
     if not any((out / runs.CHECKPOINTS).glob("*")):
         (out / BEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(out / BEST_FOLDER, ignore_errors=True)
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def assert_same(loaded: dict[str, Tensor], trained: dict[str, Tensor]) -> None:

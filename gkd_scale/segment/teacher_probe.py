@@ -8,7 +8,6 @@ class information (arXiv 2410.01680, section 3); ``--teacher-norm`` is against t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from gkd_scale import console, files
 from gkd_scale.cache.config import parse_size
+from gkd_scale.commands import flag
 from gkd_scale.models.registry import load_teacher
 from gkd_scale.models.tokens import to_map, to_tokens
 from gkd_scale.moments import Moments
@@ -115,16 +115,15 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     console.paste("next: ", *_cache_command(cfg, best, cache))
     norm = flags[flags.index("--teacher-norm") :]
     console.paste("then: ", "deepspeed", "launchers/stage1.py", "--cache", cache, *norm)
-    console.out.print(
+    console.say(
         f"{100 * best.miou:.1f} mIoU on the validation images is what a linear classifier reads from the "
-        "frozen teacher there: a student that copies it can hope for about as much",
-        markup=False,
+        "frozen teacher there: a student that copies it can hope for about as much"
     )
     rows = [{**asdict(level), "chosen": level is best} for level in levels]
     facts = {"teacher": cfg.teacher.name, "image_size": list(size), "train": cfg.train, "val": cfg.val}
     files.write_json(cfg.out / "probe.json", {**facts, "levels": rows, "flags": flags}, unlocked=True)
     draw(levels, best, cfg.out / "probe.png")
-    console.out.print(f"written to {cfg.out}: probe.json, probe.png", markup=False)
+    console.say(f"written to {cfg.out}: probe.json, probe.png")
     return levels
 
 
@@ -167,28 +166,24 @@ def choose(levels: Sequence[Level]) -> Level:
 
 def advice(best: Level) -> list[str]:
     """Flags of ``cache-teacher`` and stage 1 that take ``best``, conditioned."""
-    layer = [] if best.layer is None else ["--teacher-layer", str(best.layer)]
     enough = best.tokens >= TOKENS_A_CHANNEL * best.dim
-    return [*layer, "--teacher-norm", "whiten" if enough else "standard"]
+    return [*flag("--teacher-layer", best.layer), "--teacher-norm", "whiten" if enough else "standard"]
 
 
 def _cache_command(cfg: TeacherProbeConfig, best: Level, out: Path) -> list[object]:
     """The command that caches the probed teacher's ``best`` level for the first of the training images."""
     teacher = cfg.teacher
-    command: list[object] = ["gkd-scale", "cache-teacher", "--images", cfg.train[0]]
-    for flag, value in (
-        ("--teacher", teacher.name),
-        ("--teacher-weights", teacher.weights),
-        ("--patch-size", teacher.patch_size),
-    ):
-        command += [] if value is None else [flag, value]
-    if teacher.args:
-        pairs = (f"{key}={json.dumps(value)}" for key, value in teacher.args.items())
-        command += ["--teacher-args", *pairs]
-    for flag, triple in (("--mean", teacher.mean), ("--std", teacher.std)):
-        command += [] if triple is None else [flag, *triple]
-    command += [] if best.layer is None else ["--teacher-layer", best.layer]
-    return [*command, "--image-size", cfg.image_size, "--out", out]
+    return [
+        *("gkd-scale", "cache-teacher", "--images", cfg.train[0]),
+        *flag("--teacher", teacher.name),
+        *flag("--teacher-weights", teacher.weights),
+        *flag("--patch-size", teacher.patch_size),
+        *flag("--teacher-args", teacher.args),
+        *flag("--mean", teacher.mean),
+        *flag("--std", teacher.std),
+        *flag("--teacher-layer", best.layer),
+        *("--image-size", cfg.image_size, "--out", out),
+    ]
 
 
 def _table(levels: Sequence[Level], best: Level, cfg: TeacherProbeConfig) -> Table:

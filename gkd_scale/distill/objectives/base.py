@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gkd_scale.distill.draws import Draws
 from gkd_scale.models.conditioning import Conditioning
 from gkd_scale.models.students import Student
-from gkd_scale.models.weights import StateDict
+from gkd_scale.models.tensor_files import StateDict, below
 from gkd_scale.types import Batch, Drawn, Grid
 
 
@@ -64,8 +64,8 @@ class Objective(nn.Module, ABC):
     def exported(self, state: StateDict) -> tuple[StateDict, StateDict]:
         """The ``state`` dict of this module, split into that of the student's network and the rest."""
         prefix = self.prefix
-        net = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        return net, {name: value for name, value in state.items() if not name.startswith(prefix)}
+        rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
+        return below(state, prefix), rest
 
 
 def draws_of(batch: Batch) -> Drawn:

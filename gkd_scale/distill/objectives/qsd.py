@@ -100,7 +100,11 @@ class Distiller(Objective):
         if self.draws.jitter:
             pixels = jitter(pixels, draws_of(batch).jitter.to(device, non_blocking=True))
         targets = [Features(*(t.to(device, non_blocking=True) for t in item)) for item in batch.teachers]
-        second = self._second(batch, device) if self.weights.mask_weight else None
+        second = None
+        if self.weights.mask_weight and len((draws := draws_of(batch)).masked):
+            rows, mask = draws.masked, draws.masks[self.student.mask_tokens]
+            rows, mask = (tensor.to(device, non_blocking=True) for tensor in (rows, mask))
+            second = Second(rows, mask, draws.stand_in)
         subsets = [self._subset(batch, teacher, device) for teacher in range(len(self.heads))]
         return pixels, targets, second, subsets
 
@@ -150,17 +154,6 @@ class Distiller(Objective):
     def features(self, pixels: Tensor, mask: Tensor | None = None) -> Features:
         """The student's features, patches on the first teacher's grid."""
         return self.heads[0].on_grid(self.student(pixels, mask))
-
-    def _second(self, batch: Batch, device: torch.device) -> Second | None:
-        """The second pass; None if no image is masked."""
-        draws = draws_of(batch)
-        if not len(draws.masked):
-            return None
-        rows, mask = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (draws.masked, draws.masks[self.student.mask_tokens])
-        )
-        return Second(rows, mask, draws.stand_in)
 
     def _with_masked(self, second: Second, pixels: Tensor, output: Output) -> tuple[Output, Tensor | None]:
         """``output`` with the second pass, which masked images go through; the others' patches are shared.
