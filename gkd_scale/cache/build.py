@@ -26,7 +26,7 @@ from gkd_scale.cache.folder import ShardTask, format_of, locked, missing_shards,
 from gkd_scale.cache.location import is_stored
 from gkd_scale.cache.manifest import finish
 from gkd_scale.cache.plan import ImagePlan, make_plan
-from gkd_scale.cache.progress import BuildReport, Display
+from gkd_scale.cache.progress import BuildReport, display
 from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.runner import BuildJob, Events
 from gkd_scale.cache.source import LabelledSource, Source
@@ -73,14 +73,14 @@ def build(
         report = BuildReport(cfg.out, len(plan), spec.views, shards, notes=plan.notes)
         if tasks := missing_shards(cfg.out, spec, outbox):
             completed = total - sum(plan.size_of(task.shard) for task in tasks)
-            with Display(report, total, completed, quiet) as display, BackgroundJobs() as sender:
+            with display(report, total, completed, quiet) as advance, BackgroundJobs() as sender:
 
                 def committed(task: ShardTask) -> None:
                     if outbox is not None:
                         sender.submit(partial(outbox.send, *task))
 
-                job, events = BuildJob(cfg, codec, spec, plan), Events(display.advance, committed)
-                build_shards(job, tasks, teacher, load, report, events)
+                job, events = BuildJob(cfg, codec, spec, plan), Events(report, advance, committed)
+                build_shards(job, tasks, teacher, load, events)
         report.errors = finish(cfg.out, spec, plan)
         if outbox is not None:
             outbox.finish()
