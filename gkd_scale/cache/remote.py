@@ -178,7 +178,7 @@ class Mirror:
 
     def has(self, name: str) -> bool:
         """Whether the cache has the file ``name``, here or there."""
-        return (self.folder / name).exists() or _size(self._fs, self._remote(name)) is not None
+        return (self.folder / name).exists() or _size(self._fs, f"{self._root}/{name}") is not None
 
     def fetch(self, name: str) -> None:
         """Download ``name`` to ``folder`` if it exists and is not there yet; old tars make room for it."""
@@ -188,7 +188,7 @@ class Mirror:
             path = self.folder / name
             if _touched(path):
                 return
-            remote = self._remote(name)
+            remote = f"{self._root}/{name}"
             size = _size(self._fs, remote)
             if size is None:
                 return
@@ -200,9 +200,6 @@ class Mirror:
                         self._download(remote, path, size)
                 finally:
                     lock.unlink(missing_ok=True)
-
-    def _remote(self, name: str) -> str:
-        return f"{self._root}/{name}"
 
     def _download(self, remote: str, path: Path, size: int) -> None:
         is_tar = path.suffix == ".tar"
