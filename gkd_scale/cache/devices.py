@@ -18,21 +18,16 @@ from gkd_scale.types import Teacher
 
 
 def build_shards(
-    job: BuildJob,
-    tasks: Sequence[ShardTask],
-    teacher: Teacher,
-    load: Load | None,
-    report: BuildReport,
-    events: Events,
+    job: BuildJob, tasks: Sequence[ShardTask], teacher: Teacher, load: Load | None, events: Events
 ) -> None:
     """Build the shards of ``tasks``. ``load(device)`` makes the teachers of the other devices."""
     devices = job.cfg.devices
     if job.cfg.ray is not None and load is not None:
-        _on_cluster(job, tasks, load, job.cfg.ray, report, events)
+        _on_cluster(job, tasks, load, job.cfg.ray, events)
     elif len(devices) == 1 or load is None:
-        ShardBuilder(job, teacher, devices[0], report, events).run(tasks)
+        ShardBuilder(job, teacher, devices[0], events).run(tasks)
     else:
-        _on_several(job, tasks, [teacher, *map(load, devices[1:])], report, events)
+        _on_several(job, tasks, [teacher, *map(load, devices[1:])], events)
 
 
 class _StoppedError(Exception):
@@ -40,11 +35,7 @@ class _StoppedError(Exception):
 
 
 def _on_several(
-    job: BuildJob,
-    tasks: Sequence[ShardTask],
-    teachers: Sequence[Teacher],
-    report: BuildReport,
-    events: Events,
+    job: BuildJob, tasks: Sequence[ShardTask], teachers: Sequence[Teacher], events: Events
 ) -> None:
     """One builder a device, each in a thread; if one fails the others stop, and its error is raised."""
     failed = threading.Event()
@@ -57,7 +48,7 @@ def _on_several(
     hooks = events._replace(advance=advance)
     with ThreadPoolExecutor(len(teachers), thread_name_prefix="device") as pool:
         runs = [
-            pool.submit(ShardBuilder(job, teacher, device, report, hooks).run, tasks[rank :: len(teachers)])
+            pool.submit(ShardBuilder(job, teacher, device, hooks).run, tasks[rank :: len(teachers)])
             for rank, (teacher, device) in enumerate(zip(teachers, job.cfg.devices, strict=True))
         ]
         errors = []
@@ -69,11 +60,9 @@ def _on_several(
         raise errors[0]
 
 
-def _on_cluster(
-    job: BuildJob, tasks: Sequence[ShardTask], load: Load, address: str, report: BuildReport, events: Events
-) -> None:
+def _on_cluster(job: BuildJob, tasks: Sequence[ShardTask], load: Load, address: str, events: Events) -> None:
     def finished(task: ShardTask, result: ShardResult) -> None:
-        report.count(shards=1, samples=result.samples, size=result.bytes)
+        events.report.count(shards=1, samples=result.samples, size=result.bytes)
         events.advance(job.plan.size_of(task.shard))
         events.committed(task)
 
@@ -83,11 +72,11 @@ def _on_cluster(
 
 def _one_by_one(job: BuildJob, teacher: Teacher, device: str) -> Callable[[ShardTask], ShardResult]:
     """A function that builds one shard with ``teacher``; runs in a worker of the cluster."""
-    silent = Events(lambda _: None, lambda _: None)
 
     def shard(task: ShardTask) -> ShardResult:
         report = BuildReport(job.cfg.out, 0, 0, 0)
-        ShardBuilder(job, teacher, device, report, silent).run([ShardTask(*task)])
+        silent = Events(report, lambda _: None, lambda _: None)
+        ShardBuilder(job, teacher, device, silent).run([ShardTask(*task)])
         return ShardResult(report.samples_built, report.bytes_written)
 
     return shard

@@ -62,7 +62,7 @@ class _Tokens:
     With ``encoded`` its patch tokens stay as they are stored: :meth:`parts` has them.
     """
 
-    def __init__(self, caches: Cache | Caches, count: int, encoded: bool, empty: Empty) -> None:
+    def __init__(self, caches: Caches, count: int, encoded: bool, empty: Empty) -> None:
         self._caches, self._empty = caches, empty
         self._samples: list[EncodedSample | None] = [None] * count if encoded else []
         shape = (count, caches.grid[0] * caches.grid[1], caches.dim)
@@ -71,10 +71,11 @@ class _Tokens:
 
     def read(self, row: int, view: int, index: int) -> SampleImage:
         """Read the tokens of a sample into a row, checked; its name and JPEG bytes."""
+        cache, index = self._caches.find(index)
         cls = self.features.cls[row].numpy()
         if not self._samples:
-            return self._caches.read_into(view, index, cls, self.features.patches[row].numpy())
-        sample = self._samples[row] = self._caches.read_encoded(view, index, cls)
+            return cache.read_into(view, index, cls, self.features.patches[row].numpy())
+        sample = self._samples[row] = cache.read_encoded(view, index, cls)
         return sample.image
 
     def parts(self) -> tuple[EncodedRows, ...]:
@@ -113,6 +114,8 @@ class CachedSource:
                 f"--views {views} is more than the {caches.views} views of the cache",
                 f"give at most {caches.views}, or build a cache with --views {views}",
             )
+        if isinstance(caches, Cache):
+            caches = Caches([caches])
         self._joined = caches if isinstance(caches, Joined) else None
         teachers = caches.teachers if isinstance(caches, Joined) else (caches,)
         self._teachers = [teacher for number, teacher in enumerate(teachers) if number not in silent]
@@ -122,12 +125,12 @@ class CachedSource:
         self._views = views or caches.views
         self._pin = pin
         if self._joined is None:
-            for cache in _caches_of(self._teachers[0]):
+            for cache in self._teachers[0].caches:
                 cache.require_pixels(
                     "give both, the cache of the pixels first: --cache PIXELS --cache TOKENS"
                 )
         self._encoded = [
-            encoded and not all(cache.codec.verbatim for cache in _caches_of(teacher))
+            encoded and not all(cache.codec.verbatim for cache in teacher.caches)
             for teacher in self._teachers
         ]
         self.times = LoaderTimes(workers)
@@ -150,10 +153,10 @@ class CachedSource:
     def bytes_of(self, start: int, stop: int) -> int:
         """The bytes that this rank fetches from the caches in optimizer steps [start, stop)."""
         return sum(
-            caches.bytes_of(slot.epoch % self._views, slot.sample)
+            cache.bytes_of(slot.epoch % self._views, index)
             for slots in self._schedule.micro_batches(start, stop)
             for slot in slots
-            for caches in self._teachers
+            for cache, index in (caches.find(slot.sample) for caches in self._teachers)
         )
 
     def spread(self, most: int, teacher: int = 0) -> Iterator[Features]:
@@ -223,10 +226,6 @@ class CachedSource:
             except DamageError as error:
                 self.skipped[view, index] = error.message
         raise DamageError("no sample of the cache can be read", "see gkd-scale verify")
-
-
-def _caches_of(caches: Cache | Caches) -> tuple[Cache, ...]:
-    return caches.caches if isinstance(caches, Caches) else (caches,)
 
 
 SPREAD_BATCH = 16

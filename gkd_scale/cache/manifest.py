@@ -24,7 +24,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gkd_scale.cache import older
 from gkd_scale.cache.codecs.base import STATE
 from gkd_scale.cache.plan import PLAN, Entry, ImagePlan
 from gkd_scale.cache.rows import GROUP, METADATA, Rows, RowWriter, table_bytes
@@ -140,11 +139,12 @@ def _commit(folder: Path, spec: Spec, sizes: list[int], manifest: Path) -> None:
 
 
 def _commit_older(folder: Path, spec: Spec, sizes: list[int], rows: list[Row]) -> None:
-    """The manifest of formats 1 and 2."""
+    """The manifest of formats 1 and 2: all rows, sizes of the shards and SHA-256 of every index as JSON."""
     indexes = [index_path(Path(), view, shard).as_posix() for view, shard in spec.view_shards]
     files = _digests(folder, [*_root_files(spec), *indexes])
     about = {"spec": spec.hash(), "shard_sizes": sizes, "files": files}
-    data = older.manifest_bytes(_COLUMNS, rows, about)
+    schema = pa.schema(list(_COLUMNS.items()), metadata={METADATA: json_bytes(about)})
+    data = table_bytes(pa.Table.from_arrays(list(zip(*rows, strict=True)), schema=schema))
     digest = hashlib.sha256(data).hexdigest()
     if not holds(folder / MANIFEST, digest) or _checksums(folder) != f"{digest}  {MANIFEST}\n":
         write_text(folder / CHECKSUM, f"{digest}  {MANIFEST}\n")

@@ -1,21 +1,19 @@
-"""The files of caches of formats 1 and 2: read, and built to their end.
+"""The plan of caches of formats 1 and 2: read, and built to its end.
 
-Format 1 cuts its shards from the list of images sorted by path, format 2 from a seeded permutation of it. The
-manifest of both holds the sizes of the shards and the SHA-256 of every index as JSON.
+Format 1 cuts its shards from the list of images sorted by path, format 2 from a seeded permutation of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from gkd_scale.cache.rows import METADATA, table_bytes
-from gkd_scale.cache.spec import SORTED, json_bytes
+from gkd_scale.cache.spec import SORTED
 from gkd_scale.randomness import generator
 
 
@@ -35,11 +33,3 @@ def plan_bytes(
         schema = schema.with_metadata({METADATA: json.dumps({"format": version})})
     shards = [row // samples_per_shard for row in range(len(rows))]
     return table_bytes(pa.Table.from_arrays([*zip(*rows, strict=True), shards], schema=schema))
-
-
-def manifest_bytes(
-    columns: Mapping[str, pa.DataType], rows: Sequence[Sequence[Any]], about: Mapping[str, Any]
-) -> bytes:
-    """``manifest.parquet`` of all rows, with what ``about`` says as JSON."""
-    schema = pa.schema(list(columns.items()), metadata={METADATA: json_bytes(about)})
-    return table_bytes(pa.Table.from_arrays(list(zip(*rows, strict=True)), schema=schema))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Group
@@ -91,36 +92,30 @@ class BuildReport:
         return f"{self.images - len(self.errors)} images x {self.views} views in {self.shards} shards"
 
 
-class Display:
-    """The progress bar over ``total`` views, of which ``completed`` are built; below it rates and seconds."""
+@contextmanager
+def display(report: BuildReport, total: int, completed: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """The progress bar over ``total`` views, of which ``completed`` are built; below it rates and seconds.
 
-    def __init__(self, report: BuildReport, total: int, completed: int, quiet: bool) -> None:
-        self._report, self._started = report, time.monotonic()
-        self._bar = console.progress()
-        self._task = self._bar.add_task("cache-teacher", total=total, completed=completed)
-        self._live = None if quiet else Live(console=console.out, get_renderable=self._render)
+    Yields a function that counts views as done.
+    """
+    started, seconds, bar = time.monotonic(), report.seconds, console.progress()
+    task = bar.add_task("cache-teacher", total=total, completed=completed)
 
-    def advance(self, samples: int) -> None:
-        """Count ``samples`` views as done."""
-        self._bar.advance(self._task, samples)
-
-    def _render(self) -> Group:
-        report, seconds = self._report, self._report.seconds
-        elapsed = max(time.monotonic() - self._started, 1e-9)
+    def render() -> Group:
+        elapsed = max(time.monotonic() - started, 1e-9)
         rate, speed = report.samples_built / elapsed, report.bytes_written / elapsed / 1e6
         text = (
             f"  {rate:.1f} images/s  {speed:.1f} MB/s"
             f"  read {seconds.read:.0f} s  teacher {seconds.teacher:.0f} s  write {seconds.write:.0f} s"
         )
-        return Group(self._bar, Text(text, style="dim"))
+        return Group(bar, Text(text, style="dim"))
 
-    def __enter__(self) -> Display:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-            if not console.out.is_interactive:
-                console.out.print()
+    live: AbstractContextManager[object] = (
+        nullcontext() if quiet else Live(console=console.out, get_renderable=render)
+    )
+    try:
+        with live:
+            yield partial(bar.advance, task)
+    finally:
+        if not quiet and not console.out.is_interactive:
+            console.out.print()

@@ -271,7 +271,7 @@ class Cache(Dataset[Item]):
         return self._locate(0, index)[2][0].sid
 
     def _locate(self, view: int, index: int) -> tuple[int, int, list[Member]]:
-        """The folder, the shard and the members of a sample."""
+        """The view, the shard and the members of a sample."""
         view %= self.views
         shard = bisect_right(self._ends, index)
         samples = self._index(view, shard).samples
@@ -380,7 +380,7 @@ class Cache(Dataset[Item]):
 
 
 class Caches:
-    """Several caches of one teacher, one after the other, with the interface of a single cache."""
+    """Several caches of one teacher, one after the other."""
 
     def __init__(self, caches: Sequence[Cache]) -> None:
         first = caches[0]
@@ -396,25 +396,10 @@ class Caches:
 
     def read(self, view: int, index: int) -> Sample:
         """Sample ``index`` of all caches; a cache takes ``view`` modulo its number of views."""
-        cache, index = self._cache_of(index)
+        cache, index = self.find(index)
         return cache.read(view, index)
 
-    def read_into(self, view: int, index: int, cls: Float16, patches: Float16) -> SampleImage:
-        """The same, with the tokens written to ``cls`` (C,) and ``patches`` (N, C), both contiguous."""
-        cache, index = self._cache_of(index)
-        return cache.read_into(view, index, cls, patches)
-
-    def read_encoded(self, view: int, index: int, cls: Float16) -> EncodedSample:
-        """As :meth:`Cache.read_encoded`."""
-        cache, index = self._cache_of(index)
-        return cache.read_encoded(view, index, cls)
-
-    def bytes_of(self, view: int, index: int) -> int:
-        """As :meth:`Cache.bytes_of`."""
-        cache, index = self._cache_of(index)
-        return cache.bytes_of(view, index)
-
-    def _cache_of(self, index: int) -> tuple[Cache, int]:
+    def find(self, index: int) -> tuple[Cache, int]:
         """The cache that holds sample ``index`` of all, and the sample's index in that cache."""
         number = bisect_right(self._ends, index)
         cache = self.caches[number]

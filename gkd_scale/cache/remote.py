@@ -45,8 +45,7 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
     if not is_complete(folder):
         raise CacheError(f"{folder} is unfinished", "run cache-teacher to its end, then push")
     read_shards(folder, spec)
-    fs, root = file_system(url_of(url))
-    root = root.rstrip("/")
+    fs, root = _place(url_of(url))
     if not root:
         raise CacheError(f"{url} names no bucket or folder", "for example s3://bucket/proxy")
     tars = [tar_path(Path(), view, shard) for view, shard in spec.view_shards]
@@ -68,6 +67,12 @@ def push(folder: Path, url: str, report: Callable[[str], None]) -> int:
         count += 1
         report(name)
     return count
+
+
+def _place(url: str) -> tuple[Any, str]:
+    """The file system of ``url``, and the folder in it."""
+    fs, root = file_system(url)
+    return fs, root.rstrip("/")
 
 
 def _last_files(folder: Path) -> list[str]:
@@ -100,8 +105,7 @@ class Outbox:
     def __init__(self, url: str, home: Path) -> None:
         self.url = url_of(url)
         self.folder = home / _digest(self.url)
-        self._fs, root = file_system(self.url)
-        self._root = root.rstrip("/")
+        self._fs, self._root = _place(self.url)
         self._sent = self._listing()
         for name in self._sent:
             path = self.folder / name
@@ -163,8 +167,7 @@ class Mirror:
         self.url = url_of(url)
         self.folder = home / _digest(self.url)
         self._limit = limit
-        self._fs, root = file_system(self.url)
-        self._root = root.rstrip("/")
+        self._fs, self._root = _place(self.url)
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
         self.fetched = 0
@@ -175,7 +178,7 @@ class Mirror:
 
     def has(self, name: str) -> bool:
         """Whether the cache has the file ``name``, here or there."""
-        return (self.folder / name).exists() or _size(self._fs, self._remote(name)) is not None
+        return (self.folder / name).exists() or _size(self._fs, f"{self._root}/{name}") is not None
 
     def fetch(self, name: str) -> None:
         """Download ``name`` to ``folder`` if it exists and is not there yet; old tars make room for it."""
@@ -185,7 +188,7 @@ class Mirror:
             path = self.folder / name
             if _touched(path):
                 return
-            remote = self._remote(name)
+            remote = f"{self._root}/{name}"
             size = _size(self._fs, remote)
             if size is None:
                 return
@@ -197,9 +200,6 @@ class Mirror:
                         self._download(remote, path, size)
                 finally:
                     lock.unlink(missing_ok=True)
-
-    def _remote(self, name: str) -> str:
-        return f"{self._root}/{name}"
 
     def _download(self, remote: str, path: Path, size: int) -> None:
         is_tar = path.suffix == ".tar"

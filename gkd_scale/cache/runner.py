@@ -40,8 +40,9 @@ class BuildJob(NamedTuple):
 
 
 class Events(NamedTuple):
-    """Callbacks, from any thread: for views that are done, and for shards that are committed."""
+    """What builders tell, from any thread: the report, views that are done, shards that are committed."""
 
+    report: BuildReport
     advance: Callable[[int], None]
     committed: Callable[[ShardTask], None]
 
@@ -49,11 +50,9 @@ class Events(NamedTuple):
 class ShardBuilder:
     """Builds shards one after the other with one teacher, on ``device``."""
 
-    def __init__(
-        self, job: BuildJob, teacher: Teacher, device: str, report: BuildReport, events: Events
-    ) -> None:
+    def __init__(self, job: BuildJob, teacher: Teacher, device: str, events: Events) -> None:
         self._cfg, self._codec, self._spec, self._plan = job
-        self._teacher, self._report, self._events = teacher, report, events
+        self._teacher, self._report, self._events = teacher, events.report, events
         self._spec_hash = job.spec.hash()
         self._writer = BackgroundJobs()
         on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

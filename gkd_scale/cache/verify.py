@@ -35,7 +35,7 @@ from gkd_scale.cache.rows import Rows
 from gkd_scale.cache.shard import Member, ShardIndex, index_path, parse_index, tar_path
 from gkd_scale.cache.spec import FORMAT, SPEC, Spec, read_spec
 from gkd_scale.commands import shell
-from gkd_scale.errors import CacheError, GkdError
+from gkd_scale.errors import CacheError, GkdError, one_line
 from gkd_scale.files import sha256_file
 from gkd_scale.prefetch import prefetch
 
@@ -115,7 +115,7 @@ def _check_root(path: Path, root: _Root) -> Iterator[str]:
     except GkdError as error:
         yield f"{SPEC}: {error.message.removeprefix(f'{path / SPEC} ')}"
     except Exception as error:
-        yield f"{SPEC}: cannot be read ({_reason(error)})"
+        yield f"{SPEC}: cannot be read ({one_line(error)[:160]})"
     if root.spec and is_complete(path):
         yield from _check_table(path, root.spec, root)
         yield from _check_manifest(path, root.spec, root)
@@ -145,7 +145,7 @@ def _check_table(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
     try:
         root.table = parse_shards(data, spec)
     except Exception as error:
-        yield f"{name}: cannot be read ({_reason(error)})"
+        yield f"{name}: cannot be read ({one_line(error)[:160]})"
         return
     if root.table.spec != spec.hash():
         yield f"{name}: is of another spec than {SPEC}"
@@ -165,7 +165,7 @@ def _check_manifest(path: Path, spec: Spec, root: _Root) -> Iterator[str]:
         names = np.concatenate(sids)
     except Exception as error:
         root.rows = None
-        yield f"{MANIFEST}: cannot be read ({_reason(error)})"
+        yield f"{MANIFEST}: cannot be read ({one_line(error)[:160]})"
         return
     if duplicates := len(names) - len(np.unique(names)):
         yield f"{MANIFEST}: {duplicates} sids are there twice"
@@ -226,7 +226,7 @@ def _check_shard(path: Path, root: _Root, view: int, shard: int) -> list[str]:
     try:
         return list(_shard_lines(path, root, view, shard))
     except Exception as error:  # a check that fails is a damage too
-        return [f"{_name(view, shard)}: cannot be checked ({_reason(error)})"]
+        return [f"{_name(view, shard)}: cannot be checked ({one_line(error)[:160]})"]
 
 
 def _shard_lines(path: Path, root: _Root, view: int, shard: int) -> Iterator[str]:
@@ -241,7 +241,7 @@ def _shard_lines(path: Path, root: _Root, view: int, shard: int) -> Iterator[str
     try:
         index = parse_index(data)
     except Exception as error:
-        yield f"{index_name}: cannot be read ({_reason(error)})"
+        yield f"{index_name}: cannot be read ({one_line(error)[:160]})"
         return
     yield from _check_index(index_name, index, root, view, shard)
     if not tar.exists():
@@ -324,8 +324,3 @@ def _bytes(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:160] or type(error).__name__

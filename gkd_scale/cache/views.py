@@ -173,13 +173,10 @@ class MadeView(NamedTuple):
     pixels: UInt8Array
     label: bytes | None
 
-    def facts(self) -> dict[str, Any]:
-        """The JSON that is stored beside the tokens."""
-        return {"sid": self.entry.sid, "path": self.entry.name, "source": self.source, **self.view.params}
-
     def members(self) -> dict[str, bytes]:
         """The files that are stored beside the tokens, by the end of their names."""
-        files = {"jpg": self.view.jpeg, "json": json_bytes(self.facts()), "label.png": self.label}
+        facts = {"sid": self.entry.sid, "path": self.entry.name, "source": self.source, **self.view.params}
+        files = {"jpg": self.view.jpeg, "json": json_bytes(facts), "label.png": self.label}
         return {name: data for name, data in files.items() if data}
 
 

@@ -45,15 +45,6 @@ class Reading:
     bytes_of: Callable[[int, int], int | None] = lambda _start, _stop: None
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One rank's ``seconds`` a step, of which it ``waited`` for data, and its memory."""
-
-    seconds: float
-    waited: float
-    memory: MemoryUse
-
-
 def show(
     options: Any,
     jobs: Sequence[Job],
@@ -73,7 +64,7 @@ def show(
     estimate = sum(_estimate(job, plan, runtime.world) for job in jobs)
     models = [_model(job) for job in jobs]
     try:
-        measured = _measure(jobs, training, runtime, plan, start)
+        seconds, waited, memory = _measure(jobs, training, runtime, plan, start)
     except torch.OutOfMemoryError:
         raise UserError(
             f"a micro batch of {plan.micro_batch} images does not fit the memory of {runtime.device}",
@@ -85,8 +76,8 @@ def show(
             (plan.path.name, ", ".join(f"{key}={value}" for key, value in leaves_of(plan.json).items())),
             ("a step", f"{plan.global_batch} images: {plan.summary()}"),
             *models,
-            ("memory a GPU", _memory(measured.memory, estimate, plan, runtime)),
-            *_cost_rows(measured, training, start, plan, runtime, reading),
+            ("memory a GPU", _memory(memory, estimate, plan, runtime)),
+            *_cost_rows(seconds, waited, training, start, plan, runtime, reading),
         ]
         console.say(config.to_yaml(options).rstrip())
         console.out.print(_table(runtime, rows))
@@ -98,8 +89,11 @@ def show(
 
 def _measure(
     jobs: Sequence[Job], training: TrainingPlan, runtime: Runtime, plan: DeepSpeedPlan, start: int
-) -> Measured:
-    """Run a step to warm up, one for its memory, and :data:`TIMED` ones for their time."""
+) -> tuple[float, float, MemoryUse]:
+    """One rank's seconds a step, those of waiting for data among them, and its memory.
+
+    Runs a step to warm up, one for its memory, and :data:`TIMED` ones for their time.
+    """
     short_plan = _runnable(plan, runtime.device)
     engines = [Training(job, runtime, short_plan) for job in jobs]
     first_batches = training.batches(start, start + 1)
@@ -115,8 +109,7 @@ def _measure(
     stream = feed(training.batches(start, start + 1 + TIMED), runtime.device)
     for _ in range(TIMED):
         timer.step(stream)
-    seconds, waited = timer.of_a_step(plan.accumulation)
-    return Measured(seconds, waited, memory)
+    return *timer.of_a_step(plan.accumulation), memory
 
 
 def _runnable(plan: DeepSpeedPlan, device: torch.device) -> DeepSpeedPlan:
@@ -219,7 +212,8 @@ def _memory(use: MemoryUse, estimate: float, plan: DeepSpeedPlan, runtime: Runti
 
 
 def _cost_rows(
-    step: Measured,
+    seconds: float,
+    waited: float,
     training: TrainingPlan,
     start: int,
     plan: DeepSpeedPlan,
@@ -230,7 +224,7 @@ def _cost_rows(
     read_bytes = reading.bytes_of(start, start + TIMED)
     if read_bytes is not None:
         share, node = read_bytes / TIMED, min(NODE, runtime.world)
-        rate = share / step.seconds / 1e9
+        rate = share / seconds / 1e9
         yield (
             "read from the cache",
             f"{console.size(share)} a rank and step, {console.size(share * runtime.world)} over all ranks; "
@@ -242,8 +236,8 @@ def _cost_rows(
     yield "steps", f"{training.steps}{remaining}; {epochs:.2f} epochs of {reading.images} images"
     yield (
         "time",
-        f"{_duration((training.steps - start) * step.seconds)} at {step.seconds:.3f} s a step, of which "
-        f"{step.waited:.3f} s waiting for data; the mean of {TIMED} steps of one rank on this machine, "
+        f"{_duration((training.steps - start) * seconds)} at {seconds:.3f} s a step, of which "
+        f"{waited:.3f} s waiting for data; the mean of {TIMED} steps of one rank on this machine, "
         f"without {'communication, ' if runtime.simulated else ''}checkpoints and validation",
     )
 
