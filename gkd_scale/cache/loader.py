@@ -83,6 +83,16 @@ class _Tokens:
         return stacked([sample for sample in self._samples if sample is not None], self._empty)
 
 
+def _require_views(has: int, views: int) -> int:
+    """``views``; CacheError if the cache has fewer."""
+    if views > has:
+        raise CacheError(
+            f"--views {views} is more than the {has} views of the cache",
+            f"give at most {has}, or build a cache with --views {views}",
+        )
+    return views
+
+
 class CachedSource:
     """Micro batches from caches, of one teacher or of several that are joined; implements BatchSource.
 
@@ -109,21 +119,15 @@ class CachedSource:
         pin: bool = False,
         encoded: bool = False,
     ) -> None:
-        if views is not None and views > caches.views:
-            raise CacheError(
-                f"--views {views} is more than the {caches.views} views of the cache",
-                f"give at most {caches.views}, or build a cache with --views {views}",
-            )
         if isinstance(caches, Cache):
             caches = Caches([caches])
+        self._views = _require_views(caches.views, views or caches.views)
         self._joined = caches if isinstance(caches, Joined) else None
         teachers = caches.teachers if isinstance(caches, Joined) else (caches,)
         self._teachers = [teacher for number, teacher in enumerate(teachers) if number not in silent]
         self.grid, self.teacher_dim = self._teachers[0].grid, self._teachers[0].dim
         self.image_size, self.num_samples = caches.image_size, caches.num_samples
-        self._workers, self._skip = workers, skip_corrupt
-        self._views = views or caches.views
-        self._pin = pin
+        self._workers, self._skip, self._pin = workers, skip_corrupt, pin
         if self._joined is None:
             for cache in self._teachers[0].caches:
                 cache.require_pixels(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,9 +74,7 @@ def train(
     folders = [student.run.out for student in students] + [cfg.run.out] * cfg.reading.ledger
     with run.claimed(runtime, folders, dry=cfg.run.dry_run):
         teacher = open_source(cfg, runtime, plan, labelled)
-        steps = cfg.run.steps or DEFAULT_STEPS
-        if cfg.run.epochs is not None:
-            steps = max(1, round(cfg.run.epochs * teacher.images / plan.global_batch))
+        steps = _steps(cfg, teacher.images, plan.global_batch)
         tasks = [_job(student, runtime, plan, teacher, steps) for student in students]
         for student, task in zip(students, tasks, strict=True):
             if task is not None:
@@ -89,25 +87,7 @@ def train(
             _introduce(cfg, plan, teacher, jobs, steps)
         for job in jobs:
             prepare(job)
-        draws = replace(together(_objective(job).draws for job in jobs), ranks=runtime.world)
-
-        def batches(first: int, stop: int) -> Iterator[Batch]:
-            stream = teacher.source.batches(first, stop, draws)
-            if not cfg.reading.ledger or cfg.run.dry_run:
-                return stream
-            return recorded(stream, cfg.run.out / LEDGER, runtime.rank, first, plan.accumulation)
-
-        training = TrainingPlan(
-            batches=batches,
-            steps=steps,
-            seed=cfg.run.seed,
-            save_every=cfg.run.save_every,
-            keep=cfg.run.keep,
-            keep_every=cfg.run.keep_every,
-            why_wait=teacher.why_wait,
-            log=cfg.run.loggers(),
-            timeout_minutes=cfg.run.timeout_minutes,
-        )
+        training = _training_plan(cfg, runtime, plan, teacher, jobs, steps)
         if cfg.run.dry_run:
             reading = dry_run.Reading(teacher.images, teacher.source.bytes_of)
             dry_run.show(cfg, jobs, training, runtime, plan, reading)
@@ -118,6 +98,42 @@ def train(
         _tell_skipped(teacher, runtime)
         if runtime.main:
             _conclude(cfg, jobs, teacher, time.monotonic() - start, bundled)
+
+
+def _steps(cfg: Stage1Config, images: int, global_batch: int) -> int:
+    if cfg.run.epochs is None:
+        return cfg.run.steps or DEFAULT_STEPS
+    return max(1, round(cfg.run.epochs * images / global_batch))
+
+
+def _training_plan(
+    cfg: Stage1Config,
+    runtime: Runtime,
+    plan: DeepSpeedPlan,
+    teacher: TeacherSource,
+    jobs: Sequence[Job],
+    steps: int,
+) -> TrainingPlan:
+    """The steps of the pass, and its batches with what the objectives draw; ``--ledger`` writes them down."""
+    draws = replace(together(_objective(job).draws for job in jobs), ranks=runtime.world)
+
+    def batches(first: int, stop: int) -> Iterator[Batch]:
+        stream = teacher.source.batches(first, stop, draws)
+        if not cfg.reading.ledger or cfg.run.dry_run:
+            return stream
+        return recorded(stream, cfg.run.out / LEDGER, runtime.rank, first, plan.accumulation)
+
+    return TrainingPlan(
+        batches=batches,
+        steps=steps,
+        seed=cfg.run.seed,
+        save_every=cfg.run.save_every,
+        keep=cfg.run.keep,
+        keep_every=cfg.run.keep_every,
+        why_wait=teacher.why_wait,
+        log=cfg.run.loggers(),
+        timeout_minutes=cfg.run.timeout_minutes,
+    )
 
 
 def default_lr(cfg: Stage1Config, global_batch: int) -> float:

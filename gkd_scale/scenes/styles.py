@@ -219,16 +219,22 @@ def random_style(rng: np.random.Generator) -> Style:
         paving=_colours(rng, 2, hue=(0.0, 0.2), saturation=(0.0, 0.4), value=(0.3, 0.8)),
         foliage=_colours(rng, 3, hue=(0.10, 0.42), saturation=(0.3, 0.8), value=(0.2, 0.6)),
         bodywork=_colours(rng, 6, hue=(0.0, 1.0), saturation=(0.0, 0.9), value=(0.08, 0.95)),
-        # Light and weather.
-        exposure=_spread(rng, 0.55, 1.35, 0.1),
-        contrast=_spread(rng, 0.7, 1.25, 0.05),
-        sun=(0.0, 0.15) if overcast else (0.3, 1.0),
-        tint=(rng.uniform(0.88, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.86, 1.14)),
-        saturation=_spread(rng, 0.4, 1.3, 0.1),
-        noise=_spread(rng, 0.0, 0.05, 0.01),
-        blur=(0.0, float(rng.choice((0.0, 0.0, 0.6)))),
+        **_light(rng, overcast),
         **_weather(rng),
     )
+
+
+def _light(rng: np.random.Generator, overcast: bool) -> dict[str, Any]:
+    """The camera and the sun."""
+    return {
+        "exposure": _spread(rng, 0.55, 1.35, 0.1),
+        "contrast": _spread(rng, 0.7, 1.25, 0.05),
+        "sun": (0.0, 0.15) if overcast else (0.3, 1.0),
+        "tint": (rng.uniform(0.88, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.86, 1.14)),
+        "saturation": _spread(rng, 0.4, 1.3, 0.1),
+        "noise": _spread(rng, 0.0, 0.05, 0.01),
+        "blur": (0.0, float(rng.choice((0.0, 0.0, 0.6)))),
+    }
 
 
 def _weather(rng: np.random.Generator) -> dict[str, Any]:
