@@ -9,21 +9,18 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from gkd_scale.cache.beside import is_hidden, is_system_file, kinds
 from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.text import spelled
-
-if TYPE_CHECKING:
-    from gkd_scale.cache.source import Source
 
 _TOGETHER = 1 << 16
 """Images that are taken from a source at a time."""
@@ -73,7 +70,15 @@ class Listing(Protocol):
         ...
 
 
-def listing_of(images: str | Path, skip: Path | None, source: Source | Listing | None) -> Listing:
+class Lister(Protocol):
+    """A place that lists all its images at once."""
+
+    def entries(self) -> Iterable[tuple[str, int]]:
+        """(path, bytes) of all images, in no particular order."""
+        ...
+
+
+def listing_of(images: str | Path, skip: Path | None, source: Lister | Listing | None) -> Listing:
     """The listing of a folder, or of the ``source`` that reads ``images``."""
     if source is None:
         return FolderListing(images, skip)
@@ -81,17 +86,17 @@ def listing_of(images: str | Path, skip: Path | None, source: Source | Listing |
 
 
 class WholeListing:
-    """The listing of a source that has no units: all its images."""
+    """The listing of a :class:`Lister`: all images, without units."""
 
-    def __init__(self, images: str | Path, source: Source) -> None:
-        self._images, self._source = images, source
+    def __init__(self, images: str | Path, lister: Lister) -> None:
+        self._images, self._lister = images, lister
 
     @property
     def notes(self) -> Sequence[str]:
-        return getattr(self._source, "notes", ())
+        return getattr(self._lister, "notes", ())
 
     def units(self, earlier: Mapping[str, Unit]) -> Iterator[tuple[None, Images]]:  # noqa: ARG002
-        images = self._source.entries()
+        images = self._lister.entries()
         if isinstance(images, list):  # a label may lie far from its image
             yield None, images
             return

@@ -24,7 +24,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -56,7 +56,7 @@ _THREADS = 8
 class Source(Protocol):
     """Images by name."""
 
-    def entries(self) -> Iterable[tuple[str, int]]:
+    def entries(self) -> list[tuple[str, int]]:
         """(name, bytes) of all images, in no particular order."""
         ...
 
