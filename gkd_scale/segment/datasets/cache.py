@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -20,14 +21,18 @@ from gkd_scale.text import nfc
 from gkd_scale.types import SegSample, UInt8Array
 
 
-class CachedDataset:
-    """Views and labels of the cache ``root``; sample ``v·n + i`` is view v of image i.
+def open_dataset(root: str | Path) -> CachedDataset:
+    """Opens ``cache:PATH``; a URL is read through the mirror. DataError if the cache holds no labels.
 
-    A URL is read through the mirror. DataError if the cache holds no labels, CacheError if no pixels.
+    CacheError if it holds no pixels.
     """
+    return CachedDataset(Cache.open(root))
 
-    def __init__(self, root: str) -> None:
-        cache = Cache.open(root)
+
+class CachedDataset:
+    """Views and labels of a cache; sample ``v·n + i`` is view v of image i."""
+
+    def __init__(self, cache: Cache) -> None:
         cache.require_pixels(f"give {cache.spec.images_flag}")
         labels = cache.spec.labels
         if not labels:
@@ -39,8 +44,12 @@ class CachedDataset:
         self.classes: Sequence[str] = [nfc(name) for name in labels["classes"]]
         self.palette: Sequence[tuple[int, int, int]] = [(r, g, b) for r, g, b in labels["palette"]]
         self.absent: Sequence[str] = [nfc(name) for name in labels.get("absent", ())]
-        self.views = cache.views
         self._cache = cache
+
+    @property
+    def views(self) -> int:
+        """Samples of one image."""
+        return self._cache.views
 
     def __len__(self) -> int:
         return self.views * self._cache.num_samples

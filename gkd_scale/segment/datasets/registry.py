@@ -117,7 +117,7 @@ def open_dataset(ref: str) -> SegDataset:
     """Open ``ADAPTER:PATH@PART``, or ``cache:PATH``; DataError if the files do not fit together."""
     name, _, place = ref.partition(":")
     if name == CACHE and place:
-        return cache.CachedDataset(place)
+        return cache.open_dataset(place)
     name, path, part = parse(ref)
     return ADAPTERS[name].open(path, part)
 

@@ -67,6 +67,14 @@ class MethodTeacher:
         """CLS (B, Ct) and patches (B, N, Ct) of ``pixels`` (B, 3, H, W), float32."""
         return self.conditioning.to(pixels.device)(self.model.features(pixels))
 
+    def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Maps (B, C_i, h_i, w_i) of the teacher's levels ``indices``, float32."""
+        return self.model.levels(pixels, indices)
+
+    def level_widths(self, indices: Sequence[int]) -> list[int]:
+        """The channels C_i of the teacher's levels ``indices``."""
+        return self.model.level_widths(indices)
+
     @torch.no_grad()
     def logits(self, pixels: Tensor, size: Size) -> Tensor:
         """(B, K, *size) of the teacher's own head, float32."""

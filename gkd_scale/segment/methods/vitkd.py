@@ -45,7 +45,7 @@ class VitKd(FeatureMethod):
     ) -> None:
         super().__init__(backbone, teacher)
         self.shallow, self.deep, self.ratio = shallow, deep, ratio
-        pairs = zip(widths(backbone.net, self.levels), teacher.model.level_widths(self.levels), strict=True)
+        pairs = zip(widths(backbone.net, self.levels), teacher.level_widths(self.levels), strict=True)
         self.mimic = nn.ModuleList(nn.Conv2d(mine, theirs, 1) for mine, theirs in pairs)
         self.align = nn.Linear(self.student_dim, self.teacher_dim)
         self.mask_token = nn.Parameter(torch.zeros(self.teacher_dim))
@@ -58,7 +58,7 @@ class VitKd(FeatureMethod):
         }
 
     def _mimicked(self, inputs: MethodInputs) -> Tensor:
-        targets = inputs.teacher.model.levels(inputs.pixels, self.levels)
+        targets = inputs.teacher.levels(inputs.pixels, self.levels)
         layers = zip(self.mimic, inputs.student.levels, targets, strict=True)
         return torch.stack([_mimic(align, mine, theirs) for align, mine, theirs in layers]).sum()
 
