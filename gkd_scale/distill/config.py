@@ -12,8 +12,7 @@ from gkd_scale.cache.config import MirrorConfig
 from gkd_scale.config import again, inline, option, section
 from gkd_scale.distill.losses import DISTANCES
 from gkd_scale.distill.objectives.registry import OBJECTIVES
-from gkd_scale.engine import optimizers
-from gkd_scale.engine.config import RunConfig
+from gkd_scale.engine.config import OptimConfig, RunConfig
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.config import ConditioningConfig
 from gkd_scale.timm_arguments import TIMM_ARGUMENTS
@@ -106,22 +105,15 @@ class MaskConfig:
 
 
 @dataclass
-class OptimConfig:
+class Stage1OptimConfig(OptimConfig):
     """optimizer: with warmup and cosine schedule"""
 
-    name: str = option(optimizers.DEFAULT, optimizers.HELP, choices=optimizers.OPTIMIZERS)
-    lr: float | None = option(
+    lr: float | None = again(
+        OptimConfig,
+        "lr",
         None,
         "peak learning rate (default: 5e-4 · global batch / 512, at least 2.5e-4, from scratch 1e-3)",
-        flag="--lr",
-        within=ranges.PEAK_RATE,
     )
-    weight_decay: float = option(0.05, "decoupled weight decay", within=ranges.WEIGHT_DECAY)
-    betas: tuple[float, float] = option(
-        (0.9, 0.999), "decay of AdamW's or LAMB's moments", within=ranges.DECAY
-    )
-    warmup: float = option(0.05, "share of the steps that the learning rate rises", within=ranges.WARMUP)
-    warmup_lr: float = option(1e-6, "learning rate of the first step", within=ranges.RATE)
     layer_decay: float = option(
         1.0,
         "factor on the learning rate for each layer further from the output",
@@ -129,15 +121,6 @@ class OptimConfig:
         within=ranges.SOME,
     )
     final_lr: float = option(1e-5, "learning rate of the last step", within=ranges.RATE)
-
-    def __post_init__(self) -> None:
-        for name in ("warmup_lr", "final_lr"):
-            rate, usual = getattr(self, name), type(self).__dataclass_fields__[name].default
-            if self.lr is not None and rate > self.lr and rate != usual:
-                raise ConfigError(
-                    f"'optim.{name}' is {rate:g}, above the peak learning rate, {self.lr:g}",
-                    "give a smaller one",
-                )
 
 
 @dataclass
@@ -311,7 +294,7 @@ class Stage1Config:
     loss: LossConfig = section(LossConfig)
     qsd: QsdConfig = section(QsdConfig)
     mask: MaskConfig = section(MaskConfig)
-    optim: OptimConfig = section(OptimConfig)
+    optim: Stage1OptimConfig = section(Stage1OptimConfig)
 
     def __post_init__(self) -> None:
         OBJECTIVES[self.objective].check(self)

@@ -29,7 +29,7 @@ from gkd_scale.distill.draws import Draws, together
 from gkd_scale.distill.objectives.base import Objective, TeacherSpace
 from gkd_scale.distill.objectives.registry import build_objective
 from gkd_scale.distill.teacher_source import OpenLabelled, TeacherSource, open_source
-from gkd_scale.engine import dry_run, ds_config, loggers, run
+from gkd_scale.engine import dry_run, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Job, TrainingPlan, fit
 from gkd_scale.engine.runtime import Runtime
@@ -60,15 +60,7 @@ def train(
     ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Objective, not yet
     sharded. ``labelled`` opens the images of ``--live`` if they are a labelled dataset.
     """
-    runtime.on_main(lambda: loggers.require(cfg.run.loggers()))
-    plan = ds_config.resolve(
-        cfg.run.ds_config,
-        bundled,
-        global_batch=cfg.run.global_batch,
-        world=runtime.world,
-        device=runtime.checked_for,
-        default=DEFAULT_GLOBAL_BATCH,
-    )
+    plan = run.deepspeed_plan(cfg.run, runtime, bundled, DEFAULT_GLOBAL_BATCH)
     students = cfg.per_student()
     # The ledger is of the whole pass, and lies in OUT itself.
     folders = [student.run.out for student in students] + [cfg.run.out] * cfg.reading.ledger
@@ -123,17 +115,7 @@ def _training_plan(
             return stream
         return recorded(stream, cfg.run.out / LEDGER, runtime.rank, first, plan.accumulation)
 
-    return TrainingPlan(
-        batches=batches,
-        steps=steps,
-        seed=cfg.run.seed,
-        save_every=cfg.run.save_every,
-        keep=cfg.run.keep,
-        keep_every=cfg.run.keep_every,
-        why_wait=teacher.why_wait,
-        log=cfg.run.loggers(),
-        timeout_minutes=cfg.run.timeout_minutes,
-    )
+    return TrainingPlan(batches, steps, cfg.run, teacher.why_wait)
 
 
 def default_lr(cfg: Stage1Config, global_batch: int) -> float:
@@ -215,9 +197,7 @@ def _training(
             step, base=base, steps=steps, warmup=warmup, warmup_lr=optim.warmup_lr, final=optim.final_lr
         ),
         out=cfg.run.out,
-        optimizer=optim.name,
-        weight_decay=optim.weight_decay,
-        betas=optim.betas,
+        optim=optim,
         ema=cfg.ema,
         lr_scales={objective.prefix + name: scale for name, scale in scales.items()},
         no_decay=frozenset(objective.prefix + name for name in layers.no_decay(net)),

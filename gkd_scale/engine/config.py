@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gkd_scale import ranges
 from gkd_scale.config import option
-from gkd_scale.engine import loggers
+from gkd_scale.engine import loggers, optimizers
 from gkd_scale.errors import ConfigError
+
+
+@dataclass
+class OptimConfig:
+    """optimizer: with warmup"""
+
+    name: str = option(optimizers.DEFAULT, optimizers.HELP, choices=optimizers.OPTIMIZERS)
+    lr: float | None = option(None, "peak learning rate", flag="--lr", within=ranges.PEAK_RATE)
+    weight_decay: float = option(0.05, "decoupled weight decay", within=ranges.WEIGHT_DECAY)
+    betas: tuple[float, float] = option(
+        (0.9, 0.999), "decay of AdamW's or LAMB's moments", within=ranges.DECAY
+    )
+    warmup: float = option(0.05, "share of the steps that the learning rate rises", within=ranges.WARMUP)
+    warmup_lr: float = option(1e-6, "learning rate of the first step", within=ranges.RATE)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            rate = getattr(self, item.name)
+            if item.name.endswith("_lr") and self.lr is not None and rate > self.lr and rate != item.default:
+                raise ConfigError(
+                    f"'optim.{item.name}' is {rate:g}, above the peak learning rate, {self.lr:g}",
+                    "give a smaller one",
+                )
 
 
 @dataclass

@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gkd_scale.engine import checkpoint, ds_check, loggers, stop, zero
+from gkd_scale.engine import checkpoint, ds_check, stop, zero
 from gkd_scale.engine.batch_norm import batch_norms, kept_statistics, share_statistics
+from gkd_scale.engine.config import OptimConfig, RunConfig
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.ema import Ema
 from gkd_scale.engine.feed import feed
 from gkd_scale.engine.health import DataWaitMonitor, HealthCheck
 from gkd_scale.engine.loggers import Tracked
 from gkd_scale.engine.metrics import Row, Step, Window, steps_of_window
-from gkd_scale.engine.optimizers import DEFAULT as ADAMW
 from gkd_scale.engine.optimizers import registry as optimizers
 from gkd_scale.engine.optimizers.lamb import Lamb
 from gkd_scale.engine.optimizers.muon import Muon
@@ -62,8 +62,7 @@ class Hook:
 class Job:
     """One model to train. ``module(batch)`` returns losses by name; the loop minimises ``"loss"``.
 
-    Metrics, logs and checkpoints go to ``out``. ``optimizer`` is a name of
-    :data:`gkd_scale.engine.optimizers.OPTIMIZERS`. ``lr`` is a function of the step (from 0). Parameters
+    Metrics, logs and checkpoints go to ``out``. ``lr`` is a function of the step (from 0). Parameters
     named in ``lr_scales`` learn at that multiple of it. Those in ``no_decay``, norms, biases, tokens
     and positions have no weight decay. If there is ``saved``, the loop waits until the checkpoint of a
     step is whole, and calls ``saved(step)`` on every rank. ``identity`` (JSON types) must be the same when
@@ -75,9 +74,7 @@ class Job:
     module: nn.Module
     lr: Callable[[int], float]
     out: Path
-    optimizer: str = ADAMW
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    optim: OptimConfig = field(default_factory=OptimConfig)
     ema: float = 0.0
     lr_scales: dict[str, float] = field(default_factory=dict)
     no_decay: frozenset[str] = frozenset()
@@ -91,23 +88,16 @@ class Job:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What all jobs of a pass share: the batches, how many steps, when to save.
+    """What all jobs of a pass share: the batches, how many steps, and the options of a run.
 
     ``batches(start, stop)`` yields this rank's micro batches of steps [start, stop), ``accumulation`` a
-    step. The loop writes a checkpoint every ``save_every`` steps and after the last; it keeps the newest
-    ``keep`` and those of every ``keep_every``-th step. ``why_wait`` returns why batches may be late. ``log``
-    names the loggers of every job. The run ends if a rank keeps the others waiting for ``timeout_minutes``.
+    step. ``why_wait`` returns why batches may be late.
     """
 
     batches: Callable[[int, int], Iterator[Any]]
     steps: int
-    seed: int
-    save_every: int = 500
-    keep: int = 2
-    keep_every: int | None = None
+    run: RunConfig
     why_wait: Callable[[], str] = lambda: "the loader is slower than the model"
-    log: Sequence[str] = loggers.DEFAULT
-    timeout_minutes: float = 30.0
 
 
 class Training:
@@ -191,12 +181,12 @@ def fit(
     trainings = [Training(job, runtime, deepspeed) for job in jobs]
     start = _resume(trainings, runtime)
     runs = [Tracked(job.title, job.out, job.config, job.tags) for job in jobs]
-    watchdog = Watchdog(runtime, plan.timeout_minutes, jobs[0].out)
+    watchdog = Watchdog(runtime, plan.run.timeout_minutes, jobs[0].out)
     with (
-        RunLog(runs, start, plan.steps, runtime.main, plan.log) as log,
+        RunLog(runs, start, plan.steps, runtime.main, plan.run.loggers()) as log,
         stop.requests() as stop_requested,
         watchdog,
-        Saver(runtime, plan.keep, plan.keep_every) as saver,
+        Saver(runtime, plan.run.keep, plan.run.keep_every) as saver,
     ):
         if start:
             log.note(f"going on from step {start} of {plan.steps}")
@@ -206,9 +196,9 @@ def fit(
         window_steps = steps_of_window(runtime.device)
         for step in range(start, plan.steps):
             window.begin_step()
-            waited = _step(trainings, batches, plan.seed, runtime, deepspeed, step, watchdog)
+            waited = _step(trainings, batches, plan.run.seed, runtime, deepspeed, step, watchdog)
             number = step + 1
-            last, save_due = number == plan.steps, number % plan.save_every == 0
+            last, save_due = number == plan.steps, number % plan.run.save_every == 0
             window.end_step([training.end(number) for training in trainings], waited)
             hooks_due = any(training.due(number, last=last) for training in trainings)
             if not (last or save_due or hooks_due or number % window_steps == 0):
@@ -317,13 +307,13 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
 
     groups = optimizers.groups(
         job.module,
-        weight_decay=job.weight_decay,
+        weight_decay=job.optim.weight_decay,
         lr_scales=job.lr_scales,
         no_decay=job.no_decay,
-        matrices=job.optimizer == "muon",
+        matrices=job.optim.name == "muon",
     )
     fused = runtime.device.type == "cuda"
-    optimizer = optimizers.build(job.optimizer, groups, lr=job.lr(0), betas=job.betas, fused=fused)
+    optimizer = optimizers.build(job.optim.name, groups, lr=job.lr(0), betas=job.optim.betas, fused=fused)
     with warnings.catch_warnings(), ds_check.starting(plan.path):
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(

@@ -16,7 +16,9 @@ from typing import Any
 
 from gkd_scale import __version__, config, files
 from gkd_scale.cache.spec import SPEC
-from gkd_scale.engine import loggers, optimizers
+from gkd_scale.engine import ds_config, loggers, optimizers
+from gkd_scale.engine.config import RunConfig
+from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import ConfigError, RunError
 
@@ -28,6 +30,22 @@ OTHERS = {SPEC: "a teacher cache", "search.json": "a search", "data.json": "the 
 """Other folders that our commands write, by a file that each of them has."""
 LATER = {"optim.name": optimizers.DEFAULT}
 """Settings that came after the first runs, with what runs did before; an identity leaves that value out."""
+
+
+def deepspeed_plan(run: RunConfig, runtime: Runtime, bundled: Path, default_batch: int) -> DeepSpeedPlan:
+    """The DeepSpeed config of a run, whose loggers are there; ConfigError on all ranks.
+
+    ``bundled`` is the folder with the DeepSpeed configs; ``default_batch`` a global batch.
+    """
+    runtime.on_main(lambda: loggers.require(run.loggers()))
+    return ds_config.resolve(
+        run.ds_config,
+        bundled,
+        global_batch=run.global_batch,
+        world=runtime.world,
+        device=runtime.checked_for,
+        default=default_batch,
+    )
 
 
 def identity(options: Any, **resolved: Any) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gkd_scale import ranges
 from gkd_scale.cache.config import parse_size
 from gkd_scale.config import again, inline, option, section
-from gkd_scale.engine import optimizers
-from gkd_scale.engine.config import RunConfig
+from gkd_scale.engine.config import OptimConfig, RunConfig
 from gkd_scale.errors import ConfigError
 from gkd_scale.models.config import ConditioningConfig, DemoTeacherConfig, TeacherConfig
 from gkd_scale.ranges import Range
@@ -33,35 +32,21 @@ _LAST = re.compile(r"last([1-9]\d*)")
 
 
 @dataclass
-class HeadOptimConfig:
+class Stage2OptimConfig(OptimConfig):
     """optimizer: with a polynomial schedule"""
 
-    name: str = option(optimizers.DEFAULT, optimizers.HELP, choices=optimizers.OPTIMIZERS)
-    lr: float | None = option(
+    lr: float | None = again(
+        OptimConfig,
+        "lr",
         None,
         "peak learning rate (default: 5e-3 linear, 1e-4 mask2former, 3e-3 other heads; at most 1e-3 if "
         "--adapt trains the backbone too)",
-        flag="--lr",
-        within=ranges.PEAK_RATE,
-    )
-    weight_decay: float = option(0.05, "decoupled weight decay", within=ranges.WEIGHT_DECAY)
-    betas: tuple[float, float] = option(
-        (0.9, 0.999), "decay of AdamW's or LAMB's moments", within=ranges.DECAY
     )
     power: float = option(
         0.9,
         "exponent of the polynomial decay",
         within=Range(gt=0, le=10, hint="an exponent, for example 0.9"),
     )
-    warmup: float = option(0.05, "share of the steps that the learning rate rises", within=ranges.WARMUP)
-    warmup_lr: float = option(1e-6, "learning rate of the first step", within=ranges.RATE)
-
-    def __post_init__(self) -> None:
-        if self.lr is not None and self.warmup_lr > self.lr and self.warmup_lr != 1e-6:
-            raise ConfigError(
-                f"'optim.warmup_lr' is {self.warmup_lr:g}, above the peak learning rate, {self.lr:g}",
-                "give a smaller one",
-            )
 
 
 @dataclass
@@ -314,7 +299,7 @@ class Stage2Config:
     head: str = option(next(iter(HEADS)), "segmentation head", choices=HEADS)
     head_args: dict[str, Any] = option({}, "arguments of the head, for example width=64, or size=small")
     image_size: str = option("96x128", "training size, and the size that inference works at", metavar="N|HxW")
-    optim: HeadOptimConfig = section(HeadOptimConfig)
+    optim: Stage2OptimConfig = section(Stage2OptimConfig)
     augment: AugmentConfig = section(AugmentConfig)
     method: MethodConfig = section(MethodConfig)
     inference: InferenceConfig = section(InferenceConfig)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from gkd_scale import __version__, console, files
 from gkd_scale import config as configs
 from gkd_scale.commands import shell
-from gkd_scale.engine import dry_run, ds_config, loggers, loop, schedule
+from gkd_scale.engine import dry_run, loop, schedule
 from gkd_scale.engine import run as runs
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.runtime import Runtime
@@ -74,15 +74,7 @@ def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
 
     ``bundled`` is the folder with the DeepSpeed configs.
     """
-    runtime.on_main(lambda: loggers.require(config.run.loggers()))
-    plan = ds_config.resolve(
-        config.run.ds_config,
-        bundled,
-        global_batch=config.run.global_batch,
-        world=runtime.world,
-        device=runtime.checked_for,
-        default=DEFAULT_GLOBAL_BATCH,
-    )
+    plan = runs.deepspeed_plan(config.run, runtime, bundled, DEFAULT_GLOBAL_BATCH)
     with runs.claimed(runtime, [config.run.out], dry=config.run.dry_run):
         _run(config, runtime, plan)
 
@@ -155,9 +147,7 @@ def _job(
         module=module,
         lr=lambda step: learning_rate(config, step),
         out=config.run.out,
-        optimizer=config.optim.name,
-        weight_decay=config.optim.weight_decay,
-        betas=config.optim.betas,
+        optim=config.optim,
         hooks=[loop.Hook(config.val_every, lambda step, module: validator(step, segmenter_in(module)))],
         identity=identity,
         config=configs.to_dict(config),
@@ -174,17 +164,12 @@ def _training_plan(
         train, config.size(), config.augment, config.run.seed, segmenter.fill, config.run.workers, order
     )
     return loop.TrainingPlan(
-        batches=stream.batches(
+        stream.batches(
             micro=plan.micro_batch, accumulation=plan.accumulation, rank=runtime.rank, world=runtime.world
         ),
-        steps=config.run.steps,
-        seed=config.run.seed,
-        save_every=config.run.save_every,
-        keep=config.run.keep,
-        keep_every=config.run.keep_every,
-        why_wait=lambda: "reading and augmenting images; give --workers more, where cores are idle",
-        log=config.run.loggers(),
-        timeout_minutes=config.run.timeout_minutes,
+        config.run.steps,
+        config.run,
+        lambda: "reading and augmenting images; give --workers more, where cores are idle",
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gkd_scale.engine import ds_config, loop
+from gkd_scale.engine.config import RunConfig
 from gkd_scale.engine.watchdog import COMPUTING, READING, Watchdog, _error
 from tests import warm
 from tests.cases.case import world_of_one
@@ -95,7 +96,7 @@ def test_the_loop_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "zero0.json", ROOT / "launchers", global_batch=2, world=1, device=runtime.device, default=2
         )
         batches = lambda start, stop: (torch.ones(2, 4) for _ in range(start, stop))  # noqa: E731
-        loop.fit([job], loop.TrainingPlan(batches, 2, 0, log=[]), runtime, plan)
+        loop.fit([job], loop.TrainingPlan(batches, 2, RunConfig(log=["none"])), runtime, plan)
     step = [[(number, READING), (number, COMPUTING), "rest"] for number in (1, 2)]
     assert said == [*step[0], *step[1], "hook"]
 

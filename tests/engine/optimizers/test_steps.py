@@ -13,6 +13,7 @@ from timm.optim import Lamb as TimmLamb
 from torch import Tensor, nn
 
 from gkd_scale.engine import checkpoint, zero
+from gkd_scale.engine.config import OptimConfig
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Job, Training
 from gkd_scale.engine.optimizers import OPTIMIZERS, registry
@@ -63,7 +64,9 @@ def training(runtime: Runtime, out: Path, name: str, stage: int, **more: Any) ->
         **more,
     }
     net = Net()
-    job = Job("net", net, lambda _: LR, out, optimizer=name, lr_scales={"one.weight": 0.5}, ema=0.9)
+    job = Job(
+        "net", net, lambda _: LR, out, optim=OptimConfig(name=name), lr_scales={"one.weight": 0.5}, ema=0.9
+    )
     return Training(job, runtime, DeepSpeedPlan(ROOT, plan, micro, 1, GLOBAL))
 
 
