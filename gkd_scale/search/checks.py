@@ -25,7 +25,7 @@ from gkd_scale.errors import ConfigError, ModelError
 from gkd_scale.models import backbone
 from gkd_scale.models import spec as models
 from gkd_scale.search import space as spaces
-from gkd_scale.search.config import SearchConfig
+from gkd_scale.search.config import SearchConfig, TrialConfig
 from gkd_scale.segment.config import DEFAULT_TRAIN, DEFAULT_VAL
 from gkd_scale.segment.datasets import registry
 
@@ -51,10 +51,7 @@ class SearchPlan:
     val: dict[str, str]
     test: dict[str, str]
     image_size: tuple[int, int]
-    probe: str
-    probe_images: int
-    every: int
-    workers: int
+    trial: TrialConfig
     cpu: float
     gpu: float
     keep: int
@@ -89,10 +86,7 @@ def check(cfg: SearchConfig) -> SearchPlan:
         val=val,
         test=test,
         image_size=opened.image_size,
-        probe=cfg.trial.probe,
-        probe_images=cfg.trial.probe_images,
-        every=cfg.trial.every,
-        workers=cfg.trial.workers,
+        trial=cfg.trial,
         cpu=cpu,
         gpu=gpu,
         keep=cfg.trial.steps if cfg.choice.scheduler == "pbt" else 2,

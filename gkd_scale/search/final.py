@@ -39,7 +39,7 @@ def run(cfg: SearchConfig, plan: SearchPlan) -> None:
 
 def commands(cfg: SearchConfig, plan: SearchPlan, out: Path, test: dict[str, str]) -> list[tuple[Step, Path]]:
     """The steps, each with the file that says that it is complete."""
-    launch = ["deepspeed", "--num_gpus", str(plan.workers)]
+    launch = ["deepspeed", "--num_gpus", str(plan.trial.workers)]
     stage1, stage2 = out / "stage1", out / "stage2"
     first = [*launch, str(LAUNCHERS / "stage1.py"), "--config", str(cfg.out / "best.yaml")]
     second = [*launch, str(LAUNCHERS / "stage2.py"), "--ds-config", plan.base["ds_config"]]

@@ -52,7 +52,7 @@ GRACE = 20.0
 
 
 def train(params: dict[str, Any], plan: SearchPlan) -> None:
-    """What Tune runs: train with the options ``params`` and report after every ``plan.every`` steps.
+    """What Tune runs: train with the options ``params`` and report after every ``plan.trial.every`` steps.
 
     A failure that would come again (a loss that is not finite, no memory) is reported with its cause and
     ends the trial; any other is raised, and Tune starts the trial again.
@@ -96,7 +96,7 @@ def _train_ranks(plan: SearchPlan, params: dict[str, Any], name: str) -> None:
     address = {"MASTER_ADDR": ray.util.get_node_ip_address(), "MASTER_PORT": str(free_port())}
     group = ray.util.get_current_placement_group()
     peers, futures = [], []
-    for rank in range(1, plan.workers):
+    for rank in range(1, plan.trial.workers):
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, rank)
         peer = Peer.options(  # type: ignore[attr-defined]
             num_cpus=plan.cpu, num_gpus=plan.gpu, scheduling_strategy=strategy
@@ -134,7 +134,7 @@ def rank_main(
 ) -> None:
     """Stage 1 on one rank; its output goes to ``log-RANK.txt``. Each rank sees one GPU, its own."""
     out = plan.out / "trials" / name
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(plan.workers), **address}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(plan.trial.workers), **address}
     with _logged(out / f"log-{rank}.txt"):
         cfg = changed(plan.stage1(params, out), keep=plan.keep)
         runtime = Runtime.start()
@@ -159,7 +159,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def _prepare(job: Any, *, plan: SearchPlan, name: str, runtime: Any) -> None:
-    """Let stage 1's loop probe the student every ``plan.every`` steps, and report what was saved."""
+    """Let stage 1's loop probe the student every ``plan.trial.every`` steps, and report what was saved."""
     out = plan.out / "trials" / name
     spent = (last_report(out) or {"seconds": 0.0})["seconds"]
     measure = Measure(plan, job.module.student, runtime, spent)
@@ -169,7 +169,7 @@ def _prepare(job: Any, *, plan: SearchPlan, name: str, runtime: Any) -> None:
         if last and last["step"] == step:
             _report(plan, name, last)
 
-    job.hooks.append(Hook(plan.every, measure))
+    job.hooks.append(Hook(plan.trial.every, measure))
     job.saved = saved
 
 
@@ -177,14 +177,14 @@ class Measure:
     """The hook: gathers the student on every rank, probes it on rank 0. Labels never enter training."""
 
     def __init__(self, plan: SearchPlan, student: Any, runtime: Any, seconds: float) -> None:
-        self.kind, self.runtime = plan.probe, runtime
+        self.kind, self.runtime = plan.trial.probe, runtime
         self.began = time.monotonic() - seconds
         if runtime.main:
             self.student = copy.deepcopy(student).to(runtime.device).eval().requires_grad_(False)
             datasets: dict[str, SegDataset] = {"": registry.open_all(list(plan.train.values()))}
             datasets |= {key: registry.open_dataset(ref) for key, ref in plan.val.items()}
             data = {
-                key: probe.load(dataset, plan.image_size, most=plan.probe_images)
+                key: probe.load(dataset, plan.image_size, most=plan.trial.probe_images)
                 for key, dataset in datasets.items()
             }
             self.fit, self.val = data.pop(""), data
@@ -220,7 +220,7 @@ def last_report(out: Path) -> dict[str, Any] | None:
 def _report(plan: SearchPlan, name: str, row: dict[str, Any]) -> None:
     """Hand a row of ``metrics.jsonl`` to Tune. For population-based training a checkpoint goes along: a
     tiny folder that says where the real one is."""
-    row = {**row, "report": -(-row["step"] // plan.every)}
+    row = {**row, "report": -(-row["step"] // plan.trial.every)}
     if plan.keep == 2:
         tune.report(row)
         return

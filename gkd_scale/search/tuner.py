@@ -58,8 +58,10 @@ def _show_resources(cfg: SearchConfig, plan: SearchPlan) -> None:
         f"{nodes} node(s), {total['CPU']:g} CPU, {total['GPU']:g} GPU; {console.escape(str(cfg.out))}"
     )
     for kind, amount in (("CPU", plan.cpu), ("GPU", plan.gpu)):
-        if amount * plan.workers > total[kind]:
-            console.err.print(f"[yellow]waiting for nodes[/]: a trial needs {amount * plan.workers:g} {kind}")
+        if amount * plan.trial.workers > total[kind]:
+            console.err.print(
+                f"[yellow]waiting for nodes[/]: a trial needs {amount * plan.trial.workers:g} {kind}"
+            )
 
 
 def run_trials(cfg: SearchConfig, plan: SearchPlan) -> None:
@@ -69,7 +71,7 @@ def run_trials(cfg: SearchConfig, plan: SearchPlan) -> None:
     def stage1(params: dict[str, Any]) -> None:
         trial.train(params, plan)
 
-    trainable = tune.with_resources(stage1, tune.PlacementGroupFactory([rank] * plan.workers))
+    trainable = tune.with_resources(stage1, tune.PlacementGroupFactory([rank] * plan.trial.workers))
     state = cfg.out.resolve() / STATE
     if tune.Tuner.can_restore(str(state)):
         console.out.print(f"going on with {cfg.out}", markup=False)
