@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gkd_scale import ranges
 from gkd_scale.cache.location import is_stored
-from gkd_scale.config import inline, option, section
+from gkd_scale.config import again, inline, option, section
 from gkd_scale.errors import ConfigError, nearest
 from gkd_scale.models.config import DemoTeacherConfig
 from gkd_scale.ranges import Range
@@ -225,17 +225,15 @@ class RepairConfig:
     cache: Path = option(help="folder that cache-teacher wrote", positional=True)
     images: str | Path = option(help="the images it was made of, or cache:CACHE", metavar="PATH")
     teacher_weights: Path | None = option(None, "the teacher's local weights", metavar="FILE")
-    codec_fit: int = option(
+    codec_fit: int = again(
+        CacheTeacherConfig,
+        "codec_fit",
         256,
         "as the cache was made with; only used if codec.safetensors is lost",
-        metavar="N",
-        within=ranges.COUNT,
     )
-    batch_size: int = option(32, "images a teacher batch", within=ranges.SIZE)
-    workers: int | None = option(
-        None, "threads (default: CPU cores, at most 8)", metavar="N", within=ranges.THREADS
-    )
-    device: str = option("auto", "auto, cpu, cuda or cuda:I", metavar="DEVICE")
+    batch_size: int = again(CacheTeacherConfig, "batch_size", 32)
+    workers: int | None = again(CacheTeacherConfig, "workers", None)
+    device: str = again(CacheTeacherConfig, "device", "auto", "auto, cpu, cuda or cuda:I")
 
 
 @dataclass

@@ -51,7 +51,7 @@ class ShardBuilder:
     """Builds shards one after the other with one teacher, on ``device``."""
 
     def __init__(self, job: BuildJob, teacher: Teacher, device: str, events: Events) -> None:
-        self._cfg, self._codec, self._spec, self._plan = job
+        self._cfg, self._codec, _, self._plan = job
         self._teacher, self._report, self._events = teacher, events.report, events
         self._spec_hash = job.spec.hash()
         self._writer = BackgroundJobs()

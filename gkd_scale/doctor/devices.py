@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from gkd_scale.doctor.config import DoctorConfig
-from gkd_scale.doctor.line import Line, State, gib, graded
+from gkd_scale.doctor.line import Line, State, gib
 
 NCCL_SECONDS = 90
 _NONE = "no CUDA device"
@@ -65,7 +65,7 @@ def _gpu(index: int) -> Line:
     text = f"{name}, compute capability {capability[0]}.{capability[1]}, {gib(free)} free of {gib(total)}"
     data = {"free": float(free), "total": float(total)}
     state: State = "warn" if free < _FREE * total else "ok"
-    return graded(f"gpu {index}", state, text, "another process uses its memory: see nvidia-smi", data)
+    return Line(f"gpu {index}", state, text, "another process uses its memory: see nvidia-smi", data)
 
 
 def _precision(name: str, count: int, capability: tuple[int, int], units: str, todo: str) -> Line:
@@ -82,7 +82,7 @@ def _nccl(count: int) -> Iterator[Line]:
         gloo = dist.is_gloo_available()
         text = "available" if gloo else "not in this PyTorch"
         todo = "install a PyTorch with gloo: several ranks on CPUs need it"
-        yield graded("gloo", "ok" if gloo else "fail", text, todo)
+        yield Line("gloo", "ok" if gloo else "fail", text, todo)
         return
     if not dist.is_nccl_available():
         yield Line("nccl", "fail", "not in this PyTorch", "install a PyTorch that is built for CUDA")

@@ -11,8 +11,8 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Line:
-    """One finding. ``todo`` says what to do about a ``warn`` or ``fail``; ``data`` has its numbers
-    for scripts. Bytes are bytes, times are seconds.
+    """One finding. ``todo`` says what to do about a ``warn`` or ``fail``, and is dropped for an ``ok``;
+    ``data`` has its numbers for scripts. Bytes are bytes, times are seconds.
     """
 
     name: str
@@ -21,12 +21,9 @@ class Line:
     todo: str = ""
     data: Mapping[str, float | str] = field(default_factory=dict)
 
-
-def graded(
-    name: str, state: State, value: str, todo: str, data: Mapping[str, float | str] | None = None
-) -> Line:
-    """A line; ``todo`` is for what is not ok."""
-    return Line(name, state, value, "" if state == "ok" else todo, data or {})
+    def __post_init__(self) -> None:
+        if self.state == "ok":
+            object.__setattr__(self, "todo", "")
 
 
 def gib(count: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.doctor.hostfile import read_hostfile
-from gkd_scale.doctor.line import Line, State, graded
+from gkd_scale.doctor.line import Line, State
 from gkd_scale.doctor.session import Session, Unreachable
 from gkd_scale.doctor.versions import PACKAGE, installed, requirements
 
@@ -182,7 +182,7 @@ class _Node:
     def _say(
         self, name: str, state: State, value: str, todo: str = "", data: Mapping[str, float] | None = None
     ) -> None:
-        self._lines.append(graded(name, state, value, todo, data))
+        self._lines.append(Line(name, state, value, todo, data or {}))
 
 
 def _address(host: str) -> tuple[str | None, str]:

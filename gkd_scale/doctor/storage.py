@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.doctor.hostfile import read_hostfile
-from gkd_scale.doctor.line import Line, State, gib, graded
+from gkd_scale.doctor.line import Line, State, gib
 from gkd_scale.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _space(folder: Path) -> Line:
     free = float(shutil.disk_usage(folder).free)
     text, data = f"{gib(free)} free at {folder}", {"free": free}
     state: State = "fail" if free < FREE_LEAST else "warn" if free < FREE_WANTED else "ok"
-    return graded("disk", state, text, "free space, or choose another --out", data)
+    return Line("disk", state, text, "free space, or choose another --out", data)
 
 
 def _writing(folder: Path) -> Line:
@@ -87,7 +87,7 @@ def _writing(folder: Path) -> Line:
         return Line("writing", "fail", f"{folder}: {error.strerror}", "choose another --out")
     text, data = f"{pace / 1e6:.0f} MB/s at {folder}", {"bytes_per_s": pace}
     state: State = "warn" if pace < WRITE_WANTED else "ok"
-    return graded("writing", state, text, "checkpoints take long: use another disk or --save-every", data)
+    return Line("writing", state, text, "checkpoints take long: use another disk or --save-every", data)
 
 
 def _reading(cfg: DoctorConfig, location: str | Path) -> Line:
@@ -115,7 +115,7 @@ def _reading(cfg: DoctorConfig, location: str | Path) -> Line:
     text = f"{text}; the run needs {need:.0f} images/s{f' on each of {nodes} nodes' if nodes > 1 else ''}"
     data["needed_images_per_s"] = need
     state: State = "fail" if pace < need else "warn" if pace < _MARGIN * need else "ok"
-    return graded("cache", state, text, source.times.cause(), data)
+    return Line("cache", state, text, source.times.cause(), data)
 
 
 def _forget(cache: Cache) -> None:

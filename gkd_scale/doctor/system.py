@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gkd_scale.doctor.config import DoctorConfig
-from gkd_scale.doctor.line import Line, State, gib, graded
+from gkd_scale.doctor.line import Line, State, gib
 
 SHM = Path("/dev/shm")
 SHM_WANTED, SHM_LEAST = 2**30, 64 * 2**20
@@ -31,7 +31,7 @@ def _cores() -> Line:
     text = f"{cores} for this process, load {load:.1f}"
     data = {"cores": float(cores), "load": load}
     state: State = "warn" if load > 1.2 * (os.cpu_count() or cores) else "ok"
-    return graded("cores", state, text, "other processes use them: speeds measured here are low", data)
+    return Line("cores", state, text, "other processes use them: speeds measured here are low", data)
 
 
 def _memory() -> Line:
@@ -40,7 +40,7 @@ def _memory() -> Line:
     free, total = sizes["MemAvailable"], sizes["MemTotal"]
     text, data = f"{gib(free)} free of {gib(total)}", {"free": free, "total": total}
     state: State = "warn" if free < MEMORY_WANTED else "ok"
-    return graded("memory", state, text, "close other programs, or take a larger machine", data)
+    return Line("memory", state, text, "close other programs, or take a larger machine", data)
 
 
 def _shm() -> Line:
@@ -55,7 +55,7 @@ def _shm() -> Line:
         return Line(name, "fail", f"{text}, not writable", "its mode must be 1777", data)
     state: State = "fail" if free < SHM_LEAST else "warn" if free < SHM_WANTED else "ok"
     hint = "remove what ended processes left there" if total >= SHM_WANTED else todo
-    return graded(name, state, text, hint, data)
+    return Line(name, state, text, hint, data)
 
 
 def _files() -> Line:
@@ -66,4 +66,4 @@ def _files() -> Line:
     enough = unlimited or soft >= FILES_WANTED
     state: State = "ok" if enough else "fail" if soft < FILES_LEAST else "warn"
     note = "" if hard < 0 or hard >= FILES_WANTED else "; the hard limit is in /etc/security/limits.conf"
-    return graded("open files", state, text, f"ulimit -n 65536 before the command{note}", data)
+    return Line("open files", state, text, f"ulimit -n 65536 before the command{note}", data)

@@ -6,7 +6,6 @@ Everything is made beside OUT and moved there at the end: OUT is whole or not th
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from gkd_scale.export.config import ExportConfig
 from gkd_scale.export.formats import FORMATS
 from gkd_scale.export.pixels import Pixels
 from gkd_scale.export.subject import How, Loaded, Shapes, Subject, open_subject
-from gkd_scale.types import SegDataset
 
 CHECKED_ON = 4
 """Images that an export is compared on."""
@@ -41,7 +39,7 @@ def export(config: ExportConfig) -> None:
         count = CALIBRATED_ON if config.dtype == "int8" else CHECKED_ON
         samples = pixels.find(config.images, subject.history, subject.image_size, count)
         loaded, checked = _write_checked(config, implementation, subject, samples, folder)
-        costs = [_cost(subject, loaded, checked.shapes, *pair) for pair in datasets.items()]
+        costs = [measure.cost(subject, loaded, checked.shapes, *pair) for pair in datasets.items()]
         checked = replace(checked, costs=costs)
         card.write(folder, config, subject, checked)
     _tell(config, checked)
@@ -99,12 +97,6 @@ def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdErro
         f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
         f"use another --format: {', '.join(name for name in others if name != config.format)}",
     )
-
-
-def _cost(subject: Subject, loaded: Loaded, shapes: Shapes, name: str, dataset: SegDataset) -> measure.Cost:
-    with console.progress() as progress:
-        task = progress.add_task(f"mIoU on {name}", total=2 * len(dataset))
-        return measure.cost(subject, loaded, shapes, name, dataset, partial(progress.advance, task))
 
 
 def _tell(config: ExportConfig, checked: Checked) -> None:

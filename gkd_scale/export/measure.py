@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from gkd_scale import console
 from gkd_scale.export.subject import Loaded, Shapes, Subject
 from gkd_scale.export.verify import Exported
 from gkd_scale.segment.datasets import registry
@@ -45,27 +47,15 @@ def open_domains(subject: Subject, domains: Mapping[str, str]) -> dict[str, SegD
 
 
 @torch.no_grad()
-def cost(
-    subject: Subject,
-    loaded: Loaded,
-    shapes: Shapes,
-    name: str,
-    dataset: SegDataset,
-    advance: Callable[[int], object],
-) -> Cost:
-    """Score both on ``dataset``; ``advance(n)`` is called after ``n`` images of either."""
+def cost(subject: Subject, loaded: Loaded, shapes: Shapes, name: str, dataset: SegDataset) -> Cost:
+    """Score both on ``dataset``, with progress."""
     assert subject.segmenter is not None and subject.card is not None
     how = _how(subject, shapes)
     both: tuple[Model, Model] = (subject.segmenter, Exported(loaded, shapes))
-    scores = [
-        mean_iou(
-            f"domain '{name}'",
-            confusion(model, dataset, subject.image_size, how=how, advance=advance),
-            dataset,
-            subject.card.absent,
-        ).miou
-        for model in both
-    ]
+    with console.progress() as progress:
+        advance = partial(progress.advance, progress.add_task(f"mIoU on {name}", total=2 * len(dataset)))
+        counts = [confusion(model, dataset, subject.image_size, how=how, advance=advance) for model in both]
+    scores = (mean_iou(f"domain '{name}'", count, dataset, subject.card.absent).miou for count in counts)
     return Cost(name, len(dataset), *scores)
 
 

@@ -8,6 +8,7 @@ fall off with their distance to the surface, wet ground mirrors the things above
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from gkd_scale.scenes.styles import Style
 from gkd_scale.types import Size, UInt8Array
 
 _LUMA = np.array([0.30, 0.59, 0.11], dtype=np.float32)
+_DRAWN = ("night", "fog", "rain", "snow", "exposure", "contrast", "saturation", "noise", "blur", "clouds")
+"""In the order of their draws, which decides the pictures."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +47,9 @@ class Weather:
 
 def draw_weather(style: Style, sun: float, rng: np.random.Generator) -> Weather:
     """Draw the weather of one picture; ``sun`` is the scene's shadow strength."""
-    return Weather(
-        night=uniform(rng, style.night),
-        fog=uniform(rng, style.fog),
-        rain=uniform(rng, style.rain),
-        snow=uniform(rng, style.snow),
-        exposure=uniform(rng, style.exposure),
-        contrast=uniform(rng, style.contrast),
-        saturation=uniform(rng, style.saturation),
-        noise=uniform(rng, style.noise),
-        blur=uniform(rng, style.blur),
-        sun=sun,
-        clouds=uniform(rng, style.clouds),
-        zenith=pick(rng, style.zenith, 0.05),
-        horizon=pick(rng, style.horizon, 0.05),
-        tint=style.tint,
-    )
+    draws: dict[str, Any] = {name: uniform(rng, getattr(style, name)) for name in _DRAWN}
+    zenith, horizon = (pick(rng, colours, 0.05) for colours in (style.zenith, style.horizon))
+    return Weather(**draws, sun=sun, zenith=zenith, horizon=horizon, tint=style.tint)
 
 
 def photograph(
