@@ -67,7 +67,7 @@ def _faults(chrome: Browser, address: str, scheme: Any) -> list[str]:
     context = chrome.new_context(color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
     lines: list[str] = []
-    page.on("console", lambda message: lines.append(f"console: {message.text}") if message.type == "error" else None)
+    page.on("console", lambda note: lines.append(f"console: {note.text}") if note.type == "error" else None)
     page.on("pageerror", lambda error: lines.append(f"error: {error}"))
     page.on("requestfailed", lambda request: lines.append(f"not loaded: {request.url}"))
     page.goto(address, wait_until="networkidle")
