@@ -32,20 +32,20 @@ def view(cfg: CacheTeacherConfig, entry: Entry) -> Any:
 
 
 def threads(cfg: CacheTeacherConfig, entries: list[Entry], workers: int) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     for result in prefetch(partial(view, cfg), entries, workers, 8 * workers):
         assert not isinstance(result, str), result
-    return len(entries) / (time.perf_counter() - started)
+    return len(entries) / (time.perf_counter() - start)
 
 
 def processes(cfg: CacheTeacherConfig, entries: list[Entry], workers: int) -> float:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         list(pool.map(partial(view, cfg), entries[: 4 * workers]))  # imports are not counted
-        started = time.perf_counter()
+        start = time.perf_counter()
         for result in pool.map(partial(view, cfg), entries, chunksize=4):
             assert not isinstance(result, str), result
-        return len(entries) / (time.perf_counter() - started)
+        return len(entries) / (time.perf_counter() - start)
 
 
 def main() -> None:

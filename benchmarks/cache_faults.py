@@ -84,9 +84,9 @@ def flips(whole: Path, count: int) -> dict[str, int]:
         (path,) = draw.choices(files, weights)
         data = path.read_bytes()
         bit = draw.randrange(8 * len(data))
-        damaged = bytearray(data)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+        copy = bytearray(data)
+        copy[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(copy)
         hits += verify(whole, lambda _: None, quiet=True) > 0
         try:
             cache = Cache.open(whole)

@@ -32,7 +32,7 @@ def samples(folder: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def decoded(sample: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+def decode(sample: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     pixels = simplejpeg.decode_jpeg(sample["jpg"], "RGB")
     arrays = (np.ascontiguousarray(pixels.transpose(2, 0, 1)), sample["cls"], sample["patch"])
     return tuple(torch.as_tensor(np.array(array)) for array in arrays)
@@ -62,11 +62,11 @@ def write_streaming(source: Path, out: Path) -> None:
 def read_streaming(folder: Path) -> Any:
     from streaming import StreamingDataset
 
-    class Decoded(StreamingDataset):  # type: ignore[misc]
+    class Reader(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
-            return decoded(super().__getitem__(index))
+            return decode(super().__getitem__(index))
 
-    data = Decoded(local=str(folder), shuffle=False, batch_size=BATCH)
+    data = Reader(local=str(folder), shuffle=False, batch_size=BATCH)
     return torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
 
 
@@ -80,11 +80,11 @@ def write_litdata(source: Path, out: Path) -> None:
 def read_litdata(folder: Path) -> Any:
     from litdata import StreamingDataLoader, StreamingDataset
 
-    class Decoded(StreamingDataset):  # type: ignore[misc]
+    class Reader(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
-            return decoded(super().__getitem__(index))
+            return decode(super().__getitem__(index))
 
-    data = Decoded(str(folder), shuffle=False)
+    data = Reader(str(folder), shuffle=False)
     return StreamingDataLoader(data, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
 
 
@@ -98,11 +98,11 @@ def main() -> None:
     loader = {"streaming": read_streaming, "litdata": read_litdata}[name](Path(folder))
     goal = int(argument)
     for _ in range(2):
-        started, count = time.perf_counter(), 0
+        start, count = time.perf_counter(), 0
         for pixels, cls, patches in loader:
             assert pixels.dtype == torch.uint8 and cls.dtype == patches.dtype == torch.float16
             count += len(pixels)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         assert count >= goal, count
     print(seconds * goal / count)
 

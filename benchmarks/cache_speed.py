@@ -70,9 +70,9 @@ class Projection:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def read_features(cache: Cache) -> None:

@@ -116,12 +116,12 @@ def write_beside(training: Training, step: int) -> tuple[float, float]:
         saver.write(
             [(training.folder, checkpoint.take(step, training.engine, training.ema, training.runtime, {}))]
         )
-        waited = time.perf_counter() - began
+        wait = time.perf_counter() - began
         durations = [steps(training, 1)]
         while not checkpoint.path(training.folder, step).exists():
             durations.append(steps(training, 1))
         saver.wait()
-    return waited, statistics.mean(durations)
+    return wait, statistics.mean(durations)
 
 
 if __name__ == "__main__":

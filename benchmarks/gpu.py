@@ -128,9 +128,9 @@ class Kit:
         """A student under DeepSpeed, as stage 1 trains it; ``options``: the Distiller's, and ``compile``."""
         torch.manual_seed(0)
         net = load_student(student, source.image_size, source.grid)
-        compiled = options.pop("compile", False)
+        jit = options.pop("compile", False)
         distiller = Distiller(net, TeacherSpace(source.teacher_dim, source.grid), **options)
-        if compiled:  # a CPU would compile kernels for minutes
+        if jit:  # a CPU would compile kernels for minutes
             distiller.compile_losses(backend="inductor" if self.cuda else "eager")
         plan = ds_config.resolve(
             config if self.cuda else "zero0.json",
@@ -215,10 +215,10 @@ def qsd(kit: Kit) -> Rows:
             if kit.cuda:
                 forms.append((f"SDPA, {backend.name.lower()}", QsdHead.__call__, sdpa_kernel(backend)))
         for name, form, context in forms:
-            yield f"N = {tokens}, {name}", _timed(kit, partial(step, form), context)
+            yield f"N = {tokens}, {name}", _cost(kit, partial(step, form), context)
 
 
-def _timed(kit: Kit, work: Callable[[], None], context: Any) -> str:
+def _cost(kit: Kit, work: Callable[[], None], context: Any) -> str:
     """Milliseconds and memory of ``work``, or why a backend does not take its shapes."""
     try:
         with context, warnings.catch_warnings():
@@ -242,9 +242,9 @@ def masked(kit: Kit) -> Rows:
         target = Features(*(tensor.float() for tensor in batch.teacher))
         distiller.heads[0].losses(plain, other.patches, target)["loss"].backward()
 
-    shared = kit.seconds(lambda: distiller(batch)["loss"].backward())
+    seconds = kit.seconds(lambda: distiller(batch)["loss"].backward())
     full = kit.seconds(all_twice)
-    yield "shared masked pass over two full passes", f"{full / shared:.2f}x ({1000 * shared:.1f} ms)"
+    yield "shared masked pass over two full passes", f"{full / seconds:.2f}x ({1000 * seconds:.1f} ms)"
 
 
 def on_device(batch: Any, kit: Kit) -> Any:
@@ -261,8 +261,8 @@ def stage1(kit: Kit) -> Rows:
             training, distiller = kit.training(source, student)
             batches = [on_device(batch, kit) for batch in source.batches(0, 4, distiller.draws)]
             resident = kit.rate(training, itertools.cycle(batches), steps)
-            cached = feed(source.batches(0, 10**6, distiller.draws), kit.device)
-            rate = kit.rate(training, cached, steps)
+            stream = feed(source.batches(0, 10**6, distiller.draws), kit.device)
+            rate = kit.rate(training, stream, steps)
             images = kit.size.batch * rate
             ratio = f"{rate / resident:.3f} of the batches on the device"
             yield f"{student} from a {codec} cache", f"{rate:.2f} steps/s, {images:.0f} images/s, {ratio}"
@@ -309,7 +309,7 @@ def waits(kit: Kit, training: Training, batch: Batch) -> str:
     """How often one step waits for the device, as CUDA's sync debug mode counts."""
     if not kit.cuda:
         return "not measured: no CUDA"
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -319,7 +319,7 @@ def waits(kit: Kit, training: Training, batch: Batch) -> str:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     places = {
-        f"{Path(item.filename).name}:{item.lineno}" for item in caught if "synchroniz" in str(item.message)
+        f"{Path(item.filename).name}:{item.lineno}" for item in records if "synchroniz" in str(item.message)
     }
     return f"{len(places)} a step {' '.join(sorted(places))}"
 
@@ -408,10 +408,10 @@ def parity(kit: Kit) -> Rows:
 
     with torch.no_grad():
         expected = loss(torch.device("cpu"))
-        for name, bound in (("float32", 1e-3), ("bf16", 2e-2)):
+        for name, limit in (("float32", 1e-3), ("bf16", 2e-2)):
             with torch.autocast(kit.device.type, BF16, enabled=name == "bf16"):
                 error = abs(loss(kit.device) - expected) / expected
-            yield f"loss in {name} against the CPU", f"{error:.1e} ({'ok' if error < bound else 'TOO FAR'})"
+            yield f"loss in {name} against the CPU", f"{error:.1e} ({'ok' if error < limit else 'TOO FAR'})"
 
 
 PARTS = {part.__name__: part for part in (qsd, masked, stage1, variants, caching, stage2, parity)}
@@ -437,7 +437,7 @@ def main() -> int:
     args = parser.parse_args()
     if not torch.cuda.is_available() and not args.tiny:
         parser.exit(2, "no CUDA device here: --tiny tries the script on the CPU\n")
-    failed = 0
+    failures = 0
     with tempfile.TemporaryDirectory() as scratch:
         kit = Kit(TINY if args.tiny else Size(), Path(scratch))
         lines = ["| | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in machine(kit))]
@@ -448,13 +448,13 @@ def main() -> int:
                     lines.append(f"| {name} | {value} |")
                     print(lines[-1], flush=True)
             except Exception as error:  # the other parts are worth having
-                failed += 1
+                failures += 1
                 traceback.print_exc()
                 lines.append(f"| {part} | FAILED: {type(error).__name__}: {str(error).splitlines()[0]} |")
             print(f"{part}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
             args.out.write_text("\n".join(lines) + "\n")
         kit.runtime.stop()
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ class Side:
             pass
 
 
-def compared(turns: int, steps: int, one: Callable[[int], None], two: Callable[[int], None]) -> list[str]:
+def compare(turns: int, steps: int, one: Callable[[int], None], two: Callable[[int], None]) -> list[str]:
     """Least seconds of two works of ``steps`` steps, in turns after one that does not count.
 
     Steps a second of each, and the second's over the first's, by time and by the processor's seconds.
@@ -149,13 +149,13 @@ def main() -> None:
         half = write_cache(images, scratch / "half", RandomTeacher(384, 1), args.codec)
         rest = write_cache(f"cache:{half}", scratch / "rest", RandomTeacher(384, 2), args.codec)
         one, two = Side([whole], scratch, runtime), Side([half, rest], scratch, runtime)
-        learned = compared(args.turns, args.steps, one.learn, two.learn)
-        read = compared(args.turns, args.steps, one.read, two.read)
+        step_rates = compare(args.turns, args.steps, one.learn, two.learn)
+        batch_rates = compare(args.turns, args.steps, one.read, two.read)
     print(
         "| codec | bytes | steps/s of one | of two | ratio (CPU) | batches/s of one | of two | ratio (CPU) |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    print(f"| {' | '.join([args.codec, f'{two.bytes / one.bytes:.3f}', *learned, *read])} |")
+    print(f"| {' | '.join([args.codec, f'{two.bytes / one.bytes:.3f}', *step_rates, *batch_rates])} |")
     runtime.stop()
 
 

@@ -73,8 +73,8 @@ def main() -> int:
     began = time.monotonic()
     frames = First(open_dataset(f"camvid:{SHARED / 'camvid/source_day'}"), FRAMES)
     weights = SHARED / "teacher/mobilenetv2_100_imagenet1k.safetensors"
-    pretrained = load_backbone(weights, "mobilenetv2_100", {"pad_type": "same"})
-    backbone = Backbone(pretrained.net, replace(pretrained.spec, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    base = load_backbone(weights, "mobilenetv2_100", {"pad_type": "same"})
+    backbone = Backbone(base.net, replace(base.spec, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     args = {key: int(value) for key, value in (item.split("=") for item in cfg.head_args)}
     head = build_head(
         "mask2former", backbone.channels, len(frames.classes), {"size": "small", **args}, seed=cfg.seed

@@ -46,17 +46,17 @@ def measure(samples: int, rank: int) -> dict[str, float]:
     """Seconds to the first batch of ``rank``, bytes of memory added, seconds of a position later."""
     np.random.Generator(np.random.Philox(key=1)).permutation(8)  # numpy's own start
     before = _peak()
-    started = time.perf_counter()
+    start = time.perf_counter()
     order = Order(np.full(samples // SHARD, SHARD), 0)
-    start = samples // 2 // (WORLD * MICRO)
+    step = samples // 2 // (WORLD * MICRO)
     share = {"micro": MICRO, "accumulation": 1, "rank": rank, "world": WORLD}
-    for batch in positions(start, start + 1, **share):
+    for batch in positions(step, step + 1, **share):
         _ = [order.position(p) for p in batch]
-    first = time.perf_counter() - started
-    started = time.perf_counter()
-    for batch in positions(start + 1, start + 1001, **share):
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    for batch in positions(step + 1, step + 1001, **share):
         _ = [order.position(p) for p in batch]
-    position = (time.perf_counter() - started) / (1000 * MICRO)
+    position = (time.perf_counter() - start) / (1000 * MICRO)
     return {"first": first, "memory": _peak() - before, "position": position}
 
 

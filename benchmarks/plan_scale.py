@@ -114,13 +114,13 @@ def plan(images: int, folder: Path) -> dict[str, float]:
     """Make and write a plan of ``images``, then read one shard of it."""
     from gkd_scale.cache.plan import PLAN, make_plan, write_plan
 
-    before, started = _peak(), time.perf_counter()
+    before, start = _peak(), time.perf_counter()
     image_plan = make_plan("names", SHARD, source=Names(images), folder=folder)
     disk_plan = write_plan(image_plan, folder / PLAN)
-    seconds = time.perf_counter() - started
-    started = time.perf_counter()
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
     assert len(disk_plan.shard(disk_plan.shards // 2)) == SHARD
-    shard = time.perf_counter() - started
+    shard = time.perf_counter() - start
     size = (folder / PLAN).stat().st_size
     return {
         "seconds": seconds,
@@ -174,14 +174,14 @@ def read(shards: int, folder: Path) -> dict[str, float]:
     from gkd_scale.cache.manifest import SHARDS
     from gkd_scale.cache.reader import open_caches
 
-    before, started = _peak(), time.perf_counter()
+    before, start = _peak(), time.perf_counter()
     caches = open_caches([folder])
-    open_seconds = time.perf_counter() - started
+    open_seconds = time.perf_counter() - start
     assert caches.num_samples == shards * SHARD
-    started = time.perf_counter()
+    start = time.perf_counter()
     source = CachedSource(caches, global_batch=BATCH, micro_batch=BATCH, seed=0)
     batch = next(iter(source.batches(0, 1)))
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     assert len(batch.sids) == BATCH
     size = (folder / SHARDS).stat().st_size
     return {

@@ -83,24 +83,24 @@ def wait_until(process: subprocess.Popen[bytes], condition: object, seconds: flo
     return True
 
 
-def kill_one(process: subprocess.Popen[bytes], out: Path, saving: bool, rng: random.Random) -> str | None:
+def kill_one(process: subprocess.Popen[bytes], out: Path, at_save: bool, rng: random.Random) -> str | None:
     """Kill a rank at a random moment, or while a checkpoint is half written; what was done."""
     count = len(losses(out))
     goal = max(count + 1, count // SAVE_EVERY * SAVE_EVERY + rng.randint(2, 2 * SAVE_EVERY))
     if not wait_until(process, lambda: len(losses(out)) >= goal):
         return None
-    rank = 0 if saving else rng.randrange(2)
+    rank = 0 if at_save else rng.randrange(2)
     victim = rank_of(out, rank)
     folder = out / "checkpoints"
-    if saving:
+    if at_save:
         if not wait_until(process, lambda: any(folder.glob("*.part"))):
             return None
     else:
         time.sleep(rng.random() * 0.2)
     os.kill(victim, signal.SIGKILL)
-    torn = [file.name for file in folder.glob("*.part")]
+    parts = [file.name for file in folder.glob("*.part")]
     process.wait(120)
-    return f"rank {rank} after step {len(losses(out))}" + (f", writing {torn[0]}" if torn else "")
+    return f"rank {rank} after step {len(losses(out))}" + (f", writing {parts[0]}" if parts else "")
 
 
 def main() -> int:
@@ -113,24 +113,24 @@ def main() -> int:
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as scratch:
         cache = make_cache(Path(scratch))
-        whole, killed = Path(scratch) / "whole", Path(scratch) / "killed"
+        whole, other = Path(scratch) / "whole", Path(scratch) / "killed"
         assert start(cache, whole, args.steps).wait() == 0
-        kills = saved = 0
+        kills = saves = 0
         while kills < args.kills:
-            saving = saved < args.saving and args.kills - kills <= 2 * (args.saving - saved)
-            text = kill_one(start(cache, killed, args.steps), killed, saving, rng)
+            at_save = saves < args.saving and args.kills - kills <= 2 * (args.saving - saves)
+            text = kill_one(start(cache, other, args.steps), other, at_save, rng)
             if text is None:
                 print("the run ended before its kill: give more --steps")
                 return 2
-            kills, saved = kills + 1, saved + ("writing" in text)
+            kills, saves = kills + 1, saves + ("writing" in text)
             print(f"kill {kills}: {text}", flush=True)
-        assert start(cache, killed, args.steps).wait() == 0
+        assert start(cache, other, args.steps).wait() == 0
         names = ["backbone.safetensors", f"checkpoints/step-{args.steps:08d}.safetensors"]
-        same = [(whole / name).read_bytes() == (killed / name).read_bytes() for name in names]
-        same.append(losses(whole) == losses(killed))
+        same = [(whole / name).read_bytes() == (other / name).read_bytes() for name in names]
+        same.append(losses(whole) == losses(other))
         verdict = "the same weights, checkpoint and losses" if all(same) else f"NOT the same: {same}"
-        print(f"{kills} kills, {saved} while saving; {verdict}")
-        return 0 if all(same) and saved >= args.saving else 1
+        print(f"{kills} kills, {saves} while saving; {verdict}")
+        return 0 if all(same) and saves >= args.saving else 1
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class Bench:
                 (folder / path.name).symlink_to(path.resolve())
         return folder
 
-    def cached(self, teacher: Teacher, name: str, count: int = 32, size: int = 224) -> CachedSource:
+    def cache(self, teacher: Teacher, name: str, count: int = 32, size: int = 224) -> CachedSource:
         """Batches from a cache of ``count`` images, one loader thread."""
         out = self.scratch / f"cache-{name}-{count}-{size}"
         cfg = CacheTeacherConfig(images=self.images(count), image_size=size, out=out)
@@ -155,7 +155,7 @@ def rates(seconds: dict[str, float], count: int) -> dict[str, float]:
 def limit(bench: Bench) -> dict[str, Any]:
     """In turns of two steps, so that the loader cannot work far ahead while the other side is measured."""
     name = "vit_base_patch16_224"
-    source = bench.cached(bench.teacher(name), name)
+    source = bench.cache(bench.teacher(name), name)
     resident = list(source.batches(0, 2))
     training = bench.training(source)
 
@@ -181,23 +181,23 @@ def live(bench: Bench) -> dict[str, Any]:
     rows = {}
     for name, millions in TEACHERS.items():
         teacher = bench.teacher(name)
-        cached, run = bench.cached(teacher, name), live_source(bench, teacher)
-        training = bench.training(cached)
-        pixels = next(cached.batches(0, 1)).pixels
+        source, run = bench.cache(teacher, name), live_source(bench, teacher)
+        training = bench.training(source)
+        pixels = next(source.batches(0, 1)).pixels
         seconds = in_turns(
             bench.steps,
-            cached=bench.stepper(training, cached.batches(0, 10**6)),
+            cached=bench.stepper(training, source.batches(0, 10**6)),
             live=bench.stepper(training, run.batches(0, 10**6)),
             teacher=lambda teacher=teacher, pixels=pixels: teacher(pixels),
         )
         speed_up = seconds["live"] / seconds["cached"]
-        predicted = (seconds["teacher"] + seconds["cached"]) / seconds["cached"]
+        prediction = (seconds["teacher"] + seconds["cached"]) / seconds["cached"]
         rows[name] = {
             "parameters_m": millions,
             "images/s": rates(seconds, BATCH),
             "speed_up": speed_up,
-            "predicted": predicted,
-            "of_prediction": speed_up / predicted,
+            "predicted": prediction,
+            "of_prediction": speed_up / prediction,
         }
     return rows
 
@@ -222,8 +222,8 @@ def two_passes(distiller: Distiller, batch: Batch, head: Callable[..., Tensor]) 
     soft_cls = head(distiller.head_cls, plain.cls[:, None], target_cls)
     soft = head(distiller.head_feature, plain.patches, target.patches)
     both = mse(torch.cat([soft_cls, soft], 1), torch.cat([target_cls, target.patches], 1))
-    hidden = mse(head(distiller.head_mask, masked.patches, target.patches), target.patches)
-    return both + hidden + mse(soft_cls, target_cls)
+    mask_loss = mse(head(distiller.head_mask, masked.patches, target.patches), target.patches)
+    return both + mask_loss + mse(soft_cls, target_cls)
 
 
 def published_distiller(source: CachedSource) -> Distiller:
@@ -237,10 +237,10 @@ def peers(bench: Bench) -> dict[str, Any]:
     """The reference loop gets its pixels from a thread, as ours; its teacher runs in every step."""
     name = "vit_base_patch14_dinov2"
     teacher = bench.teacher(name)
-    cached, run = bench.cached(teacher, name), live_source(bench, teacher)
-    training = bench.training(cached)
+    source, run = bench.cache(teacher, name), live_source(bench, teacher)
+    training = bench.training(source)
     torch.manual_seed(0)
-    distiller = published_distiller(cached)
+    distiller = published_distiller(source)
     optimizer = torch.optim.AdamW(distiller.parameters(), 1e-4)
     batches = run.batches(0, 10**6)
 
@@ -250,19 +250,19 @@ def peers(bench: Bench) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
 
-    ours = bench.stepper(training, cached.batches(0, 10**6))
+    ours = bench.stepper(training, source.batches(0, 10**6))
     seconds = in_turns(bench.steps, ours=ours, reference=reference)
     return {"images/s": rates(seconds, BATCH), "ratio": seconds["reference"] / seconds["ours"]}
 
 
 def masked(bench: Bench) -> dict[str, Any]:
     teacher = bench.teacher("vit_small_patch16_224")
-    source = bench.cached(teacher, "vit_small_patch16_224")
+    source = bench.cache(teacher, "vit_small_patch16_224")
     distiller = published_distiller(source)
     batches = cycle(list(source.batches(0, 2, distiller.draws)))
     differences: list[float] = []
 
-    def shared() -> None:
+    def once() -> None:
         distiller.zero_grad()
         distiller(next(batches))["loss"].backward()
 
@@ -275,7 +275,7 @@ def masked(bench: Bench) -> dict[str, Any]:
             one = float(distiller(batch)["loss"])
             two = float(two_passes(distiller, batch, lambda head, *tokens: head(*tokens)))
         differences.append(abs(one - two) / two)
-    seconds = in_turns(bench.steps, shared=shared, full=full)
+    seconds = in_turns(bench.steps, shared=once, full=full)
     return {
         "seconds": seconds,
         "ratio": seconds["full"] / seconds["shared"],
@@ -329,7 +329,7 @@ def qsd(bench: Bench) -> dict[str, Any]:
 def ranks(bench: Bench) -> dict[str, Any]:
     """The real launcher script under torchrun; the first steps are left out."""
     name = "vit_small_patch16_224"
-    source = bench.cached(bench.teacher(name), name)
+    source = bench.cache(bench.teacher(name), name)
     assert source.num_samples
     cache = bench.scratch / f"cache-{name}-32-224"
     by_world: dict[str, float] = {}
@@ -367,7 +367,7 @@ class SlowSource:
 def students(bench: Bench) -> dict[str, Any]:
     """Two small students; if the loader is the slow part, an image takes 50 ms to read."""
     small = {"embed_dim": 96, "depth": 2, "num_heads": 3}
-    source = bench.cached(bench.teacher("mobilenetv2_100"), "mobilenetv2_100")
+    source = bench.cache(bench.teacher("mobilenetv2_100"), "mobilenetv2_100")
     one, two = (bench.training(source, **small) for _ in range(2))
     results: dict[str, Any] = {}
     for regime, seconds_an_image in (("loader", 0.05), ("students", 0.0)):

@@ -45,11 +45,11 @@ def alone(out: Path, steps: int, lr: float) -> NoReturn:
     cfg = config.parse(SearchConfig, flags(out, steps, LRS), prog="alone", description="")
     began = time.monotonic()
     plan = replace(checks.check(cfg), out=out / "alone")
-    checking = time.monotonic() - began
+    seconds = time.monotonic() - began
     trial._report = trial._here = lambda *_: {}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     trial.rank_main(plan, {"optim.lr": lr}, f"lr-{lr}", 0, address)
-    print(json.dumps({"checking": checking}), flush=True)
+    print(json.dumps({"checking": seconds}), flush=True)
     os._exit(0)
 
 

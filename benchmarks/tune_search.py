@@ -42,8 +42,8 @@ def summary(out: Path) -> dict[str, Any]:
 
 def single(out: Path, seed: int, steps: int, options: dict[str, Any]) -> float:
     """The mIoU of one configuration after all steps, on one core."""
-    fixed = yaml.safe_load((ROOT / "tuning/spaces/demo.yaml").read_text())
-    values = {"global_batch": fixed["global_batch"]}
+    demo = yaml.safe_load((ROOT / "tuning/spaces/demo.yaml").read_text())
+    values = {"global_batch": demo["global_batch"]}
     values |= {key: f"choice({value})" for key, value in options.items()} or {"drop_path": "choice(0.0)"}
     space = out.with_suffix(".yaml")
     space.write_text(yaml.safe_dump(values))
@@ -68,7 +68,7 @@ def measure(out: Path, seed: int, steps: int, trials: int) -> dict[str, Any]:
             "again_default_miou": pool.submit(single, out / f"again-default-{seed}", seed + 100, steps, {}),
         }
         scores = {name: run.result() for name, run in runs.items()}
-    measured = {
+    row = {
         "seed": seed,
         "minutes": round(minutes, 2),
         "trials": outcome["trials"],
@@ -80,8 +80,8 @@ def measure(out: Path, seed: int, steps: int, trials: int) -> dict[str, Any]:
         "again_seed": seed + 100,
         **scores,
     }
-    record.write_text(json.dumps(measured, indent=2) + "\n")
-    return measured
+    record.write_text(json.dumps(row, indent=2) + "\n")
+    return row
 
 
 def main() -> None:

@@ -90,8 +90,8 @@ def cell(data: Path, out: Path, row: str, seed: int) -> Iterator[tuple[Step, Pat
 
 def scores(folder: Path) -> list[float]:
     """mIoU in % on val_day, by day, at dusk, and the mean of the last two."""
-    measured = json.loads((folder / "evaluation.json").read_text())
-    unseen = [measured[name]["miou"] for name in DOMAINS]
+    report = json.loads((folder / "evaluation.json").read_text())
+    unseen = [report[name]["miou"] for name in DOMAINS]
     home = json.loads((folder / "best.json").read_text())["miou"]
     return [home, *unseen, statistics.fmean(unseen)]
 

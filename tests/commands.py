@@ -32,7 +32,7 @@ from gkd_scale.segment.datasets.config import CheckConfig, ConvertConfig, Datase
 from gkd_scale.students import StudentsConfig
 from tests.conftest import ROOT
 
-PARSED = {
+CONFIGS = {
     "cache-teacher": CacheTeacherConfig,
     "plan": PlanConfig,
     "students": StudentsConfig,
@@ -67,8 +67,8 @@ _PROGRAM = re.compile(r"(?:gkd-scale|deepspeed|torchrun|python) ")
 
 def commands(text: str) -> list[str]:
     """The commands in what was printed, each from its program to the end of its line."""
-    joined = text.replace("\\\n", " ")
-    return [line[found.start() :] for line in joined.splitlines() if (found := _PROGRAM.search(line))]
+    whole = text.replace("\\\n", " ")
+    return [line[match.start() :] for line in whole.splitlines() if (match := _PROGRAM.search(line))]
 
 
 def parse(command: str) -> tuple[str, object]:
@@ -83,7 +83,7 @@ def parse(command: str) -> tuple[str, object]:
         name, rest = Path(words[at]).name, words[at + 1 :]
         script = Path(words[at])
         assert (script if script.is_absolute() else ROOT / script).is_file(), command
-    return name, config.parse(PARSED[name], rest, prog=name, description="")
+    return name, config.parse(CONFIGS[name], rest, prog=name, description="")
 
 
 def search_main(argv: list[str]) -> int:

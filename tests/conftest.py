@@ -41,14 +41,14 @@ def shared() -> Path:
 
 
 @dataclass(frozen=True)
-class Done:
+class Result:
     """A finished command."""
 
     code: int
     text: str
 
 
-def run(command: Sequence[object], cwd: Path, timeout: int = 300) -> Done:
+def run(command: Sequence[object], cwd: Path, timeout: int = 300) -> Result:
     """Run a command in an environment like a user's; its exit code and output."""
     result = subprocess.run(
         [str(part) for part in command],
@@ -59,13 +59,13 @@ def run(command: Sequence[object], cwd: Path, timeout: int = 300) -> Done:
         text=True,
         timeout=timeout,
     )
-    return Done(result.returncode, result.stdout)
+    return Result(result.returncode, result.stdout)
 
 
 def environment() -> dict[str, str]:
-    launched = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
-    kept = {key: value for key, value in os.environ.items() if key not in launched}
-    return {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    variables = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+    rest = {key: value for key, value in os.environ.items() if key not in variables}
+    return {**rest, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def deepspeed(script: str, *flags: object, ranks: int = 1) -> list[str]:
@@ -116,10 +116,10 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> 
 
     folder = tmp_path_factory.mktemp("cache")
     images = write_images(folder / "images", 12)
-    done = warm.run(
+    result = warm.run(
         [BIN / "gkd-scale", "cache-teacher", *cache_flags(images, tiny_teacher, folder / "cache")], folder
     )
-    assert done.code == 0, done.text
+    assert result.code == 0, result.text
     return folder / "cache"
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import gkd_scale
 from gkd_scale.errors import ConfigError
-from tests.conftest import BIN, ROOT, TINY, Done, run, write_images
+from tests.conftest import BIN, ROOT, TINY, Result, run, write_images
 from tests.segment.support import Blocks, write_folder
 
 
@@ -27,8 +27,8 @@ def test_every_public_name_is_there_and_unknown_ones_are_not() -> None:
 
 def test_the_import_alone_loads_no_torch() -> None:
     code = "import sys, gkd_scale; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
 
 
 SCRIPT = """
@@ -50,7 +50,7 @@ print("left", [name for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if name in
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> tuple[Path, Done]:
+def ran(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> tuple[Path, Result]:
     """A script that does everything in one process."""
     folder = tmp_path_factory.mktemp("api")
     (folder / "cache").symlink_to(tiny_cache)
@@ -60,12 +60,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> tuple[Pat
     return folder, run([BIN / "python", script], folder)
 
 
-def test_everything_runs_in_one_process_and_goes_on(ran: tuple[Path, Done]) -> None:
-    folder, done = ran
-    assert done.code == 0, done.text
-    assert "backbone Backbone (48, 48, 48, 48)" in done.text and "first is already complete" in done.text
-    assert "scored ['night'] (32, 48)" in done.text and "left []" in done.text
-    assert f"deepspeed {ROOT / 'launchers/stage2.py'}" in done.text
+def test_everything_runs_in_one_process_and_goes_on(ran: tuple[Path, Result]) -> None:
+    folder, result = ran
+    assert result.code == 0, result.text
+    assert "backbone Backbone (48, 48, 48, 48)" in result.text and "first is already complete" in result.text
+    assert "scored ['night'] (32, 48)" in result.text and "left []" in result.text
+    assert f"deepspeed {ROOT / 'launchers/stage2.py'}" in result.text
     first, second = ((folder / name / "backbone.safetensors").read_bytes() for name in ("first", "second"))
     assert first == second, "the second training in a process is as the first"
 
@@ -92,8 +92,8 @@ def test_a_cache_is_a_dataset_of_every_view(tiny_cache: Path) -> None:
     item = cache[13]
     assert item.sid == cache.sid(1) and item.pixels.shape == (3, 32, 48) and item.pixels.dtype == torch.uint8
     assert item.cls.shape == (48,) and item.patches.shape == (6, 48) and item.patches.dtype == torch.float16
-    stored = cache.read(1, 1)
-    torch.testing.assert_close(item.patches, torch.from_numpy(stored.patches), rtol=0, atol=0)
+    sample = cache.read(1, 1)
+    torch.testing.assert_close(item.patches, torch.from_numpy(sample.patches), rtol=0, atol=0)
     assert cache[-1].sid == cache[23].sid
     with pytest.raises(IndexError):
         cache[24]

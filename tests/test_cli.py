@@ -19,9 +19,9 @@ def call(*arguments: object) -> int:
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     for name in COMMANDS:
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as stop:
             call(*name.split(), "--help")
-        assert stopped.value.code == 0
+        assert stop.value.code == 0
         assert f"gkd-scale {name}" in capsys.readouterr().out.split("examples:")[1]
 
 
@@ -34,8 +34,8 @@ def test_no_command_and_unknown_commands_exit_2(capsys: pytest.CaptureFixture[st
 
 def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("datasets", "chek", "folder", "nowhere") == 2
-    assert "gkd-scale datasets has no 'chek'" in (said := capsys.readouterr().err)
-    assert "did you mean 'check'" in said
+    assert "gkd-scale datasets has no 'chek'" in (error := capsys.readouterr().err)
+    assert "did you mean 'check'" in error
     assert call("datasets check") == 2
 
 
@@ -50,7 +50,7 @@ def test_a_row_names_a_function_of_its_config(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("--images", "nowhere"), "nowhere"),
         (("--image-size", "33x48"), "32x48"),
@@ -63,13 +63,17 @@ def test_a_row_names_a_function_of_its_config(command: Command) -> None:
     ],
 )
 def test_mistakes_of_cache_teacher(
-    change: tuple[str, str], said: str, tmp_path: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
+    change: tuple[str, str],
+    message: str,
+    tmp_path: Path,
+    tiny_teacher: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     images = write_images(tmp_path / "images", 2)
     assert call("cache-teacher", *cache_flags(images, tiny_teacher, tmp_path / "out"), *change) == 2
-    captured = capsys.readouterr().err
-    assert said in captured.replace("\n", " ")
-    assert captured.count("error:") == 1
+    error = capsys.readouterr().err
+    assert message in error.replace("\n", " ")
+    assert error.count("error:") == 1
     assert not (tmp_path / "out" / "manifest.parquet").exists()
 
 

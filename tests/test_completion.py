@@ -39,18 +39,18 @@ def shell(folder: Path, *command: str, **variables: str) -> str:
     """What a command prints in ``folder``."""
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     env = {**environment(), "PATH": path, "HOME": str(folder), **variables}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-@pytest.mark.parametrize(("line", "offered"), OFFERS)
-def test_commands_flags_choices_and_files_are_offered(line: str, offered: set[str], folder: Path) -> None:
+@pytest.mark.parametrize(("line", "offers"), OFFERS)
+def test_commands_flags_choices_and_files_are_offered(line: str, offers: set[str], folder: Path) -> None:
     out = folder / "out"
     protocol = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
     answer = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(out)}
     assert shell(folder, "gkd-scale", **protocol, **answer) == ""
-    assert {word.strip() for word in out.read_text().split("\n")} >= offered
+    assert {word.strip() for word in out.read_text().split("\n")} >= offers
 
 
 def test_every_command_is_offered_and_no_other_flag(folder: Path) -> None:
@@ -63,16 +63,16 @@ def in_bash(folder: Path, line: str) -> list[str]:
     script = folder / "completion.bash"
     script.write_text(shell(folder, "gkd-scale", "completion", "bash"))
     code = 'source completion.bash; _python_argcomplete gkd-scale; printf "%s\\n" "${COMPREPLY[@]}"'
-    typed = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
-    return [word.strip() for word in shell(folder, "bash", "-c", code, **typed).splitlines()]
+    protocol = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    return [word.strip() for word in shell(folder, "bash", "-c", code, **protocol).splitlines()]
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
-@pytest.mark.parametrize(("line", "offered"), OFFERS)
-def test_fish_offers_them(line: str, offered: set[str], folder: Path) -> None:
+@pytest.mark.parametrize(("line", "offers"), OFFERS)
+def test_fish_offers_them(line: str, offers: set[str], folder: Path) -> None:
     (folder / "it.fish").write_text(shell(folder, "gkd-scale", "completion", "fish"))
     lines = shell(folder, "fish", "-c", f"source it.fish; complete -C '{line}'").splitlines()
-    assert {line.split("\t")[0] for line in lines} >= offered
+    assert {line.split("\t")[0] for line in lines} >= offers
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")

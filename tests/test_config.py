@@ -61,7 +61,7 @@ def test_nested_flags_aliases_and_key_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--path", "p", "--cuont", "4"], "did you mean '--count'?"),
         (["--path", "p", "--count", "four"], "'count' is 'four'"),
@@ -73,15 +73,15 @@ def test_nested_flags_aliases_and_key_values() -> None:
         (["--path", "p", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_mistakes_are_one_clear_error(argv: list[str], said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_mistakes_are_one_clear_error(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
         parse(*argv)
-    assert said in str(caught.value)
-    assert caught.value.exit_code == 2
+    assert message in str(error.value)
+    assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("path: p\nconut: 4", "unknown key 'conut'\n  → did you mean 'count'?"),
         ("path: p\ninner: {ratee: 4}", "unknown key 'inner.ratee'\n  → did you mean 'rate'?"),
@@ -90,22 +90,22 @@ def test_mistakes_are_one_clear_error(argv: list[str], said: str) -> None:
         ("a: [", "cannot be read as YAML"),
     ],
 )
-def test_yaml_mistakes_name_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+def test_yaml_mistakes_name_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         parse("--config", str(file))
-    assert said in str(caught.value)
-    assert str(file) in str(caught.value)
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
 
 
 def test_help_shows_flags_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stop:
         config.parse(Options, ["--help"], prog="test", description="what it does", examples="  test --path p")
-    assert stopped.value.code == 0
+    assert stop.value.code == 0
     text = capsys.readouterr().out
-    for shown in ("what it does", "--inner.rate", "--rate", "(default: 3)", "test --path p"):
-        assert shown in text
+    for part in ("what it does", "--inner.rate", "--rate", "(default: 3)", "test --path p"):
+        assert part in text
 
 
 @given(
@@ -139,10 +139,10 @@ class Extended(above.Options):
     sys.modules["extended"] = module
     try:
         exec(compile(source, "extended", "exec"), module.__dict__)
-        found: Any = config.build(module.Extended, {"path": "p", "inner": {"rate": 2}, "more": "3"})
+        cfg: Any = config.build(module.Extended, {"path": "p", "inner": {"rate": 2}, "more": "3"})
     finally:
         del sys.modules["extended"]
-    assert (found.path, found.inner.rate, found.more) == (Path("p"), 2, 3)
+    assert (cfg.path, cfg.inner.rate, cfg.more) == (Path("p"), 2, 3)
 
 
 def test_dotted_overrides_merge_into_groups() -> None:
@@ -168,12 +168,12 @@ def test_one_value_where_any_number_is_expected_is_one_of_them() -> None:
     class Levels:
         layers: tuple[int, ...] | None = config.option(None, "levels")
 
-    def parsed(*argv: str) -> Levels:
+    def levels(*argv: str) -> Levels:
         return config.parse(Levels, argv, prog="levels", description="")
 
     assert config.build(Levels, {"layers": 9}).layers == (9,)
-    assert config.build(Levels, {"layers": [7, 9]}).layers == parsed("--layers", "7", "9").layers == (7, 9)
-    assert config.build(Levels, {"layers": None}).layers is None is parsed().layers
+    assert config.build(Levels, {"layers": [7, 9]}).layers == levels("--layers", "7", "9").layers == (7, 9)
+    assert config.build(Levels, {"layers": None}).layers is None is levels().layers
 
 
 def test_an_error_names_who_gave_the_value(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_an_error_names_who_gave_the_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--args", "x=nan"], "'args.x' is the text 'nan'"),
         (["--args", "x=.inf"], "'args.x' is inf"),
@@ -199,10 +199,10 @@ def test_an_error_names_who_gave_the_value(tmp_path: Path) -> None:
         (["--rate", "nan"], "'inner.rate' is nan: it must be a number, and finite"),
     ],
 )
-def test_arguments_and_numbers_that_mean_nothing(argv: list[str], said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_arguments_and_numbers_that_mean_nothing(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
         parse("--path", "p", *argv)
-    assert said in str(caught.value)
+    assert message in str(error.value)
 
 
 # ------------------------------------------------------------------------------ inline sections
@@ -219,7 +219,7 @@ class Model:
 
 
 @dataclass
-class Named(Model):
+class Net(Model):
     """model: what runs"""
 
     name: str = option(help="its name")
@@ -234,25 +234,25 @@ class Group:
 
 
 @dataclass
-class Inlined:
+class Program:
     """A command."""
 
     out: Path = option(Path("out"), "a path", volatile=True)
-    model: Named = inline(Named, name="model", depth="model_depth")
+    model: Net = inline(Net, name="model", depth="model_depth")
     group: Group = section(Group)
 
 
-def inlined(*argv: str) -> Inlined:
-    return config.parse(Inlined, argv, prog="test", description="")
+def program(*argv: str) -> Program:
+    return config.parse(Program, argv, prog="test", description="")
 
 
 def test_an_inline_section_has_its_flags_and_keys_at_the_level_above(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("model: big\nmean: [1, 2]\ngroup: {net: small, net_depth: 2}\n")
-    got = inlined("--config", str(file), "--model-depth", "3", "--group.rate", "2", "--net-mean", "0", "1")
+    got = program("--config", str(file), "--model-depth", "3", "--group.rate", "2", "--net-mean", "0", "1")
     small = Model("small", 2, (0.0, 1.0))
-    assert got == Inlined(Path("out"), Named("big", 3, (1.0, 2.0)), Group(2.0, small))
-    assert got == inlined(
+    assert got == Program(Path("out"), Net("big", 3, (1.0, 2.0)), Group(2.0, small))
+    assert got == program(
         "--config", str(file), *["--model-depth", "3", "--group.rate", "2", "--group.net-mean", "0", "1"]
     )
     assert list(config.to_dict(got)) == ["out", "model", "model_depth", "mean", "note", "group"]
@@ -260,7 +260,7 @@ def test_an_inline_section_has_its_flags_and_keys_at_the_level_above(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         ([], "test: 'model' is required (give --model)"),
         (["--model", "m", "--model-depht", "1"], "did you mean '--model-depth'?"),
@@ -272,15 +272,15 @@ def test_an_inline_section_has_its_flags_and_keys_at_the_level_above(tmp_path: P
         (["--model", "m", "--group.note", "n"], "unknown flag '--group.note'"),
     ],
 )
-def test_mistakes_in_an_inline_section_name_the_option(argv: list[str], said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        inlined(*argv)
-    assert said in str(caught.value)
+def test_mistakes_in_an_inline_section_name_the_option(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        program(*argv)
+    assert message in str(error.value)
 
 
 def test_help_has_a_group_for_an_inline_section(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        inlined("--help")
+        program("--help")
     text = capsys.readouterr().out
     head, _, model = text[text.index("\n\n") :].partition("model: what runs")
     model, _, group = model.partition("group: a section")
@@ -294,10 +294,10 @@ MODELS = {
     "mean": st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)),
     "note": st.text("xyz"),
 }
-INLINED = st.builds(
-    Inlined,
+PROGRAMS = st.builds(
+    Program,
     out=st.text("abc/", min_size=1).map(Path),
-    model=st.builds(Named, name=st.text("xyz"), **MODELS),
+    model=st.builds(Net, name=st.text("xyz"), **MODELS),
     group=st.builds(
         Group,
         rate=st.floats(0, 9),
@@ -306,29 +306,29 @@ INLINED = st.builds(
 )
 
 
-@given(INLINED)
-def test_inline_sections_are_written_and_read_back_the_same(options: Inlined) -> None:
+@given(PROGRAMS)
+def test_inline_sections_are_written_and_read_back_the_same(options: Program) -> None:
     import yaml
 
-    assert config.build(Inlined, yaml.safe_load(config.to_yaml(options))) == options
+    assert config.build(Program, yaml.safe_load(config.to_yaml(options))) == options
 
 
-@given(INLINED, INLINED)
-def test_each_option_can_be_changed_by_its_key(one: Inlined, other: Inlined) -> None:
-    values = {key: option.of(other) for key, option in config.options(Inlined).items()}
+@given(PROGRAMS, PROGRAMS)
+def test_each_option_can_be_changed_by_its_key(one: Program, other: Program) -> None:
+    values = {key: option.of(other) for key, option in config.options(Program).items()}
     assert config.changed(one, **values) == other
     assert config.changed(one, mean=None) == dataclasses.replace(
         one, model=dataclasses.replace(one.model, mean=None)
     )
 
 
-@given(INLINED)
-def test_what_may_change_is_left_out_of_what_must_not(options: Inlined) -> None:
-    kept = config.to_dict(options, volatile=False)
-    assert list(kept) == ["model", "model_depth", "mean", "group"]
-    assert list(kept["group"]) == ["net", "net_depth", "net_mean"]
+@given(PROGRAMS)
+def test_what_may_change_is_left_out_of_what_must_not(options: Program) -> None:
+    identity = config.to_dict(options, volatile=False)
+    assert list(identity) == ["model", "model_depth", "mean", "group"]
+    assert list(identity["group"]) == ["net", "net_depth", "net_mean"]
     whole = config.to_dict(options)
-    assert kept == {**{key: whole[key] for key in kept}, "group": kept["group"]}
+    assert identity == {**{key: whole[key] for key in identity}, "group": identity["group"]}
 
 
 def test_two_options_of_one_key_are_a_mistake_of_ours() -> None:

@@ -24,9 +24,9 @@ def config_classes() -> Iterator[type]:
     """Every dataclass of a module named ``config``: whatever a flag or a YAML key fills."""
     names = [each.name for each in pkgutil.walk_packages(gkd_scale.__path__, "gkd_scale.")]
     for name in [name for name in names if name.endswith(".config")]:
-        for found in vars(importlib.import_module(name)).values():
-            if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == name:
-                yield found
+        for member in vars(importlib.import_module(name)).values():
+            if isinstance(member, type) and dataclasses.is_dataclass(member) and member.__module__ == name:
+                yield member
 
 
 CLASSES = list(config_classes())
@@ -61,10 +61,10 @@ def test_what_no_option_means_is_refused_by_its_key_alone(cls: type, field: Any)
         typing.get_origin(part) is tuple for part in typing.get_args(hint)
     )
     for value in ("nan", "inf", "-inf", "1e30", "-1e30", math.nan, math.inf, True, -(10**400)):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError) as error:
             config.build(cls, {field.name: [value] if many else value}, "here")
-        assert caught.value.message.startswith(f"here: '{field.name}' is ")
-        assert "\n" not in caught.value.message and len(caught.value.message) < 150
+        assert error.value.message.startswith(f"here: '{field.name}' is ")
+        assert "\n" not in error.value.message and len(error.value.message) < 150
 
 
 @given(

@@ -69,7 +69,7 @@ def test_merge_keys_merge_and_are_no_equal_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: 1\na: 2", "'a' is there twice, in lines 1 and 2"),
         ("- x: 1\n  x: 2", "'x' is there twice, in lines 1 and 2"),
@@ -81,16 +81,16 @@ def test_merge_keys_merge_and_are_no_equal_keys(tmp_path: Path) -> None:
         ("just text", "holds a text"),
     ],
 )
-def test_yaml_that_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_yaml_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         documents.read_yaml(path)
-    assert said in str(caught.value) and str(path) in str(caught.value)
+    assert message in str(error.value) and str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"a": 1, "a": 2}', "'a' is there twice, in line 1"),
         ('{"a": {"b": 1,\n\t"b": 2}}', "'a.b' is there twice, in lines 1 and 2"),
@@ -106,12 +106,12 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, said: str) -> None:
         ('{"a": ' + "9" * 5000 + "}", "is not JSON"),
     ],
 )
-def test_json_that_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_json_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         documents.read_json(path)
-    assert said in str(caught.value) and str(path) in str(caught.value)
+    assert message in str(error.value) and str(path) in str(error.value)
 
 
 def test_a_byte_order_mark_says_nothing_and_other_encodings_are_named(tmp_path: Path) -> None:

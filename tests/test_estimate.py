@@ -26,9 +26,9 @@ def test_a_url_has_room_and_half_precision_is_counted_at_its_own_peak(
     for dtype in ("float32", "bfloat16"):
         more = ("--students", "demo_student", "--teacher-dtype", dtype, "--json")
         assert main(plan(images, tiny_teacher, Path("memory://cache"), *more)) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert found["disk_free"] is None and all(row["fits"] for row in found["codecs"])
-        hours.append(found["teacher_hours"])
+        report = json.loads(capsys.readouterr().out)
+        assert report["disk_free"] is None and all(row["fits"] for row in report["codecs"])
+        hours.append(report["teacher_hours"])
     assert hours[0] / hours[1] == pytest.approx(989 / 67)
 
 
@@ -38,16 +38,16 @@ def test_the_planned_bytes_are_those_of_the_build(
 ) -> None:
     student = ("--students", "demo_student", "--codec", codec, "--json")
     assert main(plan(images, tiny_teacher, tmp_path / "out", *student)) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "out").exists()
-    assert (found["images"], found["views"], found["grid"], found["dim"]) == (12, 2, [2, 3], 48)
+    assert (report["images"], report["views"], report["grid"], report["dim"]) == (12, 2, [2, 3], 48)
     flags = [*cache_flags(images, tiny_teacher, tmp_path / "out"), "--codec", codec]
     assert main(["cache-teacher", *map(str, flags)]) == 0
     tars = sum(tar.stat().st_size for tar in (tmp_path / "out").rglob("*.tar"))
-    (planned,) = [row for row in found["codecs"] if row["codec"] == codec]
-    assert 2 * planned["view"] == pytest.approx(tars, abs=6 * 10240), "a tar record for each of 6 shards"
+    (entry,) = [row for row in report["codecs"] if row["codec"] == codec]
+    assert 2 * entry["view"] == pytest.approx(tars, abs=6 * 10240), "a tar record for each of 6 shards"
     whole = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert planned["total"] == pytest.approx(whole, rel=0.35)
+    assert entry["total"] == pytest.approx(whole, rel=0.35)
 
 
 def test_the_table_names_codecs_students_and_room(
@@ -60,7 +60,7 @@ def test_the_table_names_codecs_students_and_room(
     monkeypatch.setattr(console.out, "width", 200)
     more = ("--students", "vit_base_patch16_224", "--image-size", "32x48", "--gpu", "a100", "--measure", 1)
     assert main(plan(images, tiny_teacher, tmp_path / "deep" / "out", *more)) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (
         "int8",
         "tc2.1",
@@ -70,7 +70,7 @@ def test_the_table_names_codecs_students_and_room(
         "8 x a100",
         f"free at {tmp_path}",
     ):
-        assert part in said, part
+        assert part in output, part
 
 
 def test_the_cache_pays_after_about_as_many_epochs_as_it_has_views(
@@ -78,18 +78,18 @@ def test_the_cache_pays_after_about_as_many_epochs_as_it_has_views(
 ) -> None:
     flags = ["plan", "--images", images, "--out", tmp_path / "out", "--teacher", "vit_large_patch16_224"]
     flags += ["--image-size", 224, "--students", "vit_small_patch16_224", "--json", "--views"]
-    found = {}
+    epochs = {}
     for views in (1, 4):
         assert main([str(flag) for flag in (*flags, views, "--disk-gbs", 100)]) == 0
         (student,) = json.loads(capsys.readouterr().out)["students"]
-        found[views] = student["pays_after"]
-    assert found == {1: pytest.approx(1), 4: pytest.approx(4)}
+        epochs[views] = student["pays_after"]
+    assert epochs == {1: pytest.approx(1), 4: pytest.approx(4)}
     assert main([str(flag) for flag in (*flags, 1, "--disk-gbs", 0.0001)]) == 0
     assert json.loads(capsys.readouterr().out)["students"][0]["pays_after"] is None
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--gpu", "h10"], "did you mean 'h100'"),
         (["--students", "vit_smal_patch16_224"], "did you mean"),
@@ -99,11 +99,11 @@ def test_the_cache_pays_after_about_as_many_epochs_as_it_has_views(
 )
 def test_mistakes_exit_2(
     more: list[str],
-    said: str,
+    message: str,
     images: Path,
     tiny_teacher: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(plan(images, tiny_teacher, tmp_path / "out", *more)) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -69,10 +69,10 @@ def test_a_held_folder_is_refused_by_name_and_kill_9_lets_go_of_it(tmp_path: Pat
     process = holder(folder)
     assert process.stdin is not None and process.stdout is not None
     try:
-        with pytest.raises(CacheError) as caught, files.claimed(folder, CacheError):
+        with pytest.raises(CacheError) as error, files.claimed(folder, CacheError):
             pass
-        said = f"another process is writing {folder}: process {process.pid} on {os.uname().nodename} (-c)"
-        assert caught.value.message == said
+        message = f"another process is writing {folder}: process {process.pid} on {os.uname().nodename} (-c)"
+        assert error.value.message == message
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -95,12 +95,12 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
 
 def test_one_that_waits_gets_its_turn_and_all_take_turns(tmp_path: Path) -> None:
     """Many at once, each of which removes the lock's file at its end: never two inside."""
-    inside, most, waited = 0, 0, []
+    inside, most, waits = 0, 0, []
 
     def work() -> None:
         nonlocal inside, most
         for _ in range(5):
-            with files.claimed(tmp_path / "out", wait=lambda: waited.append(1)):
+            with files.claimed(tmp_path / "out", wait=lambda: waits.append(1)):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.002)
@@ -111,7 +111,7 @@ def test_one_that_waits_gets_its_turn_and_all_take_turns(tmp_path: Path) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1 and waited
+    assert most == 1 and waits
 
 
 def test_equals_share_and_others_are_refused(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_a_place_that_is_no_folder_or_read_only(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    said = r"\.lock cannot be written: Permission denied"
-    with pytest.raises(RunError, match=said), files.claimed(tmp_path / "there"):
+    message = r"\.lock cannot be written: Permission denied"
+    with pytest.raises(RunError, match=message), files.claimed(tmp_path / "there"):
         pass
 
 

@@ -29,13 +29,13 @@ def picture(width: int = 90, height: int = 70) -> Image.Image:
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def saved(tmp_path: Path, image: Image.Image, name: str, **options: Any) -> Path:
+def save(tmp_path: Path, image: Image.Image, name: str, **options: Any) -> Path:
     path = tmp_path / name
     image.save(path, **options)
     return path
 
 
-def opened(path: Path) -> np.ndarray[Any, Any]:
+def pixels_of(path: Path) -> np.ndarray[Any, Any]:
     result = open_image(path)
     assert result.image.mode == "RGB"
     return np.asarray(result.image)
@@ -43,64 +43,64 @@ def opened(path: Path) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff"])
 def test_formats(tmp_path: Path, name: str) -> None:
-    found = opened(saved(tmp_path, picture(), name))
-    assert np.abs(found.astype(int) - np.asarray(picture()).astype(int)).mean() < 5
+    pixels = pixels_of(save(tmp_path, picture(), name))
+    assert np.abs(pixels.astype(int) - np.asarray(picture()).astype(int)).mean() < 5
 
 
 def test_modes_become_rgb(tmp_path: Path) -> None:
     rgb = picture()
     grey = np.asarray(rgb.convert("L"))
     for mode in ("1", "L", "P", "CMYK", "YCbCr", "LAB"):
-        assert opened(
-            saved(tmp_path, rgb.convert(mode if mode != "LAB" else "RGB"), f"{mode}.tiff")
+        assert pixels_of(
+            save(tmp_path, rgb.convert(mode if mode != "LAB" else "RGB"), f"{mode}.tiff")
         ).shape == (70, 90, 3)
     sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
     for name in ("16.png", "16.tiff"):
-        np.testing.assert_array_equal(opened(saved(tmp_path, sixteen, name))[..., 0], grey)
+        np.testing.assert_array_equal(pixels_of(save(tmp_path, sixteen, name))[..., 0], grey)
     floats = Image.fromarray(grey.astype(np.float32) / 255)
-    np.testing.assert_array_equal(opened(saved(tmp_path, floats, "f.tiff"))[..., 1], grey)
+    np.testing.assert_array_equal(pixels_of(save(tmp_path, floats, "f.tiff"))[..., 1], grey)
 
 
 def test_alpha_lies_over_black(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
     clear.paste((200, 100, 50, 255), (0, 0, 4, 8))
     for name, image in [("rgba.png", clear), ("p.png", clear.quantize(4)), ("la.png", clear.convert("LA"))]:
-        pixels = opened(saved(tmp_path, image, name))
+        pixels = pixels_of(save(tmp_path, image, name))
         assert pixels[0, 7].tolist() == [0, 0, 0], name
         assert pixels[0, 0].max() > 90, name
-    keyed = Image.new("RGB", (4, 4), (1, 2, 3))
-    assert opened(saved(tmp_path, keyed, "trns.png", transparency=(1, 2, 3))).max() == 0
+    plain = Image.new("RGB", (4, 4), (1, 2, 3))
+    assert pixels_of(save(tmp_path, plain, "trns.png", transparency=(1, 2, 3))).max() == 0
 
 
 def test_exif_orientation_is_applied_and_recorded(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    result = open_image(saved(tmp_path, picture(90, 70), "turned.jpg", exif=exif, quality=100))
+    result = open_image(save(tmp_path, picture(90, 70), "turned.jpg", exif=exif, quality=100))
     assert result.image.size == (70, 90)
     assert result.source == {"format": "JPEG", "mode": "RGB", "size": [70, 90], "orientation": 6}
 
 
 def test_a_broken_exif_block_does_not_matter(tmp_path: Path) -> None:
-    path = saved(tmp_path, picture(), "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff rubbish")
-    assert opened(path).shape == (70, 90, 3)
+    path = save(tmp_path, picture(), "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff rubbish")
+    assert pixels_of(path).shape == (70, 90, 3)
 
 
 def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
-    path = saved(tmp_path, frames[0], "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    path = save(tmp_path, frames[0], "a.webp", save_all=True, append_images=frames[1:], lossless=True)
     assert open_image(path).source["frames"] == 3
-    assert opened(path)[0, 0].tolist() == [255, 0, 0]
+    assert pixels_of(path)[0, 0].tolist() == [255, 0, 0]
 
 
 def damaged_files() -> dict[str, bytes]:
-    def encoded(format: str) -> bytes:
+    def encode(format: str) -> bytes:
         buffer = io.BytesIO()
         picture().save(buffer, format)
         return buffer.getvalue()
 
-    jpeg, png, webp = encoded("JPEG"), encoded("PNG"), encoded("WEBP")
-    flipped = bytearray(png)
-    flipped[len(png) // 2] ^= 255
+    jpeg, png, webp = encode("JPEG"), encode("PNG"), encode("WEBP")
+    flip = bytearray(png)
+    flip[len(png) // 2] ^= 255
     huge = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = (
         png[:8]
@@ -117,9 +117,9 @@ def damaged_files() -> dict[str, bytes]:
         "header_only.jpg": jpeg[:20],
         "truncated.png": png[: len(png) // 2],
         "truncated.webp": webp[: len(webp) // 2],
-        "truncated.bmp": encoded("BMP")[:200],
-        "truncated.tif": encoded("TIFF")[:300],
-        "flipped.png": bytes(flipped),
+        "truncated.bmp": encode("BMP")[:200],
+        "truncated.tif": encode("TIFF")[:300],
+        "flipped.png": bytes(flip),
         "bomb.png": bomb,
         "zeros.png": bytes(1000),
     }
@@ -129,11 +129,11 @@ def damaged_files() -> dict[str, bytes]:
 def test_damaged_files_have_a_reason_and_no_warning(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(damaged_files()[name])
-    with warnings.catch_warnings(record=True) as seen, pytest.raises(UnreadableImage) as reason:
+    with warnings.catch_warnings(record=True) as records, pytest.raises(UnreadableImage) as reason:
         warnings.simplefilter("always")
         open_image(path)
     assert str(reason.value).strip() and "\n" not in str(reason.value)
-    assert seen == []
+    assert records == []
 
 
 def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:
 
 
 def test_the_pixel_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(tmp_path, picture(), "a.png")
+    path = save(tmp_path, picture(), "a.png")
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(UnreadableImage, match="90x70 pixels are above the limit of 1000"):
         open_image(path)
@@ -171,7 +171,7 @@ def tiff(values: npt.NDArray[Any], **options: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (ramp(0, 1, "uint16"), "below 256, as 8-bit"),
         (ramp(0, 255, "uint16"), "below 256, as 8-bit"),
@@ -189,10 +189,10 @@ def tiff(values: npt.NDArray[Any], **options: Any) -> bytes:
         (np.array([[0, 0.5], [1, np.inf]], "float32"), "from 0 to inf"),
     ],
 )
-def test_ranges_that_cannot_be_what_is_assumed_are_named(values: npt.NDArray[Any], said: str) -> None:
-    with pytest.raises(UnreadableImage) as caught:
+def test_ranges_that_cannot_be_what_is_assumed_are_named(values: npt.NDArray[Any], message: str) -> None:
+    with pytest.raises(UnreadableImage) as error:
         open_bytes(tiff(values))
-    assert said in str(caught.value) and "store 8 bits" in str(caught.value)
+    assert message in str(error.value) and "store 8 bits" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -236,20 +236,20 @@ def test_sixteen_bits_of_several_channels(high: int, channels: int) -> None:
     samples[0, 0, 1] = high
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "mkdir", lambda *_, **__: None)
-        kept: list[bytes] = []
-        patch.setattr(Path, "write_bytes", lambda _, data: kept.append(data))
+        contents: list[bytes] = []
+        patch.setattr(Path, "write_bytes", lambda _, data: contents.append(data))
         write_png16(Path("x.png"), samples)
     if high < 1 << 14 and high % 257:
         with pytest.raises(UnreadableImage, match="bit values are"):
-            open_bytes(kept[0])
+            open_bytes(contents[0])
     else:
-        assert open_bytes(kept[0]).image.getpixel((0, 0)) == (0, high >> 8, 0)
+        assert open_bytes(contents[0]).image.getpixel((0, 0)) == (0, high >> 8, 0)
 
 
 def test_a_transparent_grey_of_16_bits_is_black(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(np.array([[1000, 65535]], np.uint16)).save(path, transparency=1000)
-    assert opened(path)[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+    assert pixels_of(path)[0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
 # -------------------------------------------------------------------------------------- headers
@@ -262,15 +262,15 @@ def test_the_size_in_the_header_is_that_of_the_upright_image(
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = saved(tmp_path, picture(), name, exif=exif.tobytes())
-    height, width, _ = opened(path).shape
+    path = save(tmp_path, picture(), name, exif=exif.tobytes())
+    height, width, _ = pixels_of(path).shape
     assert upright_size(path) == (height, width)
     assert (height > width) == (orientation >= 5)
     assert images.exif_orientation(path) == orientation
 
 
 def test_the_header_of_a_deep_image_is_not_believed(tmp_path: Path) -> None:
-    path = saved(tmp_path, Image.fromarray(ramp(0, 4095, "uint16")), "a.png")
+    path = save(tmp_path, Image.fromarray(ramp(0, 4095, "uint16")), "a.png")
     with pytest.raises(UnreadableImage, match="12-bit"):
         upright_size(path)
     (tmp_path / "b.png").write_bytes(b"no image")
@@ -278,12 +278,12 @@ def test_the_header_of_a_deep_image_is_not_believed(tmp_path: Path) -> None:
         upright_size(tmp_path / "b.png")
 
 
-@pytest.mark.parametrize(("grey", "said"), [(40_000, None), (4000, "12-bit"), (40, "8-bit")])
-def test_sixteen_bits_of_grey_with_alpha(grey: int, said: str | None) -> None:
+@pytest.mark.parametrize(("grey", "message"), [(40_000, None), (4000, "12-bit"), (40, "8-bit")])
+def test_sixteen_bits_of_grey_with_alpha(grey: int, message: str | None) -> None:
     data = png(2, 1, 16, 4, b"\0" + struct.pack(">4H", grey, 65535, grey // 2, 0))
-    if said is None:
-        found = np.asarray(open_bytes(data).image)[0, :, 0]
-        assert found.tolist() == [grey >> 8, 0]
+    if message is None:
+        row = np.asarray(open_bytes(data).image)[0, :, 0]
+        assert row.tolist() == [grey >> 8, 0]
         return
-    with pytest.raises(UnreadableImage, match=said):
+    with pytest.raises(UnreadableImage, match=message):
         open_bytes(data)

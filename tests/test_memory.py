@@ -25,8 +25,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(how: str) -> int:
-    done = subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True)
-    return int(done.stdout)
+    result = subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True)
+    return int(result.stdout)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
@@ -39,18 +39,18 @@ def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not keep_freed()
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_rests_and_is_then_as_before(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on", [True, False])
+def test_the_collector_rests_and_is_then_as_before(on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen: list[bool] = []
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
     was = gc.isenabled()
-    (gc.enable if enabled else gc.disable)()
+    (gc.enable if on else gc.disable)()
     try:
         for freeze in (False, True):
             with pytest.raises(KeyError), collector_paused(freeze=freeze):
                 assert not gc.isenabled()
                 raise KeyError
-            assert gc.isenabled() == enabled
+            assert gc.isenabled() == on
     finally:
         (gc.enable if was else gc.disable)()
     assert frozen == [False], "while nothing is collected"

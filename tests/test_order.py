@@ -13,15 +13,15 @@ from gkd_scale.order import Epochs, check_batches, positions
 
 @given(st.integers(1, 9), st.integers(0, 40))
 def test_a_position_is_a_place_in_its_epoch(samples: int, p: int) -> None:
-    asked: list[int] = []
+    numbers: list[int] = []
 
     def order(epoch: int) -> np.ndarray:
-        asked.append(epoch)
+        numbers.append(epoch)
         return np.roll(np.arange(samples), epoch)
 
     epochs = Epochs(samples, order)
     assert epochs.position(p) == epochs.position(p) == (p // samples, (p % samples - p // samples) % samples)
-    assert asked == [p // samples], "the order of an epoch is computed once"
+    assert numbers == [p // samples], "the order of an epoch is computed once"
 
 
 @settings(deadline=None)
@@ -29,16 +29,16 @@ def test_a_position_is_a_place_in_its_epoch(samples: int, p: int) -> None:
 def test_ranks_share_each_step_without_overlap_or_gap(
     micro: int, accumulation: int, world: int, start: int, steps: int
 ) -> None:
-    taken = [
+    shares = [
         list(part)
         for rank in range(world)
         for part in positions(
             start, start + steps, micro=micro, accumulation=accumulation, rank=rank, world=world
         )
     ]
-    assert all(len(part) == micro for part in taken)
+    assert all(len(part) == micro for part in shares)
     batch = micro * accumulation * world
-    assert sorted(p for part in taken for p in part) == list(range(start * batch, (start + steps) * batch))
+    assert sorted(p for part in shares for p in part) == list(range(start * batch, (start + steps) * batch))
 
 
 @given(
@@ -49,13 +49,13 @@ def test_ranks_share_each_step_without_overlap_or_gap(
 )
 def test_the_global_batch_does_not_depend_on_the_world(step: int, shape: tuple[int, int, int]) -> None:
     world, micro, accumulation = shape
-    taken = [
+    shares = [
         p
         for rank in range(world)
         for part in positions(step, step + 1, micro=micro, accumulation=accumulation, rank=rank, world=world)
         for p in part
     ]
-    assert sorted(taken) == list(range(step * 12, step * 12 + 12))
+    assert sorted(shares) == list(range(step * 12, step * 12 + 12))
 
 
 def test_a_global_batch_that_does_not_divide_is_refused() -> None:
@@ -65,5 +65,5 @@ def test_a_global_batch_that_does_not_divide_is_refused() -> None:
 
 def test_ranks_take_turns_within_a_micro_step() -> None:
     """Micro step by micro step, then rank by rank: the canonical order of a global batch."""
-    taken = [list(positions(5, 6, micro=3, accumulation=2, rank=rank, world=2)) for rank in range(2)]
-    assert taken == [[range(60, 63), range(66, 69)], [range(63, 66), range(69, 72)]]
+    shares = [list(positions(5, 6, micro=3, accumulation=2, rank=rank, world=2)) for rank in range(2)]
+    assert shares == [[range(60, 63), range(66, 69)], [range(63, 66), range(69, 72)]]

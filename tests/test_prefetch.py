@@ -19,17 +19,17 @@ def test_order_is_kept_for_every_number_of_workers(items: list[int], workers: in
 
 
 def test_work_ahead_is_bounded() -> None:
-    begun = []
+    items = []
 
     def work(item: int) -> int:
-        begun.append(item)
+        items.append(item)
         return item
 
     results = prefetch(work, iter(range(1000)), workers=2, depth=4)
     for expected in range(10):
         assert next(results) == expected
     time.sleep(0.05)
-    assert len(begun) <= 10 + 4
+    assert len(items) <= 10 + 4
     results.close()  # type: ignore[attr-defined]
 
 
@@ -55,36 +55,36 @@ def test_leaving_early_ends_the_threads() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_submit_blocks_while_depth_jobs_are_queued(depth: int) -> None:
-    release, submitted = threading.Event(), threading.Semaphore(0)
+    release, submissions = threading.Event(), threading.Semaphore(0)
 
     def submit_all() -> None:
         with BackgroundJobs(depth) as jobs:
             for _ in range(depth + 1):
                 jobs.submit(release.wait)
-                submitted.release()
+                submissions.release()
 
     caller = threading.Thread(target=submit_all)
     caller.start()
-    assert all(submitted.acquire(timeout=20) for _ in range(depth))
-    assert not submitted.acquire(timeout=0.1)
+    assert all(submissions.acquire(timeout=20) for _ in range(depth))
+    assert not submissions.acquire(timeout=0.1)
     release.set()
     caller.join(timeout=20)
-    assert submitted.acquire(timeout=20)
+    assert submissions.acquire(timeout=20)
 
 
 def test_without_depth_a_job_runs_at_once_in_the_callers_thread() -> None:
-    seen: list[int] = []
+    threads: list[int] = []
     with BackgroundJobs(depth=0) as jobs:
-        jobs.submit(lambda: seen.append(threading.get_ident()))
-        assert seen == [threading.get_ident()]
+        jobs.submit(lambda: threads.append(threading.get_ident()))
+        assert threads == [threading.get_ident()]
 
 
 def test_jobs_run_in_order_and_the_first_error_comes_back() -> None:
-    seen: list[int] = []
+    numbers: list[int] = []
     with BackgroundJobs(depth=3) as jobs:
         for number in range(20):
-            jobs.submit(lambda number=number: seen.append(number))
-    assert seen == list(range(20))
+            jobs.submit(lambda number=number: numbers.append(number))
+    assert numbers == list(range(20))
 
     def fail() -> None:
         raise ValueError("first")

@@ -12,8 +12,8 @@ from gkd_scale.distill.config import MaskConfig, Stage1Config, published
 from gkd_scale.models.cost import cost
 from tests.conftest import ROOT
 
-PUBLISHED = ROOT / "launchers/presets/published.yaml"
-PRESETS = sorted({*PUBLISHED.parent.glob("*.yaml")} - {PUBLISHED})
+PRESET = ROOT / "launchers/presets/published.yaml"
+PRESETS = sorted({*PRESET.parent.glob("*.yaml")} - {PRESET})
 
 
 def parse(path: Path, *flags: str) -> Stage1Config:
@@ -35,7 +35,7 @@ def test_a_preset_parses_and_timm_knows_its_names(path: Path) -> None:
 
 
 def test_the_published_form_has_the_losses_of_the_paper() -> None:
-    cfg = parse(PUBLISHED)
+    cfg = parse(PRESET)
     assert (cfg.loss, cfg.qsd) == published()
     assert (cfg.mask, cfg.conditioning.norm) == (MaskConfig(), "none")
 

@@ -56,15 +56,15 @@ ELSEWHERE: dict[str, dict[str, str]] = {
 def named_in(path: Path) -> frozenset[str]:
     """Texts in the code of a module, without docstrings, and the modules that it imports."""
     tree = ast.parse(path.read_text())
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found |= {node.value, node.value.partition(":")[0]}
+            names |= {node.value, node.value.partition(":")[0]}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}", *(f"{node.module}.{each.name}" for each in node.names)}
+            names |= {f"{node.module}", *(f"{node.module}.{each.name}" for each in node.names)}
         elif isinstance(node, ast.Import):
-            found |= {each.name for each in node.names}
-    return frozenset(found)
+            names |= {each.name for each in node.names}
+    return frozenset(names)
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ def test_a_row_is_what_is_counted_today(name: str) -> None:
 
 def test_the_table_says_size_shape_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["students", "--filter", "dinov2", "--gpus", "1"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in ("vit_large_patch14_dinov2", "DINOv2", "303.2", "1024", "24", "16x16", "ZeRO-3", "6.06"):
-        assert part in said, part
-    assert "resnet50" not in said
+        assert part in output, part
+    assert "resnet50" not in output
 
 
 def test_json_filters_and_shares_the_formulas(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,13 +49,13 @@ def test_json_filters_and_shares_the_formulas(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--filter", "efficientvid"], "did you mean 'EfficientViT'"),
         (["--millions", "2000", "3000"], "2000 to 3000 M"),
         (["--gpus", "0"], "--gpus"),
     ],
 )
-def test_mistakes_exit_2(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_exit_2(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["students", *flags]) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())

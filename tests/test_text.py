@@ -16,7 +16,7 @@ from gkd_scale.errors import DataError
 from gkd_scale.text import nfc, quote, read_lines
 
 
-def written(tmp_path: Path, data: bytes) -> Path:
+def write(tmp_path: Path, data: bytes) -> Path:
     path = tmp_path / "a list.txt"
     path.write_bytes(data)
     return path
@@ -26,23 +26,23 @@ def written(tmp_path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 def test_line_ends_and_marks(tmp_path: Path, end: str, mark: bytes) -> None:
     text = end.join(["", "sky", "  old town ", "", "été\u2028x", "\ufeff", "end"])
-    assert read_lines(written(tmp_path, mark + text.encode())) == ["sky", "old town", "été\u2028x", "end"]
+    assert read_lines(write(tmp_path, mark + text.encode())) == ["sky", "old town", "été\u2028x", "end"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "utf-32-be"])
 def test_other_encodings_are_named_and_the_printed_command_mends_them(tmp_path: Path, encoding: str) -> None:
-    path = written(tmp_path, "ciel\nété\n".encode(encoding))
-    with pytest.raises(DataError) as caught:
+    path = write(tmp_path, "ciel\nété\n".encode(encoding))
+    with pytest.raises(DataError) as error:
         read_lines(path)
-    assert "UTF-8" in caught.value.message or "UTF-16" in caught.value.message
+    assert "UTF-8" in error.value.message or "UTF-16" in error.value.message
     if encoding in ("utf-16", "utf-16-le", "latin-1", "utf-32"):
-        command = re.sub("^.*example: ", "", caught.value.hint)
+        command = re.sub("^.*example: ", "", error.value.hint)
         subprocess.run(command, shell=True, check=True)
         assert read_lines(path) == ["ciel", "été"]
 
 
 def test_file_names_may_be_no_unicode(tmp_path: Path) -> None:
-    path = written(tmp_path, b"caf\xe9.jpg\n")
+    path = write(tmp_path, b"caf\xe9.jpg\n")
     assert read_lines(path, names=True) == ["caf\udce9.jpg"]
     with pytest.raises(DataError, match="byte 0xe9 in line 1"):
         read_lines(path)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale.engine.runtime import free_port
-from tests.conftest import Done, environment
+from tests.conftest import Result, environment
 from tests.ranks import rank_environment
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -28,17 +28,17 @@ _SERVER.set_forkserver_preload(
 )
 
 
-def run(command: Sequence[object], cwd: Path, timeout: int = 300) -> Done:
+def run(command: Sequence[object], cwd: Path, timeout: int = 300) -> Result:
     """As ``conftest.run``: a ``gkd-scale``, ``deepspeed`` or ``python`` command line; all ranks' output."""
     words = [str(part) for part in command]
     program, ranks = Path(words[0]).name, 1
     if program == "deepspeed":
-        words, ranks = _launched(words[1:])
+        words, ranks = _strip_launcher(words[1:])
     elif program == "python" or words[0] == sys.executable:
         words = words[1:]
     with tempfile.NamedTemporaryFile() as log:
         code = wait(start(words, cwd, Path(log.name), ranks), timeout)
-        return Done(code, log.read().decode())
+        return Result(code, log.read().decode())
 
 
 def start(words: Sequence[str], cwd: Path, log: Path, ranks: int = 1) -> list[BaseProcess]:
@@ -72,7 +72,7 @@ def spawn(function: Callable[..., None], *args: Any) -> None:
     torch.multiprocessing.start_processes(function, args, nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 
-def _launched(words: list[str]) -> tuple[list[str], int]:
+def _strip_launcher(words: list[str]) -> tuple[list[str], int]:
     """The script and its arguments, and how many ranks, of the arguments of ``deepspeed``."""
     ranks = 1
     while words[0].startswith("--"):

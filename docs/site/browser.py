@@ -29,7 +29,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def serve(folder: Path) -> Iterator[str]:
     """The address at which ``folder`` is served on this machine."""
     handler = partial(Quiet, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -49,34 +49,34 @@ class Quiet(SimpleHTTPRequestHandler):
 def browser(chromium: str) -> Iterator[Browser]:
     """Headless Chromium."""
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        chrome = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         try:
-            yield found
+            yield chrome
         finally:
-            found.close()
+            chrome.close()
 
 
-def faults(opened: Browser, path: Path, scheme: Any = "light") -> list[str]:
+def faults(chrome: Browser, path: Path, scheme: Any = "light") -> list[str]:
     """What is wrong with a page, a line each."""
-    with served(path.resolve().parent) as address:
-        found = _faults(opened, f"{address}/{path.name}", scheme)
-    return [f"{path} ({scheme}): {each}" for each in found]
+    with serve(path.resolve().parent) as address:
+        lines = _faults(chrome, f"{address}/{path.name}", scheme)
+    return [f"{path} ({scheme}): {each}" for each in lines]
 
 
-def _faults(opened: Browser, address: str, scheme: Any) -> list[str]:
-    context = opened.new_context(color_scheme=scheme, bypass_csp=True)
+def _faults(chrome: Browser, address: str, scheme: Any) -> list[str]:
+    context = chrome.new_context(color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
-    found: list[str] = []
-    page.on("console", lambda said: found.append(f"console: {said.text}") if said.type == "error" else None)
-    page.on("pageerror", lambda error: found.append(f"error: {error}"))
-    page.on("requestfailed", lambda request: found.append(f"not loaded: {request.url}"))
+    lines: list[str] = []
+    page.on("console", lambda note: lines.append(f"console: {note.text}") if note.type == "error" else None)
+    page.on("pageerror", lambda error: lines.append(f"error: {error}"))
+    page.on("requestfailed", lambda request: lines.append(f"not loaded: {request.url}"))
     page.goto(address, wait_until="networkidle")
-    for broken in Axe().run(page, options=RULES).response["violations"]:
-        places = ", ".join(" ".join(map(str, node["target"])) for node in broken["nodes"][:3])
-        found.append(f"axe {broken['id']} ({len(broken['nodes'])}): {broken['help']}: {places}")
-    found += _viewer(page)
+    for violation in Axe().run(page, options=RULES).response["violations"]:
+        places = ", ".join(" ".join(map(str, node["target"])) for node in violation["nodes"][:3])
+        lines.append(f"axe {violation['id']} ({len(violation['nodes'])}): {violation['help']}: {places}")
+    lines += _viewer(page)
     context.close()
-    return found
+    return lines
 
 
 def _viewer(page: Page) -> list[str]:
@@ -84,13 +84,13 @@ def _viewer(page: Page) -> list[str]:
     box = page.locator(".attention").first
     if not box.count():
         return []
-    said = box.locator("xpath=..").locator("output")
-    before = said.inner_text()
+    output = box.locator("xpath=..").locator("output")
+    before = output.inner_text()
     box.focus()
     page.keyboard.press("ArrowRight")
-    by_key = said.inner_text()
+    by_key = output.inner_text()
     box.click(position={"x": 2, "y": 2})
-    by_click = said.inner_text()
+    by_click = output.inner_text()
     faults = []
     if not before.startswith("From row") or by_key == before:
         faults.append(f"the attention viewer does not follow the keyboard: {before!r}, {by_key!r}")
@@ -106,12 +106,12 @@ def main() -> int:
     parser.add_argument("pages", type=Path, nargs="+")
     parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium")
     args = parser.parse_args()
-    with browser(args.chromium) as opened:
+    with browser(args.chromium) as chrome:
         lines = [
             line
             for path in args.pages
             for scheme in ("light", "dark")
-            for line in faults(opened, path, scheme)
+            for line in faults(chrome, path, scheme)
         ]
     print("\n".join(lines) or f"{len(args.pages)} pages, light and dark: nothing to complain about")
     return 1 if lines else 0

@@ -66,7 +66,7 @@ def on_files(files: Files, config: Any) -> Files:
             files.append(File.generated(config, uri, abs_src_path=str(path)))
     files.append(File.generated(config, "extra.css", abs_src_path=str(ROOT / "docs/site/extra.css")))
     for page in list(files.documentation_pages()):
-        for path in linked(page.content_string, source_of(page.src_uri)):
+        for path in links(page.content_string, source_of(page.src_uri)):
             uri = site_path(path)
             if files.get_file_from_path(uri) is None and (ROOT / path).is_file():
                 files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
@@ -77,13 +77,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links as the site has them, and the generated lists."""
     source, here = source_of(page.file.src_uri), posixpath.dirname(page.file.src_uri)
 
-    def moved(found: re.Match[str]) -> str:
-        path = in_repository(found["path"], source)
+    def move(match: re.Match[str]) -> str:
+        path = in_repository(match["path"], source)
         if path is None or not (ROOT / path).is_file():
-            return found[0]
-        return f"{found['text']}{posixpath.relpath(site_path(path), here or '.')}{found['anchor'] or ''})"
+            return match[0]
+        return f"{match['text']}{posixpath.relpath(site_path(path), here or '.')}{match['anchor'] or ''})"
 
-    markdown = _LINK.sub(moved, markdown)
+    markdown = _LINK.sub(move, markdown)
     for marker, make in LISTS.items():
         if marker in markdown:
             markdown = markdown.replace(marker, make())
@@ -113,10 +113,10 @@ def in_repository(link: str, source: str) -> str | None:
     return None if path.startswith(("../", "/")) else path
 
 
-def linked(markdown: str, source: str) -> Iterator[str]:
+def links(markdown: str, source: str) -> Iterator[str]:
     """The files that a page links to."""
-    for found in _LINK.finditer(markdown):
-        path = in_repository(found["path"], source)
+    for match in _LINK.finditer(markdown):
+        path = in_repository(match["path"], source)
         if path is not None:
             yield path
 

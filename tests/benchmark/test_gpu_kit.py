@@ -13,8 +13,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu.py"
 
 
 def test_every_part_fills_its_rows(tmp_path: Path) -> None:
-    done = warm.run([sys.executable, SCRIPT, "--tiny", "--out", tmp_path / "gpu.md"], tmp_path)
-    assert done.code == 0, done.text
+    result = warm.run([sys.executable, SCRIPT, "--tiny", "--out", tmp_path / "gpu.md"], tmp_path)
+    assert result.code == 0, result.text
     table = (tmp_path / "gpu.md").read_text()
     for row in (
         "N = 64, naive",
@@ -30,9 +30,9 @@ def test_every_part_fills_its_rows(tmp_path: Path) -> None:
 
 def test_without_cuda_one_line_says_so(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "--out", tmp_path / "gpu.md"]
-    done = subprocess.run(
+    result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     )
-    assert done.returncode == 2
-    assert "no CUDA device here" in done.stderr and "Traceback" not in done.stderr
+    assert result.returncode == 2
+    assert "no CUDA device here" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "gpu.md").exists()

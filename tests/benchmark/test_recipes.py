@@ -20,7 +20,7 @@ from gkd_scale.segment.methods.registry import METHODS
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "benchmarks/recipes").glob("*.yaml"))
-PARSED = {
+CONFIGS = {
     "cache-teacher": CacheTeacherConfig,
     "stage1.py": Stage1Config,
     "stage2.py": Stage2Config,
@@ -63,10 +63,10 @@ def test_every_command_of_a_recipe_is_one_that_its_program_takes(path: Path) -> 
         if program == "make-data":
             continue
         kinds.add(program)
-        parsed = config.parse(PARSED[program], work.step.command[2:], prog=program, description="")
-        if isinstance(parsed, Stage2Config):
-            assert parsed.backbone.adapt == ("full" if parsed.method.name else "frozen")
-    assert kinds == set(PARSED)
+        options = config.parse(CONFIGS[program], work.step.command[2:], prog=program, description="")
+        if isinstance(options, Stage2Config):
+            assert options.backbone.adapt == ("full" if options.method.name else "frozen")
+    assert kinds == set(CONFIGS)
     assert len({work.name for work in works}) == len(works)
 
 
@@ -86,8 +86,8 @@ def test_every_method_spends_the_same_passes(
         per_image["1a"] = per_image["1b"] = first * (GKD[method].passes if method in GKD else 1)
         per_image["single"] = batch * (METHODS[method].passes if method in METHODS else 1)
         steps = steps_of(method, of)
-        spent = sum(count * per_image[phase] for phase, count in steps.items())
-        assert abs(spent - passes) <= sum(per_image[phase] for phase in steps)
+        total = sum(count * per_image[phase] for phase, count in steps.items())
+        assert abs(total - passes) <= sum(per_image[phase] for phase in steps)
 
 
 def test_shared_steps_are_run_once_and_before_what_needs_them() -> None:
@@ -107,9 +107,9 @@ def test_a_step_needs_what_its_command_names(path: Path) -> None:
     works = plan(recipe(path.stem))
     folders = {str(work.folder): work.name for work in works if work.folder is not None}
     for index, work in enumerate(works):
-        told = [folders[part] for part in work.step.command if part in folders]
-        found = [name for name in work.needs if not name.startswith("prepare")]
-        assert sorted(found) == sorted(name for name in told if name != work.name), work.name
+        mentions = [folders[part] for part in work.step.command if part in folders]
+        needs = [name for name in work.needs if not name.startswith("prepare")]
+        assert sorted(needs) == sorted(name for name in mentions if name != work.name), work.name
         assert {*work.needs} <= {each.name for each in works[:index]}
 
 
@@ -132,7 +132,7 @@ def test_a_teachers_head_is_given_to_methods_that_use_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("methods: [vanila-kd]", "did you mean 'vanilla-kd'"),
         ("flags: {stage3: --lr 1}", "did you mean 'stage1'|did you mean 'stage2'"),
@@ -141,7 +141,7 @@ def test_a_teachers_head_is_given_to_methods_that_use_logits() -> None:
         ("budget: {passes: 10, proxy: 0.7, source: 0.4}", "no passes are left"),
     ],
 )
-def test_mistakes_in_a_recipe(tmp_path: Path, change: str, said: str) -> None:
+def test_mistakes_in_a_recipe(tmp_path: Path, change: str, message: str) -> None:
     text = (ROOT / "benchmarks/recipes/embedded.yaml").read_text()
     key = change.split(":")[0]
     lines = [line for line in text.splitlines() if not line.startswith(f"{key}:")]
@@ -149,7 +149,7 @@ def test_mistakes_in_a_recipe(tmp_path: Path, change: str, said: str) -> None:
         lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("  stage1"))]
     path = tmp_path / "recipe.yaml"
     path.write_text("\n".join([*lines, change]))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_recipe(path, Path("data"), Path("out"))
 
 

@@ -43,8 +43,8 @@ def test_the_same_call_goes_on_where_it_stopped(tmp_path: Path, capfd: pytest.Ca
     seconds = run(works, tmp_path)
     assert list(seconds) == ["a", "b", "c"]
     assert [(tmp_path / name).read_text() for name in "abc"] == ["x", "x", "x"]
-    shown = capfd.readouterr().out
-    assert "2/3 (about 0 min left) b" in shown and "1/3" not in shown
+    output = capfd.readouterr().out
+    assert "2/3 (about 0 min left) b" in output and "1/3" not in output
     assert run(works, tmp_path) == pytest.approx(seconds, abs=0.1)
     assert (tmp_path / "a").read_text() == "x"
 
@@ -124,21 +124,21 @@ def test_two_calls_share_a_step(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 
 def config(tmp_path: Path, **values: object) -> BenchmarkConfig:
-    given = {
+    defaults = {
         "recipe": ROOT / "benchmarks/recipes/camvid.yaml",
         "out": tmp_path,
         "launchers": ROOT / "launchers",
     }
-    return BenchmarkConfig(**{**given, **values})  # type: ignore[arg-type]
+    return BenchmarkConfig(**{**defaults, **values})  # type: ignore[arg-type]
 
 
 def test_a_dry_run_prints_budget_and_commands_and_runs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark(config(tmp_path / "out", dry_run=True, only=["gkd/1"], passes=4800, data=Path("some/data")))
-    shown = capsys.readouterr().out
-    assert "4800 student passes" in shown and "1a: 200" in shown
-    commands = [line for line in shown.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
+    output = capsys.readouterr().out
+    assert "4800 student passes" in output and "1a: 200" in output
+    commands = [line for line in output.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
     assert [line.split()[1].split("/")[-1] for line in commands] == [
         "cache-teacher", "cache-teacher", "stage1.py", "stage1.py", "stage2.py", "evaluate",
     ]  # fmt: skip
@@ -163,12 +163,12 @@ def test_a_method_from_outside_needs_its_row_alone(
     row = MethodRow("Toy of a test", f"{__name__}:Toy", {"weight": WEIGHT}, passes=3.0, logits="used")
     monkeypatch.setitem(METHODS, "toy", row)
     lines = (ROOT / "benchmarks/recipes/embedded.yaml").read_text().splitlines()
-    kept = [line for line in lines if not line.startswith("methods:")]
+    rest = [line for line in lines if not line.startswith("methods:")]
     path = tmp_path / "recipe.yaml"
-    path.write_text("\n".join([*kept, "methods: [none, toy]", ""]))
+    path.write_text("\n".join([*rest, "methods: [none, toy]", ""]))
     benchmark(config(tmp_path / "out", recipe=path, dry_run=True, only=["toy/0"], passes=48_000))
-    shown = capsys.readouterr().out
-    commands = [line for line in shown.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
+    output = capsys.readouterr().out
+    commands = [line for line in output.splitlines() if line.startswith(("deepspeed", "gkd-scale"))]
     _, options = parse(commands[-2])
     assert (
         isinstance(options, Stage2Config)
@@ -178,10 +178,10 @@ def test_a_method_from_outside_needs_its_row_alone(
     assert options.method.teacher.name == "demo_teacher" and options.method.teacher_head is not None
     assert (
         options.run.steps == round(48_000 / (3 * options.run.global_batch))
-        and f"single: {options.run.steps}" in shown
+        and f"single: {options.run.steps}" in output
     )
-    made = build_method("toy", tiny_backbone(), MethodTeacher(), {"weight": 2.0})
-    assert isinstance(made, Toy) and made.weight == 2.0
+    method = build_method("toy", tiny_backbone(), MethodTeacher(), {"weight": 2.0})
+    assert isinstance(method, Toy) and method.weight == 2.0
     with pytest.raises(ConfigError, match="method 'toy' has no argument 'ratio'"):
         parse(f"{commands[-2]} --method-args ratio=1")
     recipe = read_recipe(path, tmp_path / "data", tmp_path)

@@ -15,7 +15,7 @@ from gkd_scale.errors import ConfigError
 from .test_recipes import recipe
 
 
-def measured(out: Path, method: str, seed: int, **miou: float) -> None:
+def write_miou(out: Path, method: str, seed: int, **miou: float) -> None:
     path = evaluation(out, method, seed)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({domain: {"miou": value} for domain, value in miou.items()}))
@@ -23,9 +23,9 @@ def measured(out: Path, method: str, seed: int, **miou: float) -> None:
 
 def test_means_deviations_and_averages(tmp_path: Path) -> None:
     of = recipe("gtav")
-    measured(tmp_path, "gkd-qsd", 0, Citys=50.0, BDD=40.0, Map=60.0)
-    measured(tmp_path, "gkd-qsd", 2, Citys=52.0, BDD=46.0, Map=52.0)
-    measured(tmp_path, "none", 0, Citys=30.0, BDD=20.0, Map=10.0)
+    write_miou(tmp_path, "gkd-qsd", 0, Citys=50.0, BDD=40.0, Map=60.0)
+    write_miou(tmp_path, "gkd-qsd", 2, Citys=52.0, BDD=46.0, Map=52.0)
+    write_miou(tmp_path, "none", 0, Citys=30.0, BDD=20.0, Map=10.0)
     rows = collect(of, tmp_path)
     gkd = rows["gkd-qsd"]
     assert gkd["Citys"].values == (50.0, 52.0) and gkd["Citys"].mean == 51
@@ -48,15 +48,15 @@ def test_means_deviations_and_averages(tmp_path: Path) -> None:
 def test_what_chose_the_step_and_what_a_seed_took(tmp_path: Path) -> None:
     of = recipe("gtav")
     for seed, miou in ((0, 60.0), (1, 62.0)):
-        measured(tmp_path, "gkd", seed, Citys=50.0, BDD=40.0, Map=60.0)
+        write_miou(tmp_path, "gkd", seed, Citys=50.0, BDD=40.0, Map=60.0)
         best = evaluation(tmp_path, "gkd", seed).with_name("best.json")
         best.write_text(json.dumps({"step": 10, "miou": miou}))
     (tmp_path / "done").mkdir()
-    for name, took, done in (
+    for name, took, complete in (
         ("gkd-0-1a", 60, True), ("gkd-0-head", 30, True), ("gkd-1-1a", 150, True),
         ("gkd-mse-0-1a", 999, True), ("cache-proxy", 999, True), ("gkd-1-head", 999, False),
     ):  # fmt: skip
-        record = {"command": [], "needs": {}, "done": done, "seconds": took}
+        record = {"command": [], "needs": {}, "done": complete, "seconds": took}
         (tmp_path / "done" / f"{name}.json").write_text(json.dumps(record))
     row = collect(of, tmp_path)["gkd"]
     assert row["in-domain"].values == (60.0, 62.0)
@@ -66,8 +66,8 @@ def test_what_chose_the_step_and_what_a_seed_took(tmp_path: Path) -> None:
 
 def test_a_domain_that_came_later_leaves_a_gap(tmp_path: Path) -> None:
     of = recipe("gtav")
-    measured(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0)
-    measured(tmp_path, "gkd", 1, Citys=52.0, BDD=46.0, Map=52.0)
+    write_miou(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0)
+    write_miou(tmp_path, "gkd", 1, Citys=52.0, BDD=46.0, Map=52.0)
     row = collect(of, tmp_path)["gkd"]
     assert row["Citys"].values == (50.0, 52.0) and row["Map"].values == (52.0,)
     assert row[AVERAGE].values == (50.0,)
@@ -75,7 +75,7 @@ def test_a_domain_that_came_later_leaves_a_gap(tmp_path: Path) -> None:
 
 def test_classes_that_do_not_count_are_named(tmp_path: Path) -> None:
     of = recipe("gtav")
-    measured(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0, Map=52.0)
+    write_miou(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0, Map=52.0)
     assert table.without(of, tmp_path) == []
     path = evaluation(tmp_path, "gkd", 0)
     values = json.loads(path.read_text())
@@ -104,6 +104,6 @@ def test_unknown_published_numbers_name_the_nearest() -> None:
 
 def test_a_picture_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    measured(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0, Map=60.0)
+    write_miou(tmp_path, "gkd", 0, Citys=50.0, BDD=40.0, Map=60.0)
     assert table.bars(collect(recipe("gtav"), tmp_path), tmp_path / "bars.png")
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")

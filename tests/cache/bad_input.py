@@ -36,7 +36,7 @@ def photo(width: int = 90, height: int = 70) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -52,15 +52,15 @@ def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def rotated() -> bytes:
+def exif_photo() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(photo(), "JPEG", exif=exif)
+    return encode(photo(), "JPEG", exif=exif)
 
 
 def frames(format: str) -> bytes:
     others = [Image.new("RGB", (40, 30), color) for color in ("lime", "blue")]
-    return encoded(Image.new("RGB", (40, 30), "red"), format, save_all=True, append_images=others)
+    return encode(Image.new("RGB", (40, 30), "red"), format, save_all=True, append_images=others)
 
 
 def clear() -> Image.Image:
@@ -69,69 +69,69 @@ def clear() -> Image.Image:
     return image
 
 
-def flipped(data: bytes) -> bytes:
-    damaged = bytearray(data)
-    damaged[len(data) // 2] ^= 255
-    return bytes(damaged)
+def flip(data: bytes) -> bytes:
+    copy = bytearray(data)
+    copy[len(data) // 2] ^= 255
+    return bytes(copy)
 
 
 def grey(dtype: str, scale: float) -> Image.Image:
     return Image.fromarray((np.asarray(photo().convert("L"), np.float64) * scale).astype(dtype))
 
 
-def normalised() -> Image.Image:
+def unit_image() -> Image.Image:
     return Image.fromarray(np.linspace(-1, 1, 6300, dtype=np.float32).reshape(70, 90))
 
 
 def files() -> dict[str, tuple[str, bytes]]:
     """``{kind: (name, content)}`` of what is a regular file."""
-    jpeg, whole = encoded(photo(), "JPEG"), encoded(photo(), "PNG")
-    webp = encoded(photo(), "WEBP")
+    jpeg, whole = encode(photo(), "JPEG"), encode(photo(), "PNG")
+    webp = encode(photo(), "WEBP")
     return {
         "JPEG": ("jpeg.jpg", jpeg),
-        "JPEG, grey": ("grey.jpg", encoded(photo().convert("L"), "JPEG")),
-        "JPEG, CMYK": ("cmyk.jpg", encoded(photo().convert("CMYK"), "JPEG")),
-        "JPEG, progressive": ("progressive.jpg", encoded(photo(), "JPEG", progressive=True)),
-        "JPEG with EXIF orientation": ("turned.jpg", rotated()),
+        "JPEG, grey": ("grey.jpg", encode(photo().convert("L"), "JPEG")),
+        "JPEG, CMYK": ("cmyk.jpg", encode(photo().convert("CMYK"), "JPEG")),
+        "JPEG, progressive": ("progressive.jpg", encode(photo(), "JPEG", progressive=True)),
+        "JPEG with EXIF orientation": ("turned.jpg", exif_photo()),
         "JPEG with a broken EXIF block": (
             "exif.jpg",
-            encoded(photo(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff rubbish"),
+            encode(photo(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff rubbish"),
         ),
         "JPEG with rubbish after its end": ("trailing.jpg", jpeg + b"rubbish" * 9),
         "JPEG with several pictures (MPO)": ("mpo.jpg", frames("MPO")),
         "JPEG named .PNG": ("wrong.PNG", jpeg),
-        "PNG, palette": ("palette.png", encoded(photo().quantize(16), "PNG")),
-        "PNG, palette with transparency": ("p-alpha.png", encoded(clear().quantize(16), "PNG")),
-        "PNG, RGBA": ("rgba.png", encoded(clear(), "PNG")),
-        "PNG, grey with alpha": ("la.png", encoded(clear().convert("LA"), "PNG")),
-        "PNG with a transparent colour": ("trns.png", encoded(photo(), "PNG", transparency=(1, 2, 3))),
-        "PNG, 1 bit": ("bit.png", encoded(photo().convert("1"), "PNG")),
-        "PNG, 16-bit grey": ("grey16.png", encoded(grey("uint16", 257), "PNG")),
+        "PNG, palette": ("palette.png", encode(photo().quantize(16), "PNG")),
+        "PNG, palette with transparency": ("p-alpha.png", encode(clear().quantize(16), "PNG")),
+        "PNG, RGBA": ("rgba.png", encode(clear(), "PNG")),
+        "PNG, grey with alpha": ("la.png", encode(clear().convert("LA"), "PNG")),
+        "PNG with a transparent colour": ("trns.png", encode(photo(), "PNG", transparency=(1, 2, 3))),
+        "PNG, 1 bit": ("bit.png", encode(photo().convert("1"), "PNG")),
+        "PNG, 16-bit grey": ("grey16.png", encode(grey("uint16", 257), "PNG")),
         "PNG, 16-bit RGB": (
             "rgb16.png",
             png(2, 2, 16, 2, 2 * (b"\0" + bytes(range(244, 256)))),
         ),
-        "PNG, 16-bit grey that never exceeds 12 bits": ("grey12.png", encoded(grey("uint16", 16), "PNG")),
+        "PNG, 16-bit grey that never exceeds 12 bits": ("grey12.png", encode(grey("uint16", 16), "PNG")),
         "PNG, 16-bit RGB that never exceeds 10 bits": (
             "rgb10.png",
             png(2, 2, 16, 2, 2 * (b"\0" + bytes([3, 255] * 6))),
         ),
         "PNG, animated": ("animated.png", frames("PNG")),
-        "PNG of 1x1 pixels": ("one.png", encoded(photo(1, 1), "PNG")),
-        "PNG of 3000x1 pixels": ("line.png", encoded(photo(3000, 1), "PNG")),
+        "PNG of 1x1 pixels": ("one.png", encode(photo(1, 1), "PNG")),
+        "PNG of 3000x1 pixels": ("line.png", encode(photo(3000, 1), "PNG")),
         "GIF, animated, named .png": ("gif.png", frames("GIF")),
         "WebP": ("webp.webp", webp),
         "WebP, animated": ("animated.webp", frames("WEBP")),
-        "WebP with alpha": ("alpha.webp", encoded(clear(), "WEBP", lossless=True)),
+        "WebP with alpha": ("alpha.webp", encode(clear(), "WEBP", lossless=True)),
         "TIFF, several pages": ("pages.tiff", frames("TIFF")),
-        "TIFF, 16-bit grey": ("grey16.tif", encoded(grey("uint16", 257), "TIFF")),
-        "TIFF, floats to 1": ("float.tif", encoded(grey("float32", 1 / 255), "TIFF")),
-        "TIFF, floats to 255": ("float255.tif", encoded(grey("float32", 1), "TIFF")),
-        "TIFF, floats from -1 to 1": ("normalised.tif", encoded(normalised(), "TIFF")),
-        "TIFF, integers of 32 bits": ("int32.tif", encoded(grey("int32", 70000), "TIFF")),
-        "TIFF, CMYK": ("cmyk.tif", encoded(photo().convert("CMYK"), "TIFF")),
-        "BMP": ("bmp.bmp", encoded(photo(), "BMP")),
-        "BMP, palette": ("palette.bmp", encoded(photo().quantize(16), "BMP")),
+        "TIFF, 16-bit grey": ("grey16.tif", encode(grey("uint16", 257), "TIFF")),
+        "TIFF, floats to 1": ("float.tif", encode(grey("float32", 1 / 255), "TIFF")),
+        "TIFF, floats to 255": ("float255.tif", encode(grey("float32", 1), "TIFF")),
+        "TIFF, floats from -1 to 1": ("normalised.tif", encode(unit_image(), "TIFF")),
+        "TIFF, integers of 32 bits": ("int32.tif", encode(grey("int32", 70000), "TIFF")),
+        "TIFF, CMYK": ("cmyk.tif", encode(photo().convert("CMYK"), "TIFF")),
+        "BMP": ("bmp.bmp", encode(photo(), "BMP")),
+        "BMP, palette": ("palette.bmp", encode(photo().quantize(16), "BMP")),
         "a name with spaces and a line break": ("a b\nc.jpg", jpeg),
         "a name in another script": ("кошка-猫.jpg", jpeg),
         "a name that is not Unicode": (os.fsdecode(b"caf\xe9.jpg"), jpeg),
@@ -144,12 +144,12 @@ def files() -> dict[str, tuple[str, bytes]]:
         "JPEG, header only": ("header.jpg", jpeg[:20]),
         "JPEG, cut in half": ("cut.jpg", jpeg[: len(jpeg) // 2]),
         "PNG, cut in half": ("cut.png", whole[: len(whole) // 2]),
-        "PNG, one byte flipped": ("flipped.png", flipped(whole)),
+        "PNG, one byte flipped": ("flipped.png", flip(whole)),
         "PNG of 0x0 pixels": ("nothing.png", png(0, 0, 8, 2, b"")),
         "PNG that claims 60000x60000 pixels": ("bomb.png", png(60000, 60000, 8, 2, b"\0" * 100)),
         "WebP, cut in half": ("cut.webp", webp[: len(webp) // 2]),
-        "BMP, cut": ("cut.bmp", encoded(photo(), "BMP")[:200]),
-        "TIFF, cut": ("cut.tif", encoded(photo(), "TIFF")[:300]),
+        "BMP, cut": ("cut.bmp", encode(photo(), "BMP")[:200]),
+        "TIFF, cut": ("cut.tif", encode(photo(), "TIFF")[:300]),
         "a hidden file": (".hidden.jpg", jpeg),
         "another extension": ("movie.gif", frames("GIF")),
         "no extension": ("noextension", jpeg),
@@ -178,7 +178,7 @@ def outcomes(folder: Path) -> dict[str, str]:
     for name, make in PATHS.values():
         make(images / name)
     build(config(images, out, views=1, workers=1), TinyTeacher(), quiet=True)
-    facts = {fact["path"]: fact["source"] for fact in stored(out)}
+    facts = {fact["path"]: fact["source"] for fact in read_records(out)}
     rows = {row["path"]: row for row in pq.read_table(out / "manifest.parquet").to_pylist()}
     return {
         kind: _outcome(os.fsencode(name).decode("utf-8", "backslashreplace"), rows, facts)
@@ -186,16 +186,16 @@ def outcomes(folder: Path) -> dict[str, str]:
     }
 
 
-def stored(out: Path) -> list[dict[str, Any]]:
+def read_records(out: Path) -> list[dict[str, Any]]:
     """The ``{sid}.json`` of all samples of view 0."""
-    found = []
+    records = []
     for shard in range(len(Cache.open(out).shard_sizes)):
         tar = out / f"v00/shard-{shard:06d}.tar"
         data = tar.read_bytes()
         members = parse_index(tar.with_suffix(".parquet").read_bytes()).members
         places = [(m.offset, m.offset + m.bytes) for m in members if m.member == "json"]
-        found += [json.loads(data[start:stop]) for start, stop in places]
-    return found
+        records += [json.loads(data[start:stop]) for start, stop in places]
+    return records
 
 
 def _outcome(name: str, rows: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -210,12 +210,12 @@ def _outcome(name: str, rows: dict[str, Any], facts: dict[str, Any]) -> str:
     return text + "".join(f", {key} {value}" for key, value in sorted(source.items()))
 
 
-def table(found: dict[str, str]) -> str:
+def table(rows: dict[str, str]) -> str:
     """The outcomes as a Markdown page."""
-    lines = [f"| {kind} | {outcome} |" for kind, outcome in found.items()]
+    lines = [f"| {kind} | {outcome} |" for kind, outcome in rows.items()]
     return "\n".join(
         [
-            f"# {len(found)} kinds of input, and what becomes of each",
+            f"# {len(rows)} kinds of input, and what becomes of each",
             "",
             "Made by `python -m tests.cache.bad_input` from a real build; a test compares. *used* is what",
             "`{sid}.json` says of the source (format, mode, width x height); *left out* is the reason in",

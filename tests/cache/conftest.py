@@ -41,9 +41,9 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 @pytest.fixture
 def copy(whole: tuple[Path, BuildReport], tmp_path: Path) -> Callable[[], Path]:
     """Fresh copies of the complete cache, to be damaged."""
-    made = iter(range(1000))
+    numbers = iter(range(1000))
 
     def make() -> Path:
-        return Path(shutil.copytree(whole[0], tmp_path / f"copy{next(made)}"))
+        return Path(shutil.copytree(whole[0], tmp_path / f"copy{next(numbers)}"))
 
     return make

@@ -99,7 +99,7 @@ def test_lost_and_damaged_shards_are_made_again(whole: Whole, images: Path, copy
     assert tree(out) == tree(whole[0])
 
 
-KILLED = """
+SCRIPT = """
 import os, sys, time
 from pathlib import Path
 import torch
@@ -130,9 +130,9 @@ def test_sigkill_at_random_moments_ends_in_the_same_bytes(whole: Whole, images: 
     The builders are forked from a warm process (lazy imports done), so that five kills cost one import.
     """
     random = Random(2026)
-    command = [sys.executable, "-c", KILLED, str(images), str(tmp_path / "warm")]
+    command = [sys.executable, "-c", SCRIPT, str(images), str(tmp_path / "warm")]
     root, env = Path(__file__).parents[2], {**os.environ, "OMP_NUM_THREADS": "1"}
-    left = []
+    counts = []
     with subprocess.Popen(
         command, cwd=root, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -148,28 +148,28 @@ def test_sigkill_at_random_moments_ends_in_the_same_bytes(whole: Whole, images: 
             os.kill(child, signal.SIGKILL)
             assert int(process.stdout.readline()) == -signal.SIGKILL
             assert not (out / "manifest.parquet").exists()
-            left.append(build(config(images, out), TinyTeacher(), quiet=True).shards_built)
+            counts.append(build(config(images, out), TinyTeacher(), quiet=True).shards_built)
             assert tree(out) == tree(whole[0])
         process.stdin.close()
-    assert len(set(left)) > 1, "the kills fell into different shards"
+    assert len(set(counts)) > 1, "the kills fell into different shards"
 
 
 def test_an_image_that_vanishes_between_two_views_is_noticed(tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "cache"
     write_images(images, 8)
-    lost = make_plan(images, config(images, out).samples_per_shard).shard(1)[-1].path
-    data = (images / lost).read_bytes()
+    victim = make_plan(images, config(images, out).samples_per_shard).shard(1)[-1].path
+    data = (images / victim).read_bytes()
 
     class Vandal(TinyTeacher):
         def __call__(self, pixels: Any) -> Any:
             if self.calls == 4:  # two shards of two batches: the first view is done
-                (images / lost).write_bytes(bytes(len(data)))
+                (images / victim).write_bytes(bytes(len(data)))
             return super().__call__(pixels)
 
-    with pytest.raises(CacheError, match=f"{lost} could be read for one view and not for another"):
+    with pytest.raises(CacheError, match=f"{victim} could be read for one view and not for another"):
         build(config(images, out, workers=0), Vandal(), quiet=True)
     assert not (out / "manifest.parquet").exists()
-    (images / lost).write_bytes(data)
+    (images / victim).write_bytes(data)
     assert build(config(images, out), TinyTeacher(), quiet=True).shards_built == 2
     build(config(images, tmp_path / "undisturbed"), TinyTeacher(), quiet=True)
     assert tree(out) == tree(tmp_path / "undisturbed")

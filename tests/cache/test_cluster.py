@@ -31,15 +31,15 @@ Whole = tuple[Path, BuildReport]
 
 
 def test_two_devices_make_the_same_bytes(whole: Whole, images: Path, tmp_path: Path) -> None:
-    made: dict[str, TinyTeacher] = {}
+    teachers: dict[str, TinyTeacher] = {}
 
     def load(device: str) -> TinyTeacher:
-        return made.setdefault(device, TinyTeacher())
+        return teachers.setdefault(device, TinyTeacher())
 
-    asked = config(images, tmp_path, device="cuda:0,1,3")
-    assert asked.devices == ["cuda:0", "cuda:1", "cuda:3"]
-    report = build(asked, TinyTeacher(), load=load, quiet=True)
-    assert set(made) == {"cuda:1", "cuda:3"} and all(teacher.calls >= 2 for teacher in made.values())
+    cfg = config(images, tmp_path, device="cuda:0,1,3")
+    assert cfg.devices == ["cuda:0", "cuda:1", "cuda:3"]
+    report = build(cfg, TinyTeacher(), load=load, quiet=True)
+    assert set(teachers) == {"cuda:1", "cuda:3"} and all(teacher.calls >= 2 for teacher in teachers.values())
     assert (report.shards_built, report.samples_built) == (6, 20)
     assert tree(tmp_path) == tree(whole[0])
 
@@ -69,7 +69,7 @@ class Mortal(TinyTeacher):
 
     def __call__(self, pixels: Any) -> Any:
         time.sleep(0.1)
-        wait_until(lambda: started(self._deaths.parent / "workers") >= self._crew)
+        wait_until(lambda: starts(self._deaths.parent / "workers") >= self._crew)
         for death in sorted(self._deaths.iterdir()):
             try:
                 death.unlink()
@@ -79,7 +79,7 @@ class Mortal(TinyTeacher):
         return super().__call__(pixels)
 
 
-def started(log: Path) -> int:
+def starts(log: Path) -> int:
     """Workers that have loaded their teacher."""
     return len(log.read_text().split())
 
@@ -91,7 +91,7 @@ def mortal(deaths: Path, crew: int, device: str) -> Mortal:
     return Mortal(deaths, crew)
 
 
-def broken(_: str) -> TinyTeacher:
+def overflow(_: str) -> TinyTeacher:
     return TinyTeacher(gain=1e6)
 
 
@@ -102,10 +102,10 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     nodes = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    found = Cluster(initialize_head=True, head_node_args={**nodes, "include_dashboard": False})
-    found.add_node(**nodes)
-    yield found
-    found.shutdown()
+    group = Cluster(initialize_head=True, head_node_args={**nodes, "include_dashboard": False})
+    group.add_node(**nodes)
+    yield group
+    group.shutdown()
 
 
 def on_ray(cluster: Any, images: Path, out: Path) -> CacheTeacherConfig:
@@ -125,7 +125,7 @@ def test_two_nodes_and_five_killed_workers_make_the_same_bytes(
     load = partial(mortal, deaths, 2)
     report = build(on_ray(cluster, images, out), TinyTeacher(), load=load, quiet=True)
     assert not list(deaths.iterdir()), "five workers died"
-    assert started(tmp_path / "workers") in (6, 7), "the last replacement may come after the last shard"
+    assert starts(tmp_path / "workers") in (6, 7), "the last replacement may come after the last shard"
     assert (report.shards_built, report.samples_built) == (6, 20)
     assert tree(out) == tree(whole[0])
     assert not list(out.rglob("*.part"))
@@ -136,7 +136,7 @@ def test_two_nodes_and_five_killed_workers_make_the_same_bytes(
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_error_in_a_worker_is_the_error_of_the_command(cluster: Any, images: Path, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r" \(sid [0-9a-f]{16}\).*beyond fp16"):
-        build(on_ray(cluster, images, tmp_path), TinyTeacher(), load=broken, quiet=True)
+        build(on_ray(cluster, images, tmp_path), TinyTeacher(), load=overflow, quiet=True)
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_a_node_that_joins_helps(
     deaths.mkdir()
     node = cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
     build(on_ray(cluster, images, out), TinyTeacher(), load=partial(mortal, deaths, 3), quiet=True)
-    assert started(tmp_path / "workers") == 3
+    assert starts(tmp_path / "workers") == 3
     assert tree(out) == tree(whole[0])
     cluster.remove_node(node)
 
@@ -159,10 +159,10 @@ def test_a_node_that_joins_helps(
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_another_teacher_over_stored_pixels(cluster: Any, whole: Whole, tmp_path: Path) -> None:
-    asked = CacheTeacherConfig(f"cache:{whole[0]}", tmp_path / "one", batch_size=3)
-    build(asked, TinyTeacher(), quiet=True)
-    asked = CacheTeacherConfig(f"cache:{whole[0]}", tmp_path / "two", batch_size=3, ray=cluster.address)
-    build(asked, TinyTeacher(), load=small, quiet=True)
+    cfg = CacheTeacherConfig(f"cache:{whole[0]}", tmp_path / "one", batch_size=3)
+    build(cfg, TinyTeacher(), quiet=True)
+    cfg = CacheTeacherConfig(f"cache:{whole[0]}", tmp_path / "two", batch_size=3, ray=cluster.address)
+    build(cfg, TinyTeacher(), load=small, quiet=True)
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
 
 
@@ -178,7 +178,7 @@ class Holder:
     """An actor of another job."""
 
 
-def counting(_teacher: TinyTeacher, device: str) -> Callable[[Any], ShardResult]:
+def counter(_teacher: TinyTeacher, device: str) -> Callable[[Any], ShardResult]:
     return lambda task: ShardResult(task, len(device))
 
 
@@ -187,7 +187,7 @@ def counting(_teacher: TinyTeacher, device: str) -> Callable[[Any], ShardResult]
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_teacher_that_cannot_be_loaded_is_the_error_of_the_command(cluster: Any) -> None:
     with pytest.raises(ModelError, match=r"weights\.safetensors does not exist on this node"):
-        distribute([1, 2], counting, no_weights, cluster.address, lambda *_: None)
+        distribute([1, 2], counter, no_weights, cluster.address, lambda *_: None)
 
 
 @pytest.fixture
@@ -217,9 +217,9 @@ def test_a_gpu_that_another_job_holds_gets_no_shard(cluster: Any) -> None:
     try:
         holder = ray.remote(num_gpus=1)(Holder).remote()
         wait_until(lambda: ray.available_resources().get("GPU") == 1)
-        built: dict[int, ShardResult] = {}
-        distribute(list(range(1, 7)), counting, small, cluster.address, built.__setitem__)
-        assert built == {task: ShardResult(task, len("cuda")) for task in range(1, 7)}
+        results: dict[int, ShardResult] = {}
+        distribute(list(range(1, 7)), counter, small, cluster.address, results.__setitem__)
+        assert results == {task: ShardResult(task, len("cuda")) for task in range(1, 7)}
         ray.kill(holder)
     finally:
         ray.shutdown()
@@ -235,7 +235,7 @@ class Slow(TinyTeacher):
 
     def __call__(self, pixels: Any) -> Any:
         time.sleep(0.5)
-        wait_until(lambda: started(self._log) >= self._crew)
+        wait_until(lambda: starts(self._log) >= self._crew)
         return super().__call__(pixels)
 
 
@@ -302,9 +302,9 @@ def test_a_node_that_is_lost_costs_its_shard_only(
         cluster.remove_node(node, allow_graceful=False)
 
     with ThreadPoolExecutor(1) as pool:
-        lost = pool.submit(lose)
+        future = pool.submit(lose)
         report = build(on_ray(cluster, images, out), TinyTeacher(), load=partial(slow, log, 3), quiet=True)
-        lost.result()
+        future.result()
     assert len(log.read_text().split()) == 3, "three nodes took part"
     assert report.shards_built == 6
     assert tree(out) == tree(whole[0])
@@ -315,6 +315,6 @@ def test_a_node_that_is_lost_costs_its_shard_only(
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_cluster_is_the_users_mistake(images: Path, tmp_path: Path) -> None:
-    asked = config(images, tmp_path, ray="127.0.0.1:1")
+    cfg = config(images, tmp_path, ray="127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"no Ray cluster at .127\.0\.0\.1:1"):
-        build(asked, TinyTeacher(), load=broken, quiet=True)
+        build(cfg, TinyTeacher(), load=overflow, quiet=True)

@@ -42,12 +42,12 @@ def source(paths: list[Path], encoded: bool, **options: object) -> CachedSource:
 )
 def test_an_encoded_batch_decodes_to_the_same_batch(codecs: list[str], caches: dict[str, Path]) -> None:
     paths = [caches[codec] for codec in codecs]
-    plain, encoded = source(paths, False), source(paths, True)
-    for batch, other in zip(plain.batches(0, 9), encoded.batches(0, 9), strict=True):
+    plain, compact = source(paths, False), source(paths, True)
+    for batch, other in zip(plain.batches(0, 9), compact.batches(0, 9), strict=True):
         assert isinstance(other, EncodedBatch) and (other.sids, other.epochs) == (batch.sids, batch.epochs)
-        moved = map_tensors(other, torch.Tensor.clone)  # as on the way to a device
-        assert isinstance(moved, EncodedBatch)
-        back = moved.decoded()
+        copy = map_tensors(other, torch.Tensor.clone)  # as on the way to a device
+        assert isinstance(copy, EncodedBatch)
+        back = copy.decoded()
         assert type(back) is type(batch) and back.positions == batch.positions
         assert torch.equal(back.pixels, batch.pixels) and torch.equal(back.teacher.cls, batch.teacher.cls)
         assert back.teacher.patches.dtype == torch.float16
@@ -55,8 +55,8 @@ def test_an_encoded_batch_decodes_to_the_same_batch(codecs: list[str], caches: d
 
 
 def test_tokens_that_need_no_decoding_are_read_into_place(caches: dict[str, Path]) -> None:
-    plain, asked = source([caches["fp16"]], False), source([caches["fp16"]], True)
-    (batch,), (other,) = plain.batches(0, 1), asked.batches(0, 1)
+    plain, compact = source([caches["fp16"]], False), source([caches["fp16"]], True)
+    (batch,), (other,) = plain.batches(0, 1), compact.batches(0, 1)
     assert type(other) is type(batch) and torch.equal(other.teacher.patches, batch.teacher.patches)
 
 
@@ -68,8 +68,8 @@ def test_damaged_samples_are_skipped_alike(caches: dict[str, Path], tmp_path: Pa
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
     tar.write_bytes(data)
-    plain, encoded = (source([out], flag, skip_corrupt=True) for flag in (False, True))
-    for batch, other in zip(plain.batches(0, 4), encoded.batches(0, 4), strict=True):
+    plain, compact = (source([out], flag, skip_corrupt=True) for flag in (False, True))
+    for batch, other in zip(plain.batches(0, 4), compact.batches(0, 4), strict=True):
         assert other.sids == batch.sids
-    assert plain.skipped == encoded.skipped and len(plain.skipped) == 1
+    assert plain.skipped == compact.skipped and len(plain.skipped) == 1
     assert np.unique(list(plain.skipped)).size

@@ -31,9 +31,9 @@ def test_what_a_kill_left_half_written_goes(images: Path, whole: Whole, copy: An
 def test_another_spec_is_refused_with_both_values(images: Path, copy: Any) -> None:
     out = copy()
     before = tree(out)
-    with pytest.raises(CacheError) as refused:
+    with pytest.raises(CacheError) as error:
         build(config(images, out, seed=7, views=3), TinyTeacher(gain=2.0), quiet=True)
-    text = str(refused.value)
+    text = str(error.value)
     assert "seed: the cache has 0, asked for 7" in text
     assert "views: the cache has 2, asked for 3" in text
     assert "teacher.gain: the cache has 1.0, asked for 2.0" in text
@@ -47,10 +47,10 @@ def test_a_changed_image_folder_is_refused_with_counts(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(images / "new.png")
     (images / "b" / "001.PNG").unlink()
     Image.new("RGB", (200, 200), "red").save(images / "b" / "002.webp")
-    with pytest.raises(CacheError) as refused:
+    with pytest.raises(CacheError) as error:
         build(config(images, out), TinyTeacher(), quiet=True)
     for part in ("1 added (new.png)", "1 removed (b/001.PNG)", "1 resized (b/002.webp)"):
-        assert part in str(refused.value)
+        assert part in str(error.value)
 
 
 def test_a_folder_with_other_things_is_refused(images: Path, tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def test_repair_rebuilds_what_is_bad_and_nothing_else(whole: Whole, images: Path
     out = copy()
     flip(out / "v00/shard-000001.tar", 700)
     (out / "v01/shard-000002.parquet").unlink()
-    untouched = (out / "v00/shard-000000.tar").stat().st_mtime_ns
+    mtime = (out / "v00/shard-000000.tar").stat().st_mtime_ns
     teacher = TinyTeacher()
     report, lines = mend(out, images, teacher)
     assert report.shards_built == 2 and teacher.calls <= 4
     assert any(line.startswith("v00/shard-000001.tar: ") for line in lines)
     assert any(line.startswith("v01/shard-000002.parquet: missing") for line in lines)
-    assert (out / "v00/shard-000000.tar").stat().st_mtime_ns == untouched
+    assert (out / "v00/shard-000000.tar").stat().st_mtime_ns == mtime
     assert tree(out) == tree(whole[0])
 
 
@@ -84,10 +84,10 @@ def test_a_lost_spec_is_written_again_by_the_same_command_only(whole: Whole, ima
     out = copy()
     for damage in (lambda p: p.unlink(), lambda p: p.write_bytes(b"{"), lambda p: flip(p, 300)):
         damage(out / "cache.json")
-        damaged = tree(out)
+        before = tree(out)
         with pytest.raises((CacheError, DamageError)):
             build(config(images, out, seed=1), TinyTeacher(), quiet=True)
-        assert tree(out) == damaged
+        assert tree(out) == before
         assert build(config(images, out), TinyTeacher(), quiet=True).shards_built == 0
         assert tree(out) == tree(whole[0])
 
@@ -96,40 +96,42 @@ def test_a_lost_spec_is_written_again_by_the_same_command_only(whole: Whole, ima
 
 
 @pytest.fixture(scope="module")
-def fitted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def codec_cache(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fitted") / "cache"
     build(config(images, out, codec="tc3", codec_fit=5), TinyTeacher(), quiet=True)
     return out
 
 
-def test_a_fitted_codec_lies_in_the_cache_and_verify_covers_it(fitted: Path, whole: Whole) -> None:
-    assert verify(fitted, print, quiet=True) == 0
-    small, full = Cache.open(fitted), Cache.open(whole[0])
+def test_a_fitted_codec_lies_in_the_cache_and_verify_covers_it(codec_cache: Path, whole: Whole) -> None:
+    assert verify(codec_cache, print, quiet=True) == 0
+    small, full = Cache.open(codec_cache), Cache.open(whole[0])
     for index in range(full.num_samples):
         one, other = small.read(1, index), full.read(1, index)
         assert (one.sid, one.jpeg) == (other.sid, other.jpeg)
         error = ((one.patches.astype(float) - other.patches) ** 2).sum()
         assert error < 0.05 * ((other.patches.astype(float) - other.patches.mean(0)) ** 2).sum() + 1e-3
-    flip(fitted / "codec.safetensors", 200)
+    flip(codec_cache / "codec.safetensors", 200)
     lines: list[str] = []
-    assert verify(fitted, lines.append, quiet=True) == 1 and lines[0].startswith("codec.safetensors: SHA-256")
+    assert verify(codec_cache, lines.append, quiet=True) == 1 and lines[0].startswith(
+        "codec.safetensors: SHA-256"
+    )
     with pytest.raises(DamageError, match=r"codec\.safetensors.*does not match the spec"):
-        Cache.open(fitted)
-    flip(fitted / "codec.safetensors", 200)
+        Cache.open(codec_cache)
+    flip(codec_cache / "codec.safetensors", 200)
 
 
 @pytest.mark.parametrize("fail_at", [1, 3, 6])
 def test_a_broken_build_with_a_fitted_codec_goes_on_to_the_same_bytes(
-    fitted: Path, images: Path, tmp_path: Path, fail_at: int
+    codec_cache: Path, images: Path, tmp_path: Path, fail_at: int
 ) -> None:
-    asked = config(images, tmp_path / "cache", codec="tc3", codec_fit=5)
+    cfg = config(images, tmp_path / "cache", codec="tc3", codec_fit=5)
     with pytest.raises(RuntimeError, match="the teacher broke"):
-        build(asked, TinyTeacher(fail_at=fail_at), quiet=True)
-    build(asked, TinyTeacher(), quiet=True)
-    assert tree(asked.out) == tree(fitted)
-    flip(asked.out / "codec.safetensors", 150)
-    build(asked, TinyTeacher(), quiet=True)
-    assert tree(asked.out) == tree(fitted)
+        build(cfg, TinyTeacher(fail_at=fail_at), quiet=True)
+    build(cfg, TinyTeacher(), quiet=True)
+    assert tree(cfg.out) == tree(codec_cache)
+    flip(cfg.out / "codec.safetensors", 150)
+    build(cfg, TinyTeacher(), quiet=True)
+    assert tree(cfg.out) == tree(codec_cache)
 
 
 def test_more_components_than_channels_are_refused(images: Path, tmp_path: Path) -> None:
@@ -140,19 +142,19 @@ def test_more_components_than_channels_are_refused(images: Path, tmp_path: Path)
 # ------------------------------------------------------------------------------- rerun-teacher
 
 
-def test_rerunning_the_teacher_agrees(whole: Whole, fitted: Path) -> None:
-    for path in (whole[0], fitted):
+def test_rerunning_the_teacher_agrees(whole: Whole, codec_cache: Path) -> None:
+    for path in (whole[0], codec_cache):
         assert list(rerun(Cache.open(path), TinyTeacher(), 16)) == []
 
 
 def test_tokens_of_another_sample_are_found(images: Path, tmp_path: Path) -> None:
     """A bug that shifts tokens by one sample leaves every checksum right."""
 
-    class Shifted(TinyTeacher):
+    class Shift(TinyTeacher):
         def __call__(self, pixels: Any) -> Any:
             return super().__call__(pixels.roll(1, 0))
 
-    build(config(images, tmp_path), Shifted(), quiet=True)
+    build(config(images, tmp_path), Shift(), quiet=True)
     assert verify(tmp_path, print, quiet=True) == 0
     lines = list(rerun(Cache.open(tmp_path), TinyTeacher(), 100))
     assert len(lines) >= 20 and "patch tokens differ from the teacher's by" in "\n".join(lines)

@@ -40,12 +40,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Makes a cache of ``pictures`` by a teacher of some width."""
 
-    def made(dim: int, images: Path = pictures, **changes: Any) -> Path:
+    def write(dim: int, images: Path = pictures, **changes: Any) -> Path:
         out = tmp_path_factory.mktemp("made") / f"of{dim}"
         build(config(images, out, **changes), TinyTeacher(dim=dim, gain=dim), quiet=True)
         return out
 
-    return made
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def source(*paths: Path, **values: Any) -> CachedSource:
     return CachedSource(caches, **{**ORDER, **values})
 
 
-def alike(joined: Batch, alone: Batch, teacher: int) -> bool:
-    same = torch.equal(joined.pixels, alone.pixels) and joined.sids == alone.sids
-    return same and all(map(torch.equal, joined.teachers[teacher], alone.teacher))
+def alike(both: Batch, alone: Batch, teacher: int) -> bool:
+    same = torch.equal(both.pixels, alone.pixels) and both.sids == alone.sids
+    return same and all(map(torch.equal, both.teachers[teacher], alone.teacher))
 
 
 def test_joined_batches_are_those_of_each_cache_alone(one: Path, other: Path) -> None:
@@ -77,9 +77,9 @@ def test_joined_batches_are_those_of_each_cache_alone(one: Path, other: Path) ->
             list(source(*paths, seed=seed, encoded=encoded).batches(0, 4))
             for paths in ((one, other), (one,), (other,))
         ]
-        for joined, *alone in zip(*runs, strict=True):
-            assert isinstance(joined, EncodedBatch) == encoded and len(joined.teachers) == 2
-            plain = [each.decoded() if isinstance(each, EncodedBatch) else each for each in (joined, *alone)]
+        for both, *alone in zip(*runs, strict=True):
+            assert isinstance(both, EncodedBatch) == encoded and len(both.teachers) == 2
+            plain = [each.decoded() if isinstance(each, EncodedBatch) else each for each in (both, *alone)]
             assert all(alike(plain[0], each, number) for number, each in enumerate(plain[1:]))
 
 
@@ -93,14 +93,14 @@ def test_pixels_come_from_the_cache_that_stores_them(one: Path, make: Make, tmp_
 
     blind = blind_of(8)
     for paths in ((one, blind), (blind, one)):
-        for joined, alone in zip(source(*paths).batches(0, 4), source(one).batches(0, 4), strict=True):
-            assert alike(joined, alone, paths.index(one))
+        for both, alone in zip(source(*paths).batches(0, 4), source(one).batches(0, 4), strict=True):
+            assert alike(both, alone, paths.index(one))
     caches = open_joined([one, blind])
-    for joined, alone in zip(
+    for both, alone in zip(
         CachedSource(caches, silent=[0], **ORDER).batches(0, 4), source(one).batches(0, 4), strict=True
     ):
-        assert torch.equal(joined.pixels, alone.pixels) and joined.sids == alone.sids
-        assert len(joined.teachers) == 1 and joined.teacher.cls.shape == (3, 8)
+        assert torch.equal(both.pixels, alone.pixels) and both.sids == alone.sids
+        assert len(both.teachers) == 1 and both.teacher.cls.shape == (3, 8)
     again = make(12, codec="int8")
     for paths in ((blind, again), (blind, blind_of(6))):
         with pytest.raises(CacheError, match="holds no pixels"):
@@ -119,24 +119,24 @@ def test_caches_of_one_teacher_follow_each_other_and_are_joined_with_those_of_an
     write_images(tmp_path, 5, seed=1)
     more = [make(dim, tmp_path) for dim in (12, 8)]
     assert isinstance(open_joined([one, more[0]]), Caches)
-    joined = open_joined([one, other, more[1], more[0]])
-    assert isinstance(joined, Joined) and joined.num_samples == 14
-    assert [caches.dim for caches in joined.teachers] == [12, 8]
-    joined.check(1)
+    both = open_joined([one, other, more[1], more[0]])
+    assert isinstance(both, Joined) and both.num_samples == 14
+    assert [caches.dim for caches in both.teachers] == [12, 8]
+    both.check(1)
     with pytest.raises(CacheError, match=r"there are 2 of tiny and 1 of tiny"):
         open_joined([one, other, more[0]])
 
 
 def test_another_image_is_refused_by_its_name(one: Path, make: Make, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "changed")
-    changed = tmp_path / "changed/b/004.PNG"
-    shutil.copy(tmp_path / "changed/b/001.PNG", changed)
+    image = tmp_path / "changed/b/004.PNG"
+    shutil.copy(tmp_path / "changed/b/001.PNG", image)
     sid = open_joined([one]).caches[0].sid  # type: ignore[union-attr]
     names = {sid(index) for index in range(9)}
-    with pytest.raises(CacheError, match=r"sample ([0-9a-f]{16}) has other pixels in view 0") as refused:
+    with pytest.raises(CacheError, match=r"sample ([0-9a-f]{16}) has other pixels in view 0") as error:
         source(one, make(8, tmp_path / "changed"))
-    found = re.search(r"sample (\w+)", refused.value.message)
-    assert found is not None and found[1] in names
+    match = re.search(r"sample (\w+)", error.value.message)
+    assert match is not None and match[1] in names
 
 
 def test_an_image_more_is_refused_by_its_name(one: Path, make: Make, pictures: Path, tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_an_image_more_is_refused_by_its_name(one: Path, make: Make, pictures: P
     [({"seed": 1}, "seed 0 and 1"), ({"views": 1}, "views 2 and 1"), ({"samples_per_shard": 3}, "shards")],
 )
 def test_other_views_are_refused(one: Path, make: Make, changes: dict[str, Any], what: str) -> None:
-    with pytest.raises(CacheError, match=what) as refused:
+    with pytest.raises(CacheError, match=what) as error:
         source(one, make(8, **changes))
-    assert "one after the other" in refused.value.hint, "both teachers are called tiny"
+    assert "one after the other" in error.value.hint, "both teachers are called tiny"
 
 
 def test_a_remote_cache_is_compared_shard_by_shard(
@@ -162,8 +162,8 @@ def test_a_remote_cache_is_compared_shard_by_shard(
     """Of a cache behind a URL the indexes are not here yet."""
     shutil.copytree(pictures, tmp_path / "changed")
     shutil.copy(tmp_path / "changed/b/001.PNG", tmp_path / "changed/b/004.PNG")
-    changed = make(8, tmp_path / "changed")
-    for path, fits in ((other, True), (changed, False)):
+    third = make(8, tmp_path / "changed")
+    for path, fits in ((other, True), (third, False)):
         caches = open_joined([one, path.as_uri()], home=tmp_path / f"mirror-{fits}")
         assert isinstance(caches, Joined)
         caches.check(1)
@@ -182,10 +182,10 @@ def test_the_first_difference_is_the_first(rows: list[tuple[int, int]], data: st
         pa.table({name: pa.array([row[at] for row in each], pa.int64()) for at, name in enumerate("ab")})
         for each in (rows, others)
     ]
-    wanted = None
+    expected = None
     for row in range(max(len(rows), len(others))):
         mine, theirs = (each[row] if row < len(each) else None for each in (rows, others))
         if mine != theirs:
-            wanted = Difference(row, "b" if mine and theirs and mine[0] == theirs[0] else "a")
+            expected = Difference(row, "b" if mine and theirs and mine[0] == theirs[0] else "a")
             break
-    assert first_difference(*tables) == wanted
+    assert first_difference(*tables) == expected

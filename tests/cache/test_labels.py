@@ -49,8 +49,8 @@ class Stripes:
 def agreement(jpeg: bytes, label: np.ndarray) -> float:
     """Share of the labelled pixels whose colour is nearest to that of their class."""
     distance = np.abs(image_of(jpeg)[..., None, :].astype(int) - np.array(PALETTE)).sum(-1)
-    counted = label != IGNORE
-    return float((distance.argmin(-1) == label)[counted].mean())
+    valid = label != IGNORE
+    return float((distance.argmin(-1) == label)[valid].mean())
 
 
 @pytest.mark.parametrize("randaugment", [0, 3])
@@ -59,30 +59,30 @@ def test_labels_follow_the_pixels_of_their_view(randaugment: int) -> None:
     cfg = ViewConfig(color=0, randaugment=randaugment)
     flips = set()
     for view in range(30):
-        made = make_view(Image.fromarray(sample.image), f"{view:016x}", view, SIZE, cfg, 0)
-        moved = {name for name, _ in made.params["randaugment"]}
-        if moved & {"invert", "solarize", "solarize_add", "posterize", "color", "equalize", "autocontrast"}:
+        result = make_view(Image.fromarray(sample.image), f"{view:016x}", view, SIZE, cfg, 0)
+        names = {name for name, _ in result.params["randaugment"]}
+        if names & {"invert", "solarize", "solarize_add", "posterize", "color", "equalize", "autocontrast"}:
             continue  # the colours no longer tell the classes
-        png = view_label(sample.label, made.params, SIZE)
+        png = view_label(sample.label, result.params, SIZE)
         with Image.open(io.BytesIO(png)) as image:
             label = np.array(image)
         assert label.shape == SIZE and set(np.unique(label)) <= {0, 1, 2, IGNORE}
-        assert agreement(made.jpeg, label) > 0.9, made.params
-        flips.add(made.params["flip"])
+        assert agreement(result.jpeg, label) > 0.9, result.params
+        flips.add(result.params["flip"])
     assert flips == {True, False}
 
 
 def test_a_labelled_cache_is_whole_resumable_and_reads_back(tmp_path: Path) -> None:
     source = LabelledSource(Stripes(bad=2))
-    asked = config(Path("stripes:here"), tmp_path / "cache")
+    cfg = config(Path("stripes:here"), tmp_path / "cache")
     with pytest.raises(DataError, match=r"2\.png cannot be read"):
         make_plan("stripes:here", 4, source=source)
     source = LabelledSource(Stripes())
     with pytest.raises(RuntimeError, match="the teacher broke"):
-        build(asked, TinyTeacher(fail_at=2), source=source, quiet=True)
-    build(asked, TinyTeacher(), source=source, quiet=True)
-    assert verify(asked.out, print, quiet=True) == 0
-    cache = Cache.open(asked.out)
+        build(cfg, TinyTeacher(fail_at=2), source=source, quiet=True)
+    build(cfg, TinyTeacher(), source=source, quiet=True)
+    assert verify(cfg.out, print, quiet=True) == 0
+    cache = Cache.open(cfg.out)
     assert cache.spec.labels == {"classes": ["red", "green", "blue"], "palette": [list(c) for c in PALETTE]}
     for view in range(2):
         for index in range(7):
@@ -90,11 +90,11 @@ def test_a_labelled_cache_is_whole_resumable_and_reads_back(tmp_path: Path) -> N
             assert list(members) == ["jpg", "label.png"]
             with Image.open(io.BytesIO(members["label.png"])) as image:
                 assert agreement(bytes(members["jpg"]), np.array(image)) > 0.9
-    before = tree(asked.out)
-    (asked.out / "v01/shard-000001.tar").write_bytes(b"")
-    recipe = RepairConfig(asked.out, "stripes:here", batch_size=3)
-    repair(recipe, read_spec(asked.out), TinyTeacher(), lambda _: None, source=source, quiet=True)
-    assert tree(asked.out) == before
+    before = tree(cfg.out)
+    (cfg.out / "v01/shard-000001.tar").write_bytes(b"")
+    recipe = RepairConfig(cfg.out, "stripes:here", batch_size=3)
+    repair(recipe, read_spec(cfg.out), TinyTeacher(), lambda _: None, source=source, quiet=True)
+    assert tree(cfg.out) == before
 
 
 def test_names_come_from_files_where_the_dataset_tells_them(tmp_path: Path) -> None:

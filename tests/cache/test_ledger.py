@@ -52,8 +52,8 @@ def test_a_sample_used_twice_one_left_out_and_a_contradiction_are_found(whole: W
     path = tmp_path / "rank-000.tsv"
     lines = path.read_text().split("\n")
     path.write_text("\n".join([*lines[:3], lines[3].replace(lines[3][-16:], lines[2][-16:]), *lines[4:]]))
-    complete, found = check_ledger(tmp_path, sids(cache))
-    assert complete == 2 and found == ["epoch 0: 1 sids twice, 1 missing, 0 not of the cache"]
+    complete, faults = check_ledger(tmp_path, sids(cache))
+    assert complete == 2 and faults == ["epoch 0: 1 sids twice, 1 missing, 0 not of the cache"]
     with open(path, "a") as file:
         file.write(f"0\t0\t0\t{'f' * 16}\n")
     assert any("step 0, position 0" in line for line in check_ledger(tmp_path, sids(cache))[1])

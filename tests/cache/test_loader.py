@@ -23,7 +23,7 @@ from .support import TinyTeacher, image_of
 Whole = tuple[Path, BuildReport]
 
 
-def cached(whole: Whole, **changes: int) -> CachedSource:
+def cache_source(whole: Whole, **changes: int) -> CachedSource:
     values = {"global_batch": 6, "micro_batch": 3, "accumulation": 2, "seed": 5, "workers": 2, **changes}
     return CachedSource(Cache.open(whole[0]), **values)
 
@@ -38,7 +38,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_shapes_and_types(whole: Whole) -> None:
-    source: BatchSource = cached(whole)
+    source: BatchSource = cache_source(whole)
     batches = list(source.batches(0, 2))
     assert len(batches) == 4
     for batch in batches:
@@ -50,30 +50,30 @@ def test_shapes_and_types(whole: Whole) -> None:
 
 
 def test_the_bytes_of_steps_are_those_that_are_read(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
+    counts: list[int] = []
     actual = os.preadv
 
     def preadv(*args: Any) -> int:
-        read.append(actual(*args))
-        return read[-1]
+        counts.append(actual(*args))
+        return counts[-1]
 
-    source = cached(whole, world=2, accumulation=1, rank=1)
-    said = source.bytes_of(3, 8)
+    source = cache_source(whole, world=2, accumulation=1, rank=1)
+    size = source.bytes_of(3, 8)
     monkeypatch.setattr(os, "preadv", preadv)
     assert len(list(source.batches(3, 8))) == 5
-    assert said == sum(read) > 0
+    assert size == sum(counts) > 0
 
 
 def test_each_sample_once_an_epoch_and_views_by_epoch(whole: Whole) -> None:
     cache = Cache.open(whole[0])
     index = {cache.read(0, i).sid: i for i in range(10)}
-    seen: dict[int, list[str]] = {}
-    for batch in cached(whole).batches(0, 5):
+    epochs: dict[int, list[str]] = {}
+    for batch in cache_source(whole).batches(0, 5):
         for sid, epoch, pixels in zip(batch.sids, batch.epochs, batch.pixels, strict=True):
-            seen.setdefault(epoch, []).append(sid)
-            stored = image_of(cache.read(epoch % 2, index[sid]).jpeg)
-            assert (pixels.permute(1, 2, 0).numpy() == stored).all()
-    assert {epoch: sorted(sids) == sorted(index) for epoch, sids in seen.items()} == {
+            epochs.setdefault(epoch, []).append(sid)
+            image = image_of(cache.read(epoch % 2, index[sid]).jpeg)
+            assert (pixels.permute(1, 2, 0).numpy() == image).all()
+    assert {epoch: sorted(sids) == sorted(index) for epoch, sids in epochs.items()} == {
         0: True,
         1: True,
         2: True,
@@ -81,27 +81,27 @@ def test_each_sample_once_an_epoch_and_views_by_epoch(whole: Whole) -> None:
 
 
 def test_resuming_is_starting_at_another_step(whole: Whole) -> None:
-    undisturbed = list(cached(whole).batches(0, 6))
-    resumed = list(cached(whole).batches(4, 6))
-    assert all(same(a, b) for a, b in zip(undisturbed[8:], resumed, strict=True))
+    batches = list(cache_source(whole).batches(0, 6))
+    rest = list(cache_source(whole).batches(4, 6))
+    assert all(same(a, b) for a, b in zip(batches[8:], rest, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_the_number_of_threads_changes_nothing(whole: Whole, workers: int) -> None:
-    a, b = cached(whole).batches(0, 4), cached(whole, workers=workers).batches(0, 4)
+    a, b = cache_source(whole).batches(0, 4), cache_source(whole, workers=workers).batches(0, 4)
     assert all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_ranks_share_out_the_same_global_batch(whole: Whole) -> None:
-    alone = [sid for batch in cached(whole).batches(0, 3) for sid in batch.sids]
-    ranks = [list(cached(whole, rank=rank, world=2, accumulation=1).batches(0, 3)) for rank in range(2)]
+    alone = [sid for batch in cache_source(whole).batches(0, 3) for sid in batch.sids]
+    ranks = [list(cache_source(whole, rank=rank, world=2, accumulation=1).batches(0, 3)) for rank in range(2)]
     together = [sid for pair in zip(*ranks, strict=True) for batch in pair for sid in batch.sids]
     assert together == alone
 
 
 def test_a_world_that_does_not_divide_is_refused_at_once(whole: Whole) -> None:
     with pytest.raises(ConfigError, match="global batch 6 is not 4 ranks"):
-        cached(whole, world=4)
+        cache_source(whole, world=4)
 
 
 def live(images: Path, **changes: int) -> LiveSource:
@@ -110,12 +110,12 @@ def live(images: Path, **changes: int) -> LiveSource:
 
 
 def test_cached_equals_live(whole: Whole, images: Path) -> None:
-    a, b = cached(whole).batches(0, 5), live(images).batches(0, 5)
+    a, b = cache_source(whole).batches(0, 5), live(images).batches(0, 5)
     count = 0
-    for stored, run in zip(a, b, strict=True):
-        assert (stored.sids, stored.epochs, stored.positions) == (run.sids, run.epochs, run.positions)
-        assert torch.equal(stored.pixels, run.pixels)
-        for x, y in zip(stored.teacher, run.teacher, strict=True):
+    for batch, run in zip(a, b, strict=True):
+        assert (batch.sids, batch.epochs, batch.positions) == (run.sids, run.epochs, run.positions)
+        assert torch.equal(batch.pixels, run.pixels)
+        for x, y in zip(batch.teacher, run.teacher, strict=True):
             torch.testing.assert_close(x, y, rtol=2**-9, atol=1e-6)
         count += 1
     assert count == 10
@@ -133,7 +133,7 @@ def test_random_numbers_are_drawn_on_the_reading_threads(whole: Whole, images: P
         threads.add(current_thread())
         return numbers(sids, epochs, positions)
 
-    for source in (cached(whole), live(images)):
+    for source in (cache_source(whole), live(images)):
         for batch in source.batches(0, 3, draw):
             assert batch.drawn is not None
             assert torch.equal(batch.drawn.masked, numbers(batch.sids, batch.epochs, batch.positions).masked)

@@ -8,7 +8,7 @@ from gkd_scale.cache.loader_times import LoaderTimes
 
 
 @pytest.mark.parametrize(
-    ("kind", "workers", "said"),
+    ("kind", "workers", "message"),
     [
         ("disk", 2, "the disk takes 90%"),
         ("decode", 2, "there are 2 workers on 4 cores; give --workers 4"),
@@ -16,10 +16,10 @@ from gkd_scale.cache.loader_times import LoaderTimes
         ("teacher", 2, "the live teacher takes 90%"),
     ],
 )
-def test_the_cause_is_what_took_longest(kind: str, workers: int, said: str) -> None:
+def test_the_cause_is_what_took_longest(kind: str, workers: int, message: str) -> None:
     times = LoaderTimes(workers)
     times.seconds = dict.fromkeys(times.seconds, 0.5) | {kind: 9.0}
-    assert said in times.cause(cores=4)
+    assert message in times.cause(cores=4)
 
 
 def test_time_is_added_up() -> None:

@@ -67,18 +67,18 @@ def classes_a_batch(plan: ImagePlan, batch: int, batches: Iterable[int]) -> floa
 def test_a_batch_of_images_sorted_by_class_holds_most_classes(
     classes: int, images: int, samples_per_shard: int, batch: int
 ) -> None:
-    mixed = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     perfect = np.mean(
-        [len(set(mixed.choice(classes * images, batch, replace=False) // images)) for _ in range(50)]
+        [len(set(rng.choice(classes * images, batch, replace=False) // images)) for _ in range(50)]
     )
     batches = range(0, classes * images // batch, max(1, classes * images // batch // 32))
-    sorted_, permuted, new = (
+    first, second, new = (
         classes_a_batch(by_class(classes, images, samples_per_shard, version=version), batch, batches)
         for version in (1, 2, 3)
     )
     assert new >= 0.85 * perfect, f"{new:.1f} of {perfect:.1f}"
-    assert permuted >= 0.85 * perfect, f"{permuted:.1f} of {perfect:.1f}"
-    assert sorted_ < 0.3 * perfect, "the test tells the formats apart"
+    assert second >= 0.85 * perfect, f"{second:.1f} of {perfect:.1f}"
+    assert first < 0.3 * perfect, "the test tells the formats apart"
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 2**31))
@@ -86,9 +86,9 @@ def test_each_image_is_in_one_shard(images: int, samples_per_shard: int, seed: i
     plan = by_class(1, images, samples_per_shard, seed)
     sizes = [len(plan.shard(shard)) for shard in range(plan.shards)]
     assert sizes[:-1] == [samples_per_shard] * (plan.shards - 1)
-    placed = [entry for shard in range(plan.shards) for entry in plan.shard(shard)]
-    assert placed == list(plan) and sizes == [plan.size_of(shard) for shard in range(plan.shards)]
-    assert sorted(entry.path for entry in placed) == ByClass(1, images).paths
+    entries = [entry for shard in range(plan.shards) for entry in plan.shard(shard)]
+    assert entries == list(plan) and sizes == [plan.size_of(shard) for shard in range(plan.shards)]
+    assert sorted(entry.path for entry in entries) == ByClass(1, images).paths
     assert plan.hash() == by_class(1, images, 9, seed).hash(), "the images are the same"
     old, older_ = (by_class(1, images, samples_per_shard, seed, version) for version in (1, 2))
     assert old.hash() == older_.hash() and sorted(entry.path for entry in older_) == ByClass(1, images).paths
@@ -192,12 +192,12 @@ def test_an_old_cache_is_read_verified_and_chained_with_a_new_one(
     assert sorted(sids) == sorted([*{*sids}, *{*sids}]) and len({*sids}) == 14
 
 
-@pytest.mark.parametrize("lost", ["cache.json", "nothing"])
-def test_an_old_cache_is_built_to_its_end_with_its_bytes(old: Path, pictures: Path, lost: str) -> None:
+@pytest.mark.parametrize("file", ["cache.json", "nothing"])
+def test_an_old_cache_is_built_to_its_end_with_its_bytes(old: Path, pictures: Path, file: str) -> None:
     whole = tree(old)
     for name in ("manifest.parquet", "manifest.sha256", "v01/shard-000001.parquet", "v00/shard-000002.tar"):
         (old / name).unlink()
-    (old / lost).unlink(missing_ok=True)
+    (old / file).unlink(missing_ok=True)
     build(config(pictures, old), TinyTeacher(), quiet=True)
     assert tree(old) == whole
     refuse_other_source(config(pictures, old), read_spec(old), TinyTeacher())  # as repair does
@@ -206,6 +206,6 @@ def test_an_old_cache_is_built_to_its_end_with_its_bytes(old: Path, pictures: Pa
 def test_another_seed_is_refused_by_name(old: Path, pictures: Path, tmp_path: Path) -> None:
     build(config(pictures, tmp_path / "new"), TinyTeacher(), quiet=True)
     for out in (old, tmp_path / "new"):
-        with pytest.raises(CacheError, match="seed: the cache has 0, asked for 1") as refused:
+        with pytest.raises(CacheError, match="seed: the cache has 0, asked for 1") as error:
             build(config(pictures, out, seed=1), TinyTeacher(), quiet=True)
-        assert "plan" not in str(refused.value) and "image folder changed" not in str(refused.value)
+        assert "plan" not in str(error.value) and "image folder changed" not in str(error.value)

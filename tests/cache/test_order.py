@@ -45,10 +45,10 @@ def test_windows_give_the_order_of_whole_epochs(
 
 @given(sizes, seeds, st.lists(st.integers(0, 10**6), max_size=20))
 def test_a_position_does_not_depend_on_those_before_it(
-    shard_sizes: list[int], seed: int, asked: list[int]
+    shard_sizes: list[int], seed: int, positions: list[int]
 ) -> None:
     order = Order(shard_sizes, seed)
-    for p in asked:
+    for p in positions:
         epoch, offset = divmod(p, order.samples)
         assert order.position(p) == (epoch, whole_epoch(shard_sizes, seed, epoch)[offset])
 
@@ -56,10 +56,10 @@ def test_a_position_does_not_depend_on_those_before_it(
 def test_a_billion_samples_cost_a_window() -> None:
     """Three positions of 10^9 samples in 10^6 shards: tens of megabytes, and no work a sample."""
     tracemalloc.start()
-    started = time.process_time()
+    start = time.process_time()
     order = Order(np.full(10**6, 1000), 0)
     places = [order.position(p) for p in (0, 10**9 - 1, 10**9)]
-    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [epoch for epoch, _ in places] == [0, 0, 1] and all(0 <= index < 10**9 for _, index in places)
     assert peak < 100e6, f"{peak / 1e6:.0f} MB"
@@ -81,15 +81,15 @@ def test_epochs_and_seeds_differ() -> None:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), seeds, st.integers(1, 6))
 def test_reads_stay_within_a_window_of_shards(shard_sizes: list[int], seed: int, window: int) -> None:
     owner = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
-    visited = owner[epoch_order(shard_sizes, seed, 0, window)]
-    spans = [np.flatnonzero(visited == shard) for shard in range(len(shard_sizes))]
+    shards = owner[epoch_order(shard_sizes, seed, 0, window)]
+    spans = [np.flatnonzero(shards == shard) for shard in range(len(shard_sizes))]
     together = sum(sorted(shard_sizes)[-window:])
     assert all(span.max() - span.min() < together for span in spans)
 
 
 def test_samples_of_a_window_are_mixed() -> None:
-    visited = np.repeat(np.arange(8), 50)[epoch_order([50] * 8, 0, 0, window=4)]
-    changes = int((np.diff(visited) != 0).sum())
+    shards = np.repeat(np.arange(8), 50)[epoch_order([50] * 8, 0, 0, window=4)]
+    changes = int((np.diff(shards) != 0).sum())
     assert changes > 200, "neighbours come from different shards most of the time"
 
 
@@ -99,5 +99,5 @@ def test_the_stream_uses_each_sample_once_an_epoch(shard_sizes: list[int], seed:
     order = Order(shard_sizes, seed)
     stream = [order.position(p) for p in range(3 * order.samples)]
     for epoch in range(3):
-        used = [sample for of_epoch, sample in stream if of_epoch == epoch]
-        assert sorted(used) == list(range(order.samples))
+        samples = [sample for of_epoch, sample in stream if of_epoch == epoch]
+        assert sorted(samples) == list(range(order.samples))

@@ -63,8 +63,8 @@ def test_the_order_is_a_function_of_names_and_seed_alone(
     assert [entry.sid for entry in plan] == [sid_of(entry.path) for entry in plan]
     keys = key_of(np.array([int(entry.sid, 16) for entry in plan], np.uint64), seed_of("plan", seed))
     assert keys.tolist() == sorted(keys.tolist())
-    mixed = plan_of(data.draw(st.permutations(names)), seed)
-    assert list(mixed) == list(plan) and mixed.hash() == plan.hash()
+    other = plan_of(data.draw(st.permutations(names)), seed)
+    assert list(other) == list(plan) and other.hash() == plan.hash()
 
 
 @settings(deadline=None, max_examples=5)
@@ -76,8 +76,8 @@ def test_parts_give_the_order_of_one_sort(images: int, seed: int) -> None:
         patch.setattr(parts, "PART", 3)
         patch.setattr(parts, "_TOGETHER", 2)
         patch.setattr(listing, "_TOGETHER", 2)
-        found = plan_of(names, seed)
-    assert list(found) == list(whole) and found.hash() == whole.hash()
+        plan = plan_of(names, seed)
+    assert list(plan) == list(whole) and plan.hash() == whole.hash()
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -85,13 +85,13 @@ def test_a_plan_in_parts_is_the_same_file(tmp_path: Path, monkeypatch: pytest.Mo
     names = [f"{image}.png" for image in range(20)]
     plan = make_plan("names", 3, source=Names(names), folder=tmp_path)
     assert len(list((tmp_path / PARTS).glob("part-*.arrow"))) >= 4
-    written = write_plan(plan, tmp_path / "plan.parquet")
+    disk_plan = write_plan(plan, tmp_path / "plan.parquet")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.parquet"]
     monkeypatch.undo()
     write_plan(plan_of(names), tmp_path / "whole.parquet")
     assert (tmp_path / "plan.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert list(written) == list(plan_of(names))
-    assert [written.shard(6), written.spread(2)] == [plan_of(names).shard(6), plan_of(names).spread(2)]
+    assert list(disk_plan) == list(plan_of(names))
+    assert [disk_plan.shard(6), disk_plan.spread(2)] == [plan_of(names).shard(6), plan_of(names).spread(2)]
 
 
 # ------------------------------------------------------------------------------ equal names
@@ -120,11 +120,11 @@ def test_images_of_one_name_get_names_of_their_own(monkeypatch: pytest.MonkeyPat
     plan = plan_of(names)
     assert len({entry.sid for entry in plan}) == len(plan) == 1500
     assert sorted(entry.path for entry in plan) == sorted(names)
-    named = {entry.path: entry.sid for entry in plan}
-    mixed = {entry.path: entry.sid for entry in plan_of(names[::-1])}
-    assert named == mixed
-    kept = [name for name in names if named[name] == sid_of(name)]
-    assert 1400 < len(kept) < 1500
+    sids = {entry.path: entry.sid for entry in plan}
+    others = {entry.path: entry.sid for entry in plan_of(names[::-1])}
+    assert sids == others
+    plain = [name for name in names if sids[name] == sid_of(name)]
+    assert 1400 < len(plain) < 1500
 
 
 def test_an_image_that_is_listed_twice_is_refused() -> None:
@@ -143,7 +143,7 @@ def folders(root: Path, count: int, images: int) -> Path:
     return root
 
 
-KILLED = """
+SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from tests.cache.test_parts import begin
@@ -151,26 +151,26 @@ begin(Path(sys.argv[1]), Path(sys.argv[2]), lambda: os.kill(os.getpid(), signal.
 """
 
 
-class Stopped(Exception):
+class Stop(Exception):
     """Stands for a kill."""
 
 
 def begin(images: Path, out: Path, stop: Callable[[], object]) -> None:
     """Make a plan in small parts and stop where the folder 06 is listed, with the parts before it written."""
-    collected, listed = list[parts.Parts](), FolderListing._list
+    instances, list_folder = list[parts.Parts](), FolderListing._list
 
     def add(self: parts.Parts, images: listing.Images, unit: listing.Unit | None = None) -> None:
-        collected.append(self)
-        added(self, images, unit)
+        instances.append(self)
+        add_images(self, images, unit)
 
-    def list_one(self: FolderListing, known: dict[str, listing.Unit], folder: str) -> Any:
+    def list_one(self: FolderListing, units: dict[str, listing.Unit], folder: str) -> Any:
         if folder >= "06":
-            collected[0]._writer.wait()
+            instances[0]._writer.wait()
             stop()
-        return listed(self, known, folder)
+        return list_folder(self, units, folder)
 
     with pytest.MonkeyPatch.context() as patch:
-        added = parts.Parts.add
+        add_images = parts.Parts.add
         patch.setattr(parts.Parts, "add", add)
         patch.setattr(FolderListing, "_list", list_one)
         patch.setattr(parts, "PART", 4)
@@ -179,17 +179,17 @@ def begin(images: Path, out: Path, stop: Callable[[], object]) -> None:
         make_plan(images, 3, folder=out)
 
 
-def raising() -> None:
-    raise Stopped
+def interrupt() -> None:
+    raise Stop
 
 
 @pytest.fixture
-def killed(tmp_path: Path) -> tuple[Path, Path]:
+def remains(tmp_path: Path) -> tuple[Path, Path]:
     """Images, and the folder of a cache whose plan was stopped while the folder 06 was listed."""
     images, out = folders(tmp_path / "images", 10, 4), tmp_path / "out"
     out.mkdir()
-    with pytest.raises(Stopped):
-        begin(images, out, raising)
+    with pytest.raises(Stop):
+        begin(images, out, interrupt)
     assert len(list((out / PARTS).glob("part-*.arrow"))) >= 5
     return images, out
 
@@ -197,8 +197,8 @@ def killed(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_plan_that_was_killed_goes_on(tmp_path: Path) -> None:
     images, out = folders(tmp_path / "images", 10, 4), tmp_path / "out"
     out.mkdir()
-    done = subprocess.run([sys.executable, "-c", KILLED, str(images), str(out)], check=False)
-    assert done.returncode == -9 and len(list((out / PARTS).glob("part-*.arrow"))) >= 5
+    result = subprocess.run([sys.executable, "-c", SCRIPT, str(images), str(out)], check=False)
+    assert result.returncode == -9 and len(list((out / PARTS).glob("part-*.arrow"))) >= 5
     assert list(make_plan(images, 3, folder=out)) == list(make_plan(images, 3))
 
 
@@ -207,47 +207,47 @@ def _images(folder: Path) -> list[tuple[str, int]]:
     return sorted(image for _, images in FolderListing(folder).units({}) for image in images)
 
 
-def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def watch_folders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are read from now on."""
-    folders, read = list[str](), listing._entries
-    monkeypatch.setattr(listing, "_entries", lambda folder: folders.append(folder.name) or read(folder))  # type: ignore[func-returns-value]
+    folders, entries = list[str](), listing._entries
+    monkeypatch.setattr(listing, "_entries", lambda folder: folders.append(folder.name) or entries(folder))  # type: ignore[func-returns-value]
     return folders
 
 
 def test_a_plan_goes_on_with_the_folders_that_it_lacks(
-    killed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    remains: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, out = killed
-    read = listed(monkeypatch)
+    images, out = remains
+    names = watch_folders(monkeypatch)
     plan = make_plan(images, 3, folder=out)
-    assert set(read) <= {"images", "05", "06", "07", "08", "09"}
+    assert set(names) <= {"images", "05", "06", "07", "08", "09"}
     assert list(plan) == list(make_plan(images, 3)) and plan.hash() == make_plan(images, 3).hash()
     write_plan(plan, out / "plan.parquet")
     assert [path.name for path in out.iterdir()] == ["plan.parquet"]
 
 
 def test_a_folder_that_changed_is_listed_again(
-    killed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    remains: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, out = killed
+    images, out = remains
     (images / "02" / "new.png").write_text("new")
     (images / "03" / "0.png").unlink()
-    read = listed(monkeypatch)
+    names = watch_folders(monkeypatch)
     plan = make_plan(images, 3, folder=out)
-    assert {"02", "03"} <= set(read) and "01" not in read
+    assert {"02", "03"} <= set(names) and "01" not in names
     assert list(plan) == list(make_plan(images, 3))
 
 
-def test_a_folder_that_is_gone_is_forgotten(killed: tuple[Path, Path]) -> None:
-    images, out = killed
+def test_a_folder_that_is_gone_is_forgotten(remains: tuple[Path, Path]) -> None:
+    images, out = remains
     (images / "04").rename(images / "zz")
     plan = make_plan(images, 3, folder=out)
     assert list(plan) == list(make_plan(images, 3)) and "zz/0.png" in {entry.path for entry in plan}
 
 
 @pytest.mark.parametrize("change", ["seed", "images", "damage"])
-def test_parts_of_another_plan_are_not_taken(killed: tuple[Path, Path], tmp_path: Path, change: str) -> None:
-    images, out = killed
+def test_parts_of_another_plan_are_not_taken(remains: tuple[Path, Path], tmp_path: Path, change: str) -> None:
+    images, out = remains
     other = folders(tmp_path / "other", 3, 2) if change == "images" else images
     if change == "damage":
         for path in (out / PARTS).iterdir():
@@ -260,13 +260,13 @@ def test_what_a_link_reached_before_is_not_taken_when_the_link_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "PART", 2)
-    images, linked, out = (
+    images, target, out = (
         folders(tmp_path / "images", 2, 2),
         folders(tmp_path / "linked", 1, 4),
         tmp_path / "out",
     )
     out.mkdir()
-    (images / "00" / "link").symlink_to(linked)
+    (images / "00" / "link").symlink_to(target)
     whole = make_plan(images, 3, folder=out)
     assert len(whole) == 8
     (images / "00" / "link").unlink()
@@ -279,10 +279,10 @@ def test_a_listing_of_several_threads_is_that_of_one(tmp_path: Path, monkeypatch
         (images / f"{folder:02d}" / "up").symlink_to(images)
         (images / f"{folder:02d}" / "inner").mkdir()
         (images / f"{folder:02d}" / "inner" / "x.jpg").write_text("x")
-    found = _images(images)
+    entries = _images(images)
     monkeypatch.setattr(listing, "THREADS", 0)
-    assert _images(images) == found and len(found) == 95
-    assert [size for _, size in found[:3]] == [0, 1, 2]
+    assert _images(images) == entries and len(entries) == 95
+    assert [size for _, size in entries[:3]] == [0, 1, 2]
 
 
 def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path) -> None:

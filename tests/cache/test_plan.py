@@ -42,8 +42,8 @@ def test_shards_are_fixed_cuts_of_the_list(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{i}.png" for i in range(10)))
     plan = make_plan(tmp_path, 4)
     assert plan.shards == 3 and [len(plan.shard(s)) for s in range(3)] == [4, 4, 2]
-    written = write_plan(plan, tmp_path / "plan.parquet")
-    assert [written.shard(shard) for shard in range(3)] == [plan.shard(shard) for shard in range(3)]
+    disk_plan = write_plan(plan, tmp_path / "plan.parquet")
+    assert [disk_plan.shard(shard) for shard in range(3)] == [plan.shard(shard) for shard in range(3)]
     rows = pq.read_table(tmp_path / "plan.parquet").to_pylist()
     assert {"sid": sid_of("3.png"), "path": "3.png", "bytes": 5} in [
         {key: row[key] for key in ("sid", "path", "bytes")} for row in rows

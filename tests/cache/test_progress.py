@@ -26,5 +26,5 @@ def test_report_says_what_was_built_and_what_could_not_be_read(whole: Whole) -> 
 
 def test_progress_shows_rates(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(config(images, tmp_path), TinyTeacher())
-    said = capsys.readouterr().out
-    assert all(word in said for word in ("24/24", "images/s", "MB/s", "read", "teacher", "write", "ETA"))
+    output = capsys.readouterr().out
+    assert all(word in output for word in ("24/24", "images/s", "MB/s", "read", "teacher", "write", "ETA"))

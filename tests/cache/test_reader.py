@@ -39,8 +39,8 @@ def test_reading_into_a_batch_touches_its_row_alone(codec: str, images: Path, tm
     cache = Cache.open(tmp_path)
     cls, patches = np.full((3, 12), 7, np.float16), np.full((3, 24, 12), 7, np.float16)
     for index in range(10):
-        stored, sample = cache.read_into(0, index, cls[1], patches[1]), cache.read(0, index)
-        assert (stored.sid, bytes(stored.jpeg)) == (sample.sid, sample.jpeg)
+        record, sample = cache.read_into(0, index, cls[1], patches[1]), cache.read(0, index)
+        assert (record.sid, bytes(record.jpeg)) == (sample.sid, sample.jpeg)
         members = cache.read_members(0, index, ("cls.npy", "patch.npy", "patch_scale.npy"))
         arrays = {name: npy_view(data) for name, data in members.items()}
         np.testing.assert_array_equal(cls[1], arrays["cls.npy"])
@@ -71,8 +71,8 @@ def test_files_are_closed_only_when_nobody_reads_them(whole: Whole, monkeypatch:
     cache = Cache.open(whole[0])
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: cache.read(i // 10 % 2, i % 10).patches.sum(), range(400)))
-    assert found == expected * 20
+        sums = list(pool.map(lambda i: cache.read(i // 10 % 2, i % 10).patches.sum(), range(400)))
+    assert sums == expected * 20
     assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 1
 
 
@@ -130,9 +130,9 @@ def test_an_epoch_meets_a_flipped_bit_in_any_byte_of_the_cache(copy: Any) -> Non
         places += [(path, at) for at in (0, path.stat().st_size // 2, -1)]
     for path, at in places:
         data = path.read_bytes()
-        damaged = bytearray(data)
-        damaged[at] ^= 1
-        path.write_bytes(damaged)
+        content = bytearray(data)
+        content[at] ^= 1
+        path.write_bytes(content)
         with pytest.raises(GkdError, match=path.name):
             _read_all(out)
         path.write_bytes(data)
@@ -174,6 +174,6 @@ def test_caches_in_a_row(whole: Whole, tmp_path: Path) -> None:
 
 def test_caches_of_other_teachers_are_refused(whole: Whole, images: Path, tmp_path: Path) -> None:
     build(config(images, tmp_path / "other", views=1), TinyTeacher(gain=0.5), quiet=True)
-    with pytest.raises(CacheError) as refused:
+    with pytest.raises(CacheError) as error:
         Caches([Cache.open(whole[0]), Cache.open(tmp_path / "other")])
-    assert "teacher.gain: 1.0 and 0.5" in str(refused.value) and str(tmp_path / "other") in str(refused.value)
+    assert "teacher.gain: 1.0 and 0.5" in str(error.value) and str(tmp_path / "other") in str(error.value)

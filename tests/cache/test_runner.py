@@ -54,29 +54,29 @@ def test_on_a_gpu_one_batch_is_in_flight_while_the_next_is_put_together(
     whole: Whole, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each teacher call waits for the next batch of its shard to be stacked."""
-    stacked, stack = threading.Semaphore(0), np.stack
+    stacks, stack = threading.Semaphore(0), np.stack
     threads: dict[str, set[int]] = {"cpu": set(), "cuda:0": set()}
     batches = [-(-size // 3) for size in Cache.open(whole[0]).shard_sizes * 2]
     starts = [0, *accumulate(batches)]
-    followed = [start for start, count in zip(starts, batches, strict=False) if count == 2]
-    assert 0 < len(followed) < len(batches), "shards of one batch and of two"
+    pairs = [start for start, count in zip(starts, batches, strict=False) if count == 2]
+    assert 0 < len(pairs) < len(batches), "shards of one batch and of two"
 
-    def stacking(*arrays: Any, **options: Any) -> Any:
-        stacked.release()
+    def spy(*arrays: Any, **options: Any) -> Any:
+        stacks.release()
         return stack(*arrays, **options)
 
-    class Waiting(TinyTeacher):
+    class Waiter(TinyTeacher):
         def __call__(self, pixels: Tensor) -> Features:
             threads[device].add(threading.get_ident())
-            assert stacked.acquire(timeout=20), "the batch itself"
-            if device != "cpu" and self.calls in followed:
-                assert stacked.acquire(timeout=20), "the batch after it"
-                stacked.release()
+            assert stacks.acquire(timeout=20), "the batch itself"
+            if device != "cpu" and self.calls in pairs:
+                assert stacks.acquire(timeout=20), "the batch after it"
+                stacks.release()
             return super().__call__(pixels)
 
-    monkeypatch.setattr("gkd_scale.cache.runner.np.stack", stacking)
+    monkeypatch.setattr("gkd_scale.cache.runner.np.stack", spy)
     for device in threads:
-        build(config(images, tmp_path / device, device=device), Waiting(), quiet=True)
+        build(config(images, tmp_path / device, device=device), Waiter(), quiet=True)
         assert tree(tmp_path / device) == tree(whole[0])
     assert threads["cpu"] == {threading.get_ident()}
     assert len(threads["cuda:0"]) == 1 and threads["cuda:0"] != threads["cpu"]

@@ -88,7 +88,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "rubbish.parquet").write_text("PAR")
     (tmp_path / "rubbish.tar").write_bytes(b"rubbish" * 100)
     tarfile.open(tmp_path / "empty.tar", "w").close()
-    for name, said in [
+    for name, message in [
         ("empty.txt", "names no images"),
         ("gone.txt", "does not exist"),
         ("rubbish.parquet", "column 'path'"),
@@ -99,7 +99,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         ("nosuchscheme://x", "cannot be opened"),
     ]:
         location = name if "://" in name else str(tmp_path / name)
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             make_plan(location, 4)
     assert open_source(tmp_path) is None
 
@@ -179,8 +179,8 @@ def test_a_mirror_keeps_to_its_limit_and_fetches_again(
     for _ in range(2):
         for index in range(12):
             assert remote.read(0, index).jpeg == Cache.open(tmp_path / "cache").read(0, index).jpeg
-            kept = sum(tar.stat().st_size for tar in (tmp_path / "home").rglob("*.tar"))
-            assert kept <= 2 * size
+            total = sum(tar.stat().st_size for tar in (tmp_path / "home").rglob("*.tar"))
+            assert total <= 2 * size
     mirror: Any = remote._mirror
     assert mirror.fetched >= 3 + 3 + 6 - 1, "root files, indexes, and tars that had gone"
     assert isinstance(Mirror(url, tmp_path / "home", 2 * size), Mirror)
@@ -278,14 +278,14 @@ def test_a_build_to_a_url_goes_on_from_another_machine(
 def test_a_shard_that_was_not_sent_is_sent_by_the_next_run(
     images: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, sent = f"memory://{uuid.uuid4().hex}", Outbox.send
+    url, send = f"memory://{uuid.uuid4().hex}", Outbox.send
 
-    def broken(outbox: Outbox, view: int, shard: int) -> None:
+    def fail(outbox: Outbox, view: int, shard: int) -> None:
         if (view, shard) == (1, 0):
             raise OSError("the network is gone")
-        sent(outbox, view, shard)
+        send(outbox, view, shard)
 
-    monkeypatch.setattr(Outbox, "send", broken)
+    monkeypatch.setattr(Outbox, "send", fail)
     with pytest.raises(OSError, match="the network is gone"):
         build_to(url, images, tmp_path, TinyTeacher())
     monkeypatch.undo()

@@ -67,8 +67,8 @@ def tokens(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(cache: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(cache / "manifest.parquet").to_pylist()
-    return found
+    records: list[dict[str, Any]] = pq.read_table(cache / "manifest.parquet").to_pylist()
+    return records
 
 
 def flip(path: Path, byte: int) -> None:
@@ -92,15 +92,15 @@ def test_its_tokens_are_those_of_a_cache_of_the_images(
     whole: Whole, tokens: Path, images: Path, tmp_path: Path
 ) -> None:
     build(config(images, tmp_path), other(), quiet=True)
-    direct, found = Cache.open(tmp_path), Cache.open(tokens)
-    assert found.shard_sizes == direct.shard_sizes == Cache.open(whole[0]).shard_sizes
+    direct, indirect = Cache.open(tmp_path), Cache.open(tokens)
+    assert indirect.shard_sizes == direct.shard_sizes == Cache.open(whole[0]).shard_sizes
     for view in range(2):
         for index in range(direct.num_samples):
-            expected, sample = direct.read(view, index), found.read(view, index)
+            expected, sample = direct.read(view, index), indirect.read(view, index)
             assert sample.sid == expected.sid and sample.jpeg == b""
             np.testing.assert_array_equal(sample.patches, expected.patches)
             np.testing.assert_array_equal(sample.cls, expected.cls)
-            about = [bytes(cache.read_members(view, index, ["json"])["json"]) for cache in (direct, found)]
+            about = [bytes(cache.read_members(view, index, ["json"])["json"]) for cache in (direct, indirect)]
             assert about[0] == about[1]
 
 
@@ -123,17 +123,17 @@ def test_its_tars_hold_no_pixels(tokens: Path) -> None:
 def test_the_teacher_sees_the_stored_bytes_whatever_became_of_the_images(
     whole: Whole, tmp_path: Path
 ) -> None:
-    seen: list[Tensor] = []
+    views: list[Tensor] = []
 
-    class Seeing(TinyTeacher):
+    class Recorder(TinyTeacher):
         def __call__(self, pixels: Tensor) -> Any:
-            seen.extend(pixels)
+            views.extend(pixels)
             return super().__call__(pixels)
 
-    build(over(whole[0], tmp_path), Seeing(), quiet=True)
+    build(over(whole[0], tmp_path), Recorder(), quiet=True)
     pixels = Cache.open(whole[0])
-    assert len(seen) == len(pixels)
-    assert all(torch.equal(seen[place], pixels[place].pixels) for place in range(len(pixels)))
+    assert len(views) == len(pixels)
+    assert all(torch.equal(views[place], pixels[place].pixels) for place in range(len(pixels)))
 
 
 def test_the_estimate_counts_no_pixels(whole: Whole, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_codecs_are_fitted_to_the_stored_pixels(
 ) -> None:
     build(config(images, tmp_path / "direct", codec=codec), other(), quiet=True)
     build(over(whole[0], tmp_path / "tokens", codec=codec), other(), quiet=True)
-    direct, found = Cache.open(tmp_path / "direct"), Cache.open(tmp_path / "tokens")
-    assert found.spec.codec_state == direct.spec.codec_state
-    assert all(np.array_equal(found.read(1, i).patches, direct.read(1, i).patches) for i in range(10))
+    direct, indirect = Cache.open(tmp_path / "direct"), Cache.open(tmp_path / "tokens")
+    assert indirect.spec.codec_state == direct.spec.codec_state
+    assert all(np.array_equal(indirect.read(1, i).patches, direct.read(1, i).patches) for i in range(10))
 
 
 def test_a_cache_of_the_sorted_list_is_followed_too(images: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -162,8 +162,8 @@ def test_a_cache_of_the_sorted_list_is_followed_too(images: Path, tmp_path: Path
 
 
 def test_labels_stay_with_the_pixels(tmp_path: Path) -> None:
-    asked = config(Path("stripes:"), tmp_path / "pixels", view=ViewConfig(randaugment=2, crop="center"))
-    build(asked, TinyTeacher(), source=LabelledSource(Stripes()), quiet=True)
+    cfg = config(Path("stripes:"), tmp_path / "pixels", view=ViewConfig(randaugment=2, crop="center"))
+    build(cfg, TinyTeacher(), source=LabelledSource(Stripes()), quiet=True)
     build(over(tmp_path / "pixels", tmp_path / "tokens"), other(), quiet=True)
     spec, pixels = read_spec(tmp_path / "tokens"), read_spec(tmp_path / "pixels")
     assert spec.view == pixels.view and pixels.labels and not spec.labels
@@ -175,8 +175,8 @@ def test_labels_stay_with_the_pixels(tmp_path: Path) -> None:
 
 
 def test_several_devices_make_the_same_bytes(whole: Whole, tokens: Path, tmp_path: Path) -> None:
-    asked = over(whole[0], tmp_path, device="cuda:0,1")
-    build(asked, other(), load=lambda _: other(), quiet=True)
+    cfg = over(whole[0], tmp_path, device="cuda:0,1")
+    build(cfg, other(), load=lambda _: other(), quiet=True)
     assert tree(tmp_path) == tree(tokens)
 
 
@@ -186,13 +186,13 @@ def test_another_process_gets_the_views_and_refuses_a_changed_cache(
     """What a worker of Ray is sent: the pickled plan."""
     out = Path(shutil.copytree(whole[0], tmp_path / "pixels"))
     plan = plan_of(follow(over(out, tmp_path / "tokens")), None, FORMAT)
-    sent, sid = pickle.dumps(plan), plan.shard(1)[0].sid
+    data, sid = pickle.dumps(plan), plan.shard(1)[0].sid
     assert plan.view_source is not None
-    assert pickle.loads(sent).view_source.view(sid, 1) == plan.view_source.view(sid, 1)
+    assert pickle.loads(data).view_source.view(sid, 1) == plan.view_source.view(sid, 1)
     shutil.rmtree(out)
     build(config(images, out, seed=1), TinyTeacher(), quiet=True)
     with pytest.raises(CacheError, match="changed during the build"):
-        pickle.loads(sent)
+        pickle.loads(data)
 
 
 def test_a_cache_behind_a_url(whole: Whole, tokens: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -200,15 +200,15 @@ def test_a_cache_behind_a_url(whole: Whole, tokens: Path, tmp_path: Path, monkey
     url = f"memory://{tmp_path.name}/pixels"
     push(whole[0], url, lambda _: None)
     build(over(url, tmp_path / "tokens"), other(), quiet=True)
-    found, local = tree(tmp_path / "tokens"), tree(tokens)
+    remote, local = tree(tmp_path / "tokens"), tree(tokens)
     assert read_spec(tmp_path / "tokens").pixels["path"] == url
-    named = {name for name in found if found[name] != local[name]}
-    assert named == {"cache.json", "shards.parquet", "manifest.sha256"}, "the place is no part of the rest"
+    names = {name for name in remote if remote[name] != local[name]}
+    assert names == {"cache.json", "shards.parquet", "manifest.sha256"}, "the place is no part of the rest"
     push(tmp_path / "tokens", f"memory://{tmp_path.name}/tokens", lambda _: None)
     assert Cache.open(f"memory://{tmp_path.name}/tokens").read(0, 3).sid == Cache.open(tokens).sid(3)
 
 
-KILLED = """
+SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from gkd_scale.cache.build import build
@@ -229,7 +229,7 @@ build(over(Path(sys.argv[1]), Path(sys.argv[2])), teacher, quiet=True)
 
 
 def test_a_killed_build_goes_on_to_the_same_bytes(whole: Whole, tokens: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(whole[0]), str(tmp_path)]
+    command = [sys.executable, "-c", SCRIPT, str(whole[0]), str(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert subprocess.run(command, cwd=ROOT, env=env).returncode == -signal.SIGKILL
     assert not (tmp_path / "manifest.parquet").exists() and (tmp_path / "plan.parquet").exists()
@@ -289,7 +289,7 @@ def test_options_that_the_cache_decides_may_be_left_out_or_agree(whole: Whole, t
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--image-size", "48"], "image_size 32x48, not 48x48"),
         (["--views", "1"], "views 2, not 1"),
@@ -299,34 +299,34 @@ def test_options_that_the_cache_decides_may_be_left_out_or_agree(whole: Whole, t
     ],
 )
 def test_another_value_is_refused(
-    whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+    whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     """A default too, if it was given: --views 1, --samples-per-shard 512."""
-    assert refused(["--images", f"cache:{whole[0]}", *flags], tmp_path, capsys, f"{whole[0]} has {said}")
+    assert refuses(["--images", f"cache:{whole[0]}", *flags], tmp_path, capsys, f"{whole[0]} has {message}")
 
 
-def refused(flags: list[str], out: Path, capsys: pytest.CaptureFixture[str], said: str) -> bool:
+def refuses(flags: list[str], out: Path, capsys: pytest.CaptureFixture[str], message: str) -> bool:
     """Whether cache-teacher ends with status 2, one line of error, one of advice, and nothing written."""
     status = main(["cache-teacher", "--out", str(out / "out"), *flags])
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 2 and said in lines[0] and lines[1].strip().startswith("→"), lines
+    assert len(lines) == 2 and message in lines[0] and lines[1].strip().startswith("→"), lines
     return status == 2 and not (out / "out").exists()
 
 
 def test_what_is_no_source_of_pixels_is_refused(
     whole: Whole, tokens: Path, copy: Callable[[], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun = copy()
-    (begun / "manifest.parquet").unlink()
-    for images, said in (
+    draft = copy()
+    (draft / "manifest.parquet").unlink()
+    for images, message in (
         ("cache:", "names no cache"),
         (f"cache:{tmp_path}", f"{tmp_path} is not a teacher cache"),
         (f"cache:{tmp_path}/nowhere", "nowhere does not exist"),
-        (f"cache:{begun}", f"{begun} is unfinished"),
+        (f"cache:{draft}", f"{draft} is unfinished"),
         (f"cache:{tokens}", f"{tokens} holds no pixels: they are those of the cache with manifest sha256"),
         (str(whole[0]), "'image_size' is required (give --image-size)"),
     ):
-        assert refused(["--images", images], tmp_path, capsys, said)
+        assert refuses(["--images", images], tmp_path, capsys, message)
 
 
 def test_other_commands_do_not_take_stored_pixels_for_a_folder(whole: Whole) -> None:
@@ -358,14 +358,14 @@ def test_whoever_needs_pixels_says_whose_they_are(whole: Whole, tokens: Path, tm
     from gkd_scale.segment.datasets.cache import open_dataset
 
     cache = Cache.open(tokens)
-    said = rf"holds no pixels: they are those of the cache with manifest sha256 \w{{64}} \({whole[0]}\)"
-    with pytest.raises(CacheError, match=said):
+    message = rf"holds no pixels: they are those of the cache with manifest sha256 \w{{64}} \({whole[0]}\)"
+    with pytest.raises(CacheError, match=message):
         CachedSource(cache, global_batch=2, micro_batch=2)
-    with pytest.raises(CacheError, match=said):
+    with pytest.raises(CacheError, match=message):
         cache[0]
-    with pytest.raises(CacheError, match=said):
+    with pytest.raises(CacheError, match=message):
         open_dataset(tokens)
-    with pytest.raises(CacheError, match=said):
+    with pytest.raises(CacheError, match=message):
         certify(CertifyConfig(tokens, codec="int8"))
     with pytest.raises(CacheError, match="is made of the pixels of a cache"):
         mend(tokens, str(tmp_path))

@@ -25,11 +25,11 @@ A, B, C = (picture(seed) for seed in range(3))
 def contents(*tars: Path | str) -> tuple[dict[str, bytes | str], list[str]]:
     """What is read from tars by name (why not, where it is not), and the notes."""
     source = Tars([str(tar) for tar in tars])
-    found: dict[str, bytes | str] = {}
+    images: dict[str, bytes | str] = {}
     for name, size in source.entries():
-        found[name] = content(source, name)
-        assert len(found[name]) == size or not size
-    return found, source.notes
+        images[name] = content(source, name)
+        assert len(images[name]) == size or not size
+    return images, source.notes
 
 
 def content(source: Tars, name: str) -> bytes | str:
@@ -39,12 +39,12 @@ def content(source: Tars, name: str) -> bytes | str:
         return str(error.strerror)
 
 
-def refused(path: Path, *said: str) -> None:
-    with pytest.raises(DataError) as caught:
+def refuse(path: Path, *messages: str) -> None:
+    with pytest.raises(DataError) as error:
         Tars([str(path)]).entries()
-    assert caught.value.hint
-    for each in (path.name, *said):
-        assert each in str(caught.value)
+    assert error.value.hint
+    for each in (path.name, *messages):
+        assert each in str(error.value)
 
 
 # --------------------------------------------------------------------------------------- names
@@ -78,11 +78,11 @@ def test_sids_of_the_same_name_do_not_depend_on_the_place(tmp_path: Path) -> Non
     for place in ("here", "there"):
         for part in range(2):
             write_tar(tmp_path / place / f"p{part}/data.tar", [("0.jpg", A)])
-    found = [
+    sids = [
         {entry.sid for entry in make_plan(str(tmp_path / place / "p{0..1}/data.tar"), 4)}
         for place in ("here", "there")
     ]
-    assert found[0] == found[1] == {sid_of("p0/data.tar/0.jpg"), sid_of("p1/data.tar/0.jpg")}
+    assert sids[0] == sids[1] == {sid_of("p0/data.tar/0.jpg"), sid_of("p1/data.tar/0.jpg")}
 
 
 # ------------------------------------------------------------------------------------- members
@@ -100,24 +100,24 @@ def test_links_are_the_images_they_point_to(tmp_path: Path) -> None:
         ("6.jpg<gone.jpg", None),
         ("7.jpg", "7.jpg"),
     ]
-    found, notes = contents(write_tar(tmp_path / "x.tar", members))
-    assert [found[f"x.tar/{name}"] for name in ("a/0.jpg", "a/1.jpg", "b/2.jpg", "b/3.jpg")] == [A] * 4
-    assert found["x.tar/4.jpg"] == B and notes == [
+    images, notes = contents(write_tar(tmp_path / "x.tar", members))
+    assert [images[f"x.tar/{name}"] for name in ("a/0.jpg", "a/1.jpg", "b/2.jpg", "b/3.jpg")] == [A] * 4
+    assert images["x.tar/4.jpg"] == B and notes == [
         "files in the tars that are no images by name, left out: 1 .bin"
     ]
     for name, target in (("5.jpg", "/etc/5.jpg"), ("6.jpg", "gone.jpg"), ("7.jpg", "7.jpg")):
-        assert found[f"x.tar/{name}"] == f"a link to {target}, which is not in the tar"
+        assert images[f"x.tar/{name}"] == f"a link to {target}, which is not in the tar"
 
 
 def test_a_hard_link_is_to_the_file_before_it(tmp_path: Path) -> None:
     members: list[Member] = [("x.dat", A), ("0.jpg<x.dat", None), ("x.dat", B), ("1.jpg<x.dat", None)]
-    found, _ = contents(write_tar(tmp_path / "x.tar", members))
-    assert found == {"x.tar/0.jpg": A, "x.tar/1.jpg": B}
+    images, _ = contents(write_tar(tmp_path / "x.tar", members))
+    assert images == {"x.tar/0.jpg": A, "x.tar/1.jpg": B}
 
 
 def test_images_of_one_name_are_all_kept_and_said(tmp_path: Path) -> None:
-    found, notes = contents(write_tar(tmp_path / "x.tar", [("0.jpg", A), ("0.jpg", B), ("0.jpg", C)]))
-    assert found == {"x.tar/0.jpg": A, "x.tar/0.jpg#2": B, "x.tar/0.jpg#3": C}
+    images, notes = contents(write_tar(tmp_path / "x.tar", [("0.jpg", A), ("0.jpg", B), ("0.jpg", C)]))
+    assert images == {"x.tar/0.jpg": A, "x.tar/0.jpg#2": B, "x.tar/0.jpg#3": C}
     assert notes == [
         "images with the name of another in their tar: 2; all are kept, the first of them as x.tar/0.jpg#2"
     ]
@@ -125,8 +125,8 @@ def test_images_of_one_name_are_all_kept_and_said(tmp_path: Path) -> None:
 
 def test_resource_forks_are_told_from_images(tmp_path: Path) -> None:
     members: list[Member] = [("._0.jpg", b"\0\5\x16\7\0\2\0\0Mac OS X"), ("0.jpg", A), ("a/._1.jpg", B)]
-    found, notes = contents(write_tar(tmp_path / "x.tar", members))
-    assert found == {"x.tar/0.jpg": A, "x.tar/a/._1.jpg": B}
+    images, notes = contents(write_tar(tmp_path / "x.tar", members))
+    assert images == {"x.tar/0.jpg": A, "x.tar/a/._1.jpg": B}
     assert notes == ["resource forks of macOS (._NAME) in the tars, left out: 1"]
 
 
@@ -139,24 +139,24 @@ def test_whatever_is_no_image_is_counted(tmp_path: Path) -> None:
         ("readme", b""),
     ]
     full, bare = write_tar(tmp_path / "full.tar", members), write_tar(tmp_path / "bare.tar", members[1:2])
-    found, notes = contents(full, bare)
-    assert list(found) == ["full.tar/0.jpg"] and notes == [
+    images, notes = contents(full, bare)
+    assert list(images) == ["full.tar/0.jpg"] and notes == [
         "files in the tars that are no images by name, left out: 2 .cls, 2 .gif, 1 without an ending",
         "tars without any image, 1 of 2: bare.tar",
     ]
-    refused(bare, "hold no images", "1 .cls")
+    refuse(bare, "hold no images", "1 .cls")
 
 
 def test_folders_of_equal_names_and_empty_files(tmp_path: Path) -> None:
-    found, _ = contents(write_tar(tmp_path / "x.tar", [("a/0.jpg", A), ("b/0.jpg", B), ("./c/0.jpg", b"")]))
-    assert found == {"x.tar/a/0.jpg": A, "x.tar/b/0.jpg": B, "x.tar/./c/0.jpg": b""}
+    images, _ = contents(write_tar(tmp_path / "x.tar", [("a/0.jpg", A), ("b/0.jpg", B), ("./c/0.jpg", b"")]))
+    assert images == {"x.tar/a/0.jpg": A, "x.tar/b/0.jpg": B, "x.tar/./c/0.jpg": b""}
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names_and_names_that_are_no_unicode(tmp_path: Path, format: int) -> None:
     names = ["d" * 90 + "/" + "e" * 120 + ".jpg", "ü.jpg", b"caf\xe9.jpg".decode("utf-8", "surrogateescape")]
-    found, _ = contents(write_tar(tmp_path / "x.tar", [(name, A) for name in names], format))
-    assert found == {f"x.tar/{name}": A for name in names}
+    images, _ = contents(write_tar(tmp_path / "x.tar", [(name, A) for name in names], format))
+    assert images == {f"x.tar/{name}": A for name in names}
     assert len(make_plan(str(tmp_path / "x.tar"), 4)) == 3
 
 
@@ -182,13 +182,13 @@ def test_a_tar_without_its_end_is_refused_wherever_it_is_cut(tmp_path: Path) -> 
     whole = tar_of([("0.jpg", A), ("1.jpg", B)])
     end = 1024 + 512 * (-(-len(A) // 512) + -(-len(B) // 512))
     path = tmp_path / "x.tar"
-    for cut in (end, end - 1, end - 600, 512 + len(A), 1024, 700):
-        path.write_bytes(whole[:cut])
-        refused(path, "is cut short or damaged", "copy or download it again")
+    for length in (end, end - 1, end - 600, 512 + len(A), 1024, 700):
+        path.write_bytes(whole[:length])
+        refuse(path, "is cut short or damaged", "copy or download it again")
     path.write_bytes(whole[: end + 512])
     assert len(contents(path)[0]) == 2, "one empty block is an end"
     path.write_bytes(b"")
-    refused(path, "is empty (0 bytes)")
+    refuse(path, "is empty (0 bytes)")
 
 
 def test_damage_in_the_middle_does_not_hide_what_follows(tmp_path: Path) -> None:
@@ -196,20 +196,20 @@ def test_damage_in_the_middle_does_not_hide_what_follows(tmp_path: Path) -> None
     header = 512 + 512 * -(-len(A) // 512)
     data[header + 200] ^= 0xFF
     (tmp_path / "x.tar").write_bytes(data)
-    refused(tmp_path / "x.tar", f"is damaged at byte {header}")
+    refuse(tmp_path / "x.tar", f"is damaged at byte {header}")
 
 
 def test_tars_behind_each_other_are_all_read(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar_of([("0.jpg", A)]) + tar_of([("1.jpg", B)]) + tar_of([("0.jpg", C)]))
-    found, notes = contents(tmp_path / "x.tar")
-    assert found == {"x.tar/0.jpg": A, "x.tar/1.jpg": B, "x.tar/0.jpg#2": C}
+    images, notes = contents(tmp_path / "x.tar")
+    assert images == {"x.tar/0.jpg": A, "x.tar/1.jpg": B, "x.tar/0.jpg#2": C}
     assert notes[1] == "several tars one behind the other in one file, all of them read: x.tar"
     (tmp_path / "x.tar").write_bytes(tar_of([("0.jpg", A)]) + b"something else")
-    refused(tmp_path / "x.tar", "something else after its end")
+    refuse(tmp_path / "x.tar", "something else after its end")
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (gzip.compress(tar_of([("0.jpg", A)])), "it is gzip, not a tar"),
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
@@ -218,9 +218,9 @@ def test_tars_behind_each_other_are_all_read(tmp_path: Path) -> None:
         (A, "a JPEG"),
     ],
 )
-def test_what_is_called_tar_and_is_none(tmp_path: Path, data: bytes, said: str) -> None:
+def test_what_is_called_tar_and_is_none(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "x.tar").write_bytes(data)
-    refused(tmp_path / "x.tar", said)
+    refuse(tmp_path / "x.tar", message)
 
 
 def test_a_tar_that_shrinks_afterwards_is_an_unreadable_image(tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ def test_too_many_braces() -> None:
 def test_patterns_and_joins(tmp_path: Path) -> None:
     for name in ("a.tar", "b.tar", "sub/c.tar", "odd{0..1}.tar"):
         write_tar(tmp_path / name, [("0.jpg", A)])
-    found = {Path(each).name for each in locations(f"{tmp_path}/*.tar")}
-    assert found == {"a.tar", "b.tar", "odd{0..1}.tar"}
+    names = {Path(each).name for each in locations(f"{tmp_path}/*.tar")}
+    assert names == {"a.tar", "b.tar", "odd{0..1}.tar"}
     assert locations(f"{tmp_path}/b.tar::{tmp_path}/{{a,b}}.tar") == [
         f"{tmp_path}/b.tar",
         f"{tmp_path}/a.tar",

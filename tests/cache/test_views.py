@@ -40,14 +40,14 @@ def test_a_view_is_a_pure_function_of_seed_view_and_sid() -> None:
 def test_the_decoded_view_is_the_recorded_crop_and_flip() -> None:
     cfg = ViewConfig(color=0, quality=100)
     for view in range(6):
-        made = make_view(picture(), SID, view, SHAPE, cfg, 0)
-        left, top, width, height = made.params["crop"]
+        result = make_view(picture(), SID, view, SHAPE, cfg, 0)
+        left, top, width, height = result.params["crop"]
         expected = (
             picture().crop((left, top, left + width, top + height)).resize((60, 40), Image.Resampling.BICUBIC)
         )
-        if made.params["flip"]:
+        if result.params["flip"]:
             expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        error = np.abs(image_of(made.jpeg).astype(int) - np.asarray(expected).astype(int))
+        error = np.abs(image_of(result.jpeg).astype(int) - np.asarray(expected).astype(int))
         assert error.mean() < 2.5
     flips = [make_view(picture(), SID, view, SHAPE, cfg, 0).params["flip"] for view in range(20)]
     assert {True, False} == set(flips)
@@ -55,39 +55,37 @@ def test_the_decoded_view_is_the_recorded_crop_and_flip() -> None:
 
 def test_color_is_recorded_and_changes_brightness() -> None:
     plain = make_view(picture(), SID, 0, SHAPE, ViewConfig(color=0), 0)
-    colored = make_view(picture(), SID, 0, SHAPE, ViewConfig(color=0.3), 0)
-    assert plain.params["color"] == [] and len(colored.params["color"]) == 3
-    assert plain.params["crop"] == colored.params["crop"]
-    brightness = image_of(colored.jpeg).mean() / image_of(plain.jpeg).mean()
-    assert brightness == pytest.approx(colored.params["color"][0], abs=0.05)
+    vivid = make_view(picture(), SID, 0, SHAPE, ViewConfig(color=0.3), 0)
+    assert plain.params["color"] == [] and len(vivid.params["color"]) == 3
+    assert plain.params["crop"] == vivid.params["crop"]
+    brightness = image_of(vivid.jpeg).mean() / image_of(plain.jpeg).mean()
+    assert brightness == pytest.approx(vivid.params["color"][0], abs=0.05)
 
 
 @pytest.mark.parametrize("name", list(augment._OPERATIONS))
 def test_each_randaugment_operation_changes_pixels_as_recorded(name: str) -> None:
     """Among the views of some sids each operation is drawn, in both directions where it has two."""
-    drawn = [
-        found for n in range(200) for found in augment.draw(f"{n:016x}", 0, 0, 3, 9.0) if found[0] == name
-    ]
-    values = {value for _, value in drawn}
-    assert len(drawn) > 5
+    operations = [op for n in range(200) for op in augment.draw(f"{n:016x}", 0, 0, 3, 9.0) if op[0] == name]
+    values = {value for _, value in operations}
+    assert len(operations) > 5
     dull = picture().point([40 + value // 2 for value in range(256)] * 3)
-    assert augment.apply(dull, drawn[:1]).size == dull.size
-    changed = np.asarray(augment.apply(dull, drawn[:1])) != np.asarray(dull)
-    assert changed.mean() > 0.01
+    assert augment.apply(dull, operations[:1]).size == dull.size
+    difference = np.asarray(augment.apply(dull, operations[:1])) != np.asarray(dull)
+    assert difference.mean() > 0.01
     if name not in ("autocontrast", "equalize", "invert"):
         assert len(values) > 5
 
 
 def test_randaugment_is_recorded_and_off_by_default() -> None:
     cfg = ViewConfig(randaugment=2, quality=100)
-    made = [make_view(picture(), SID, view, SHAPE, cfg, 0) for view in range(40)]
-    counts = [len(view.params["randaugment"]) for view in made]
+    views = [make_view(picture(), SID, view, SHAPE, cfg, 0) for view in range(40)]
+    counts = [len(view.params["randaugment"]) for view in views]
     assert set(counts) == {0, 1, 2} and 0.7 < np.mean(counts) < 1.3
     plain = make_view(picture(), SID, 5, SHAPE, ViewConfig(quality=100), 0)
     assert plain.params["randaugment"] == []
-    drawn = [tuple(op) for op in made[5].params["randaugment"]]
-    expected = np.asarray(augment.apply(Image.fromarray(image_of(plain.jpeg)), drawn)).astype(int)
-    assert np.abs(image_of(made[5].jpeg) - expected).mean() < 4
+    operations = [tuple(op) for op in views[5].params["randaugment"]]
+    expected = np.asarray(augment.apply(Image.fromarray(image_of(plain.jpeg)), operations)).astype(int)
+    assert np.abs(image_of(views[5].jpeg) - expected).mean() < 4
 
 
 @pytest.mark.parametrize(
@@ -97,8 +95,8 @@ def test_recipes_are_whole(path: Path) -> None:
     argv = ["--config", str(path), "--images", "i", "--out", "o"]
     cfg = parse(CacheTeacherConfig, argv, prog="gkd-scale cache-teacher", description="")
     assert cfg.size in [(224, 224), (512, 512)]
-    made = make_view(picture(), SID, 0, SHAPE, cfg.view, 0)
-    assert image_of(made.jpeg).shape == (*SHAPE, 3)
+    view = make_view(picture(), SID, 0, SHAPE, cfg.view, 0)
+    assert image_of(view.jpeg).shape == (*SHAPE, 3)
 
 
 @given(
@@ -127,8 +125,8 @@ def test_random_crops_keep_scale_and_aspect(view: int) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
 def test_extreme_shapes_make_views(size: tuple[int, int]) -> None:
-    made = make_view(Image.new("RGB", size, "red"), SID, 0, SHAPE, ViewConfig(), 0)
-    assert image_of(made.jpeg).shape == (*SHAPE, 3)
+    view = make_view(Image.new("RGB", size, "red"), SID, 0, SHAPE, ViewConfig(), 0)
+    assert image_of(view.jpeg).shape == (*SHAPE, 3)
 
 
 # -------------------------------------------------------------------------------------- config

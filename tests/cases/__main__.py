@@ -12,18 +12,18 @@ from tests.cases.table import TABLE, all_cases, page
 
 
 def main() -> int:
-    outcomes, failed = {}, []
+    outcomes, failures = {}, []
     for each in all_cases():
         with tempfile.TemporaryDirectory() as folder:
             try:
                 outcomes[each] = str(each.run(Bench(Path(folder))))
             except Exception:
-                failed.append(f"{each.kind} | {each.what}\n{traceback.format_exc()}")
+                failures.append(f"{each.kind} | {each.what}\n{traceback.format_exc()}")
                 continue
         sys.stdout.write(f"{each.kind} | {each.what} | {outcomes[each]}\n")
         sys.stdout.flush()
-    if failed:
-        sys.stderr.write("\n".join([*failed, f"{len(failed)} failed; {TABLE} is left as it is\n"]))
+    if failures:
+        sys.stderr.write("\n".join([*failures, f"{len(failures)} failed; {TABLE} is left as it is\n"]))
         return 1
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(page(outcomes), encoding="utf-8")

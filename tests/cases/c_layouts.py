@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from gkd_scale.models.tensor_files import StateDict, read_state_dict
 from tests.cases.case import Bench, Ran, case
-from tests.cases.weights import cached, fingerprint, right, right_file, saved, state
+from tests.cases.weights import cache_with, fingerprint, right, right_file, save, state
 
 KIND = "C. Layouts of weights"
 
@@ -32,7 +32,7 @@ def _other() -> StateDict:
 
 def _transformers(tensors: StateDict) -> StateDict:
     """The tensors of a tiny network as transformers' Dinov2Model saves them."""
-    named: StateDict = {"embeddings.mask_token": torch.ones(1, 48)}
+    layout: StateDict = {"embeddings.mask_token": torch.ones(1, 48)}
     for name, value in tensors.items():
         for old, new in (
             (r"^pos_embed$", "embeddings.position_embeddings"),
@@ -46,10 +46,10 @@ def _transformers(tensors: StateDict) -> StateDict:
             name = re.sub(old, new, name)
         if "attn.qkv" in name:
             for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                named[name.replace("attn.qkv", f"attention.attention.{part}")] = piece.clone()
+                layout[name.replace("attn.qkv", f"attention.attention.{part}")] = piece.clone()
         else:
-            named[name] = value
-    return named
+            layout[name] = value
+    return layout
 
 
 @case(KIND, "transformers' names of DINOv2")
@@ -66,7 +66,7 @@ def transformers_classifier(bench: Bench) -> object:
 
 @case(KIND, "transformers' names of DINOv2 into a ViT without LayerScale")
 def transformers_layer_scale(bench: Bench) -> object:
-    return cached(bench, saved(bench, _transformers(state(init_values=1e-5))))
+    return cache_with(bench, save(bench, _transformers(state(init_values=1e-5))))
 
 
 @case(KIND, "`model` > `teacher.backbone.*`, a student beside it")
@@ -78,7 +78,7 @@ def self_distilled(bench: Bench) -> object:
 
 
 @case(KIND, "`model` and `model_ema`")
-def averaged(bench: Bench) -> object:
+def average(bench: Bench) -> object:
     ran = right(bench, {"model": _other(), "model_ema": state(), "epoch": 3})
     assert "'model_ema' is taken, not 'model'" in ran.text
     return "ok: the average is taken, and said"
@@ -86,7 +86,7 @@ def averaged(bench: Bench) -> object:
 
 @case(KIND, "two networks that differ, and no word for which")
 def ambiguous(bench: Bench) -> object:
-    return cached(bench, saved(bench, {"net_a": state(), "net_b": _other()}))
+    return cache_with(bench, save(bench, {"net_a": state(), "net_b": _other()}))
 
 
 @case(KIND, "blocks in chunks (`blocks.0.0.*`, Meta's FSDP)")
@@ -106,7 +106,7 @@ def prefixes(bench: Bench) -> object:
 def wrappers(bench: Bench) -> object:
     for key in ("module", "params_ema", "net", "model_state_dict", "state_dict", "ema", "anything"):
         content = {"epoch": 3, key: OrderedDict(state()), "optimizer": {"state": {0: {"step": 1}}}}
-        path = saved(bench, content)
+        path = save(bench, content)
         assert fingerprint(read_state_dict(path)) == fingerprint(state())
     return right_file(bench, path)
 
@@ -117,29 +117,29 @@ def options(bench: Bench) -> object:
 
 
 @case(KIND, "a safetensors file named .pth, and a PyTorch file named .safetensors")
-def misnamed(bench: Bench) -> object:
-    path = saved(bench, state(), "b.safetensors")
+def wrong_suffix(bench: Bench) -> object:
+    path = save(bench, state(), "b.safetensors")
     assert fingerprint(read_state_dict(path)) == fingerprint(state())
     save_file(state(), bench.folder / "a.pth")
     return right_file(bench, bench.folder / "a.pth")
 
 
 @case(KIND, "an index.json with its parts")
-def sharded(bench: Bench) -> object:
-    return right_file(bench, _sharded(bench))
+def shards(bench: Bench) -> object:
+    return right_file(bench, _shards(bench))
 
 
 @case(KIND, "one part of several")
 def one_part(bench: Bench) -> object:
-    _sharded(bench)
-    return cached(bench, bench.folder / "model-00001-of-00002.safetensors")
+    _shards(bench)
+    return cache_with(bench, bench.folder / "model-00001-of-00002.safetensors")
 
 
 @case(KIND, "an index.json without its parts")
 def no_parts(bench: Bench) -> object:
-    index = _sharded(bench)
+    index = _shards(bench)
     (bench.folder / "model-00002-of-00002.safetensors").unlink()
-    return cached(bench, index)
+    return cache_with(bench, index)
 
 
 @case(KIND, "an index.json saved as model.safetensors, without its parts")
@@ -175,15 +175,15 @@ def half(bench: Bench) -> object:
 
 
 @case(KIND, "a pickled network, which could run code")
-def pickled(bench: Bench) -> object:
-    return cached(bench, saved(bench, {"model": torch.nn.Linear(2, 2)}))
+def network(bench: Bench) -> object:
+    return cache_with(bench, save(bench, {"model": torch.nn.Linear(2, 2)}))
 
 
 @case(KIND, "the folder of a model, not its file")
 def folder(bench: Bench) -> object:
     (bench.folder / "dinov2").mkdir()
     save_file(state(), bench.folder / "dinov2/model.safetensors")
-    return cached(bench, bench.folder / "dinov2")
+    return cache_with(bench, bench.folder / "dinov2")
 
 
 @case(KIND, "scores of NumPy, paths, dates and random states beside the weights")
@@ -205,9 +205,9 @@ def paddle(bench: Bench) -> object:
 
 @case(KIND, "a torch.export program")
 def program(bench: Bench) -> object:
-    exported = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
-    torch.export.save(exported, bench.folder / "model.pt2")
-    return cached(bench, bench.folder / "model.pt2")
+    graph = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(graph, bench.folder / "model.pt2")
+    return cache_with(bench, bench.folder / "model.pt2")
 
 
 @case(KIND, "the folder of DeepSpeed's checkpoints, and one of torch.distributed.checkpoint")
@@ -216,21 +216,21 @@ def folders_of_parts(bench: Bench) -> object:
         (bench.folder / name).mkdir()
         for file in files:
             (bench.folder / name / file).touch()
-    return f"{cached(bench, bench.folder / 'ds')}; {cached(bench, bench.folder / 'dcp')}"
+    return f"{cache_with(bench, bench.folder / 'ds')}; {cache_with(bench, bench.folder / 'dcp')}"
 
 
 @case(KIND, "NaN in one tensor")
 def not_a_number(bench: Bench) -> object:
     tensors = {name: value.clone() for name, value in state().items()}
     tensors["blocks.1.mlp.fc1.weight"][3, 4] = torch.nan
-    return cached(bench, saved(bench, tensors))
+    return cache_with(bench, save(bench, tensors))
 
 
 @case(KIND, "values that are infinite in single precision")
 def infinite(bench: Bench) -> object:
     tensors = state()
     tensors["norm.bias"] = tensors["norm.bias"].double() * 1e300
-    return cached(bench, saved(bench, tensors))
+    return cache_with(bench, save(bench, tensors))
 
 
 @case(KIND, "NaN in a classifier that is not used")
@@ -240,21 +240,21 @@ def not_a_number_unused(bench: Bench) -> object:
 
 @case(KIND, "weights of another kind of network")
 def other_names(bench: Bench) -> object:
-    return cached(bench, saved(bench, {"conv1.weight": torch.ones(3), "layer1.0.bn1.bias": torch.ones(3)}))
+    return cache_with(bench, save(bench, {"conv1.weight": torch.ones(3), "layer1.0.bn1.bias": torch.ones(3)}))
 
 
 @case(KIND, "weights of a wider network")
 def wider(bench: Bench) -> object:
-    return cached(bench, saved(bench, state(embed_dim=96)))
+    return cache_with(bench, save(bench, state(embed_dim=96)))
 
 
 def _file(bench: Bench, name: str, content: bytes) -> Ran:
     path = bench.folder / name
     path.write_bytes(content)
-    return cached(bench, path)
+    return cache_with(bench, path)
 
 
-def _sharded(bench: Bench) -> Path:
+def _shards(bench: Bench) -> Path:
     files = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
     tensors = list(state().items())
     parts = dict(zip(files, (dict(tensors[:9]), dict(tensors[9:])), strict=True))

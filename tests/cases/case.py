@@ -53,16 +53,16 @@ class Bench:
         from gkd_scale.distill.config import Stage1Config
         from gkd_scale.distill.stage1 import train
 
-        return self._launched(Stage1Config, train, "stage1.py", flags)
+        return self._launch(Stage1Config, train, "stage1.py", flags)
 
     def stage2(self, *flags: object) -> Ran:
         """``launchers/stage2.py FLAGS`` on a world of one."""
         from gkd_scale.segment.config import Stage2Config
         from gkd_scale.segment.stage2 import run
 
-        return self._launched(Stage2Config, run, "stage2.py", flags)
+        return self._launch(Stage2Config, run, "stage2.py", flags)
 
-    def _launched(
+    def _launch(
         self, cls: type[C], train: Callable[[C, Runtime, Path], None], prog: str, flags: Sequence[object]
     ) -> Ran:
         def command() -> None:
@@ -85,8 +85,8 @@ class Bench:
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = command()
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
         raw = out.getvalue() + err.getvalue()
         return Ran(code, self.plain(raw), raw)
 

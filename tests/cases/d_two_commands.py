@@ -20,8 +20,8 @@ KIND = "D. Two commands in one folder"
 
 def masked(ran: Ran) -> str:
     """The outcome without the process's number, machine and program."""
-    text, found = re.subn(r"process \d+ on \S+ \([^)]*\)", "process PID on HOST (PROGRAM)", str(ran))
-    assert found == 1, text
+    text, count = re.subn(r"process \d+ on \S+ \([^)]*\)", "process PID on HOST (PROGRAM)", str(ran))
+    assert count == 1, text
     return text
 
 
@@ -30,7 +30,7 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def begun(bench: Bench, out: Path) -> None:
+def begin(bench: Bench, out: Path) -> None:
     """A stage-1 run in ``out`` that was killed before its first checkpoint."""
     assert bench.stage1(*tiny.stage1(out, "--lr", "1e-3")).code == 0
     shutil.rmtree(out / "checkpoints")
@@ -50,14 +50,14 @@ def second_stage1(bench: Bench) -> object:
     )
     try:
         assert first.stdout is not None and first.stdout.readline() == b"held\n"
-        refused = bench.stage1(*tiny.stage1(out, "--lr", "1e-3", "--seed", 1))
-        assert f"process {first.pid} on " in refused.text
+        refusal = bench.stage1(*tiny.stage1(out, "--lr", "1e-3", "--seed", 1))
+        assert f"process {first.pid} on " in refusal.text
         assert set(listing(out)) == {".lock"}
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
     assert bench.stage1(*tiny.stage1(out)).code == 0  # the lock went with its process
-    return masked(refused)
+    return masked(refusal)
 
 
 @case(KIND, "a second stage2.py in the --out of one that trains")
@@ -112,25 +112,25 @@ def second_benchmark(bench: Bench) -> object:
     out.mkdir()
     with files.shared(out / files.LOCK, "another recipe", lambda *_: None):
         recipe = ROOT / "benchmarks/recipes/embedded.yaml"
-        given = ["--passes", 4000, "--out", out, "--launchers", ROOT / "launchers"]
-        return masked(bench.cli("benchmark", recipe, *given))
+        flags = ["--passes", 4000, "--out", out, "--launchers", ROOT / "launchers"]
+        return masked(bench.cli("benchmark", recipe, *flags))
 
 
 @case(KIND, "another --lr where the first run was killed before its first checkpoint")
 def other_settings(bench: Bench) -> object:
     out = bench.folder / "run"
-    begun(bench, out)
+    begin(bench, out)
     before = listing(out)
-    refused = bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
+    refusal = bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
     assert listing(out) == before  # config.yaml too is the first one's
     assert bench.stage1(*tiny.stage1(out, "--lr", "1e-3")).code == 0
-    return refused
+    return refusal
 
 
 @case(KIND, "the same, begun by an older version (a config.yaml alone)")
 def older_settings(bench: Bench) -> object:
     out = bench.folder / "run"
-    begun(bench, out)
+    begin(bench, out)
     (out / "begun.json").unlink()
     return bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
 
@@ -142,16 +142,16 @@ def older_checkpoint(bench: Bench) -> object:
     for name in ("begun.json", "run.json"):
         (out / name).unlink()
     before = listing(out)
-    refused = bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
+    refusal = bench.stage1(*tiny.stage1(out, "--lr", "2e-3"))
     assert listing(out) == before
     assert bench.stage1(*tiny.stage1(out, "--lr", "1e-3")).code == 0
-    return refused
+    return refusal
 
 
 @case(KIND, "stage2.py in the --out of a begun stage 1")
 def other_kind(bench: Bench) -> object:
     out = bench.folder / "run"
-    begun(bench, out)
+    begin(bench, out)
     return bench.stage2(*tiny.stage2(out))
 
 
@@ -172,10 +172,10 @@ def readers(bench: Bench) -> object:
     assert bench.stage2(*tiny.stage2(head)).code == 0
     with files.claimed(first), files.claimed(head):
         after = bench.stage1(*tiny.stage1(bench.folder / "1b", "--student-weights", first))
-        scored = bench.cli("evaluate", head, "--data", f"val=folder:{tiny.scenes() / 'val'}")
+        evaluation = bench.cli("evaluate", head, "--data", f"val=folder:{tiny.scenes() / 'val'}")
     assert (head / "evaluation.json").is_file()
     assert after.code == 0, after.text
-    return scored
+    return evaluation
 
 
 @case(KIND, "predict of other images, of the same names, into one --out")
@@ -185,31 +185,31 @@ def other_images(bench: Bench) -> object:
     first = write_images(bench.folder / "a", 2)
     assert bench.cli("predict", head, "--images", first, "--out", out).code == 0
     before = listing(out)
-    refused = bench.cli(
+    refusal = bench.cli(
         "predict", head, "--images", write_images(bench.folder / "b", 2, seed=1), "--out", out
     )
     assert listing(out) == before
     write_images(first, 3)  # the same folder may grow
     assert bench.cli("predict", head, "--images", first, "--out", out).code == 0
     assert (out / "masks/002.png").is_file()
-    return refused
+    return refusal
 
 
 @case(KIND, "evaluate --json with a folder in the place of the file")
 def folder_for_a_file(bench: Bench) -> object:
     head = bench.folder / "head"
     assert bench.stage2(*tiny.stage2(head)).code == 0
-    given = ("--data", f"val=folder:{tiny.scenes() / 'val'}", "--json", tiny.scenes() / "val")
-    return str(bench.cli("evaluate", head, *given)).replace(str(tiny.scenes()), "scenes")
+    flags = ("--data", f"val=folder:{tiny.scenes() / 'val'}", "--json", tiny.scenes() / "val")
+    return str(bench.cli("evaluate", head, *flags)).replace(str(tiny.scenes()), "scenes")
 
 
 @case(KIND, "a command that is refused (no such weights), then the mended one in the same --out")
-def mended(bench: Bench) -> object:
+def mend(bench: Bench) -> object:
     out = bench.folder / "run"
-    refused = bench.stage1(*tiny.stage1(out, "--student-weights", bench.folder / "nowhere.safetensors"))
-    assert refused.code == 2 and not out.exists(), refused.text
-    refused = bench.stage2(*tiny.stage2(out, "--image-size", "30x48"))
-    assert refused.code == 2 and not out.exists(), refused.text
+    refusal = bench.stage1(*tiny.stage1(out, "--student-weights", bench.folder / "nowhere.safetensors"))
+    assert refusal.code == 2 and not out.exists(), refusal.text
+    refusal = bench.stage2(*tiny.stage2(out, "--image-size", "30x48"))
+    assert refusal.code == 2 and not out.exists(), refusal.text
     return bench.stage1(*tiny.stage1(out))
 
 
@@ -221,6 +221,6 @@ def search(bench: Bench, *more: object, space: str = SPACE) -> Ran:
     path = bench.folder / "space.yaml"
     path.write_text(space)
     data = ["--train", f"folder:{tiny.scenes() / 'fit'}", "--val", f"folder:{tiny.scenes() / 'val'}"]
-    given = ["--space", path, "--cache", tiny.cache(), *tiny.STUDENT, "--ds-config", "zero0.json", *data]
-    given += ["--steps", 4, "--num-trials", 1, "--out", bench.folder / "tune", *more]
-    return bench.tune(*given)
+    flags = ["--space", path, "--cache", tiny.cache(), *tiny.STUDENT, "--ds-config", "zero0.json", *data]
+    flags += ["--steps", 4, "--num-trials", 1, "--out", bench.folder / "tune", *more]
+    return bench.tune(*flags)

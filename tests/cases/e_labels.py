@@ -59,26 +59,26 @@ def stage2(bench: Bench, ref: object, name: str = "run") -> Ran:
     )
 
 
-def refused(bench: Bench, root: Path, adapter: str = "folder") -> Ran:
+def refusal(bench: Bench, root: Path, adapter: str = "folder") -> Ran:
     """Stage 2 refuses the labels, and ``datasets check`` for the same reason."""
     path, at, part = str(root).partition("@")
-    trained = stage2(bench, f"{adapter}:{path}{at}{part}")
-    assert trained.code == 2, trained.text
-    checked = bench.cli("datasets", "check", adapter, f"{path}{at}{part}")
-    reason = str(trained).partition(": ")[2].partition(" → ")[0]
-    assert checked.code in (1, 2) and reason.partition(": ")[2] in checked.text, (reason, checked.text)
-    return trained
+    result = stage2(bench, f"{adapter}:{path}{at}{part}")
+    assert result.code == 2, result.text
+    check = bench.cli("datasets", "check", adapter, f"{path}{at}{part}")
+    reason = str(result).partition(": ")[2].partition(" → ")[0]
+    assert check.code in (1, 2) and reason.partition(": ")[2] in check.text, (reason, check.text)
+    return result
 
 
-def warned(bench: Bench, root: Path) -> str:
+def notice(bench: Bench, root: Path) -> str:
     """Stage 2 trains on the labels, and both commands say what is odd."""
-    trained = stage2(bench, f"folder:{root}")
-    assert trained.code == 0, trained.text
-    lines = [line for line in trained.raw.splitlines() if line.startswith("warning: ")]
-    assert lines, trained.text
+    result = stage2(bench, f"folder:{root}")
+    assert result.code == 0, result.text
+    lines = [line for line in result.raw.splitlines() if line.startswith("warning: ")]
+    assert lines, result.text
     warning = bench.plain(lines[0]).removeprefix("warning: ")
-    checked = bench.cli("datasets", "check", "folder", root)
-    assert checked.code == 0 and warning.partition(": ")[2] in checked.text, (warning, checked.text)
+    check = bench.cli("datasets", "check", "folder", root)
+    assert check.code == 0 and warning.partition(": ")[2] in check.text, (warning, check.text)
     return f"ok, with a warning: {warning}"
 
 
@@ -102,22 +102,22 @@ def as_usual(bench: Bench, root: Path) -> str:
 
 @case(KIND, "masks of 0 and 255, where 255 is ignored")
 def bin0(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(0, 255, 0, 255)))
+    return refusal(bench, folder(bench, table(0, 255, 0, 255)))
 
 
 @case(KIND, "the same with two names in classes.txt")
 def bin0_named(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(0, 255, 0, 255), "ground\nhouse\n"))
+    return refusal(bench, folder(bench, table(0, 255, 0, 255), "ground\nhouse\n"))
 
 
 @case(KIND, "one name in classes.txt, for masks of 0 and 1")
 def one_name(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(0, 1, 0, 1), "house\n"))
+    return refusal(bench, folder(bench, table(0, 1, 0, 1), "house\n"))
 
 
 @case(KIND, "all labels are 0: an export that failed")
 def empty(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(0, 0, 0, 0)))
+    return refusal(bench, folder(bench, table(0, 0, 0, 0)))
 
 
 @case(KIND, "labels as PNGs of 4 bits: the score of 8 bits")
@@ -134,19 +134,19 @@ def two_bits(bench: Bench) -> object:
 def one_bit(bench: Bench) -> object:
     root = folder(bench, lambda label, path: write_grey(path, label % 2, 1))
     assert stage2(bench, f"folder:{root}").code == 0
-    checked = bench.cli("datasets", "check", "folder", root)
-    assert checked.code == 0 and "0 faults" in checked.text
+    check = bench.cli("datasets", "check", "folder", root)
+    assert check.code == 0 and "0 faults" in check.text
     return "ok"
 
 
 @case(KIND, "4-bit labels that another tool saved in 8 bits: 0, 17, 34, 51")
-def scaled(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(0, 17, 34, 51)))
+def scale(bench: Bench) -> object:
+    return refusal(bench, folder(bench, table(0, 17, 34, 51)))
 
 
 @case(KIND, "three classes as 0, 127, 255, with their names in classes.txt")
 def trimap(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(0, 127, 255, 0), "ground\nedge\nhouse\n"))
+    return refusal(bench, folder(bench, table(0, 127, 255, 0), "ground\nedge\nhouse\n"))
 
 
 @case(KIND, "colour labels turned to grey by luminance")
@@ -154,7 +154,7 @@ def luminance(bench: Bench) -> object:
     def save(label: UInt8Array, path: Path) -> None:
         Image.fromarray(picture(label)).convert("L").save(path)
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 @case(KIND, "masks with soft edges")
@@ -163,20 +163,20 @@ def soft(bench: Bench) -> object:
         mask = Image.fromarray((255 * (label > 1)).astype(np.uint8))
         mask.filter(ImageFilter.GaussianBlur(1)).save(path)
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 def of_nine(bench: Bench, change: Callable[[UInt8Array], UInt8Array]) -> Path:
     """Labels of nine classes, changed, with nine names."""
-    spread = np.array([0, 8, 3, 5], np.uint8)
+    ids = np.array([0, 8, 3, 5], np.uint8)
 
     def save(label: UInt8Array, path: Path) -> None:
-        Image.fromarray(change(spread[label])).save(path)
+        Image.fromarray(change(ids[label])).save(path)
 
     return folder(bench, save, "".join(f"class{number}\n" for number in range(9)))
 
 
-def resized(label: UInt8Array, small: float, how: Image.Resampling) -> UInt8Array:
+def resize(label: UInt8Array, small: float, how: Image.Resampling) -> UInt8Array:
     """The label at ``small`` of its size, brought back with an interpolation."""
     size = (round(small * label.shape[1]), round(small * label.shape[0]))
     coarse = Image.fromarray(label).resize(size, Image.Resampling.NEAREST)
@@ -185,36 +185,36 @@ def resized(label: UInt8Array, small: float, how: Image.Resampling) -> UInt8Arra
 
 @case(KIND, "labels that were enlarged with bilinear interpolation: the classes between are no classes")
 def bilinear(bench: Bench) -> object:
-    return refused(bench, of_nine(bench, lambda label: resized(label, 0.5, Image.Resampling.BILINEAR)))
+    return refusal(bench, of_nine(bench, lambda label: resize(label, 0.5, Image.Resampling.BILINEAR)))
 
 
 @case(KIND, "labels that were enlarged with bicubic interpolation")
 def bicubic(bench: Bench) -> object:
-    return refused(bench, of_nine(bench, lambda label: resized(label, 0.6, Image.Resampling.BICUBIC)))
+    return refusal(bench, of_nine(bench, lambda label: resize(label, 0.6, Image.Resampling.BICUBIC)))
 
 
 @case(KIND, "labels that were made smaller with interpolation")
 def smaller(bench: Bench) -> object:
-    return refused(bench, of_nine(bench, lambda label: resized(label, 3, Image.Resampling.BILINEAR)))
+    return refusal(bench, of_nine(bench, lambda label: resize(label, 3, Image.Resampling.BILINEAR)))
 
 
 @case(KIND, "labels that were made smaller with the nearest neighbour")
 def nearest(bench: Bench) -> object:
-    root = of_nine(bench, lambda label: resized(label, 0.5, Image.Resampling.NEAREST))
+    root = of_nine(bench, lambda label: resize(label, 0.5, Image.Resampling.NEAREST))
     assert stage2(bench, f"folder:{root}").code == 0
-    checked = bench.cli("datasets", "check", "folder", root)
-    assert checked.code == 0 and "0 faults" in checked.text
+    check = bench.cli("datasets", "check", "folder", root)
+    assert check.code == 0 and "0 faults" in check.text
     return "ok"
 
 
 @case(KIND, "labels that were JPEG once and are PNG now")
 def once_jpeg(bench: Bench) -> object:
-    def compressed(label: UInt8Array) -> UInt8Array:
+    def compress(label: UInt8Array) -> UInt8Array:
         buffer = io.BytesIO()
         Image.fromarray(label).save(buffer, "JPEG", quality=60)
         return np.asarray(Image.open(buffer)).clip(0, 8)
 
-    return refused(bench, of_nine(bench, compressed))
+    return refusal(bench, of_nine(bench, compress))
 
 
 @case(KIND, "masks of 0 and 255 among masks of 0 and 1")
@@ -222,14 +222,14 @@ def two_scales(bench: Bench) -> object:
     def save(label: UInt8Array, path: Path) -> None:
         Image.fromarray(((label > 1) * (255 if path.stem in "02" else 1)).astype(np.uint8)).save(path)
 
-    return refused(bench, folder(bench, save, "ground\nhouse\n"))
+    return refusal(bench, folder(bench, save, "ground\nhouse\n"))
 
 
 @case(KIND, "all labels are 0, with four names in classes.txt")
 def empty_named(bench: Bench) -> object:
     root = folder(bench, table(0, 0, 0, 0), NAMES)
-    checked = bench.cli("datasets", "check", "folder", root)
-    assert "the labels show one of 4 classes, 'red'" in checked.text
+    check = bench.cli("datasets", "check", "folder", root)
+    assert "the labels show one of 4 classes, 'red'" in check.text
     ran = stage2(bench, f"folder:{root}")
     assert ran.code == 2 and not (bench.folder / "run").exists()
     return ran
@@ -237,27 +237,27 @@ def empty_named(bench: Bench) -> object:
 
 @case(KIND, "all labels are 255, with four names in classes.txt")
 def void(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(255, 255, 255, 255), NAMES))
+    return refusal(bench, folder(bench, table(255, 255, 255, 255), NAMES))
 
 
 @case(KIND, "254 for void, beside three classes, with their names")
 def void_254(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(0, 1, 2, 254), "red\ngreen\nblue\n"))
+    return refusal(bench, folder(bench, table(0, 1, 2, 254), "red\ngreen\nblue\n"))
 
 
 @case(KIND, "254 for void, and no names")
 def void_254_unnamed(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(0, 1, 2, 254)))
+    return refusal(bench, folder(bench, table(0, 1, 2, 254)))
 
 
 @case(KIND, "0 for void and 1 to 4 for the four names of classes.txt, as ADE20K has it")
 def zero_is_void(bench: Bench) -> object:
     def save(label: UInt8Array, path: Path) -> None:
-        stored = label + 1
-        stored[:4] = 0
-        Image.fromarray(stored).save(path)
+        ids = label + 1
+        ids[:4] = 0
+        Image.fromarray(ids).save(path)
 
-    return refused(bench, folder(bench, save, NAMES))
+    return refusal(bench, folder(bench, save, NAMES))
 
 
 def sixteen(change: Callable[[npt.NDArray[np.uint16]], npt.NDArray[np.uint16]]) -> Change:
@@ -266,12 +266,12 @@ def sixteen(change: Callable[[npt.NDArray[np.uint16]], npt.NDArray[np.uint16]]) 
 
 @case(KIND, "16-bit labels with 65535 for void")
 def void_65535(bench: Bench) -> object:
-    return refused(bench, folder(bench, sixteen(lambda ids: np.where(ids == 3, np.uint16(65535), ids))))
+    return refusal(bench, folder(bench, sixteen(lambda ids: np.where(ids == 3, np.uint16(65535), ids))))
 
 
 @case(KIND, "16-bit instance ids (class x 256 + number)")
 def instances_256(bench: Bench) -> object:
-    return refused(
+    return refusal(
         bench, folder(bench, sixteen(lambda ids: 256 * ids + np.arange(96, dtype=np.uint16) // 40))
     )
 
@@ -286,7 +286,7 @@ def minus_one(bench: Bench) -> object:
     def save(label: UInt8Array, path: Path) -> None:
         Image.fromarray(np.where(label == 3, -1, label.astype(np.int32))).save(path, "TIFF")
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 @case(KIND, "one page a class (one-hot) in labels/*.png")
@@ -295,7 +295,7 @@ def one_hot(bench: Bench) -> object:
         first, *others = (Image.fromarray((label == each).astype(np.uint8)) for each in range(4))
         first.save(path, "TIFF", save_all=True, append_images=others)
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 @case(KIND, "an empty file among the labels")
@@ -305,30 +305,30 @@ def no_bytes(bench: Bench) -> object:
         if path.stem == "2":
             path.write_bytes(b"")
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 @case(KIND, "labels that lack one row, and labels turned by 90°")
 def other_sizes(bench: Bench) -> object:
-    refused(
+    refusal(
         bench, folder(bench, lambda label, path: Image.fromarray(label.T.copy()).save(path), name="turned")
     )
-    return refused(bench, folder(bench, lambda label, path: Image.fromarray(label[1:]).save(path)))
+    return refusal(bench, folder(bench, lambda label, path: Image.fromarray(label[1:]).save(path)))
 
 
 @case(KIND, "labels stored as 255 - id")
-def inverted(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(255, 254, 253, 252)))
+def inversion(bench: Bench) -> object:
+    return refusal(bench, folder(bench, table(255, 254, 253, 252)))
 
 
 @case(KIND, "values 1 to 4 for the four names of classes.txt")
 def from_one(bench: Bench) -> object:
-    return refused(bench, folder(bench, table(1, 2, 3, 4), NAMES))
+    return refusal(bench, folder(bench, table(1, 2, 3, 4), NAMES))
 
 
 @case(KIND, "values 1 to 4 and no classes.txt")
 def from_one_unnamed(bench: Bench) -> object:
-    return warned(bench, folder(bench, table(1, 2, 3, 4)))
+    return notice(bench, folder(bench, table(1, 2, 3, 4)))
 
 
 # ------------------------------------------------------------------------------------- files
@@ -336,17 +336,17 @@ def from_one_unnamed(bench: Bench) -> object:
 
 @case(KIND, "JPEG bytes in labels/*.png")
 def jpeg(bench: Bench) -> object:
-    return refused(bench, folder(bench, lambda label, path: Image.fromarray(label).save(path, "JPEG")))
+    return refusal(bench, folder(bench, lambda label, path: Image.fromarray(label).save(path, "JPEG")))
 
 
 @case(KIND, "labels with single pixels of other classes everywhere")
-def smeared(bench: Bench) -> object:
+def noise(bench: Bench) -> object:
     def save(label: UInt8Array, path: Path) -> None:
         random = np.random.default_rng(int(path.stem))
-        smeared = np.where(random.random(SIZE) < 0.15, random.integers(0, 4, SIZE), label)
-        Image.fromarray(smeared.astype(np.uint8)).save(path)
+        pixels = np.where(random.random(SIZE) < 0.15, random.integers(0, 4, SIZE), label)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
 
-    return warned(bench, folder(bench, save, NAMES))
+    return notice(bench, folder(bench, save, NAMES))
 
 
 @case(KIND, "colour labels quantised file by file: palettes that differ")
@@ -357,7 +357,7 @@ def palettes(bench: Bench) -> object:
         image.putpalette(picture(order.astype(np.uint8)[None]).tobytes())
         image.save(path)
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 @case(KIND, "palettes that are only for show: the same indices in other colours")
@@ -367,7 +367,7 @@ def shown_otherwise(bench: Bench) -> object:
         image.putpalette(bytes([int(path.stem)]) + bytes(range(50, 61)))
         image.save(path)
 
-    return warned(bench, folder(bench, save, NAMES))
+    return notice(bench, folder(bench, save, NAMES))
 
 
 @case(KIND, "16-bit instance ids (class x 1000 + number)")
@@ -375,7 +375,7 @@ def instances(bench: Bench) -> object:
     def save(label: UInt8Array, path: Path) -> None:
         Image.fromarray(label.astype(np.uint16) * 1000 + 1000).save(path)
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 @case(KIND, "the class ids in the alpha channel of RGBA files")
@@ -383,12 +383,12 @@ def alpha(bench: Bench) -> object:
     def save(label: UInt8Array, path: Path) -> None:
         Image.fromarray(np.dstack([np.zeros((*SIZE, 3), np.uint8), label])).save(path)
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 @case(KIND, "class ids as RGB of three equal channels")
 def three_channels(bench: Bench) -> object:
-    return refused(
+    return refusal(
         bench, folder(bench, lambda label, path: Image.fromarray(np.dstack([label] * 3)).save(path))
     )
 
@@ -401,8 +401,8 @@ def photo(index: int) -> UInt8Array:
 
 
 @case(KIND, "images/ and labels/ swapped, grey photographs")
-def swapped(bench: Bench) -> object:
-    return refused(bench, folder(bench, lambda _, path: Image.fromarray(photo(int(path.stem))).save(path)))
+def swap(bench: Bench) -> object:
+    return refusal(bench, folder(bench, lambda _, path: Image.fromarray(photo(int(path.stem))).save(path)))
 
 
 @case(KIND, "images/ and labels/ swapped, colour photographs")
@@ -411,7 +411,7 @@ def swapped_colours(bench: Bench) -> object:
         noise = np.random.default_rng(label.sum()).integers(0, 50, (*SIZE, 3))
         Image.fromarray((picture(label) // 2 + noise).astype(np.uint8)).save(path)
 
-    return refused(bench, folder(bench, save))
+    return refusal(bench, folder(bench, save))
 
 
 @case(KIND, "`x_mask.png` beside `x.png`")
@@ -419,7 +419,7 @@ def mask_names(bench: Bench) -> object:
     root = folder(bench, table(0, 1, 2, 3))
     for path in sorted((root / "labels").iterdir()):
         path.rename(path.with_name(f"{path.stem}_mask.png"))
-    return refused(bench, root)
+    return refusal(bench, root)
 
 
 # ------------------------------------------------------------------------------------- datasets
@@ -428,12 +428,12 @@ def mask_names(bench: Bench) -> object:
 def cityscapes(bench: Bench, values: Sequence[int], kind: str) -> Path:
     """A miniature of Cityscapes whose labels ``*_{kind}.png`` hold ``values``."""
     root = bench.folder / "city"
-    stored = np.resize(np.array(values, np.uint8).repeat(8), SIZE)
+    ids = np.resize(np.array(values, np.uint8).repeat(8), SIZE)
     for part in ("train", "val"):
         for index in range(2):
             image = root / f"leftImg8bit/{part}/ulm/ulm_{index}_leftImg8bit.png"
             label = root / f"gtFine/{part}/ulm/ulm_{index}_gtFine_{kind}.png"
-            for path, pixels in ((image, np.dstack([stored] * 3)), (label, stored)):
+            for path, pixels in ((image, np.dstack([ids] * 3)), (label, ids)):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
     return root
@@ -442,17 +442,17 @@ def cityscapes(bench: Bench, values: Sequence[int], kind: str) -> Path:
 @case(KIND, "Cityscapes' train ids in `*_labelIds.png`")
 def train_ids(bench: Bench) -> object:
     root = cityscapes(bench, [0, 1, 2, 8, 10, 13, 255], "labelIds")
-    return refused(bench, Path(f"{root}@train"), "cityscapes")
+    return refusal(bench, Path(f"{root}@train"), "cityscapes")
 
 
 @case(KIND, "Cityscapes' label ids in `*_labelTrainIds.png`")
 def label_ids(bench: Bench) -> object:
     root = cityscapes(bench, [7, 8, 11, 21, 23, 26], "labelTrainIds")
-    return refused(bench, Path(f"{root}@train"), "cityscapes")
+    return refusal(bench, Path(f"{root}@train"), "cityscapes")
 
 
 @case(KIND, "`evaluate` on a domain whose labels hold train ids")
-def evaluated(bench: Bench) -> object:
+def evaluation(bench: Bench) -> object:
     good = cityscapes(bench, [7, 8, 11, 21, 23, 26], "labelIds").rename(bench.folder / "good")
     assert stage2(bench, f"cityscapes:{good}@train").code == 0
     bad = cityscapes(bench, [0, 1, 2, 8, 10, 13, 255], "labelIds")
@@ -462,14 +462,14 @@ def evaluated(bench: Bench) -> object:
 
 
 @case(KIND, "`cache-teacher --images folder:` with masks of 0 and 255")
-def cached(bench: Bench) -> object:
+def teacher_cache(bench: Bench) -> object:
     from tests.cases.g_tars import cache, nothing_written
 
     return nothing_written(bench, cache(bench, f"folder:{folder(bench, table(0, 255, 0, 255))}"))
 
 
 @case(KIND, "`datasets convert` of masks of 0 and 255")
-def converted(bench: Bench) -> object:
+def conversion(bench: Bench) -> object:
     root = folder(bench, table(0, 255, 0, 255))
     ran = bench.cli("datasets", "convert", "folder", root, bench.folder / "out")
     assert ran.code == 2 and not (bench.folder / "out").exists(), ran.text
@@ -492,7 +492,7 @@ def converted_sizes(bench: Bench) -> object:
 
 
 @case(KIND, "`probe` on labels of one class: no 100 mIoU")
-def probed(bench: Bench) -> object:
+def probe(bench: Bench) -> object:
     from tests.cases.labelled import teacher_weights
     from tests.conftest import tiny_args
 
@@ -507,10 +507,10 @@ def probed(bench: Bench) -> object:
 
 
 @case(KIND, "`report --data` on labels that were resized with interpolation")
-def reported(bench: Bench) -> object:
+def report(bench: Bench) -> object:
     plain = of_nine(bench, lambda label: label).rename(bench.folder / "plain")
     assert stage2(bench, f"folder:{plain}").code == 0
-    bad = of_nine(bench, lambda label: resized(label, 0.5, Image.Resampling.BILINEAR))
+    bad = of_nine(bench, lambda label: resize(label, 0.5, Image.Resampling.BILINEAR))
     out = bench.folder / "report.html"
     ran = bench.cli("report", bench.folder / "run", "--data", f"day=folder:{bad}", "--out", out)
     assert ran.code == 2 and not out.exists(), ran.text

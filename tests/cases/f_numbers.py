@@ -10,7 +10,7 @@ from tests.conftest import tiny_args, write_images
 KIND = "F. Numbers outside their meaning"
 
 
-def refused(bench: Bench, ran: Ran, *keys: str) -> Ran:
+def refusal(bench: Bench, ran: Ran, *keys: str) -> Ran:
     """The outcome of a command that must refuse in one line, name the key alone, and write nothing."""
     assert ran.code == 2, ran.text
     assert all(key in ran.text for key in keys), ran.text
@@ -20,11 +20,11 @@ def refused(bench: Bench, ran: Ran, *keys: str) -> Ran:
 
 
 def _stage1(what: str, key: str, *flags: str) -> None:
-    case(KIND, what)(lambda bench: refused(bench, bench.stage1("--out", bench.folder / "run", *flags), key))
+    case(KIND, what)(lambda bench: refusal(bench, bench.stage1("--out", bench.folder / "run", *flags), key))
 
 
 def _stage2(what: str, key: str, *flags: str) -> None:
-    case(KIND, what)(lambda bench: refused(bench, bench.stage2("--out", bench.folder / "run", *flags), key))
+    case(KIND, what)(lambda bench: refusal(bench, bench.stage2("--out", bench.folder / "run", *flags), key))
 
 
 _stage1("stage 1 `--lr nan`", "'optim.lr'", "--lr", "nan")
@@ -75,8 +75,8 @@ _stage2(
 def _cache(what: str, key: str, *flags: str) -> None:
     def run(bench: Bench) -> object:
         images = write_images(bench.folder / "images", 1)
-        given = ("--images", images, "--image-size", "32x48", "--out", bench.folder / "run")
-        return refused(bench, bench.cli("cache-teacher", *given, *flags), key)
+        common = ("--images", images, "--image-size", "32x48", "--out", bench.folder / "run")
+        return refusal(bench, bench.cli("cache-teacher", *common, *flags), key)
 
     case(KIND, what)(run)
 
@@ -90,10 +90,10 @@ _cache("cache-teacher `--workers -1`, as for DataLoaders", "'workers'", "--worke
 @case(KIND, "cache-teacher with the model's own `--mean` and `--std` said again")
 def own_mean(bench: Bench) -> object:
     images = write_images(bench.folder / "images", 2)
-    given = ("cache-teacher", "--images", images, "--image-size", "96x128", "--workers", 0)
-    assert bench.cli(*given, "--out", bench.folder / "a").code == 0
+    flags = ("cache-teacher", "--images", images, "--image-size", "96x128", "--workers", 0)
+    assert bench.cli(*flags, "--out", bench.folder / "a").code == 0
     own = json.loads((bench.folder / "a/cache.json").read_text())["spec"]["teacher"]
-    ran = bench.cli(*given, "--out", bench.folder / "b", "--mean", *own["mean"], "--std", *own["std"])
+    ran = bench.cli(*flags, "--out", bench.folder / "b", "--mean", *own["mean"], "--std", *own["std"])
     assert own == json.loads((bench.folder / "b/cache.json").read_text())["spec"]["teacher"]
     return ran
 
@@ -102,7 +102,7 @@ def _preset(what: str, key: str, text: str) -> None:
     def run(bench: Bench) -> object:
         (bench.folder / "preset.yaml").write_text(text)
         ran = bench.stage1("--config", bench.folder / "preset.yaml", "--out", bench.folder / "run")
-        return refused(bench, ran, "preset.yaml", key)
+        return refusal(bench, ran, "preset.yaml", key)
 
     case(KIND, what)(run)
 
@@ -119,17 +119,17 @@ _preset("a preset with `objective: {}`", "'objective'", "objective: {}\n")
 @case(KIND, "a preset with `image_size: true`")
 def a_switch_for_a_size(bench: Bench) -> object:
     (bench.folder / "preset.yaml").write_text("image_size: true\n")
-    given = ("--images", bench.folder, "--out", bench.folder / "run")
-    ran = bench.cli("cache-teacher", "--config", bench.folder / "preset.yaml", *given)
-    return refused(bench, ran, "preset.yaml", "'image_size'")
+    flags = ("--images", bench.folder, "--out", bench.folder / "run")
+    ran = bench.cli("cache-teacher", "--config", bench.folder / "preset.yaml", *flags)
+    return refusal(bench, ran, "preset.yaml", "'image_size'")
 
 
 def _space(what: str, key: str, text: str, kind: str = KIND) -> None:
     def run(bench: Bench) -> object:
         (bench.folder / "space.yaml").write_text(text)
-        given = ("--student", "vit_tiny_patch16_224", "--student-args", *tiny_args())
-        ran = bench.tune("--space", bench.folder / "space.yaml", *given, "--out", bench.folder / "run")
-        return refused(bench, ran, "space.yaml", key)
+        flags = ("--student", "vit_tiny_patch16_224", "--student-args", *tiny_args())
+        ran = bench.tune("--space", bench.folder / "space.yaml", *flags, "--out", bench.folder / "run")
+        return refusal(bench, ran, "space.yaml", key)
 
     case(kind, what)(run)
 
@@ -171,7 +171,7 @@ def _recipe(what: str, key: str, before: str, after: str) -> None:
         assert before in text
         (bench.folder / "recipe.yaml").write_text(text.replace(before, after, 1))
         ran = bench.cli("benchmark", bench.folder / "recipe.yaml", "--out", bench.folder / "run", "--dry-run")
-        return refused(bench, ran, "recipe.yaml", key)
+        return refusal(bench, ran, "recipe.yaml", key)
 
     case(KIND, what)(run)
 
@@ -186,6 +186,6 @@ def a_number_for_a_text(bench: Bench) -> object:
 
     preset = bench.folder / "preset.yaml"
     preset.write_text("label_fraction: 0.25\nimage_size: 64\n")
-    made = config.parse(Stage2Config, ["--config", str(preset)], prog="stage2.py", description="")
-    assert made.data.label_share() == 0.25 and made.size() == (64, 64)
+    cfg = config.parse(Stage2Config, ["--config", str(preset)], prog="stage2.py", description="")
+    assert cfg.data.label_share() == 0.25 and cfg.size() == (64, 64)
     return "ok"

@@ -68,8 +68,8 @@ def features(folder: Path) -> list[bytes]:
     """The CLS tokens of a cache, sorted."""
     from gkd_scale.cache.reader import Cache
 
-    found = Cache.open(folder)
-    return sorted(np.asarray(found.read(0, index).cls).tobytes() for index in range(found.num_samples))
+    tokens = Cache.open(folder)
+    return sorted(np.asarray(tokens.read(0, index).cls).tobytes() for index in range(tokens.num_samples))
 
 
 @functools.cache
@@ -87,16 +87,16 @@ def holds(bench: Bench, ran: Ran, count: int) -> str:
     """What a cache says of its images, which must be the first ``count`` of IMAGES and no others."""
     assert ran.code == 0, ran.text
     assert features(bench.folder / "cache") == expected(count)
-    return said(ran)
+    return summary(ran)
 
 
-def said(ran: Ran) -> str:
+def summary(ran: Ran) -> str:
     """What a cache command says of its images, without times and bytes."""
     content = re.search(r"(\d+ images) x 1 views", ran.text)
     assert content is not None, ran.text
-    lost = re.search(r"\d+ of \d+ images could not be read and are left out: .*? all are listed", ran.text)
+    gap = re.search(r"\d+ of \d+ images could not be read and are left out: .*? all are listed", ran.text)
     notes = ran.text.partition(" note: ")[2].replace(" note: ", "; ")
-    parts = [content[1], lost[0].removesuffix(" all are listed") if lost else "", notes]
+    parts = [content[1], gap[0].removesuffix(" all are listed") if gap else "", notes]
     return "ok: " + "; ".join(part for part in parts if part)
 
 
@@ -118,7 +118,7 @@ def one_name(bench: Bench) -> object:
 
 
 @case(KIND, "the same tars by descending braces `part{2..0}/data.tar` make the same cache")
-def descending(bench: Bench) -> object:
+def reverse(bench: Bench) -> object:
     for part in range(3):
         write_tar(bench.folder / f"part{part}/data.tar", members(IMAGES[3 * part : 3 * part + 3]))
     cache(bench, bench.folder / "part{0..2}/data.tar", "up")
@@ -134,7 +134,7 @@ def hard_links(bench: Bench) -> object:
     write_tar(bench.folder / "x.tar", tar)
     ran = cache(bench, bench.folder / "x.tar")
     assert features(bench.folder / "cache") == 2 * expected(1)
-    return said(ran)
+    return summary(ran)
 
 
 @case(KIND, "symbolic links, one of them to a file outside of the tar")
@@ -147,7 +147,7 @@ def symbolic_links(bench: Bench) -> object:
     write_tar(bench.folder / "x.tar", tar)
     ran = cache(bench, bench.folder / "x.tar")
     assert features(bench.folder / "cache") == 2 * expected(1)
-    return said(ran)
+    return summary(ran)
 
 
 @case(KIND, "a tar that ends in the middle of an image (a broken download)")
@@ -165,7 +165,7 @@ def no_end(bench: Bench) -> object:
 
 
 @case(KIND, "a flipped bit in a header in the middle")
-def flipped(bench: Bench) -> object:
+def flip(bench: Bench) -> object:
     data = bytearray(tar_of(members([b"", *IMAGES[:2]])))
     data[512 + 150] ^= 1
     (bench.folder / "x.tar").write_bytes(data)
@@ -186,7 +186,7 @@ def forks(bench: Bench) -> object:
 
 
 @case(KIND, "two tars one behind the other in one file (`cat a.tar b.tar`)")
-def joined(bench: Bench) -> object:
+def join(bench: Bench) -> object:
     (bench.folder / "x.tar").write_bytes(tar_of(members(IMAGES[:2])) + tar_of(members(IMAGES[2:3], 2)))
     return holds(bench, cache(bench, bench.folder / "x.tar"), 3)
 
@@ -199,7 +199,7 @@ def others(bench: Bench) -> object:
 
 
 @case(KIND, "folders in a tar with files of equal names, an empty file, names of 200 characters")
-def nested(bench: Bench) -> object:
+def nesting(bench: Bench) -> object:
     names = ["a/0.jpg", "b/0.jpg", f"{'c' * 99}/{'d' * 96}.jpg"]
     tar = [*zip(names, IMAGES, strict=False), ("b/1.jpg", b"")]
     write_tar(bench.folder / "x.tar", tar, tarfile.PAX_FORMAT)
@@ -263,7 +263,7 @@ def own_shards(bench: Bench) -> object:
     assert cache(bench, f"folder:{scenes() / 'fit'}", "labelled").code == 0
     ran = cache(bench, bench.folder / "labelled/v00/*.tar")
     assert len(features(bench.folder / "cache")) == 4
-    return said(ran).partition(", the first is")[0]
+    return summary(ran).partition(", the first is")[0]
 
 
 @case(KIND, "`0000.input.jpg` and `0000.target.jpg`, both photographs")

@@ -60,10 +60,10 @@ def losses(bench: Bench, out: str) -> list[float]:
     return [row["loss"] for row in rows]
 
 
-def _refused(what: str, config: Any, *said: str) -> None:
+def _refuses(what: str, config: Any, *messages: str) -> None:
     def run(bench: Bench) -> object:
         ran = train(bench, config)
-        assert ran.code == 2 and all(each in ran.text for each in said), ran.text
+        assert ran.code == 2 and all(each in ran.text for each in messages), ran.text
         assert len(ran.text) < 400 and "pydantic" not in ran.text, ran.text
         assert not (bench.folder / "run").exists()
         return ran
@@ -71,15 +71,15 @@ def _refused(what: str, config: Any, *said: str) -> None:
     case(KIND, what)(run)
 
 
-def _trains(what: str, config: Any, same: Any, *said: str) -> None:
-    """``config`` trains exactly as ``same``, and the run's first lines say ``said``."""
+def _trains(what: str, config: Any, same: Any, *messages: str) -> None:
+    """``config`` trains exactly as ``same``, and the run's first lines say ``messages``."""
 
     def run(bench: Bench) -> object:
         ran = train(bench, config)
-        assert ran.code == 0 and all(each in ran.text for each in said), ran.text
+        assert ran.code == 0 and all(each in ran.text for each in messages), ran.text
         assert train(bench, same, "same").code == 0
         assert losses(bench, "run") == losses(bench, "same")
-        return f"ok, and says: {'; '.join(said)}"
+        return f"ok, and says: {'; '.join(messages)}"
 
     case(KIND, what)(run)
 
@@ -91,13 +91,13 @@ _trains(
     "ZeRO 2, float32, clipped at 1",
     'gradient_clipping "auto" is 1.0',
 )
-_refused(
+_refuses(
     'ds/auto_bf16.json: `"bf16": {"enabled": "auto"}`',
     {"bf16": {"enabled": "auto"}, **ZERO2},
     "'bf16.enabled'",
     "true or false",
 )
-_refused(
+_refuses(
     "ds/auto_all.json: a JSON for Hugging Face's Trainer",
     {
         "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000},
@@ -136,73 +136,73 @@ _trains(
     'zero_optimization.reduce_bucket_size "auto" is DeepSpeed\'s default, 500,000,000',
     "steps_per_print has no effect",
 )
-_refused(
+_refuses(
     "ds/typo_zero.json: `overlap_com`",
     {"zero_optimization": {"stage": 2, "overlap_com": True}},
     "'zero_optimization.overlap_com'",
     "did you mean 'overlap_comm'?",
 )
-_refused(
+_refuses(
     "ds/bucket0.json: `reduce_bucket_size` 0",
     {"zero_optimization": {"stage": 1, "reduce_bucket_size": 0}},
     "'zero_optimization.reduce_bucket_size' is 0",
 )
-_refused(
+_refuses(
     "ds/dup_key.json", '{"zero_optimization":{"stage":2},"zero_optimization":{"stage":0}}', "is there twice"
 )
-_refused(
+_refuses(
     "an offload with a typo in `pin_memory`",
     {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memmory": True}}},
     "'zero_optimization.offload_param.pin_memmory'",
     "did you mean 'pin_memory'?",
 )
-_refused("`bf16` with a typo in `enabled`", {"bf16": {"enable": True}, **ZERO2}, "'bf16.enable'", "'enabled'")
-_refused('`"bf16": true`', {"bf16": True, **ZERO2}, "'bf16' is True")
-_refused('`"overlap_comm": "true"`', {"zero_optimization": {"stage": 2, "overlap_comm": "true"}}, "'true'")
-_refused('`"gradient_clipping": "1.0"`', {"gradient_clipping": "1.0"}, "'gradient_clipping' is '1.0'")
-_refused('`"gradient_clipping": -1`', {"gradient_clipping": -1}, "'gradient_clipping' is -1")
-_refused('`"gradient_clipping": NaN`', '{"gradient_clipping": NaN}', "NaN")
-_refused("bf16 without ZeRO", {"bf16": {"enabled": True}}, "without ZeRO", '"stage": 1')
-_refused(
+_refuses("`bf16` with a typo in `enabled`", {"bf16": {"enable": True}, **ZERO2}, "'bf16.enable'", "'enabled'")
+_refuses('`"bf16": true`', {"bf16": True, **ZERO2}, "'bf16' is True")
+_refuses('`"overlap_comm": "true"`', {"zero_optimization": {"stage": 2, "overlap_comm": "true"}}, "'true'")
+_refuses('`"gradient_clipping": "1.0"`', {"gradient_clipping": "1.0"}, "'gradient_clipping' is '1.0'")
+_refuses('`"gradient_clipping": -1`', {"gradient_clipping": -1}, "'gradient_clipping' is -1")
+_refuses('`"gradient_clipping": NaN`', '{"gradient_clipping": NaN}', "NaN")
+_refuses("bf16 without ZeRO", {"bf16": {"enabled": True}}, "without ZeRO", '"stage": 1')
+_refuses(
     "autocast to float16",
     {"torch_autocast": {"enabled": True, "dtype": "float16"}},
     "'torch_autocast.dtype'",
     "bfloat16",
 )
-_refused('`"compile": {"deepcompile": true}`', {"compile": {"deepcompile": True}}, "'compile'", "--compile")
-_refused(
+_refuses('`"compile": {"deepcompile": true}`', {"compile": {"deepcompile": True}}, "'compile'", "--compile")
+_refuses(
     "activation checkpointing",
     {"activation_checkpointing": {"partition_activations": True}},
     "--grad-checkpointing",
 )
-_refused("curriculum learning", {"curriculum_learning": {"enabled": True}}, "'curriculum_learning'")
-_refused("pipeline stages", {"pipeline": {"stages": 2}}, "'pipeline'")
-_refused("elasticity", {"elasticity": {"enabled": True, "max_train_batch_size": 64}}, "'elasticity'")
-_refused("an optimizer", {"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "'optimizer'", "--lr")
-_refused("a scheduler", {"scheduler": {"type": "WarmupLR"}}, "'scheduler'", "--optim.warmup")
-_refused(
+_refuses("curriculum learning", {"curriculum_learning": {"enabled": True}}, "'curriculum_learning'")
+_refuses("pipeline stages", {"pipeline": {"stages": 2}}, "'pipeline'")
+_refuses("elasticity", {"elasticity": {"enabled": True, "max_train_batch_size": 64}}, "'elasticity'")
+_refuses("an optimizer", {"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, "'optimizer'", "--lr")
+_refuses("a scheduler", {"scheduler": {"type": "WarmupLR"}}, "'scheduler'", "--optim.warmup")
+_refuses(
     "offloaded parameters with ZeRO 2",
     {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
     "'zero_optimization.offload_param'",
 )
-_refused(
+_refuses(
     "an offload to NVMe",
     {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}},
     "NVMe",
 )
-_refused(
+_refuses(
     "an old name: `cpu_offload`",
     {"zero_optimization": {"stage": 2, "cpu_offload": True}},
     """write 'offload_optimizer': {"device": "cpu"}""",
 )
-_refused(
+_refuses(
     "one setting under two names",
     {"zero_optimization": {"stage": 3, "prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 2}},
     "twice",
 )
-_refused("comments in the JSON", '{\n  // ZeRO\n  "zero_optimization": {"stage": 2}\n}', "no comments")
-_refused("a comma too many", '{\n  "zero_optimization": {"stage": 2},\n}', "comma")
-_refused("an empty JSON", "", "empty")
+_refuses("comments in the JSON", '{\n  // ZeRO\n  "zero_optimization": {"stage": 2}\n}', "no comments")
+_refuses("a comma too many", '{\n  "zero_optimization": {"stage": 2},\n}', "comma")
+_refuses("an empty JSON", "", "empty")
 _trains(
     "sections that say that they are off",
     {
@@ -235,8 +235,8 @@ _trains(
     ZERO2,
     "aio has no effect: it is for NVMe",
 )
-_refused("a comment as a key", {"_comment": "ZeRO 2", **ZERO2}, "'_comment'", "no comments")
-_refused("`BF16`", {"BF16": {"enabled": True}, **ZERO2}, "did you mean 'bf16'?")
+_refuses("a comment as a key", {"_comment": "ZeRO 2", **ZERO2}, "'_comment'", "no comments")
+_refuses("`BF16`", {"BF16": {"enabled": True}, **ZERO2}, "did you mean 'bf16'?")
 _trains(
     "`stage3_` keys with ZeRO 2",
     {"zero_optimization": {"stage": 2, "stage3_max_live_parameters": 1000}},
@@ -250,26 +250,26 @@ _trains(
     "ZeRO 2, float32, not clipped",
 )
 
-_refused('`"stage": "3"` with an offload', _zero("3", offload_param={"device": "cpu"}), "without quotes")
-_refused('`"stage": "0"` with bf16', {"bf16": {"enabled": True}, **_zero("0")}, "without quotes")
-_refused("an odd `allgather_bucket_size`", _zero(2, allgather_bucket_size=500_000_001), "an even number")
-_refused('`"offload_optimizer": "cpu"`', _zero(2, offload_optimizer="cpu"), '{"device": "cpu"}')
-_refused('`"fp16": false`', {"fp16": False, **ZERO2}, 'write {"enabled": false}')
-_refused(
+_refuses('`"stage": "3"` with an offload', _zero("3", offload_param={"device": "cpu"}), "without quotes")
+_refuses('`"stage": "0"` with bf16', {"bf16": {"enabled": True}, **_zero("0")}, "without quotes")
+_refuses("an odd `allgather_bucket_size`", _zero(2, allgather_bucket_size=500_000_001), "an even number")
+_refuses('`"offload_optimizer": "cpu"`', _zero(2, offload_optimizer="cpu"), '{"device": "cpu"}')
+_refuses('`"fp16": false`', {"fp16": False, **ZERO2}, 'write {"enabled": false}')
+_refuses(
     "`stage3_module_granularity_threshold`", _zero(3, stage3_module_granularity_threshold=9), "remove it"
 )
-_refused(
+_refuses(
     "`grad_accum_dtype` without ZeRO",
     {"data_types": {"grad_accum_dtype": "bf16"}},
     "'data_types.grad_accum_dtype'",
 )
-_refused(
+_refuses(
     "`lower_precision_safe_modules` without their package",
     {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["Linear"]}},
     "'torch_autocast.lower_precision_safe_modules'",
     "torch.nn.Linear",
 )
-_refused(
+_refuses(
     '`"torch_autocast": {"enabled": "auto"}`',
     {"torch_autocast": {"enabled": "auto"}, **ZERO2},
     "'torch_autocast.enabled'",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gkd_scale.segment.datasets.registry import open_dataset
 from tests.cases.case import Bench, Ran, case
-from tests.cases.labelled import PNG, cached, evaluated, features, finished_run, folder, same_features
+from tests.cases.labelled import PNG, cache_images, evaluate, features, finished_run, folder, same_features
 from tests.conftest import write_images
 from tests.segment.support import CLASSES
 
@@ -25,7 +25,7 @@ def _with_classes(bench: Bench, data: bytes, usual: Sequence[str] = CLASSES) -> 
     finished_run(bench, usual)
     root = folder(bench.folder / "day", PNG)
     (root / "classes.txt").write_bytes(data)
-    return evaluated(bench, root)[0]
+    return evaluate(bench, root)[0]
 
 
 def _same_classes(bench: Bench, data: bytes, usual: Sequence[str] = CLASSES) -> Ran:
@@ -105,20 +105,20 @@ def ignore_bom(bench: Bench) -> object:
         label = image.point(lambda value: 7 if value == 0 else value)
     label.save(root / "labels/000.png")
     assert not (open_dataset(f"folder:{root}").label(0) == 0).any()
-    return evaluated(bench, root)[0]
+    return evaluate(bench, root)[0]
 
 
-def _listed(bench: Bench, data: bytes) -> Ran:
+def _list(bench: Bench, data: bytes) -> Ran:
     """Cache a list of three images beside their folder: the features have to be those of the folder."""
     write_images(bench.folder / "images", 3)
     (bench.folder / "list.txt").write_bytes(data)
-    return cached(bench, bench.folder / "list.txt", bench.folder / "listed")
+    return cache_images(bench, bench.folder / "list.txt", bench.folder / "listed")
 
 
 def _all_three(bench: Bench, data: bytes) -> Ran:
-    ran = _listed(bench, data)
+    ran = _list(bench, data)
     assert ran.code == 0 and "left out" not in ran.text, ran.text
-    assert cached(bench, bench.folder / "images", bench.folder / "cache").code == 0
+    assert cache_images(bench, bench.folder / "images", bench.folder / "cache").code == 0
     assert len(features(bench.folder / "listed")) == 3
     assert same_features(bench.folder / "listed", bench.folder / "cache")
     return ran
@@ -134,22 +134,22 @@ def list_bom(bench: Bench) -> object:
 
 @case(KIND, "a list of images in UTF-16 (PowerShell's >)")
 def list_utf16(bench: Bench) -> object:
-    return _listed(bench, "\r\n".join(PATHS).encode("utf-16"))
+    return _list(bench, "\r\n".join(PATHS).encode("utf-16"))
 
 
 @case(KIND, "a list of images with backslashes")
 def list_windows(bench: Bench) -> object:
-    return _listed(bench, "\n".join(path.replace("/", "\\") for path in PATHS).encode())
+    return _list(bench, "\n".join(path.replace("/", "\\") for path in PATHS).encode())
 
 
 @case(KIND, "a list of images with class numbers behind the paths (ImageNet's)")
 def list_numbers(bench: Bench) -> object:
-    return _listed(bench, "\n".join(f"{path} 7" for path in PATHS).encode())
+    return _list(bench, "\n".join(f"{path} 7" for path in PATHS).encode())
 
 
 def _near(bench: Bench, lines: Sequence[str]) -> Ran:
     """A list of which no line is a path: the error says what there is."""
-    ran = _listed(bench, "\n".join(lines).encode())
+    ran = _list(bench, "\n".join(lines).encode())
     assert ran.code == 2 and f"there is {PATHS[0]}; write one path a line" in ran.text, ran.text
     return ran
 
@@ -183,14 +183,16 @@ def list_spellings(bench: Bench) -> object:
 @case(KIND, "a list called LIST.TXT")
 def list_capitals(bench: Bench) -> object:
     _all_three(bench, "\n".join(PATHS).encode())
-    ran = cached(bench, (bench.folder / "list.txt").rename(bench.folder / "LIST.TXT"), bench.folder / "third")
+    ran = cache_images(
+        bench, (bench.folder / "list.txt").rename(bench.folder / "LIST.TXT"), bench.folder / "third"
+    )
     assert ran.code == 0 and same_features(bench.folder / "third", bench.folder / "cache"), ran.text
     return ran
 
 
 @case(KIND, "a list that begins with a comment: the line is counted as an image that is not there")
 def list_comment(bench: Bench) -> object:
-    ran = _listed(bench, "\n".join(["# mine", *PATHS]).encode())
+    ran = _list(bench, "\n".join(["# mine", *PATHS]).encode())
     assert len(features(bench.folder / "listed")) == 3
     assert "1 of 4 images could not be read" in ran.text and "# mine: no such file" in ran.text
     return f"{ran}, with the line"
@@ -198,7 +200,7 @@ def list_comment(bench: Bench) -> object:
 
 @case(KIND, "a list of which one path is of another machine")
 def list_elsewhere(bench: Bench) -> object:
-    ran = _listed(bench, "\n".join([*PATHS, "/mnt/elsewhere/1.jpg"]).encode())
+    ran = _list(bench, "\n".join([*PATHS, "/mnt/elsewhere/1.jpg"]).encode())
     assert "1 of 4 images could not be read" in ran.text and "/mnt/elsewhere/1.jpg: no such file" in ran.text
     return f"{ran}, with the line"
 
@@ -226,7 +228,7 @@ def classes_capitals(bench: Bench) -> object:
     root = folder(bench.folder / "day", PNG)
     (root / "classes.txt").rename(root / "CLASSES.TXT")
     assert list(open_dataset(f"folder:{root}").classes) == list(CLASSES)
-    return evaluated(bench, root)[0]
+    return evaluate(bench, root)[0]
 
 
 @case(KIND, "a list of images written on a Mac (NFD), the files named in NFC")
@@ -234,12 +236,12 @@ def list_nfd(bench: Bench) -> object:
     photos, name = write_images(bench.folder / "photos", 1), "été.png"
     (photos / "000.png").rename(photos / unicodedata.normalize("NFC", name))
     (bench.folder / "list.txt").write_text(f"photos/{unicodedata.normalize('NFD', name)}\n", encoding="utf-8")
-    ran = cached(bench, bench.folder / "list.txt", bench.folder / "cache")
+    ran = cache_images(bench, bench.folder / "list.txt", bench.folder / "cache")
     assert ran.code == 0 and len(features(bench.folder / "cache")) == 1, ran.text
     return ran
 
 
-def _renamed(root: Path, image: str, label: str) -> None:
+def _rename(root: Path, image: str, label: str) -> None:
     (root / "images/000.png").rename(root / f"images/{image}.png")
     (root / "labels/000.png").rename(root / f"labels/{label}.png")
 
@@ -247,9 +249,9 @@ def _renamed(root: Path, image: str, label: str) -> None:
 @case(KIND, "images named in NFC, their labels in NFD")
 def pairs_nfd(bench: Bench) -> object:
     root = folder(bench.folder / "day", PNG)
-    _, before = evaluated(bench, root)
-    _renamed(root, unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été"))
-    ran, after = evaluated(bench, root)
+    _, before = evaluate(bench, root)
+    _rename(root, unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été"))
+    ran, after = evaluate(bench, root)
     assert before == after and before[0] > 0
     return ran
 
@@ -257,19 +259,19 @@ def pairs_nfd(bench: Bench) -> object:
 @case(KIND, "a dataset's folder named in NFC on the command line, in NFD on the disk")
 def folder_nfd(bench: Bench) -> object:
     folder(bench.folder / unicodedata.normalize("NFD", "été"), PNG)
-    run, typed = finished_run(bench), bench.folder / unicodedata.normalize("NFC", "été")
-    return bench.cli("evaluate", run, "--data", f"day=folder:{typed}")
+    run, path = finished_run(bench), bench.folder / unicodedata.normalize("NFC", "été")
+    return bench.cli("evaluate", run, "--data", f"day=folder:{path}")
 
 
 @case(KIND, "a folder of images named in NFC on the command line, in NFD on the disk")
 def images_nfd(bench: Bench) -> object:
     write_images(bench.folder / unicodedata.normalize("NFD", "été"), 1)
-    return cached(bench, bench.folder / unicodedata.normalize("NFC", "été"), bench.folder / "cache")
+    return cache_images(bench, bench.folder / unicodedata.normalize("NFC", "été"), bench.folder / "cache")
 
 
 @case(KIND, "two images of one name, in NFC and in NFD")
 def twins_nfd(bench: Bench) -> object:
     root = folder(bench.folder / "day", PNG)
-    _renamed(root, unicodedata.normalize("NFC", "été"), "été")
+    _rename(root, unicodedata.normalize("NFC", "été"), "été")
     (root / "images/001.png").rename(root / f"images/{unicodedata.normalize('NFD', 'été')}.png")
-    return evaluated(bench, root)[0]
+    return evaluate(bench, root)[0]

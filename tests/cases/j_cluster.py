@@ -17,10 +17,10 @@ from tests.cases.d_two_commands import search
 from tests.conftest import ROOT, cache_flags
 
 KIND = "J. Environment and cluster"
-_LAUNCHED = re.compile("RANK|WORLD_SIZE|LOCAL_.*|MASTER_.*|SLURM_.*|GLOO_.*|RAY_ADDRESS")
+_VARIABLES = re.compile("RANK|WORLD_SIZE|LOCAL_.*|MASTER_.*|SLURM_.*|GLOO_.*|RAY_ADDRESS")
 
 
-def launched(bench: Bench, variables: Mapping[str, object]) -> Ran:
+def launch(bench: Bench, variables: Mapping[str, object]) -> Ran:
     """``launchers/stage1.py`` in this process with the variables of a launcher; nothing may be written."""
     from gkd_scale.distill import stage1
     from gkd_scale.distill.config import Stage1Config
@@ -28,11 +28,11 @@ def launched(bench: Bench, variables: Mapping[str, object]) -> Ran:
 
     out = bench.folder / "run"
     argv = [str(each) for each in tiny.stage1(out)]
-    bundled = ROOT / "launchers"
+    launchers = ROOT / "launchers"
     with environment(variables):
         ran = bench.call(
             lambda: main(
-                Stage1Config, stage1.train, argv=argv, bundled=bundled, prog="", description="", examples=""
+                Stage1Config, stage1.train, argv=argv, bundled=launchers, prog="", description="", examples=""
             )
         )
     assert not out.exists()
@@ -41,9 +41,9 @@ def launched(bench: Bench, variables: Mapping[str, object]) -> Ran:
 
 def environment(variables: Mapping[str, object]) -> mock._patch_dict:  # type: ignore[type-arg]
     """This process's environment with these variables of a launcher and no others."""
-    kept = {key: value for key, value in os.environ.items() if not _LAUNCHED.fullmatch(key)}
-    given = {key: str(value) for key, value in variables.items()}
-    return mock.patch.dict(os.environ, {**kept, **given}, clear=True)
+    rest = {key: value for key, value in os.environ.items() if not _VARIABLES.fullmatch(key)}
+    values = {key: str(value) for key, value in variables.items()}
+    return mock.patch.dict(os.environ, {**rest, **values}, clear=True)
 
 
 def masked(ran: Ran) -> str:
@@ -57,75 +57,75 @@ PAIR = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
 
 @case(KIND, "`RANK=3 WORLD_SIZE=2`")
 def rank_beyond(bench: Bench) -> object:
-    return launched(bench, {"RANK": 3, "WORLD_SIZE": 2})
+    return launch(bench, {"RANK": 3, "WORLD_SIZE": 2})
 
 
 @case(KIND, "`WORLD_SIZE=0`")
 def no_world(bench: Bench) -> object:
-    return launched(bench, {"RANK": 0, "WORLD_SIZE": 0})
+    return launch(bench, {"RANK": 0, "WORLD_SIZE": 0})
 
 
 @case(KIND, "`RANK=a`")
 def no_number(bench: Bench) -> object:
-    return launched(bench, {**PAIR, "RANK": "a"})
+    return launch(bench, {**PAIR, "RANK": "a"})
 
 
 @case(KIND, "RANK and WORLD_SIZE without LOCAL_RANK")
 def no_local_rank(bench: Bench) -> object:
-    return launched(bench, {"RANK": 1, "WORLD_SIZE": 2})
+    return launch(bench, {"RANK": 1, "WORLD_SIZE": 2})
 
 
 @case(KIND, "RANK without WORLD_SIZE")
 def no_size(bench: Bench) -> object:
-    return launched(bench, {"RANK": 0})
+    return launch(bench, {"RANK": 0})
 
 
 @case(KIND, "`MASTER_PORT=http`")
 def no_port(bench: Bench) -> object:
-    return launched(bench, {**PAIR, "RANK": 0, "MASTER_PORT": "http"})
+    return launch(bench, {**PAIR, "RANK": 0, "MASTER_PORT": "http"})
 
 
 @case(KIND, "`WORLD_SIZE=1000000000`")
 def no_such_world(bench: Bench) -> object:
-    return launched(bench, {**PAIR, "RANK": 0, "WORLD_SIZE": 10**9})
+    return launch(bench, {**PAIR, "RANK": 0, "WORLD_SIZE": 10**9})
 
 
 @case(KIND, "`GLOO_SOCKET_IFNAME` of another machine")
 def no_interface(bench: Bench) -> object:
-    ran = str(launched(bench, {**PAIR, "RANK": 0, "GLOO_SOCKET_IFNAME": "nope0"}))
+    ran = str(launch(bench, {**PAIR, "RANK": 0, "GLOO_SOCKET_IFNAME": "nope0"}))
     return re.sub(r"give one of .*", "give one of NAMES", ran)
 
 
 @case(KIND, "`DS_ACCELERATOR=cuda` on a machine without a GPU")
 def no_accelerator(bench: Bench) -> object:
-    return launched(bench, {"DS_ACCELERATOR": "cuda"})
+    return launch(bench, {"DS_ACCELERATOR": "cuda"})
 
 
 @case(KIND, "stdout is closed, full, or of an encoding without arrows (the POSIX locale)")
 def odd_stdout(_bench: Bench) -> object:
     plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = [
-        shelled("gkd-scale students >&-"),
-        shelled("gkd-scale students", **plain),
-        shelled("gkd-scale --help > /dev/full"),
+    results = [
+        shell("gkd-scale students >&-"),
+        shell("gkd-scale students", **plain),
+        shell("gkd-scale --help > /dev/full"),
     ]
-    assert [each.returncode for each in done] == [0, 0, 2], done
-    assert "?" in done[1].stdout and not any("Traceback" in each.stderr for each in done)
-    return f"ok; ok; exit 2: {' '.join(done[2].stderr.split())}"
+    assert [each.returncode for each in results] == [0, 0, 2], results
+    assert "?" in results[1].stdout and not any("Traceback" in each.stderr for each in results)
+    return f"ok; ok; exit 2: {' '.join(results[2].stderr.split())}"
 
 
-def shelled(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A command of ours in a shell of its own."""
-    known = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    return subprocess.run(["bash", "-c", command], env=known, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=300)
 
 
 @case(KIND, "a folder's name that is longer than file systems take, as --out")
 def long_name(bench: Bench) -> object:
     out = bench.folder / ("x" * 300)
-    trained = bench.stage1(*tiny.stage1(out))
-    cached = bench.cli("cache-teacher", *cache_flags(tiny.images(), tiny.teacher(), out))
-    return f"{trained}; {cached}".replace("x" * 300, "xxx…")
+    run = bench.stage1(*tiny.stage1(out))
+    cache = bench.cli("cache-teacher", *cache_flags(tiny.images(), tiny.teacher(), out))
+    return f"{run}; {cache}".replace("x" * 300, "xxx…")
 
 
 @case(KIND, "the port of another launch on this machine")
@@ -133,27 +133,27 @@ def port_taken(bench: Bench) -> object:
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
-        return masked(launched(bench, {**PAIR, "RANK": 0, "MASTER_PORT": other.getsockname()[1]}))
+        return masked(launch(bench, {**PAIR, "RANK": 0, "MASTER_PORT": other.getsockname()[1]}))
 
 
 @case(KIND, "an unknown MASTER_ADDR")
 def unknown_address(bench: Bench) -> object:
     with mock.patch("gkd_scale.engine.world.UNKNOWN_NAME_AFTER", 0.1):
         address = {"MASTER_ADDR": "no-such-host.invalid", "MASTER_PORT": 29511}
-        ran = launched(bench, {**PAIR, "RANK": 1, **address})
+        ran = launch(bench, {**PAIR, "RANK": 1, **address})
     return re.sub(r"which is no known machine \([^)]*\)", "which is no known machine (REASON)", str(ran))
 
 
 @case(KIND, "a rank that never comes")
 def missing_rank(bench: Bench) -> object:
     variables = {**PAIR, "RANK": 0, "MASTER_PORT": free_port(), "GKD_SCALE_JOIN_SECONDS": 0.5}
-    return masked(launched(bench, variables))
+    return masked(launch(bench, variables))
 
 
 @case(KIND, "rank 0 never comes")
 def missing_first(bench: Bench) -> object:
     variables = {**PAIR, "RANK": 1, "MASTER_PORT": free_port(), "GKD_SCALE_JOIN_SECONDS": 0.5}
-    return masked(launched(bench, variables))
+    return masked(launch(bench, variables))
 
 
 @case(KIND, "a batch script of 16 tasks that starts the launcher without srun")
@@ -169,7 +169,7 @@ def batch_step(_bench: Bench) -> object:
 
 @case(KIND, "srun's variables with a rank that is none")
 def slurm_rank(bench: Bench) -> object:
-    return launched(bench, {"SLURM_PROCID": 2, "SLURM_LOCALID": 0, "SLURM_STEP_NUM_TASKS": 2})
+    return launch(bench, {"SLURM_PROCID": 2, "SLURM_LOCALID": 0, "SLURM_STEP_NUM_TASKS": 2})
 
 
 @case(KIND, "`search.py --address ray://127.0.0.1:PORT` where nobody listens")
@@ -190,9 +190,9 @@ def no_ray_address(bench: Bench) -> object:
 @case(KIND, "`cache-teacher --ray 127.0.0.1:PORT` where nobody listens")
 def no_ray_for_a_cache(bench: Bench) -> object:
     out = bench.folder / "cache"
-    given = cache_flags(tiny.images(), tiny.teacher(), out)
+    flags = cache_flags(tiny.images(), tiny.teacher(), out)
     with environment({}):
-        ran = bench.cli("cache-teacher", *given, "--ray", f"127.0.0.1:{free_port()}")
+        ran = bench.cli("cache-teacher", *flags, "--ray", f"127.0.0.1:{free_port()}")
     assert not out.exists()
     return masked(ran)
 
@@ -207,9 +207,9 @@ def nothing_to_run_on(bench: Bench) -> object:
 @case(KIND, "`push --to` a URL without a bucket, and to a place that cannot be written")
 def push_nowhere(bench: Bench) -> object:
     (bench.folder / "file").touch()
-    refused = bench.cli("push", tiny.cache(), "--to", "s3://")
+    refusal = bench.cli("push", tiny.cache(), "--to", "s3://")
     other = str(bench.cli("push", tiny.cache(), "--to", f"file://{bench.folder}/file/x"))
-    return f"{refused}; {re.sub('Error: .* →', 'Error: REASON →', other)}"
+    return f"{refusal}; {re.sub('Error: .* →', 'Error: REASON →', other)}"
 
 
 @case(KIND, "an empty search.json")

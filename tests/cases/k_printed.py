@@ -19,7 +19,7 @@ from gkd_scale.search.config import SearchConfig
 from gkd_scale.segment.config import Stage2Config
 from tests.cases import tiny
 from tests.cases.case import Bench, Ran, case
-from tests.commands import PARSED, commands, parse
+from tests.commands import CONFIGS, commands, parse
 from tests.conftest import ROOT, cache_flags
 
 KIND = "K. Commands that are printed"
@@ -27,7 +27,7 @@ ODD = "my runs #1 [x] 'q' :car:"
 """A folder's name with what a shell, rich's markup and its emoji would eat."""
 
 
-def pasted(bench: Bench, command: str) -> Ran:
+def paste(bench: Bench, command: str) -> Ran:
     """Run what was printed."""
     words = shlex.split(command)
     if words[0] == "gkd-scale":
@@ -55,9 +55,9 @@ def after_stage1(bench: Bench) -> object:
     # As it is printed, but on the case's own images, and fewer steps than would take minutes.
     data = ["--train", f"folder:{tiny.scenes() / 'fit'}", "--val", f"folder:{tiny.scenes() / 'val'}"]
     more = [*data, "--steps", 2, "--global-batch", 4]
-    ended = pasted(bench, shlex.join([*shlex.split(command), *map(str, more)]))
-    assert (out.with_name("1a-stage2") / "segmenter.yaml").is_file(), ended.text
-    return ended
+    result = paste(bench, shlex.join([*shlex.split(command), *map(str, more)]))
+    assert (out.with_name("1a-stage2") / "segmenter.yaml").is_file(), result.text
+    return result
 
 
 @case(KIND, "stage 1's next: of two students, one with a patch size that the default image is no multiple of")
@@ -69,12 +69,12 @@ def after_two_students(bench: Bench) -> object:
     ]
     preset = bench.folder / "preset.yaml"
     preset.write_text(yaml.safe_dump({"student": students}))
-    given = [each for each in tiny.stage1(out) if each not in tiny.STUDENT]
-    ran = bench.stage1("--config", preset, *given)
-    found = [parse(command) for command in commands(ran.raw)]
+    flags = [each for each in tiny.stage1(out) if each not in tiny.STUDENT]
+    ran = bench.stage1("--config", preset, *flags)
+    pairs = [parse(command) for command in commands(ran.raw)]
     from gkd_scale.segment.stage2 import build_segmenter
 
-    for name, (_, cfg) in zip(("a", "b c"), found, strict=True):
+    for name, (_, cfg) in zip(("a", "b c"), pairs, strict=True):
         assert isinstance(cfg, Stage2Config) and cfg.backbone.weights == out / name
         build_segmenter(cfg, 3)
     return ran
@@ -85,9 +85,9 @@ def after_stage2(bench: Bench) -> object:
     out = odd(bench) / "head"
     ran = bench.stage2(*tiny.stage2(out))
     (command,) = commands(ran.raw)
-    ended = pasted(bench, command)
-    assert (out / "evaluation.json").is_file(), ended.text
-    return ended
+    result = paste(bench, command)
+    assert (out / "evaluation.json").is_file(), result.text
+    return result
 
 
 @case(KIND, "probe's next: of a teacher with arguments")
@@ -95,30 +95,30 @@ def after_probe(bench: Bench) -> object:
     out = odd(bench) / "probe"
     data = ["--train", f"folder:{tiny.scenes() / 'fit'}", "--val", f"folder:{tiny.scenes() / 'val'}"]
     teacher = ["--teacher", "vit_tiny_patch16_224", "--teacher-weights", tiny.teacher()]
-    given = ["--teacher-args", *tiny.STUDENT[3:], "--image-size", "32x48", "--mean", "0.5", "0.5", "0.5"]
-    ran = bench.cli("probe", *teacher, *given, *data, "--out", out)
+    flags = ["--teacher-args", *tiny.STUDENT[3:], "--image-size", "32x48", "--mean", "0.5", "0.5", "0.5"]
+    ran = bench.cli("probe", *teacher, *flags, *data, "--out", out)
     first, then = commands(ran.raw)
-    ended = pasted(bench, first)
-    assert (out / "cache/manifest.parquet").is_file(), ended.text
+    result = paste(bench, first)
+    assert (out / "cache/manifest.parquet").is_file(), result.text
     name, cfg = parse(then)
     assert name == "stage1.py" and isinstance(cfg, Stage1Config) and cfg.source.cache == [str(out / "cache")]
-    return ended
+    return result
 
 
 @case(KIND, "the hint of a damaged cache, to verify and repair")
 def after_damage(bench: Bench) -> object:
     out = odd(bench) / "cache"
-    given = cache_flags(tiny.images(), tiny.teacher(), out)
-    assert bench.cli("cache-teacher", *given).code == 0
+    flags = cache_flags(tiny.images(), tiny.teacher(), out)
+    assert bench.cli("cache-teacher", *flags).code == 0
     tar = out / "v00/shard-000000.tar"
     tar.write_bytes(bytes(2000) + tar.read_bytes()[2000:])
     ran = bench.cli("verify", out)
     assert ran.code == 1
     command = commands(ran.raw)[-1].partition(" (and")[0]
     weights = ["--teacher-weights", str(tiny.teacher())]
-    ended = pasted(bench, shlex.join([*shlex.split(command.replace("FOLDER", str(tiny.images()))), *weights]))
+    result = paste(bench, shlex.join([*shlex.split(command.replace("FOLDER", str(tiny.images()))), *weights]))
     assert bench.cli("verify", out).code == 0
-    return ended
+    return result
 
 
 @case(KIND, "an unfinished run given to evaluate: the hint's command")
@@ -133,12 +133,12 @@ def hint_of_evaluate(bench: Bench) -> object:
 
 @case(KIND, "stage 2 without its default backbone: the hint's command")
 def hint_of_stage2(bench: Bench) -> object:
-    given = tiny.stage2(bench.folder / "head")
-    del given[1:2]
-    ran = bench.stage2("--backbone", odd(bench) / "1a", *given[1:])
-    found = re.search(r"\((deepspeed .*)\), or give --backbone", ran.raw)
-    assert found, ran.raw
-    name, cfg = parse(found[1])
+    flags = tiny.stage2(bench.folder / "head")
+    del flags[1:2]
+    ran = bench.stage2("--backbone", odd(bench) / "1a", *flags[1:])
+    match = re.search(r"\((deepspeed .*)\), or give --backbone", ran.raw)
+    assert match, ran.raw
+    name, cfg = parse(match[1])
     assert name == "stage1.py" and isinstance(cfg, Stage1Config) and cfg.run.out == bench.folder / ODD / "1a"
     return "ok"
 
@@ -163,8 +163,8 @@ def dry_run(bench: Bench) -> object:
     ran = bench.cli(
         "benchmark", recipe, "--dry-run", "--out", out, "--launchers", ROOT / "launchers", "--only", "*/0"
     )
-    found = [parse(command) for command in commands(ran.raw)]
-    assert {"make-data", "cache-teacher", "stage1.py", "stage2.py", "evaluate"} == {name for name, _ in found}
+    pairs = [parse(command) for command in commands(ran.raw)]
+    assert {"make-data", "cache-teacher", "stage1.py", "stage2.py", "evaluate"} == {name for name, _ in pairs}
     assert not out.exists()
     return ran
 
@@ -187,10 +187,10 @@ def best(bench: Bench) -> object:
 
     cfg.out.mkdir()
     values = {"cache": tiny.cache(), "student": "vit_tiny_patch16_224", "student_args": _args()}
-    chosen = config.build(Stage1Config, values)
-    (cfg.out / "best.yaml").write_text(config.to_yaml(chosen))
-    name, read = parse(shell(*summary._command(cfg)))
-    assert name == "stage1.py" and isinstance(read, Stage1Config) and read.student.args == _args()
+    choice = config.build(Stage1Config, values)
+    (cfg.out / "best.yaml").write_text(config.to_yaml(choice))
+    name, result = parse(shell(*summary._command(cfg)))
+    assert name == "stage1.py" and isinstance(result, Stage1Config) and result.student.args == _args()
     return "ok"
 
 
@@ -206,10 +206,10 @@ def final_commands(bench: Bench) -> object:
         val={"val": "folder:a b/val"},
         image_size=(32, 48),
     )
-    found = final.commands(cfg, plan, cfg.out / "final", {"x": "folder:a b/val"})
+    steps = final.commands(cfg, plan, cfg.out / "final", {"x": "folder:a b/val"})
     cfg.out.mkdir(parents=True)
     (cfg.out / "best.yaml").write_text(config.to_yaml(Stage1Config()))
-    names = [parse(shell(*step.command))[0] for step, _ in found]
+    names = [parse(shell(*step.command))[0] for step, _ in steps]
     assert names == ["stage1.py", "stage2.py", "evaluate"]
     return "ok"
 
@@ -222,10 +222,10 @@ def examples(_bench: Bench) -> object:
     for path in [*(ROOT / "launchers").glob("*.py"), ROOT / "tuning/search.py"]:
         source = path.read_text()
         texts.append(source.partition('EXAMPLES = """\\\n')[2].partition('"""')[0].replace("\\\\\n", "\\\n"))
-    found = [re.split(r"  +[a-z]", command)[0] for text in texts for command in commands(text)]
-    found = [command for command in found if not command.startswith("gkd-scale COMMAND")]
-    names = {parse(command)[0] for command in found}
-    assert names >= {*PARSED} - {"datasets"}, {*PARSED} - names
+    lines = [re.split(r"  +[a-z]", command)[0] for text in texts for command in commands(text)]
+    lines = [command for command in lines if not command.startswith("gkd-scale COMMAND")]
+    names = {parse(command)[0] for command in lines}
+    assert names >= {*CONFIGS} - {"datasets"}, {*CONFIGS} - names
     return "ok"
 
 

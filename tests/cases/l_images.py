@@ -53,7 +53,7 @@ def folder_of_tars(bench: Bench) -> object:
 
 
 @case(KIND, "`--images 'a.tar::b.tar'`, as webdataset joins URLs")
-def joined(bench: Bench) -> object:
+def join(bench: Bench) -> object:
     for part, name in enumerate("ab"):
         write_tar(bench.folder / f"{name}.tar", members(IMAGES[part : part + 1]))
     return holds(bench, cache(bench, f"{bench.folder}/a.tar::{bench.folder}/b.tar"), 2)

@@ -7,7 +7,7 @@ import re
 import timm
 
 from tests.cases.case import Bench, case
-from tests.cases.weights import saved
+from tests.cases.weights import save
 from tests.conftest import write_images
 
 KIND = "L. Wrong cause or no next step"
@@ -54,9 +54,9 @@ def tag(bench: Bench) -> object:
 
 @case(KIND, "`--teacher` vit_b_16, ViT-B/16, ViT-L/14@336px, swin_t, mobilenet_v2, deit_tiny, dinov2")
 def names_of_others(bench: Bench) -> object:
-    given = ("vit_b_16", "ViT-B/16", "ViT-L/14@336px", "swin_t", "mobilenet_v2", "deit_tiny", "dinov2")
-    found = [re.search(r"did you mean '([^']+)'", _teacher(bench, name)) for name in given]
-    return f"exit 2: did you mean {', '.join(each[1] if each else 'nothing' for each in found)}?"
+    names = ("vit_b_16", "ViT-B/16", "ViT-L/14@336px", "swin_t", "mobilenet_v2", "deit_tiny", "dinov2")
+    matches = [re.search(r"did you mean '([^']+)'", _teacher(bench, name)) for name in names]
+    return f"exit 2: did you mean {', '.join(each[1] if each else 'nothing' for each in matches)}?"
 
 
 @case(KIND, "`--teacher ./runs/1a`, a folder")
@@ -69,10 +69,10 @@ def folder_as_name(bench: Bench) -> object:
 def naflex(bench: Bench) -> object:
     args = {"depth": 1, "embed_dim": 48, "num_heads": 3}
     net = timm.create_model("naflexvit_base_patch16_radio_v3", num_classes=0, **args)
-    given = [f"{key}={value}" for key, value in args.items()]
-    weights = saved(bench, net.state_dict())
+    pairs = [f"{key}={value}" for key, value in args.items()]
+    weights = save(bench, net.state_dict())
     return _teacher(
-        bench, "naflexvit_base_patch16_radio_v3", "--teacher-weights", weights, "--teacher-args", *given
+        bench, "naflexvit_base_patch16_radio_v3", "--teacher-weights", weights, "--teacher-args", *pairs
     )
 
 
@@ -80,6 +80,6 @@ def naflex(bench: Bench) -> object:
 def hybrid(bench: Bench) -> object:
     args = {"depth": 1, "embed_dim": 48, "num_heads": 3}
     net = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0, **args)
-    given = [f"{key}={value}" for key, value in args.items()]
-    flags = ["--teacher-weights", saved(bench, net.state_dict()), "--teacher-args", *given]
+    pairs = [f"{key}={value}" for key, value in args.items()]
+    flags = ["--teacher-weights", save(bench, net.state_dict()), "--teacher-args", *pairs]
     return _teacher(bench, "vit_tiny_r_s16_p8_224", *flags, size="128x128")

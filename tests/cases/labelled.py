@@ -45,12 +45,12 @@ def grey(pixels: UInt8Array) -> UInt8Array:
     return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
-def saved(suffix: str, change: Callable[[UInt8Array], npt.NDArray[Any]], **options: Any) -> Save:
+def saver(suffix: str, change: Callable[[UInt8Array], npt.NDArray[Any]], **options: Any) -> Save:
     """Writes what ``change`` makes of the pixels."""
     return lambda pixels, path: Image.fromarray(change(pixels)).save(path.with_suffix(suffix), **options)
 
 
-PNG = saved(".png", lambda pixels: pixels)
+PNG = saver(".png", lambda pixels: pixels)
 
 
 def finished_run(bench: Bench, classes: Sequence[str] = CLASSES) -> Path:
@@ -68,7 +68,7 @@ def finished_run(bench: Bench, classes: Sequence[str] = CLASSES) -> Path:
     return run
 
 
-def evaluated(bench: Bench, *roots: Path, flags: Sequence[object] = ()) -> tuple[Ran, list[float]]:
+def evaluate(bench: Bench, *roots: Path, flags: Sequence[object] = ()) -> tuple[Ran, list[float]]:
     """``evaluate`` on folders, and their mIoU."""
     run = finished_run(bench)
     refs = [part for root in roots for part in ("--data", f"{root.name}=folder:{root}")]
@@ -76,8 +76,8 @@ def evaluated(bench: Bench, *roots: Path, flags: Sequence[object] = ()) -> tuple
     ran = bench.cli("evaluate", run, *refs, *flags)
     if ran.code:
         return ran, []
-    found = json.loads((run / "evaluation.json").read_text())
-    return ran, [found[root.name]["miou"] for root in roots]
+    scores = json.loads((run / "evaluation.json").read_text())
+    return ran, [scores[root.name]["miou"] for root in roots]
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def teacher_weights() -> Path:
     return path
 
 
-def cached(bench: Bench, images: object, out: Path, *flags: object) -> Ran:
+def cache_images(bench: Bench, images: object, out: Path, *flags: object) -> Ran:
     """``cache-teacher`` on centred views without jitter: equal pixels give equal features."""
     plain = ("--view.crop", "center", "--view.flip", 0, "--view.color", 0, "--view.quality", 100)
     teacher = ("--teacher", "vit_tiny_patch16_224", "--teacher-weights", teacher_weights())

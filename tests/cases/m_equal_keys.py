@@ -13,14 +13,14 @@ from tests.conftest import ROOT
 KIND = "M. Equal keys in YAML and JSON"
 
 
-def _preset(what: str, text: str | bytes, *said: str) -> None:
-    """A preset that is refused in one line, which says ``said``."""
+def _preset(what: str, text: str | bytes, *messages: str) -> None:
+    """A preset that is refused in one line, which says ``messages``."""
 
     def run(bench: Bench) -> object:
         preset = bench.folder / "preset.yaml"
         preset.write_bytes(text if isinstance(text, bytes) else text.encode())
         ran = bench.stage1("--config", preset, "--out", bench.folder / "run")
-        assert ran.code == 2 and "preset.yaml" in ran.text and all(each in ran.text for each in said), (
+        assert ran.code == 2 and "preset.yaml" in ran.text and all(each in ran.text for each in messages), (
             ran.text
         )
         assert not (bench.folder / "run").exists()
@@ -35,8 +35,8 @@ def _read(what: str, text: str | bytes, right: Callable[[Stage1Config], bool]) -
     def run(bench: Bench) -> object:
         preset = bench.folder / "preset.yaml"
         preset.write_bytes(text if isinstance(text, bytes) else text.encode())
-        made = config.parse(Stage1Config, ["--config", str(preset)], prog="stage1.py", description="")
-        assert right(made)
+        cfg = config.parse(Stage1Config, ["--config", str(preset)], prog="stage1.py", description="")
+        assert right(cfg)
         return "ok"
 
     case(KIND, what)(run)
@@ -68,27 +68,25 @@ _preset(
     "true or false",
 )
 _preset("`!!python/object` in a preset", "out: !!python/object/apply:os.getcwd []\n", "line 1")
-_read(
-    "`lr: 1e-3`, which YAML 1.1 takes for a text", "optim: {lr: 1e-3}\n", lambda made: made.optim.lr == 1e-3
-)
+_read("`lr: 1e-3`, which YAML 1.1 takes for a text", "optim: {lr: 1e-3}\n", lambda cfg: cfg.optim.lr == 1e-3)
 _read(
     "`drop_path_rate: 1e-1` in `student_args`",
     "student_args: {drop_path_rate: 1e-1}\n",
-    lambda made: made.student.args == {"drop_path_rate": 0.1},
+    lambda cfg: cfg.student.args == {"drop_path_rate": 0.1},
 )
-_read("`compile: on`", "compile: on\n", lambda made: made.compile is True)
+_read("`compile: on`", "compile: on\n", lambda cfg: cfg.compile is True)
 _read(
     "`out: 2026-01-31`, which YAML takes for a date",
     "out: 2026-01-31\n",
-    lambda made: str(made.run.out) == "2026-01-31",
+    lambda cfg: str(cfg.run.out) == "2026-01-31",
 )
-_read("`seed: 010`, which YAML 1.1 takes for 8", "seed: 010\n", lambda made: made.run.seed == 10)
-_read("a preset with a byte order mark", b"\xef\xbb\xbfsteps: 7\n", lambda made: made.run.steps == 7)
+_read("`seed: 010`, which YAML 1.1 takes for 8", "seed: 010\n", lambda cfg: cfg.run.seed == 10)
+_read("a preset with a byte order mark", b"\xef\xbb\xbfsteps: 7\n", lambda cfg: cfg.run.steps == 7)
 _read(
     "a merge key `<<`, and a key that replaces one of what it merges",
     "student:\n- &usual {name: a, drop_path: 0.1}\n- {<<: *usual, name: b}\n",
-    lambda made: (
-        [(each.student.names, each.student.drop_path) for each in made.per_student()]
+    lambda cfg: (
+        [(each.student.names, each.student.drop_path) for each in cfg.per_student()]
         == [(["a"], 0.1), (["b"], 0.1)]
     ),
 )
@@ -97,7 +95,7 @@ _read(
 _read(
     "`out: ~/runs/1a` and `cache: [~/caches/a]`, which no shell expands",
     "out: ~/runs/1a\ncache: [~/caches/a]\n",
-    lambda made: (made.run.out, made.source.cache) == (Path.home() / "runs/1a", [f"{Path.home()}/caches/a"]),
+    lambda cfg: (cfg.run.out, cfg.source.cache) == (Path.home() / "runs/1a", [f"{Path.home()}/caches/a"]),
 )
 
 

@@ -13,7 +13,7 @@ import gkd_scale
 from gkd_scale.errors import DataError
 from tests.cache.bad_input import png
 from tests.cases.case import Bench, Ran, case
-from tests.cases.labelled import PNG, SIZE, cached, evaluated, features, finished_run, folder
+from tests.cases.labelled import PNG, SIZE, cache_images, evaluate, features, finished_run, folder
 
 KIND = "N. Extreme shapes"
 
@@ -28,13 +28,13 @@ def _pair(root: Path, height: int, width: int, name: str = "long") -> Path:
 
 def _with(bench: Bench, height: int, width: int, *flags: object) -> Ran:
     root = _pair(folder(bench.folder / "day", PNG), height, width)
-    ran, _ = evaluated(bench, root, flags=flags)
+    ran, _ = evaluate(bench, root, flags=flags)
     return ran
 
 
-def _counted(bench: Bench, ran: Ran, images: int = 4) -> Ran:
-    found = json.loads((bench.folder / "run/evaluation.json").read_text())
-    assert ran.code == 0 and found["day"]["images"] == images, ran.text
+def _count(bench: Bench, ran: Ran, images: int = 4) -> Ran:
+    scores = json.loads((bench.folder / "run/evaluation.json").read_text())
+    assert ran.code == 0 and scores["day"]["images"] == images, ran.text
     return ran
 
 
@@ -50,7 +50,7 @@ def column(bench: Bench) -> object:
 
 @case(KIND, "evaluate by windows: one image of 900x1 pixels")
 def line_by_windows(bench: Bench) -> object:
-    return _counted(bench, _with(bench, 1, 900, "--inference", "slide"))
+    return _count(bench, _with(bench, 1, 900, "--inference", "slide"))
 
 
 @case(KIND, "evaluate by windows: one image of 100000x1 pixels")
@@ -65,12 +65,12 @@ def line_tta(bench: Bench) -> object:
 
 @case(KIND, "evaluate: an image of 1x1 pixel")
 def pixel(bench: Bench) -> object:
-    return _counted(bench, _with(bench, 1, 1))
+    return _count(bench, _with(bench, 1, 1))
 
 
 @case(KIND, "evaluate: a panorama of 20:1")
 def panorama(bench: Bench) -> object:
-    return _counted(bench, _with(bench, 20, 400))
+    return _count(bench, _with(bench, 20, 400))
 
 
 def _stage2(bench: Bench, train: Path, val: Path, *flags: object) -> Ran:
@@ -105,7 +105,7 @@ def caches(bench: Bench) -> object:
     root = folder(bench.folder / "day", PNG)
     for index, (height, width) in enumerate([(1, 3000), (3000, 1), (1, 1)]):
         _pair(root, height, width, f"{index:03}")
-    ran = cached(bench, f"folder:{root}", bench.folder / "cache")
+    ran = cache_images(bench, f"folder:{root}", bench.folder / "cache")
     assert ran.code == 0 and len(features(bench.folder / "cache")) == 3, ran.text
     return ran
 
@@ -189,9 +189,9 @@ def check_bomb(bench: Bench) -> object:
 def in_python(bench: Bench) -> object:
     segmenter = gkd_scale.load_segmenter(finished_run(bench), device="cpu")
     images = [np.zeros((0, 48, 3), np.uint8), Image.fromarray(np.full((4, 4), 999, np.uint16))]
-    said = []
+    messages = []
     for image in images:
         with pytest.raises(DataError) as error:
             segmenter.predict(image)
-        said.append(f"DataError: {error.value.message}")
-    return "; ".join(said)
+        messages.append(f"DataError: {error.value.message}")
+    return "; ".join(messages)

@@ -33,14 +33,14 @@ def state(**arguments: object) -> StateDict:
     return dict(_state(tuple(sorted(arguments.items()))))
 
 
-def saved(bench: Bench, content: object, name: str = "weights.pth") -> Path:
+def save(bench: Bench, content: object, name: str = "weights.pth") -> Path:
     """``content`` as a file."""
     path = bench.folder / name
     torch.save(content, path)
     return path
 
 
-def cached(
+def cache_with(
     bench: Bench,
     weights: Path,
     *arguments: str,
@@ -63,14 +63,14 @@ def cached(
 
 def right(bench: Bench, content: object, *arguments: str, **made_with: object) -> Ran:
     """``cache-teacher`` with a file of ``content``, whose weights must be those of the plain file."""
-    return right_file(bench, saved(bench, content), *arguments, **made_with)
+    return right_file(bench, save(bench, content), *arguments, **made_with)
 
 
 def right_file(bench: Bench, weights: Path, *arguments: str, **made_with: object) -> Ran:
     """As :func:`right` with a file that is there."""
-    ran = cached(bench, weights, *arguments)
+    ran = cache_with(bench, weights, *arguments)
     assert ran.code == 0, ran.text
-    plain = cached(bench, saved(bench, state(**made_with), "plain.pth"), *arguments, out="plain")
+    plain = cache_with(bench, save(bench, state(**made_with), "plain.pth"), *arguments, out="plain")
     assert plain.code == 0, plain.text
     assert taught_by(bench, "cache") == taught_by(bench, "plain")
     return ran

@@ -16,15 +16,15 @@ GOLDEN = Path(__file__).with_name("golden.npz")
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * weight + bias
+    deviations = x - x.mean(-1, keepdim=True)
+    return deviations / torch.sqrt((deviations**2).mean(-1, keepdim=True) + 1e-5) * weight + bias
 
 
 def head(p: dict[str, torch.Tensor], name: str, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     def project(which: str) -> torch.Tensor:
         at = f"head_{name}.proj_{which}"
-        normed = layer_norm(student, p[f"{at}.0.weight"], p[f"{at}.0.bias"])
-        return torch.einsum("bnc,dc->bnd", normed, p[f"{at}.1.weight"]) + p[f"{at}.1.bias"]
+        tokens = layer_norm(student, p[f"{at}.0.weight"], p[f"{at}.0.bias"])
+        return torch.einsum("bnc,dc->bnd", tokens, p[f"{at}.1.weight"]) + p[f"{at}.1.bias"]
 
     logits = torch.einsum("bnc,bmc->bnm", project("q"), teacher)
     weights = torch.exp(logits - logits.amax(-1, keepdim=True))

@@ -32,10 +32,15 @@ def config(cache: Path, codec: str | None, **changes: object) -> CertifyConfig:
 
 
 def test_fp16_costs_nothing(cache: Path) -> None:
-    found = certify(config(cache, "fp16"), quiet=True)
-    assert (found.relative_mse, found.loss_change, found.trained_change, found.bytes_ratio) == (0, 0, 0, 1)
-    assert found.attention_kl == pytest.approx(0, abs=1e-7)
-    assert found.samples == 3 and found.sample_ratio == 1
+    certificate = certify(config(cache, "fp16"), quiet=True)
+    assert (
+        certificate.relative_mse,
+        certificate.loss_change,
+        certificate.trained_change,
+        certificate.bytes_ratio,
+    ) == (0, 0, 0, 1)
+    assert certificate.attention_kl == pytest.approx(0, abs=1e-7)
+    assert certificate.samples == 3 and certificate.sample_ratio == 1
 
 
 def test_the_smaller_the_codec_the_higher_the_price(cache: Path) -> None:
@@ -58,17 +63,17 @@ def test_the_measured_error_is_that_of_the_codec(cache: Path) -> None:
         np.testing.assert_array_equal(of_image, codec.decode(codec.encode(tokens[row].numpy())))
     variance = (tokens - tokens.flatten(0, 1).mean(0)).square().sum()
     error = (coded(codec, batch).teacher.patches.float() - tokens).square().sum()
-    found = certify(config(cache, "int8"), quiet=True)
-    assert found.relative_mse == pytest.approx(float(error / variance), rel=1e-5)
+    certificate = certify(config(cache, "int8"), quiet=True)
+    assert certificate.relative_mse == pytest.approx(float(error / variance), rel=1e-5)
     assert torch.equal(coded(codec, batch).teacher.cls, batch.teacher.cls)
 
 
 def test_the_certificate_lies_in_the_cache_and_verify_guards_it(cache: Path) -> None:
-    found = certify(config(cache, "int8"), quiet=True)
+    certificate = certify(config(cache, "int8"), quiet=True)
     path = certificate_path(cache, "int8")
     spec = Cache.open(cache).spec.hash()
-    assert read_certificate(path, spec) == found
-    assert found == certify(config(cache, "int8"), quiet=True), "a function of the seed"
+    assert read_certificate(path, spec) == certificate
+    assert certificate == certify(config(cache, "int8"), quiet=True), "a function of the seed"
     lines: list[str] = []
     assert verify(cache, lines.append, quiet=True) == 0
     path.write_text(path.read_text().replace('"samples": 3', '"samples": 4'))
@@ -88,10 +93,10 @@ def test_a_small_cache_is_certified_against_an_fp16_reference(
         certify(config(small, None), quiet=True)
     with pytest.raises(ConfigError, match="holds tc3 tokens, not int8"):
         certify(config(small, "int8", reference=cache), quiet=True)
-    found = certify(config(small, None, reference=cache), quiet=True)
-    assert found.codec == "tc3" and found.codec_state == Cache.open(small).spec.codec_state != ""
+    certificate = certify(config(small, None, reference=cache), quiet=True)
+    assert certificate.codec == "tc3" and certificate.codec_state == Cache.open(small).spec.codec_state != ""
     line = codec_line(small, Cache.open(small).spec.hash(), "tc3")
-    assert "certified tc3" in line and f"{found.loss_change:+.3%}" in line
+    assert "certified tc3" in line and f"{certificate.loss_change:+.3%}" in line
     shutil.rmtree(small)
 
 

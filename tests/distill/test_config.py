@@ -58,6 +58,6 @@ def test_the_peak_is_the_largest_learning_rate(flag: str) -> None:
 def test_a_student_from_scratch_has_a_higher_learning_rate_by_default() -> None:
     from gkd_scale.distill.stage1 import default_lr
 
-    scratch, trained = Stage1Config(), Stage1Config(student=StudentConfig(weights="pretrained"))
+    scratch, other = Stage1Config(), Stage1Config(student=StudentConfig(weights="pretrained"))
     assert [default_lr(scratch, batch) for batch in (8, 512, 4096)] == [1e-3, 1e-3, 4e-3]
-    assert [default_lr(trained, batch) for batch in (8, 512, 4096)] == [2.5e-4, 5e-4, 4e-3]
+    assert [default_lr(other, batch) for batch in (8, 512, 4096)] == [2.5e-4, 5e-4, 4e-3]

@@ -24,8 +24,8 @@ GRADIENTS = {"student_patch": 0, "student_patch_masked": 1, "student_cls": 2}
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    with np.load(path) as stored:
-        return {name: torch.from_numpy(np.asarray(stored[name])) for name in stored.files}
+    with np.load(path) as arrays:
+        return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
 
 
 def distiller(golden: dict[str, Tensor]) -> Distiller:
@@ -34,24 +34,24 @@ def distiller(golden: dict[str, Tensor]) -> Distiller:
     student.dim = golden["student_cls"].shape[1]
     loss, qsd = published()
     grid = (1, golden["teacher_patch"].shape[1])
-    built = Distiller(student, TeacherSpace(golden["teacher_cls"].shape[1], grid), loss=loss, qsd=qsd)
+    module = Distiller(student, TeacherSpace(golden["teacher_cls"].shape[1], grid), loss=loss, qsd=qsd)
     for short, name in HEADS.items():
         state = {
             key.removeprefix(f"head_{short}."): value
             for key, value in golden.items()
             if key.startswith(f"head_{short}.")
         }
-        getattr(built, name).load_state_dict(state)
-    return built
+        getattr(module, name).load_state_dict(state)
+    return module
 
 
 @pytest.mark.parametrize("path", [OURS, *REFERENCE], ids=lambda path: path.stem)
 def test_outputs_losses_and_gradients_are_the_references(path: Path) -> None:
     golden = load(path)
-    built = distiller(golden)
+    module = distiller(golden)
     patch, masked, cls = (golden[name].clone().requires_grad_() for name in GRADIENTS)
     teacher = Features(golden["teacher_cls"], golden["teacher_patch"])
-    losses = built.heads[0].losses(Features(cls, patch), masked, teacher)
+    losses = module.heads[0].losses(Features(cls, patch), masked, teacher)
     losses["loss"].backward()
 
     close = {"atol": 1e-5, "rtol": 1e-5}
@@ -65,12 +65,12 @@ def test_outputs_losses_and_gradients_are_the_references(path: Path) -> None:
     for name, tensor in zip(GRADIENTS, (patch, masked, cls), strict=True):
         torch.testing.assert_close(tensor.grad, golden[f"grad_{name}"], **close)
     for short, name in HEADS.items():
-        for key, parameter in getattr(built, name).named_parameters():
+        for key, parameter in getattr(module, name).named_parameters():
             torch.testing.assert_close(parameter.grad, golden[f"grad_head_{short}.{key}"], **close)
     outputs = {
-        "out_feature": built.head_feature(patch, teacher.patches),
-        "out_masked": built.head_mask(masked, teacher.patches),
-        "out_cls": built.head_cls(cls[:, None], teacher.cls[:, None]),
+        "out_feature": module.head_feature(patch, teacher.patches),
+        "out_masked": module.head_mask(masked, teacher.patches),
+        "out_cls": module.head_cls(cls[:, None], teacher.cls[:, None]),
     }
     for name, value in outputs.items():
         torch.testing.assert_close(value, golden[name], **close)
@@ -95,6 +95,6 @@ def test_variants_change_scale_and_start() -> None:
     zero = QsdHead(8, 16, zero_query=True)
     expected = zero.proj_v(student).mean(1, keepdim=True).expand(2, 5, 16)
     torch.testing.assert_close(zero(student, teacher), expected)
-    plain, scaled = QsdHead(8, 16), QsdHead(8, 16, scaled=True)
-    scaled.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(scaled(student, teacher * 4), plain(student, teacher))
+    plain, other = QsdHead(8, 16), QsdHead(8, 16, scaled=True)
+    other.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(other(student, teacher * 4), plain(student, teacher))

@@ -31,10 +31,10 @@ def distiller(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    trained = distiller(1)
-    net, rest = trained.exported(trained.state_dict())
+    first = distiller(1)
+    net, rest = first.exported(first.state_dict())
     heads.save(tmp_path, rest)
-    backbone.export(tmp_path, trained.student.spec, net, teacher="large")
+    backbone.export(tmp_path, first.student.spec, net, teacher="large")
     return tmp_path
 
 
@@ -74,17 +74,17 @@ def test_heads_that_do_not_fit_are_named_with_the_reason(
 
 
 def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> None:
-    trained, second = distiller(1, qsd=QsdConfig(form="mse")), distiller(2)
-    net, rest = trained.exported(trained.state_dict())
+    first, second = distiller(1, qsd=QsdConfig(form="mse")), distiller(2)
+    net, rest = first.exported(first.state_dict())
     heads.save(tmp_path, rest)
-    backbone.export(tmp_path, trained.student.spec, net, teacher="large")
+    backbone.export(tmp_path, first.student.spec, net, teacher="large")
     assert heads.resume(second, tmp_path, {"large": Conditioning()})
-    for head, wanted in (
-        (second.head_feature, trained.head_feature),
-        (second.head_cls, trained.head_cls),
+    for head, expected in (
+        (second.head_feature, first.head_feature),
+        (second.head_cls, first.head_cls),
     ):
-        assert torch.equal(head.proj_v[1].weight, wanted.proj_v[1].weight)
-        assert torch.equal(head.proj_q[1].weight, wanted.proj_v[1].weight)
+        assert torch.equal(head.proj_v[1].weight, expected.proj_v[1].weight)
+        assert torch.equal(head.proj_q[1].weight, expected.proj_v[1].weight)
 
 
 def test_a_weights_file_or_nothing_has_no_heads(run: Path) -> None:
@@ -95,14 +95,14 @@ def test_a_weights_file_or_nothing_has_no_heads(run: Path) -> None:
     assert not lines
 
 
-def conditioned(norm: str, seed: int) -> Conditioning:
+def conditioning_of(norm: str, seed: int) -> Conditioning:
     draw = torch.Generator().manual_seed(seed)
 
     def features() -> Iterator[Features]:
-        mixing = torch.randn(20, 20, generator=draw)
+        matrix = torch.randn(20, 20, generator=draw)
         yield Features(
-            torch.randn(200, 20, generator=draw) @ mixing + 4,
-            torch.randn(200, 6, 20, generator=draw) @ mixing - 3,
+            torch.randn(200, 20, generator=draw) @ matrix + 4,
+            torch.randn(200, 6, 20, generator=draw) @ matrix - 3,
         )
 
     return fit(features(), norm)
@@ -111,20 +111,20 @@ def conditioned(norm: str, seed: int) -> Conditioning:
 @pytest.mark.parametrize("old, new", [("none", "whiten"), ("standard", "whiten"), ("whiten", "phi-s")])
 def test_heads_are_expressed_in_the_new_conditioning_exactly(tmp_path: Path, old: str, new: str) -> None:
     """Before and after, ψ means the same teacher token, and φ puts attention on the same keys."""
-    before, after = conditioned(old, 1), conditioned(new, 2)
-    trained = distiller(1, before, qsd=QsdConfig(form="qsd", scale="sqrt"))
+    before, after = conditioning_of(old, 1), conditioning_of(new, 2)
+    first = distiller(1, before, qsd=QsdConfig(form="qsd", scale="sqrt"))
     second = distiller(2, after, qsd=QsdConfig(form="qsd", scale="sqrt"))
-    net, rest = trained.exported(trained.state_dict())
+    net, rest = first.exported(first.state_dict())
     heads.save(tmp_path, rest)
     before.save(tmp_path)
-    backbone.export(tmp_path, trained.student.spec, net, teacher="large")
+    backbone.export(tmp_path, first.student.spec, net, teacher="large")
     assert heads.resume(second, tmp_path, {"large": after})
     student, raw = (
-        torch.randn(2, 6, trained.student.dim),
+        torch.randn(2, 6, first.student.dim),
         Features(torch.randn(2, 20), 0.1 * torch.randn(2, 6, 20)),
     )
     values = []
-    for each, space in ((trained, before), (second, after)):
+    for each, space in ((first, before), (second, after)):
         soft = each.head_feature(student, space(raw).patches)
         values.append(soft if space.norm == "none" else space.affine("patch").undo(soft.detach()))
     torch.testing.assert_close(values[0], values[1], atol=2e-3, rtol=2e-3)
@@ -134,5 +134,5 @@ def test_heads_do_not_pass_between_layer_and_an_affine_form(run: Path) -> None:
     Conditioning("layer").save(run)
     assert heads.resume(distiller(2), run, {"large": Conditioning("layer")})
     lines: list[str] = []
-    assert not heads.resume(distiller(2), run, {"large": conditioned("whiten", 1)}, lines.append)
+    assert not heads.resume(distiller(2), run, {"large": conditioning_of("whiten", 1)}, lines.append)
     assert lines[0].endswith("--teacher-norm was layer and is whiten, and 'layer' is not affine")

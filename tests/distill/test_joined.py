@@ -109,12 +109,12 @@ def pair(loss: LossConfig) -> tuple[Distiller, list[Distiller]]:
     """A student of two teachers, and it again with each teacher alone, by the same heads."""
     spaces = [TeacherSpace(20, (2, 3), Conditioning("layer"), "a", 3.0), TeacherSpace(12, (4, 6), name="b")]
 
-    def made(*of: TeacherSpace) -> Distiller:
+    def create(*of: TeacherSpace) -> Distiller:
         student = load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=dict(TINY))
         return Distiller(student, *of, loss=loss)
 
     torch.manual_seed(1)
-    both, alone = made(*spaces), [made(space) for space in spaces]
+    both, alone = create(*spaces), [create(space) for space in spaces]
     for each, own in zip(alone, both.heads, strict=True):
         each.student.load_state_dict(both.student.state_dict())
         each.heads[0].load_state_dict(own.state_dict())
@@ -129,13 +129,13 @@ def test_the_loss_is_the_weighted_mean_of_those_of_each_teacher_alone() -> None:
     losses["loss"].backward()
     by_hand = []
     for each, own in zip(alone, one.teachers, strict=True):
-        found = each(Batch(one.pixels, own, one.sids, one.epochs, one.positions, one.drawn))
-        by_hand.append(found)
-        found["loss"].backward()
+        result = each(Batch(one.pixels, own, one.sids, one.epochs, one.positions, one.drawn))
+        by_hand.append(result)
+        result["loss"].backward()
     torch.testing.assert_close(losses["loss"], 0.75 * by_hand[0]["loss"] + 0.25 * by_hand[1]["loss"])
-    for name, found in zip("ab", by_hand, strict=True):
+    for name, result in zip("ab", by_hand, strict=True):
         for key in ("loss", "loss_feature", "loss_cls", "loss_mask", "loss_ladder"):
-            torch.testing.assert_close(losses[f"{key}/{name}"], found[key])
+            torch.testing.assert_close(losses[f"{key}/{name}"], result[key])
     for name, parameter in both.student.named_parameters():
         parts = [each.student.get_parameter(name).grad for each in alone]
         if parameter.grad is not None:
@@ -175,18 +175,18 @@ def test_an_image_keeps_a_teacher_and_the_draw_is_its_own(
     draws = Draws(3, teachers=teachers, drop=drop)
 
     def keeps(names: list[str]) -> list[set[int]]:
-        drawn = draws(names, [2] * len(names), range(len(names)))
-        return [{t for t, rows in enumerate(drawn.kept) if row in rows.tolist()} for row in range(len(names))]
+        draw = draws(names, [2] * len(names), range(len(names)))
+        return [{t for t, rows in enumerate(draw.kept) if row in rows.tolist()} for row in range(len(names))]
 
-    found = keeps(sids)
-    assert all(found) and keeps(sids[::-1]) == found[::-1]
+    choices = keeps(sids)
+    assert all(choices) and keeps(sids[::-1]) == choices[::-1]
 
 
 def test_a_teacher_is_kept_as_often_as_is_said() -> None:
     draws = Draws(0, teachers=2, drop=0.4)
     names = [f"{number:016x}" for number in range(4000)]
-    kept = draws(names, [0] * 4000, range(4000)).kept
-    assert [len(rows) / 4000 for rows in kept] == pytest.approx([draws.keep_rate] * 2, abs=0.03)
+    choices = draws(names, [0] * 4000, range(4000)).kept
+    assert [len(rows) / 4000 for rows in choices] == pytest.approx([draws.keep_rate] * 2, abs=0.03)
 
 
 # ---------------------------------------------------------------------------------------- runs
@@ -239,10 +239,10 @@ def test_the_next_phase_takes_the_heads_of_each_teacher_by_name(
     """In another order, and with one teacher alone."""
     before = load_file(run / "heads.safetensors")
     for caches, numbers in (([finer_cache, tiny_cache], (1, 0)), ([finer_cache], (1,))):
-        found: dict[str, torch.Tensor] = {}
+        state: dict[str, torch.Tensor] = {}
 
-        def look(job: Job, found: dict[str, torch.Tensor] = found) -> None:
-            found.update({name: value.clone() for name, value in job.module.state_dict().items()})
+        def look(job: Job, state: dict[str, torch.Tensor] = state) -> None:
+            state.update({name: value.clone() for name, value in job.module.state_dict().items()})
 
         out = tmp_path / str(len(caches))
         changes = {"student_weights": str(run), "steps": 1, "loss": {"mask_weight": 1.0}}
@@ -251,8 +251,8 @@ def test_the_next_phase_takes_the_heads_of_each_teacher_by_name(
         for place, number in enumerate(numbers):
             prefix = conditionings.prefixes(len(caches))[place]
             key = "head_feature.proj_v.1.weight"
-            assert torch.equal(found[f"{prefix}{key}"], before[f"teachers.{number}.{key}"])
-        assert torch.equal(found["student.mask.token"], before["student.mask.token"])
+            assert torch.equal(state[f"{prefix}{key}"], before[f"teachers.{number}.{key}"])
+        assert torch.equal(state["student.mask.token"], before["student.mask.token"])
 
 
 def test_a_teacher_of_weight_0_leaves_its_pixels(

@@ -83,11 +83,11 @@ def test_a_micro_batch_of_one_on_two_ranks_is_half_of_the_batch_of_one_rank(
     changes = {**RUNS[name], "ds_config": "zero0.json"}
     with world_of_one() as runtime:
         stage1.train(config(caches, tmp_path / "one", **changes), runtime, ROOT / "launchers")
-    found = losses(two / name)
+    values = losses(two / name)
     if name == "convolutional":
-        assert torch.isfinite(torch.tensor(found)).all()
+        assert torch.isfinite(torch.tensor(values)).all()
         return
-    assert found == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert values == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     token = "student.mask.token"
     one, both = (load_file(folder / "heads.safetensors")[token] for folder in (tmp_path / "one", two / name))
     torch.testing.assert_close(one, both, atol=1e-5, rtol=1e-4)

@@ -48,9 +48,9 @@ def test_a_cached_run_equals_a_live_run(tmp_path: Path, tiny_teacher: Path) -> N
     )
     build(cfg, teacher, quiet=True)
     order = {"global_batch": 4, "micro_batch": 4, "seed": 7}
-    cached = CachedSource(open_caches([cfg.out]), **order)
+    cache_source = CachedSource(open_caches([cfg.out]), **order)
     live = LiveSource(cfg.images, teacher, view=cfg.view, views=2, view_seed=3, samples_per_shard=4, **order)
-    assert train(cached) == pytest.approx(train(live), rel=1e-3)
+    assert train(cache_source) == pytest.approx(train(live), rel=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["standard", "whiten", "phi-s"])
@@ -66,11 +66,11 @@ def test_cached_and_live_teachers_are_conditioned_alike(
     )
     build(cfg, teacher, quiet=True)
     order = {"global_batch": 4, "micro_batch": 4, "seed": 7}
-    cached = CachedSource(open_caches([cfg.out]), **order)
+    cache_source = CachedSource(open_caches([cfg.out]), **order)
     live = LiveSource(cfg.images, teacher, view=cfg.view, views=2, view_seed=3, samples_per_shard=4, **order)
-    count = sum(len(features.cls) for features in cached.spread(7))
-    assert count == 7 and sum(len(features.cls) for features in cached.spread(100)) == 20
-    one, two = (fit(source.spread(100), norm) for source in (cached, live))
-    batch = next(iter(cached.batches(0, 1)))
+    count = sum(len(features.cls) for features in cache_source.spread(7))
+    assert count == 7 and sum(len(features.cls) for features in cache_source.spread(100)) == 20
+    one, two = (fit(source.spread(100), norm) for source in (cache_source, live))
+    batch = next(iter(cache_source.batches(0, 1)))
     for first, second in zip(one(batch.teacher), two(batch.teacher), strict=True):
         torch.testing.assert_close(first, second, atol=1e-2, rtol=1e-2)

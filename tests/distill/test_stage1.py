@@ -62,8 +62,8 @@ def losses(out: Path) -> list[float]:
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    found = [out / "backbone.safetensors", *sorted((out / "checkpoints").iterdir())]
-    return {file.name: file.read_bytes() for file in found}
+    paths = [out / "backbone.safetensors", *sorted((out / "checkpoints").iterdir())]
+    return {file.name: file.read_bytes() for file in paths}
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +142,11 @@ def test_metrics_of_several_steps_are_fetched_together(
     for name in ("tolist", "item", "__float__", "__bool__"):
         original = getattr(torch.Tensor, name)
 
-        def counted(tensor: torch.Tensor, original: Any = original) -> Any:
+        def spy(tensor: torch.Tensor, original: Any = original) -> Any:
             reads.append(Path(sys._getframe(1).f_code.co_filename).name)
             return original(tensor)
 
-        monkeypatch.setattr(torch.Tensor, name, counted)
+        monkeypatch.setattr(torch.Tensor, name, spy)
     monkeypatch.setattr(loop, "steps_of_window", lambda _: 4)
     monkeypatch.setattr(checkpoint, "take", lambda *_: None)
     monkeypatch.setattr(checkpoint, "write", lambda *_: None)
@@ -189,16 +189,16 @@ def test_checkpointed_activations_change_nothing(
 def test_checkpointed_activations_leave_running_statistics_alone(
     runtime: Runtime, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    found = []
+    statistics = []
     for on in (False, True):
         student = {"student": "mobilenetv4_conv_small_035", "student_args": {}}
         cfg = config(tiny_cache, tmp_path / str(on), **student, steps=2, ema=0.0, grad_checkpointing=on)
         train(runtime, cfg)
         state = load_file(cfg.run.out / "backbone.safetensors")
-        found.append({name: value for name, value in state.items() if name.endswith("running_mean")})
-    assert found[0]
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value)
+        statistics.append({name: value for name, value in state.items() if name.endswith("running_mean")})
+    assert statistics[0]
+    for name, value in statistics[0].items():
+        torch.testing.assert_close(statistics[1][name], value)
 
 
 def test_layers_learn_at_rates_of_their_own(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_layers_learn_at_rates_of_their_own(runtime: Runtime, tiny_cache: Path, 
     train(runtime, config(tiny_cache, tmp_path / "none", **same, optim={"lr": 1e-12, "weight_decay": 0.0}))
     train(runtime, config(tiny_cache, tmp_path / "one", **same, optim={"layer_decay": 1e-9, "lr": 1e-2}))
     none, one = (load_file(tmp_path / name / "backbone.safetensors") for name in ("none", "one"))
-    moved = {name for name in none if float((none[name] - one[name]).abs().max()) > 1e-6}
+    names = {name for name in none if float((none[name] - one[name]).abs().max()) > 1e-6}
     last = {name for name in none if name.startswith(("blocks.1.", "norm."))}
-    assert {"norm.weight", "blocks.1.mlp.fc2.weight"} <= moved <= last
+    assert {"norm.weight", "blocks.1.mlp.fc2.weight"} <= names <= last
 
 
 def live(images: Path, weights: Path) -> dict[str, Any]:
@@ -288,9 +288,9 @@ def test_another_optimizer_is_refused_and_the_usual_one_is_not_noted(
 ) -> None:
     """Runs that know of no other optimizer go on; their files have the bytes that they had."""
     assert "name" not in files.read_json(alone / "begun.json")["identity"]["optim"]
-    with pytest.raises(RunError, match=r"optim\.name: 'adamw' then, 'lamb' now") as refused:
+    with pytest.raises(RunError, match=r"optim\.name: 'adamw' then, 'lamb' now") as error:
         train(runtime, config(tiny_cache, alone, optim={"name": "lamb"}))
-    assert "the same settings" in str(refused.value.hint)
+    assert "the same settings" in str(error.value.hint)
     train(runtime, config(tiny_cache, tmp_path, steps=2, optim={"name": "lamb"}))
     with pytest.raises(RunError, match=r"optim\.name: 'lamb' then, 'adamw' now"):
         train(runtime, config(tiny_cache, tmp_path, steps=2))
@@ -302,21 +302,21 @@ def test_an_optimizer_learns_and_goes_on_to_the_bit(
 ) -> None:
     optim = {"name": name, "lr": 3e-3, "layer_decay": 0.8}
     train(runtime, config(tiny_cache, tmp_path / "a", ds_config="zero2.json", optim=optim))
-    found = losses(tmp_path / "a")
-    assert found[-1] < found[0]
+    curve = losses(tmp_path / "a")
+    assert curve[-1] < curve[0]
 
-    class Killed(Exception):
+    class Kill(Exception):
         pass
 
     def kill(step: int, _module: Any) -> dict[str, float]:
         if step == 5:
-            raise Killed
+            raise Kill
         return {}
 
-    cut = config(tiny_cache, tmp_path / "b", ds_config="zero2.json", optim=optim)
-    with pytest.raises(Killed):
-        train(runtime, cut, Hook(1, kill))
-    train(runtime, cut)
+    cfg = config(tiny_cache, tmp_path / "b", ds_config="zero2.json", optim=optim)
+    with pytest.raises(Kill):
+        train(runtime, cfg, Hook(1, kill))
+    train(runtime, cfg)
     assert files_of(tmp_path / "b") == files_of(tmp_path / "a")
 
 
@@ -334,8 +334,8 @@ def test_zero3_with_offload_trains_in_bf16(
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=0.05)
     assert kinds == {torch.float32}, "the targets are conditioned in float32"
     average = load_file(checkpoint.path(tmp_path / "checkpoints", 6))
-    exported = load_file(tmp_path / "backbone.safetensors")
-    assert all(torch.equal(value, average[f"ema/student.net.{name}"]) for name, value in exported.items())
+    weights = load_file(tmp_path / "backbone.safetensors")
+    assert all(torch.equal(value, average[f"ema/student.net.{name}"]) for name, value in weights.items())
 
 
 @pytest.mark.slow

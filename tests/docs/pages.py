@@ -15,10 +15,10 @@ PAGES = (
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "shards/README.md")),
     *(ROOT / name for name in ("launchers/README.md", "launchers/presets/README.md", "tuning/README.md")),
 )
-GENERATED = {ROOT / "docs/cases.md"}
+OUTPUTS = {ROOT / "docs/cases.md"}
 """Pages that quote whatever was printed."""
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_INDENTED = re.compile(
+_BLOCK = re.compile(
     r"^ {4}((?:OMP_\w+=\S+ )?(?:gkd-scale|deepspeed|torchrun|python) (?:\\\n|[^\n])*)", re.MULTILINE
 )
 
@@ -36,7 +36,7 @@ def prose(text: str) -> str:
 def command_lines(path: Path) -> Iterator[list[str]]:
     """The words of every command in a page: of ``sh`` blocks, of blocks without a language, and indented."""
     text = path.read_text(encoding="utf-8")
-    blocks = [*fences(text, "sh"), *_INDENTED.findall(prose(text))]
+    blocks = [*fences(text, "sh"), *_BLOCK.findall(prose(text))]
     blocks += [block for block in fences(text, "") if block.startswith("python ")]
     for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():

@@ -31,7 +31,7 @@ def test_a_page_of_the_report_has_no_fault_and_a_bad_one_has(
     bad.write_text(
         page.sections("A title", "A note.", [("Part", "", "<img src='gone.png'>")]), encoding="utf-8"
     )
-    with script["browser"](shutil.which("chromium")) as opened:  # type: ignore[operator]
-        assert script["faults"](opened, good) == []  # type: ignore[operator]
-        found = " ".join(script["faults"](opened, bad, "dark"))  # type: ignore[operator]
-    assert "image-alt" in found and "404" in found
+    with script["browser"](shutil.which("chromium")) as chrome:  # type: ignore[operator]
+        assert script["faults"](chrome, good) == []  # type: ignore[operator]
+        faults = " ".join(script["faults"](chrome, bad, "dark"))  # type: ignore[operator]
+    assert "image-alt" in faults and "404" in faults

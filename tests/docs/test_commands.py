@@ -13,9 +13,9 @@ import pytest
 from gkd_scale import config
 from gkd_scale.cli import COMMANDS
 from gkd_scale.distill.config import Stage1Config
-from tests.commands import PARSED, parse
+from tests.commands import CONFIGS, parse
 from tests.conftest import ROOT
-from tests.docs.pages import GENERATED, PAGES, command_lines, fences, prose
+from tests.docs.pages import OUTPUTS, PAGES, command_lines, fences, prose
 
 OTHERS = {"source", "sha256sum", "pip"}
 """Programs that are not ours."""
@@ -42,10 +42,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("checkout")
 def test_every_command_of_a_page_is_taken_by_its_parser(page: Path) -> None:
     for words in command_lines(page):
-        accepted(words)
+        accept(words)
 
 
-def accepted(words: list[str]) -> None:
+def accept(words: list[str]) -> None:
     """Fails where a command could not run as it is written, as far as its words tell."""
     script = next((word for word in words if word.endswith((".py", ".sbatch", ".sh"))), None)
     ours = script is not None and script.startswith(("launchers/", "tuning/"))
@@ -68,22 +68,22 @@ def test_a_wrong_command_would_be_found() -> None:
     from gkd_scale.errors import ConfigError
 
     with pytest.raises(ConfigError, match="unknown flag '--viewz'"):
-        accepted(shlex.split("gkd-scale cache-teacher --images x --image-size 8 --out y --viewz 2"))
+        accept(shlex.split("gkd-scale cache-teacher --images x --image-size 8 --out y --viewz 2"))
     with pytest.raises(AssertionError):
-        accepted(["make", "coffee"])
+        accept(["make", "coffee"])
     with pytest.raises(AssertionError):
-        accepted(["python", "benchmarks/nothing.py"])
+        accept(["python", "benchmarks/nothing.py"])
 
 
 @pytest.mark.parametrize(
-    "page", sorted({*PAGES} - GENERATED), ids=lambda page: page.relative_to(ROOT).as_posix()
+    "page", sorted({*PAGES} - OUTPUTS), ids=lambda page: page.relative_to(ROOT).as_posix()
 )
 def test_commands_and_flags_in_the_text_exist(page: Path) -> None:
     text = prose(page.read_text(encoding="utf-8"))
     spans = re.findall(r"`([^`\n]+)`", text)
     for span in spans:
-        if found := re.match(r"gkd-scale ([a-z][a-z-]*)", span):
-            assert found[1] in COMMANDS, span
+        if match := re.match(r"gkd-scale ([a-z][a-z-]*)", span):
+            assert match[1] in COMMANDS, span
         if span.startswith(("--", "gkd-scale", "launchers/", "deepspeed")):
             unknown = set(re.findall(r"(?<!\S)--([a-z][\w.-]*)", span)) - flags()
             assert not unknown, f"{span}: {unknown}"
@@ -92,7 +92,7 @@ def test_commands_and_flags_in_the_text_exist(page: Path) -> None:
 def flags() -> set[str]:
     """The long flags of all our parsers, and of the launchers."""
     if not _FLAGS:
-        for cls in PARSED.values():
+        for cls in CONFIGS.values():
             parser = argparse.ArgumentParser()
             config._add_arguments(parser, cls, "")
             _FLAGS.update(flag.lstrip("-") for action in parser._actions for flag in action.option_strings)

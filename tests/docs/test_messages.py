@@ -18,18 +18,18 @@ SOURCES = [*(ROOT / "gkd_scale").rglob("*.py"), *(ROOT / "tuning").rglob("*.py")
 @pytest.fixture(scope="module")
 def strings() -> str:
     """Every string of the source but docstrings; the parts of an f-string one by one."""
-    found = []
+    values = []
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         constants = (
             node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs
         )
-        found += [node.value for node in constants if isinstance(node.value, str)]
-    return "\0".join(found)
+        values += [node.value for node in constants if isinstance(node.value, str)]
+    return "\0".join(values)
 
 
-def quoted() -> list[str]:
+def messages() -> list[str]:
     """The headings of the troubleshooting page that quote a message."""
     return [
         line[4:]
@@ -38,7 +38,7 @@ def quoted() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("heading", quoted())
+@pytest.mark.parametrize("heading", messages())
 def test_each_message_of_the_troubleshooting_page_is_printed_by_the_source(
     heading: str, strings: str
 ) -> None:
@@ -54,11 +54,11 @@ def test_a_page_about_a_package_names_what_is_in_it(page: Path) -> None:
     name = page.stem.removeprefix("inside-")
     folder = ROOT / "gkd_scale" / name if (ROOT / "gkd_scale" / name).is_dir() else ROOT / name
     source = "\n".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
-    shared = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "gkd_scale").glob("*.py"))
+    common = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "gkd_scale").glob("*.py"))
     text = page.read_text(encoding="utf-8")
     flow = text.partition("## Data flow")[2].partition("\n## ")[0]
     for word in re.findall(r"`([A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*)`", text):
-        assert re.search(rf"\b(?:class {word}|{word} =|{word}: )", source + shared), word
+        assert re.search(rf"\b(?:class {word}|{word} =|{word}: )", source + common), word
     for word in re.findall(r"`([a-z_]+)`", flow):
         there = [*folder.rglob(f"{word}.py"), *folder.rglob(word)]
         assert there or re.search(rf"\bdef {word}\b", source), word

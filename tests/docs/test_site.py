@@ -14,7 +14,7 @@ import gkd_scale
 from gkd_scale.cli import COMMANDS
 from tests.conftest import ROOT
 
-_LOADED = re.compile(
+_LOAD = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//"
 )
 
@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-d",
         out,
     ]
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
@@ -42,15 +42,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stdout
-    assert "WARNING" not in done.stdout, done.stdout
+    assert result.returncode == 0, result.stdout
+    assert "WARNING" not in result.stdout, result.stdout
     return out
 
 
 def test_no_page_loads_anything_from_the_network(site: Path) -> None:
     for page in site.rglob("*.html"):
-        found = _LOADED.search(page.read_text(encoding="utf-8"))
-        assert found is None, f"{page}: {found}"
+        match = _LOAD.search(page.read_text(encoding="utf-8"))
+        assert match is None, f"{page}: {match}"
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\([\"']?https?:|@import", sheet.read_text(encoding="utf-8")), sheet
 

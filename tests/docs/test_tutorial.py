@@ -23,23 +23,23 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) ->
     commands = [words for words in command_lines(TUTORIAL) if words[0] not in ("make", "source")]
     assert len(commands) == 11
     for words in commands:
-        done = warm.run(words, tmp_path)
-        assert done.code == 0, f"{shlex.join(words)}\n{done.text}"
-    made = tmp_path / "tutorial"
-    assert {"night", "fog"} <= json.loads((made / "head/evaluation.json").read_text()).keys()
-    assert len(list((made / "predictions/masks").rglob("*.png"))) == 8
-    assert (made / "tokens.png").is_file() and (made / "report.html").is_file()
+        result = warm.run(words, tmp_path)
+        assert result.code == 0, f"{shlex.join(words)}\n{result.text}"
+    folder = tmp_path / "tutorial"
+    assert {"night", "fog"} <= json.loads((folder / "head/evaluation.json").read_text()).keys()
+    assert len(list((folder / "predictions/masks").rglob("*.png"))) == 8
+    assert (folder / "tokens.png").is_file() and (folder / "report.html").is_file()
     (code,) = fences(TUTORIAL.read_text(encoding="utf-8"), "python")
-    done = run([sys.executable, "-W", "error", "-c", f"{code}\nprint(classes.shape)"], tmp_path)
-    assert (done.code, done.text.strip()) == (0, "(96, 128)"), done.text
+    result = run([sys.executable, "-W", "error", "-c", f"{code}\nprint(classes.shape)"], tmp_path)
+    assert (result.code, result.text.strip()) == (0, "(96, 128)"), result.text
 
 
 def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
     out = tmp_path / "run.ipynb"
-    done = run([sys.executable, ROOT / "docs/site/notebook.py", "--out", out], tmp_path)
-    assert done.code == 0, done.text
-    now, stored = (nbformat.read(path, as_version=4) for path in (out, ROOT / "docs/quickstart.ipynb"))
-    for cell, before in zip(now.cells, stored.cells, strict=True):
+    result = run([sys.executable, ROOT / "docs/site/notebook.py", "--out", out], tmp_path)
+    assert result.code == 0, result.text
+    now, notebook = (nbformat.read(path, as_version=4) for path in (out, ROOT / "docs/quickstart.ipynb"))
+    for cell, before in zip(now.cells, notebook.cells, strict=True):
         assert cell.source == before.source
         assert kinds(cell) == kinds(before), f"{cell.source}\nrun python docs/site/notebook.py"
 

@@ -22,40 +22,40 @@ from gkd_scale.doctor.session import Session
 from gkd_scale.engine.runtime import free_port
 from tests.conftest import environment
 
-Found = dict[str, dict[str, Any]]
+Lines = dict[str, dict[str, Any]]
 
 
 def call(*arguments: object) -> int:
     return main(["doctor", *(str(argument) for argument in arguments)])
 
 
-def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Found]:
+def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Lines]:
     """The exit status, and the lines of ``--json`` by name."""
     capsys.readouterr()
     code = call("--json", *arguments)
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == {*("gkd_scale", "time", "seconds", "host", "platform", "python", "counts", "lines")}
-    assert sum(found["counts"].values()) == len(found["lines"])
-    assert code == (1 if found["counts"]["fail"] else 0)
-    for line in found["lines"]:
+    output = json.loads(capsys.readouterr().out)
+    assert set(output) == {*("gkd_scale", "time", "seconds", "host", "platform", "python", "counts", "lines")}
+    assert sum(output["counts"].values()) == len(output["lines"])
+    assert code == (1 if output["counts"]["fail"] else 0)
+    for line in output["lines"]:
         assert set(line) == {"group", "name", "state", "value", "todo", "data"}
         assert line["group"] in GROUPS and line["state"] in ("ok", "warn", "fail") and line["value"]
         assert bool(line["todo"]) == (line["state"] != "ok"), line
-    return code, {line["name"]: line for line in found["lines"]}
+    return code, {line["name"]: line for line in output["lines"]}
 
 
 def test_every_group_says_something_and_no_check_breaks_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(registry.REGISTRY) == GROUPS
-    _, found = report(capsys)
-    assert not {group.module for group in registry.REGISTRY.values()} & set(found), "a check raised"
-    assert {line["group"] for line in found.values()} == set(GROUPS)
+    _, lines = report(capsys)
+    assert not {group.module for group in registry.REGISTRY.values()} & set(lines), "a check raised"
+    assert {line["group"] for line in lines.values()} == set(GROUPS)
     import torch
 
-    assert found["torch"]["value"] == torch.__version__.partition("+")[0]
+    assert lines["torch"]["value"] == torch.__version__.partition("+")[0]
     if not torch.cuda.is_available():
         for name in ("gpu", "fp16", "nccl", "p2p"):
-            assert (found[name]["state"], found[name]["value"]) == ("warn", "no CUDA device")
-    assert "cpu_adam" in found["other ops"]["data"]
+            assert (lines[name]["state"], lines[name]["value"]) == ("warn", "no CUDA device")
+    assert "cpu_adam" in lines["other ops"]["data"]
 
 
 def test_the_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,32 +69,32 @@ def test_a_low_limit_of_open_files_fails_and_says_how_to_raise_it(tmp_path: Path
     code = "import resource, sys; from gkd_scale.cli import main; "
     code += "resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)); "
     code += "sys.exit(main(['doctor', '--only', 'system']))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
-    assert done.returncode == 1, done.stderr
-    assert "128 (at most 128)" in done.stdout and "ulimit -n 65536" in done.stdout
+    assert result.returncode == 1, result.stderr
+    assert "128 (at most 128)" in result.stdout and "ulimit -n 65536" in result.stdout
 
 
 def test_a_cache_against_what_a_run_needs(
     tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--only", "storage", "--cache", tiny_cache, "--out", tmp_path / "not/yet", "--seconds", 0.3)
-    code, found = report(capsys, *flags)
-    assert code == 0 and found["cache"]["data"]["images_per_s"] > 0
-    assert found["cache"]["data"]["bytes_per_s"] > 0 and found["writing"]["data"]["bytes_per_s"] > 0
+    code, lines = report(capsys, *flags)
+    assert code == 0 and lines["cache"]["data"]["images_per_s"] > 0
+    assert lines["cache"]["data"]["bytes_per_s"] > 0 and lines["writing"]["data"]["bytes_per_s"] > 0
     assert not list(tmp_path.iterdir())
-    code, found = report(capsys, *flags, "--needs", 0.01)
-    assert found["cache"]["state"] == "ok" and found["cache"]["data"]["needed_images_per_s"] == 0.01
-    code, found = report(capsys, *flags, "--needs", 1e9)
-    assert code == 1 and found["cache"]["state"] == "fail"
+    code, lines = report(capsys, *flags, "--needs", 0.01)
+    assert lines["cache"]["state"] == "ok" and lines["cache"]["data"]["needed_images_per_s"] == 0.01
+    code, lines = report(capsys, *flags, "--needs", 1e9)
+    assert code == 1 and lines["cache"]["state"] == "fail"
     run = tmp_path / "run"
     run.mkdir()
     rows = [{"step": step, "images_per_s": 0.5, "data_wait": 0.5 * (step > 2)} for step in range(1, 7)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
-    code, found = report(capsys, *flags, "--run", run, "--hostfile", tmp_path / "hosts")
-    assert found["cache"]["data"]["needed_images_per_s"] == 0.5, "1 without waiting, of two nodes"
+    code, lines = report(capsys, *flags, "--run", run, "--hostfile", tmp_path / "hosts")
+    assert lines["cache"]["data"]["needed_images_per_s"] == 0.5, "1 without waiting, of two nodes"
 
 
 def test_a_damaged_cache_is_a_line(
@@ -106,8 +106,8 @@ def test_a_damaged_cache_is_a_line(
     shutil.copytree(tiny_cache, cache)
     for tar in cache.rglob("*.tar"):
         tar.write_bytes(b"x" * tar.stat().st_size)
-    code, found = report(capsys, "--only", "storage", "--cache", cache, "--seconds", 0.1)
-    assert code == 1 and found["disk"]["state"] != "fail" and "gkd-scale verify" in found["storage"]["todo"]
+    code, lines = report(capsys, "--only", "storage", "--cache", cache, "--seconds", 0.1)
+    assert code == 1 and lines["disk"]["state"] != "fail" and "gkd-scale verify" in lines["storage"]["todo"]
 
 
 def test_a_hostfile_with_this_machine_and_an_unknown_name(
@@ -118,23 +118,23 @@ def test_a_hostfile_with_this_machine_and_an_unknown_name(
         "# two nodes\nlocalhost slots=2\n\n127.0.0.1 slots=2  # the same\nno-such-host.invalid slots=8\n"
     )
     port = free_port()
-    code, found = report(capsys, "--only", "nodes", "--hostfile", hosts, "--port", port)
+    code, lines = report(capsys, "--only", "nodes", "--hostfile", hosts, "--port", port)
     assert code == 1
-    assert found["hostfile"]["value"] == "3 nodes, 12 ranks"
+    assert lines["hostfile"]["value"] == "3 nodes, 12 ranks"
     for host in ("localhost", "127.0.0.1"):
-        assert found[host]["state"] == "ok" and found[f"{host} versions"]["state"] == "ok"
-        assert abs(found[f"{host} clock"]["data"]["ahead"]) < 1
-    assert found[f"localhost port {port}"]["value"] == "free"
-    assert found["127.0.0.1 to rank 0"]["value"] == f"reaches localhost:{port}"
-    assert found["no-such-host.invalid"]["state"] == "fail"
-    assert "not known" in found["no-such-host.invalid"]["value"]
+        assert lines[host]["state"] == "ok" and lines[f"{host} versions"]["state"] == "ok"
+        assert abs(lines[f"{host} clock"]["data"]["ahead"]) < 1
+    assert lines[f"localhost port {port}"]["value"] == "free"
+    assert lines["127.0.0.1 to rank 0"]["value"] == f"reaches localhost:{port}"
+    assert lines["no-such-host.invalid"]["state"] == "fail"
+    assert "not known" in lines["no-such-host.invalid"]["value"]
     with socket.socket() as other:
         other.bind(("", port))
         other.listen()
-        _, found = report(capsys, "--only", "nodes", "--hostfile", hosts, "--port", port)
-        assert found[f"localhost port {port}"]["state"] == "fail"
-        _, found = report(capsys, "--only", "network", "--port", port)
-        assert (found[f"port {port}"]["state"], found[f"port {port}"]["value"]) == ("warn", "taken")
+        _, lines = report(capsys, "--only", "nodes", "--hostfile", hosts, "--port", port)
+        assert lines[f"localhost port {port}"]["state"] == "fail"
+        _, lines = report(capsys, "--only", "network", "--port", port)
+        assert (lines[f"port {port}"]["state"], lines[f"port {port}"]["value"]) == ("warn", "taken")
 
 
 FAKE_SSH = """\
@@ -169,14 +169,14 @@ def test_other_nodes_over_ssh(
     hosts = tmp_path / "hosts"
     hosts.write_text("late slots=8\nlocked slots=4\nsilent slots=4\n")
     began = time.monotonic()
-    code, found = report(capsys, "--only", "nodes", "--hostfile", hosts, "--port", free_port())
+    code, lines = report(capsys, "--only", "nodes", "--hostfile", hosts, "--port", free_port())
     assert code == 1 and time.monotonic() - began < 60
-    assert found["late"]["state"] == "ok"
-    assert found["late clock"]["state"] == "fail" and 119 < found["late clock"]["data"]["ahead"] < 121
-    assert ".x there" in found["late versions"]["value"]
-    assert found["late slots"]["value"] == "8 slots, 4 GPUs" and "slots=4" in found["late slots"]["todo"]
-    assert "Permission denied" in found["locked"]["value"]
-    assert "no answer in time" in found["silent"]["value"]
+    assert lines["late"]["state"] == "ok"
+    assert lines["late clock"]["state"] == "fail" and 119 < lines["late clock"]["data"]["ahead"] < 121
+    assert ".x there" in lines["late versions"]["value"]
+    assert lines["late slots"]["value"] == "8 slots, 4 GPUs" and "slots=4" in lines["late slots"]["todo"]
+    assert "Permission denied" in lines["locked"]["value"]
+    assert "no answer in time" in lines["silent"]["value"]
 
 
 def test_a_session_leaves_no_process() -> None:
@@ -187,22 +187,22 @@ def test_a_session_leaves_no_process() -> None:
 
 
 def test_a_check_that_raises_or_hangs_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def raising(_: DoctorConfig) -> Iterator[Line]:
+    def fail(_: DoctorConfig) -> Iterator[Line]:
         yield Line("first", "ok", "there")
         raise ZeroDivisionError("by zero")
 
-    def hanging(_: DoctorConfig) -> Iterator[Line]:
+    def hang(_: DoctorConfig) -> Iterator[Line]:
         yield Line("first", "ok", "there")
         time.sleep(30)
 
-    for check, said in ((raising, "ZeroDivisionError: by zero"), (hanging, "did not end within")):
+    for check, message in ((fail, "ZeroDivisionError: by zero"), (hang, "did not end within")):
         monkeypatch.setattr("gkd_scale.doctor.system.check", check)
         first, last = examine(registry.Group("system", lambda _: 0.5), DoctorConfig())
-        assert first.name == "first" and last.state == "fail" and said in last.value and last.todo
+        assert first.name == "first" and last.state == "fail" and message in last.value and last.todo
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("node-1 slots=8\nnode-2\n", "line 2: 'node-2' is not 'host slots=N'"),
         ("node-1 slots=0\n", "line 1"),
@@ -212,16 +212,16 @@ def test_a_check_that_raises_or_hangs_is_a_line(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_malformed_hostfile(
-    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "hosts").write_text(text)
     assert call("--hostfile", tmp_path / "hosts") == 2
     error = capsys.readouterr().err
-    assert said in error and str(tmp_path / "hosts") in error and error.count("error:") == 1
+    assert message in error and str(tmp_path / "hosts") in error and error.count("error:") == 1
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--hostfile", "nowhere"), "the hostfile nowhere cannot be read"),
         (("--cache", "nowhere"), "nowhere"),
@@ -232,9 +232,11 @@ def test_a_malformed_hostfile(
         (("--needs", "0"), "needs"),
     ],
 )
-def test_mistakes_end_with_2(flags: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_end_with_2(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(*flags) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 BUG = """
@@ -245,7 +247,7 @@ def broken(cfg):
 cli.COMMANDS["demo"] = cli.COMMANDS["demo"]._replace(main="__main__:broken")
 sys.exit(cli.main(["demo"]))
 """
-LAUNCHED = """
+LAUNCH = """
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,30 +261,30 @@ launch.leave(launch.main(Nothing, run, argv=[], bundled=Path(), prog="", descrip
 """
 
 
-@pytest.mark.parametrize("program", [BUG, LAUNCHED])
+@pytest.mark.parametrize("program", [BUG, LAUNCH])
 def test_the_traceback_of_a_bug_ends_with_how_to_report_it(program: str, tmp_path: Path) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
-    assert done.returncode == 1 and "ValueError: not our day" in done.stderr
-    assert "gkd-scale doctor --json" in done.stderr.splitlines()[-1]
+    assert result.returncode == 1 and "ValueError: not our day" in result.stderr
+    assert "gkd-scale doctor --json" in result.stderr.splitlines()[-1]
 
 
 def test_a_users_mistake_is_no_bug(tmp_path: Path) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "gkd_scale.cli", "doctor", "--hostfile", "nowhere"],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "please report" not in done.stderr
+    assert result.returncode == 2 and "please report" not in result.stderr
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     code = "import sys; from gkd_scale.cli import main; main(['--help']); "
     code += "print(sorted({'torch', 'deepspeed', 'wandb', 'mlflow', 'pydantic'} & set(sys.modules)))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
-    assert "doctor" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+    assert "doctor" in result.stdout and result.stdout.splitlines()[-1] == "[]"

@@ -43,8 +43,8 @@ def test_each_method_gets_its_row_and_the_same_command_has_nothing_left(
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe(tiny_teacher)))
     command = [BIN / "gkd-scale", "benchmark", path, "--out", "out", "--launchers", ROOT / "launchers"]
-    done = run(command, tmp_path, timeout=900)
-    assert done.code == 0, done.text
+    first = run(command, tmp_path, timeout=900)
+    assert first.code == 0, first.text
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert set(results["rows"]) == set(METHODS)
     for row in results["rows"].values():

@@ -59,17 +59,19 @@ def test_sigterm_to_one_task_of_slurm_stops_all_and_torchrun_goes_on(
             assert time.monotonic() < deadline and ranks[0].poll() is None
             time.sleep(0.01)
         ranks[1].send_signal(signal.SIGTERM)
-        said = [rank.communicate(timeout=100)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=100)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
     last = steps(out)[-1]
-    assert f"stopped after step {last} of {STEPS}" in said[0] and "resume with the same command" in said[0]
+    assert (
+        f"stopped after step {last} of {STEPS}" in outputs[0] and "resume with the same command" in outputs[0]
+    )
     assert (out / f"checkpoints/step-{last:08d}.safetensors").exists() and not (out / "run.json").exists()
     torchrun = [BIN / "torchrun", "--nproc-per-node", 2, "--master-port", free_port()]
-    done = run([*torchrun, script, *flags(tiny_cache, out)], tmp_path)
-    assert done.code == 0, done.text
-    assert f"going on from step {last} of {STEPS}" in done.text
+    result = run([*torchrun, script, *flags(tiny_cache, out)], tmp_path)
+    assert result.code == 0, result.text
+    assert f"going on from step {last} of {STEPS}" in result.text
     assert steps(out) == list(range(1, STEPS + 1))
     assert json.loads((out / "run.json").read_text())["status"] == "complete"

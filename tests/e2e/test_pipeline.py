@@ -19,9 +19,9 @@ STUDENT = ["--student", "vit_tiny_patch16_224", "--student-args", *tiny_args()]
 
 
 def gkd_scale(*arguments: object, cwd: Path) -> str:
-    done = warm.run([BIN / "gkd-scale", *arguments], cwd)
-    assert done.code == 0, done.text
-    return done.text
+    result = warm.run([BIN / "gkd-scale", *arguments], cwd)
+    assert result.code == 0, result.text
+    return result.text
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> P
     steps = ["--steps", 3, "--global-batch", 4, "--ds-config", "zero2.json", *STUDENT]
     for cache, more in (("proxy", []), ("source", ["--student-weights", "run-proxy"])):
         command = deepspeed("stage1.py", "--cache", cache, "--out", f"run-{cache}", *steps, *more)
-        done = (run if cache == "proxy" else warm.run)(command, folder)
-        assert done.code == 0, done.text
+        result = (run if cache == "proxy" else warm.run)(command, folder)
+        assert result.code == 0, result.text
     return folder
 
 
@@ -54,31 +54,31 @@ def test_a_head_on_the_distilled_student_is_evaluated_on_every_domain(
     workspace: Path, head: str, ranks: int
 ) -> None:
     out = f"{head}-head"
-    done = (run if ranks > 1 else warm.run)(  # once through the launcher
+    result = (run if ranks > 1 else warm.run)(  # once through the launcher
         stage2("--backbone", "run-source", *STUDENT, "--head", head, "--out", out, ranks=ranks), workspace
     )
-    assert done.code == 0, done.text
-    trained, frozen = (workspace / name / "backbone.safetensors" for name in (out, "run-source"))
-    assert trained.read_bytes() == frozen.read_bytes()
+    assert result.code == 0, result.text
+    copy, frozen = (workspace / name / "backbone.safetensors" for name in (out, "run-source"))
+    assert copy.read_bytes() == frozen.read_bytes()
     domains = ["--data", "day=embedded:data/source/val", "--data", "night=folder:data/unseen_night"]
     command = deepspeed("evaluate.py", ranks=ranks) if ranks > 1 else [BIN / "gkd-scale", "evaluate"]
-    done = warm.run([*command, out, *domains, "--json", f"{head}.json"], workspace)
-    assert done.code == 0, done.text
-    result = json.loads((workspace / f"{head}.json").read_text())
-    assert list(result) == ["day", "night"]
-    assert result["day"]["images"] == 4
-    assert set(result["night"]["iou"]) == set(
+    result = warm.run([*command, out, *domains, "--json", f"{head}.json"], workspace)
+    assert result.code == 0, result.text
+    scores = json.loads((workspace / f"{head}.json").read_text())
+    assert list(scores) == ["day", "night"]
+    assert scores["day"]["images"] == 4
+    assert set(scores["night"]["iou"]) == set(
         (workspace / "data/unseen_night/classes.txt").read_text().split()
     )
-    present = [value for value in result["day"]["iou"].values() if value is not None]
-    assert result["day"]["miou"] == pytest.approx(sum(present) / len(present))
-    assert 0 <= result["night"]["miou"] <= 100
-    assert "night: 2 images in" in done.text
+    present = [value for value in scores["day"]["iou"].values() if value is not None]
+    assert scores["day"]["miou"] == pytest.approx(sum(present) / len(present))
+    assert 0 <= scores["night"]["miou"] <= 100
+    assert "night: 2 images in" in result.text
 
 
 def test_the_student_without_distillation_trains_end_to_end(workspace: Path) -> None:
-    done = warm.run(stage2("--adapt", "full", *STUDENT, "--out", "scratch"), workspace)
-    assert done.code == 0, done.text
+    result = warm.run(stage2("--adapt", "full", *STUDENT, "--out", "scratch"), workspace)
+    assert result.code == 0, result.text
     assert (workspace / "scratch/backbone.safetensors").is_file()
 
 
@@ -98,19 +98,19 @@ def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_later(workspace: Pat
         "full",
     ]
     command = [str(part) for part in (sys.executable, script, *flags)]
-    limited = subprocess.run(
+    failure = subprocess.run(
         ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *command],
         cwd=workspace,
         env=environment(),
         capture_output=True,
         text=True,
     )
-    assert limited.returncode == 2, limited.stderr
-    assert "no space left" in limited.stderr
-    assert "Traceback" not in limited.stderr
+    assert failure.returncode == 2, failure.stderr
+    assert "no space left" in failure.stderr
+    assert "Traceback" not in failure.stderr
     assert not list((workspace / "full/checkpoints").iterdir())
-    done = warm.run(command, workspace)
-    assert done.code == 0, done.text
+    result = warm.run(command, workspace)
+    assert result.code == 0, result.text
     assert disk_full(OSError(2, "not full"), "x") is None
 
 
@@ -129,6 +129,6 @@ def test_help_is_fast_and_light() -> None:
 
 def test_the_student_of_the_run_is_the_one_that_was_asked_for(workspace: Path) -> None:
     wrong = ["--student", "vit_tiny_patch16_224", "--student-args", f"patch_size={TINY['patch_size']}"]
-    done = warm.run(stage2("--backbone", "run-source", *wrong, "--out", "wrong"), workspace)
-    assert done.code == 2
-    assert done.text.count("error:") == 1
+    result = warm.run(stage2("--backbone", "run-source", *wrong, "--out", "wrong"), workspace)
+    assert result.code == 2
+    assert result.text.count("error:") == 1

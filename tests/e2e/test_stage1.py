@@ -35,17 +35,17 @@ def losses(out: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 steps on one rank without ZeRO, with a checkpoint at 3 and 6."""
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    given = flags(tiny_cache, out, "--steps", 8, "--save-every", 3)
-    done = warm.run(deepspeed("stage1.py", "--ds-config", "zero0.json", *given), out.parent)
-    assert done.code == 0, done.text
+    options = flags(tiny_cache, out, "--steps", 8, "--save-every", 3)
+    result = warm.run(deepspeed("stage1.py", "--ds-config", "zero0.json", *options), out.parent)
+    assert result.code == 0, result.text
     return out
 
 
-def test_a_run_holds_what_the_command_promises(undisturbed: Path) -> None:
-    rows = metrics(undisturbed)
+def test_a_run_holds_what_the_command_promises(reference: Path) -> None:
+    rows = metrics(reference)
     assert [row["step"] for row in rows] == list(range(1, 9))
     for row in rows:
         assert {"loss", "loss_feature", "loss_ladder", "loss_cls", "lr", "images_per_s", "data_wait"} <= set(
@@ -56,31 +56,33 @@ def test_a_run_holds_what_the_command_promises(undisturbed: Path) -> None:
             row["loss_feature"] + row["loss_ladder"] + 0.1 * row["loss_cls"], rel=1e-5
         )
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
-    net.load_state_dict(load_file(undisturbed / "backbone.safetensors"))
-    assert list((undisturbed / "tensorboard").iterdir())
-    assert json.loads((undisturbed / "run.json").read_text())["status"] == "complete"
-    assert "global_batch: 8" in (undisturbed / "config.yaml").read_text()
+    net.load_state_dict(load_file(reference / "backbone.safetensors"))
+    assert list((reference / "tensorboard").iterdir())
+    assert json.loads((reference / "run.json").read_text())["status"] == "complete"
+    assert "global_batch: 8" in (reference / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_zero_on_two_ranks_gives_the_losses_of_one(
-    stage: int, undisturbed: Path, tiny_cache: Path, tmp_path: Path
+    stage: int, reference: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     """Every ZeRO stage on two ranks; then another stage on one rank goes on from its checkpoint."""
     out = tmp_path / "run"
-    given = flags(tiny_cache, out, "--steps", 8, "--save-every", 5)
-    done = warm.run(deepspeed("stage1.py", "--ds-config", f"zero{stage}.json", *given, ranks=2), tmp_path)
-    assert done.code == 0, done.text
-    assert losses(out)[:5] == pytest.approx(losses(undisturbed)[:5], rel=1e-4)
-    assert losses(out) == pytest.approx(losses(undisturbed), rel=1e-4)
-    one, two = (load_file(path / "backbone.safetensors") for path in (out, undisturbed))
+    options = flags(tiny_cache, out, "--steps", 8, "--save-every", 5)
+    result = warm.run(deepspeed("stage1.py", "--ds-config", f"zero{stage}.json", *options, ranks=2), tmp_path)
+    assert result.code == 0, result.text
+    assert losses(out)[:5] == pytest.approx(losses(reference)[:5], rel=1e-4)
+    assert losses(out) == pytest.approx(losses(reference), rel=1e-4)
+    one, two = (load_file(path / "backbone.safetensors") for path in (out, reference))
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
     whole = losses(out)
     (out / "run.json").unlink()
     (out / "checkpoints/step-00000008.safetensors").unlink()
-    done = warm.run(deepspeed("stage1.py", "--ds-config", f"zero{(stage + 2) % 4}.json", *given), tmp_path)
-    assert done.code == 0, done.text
-    assert "going on from step 5 of 8" in done.text
+    result = warm.run(
+        deepspeed("stage1.py", "--ds-config", f"zero{(stage + 2) % 4}.json", *options), tmp_path
+    )
+    assert result.code == 0, result.text
+    assert "going on from step 5 of 8" in result.text
     assert losses(out) == pytest.approx(whole, rel=1e-5)
 
 
@@ -100,8 +102,8 @@ def test_a_killed_rank_and_the_same_command_give_the_same_run(tiny_cache: Path, 
     whole, out = tmp_path / "whole", tmp_path / "killed"
 
     def command(folder: Path) -> list[str]:
-        given = flags(tiny_cache, folder, "--steps", 60, "--save-every", 7)
-        return deepspeed("stage1.py", "--ds-config", "zero2.json", *given, ranks=2)
+        options = flags(tiny_cache, folder, "--steps", 60, "--save-every", 7)
+        return deepspeed("stage1.py", "--ds-config", "zero2.json", *options, ranks=2)
 
     assert warm.run(command(whole), tmp_path).code == 0
     with open(tmp_path / "log", "wb") as log:
@@ -114,35 +116,35 @@ def test_a_killed_rank_and_the_same_command_give_the_same_run(tiny_cache: Path, 
         os.kill(rank_process(out, 1), signal.SIGKILL)
         assert process.wait(60) != 0
     assert not (out / "run.json").exists()
-    done = warm.run(command(out), tmp_path)
-    assert done.code == 0, done.text
-    assert "going on from step" in done.text
+    result = warm.run(command(out), tmp_path)
+    assert result.code == 0, result.text
+    assert "going on from step" in result.text
     assert losses(out) == losses(whole)
     one, two = (load_file(path / "backbone.safetensors") for path in (out, whole))
     assert all(one[name].equal(two[name]) for name in two)
 
 
-def test_the_same_command_on_a_finished_run_says_so(undisturbed: Path, tiny_cache: Path) -> None:
-    before = (undisturbed / "metrics.jsonl").read_bytes()
-    given = flags(tiny_cache, undisturbed, "--steps", 8, "--save-every", 3)
-    done = warm.run(deepspeed("stage1.py", "--ds-config", "zero0.json", *given), undisturbed.parent)
-    assert done.code == 0
-    assert "already complete" in done.text
-    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+def test_the_same_command_on_a_finished_run_says_so(reference: Path, tiny_cache: Path) -> None:
+    before = (reference / "metrics.jsonl").read_bytes()
+    options = flags(tiny_cache, reference, "--steps", 8, "--save-every", 3)
+    result = warm.run(deepspeed("stage1.py", "--ds-config", "zero0.json", *options), reference.parent)
+    assert result.code == 0
+    assert "already complete" in result.text
+    assert (reference / "metrics.jsonl").read_bytes() == before
 
 
 def test_started_alone_the_script_is_a_world_of_one(
-    undisturbed: Path, tiny_cache: Path, tmp_path: Path
+    reference: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     script = ROOT / "launchers/stage1.py"
-    given = flags(tiny_cache, tmp_path / "run", "--steps", 8, "--ds-config", "zero1.json")
-    done = run([sys.executable, script, *given], tmp_path)
-    assert done.code == 0, done.text
-    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-4)
+    options = flags(tiny_cache, tmp_path / "run", "--steps", 8, "--ds-config", "zero1.json")
+    result = run([sys.executable, script, *options], tmp_path)
+    assert result.code == 0, result.text
+    assert losses(tmp_path / "run") == pytest.approx(losses(reference), rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (["--global-batch", 7], "a global batch of 7"),
         (["--student", "vit_tinny_patch16_224"], "did you mean"),
@@ -153,22 +155,22 @@ def test_started_alone_the_script_is_a_world_of_one(
     ],
 )
 def test_mistakes_exit_2_with_one_clear_error(
-    change: list[object], said: str, tiny_cache: Path, tmp_path: Path
+    change: list[object], message: str, tiny_cache: Path, tmp_path: Path
 ) -> None:
     """The script alone, as each rank of the launcher runs it, in a world that divides nothing odd."""
     ranks = ["--ds-config", str(tmp_path / "two.json")]
     (tmp_path / "two.json").write_text('{"train_micro_batch_size_per_gpu": 2}')
     script = ROOT / "launchers/stage1.py"
-    given = flags(tiny_cache, tmp_path / "run", "--steps", 2, *ranks, *change)
-    done = warm.run([sys.executable, script, *given], tmp_path)
-    assert done.code == 2, done.text
-    assert said in done.text
-    assert "Traceback" not in done.text
-    assert done.text.count("error:") == 1
+    options = flags(tiny_cache, tmp_path / "run", "--steps", 2, *ranks, *change)
+    result = warm.run([sys.executable, script, *options], tmp_path)
+    assert result.code == 2, result.text
+    assert message in result.text
+    assert "Traceback" not in result.text
+    assert result.text.count("error:") == 1
 
 
 def test_the_launcher_passes_the_exit_code_on(tiny_cache: Path, tmp_path: Path) -> None:
-    given = flags(tiny_cache, tmp_path / "run", "--steps", 2, "--global-batch", 7)
-    done = run(deepspeed("stage1.py", "--ds-config", "zero2.json", *given, ranks=2), tmp_path)
-    assert done.code == 2
-    assert done.text.count("error:") == 1
+    options = flags(tiny_cache, tmp_path / "run", "--steps", 2, "--global-batch", 7)
+    result = run(deepspeed("stage1.py", "--ds-config", "zero2.json", *options, ranks=2), tmp_path)
+    assert result.code == 2
+    assert result.text.count("error:") == 1

@@ -41,9 +41,9 @@ def test_a_killed_run_on_two_weighted_sources_goes_on_to_the_same_head(tmp_path:
         return deepspeed("stage2.py", "--ds-config", "zero2.json", *data, *few, *student, *steps, *size)
 
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    done = warm.run(command(whole), tmp_path)
-    assert done.code == 0, done.text
-    assert "12 images to train on" in done.text, "half of the 24"
+    result = warm.run(command(whole), tmp_path)
+    assert result.code == 0, result.text
+    assert "12 images to train on" in result.text, "half of the 24"
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
             command(out), cwd=tmp_path, env=environment(), stdout=log, stderr=log, start_new_session=True
@@ -56,9 +56,9 @@ def test_a_killed_run_on_two_weighted_sources_goes_on_to_the_same_head(tmp_path:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
     assert not (out / "run.json").exists()
-    done = warm.run(command(out), tmp_path)
-    assert done.code == 0, done.text
-    assert "going on from step" in done.text
+    result = warm.run(command(out), tmp_path)
+    assert result.code == 0, result.text
+    assert "going on from step" in result.text
     for name in ("head.safetensors", "backbone.safetensors"):
         first, second = (load_file(folder / name) for folder in (whole, out))
         assert all(first[key].equal(second[key]) for key in first), name

@@ -48,9 +48,9 @@ def test_what_is_saved_is_restored(tmp_path: Path) -> None:
     checkpoint.load(tmp_path, 3, other, None, {"seed": 0})
     for name, value in same.module.state_dict().items():
         assert torch.equal(other.module.state_dict()[name], value)
-    for mine, restored in zip(same.module.parameters(), other.module.parameters(), strict=True):
+    for mine, theirs in zip(same.module.parameters(), other.module.parameters(), strict=True):
         for key in ("exp_avg", "exp_avg_sq", "step"):
-            assert torch.equal(same.optimizer.state[mine][key], other.optimizer.state[restored][key])
+            assert torch.equal(same.optimizer.state[mine][key], other.optimizer.state[theirs][key])
 
 
 def test_a_pass_goes_on_from_the_newest_step_that_all_have(tmp_path: Path) -> None:
@@ -65,11 +65,11 @@ def test_a_pass_goes_on_from_the_newest_step_that_all_have(tmp_path: Path) -> No
 
 def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    torn = tmp_path / "step-00000010.safetensors.part"
-    torn.write_bytes(checkpoint.path(tmp_path, 5).read_bytes()[:100])
+    part = tmp_path / "step-00000010.safetensors.part"
+    part.write_bytes(checkpoint.path(tmp_path, 5).read_bytes()[:100])
     assert checkpoint.newest([tmp_path]) == 5
     checkpoint.remove_torn([tmp_path])
-    assert not torn.exists()
+    assert not part.exists()
     checkpoint.load(tmp_path, 5, engine(1), None, {"seed": 0})
 
 

@@ -23,10 +23,10 @@ STAGE1 = {"epochs", "grad_checkpointing", "mirror", "mirror_gb", "on_corrupt", "
 
 @pytest.mark.parametrize(("cls", "volatile"), [(Stage1Config, RUN | STAGE1), (Stage2Config, RUN)])
 def test_the_options_that_may_change(cls: Any, volatile: set[str]) -> None:
-    whole, kept = config.to_dict(cls()), run.identity(cls())
-    assert whole.keys() - kept.keys() == volatile
-    assert kept["seed"] == 0 and kept["student"] == whole["student"]
-    assert {"name": "adamw", **kept["optim"]} == whole["optim"], "runs of before have no name there"
+    whole, identity = config.to_dict(cls()), run.identity(cls())
+    assert whole.keys() - identity.keys() == volatile
+    assert identity["seed"] == 0 and identity["student"] == whole["student"]
+    assert {"name": "adamw", **identity["optim"]} == whole["optim"], "runs of before have no name there"
 
 
 def test_a_run_goes_on_with_other_volatile_options_alone(tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_no_logger_beside_another(cls: Any) -> None:
 def test_a_config_of_before_the_sections_is_read_and_written_alike(name: str, cls: Any) -> None:
     """``begun/*.yaml`` are as version 0.1 wrote them beside a run that may have to go on."""
     file = Path(__file__).parent / "begun" / f"{name}.yaml"
-    written = config.read_yaml(file)
-    made = config.build(cls, written, str(file))
-    now = config.to_dict(made)
-    assert config.merge(now, written) == now, "options that came later have their defaults"
-    assert config.parse(cls, ["--config", str(file)], prog=name, description="") == made
+    values = config.read_yaml(file)
+    cfg = config.build(cls, values, str(file))
+    now = config.to_dict(cfg)
+    assert config.merge(now, values) == now, "options that came later have their defaults"
+    assert config.parse(cls, ["--config", str(file)], prog=name, description="") == cfg

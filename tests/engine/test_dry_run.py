@@ -47,8 +47,8 @@ def train(runtime: Runtime, cache: Path, out: Path, **changes: Any) -> None:
 
 
 def files_below(folder: Path) -> dict[str, tuple[bytes, int]]:
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
 def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(
@@ -56,7 +56,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(
 ) -> None:
     out = tmp_path / "below" / "run"
     train(runtime, tiny_cache, out, dry_run=True, ledger=True, ds_config="zero0.json")
-    said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    output = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
     assert not (tmp_path / "below").exists()
     for fact in (
         "1 rank",
@@ -65,8 +65,8 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(
         "memory a GPU",
         "a rank and step",
     ):
-        assert fact in said
-    assert "6; 2.00 epochs of 12 images" in re.sub(r"[│ ]+", " ", said)
+        assert fact in output
+    assert "6; 2.00 epochs of 12 images" in re.sub(r"[│ ]+", " ", output)
 
 
 def test_a_run_that_was_begun_is_compared_and_left_as_it_is(
@@ -78,8 +78,8 @@ def test_a_run_that_was_begun_is_compared_and_left_as_it_is(
     checkpoint_path(out / "checkpoints", 6).unlink()
     before = files_below(out)
     train(runtime, tiny_cache, out, dry_run=True)
-    said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-    assert "6, 2 left after the checkpoint of step 4" in said
+    output = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "6, 2 left after the checkpoint of step 4" in output
     with pytest.raises(RunError, match=r"ema: 0.99996 then, 0.5 now"):
         train(runtime, tiny_cache, out, dry_run=True, ema=0.5)
     with claimed(out), pytest.raises(RunError, match="another process is writing"):
@@ -97,9 +97,9 @@ def test_what_a_run_refuses_a_dry_run_refuses_by_the_same_error(
     for changes in ({"out": tmp_path / "file"}, {"student": "vit_tni"}, {"teacher": "another"}, {"views": 3}):
         errors: list[str] = []
         for dry in (True, False):
-            with pytest.raises(GkdError) as raised:
+            with pytest.raises(GkdError) as error:
                 train(runtime, tiny_cache, **{"out": tmp_path / "run", **changes, "dry_run": dry})  # type: ignore[arg-type]
-            errors.append(str(raised.value))
+            errors.append(str(error.value))
         assert errors[0] == errors[1]
     assert not (tmp_path / "run").exists()
 
@@ -122,12 +122,12 @@ def test_stage_1_for_512_ranks_on_one(tiny_cache: Path, tmp_path: Path) -> None:
         *(sys.executable, ROOT / "launchers/stage1.py", "--dry-run", "--cache", tiny_cache, "--out", "run"),
         *("--student", "vit_tiny_patch16_224", "--student-args", *tiny_args(), "--ds-config", "fp16.json"),
     ]
-    done = warm.run([*command, "--world", 512, "--global-batch", 1024], tmp_path)
-    said = re.sub(r"[│\s]+", " ", done.text)
-    assert done.code == 0, done.text
-    assert "512 ranks, of which rank 0 is measured here" in said
-    assert "1024 images: micro batch 2, accumulation 1, ZeRO 3, float16" in said
-    assert "on a node of 8" in said and "Traceback" not in said
+    result = warm.run([*command, "--world", 512, "--global-batch", 1024], tmp_path)
+    output = re.sub(r"[│\s]+", " ", result.text)
+    assert result.code == 0, result.text
+    assert "512 ranks, of which rank 0 is measured here" in output
+    assert "1024 images: micro batch 2, accumulation 1, ZeRO 3, float16" in output
+    assert "on a node of 8" in output and "Traceback" not in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fp16.json"]
 
 
@@ -141,8 +141,10 @@ def test_stage_2_for_64_ranks_on_one(tmp_path: Path) -> None:
         *("--student", "vit_tiny_patch16_224", "--student-args", *tiny_args(), "img_size=[48, 64]"),
         *("--method", "none", "--image-size", "48x64", "--head", "linear", "--out", "run"),
     ]
-    done = warm.run(command, tmp_path)
-    said = re.sub(r"[│\s]+", " ", done.text)
-    assert done.code == 0, done.text
-    assert "64 ranks" in said and "256 images: micro batch 4" in said and "read from the cache" not in said
+    result = warm.run(command, tmp_path)
+    output = re.sub(r"[│\s]+", " ", result.text)
+    assert result.code == 0, result.text
+    assert (
+        "64 ranks" in output and "256 images: micro batch 4" in output and "read from the cache" not in output
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

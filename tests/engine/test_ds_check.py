@@ -32,20 +32,20 @@ def test_every_key_that_deepspeed_has_is_known_here() -> None:
     from deepspeed.runtime import config, constants
 
     source = inspect.getsource(config)
-    named = set(re.findall(r"param_dict(?:\.get)?[\[(]['\"](\w+)['\"]", source))
-    named |= {
+    names = set(re.findall(r"param_dict(?:\.get)?[\[(]['\"](\w+)['\"]", source))
+    names |= {
         getattr(constants, name)
         for name in re.findall(r"param_dict, ([A-Z_]+),", source)
         if isinstance(getattr(constants, name, None), str)
     }
-    known = {*ds_check._rules(), *ds_check._REFUSED, *ds_check._OURS, *ds_check._WITHOUT_EFFECT}
-    assert {"gradient_clipping", "hybrid_engine", "compile"} <= named
-    assert named <= known, sorted(named - known)
-    assert set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS) <= known
+    ours = {*ds_check._rules(), *ds_check._REFUSED, *ds_check._OURS, *ds_check._WITHOUT_EFFECT}
+    assert {"gradient_clipping", "hybrid_engine", "compile"} <= names
+    assert names <= ours, sorted(names - ours)
+    assert set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS) <= ours
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ({"bf16": {"enabled": True}, **ZERO2}, "ZeRO 2, bfloat16, not clipped"),
         ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "float32 under autocast to bfloat16"),
@@ -53,8 +53,8 @@ def test_every_key_that_deepspeed_has_is_known_here() -> None:
         ({"train_batch_size": "auto", **ZERO2}, "micro batch 8, accumulation 1"),
     ],
 )
-def test_the_start_line_says_precision_and_clipping(tmp_path: Path, value: Any, said: str) -> None:
-    assert said in resolve(tmp_path, value).summary()
+def test_the_start_line_says_precision_and_clipping(tmp_path: Path, value: Any, message: str) -> None:
+    assert message in resolve(tmp_path, value).summary()
 
 
 def test_fp16_is_for_gpus(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_is_auto_is_filled_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("zero", "said"),
+    ("zero", "message"),
     [
         ({"stage": "auto"}, "'zero_optimization.stage'"),
         (
@@ -92,10 +92,10 @@ def test_what_is_auto_is_filled_and_said(tmp_path: Path) -> None:
         ({"stage": 3, "zero_quantized_gradients": True}, "GPU"),
     ],
 )
-def test_zero_is_checked_key_by_key(tmp_path: Path, zero: Any, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_zero_is_checked_key_by_key(tmp_path: Path, zero: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
         resolve(tmp_path, {"zero_optimization": zero})
-    assert said in str(caught.value) and "\n" not in caught.value.message
+    assert message in str(error.value) and "\n" not in error.value.message
 
 
 def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
 
 
 def test_deepspeeds_own_refusal_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="DeepSpeed refuses it") as caught:
+    with pytest.raises(ConfigError, match="DeepSpeed refuses it") as error:
         ds_check.built(
             tmp_path / "x.json", {"train_micro_batch_size_per_gpu": 1, "communication_data_type": "x"}
         )
-    assert "\n" not in caught.value.message
+    assert "\n" not in error.value.message

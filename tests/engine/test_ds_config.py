@@ -16,12 +16,12 @@ from gkd_scale.engine.ds_config import ACCUMULATION, MICRO
 from gkd_scale.errors import ConfigError
 from tests.conftest import ROOT
 
-BUNDLED = ROOT / "launchers"
+LAUNCHERS = ROOT / "launchers"
 CPU = torch.device("cpu")
 
 
 def resolve(name: str, *, batch: int | None = None, world: int = 1, device: torch.device = CPU) -> Any:
-    return ds_config.resolve(name, BUNDLED, global_batch=batch, world=world, device=device, default=32)
+    return ds_config.resolve(name, LAUNCHERS, global_batch=batch, world=world, device=device, default=32)
 
 
 def write(tmp_path: Path, value: Any) -> str:
@@ -32,12 +32,12 @@ def write(tmp_path: Path, value: Any) -> str:
 
 def test_a_file_here_comes_before_the_bundled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resolve("zero2.json").path == BUNDLED / "zero2.json"
+    assert resolve("zero2.json").path == LAUNCHERS / "zero2.json"
     Path("zero2.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
     assert resolve("zero2.json").stage == 1
 
 
-@pytest.mark.parametrize("path", sorted(BUNDLED.glob("zero*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(LAUNCHERS.glob("zero*.json")), ids=lambda path: path.name)
 def test_bundled_configs_are_accepted(path: Path) -> None:
     plan = resolve(path.name, batch=16, world=2)
     assert plan.stage == int(path.name[4])
@@ -61,7 +61,7 @@ def test_the_json_decides_where_nobody_else_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "batch", "world", "said"),
+    ("value", "batch", "world", "message"),
     [
         ("{not json", None, 1, "is not JSON"),
         ([], None, 1, "not an object"),
@@ -79,12 +79,12 @@ def test_the_json_decides_where_nobody_else_does(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_name_the_file_and_the_value(
-    tmp_path: Path, value: Any, batch: int | None, world: int, said: str
+    tmp_path: Path, value: Any, batch: int | None, world: int, message: str
 ) -> None:
     name = write(tmp_path, value)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         resolve(name, batch=batch, world=world)
-    assert said in str(caught.value)
+    assert message in str(error.value)
 
 
 def test_an_unknown_name_lists_what_is_bundled() -> None:

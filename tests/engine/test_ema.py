@@ -35,10 +35,10 @@ def test_frozen_parameters_are_left_out_and_load_restores() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     net[0].requires_grad_(False)
     ema = Ema(net, 0.9)
-    kept = {name: value.clone() for name, value in ema.full().items()}
-    assert set(kept) == {"1.weight", "1.bias"}
+    average = {name: value.clone() for name, value in ema.full().items()}
+    assert set(average) == {"1.weight", "1.bias"}
     with torch.no_grad():
         net[1].weight.add_(1)
     ema.update(1)
-    ema.load(kept)
-    assert all(torch.equal(ema.full()[name], value) for name, value in kept.items())
+    ema.load(average)
+    assert all(torch.equal(ema.full()[name], value) for name, value in average.items())

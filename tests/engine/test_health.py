@@ -36,9 +36,9 @@ def test_a_run_without_tokens_is_never_dead() -> None:
 
 def test_waiting_for_data_is_told_once_with_its_cause() -> None:
     waits = DataWaitMonitor(lambda: "the disk")
-    said = [waits.step(waited=0.6, seconds=1.0) for _ in range(3 * WINDOW)]
-    assert said[WINDOW - 1] == f"60% of the last {WINDOW} steps went into waiting for data: the disk"
-    assert [line for line in said if line] == [said[WINDOW - 1]]
+    lines = [waits.step(waited=0.6, seconds=1.0) for _ in range(3 * WINDOW)]
+    assert lines[WINDOW - 1] == f"60% of the last {WINDOW} steps went into waiting for data: the disk"
+    assert [line for line in lines if line] == [lines[WINDOW - 1]]
 
 
 def test_half_the_time_is_not_too_much() -> None:

@@ -39,13 +39,13 @@ leave(main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examp
 """
 
 
-@pytest.mark.parametrize("broken", [0, 1])
-def test_a_ranks_own_error_is_one_line_and_so_is_what_the_others_say(broken: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_ranks_own_error_is_one_line_and_so_is_what_the_others_say(culprit: int, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     port = free_port()
     ranks = [
         subprocess.Popen(
-            [sys.executable, tmp_path / "script.py", str(broken)],
+            [sys.executable, tmp_path / "script.py", str(culprit)],
             env=environment() | rank_environment(rank, 2, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -53,13 +53,13 @@ def test_a_ranks_own_error_is_one_line_and_so_is_what_the_others_say(broken: int
         )
         for rank in (0, 1)
     ]
-    said = [rank.communicate(timeout=200)[0] for rank in ranks]
-    other = 1 - broken
-    assert (ranks[broken].returncode, ranks[other].returncode) == (2, 1), said
-    who = f"rank {broken}: " if broken else ""
-    assert f"error: {who}7.png is broken" in said[broken]
-    assert f"rank {other} lost the others" in said[other]
-    assert not any("Traceback" in text for text in said), said
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    other = 1 - culprit
+    assert (ranks[culprit].returncode, ranks[other].returncode) == (2, 1), outputs
+    who = f"rank {culprit}: " if culprit else ""
+    assert f"error: {who}7.png is broken" in outputs[culprit]
+    assert f"rank {other} lost the others" in outputs[other]
+    assert not any("Traceback" in text for text in outputs), outputs
 
 
 def test_errors_of_our_own_are_no_lost_peers() -> None:
@@ -77,9 +77,9 @@ def test_only_a_rank_that_is_done_leaves_the_group(
     error: GkdError | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an error the others may sit in a collective, and to leave the group would wait for them."""
-    left: list[Runtime] = []
+    runtimes: list[Runtime] = []
     monkeypatch.setattr(Runtime, "start", lambda *_: Runtime(0, 1, torch.device("cpu")))
-    monkeypatch.setattr(Runtime, "stop", lambda self: left.append(self))
+    monkeypatch.setattr(Runtime, "stop", lambda self: runtimes.append(self))
     for name in ("_quiet", "keep_freed"):  # this process goes on with other tests
         monkeypatch.setattr(launch, name, lambda: None)
     monkeypatch.setattr(gc, "freeze", lambda: None)
@@ -90,7 +90,7 @@ def test_only_a_rank_that_is_done_leaves_the_group(
             raise error
 
     status = launch.main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examples="")
-    assert (status, len(left)) == ((2, 0) if error else (0, 1))
+    assert (status, len(runtimes)) == ((2, 0) if error else (0, 1))
 
 
 @pytest.mark.parametrize(("on_rank", "who"), [(None, 0), (0, 0), (1, 1)])

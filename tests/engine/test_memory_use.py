@@ -35,9 +35,9 @@ def use(module: nn.Module, x: Tensor) -> MemoryUse:
 @pytest.mark.parametrize("size", [1 << 18, 1 << 20])
 def test_what_autograd_keeps_is_counted_by_the_byte(size: int) -> None:
     """The input of each square is kept; the first is the product, and that needs x, which is held anyway."""
-    found = use(Powers(5), torch.ones(size))
-    assert found.working - 5 * 4 * size in range(-100, 1000)
-    assert found.resting >= 4 * size
+    memory = use(Powers(5), torch.ones(size))
+    assert memory.working - 5 * 4 * size in range(-100, 1000)
+    assert memory.resting >= 4 * size
 
 
 def test_a_tensor_that_many_operations_keep_counts_once() -> None:
@@ -47,8 +47,8 @@ def test_a_tensor_that_many_operations_keep_counts_once() -> None:
             self.scale = nn.Parameter(torch.ones(1))
 
         def forward(self, x: Tensor) -> Tensor:
-            kept = x * self.scale
-            return sum((kept**power).sum() for power in (2, 3, 4, 5))  # type: ignore[return-value]
+            product = x * self.scale
+            return sum((product**power).sum() for power in (2, 3, 4, 5))  # type: ignore[return-value]
 
     size = 1 << 20
     assert use(Same(), torch.ones(size)).working - 4 * size in range(-100, 1000)
@@ -66,6 +66,6 @@ def test_parameters_are_no_activations_and_gradients_count() -> None:
     linear.weight.grad = None
     assert memory_use(step, [linear], CPU).working < 100_000, "one look, before the first gradient"
     step()
-    held = memory_use(lambda: None, [linear], CPU).resting
+    before = memory_use(lambda: None, [linear], CPU).resting
     linear.weight.grad = None
-    assert held - memory_use(lambda: None, [linear], CPU).resting == 4 * 1024**2
+    assert before - memory_use(lambda: None, [linear], CPU).resting == 4 * 1024**2

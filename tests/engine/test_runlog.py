@@ -13,9 +13,9 @@ def steps(out: Path) -> list[int]:
     return [row["step"] for row in runlog.read(out / "metrics.jsonl")]
 
 
-def write(out: Path, start: int, *taken: int, loss: float = 1.0) -> None:
+def write(out: Path, start: int, *numbers: int, loss: float = 1.0) -> None:
     with runlog.RunLog([Tracked("test", out)], start, 9) as log:
-        for step in taken:
+        for step in numbers:
             log.step(step, [{"loss": loss / step, "lr": 0.1}])
 
 

@@ -32,7 +32,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
     train(runtime, config(tiny_cache, plain))
     write, go_on, log = checkpoint.write, threading.Event(), list[str]()
 
-    def held(folder: Path, snapshot: checkpoint.Snapshot) -> None:
+    def hold(folder: Path, snapshot: checkpoint.Snapshot) -> None:
         log.append(f"begin {snapshot.step}")
         assert go_on.wait(60)
         write(folder, snapshot)
@@ -45,7 +45,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
             go_on.set()
         return {}
 
-    monkeypatch.setattr(checkpoint, "write", held)
+    monkeypatch.setattr(checkpoint, "write", hold)
     train(runtime, config(tiny_cache, slow), Hook(1, look))
     assert log.index("begin 2") < log.index("step 3") < log.index("end 2") < log.index("begin 4")
     assert log.index("end 4") < log.index("begin 6") < log.index("end 6")
@@ -58,17 +58,17 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(
     """The one before stays, and the same command goes on from it to the same bytes."""
     plain, full = tmp_path / "plain", tmp_path / "full"
     train(runtime, config(tiny_cache, plain))
-    write, failed = checkpoint.write, threading.Event()
+    write, failure = checkpoint.write, threading.Event()
 
     def refuse(folder: Path, snapshot: checkpoint.Snapshot) -> None:
         if snapshot.step == 4:
-            failed.set()
+            failure.set()
             raise OSError(28, "No space left on device")
         write(folder, snapshot)
 
     def look(step: int, _module: Any) -> dict[str, float]:
         if step == 5:
-            assert failed.wait(60)
+            assert failure.wait(60)
         return {}
 
     with monkeypatch.context() as patch:
@@ -83,7 +83,7 @@ def test_an_error_of_the_training_leaves_a_whole_checkpoint(
 ) -> None:
     write, late = checkpoint.write, threading.Event()
 
-    def held(folder: Path, snapshot: checkpoint.Snapshot) -> None:
+    def hold(folder: Path, snapshot: checkpoint.Snapshot) -> None:
         late.wait(0.5)
         write(folder, snapshot)
 
@@ -92,7 +92,7 @@ def test_an_error_of_the_training_leaves_a_whole_checkpoint(
             raise ArithmeticError
         return {}
 
-    monkeypatch.setattr(checkpoint, "write", held)
+    monkeypatch.setattr(checkpoint, "write", hold)
     with pytest.raises(ArithmeticError):
         train(runtime, config(tiny_cache, tmp_path), Hook(1, fail))
     assert checkpoint.steps(tmp_path / "checkpoints") == [2]

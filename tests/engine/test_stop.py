@@ -13,32 +13,32 @@ from gkd_scale.engine import stop
 @pytest.mark.parametrize("number", stop.SIGNALS)
 def test_a_signal_is_a_request_while_the_block_lasts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with stop.requests() as asked:
-        assert not asked()
+    with stop.requests() as request:
+        assert not request()
         signal.raise_signal(number)
-        assert asked()
+        assert request()
     assert signal.getsignal(number) is before
 
 
 def test_sigterm_again_changes_nothing_and_ctrl_c_again_stops_at_once() -> None:
-    with stop.requests() as asked:
+    with stop.requests() as request:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        assert asked()
+        assert request()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
 def test_another_thread_leaves_signals_alone() -> None:
-    found: list[object] = []
+    values: list[object] = []
 
     def look() -> None:
-        with stop.requests() as asked:
-            found.extend([asked(), signal.getsignal(signal.SIGTERM)])
+        with stop.requests() as request:
+            values.extend([request(), signal.getsignal(signal.SIGTERM)])
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    assert found == [False, before]
+    assert values == [False, before]

@@ -46,14 +46,14 @@ STOP = "signal.raise_signal(signal.SIGSTOP)"
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("who", "late", "said"),
+    ("who", "late", "message"),
     [
         (1, "time.sleep(300)", "rank 1 is late, reading data for step 3; the others are computing in step 3"),
         (1, STOP, "rank 1 does not answer; the others are computing in step 3"),
         (0, STOP, "rank 0 does not answer; rank 1 is computing in step 3"),
     ],
 )
-def test_a_late_rank_is_named_with_its_step(who: int, late: str, said: str, tmp_path: Path) -> None:
+def test_a_late_rank_is_named_with_its_step(who: int, late: str, message: str, tmp_path: Path) -> None:
     """What takes longer than the limit between steps ends nothing."""
     (tmp_path / "script.py").write_text(SCRIPT.replace("WHO", str(who)).replace("LATE", late))
     ranks = warm.start([str(tmp_path / "script.py")], tmp_path, tmp_path / "log", 2)
@@ -66,30 +66,30 @@ def test_a_late_rank_is_named_with_its_step(who: int, late: str, said: str, tmp_
             process.kill()
             process.join()
     text = " ".join((tmp_path / "log").read_text().split())
-    assert f"error: no step for 0.1 minutes: {said}" in text
+    assert f"error: no step for 0.1 minutes: {message}" in text
     assert text.count("no step for") == 1 and "Traceback" not in text
     assert pickle.loads((tmp_path / "run/flight-recorder" / f"rank_{1 - who}").read_bytes())["entries"]
 
 
 def test_the_loop_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[object] = []
+    events: list[object] = []
 
-    class Listening(Watchdog):
+    class Listener(Watchdog):
         def at(self, step: int, doing: str) -> None:
-            said.append((step, doing))
+            events.append((step, doing))
 
         def rest(self) -> None:
-            said.append("rest")
+            events.append("rest")
 
     class Toy(nn.Linear):
         def forward(self, batch: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
             return {"loss": super().forward(batch).square().mean()}
 
     def hook(_step: int, _module: nn.Module) -> dict[str, float]:
-        said.append("hook")
+        events.append("hook")
         return {}
 
-    monkeypatch.setattr(loop, "Watchdog", Listening)
+    monkeypatch.setattr(loop, "Watchdog", Listener)
     job = loop.Job("toy", Toy(4, 4), lambda _: 1e-3, tmp_path, hooks=[loop.Hook(2, hook)])
     with world_of_one() as runtime:
         plan = ds_config.resolve(
@@ -98,7 +98,7 @@ def test_the_loop_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         batches = lambda start, stop: (torch.ones(2, 4) for _ in range(start, stop))  # noqa: E731
         loop.fit([job], loop.TrainingPlan(batches, 2, RunConfig(log=["none"])), runtime, plan)
     step = [[(number, READING), (number, COMPUTING), "rest"] for number in (1, 2)]
-    assert said == [*step[0], *step[1], "hook"]
+    assert events == [*step[0], *step[1], "hook"]
 
 
 def test_ranks_that_are_equally_far_are_not_called_late() -> None:

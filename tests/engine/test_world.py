@@ -42,13 +42,13 @@ def test_any_environment_is_a_place_or_one_error(environment: dict[str, str]) ->
 def test_launchers_are_believed(rank_world: tuple[int, int]) -> None:
     rank, size = rank_world
     local = rank % 8
-    asked = Place(rank, size, local, "node-1", 29500)
-    found = place(asked.variables() | {"LOCAL_WORLD_SIZE": "8"} if size > 8 else asked.variables())
-    assert (found.rank, found.world, found.local) == (rank, size, local)
+    spot = Place(rank, size, local, "node-1", 29500)
+    result = place(spot.variables() | {"LOCAL_WORLD_SIZE": "8"} if size > 8 else spot.variables())
+    assert (result.rank, result.world, result.local) == (rank, size, local)
     task = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(local), "SLURM_STEP_NUM_TASKS": str(size)}
-    found = place({**task, "SLURM_NTASKS": "999", "SLURM_JOB_ID": "41234", "SLURM_STEP_ID": "2"})
+    result = place({**task, "SLURM_NTASKS": "999", "SLURM_JOB_ID": "41234", "SLURM_STEP_ID": "2"})
     if size > 1:
-        assert (found.rank, found.world, found.local, found.port) == (rank, size, local, 21236)
+        assert (result.rank, result.world, result.local, result.port) == (rank, size, local, 21236)
 
 
 def test_only_a_step_of_slurm_is_a_world() -> None:
@@ -94,7 +94,7 @@ class Ranks:
         return self.ends
 
 
-def failed(ends: dict[str, Any]) -> dict[str, str]:
+def failures(ends: dict[str, Any]) -> dict[str, str]:
     return {name: end.message for name, end in ends.items() if isinstance(end, GkdError)}
 
 
@@ -102,7 +102,7 @@ def test_all_come_in_any_order() -> None:
     ranks = Ranks()
     for rank in (2, 0, 1):
         ranks.start(str(rank), rank, 3)
-    assert failed(ranks.end()) == {} and ranks.said == []
+    assert failures(ranks.end()) == {} and ranks.said == []
 
 
 def test_the_first_that_is_there_says_who_is_missing_and_all_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_the_first_that_is_there_says_who_is_missing_and_all_give_up(monkeypatch
     ranks = Ranks()
     for rank in (0, 2):
         ranks.start(str(rank), rank, 4, wait=1.0)
-    ends = failed(ranks.end())
+    ends = failures(ranks.end())
     assert len(ranks.said) == 1 and "ranks 1, 3 of 4 are missing" in ranks.said[0]
     assert all("ranks 1, 3 of 4 are missing" in text or "rank 0 left" in text for text in ends.values())
     assert set(ends) == {"0", "2"}
@@ -123,9 +123,9 @@ def test_two_launches_on_one_port_do_not_mix() -> None:
     for rank in (0, 1):
         ranks.start(f"first {rank}", rank, 2)
     first = ranks.end()
-    assert failed(first) == {}
+    assert failures(first) == {}
     ranks.start("second 1", 1, 2)
     ranks.start("third 2", 2, 3, wait=2.0)
-    ends = failed(ranks.end())
+    ends = failures(ranks.end())
     assert "rank 1 of 2 is there twice" in ends["second 1"]
     assert "rank 2 has WORLD_SIZE=3, rank 0" in ends["third 2"]

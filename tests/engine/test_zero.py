@@ -55,18 +55,18 @@ def training(runtime: Runtime, tmp_path: Any, setup: str, steps: int = 2, averag
     }
     json |= {"zero_force_ds_cpu_optimizer": False, **SETUPS[setup]}
     plan = DeepSpeedPlan(ROOT, json, 4, 1, 4)
-    made = Training(Job("net", Net(), lambda _: 0.01, tmp_path, ema=average), runtime, plan)
+    run = Training(Job("net", Net(), lambda _: 0.01, tmp_path, ema=average), runtime, plan)
     for step in range(steps):
-        made.begin(step)
-        made.micro_step(torch.randn(4, 7), step, gradient_norm=False)
-        made.end(step + 1)
-    return made
+        run.begin(step)
+        run.micro_step(torch.randn(4, 7), step, gradient_norm=False)
+        run.end(step + 1)
+    return run
 
 
 def test_the_version_is_one_that_was_read() -> None:
-    installed, read = metadata.version("deepspeed"), ",".join(zero.READ)
-    assert installed in SpecifierSet(read), (
-        f"DeepSpeed {installed} is installed and gkd_scale/engine/zero.py was written against {read}: read "
+    version, versions = metadata.version("deepspeed"), ",".join(zero.READ)
+    assert version in SpecifierSet(versions), (
+        f"DeepSpeed {version} is installed and gkd_scale/engine/zero.py was written against {versions}: read "
         "deepspeed/utils/tensor_fragment.py, runtime/bf16_optimizer.py and stage_1_and_2.py, stage3.py and "
         "partition_parameters.py in runtime/zero again, see that the other tests here pass, then widen READ"
     )
@@ -123,21 +123,21 @@ def test_what_is_restored_is_what_is_read(setup: str, runtime: Runtime, tmp_path
     engine = training(runtime, tmp_path, setup, steps=0).engine
     zero.prepare(engine, 5)
     names = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
-    put = {}
+    values = {}
     with torch.no_grad():
         for name, parameter in names.items():
             shape = zero.full_shape(parameter)
-            put[name] = [torch.rand(shape) for _ in range(3)]
+            values[name] = [torch.rand(shape) for _ in range(3)]
             zero.restore(
-                engine, parameter, put[name][0], dict(zip(zero.MOMENTS, put[name][1:], strict=True)), 5
+                engine, parameter, values[name][0], dict(zip(zero.MOMENTS, values[name][1:], strict=True)), 5
             )
     zero.link(engine)
     for name, parameter in names.items():
         back = [zero.master(parameter), *(zero.moment(engine, parameter, key) for key in zero.MOMENTS)]
-        assert all(torch.equal(a, b) for a, b in zip(put[name], back, strict=True)), name
-        lowered = put[name][0].to(zero.local(parameter).dtype)
-        assert torch.equal(zero.gather(parameter, zero.local(parameter)), lowered)
-        assert torch.equal(zero.full_state(engine.module)[name], put[name][0])
+        assert all(torch.equal(a, b) for a, b in zip(values[name], back, strict=True)), name
+        low = values[name][0].to(zero.local(parameter).dtype)
+        assert torch.equal(zero.gather(parameter, zero.local(parameter)), low)
+        assert torch.equal(zero.full_state(engine.module)[name], values[name][0])
     assert zero.optimizer_step(engine) == 5
 
 
@@ -154,10 +154,13 @@ def test_moments_after_steps_are_adams(setup: str, runtime: Runtime, tmp_path: A
         engine.module.named_parameters(), alone.module.parameters(), strict=True
     ):
         if parameter.requires_grad:
-            wanted = alone.optimizer.state[other]
+            expected = alone.optimizer.state[other]
             for key in zero.MOMENTS:
-                found = zero.moment(engine, parameter, key)
-                assert (found - wanted[key]).abs().max() <= tolerance * wanted[key].abs().max(), (name, key)
+                moment = zero.moment(engine, parameter, key)
+                assert (moment - expected[key]).abs().max() <= tolerance * expected[key].abs().max(), (
+                    name,
+                    key,
+                )
     assert zero.optimizer_step(engine) == 2 and zero.loss_scale(engine) == {}
 
 
@@ -166,22 +169,22 @@ def test_moments_after_steps_are_adams(setup: str, runtime: Runtime, tmp_path: A
 def test_a_run_exports_float32(setup: str, average: float, runtime: Runtime, tmp_path: Any) -> None:
     """The master weights, or their average: not what bf16 leaves of them; hooks see the same state."""
     run = training(runtime, tmp_path, setup, average=average)
-    trained = {name: p for name, p in run.module.named_parameters() if p.requires_grad}
-    wanted = run.ema.full() if run.ema else {name: zero.master(p) for name, p in trained.items()}
-    seen: list[dict[str, torch.Tensor]] = []
+    parameters = {name: p for name, p in run.module.named_parameters() if p.requires_grad}
+    expected = run.ema.full() if run.ema else {name: zero.master(p) for name, p in parameters.items()}
+    states: list[dict[str, torch.Tensor]] = []
 
     def look(_step: int, module: nn.Module) -> dict[str, float]:
-        seen.append(zero.full_state(module))
+        states.append(zero.full_state(module))
         return {}
 
     run.job.hooks.append(Hook(1, look))
     run.run_hooks(2, last=True)
-    for state in (run.state(), *seen):
-        for name in trained:
-            assert state[name].dtype == torch.float32 and torch.equal(state[name], wanted[name]), name
-    rounded = [torch.equal(value, value.bfloat16().float()) for value in wanted.values()]
-    assert not any(rounded)
-    assert not any(hasattr(p, zero.AVERAGE) for p in trained.values())
+    for state in (run.state(), *states):
+        for name in parameters:
+            assert state[name].dtype == torch.float32 and torch.equal(state[name], expected[name]), name
+    same = [torch.equal(value, value.bfloat16().float()) for value in expected.values()]
+    assert not any(same)
+    assert not any(hasattr(p, zero.AVERAGE) for p in parameters.values())
 
 
 def test_an_offloaded_part_is_gathered_on_the_device_of_its_parameter(monkeypatch: Any) -> None:

@@ -92,10 +92,10 @@ def make_run(folder: Path, family: str = "vit", head: str | None = None, size: S
         backbone.save(folder, image_size=list(size or each.size))
         if head is None:
             return folder
-        made = build_head(head, backbone.channels, len(CLASSES), HEAD_ARGS[head])
-        segmenter = Segmenter(backbone, made, frozen=True)
+        module = build_head(head, backbone.channels, len(CLASSES), HEAD_ARGS[head])
+        segmenter = Segmenter(backbone, module, frozen=True)
         (_learn if head == "mask2former" else _sharpen)(segmenter, size or each.size)
-        export.save_head(folder, made)
+        export.save_head(folder, module)
     palette = [(int(r), int(g), int(b)) for r, g, b in COLOURS]
     card = export.Card(head, HEAD_ARGS[head], list(CLASSES), palette, size or each.size, "frozen", 1, 50.0)
     export.save_card(folder, card)
@@ -112,9 +112,9 @@ def _unsettle(backbone: Backbone) -> None:
 @torch.enable_grad()
 def _learn(segmenter: Segmenter, size: Size) -> None:
     """Train the head on two scenes: random queries would all give the same class."""
-    seen = [scenes.render("source", index, size) for index in range(2)]
-    pixels = torch.from_numpy(np.stack([image for image, _ in seen])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.stack([label for _, label in seen]) % len(CLASSES)).long()
+    pairs = [scenes.render("source", index, size) for index in range(2)]
+    pixels = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(np.stack([label for _, label in pairs]) % len(CLASSES)).long()
     optimizer = torch.optim.AdamW(segmenter.head.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
@@ -125,7 +125,7 @@ def _learn(segmenter: Segmenter, size: Size) -> None:
 def _sharpen(segmenter: Segmenter, size: Size) -> None:
     """Random classes that differ from pixel to pixel: logits of mean 0 and deviation 1 for every class."""
     segmenter.eval()
-    seen = torch.from_numpy(np.stack([scenes.render("source", index, size)[0] for index in range(2)]))
+    pixels = torch.from_numpy(np.stack([scenes.render("source", index, size)[0] for index in range(2)]))
     for name, value in segmenter.head.named_parameters():
         if value.ndim > 1 and name.startswith("classifier"):
             value.normal_()
@@ -134,12 +134,12 @@ def _sharpen(segmenter: Segmenter, size: Size) -> None:
         segmenter.head.get_parameter("classifiers.0.bias") if hasattr(segmenter.head, "classifiers") else bias
     )
     if bias is not None:
-        logits = segmenter.logits(seen.permute(0, 3, 1, 2))
+        logits = segmenter.logits(pixels.permute(0, 3, 1, 2))
         for name, value in segmenter.head.named_parameters():
             if value.ndim > 1 and name.startswith("classifier"):
                 value.div_(logits.std((0, 2, 3))[:, None, None, None])
         bias.sub_(bias)
-        bias.sub_(segmenter.logits(seen.permute(0, 3, 1, 2)).mean((0, 2, 3)))
+        bias.sub_(segmenter.logits(pixels.permute(0, 3, 1, 2)).mean((0, 2, 3)))
 
 
 def code_of_card(folder: Path) -> str:
@@ -161,7 +161,7 @@ def plain(
     if form in ("timm", "transformers"):
         code += _FEATURES.format(code=indent(code_of_card(folder), "    "))
     text = _AROUND.format(load=indent(code, "    "), torch="" if form == "onnx" else "import torch")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", text, folder.resolve(), *places],
         cwd=scratch,
         env={key: value for key, value in environment().items() if key != "PYTHONPATH"},
@@ -169,15 +169,15 @@ def plain(
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    found = []
+    assert result.returncode == 0, result.stderr
+    arrays = []
     for place in places:
         with np.load(f"{place}.npz") as outputs:
-            found.append({name: outputs[name] for name in outputs.files})
-    return found
+            arrays.append({name: outputs[name] for name in outputs.files})
+    return arrays
 
 
 def reference(run: Path, pixels: npt.NDArray[np.uint8], head: bool) -> dict[str, Any]:
     """What the run gives in PyTorch for (B, 3, H, W) uint8."""
-    found = open_subject(run, head=head).reference(torch.from_numpy(pixels))
-    return {name: value.numpy() for name, value in found.items()}
+    features = open_subject(run, head=head).reference(torch.from_numpy(pixels))
+    return {name: value.numpy() for name, value in features.items()}

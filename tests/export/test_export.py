@@ -47,15 +47,15 @@ def compare(
 ) -> float:
     """The largest difference between a run and its export in a plain process; asserts that they agree."""
     batches = [pictures(size) for size in sizes]
-    found = plain(out, form, [(images / 255).astype(np.float32) for images in batches], scratch)
+    outputs = plain(out, form, [(images / 255).astype(np.float32) for images in batches], scratch)
     largest = 0.0
-    for images, given in zip(batches, found, strict=True):
-        wanted = reference(run, images, head)
-        assert set(given) == set(wanted)
-        largest = max(largest, *(float(np.abs(given[name] - wanted[name]).max()) for name in wanted))
+    for images, output in zip(batches, outputs, strict=True):
+        expected = reference(run, images, head)
+        assert set(output) == set(expected)
+        largest = max(largest, *(float(np.abs(output[name] - expected[name]).max()) for name in expected))
         if head:
-            assert (given["logits"].argmax(1) == wanted["logits"].argmax(1)).mean() >= 0.999
-            assert len(np.unique(wanted["logits"].argmax(1))) > 1
+            assert (output["logits"].argmax(1) == expected["logits"].argmax(1)).mean() >= 0.999
+            assert len(np.unique(expected["logits"].argmax(1))) > 1
     assert largest <= 1e-4
     return largest
 
@@ -77,10 +77,10 @@ def test_an_export_in_its_own_library_equals_the_run(
 ) -> None:
     run, out = make_run(tmp_path / f"run-{head}", student, head, (64, 96)), tmp_path / "out"
     assert call(run, "--format", form, "--out", out, *["--with-head"] * (head is not None)) == 0
-    said = capsys.readouterr().out
-    assert "largest difference" in said and "is complete" in said
-    fixed = "are taken" in said or form == "transformers"  # whose processor resizes
-    sizes = [(64, 96)] if fixed else [(64, 96), (96, 64)]
+    output = capsys.readouterr().out
+    assert "largest difference" in output and "is complete" in output
+    one_size = "are taken" in output or form == "transformers"  # whose processor resizes
+    sizes = [(64, 96)] if one_size else [(64, 96), (96, 64)]
     largest = compare(run, out, form, head is not None, sizes, tmp_path)
     print(f"{student} {head} {form}: {largest:.2g}")
 
@@ -104,8 +104,8 @@ def test_the_card_and_the_facts(stage1: Path, tmp_path: Path) -> None:
     (tmp_path / "1a").mkdir()
     write_phase(run, {"cache": ["caches/gone"], "student_weights": str(tmp_path / "1a")})
     images = write_images(tmp_path / "images", 3)
-    given = ("--format", "timm", "--images", images, "--license", "apache-2.0")
-    assert call(run, "--out", out, *given) == 0
+    flags = ("--format", "timm", "--images", images, "--license", "apache-2.0")
+    assert call(run, "--out", out, *flags) == 0
     text = (out / "README.md").read_text()
     header = yaml.safe_load(text.split("---\n")[1])
     assert header["license"] == "apache-2.0" and header["library_name"] == "timm"
@@ -123,9 +123,9 @@ def test_int8_says_what_it_costs(stage2: Path, tmp_path: Path, capsys: pytest.Ca
     data, out = write_folder(tmp_path / "data", Blocks(3, sizes=((64, 96),))), tmp_path / "out"
     flags = ("--format", "onnx", "--with-head", "--dtype", "int8", "--data", f"day=folder:{data}")
     assert call(stage2, "--out", out, *flags) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     (cost,) = json.loads((out / "export.json").read_text())["miou"]
-    assert f"day: mIoU {cost['run']:.2f} in PyTorch, {cost['export']:.2f} exported" in said
+    assert f"day: mIoU {cost['run']:.2f} in PyTorch, {cost['export']:.2f} exported" in output
     assert cost["images"] == 3 and "this export" in (out / "README.md").read_text()
 
 
@@ -136,10 +136,10 @@ def test_int8_says_what_it_costs(stage2: Path, tmp_path: Path, capsys: pytest.Ca
 def test_smaller_numbers_are_close(student: str, head: str, dtype: str, tmp_path: Path) -> None:
     run, out = make_run(tmp_path / "run", student, head, (64, 96)), tmp_path / "out"
     assert call(run, "--format", "onnx", "--with-head", "--out", out, "--dtype", dtype) == 0
-    (found,) = json.loads((out / "export.json").read_text())["differences"]
-    largest, value, same = (found[key] for key in ("largest", "value", "same"))
+    (difference,) = json.loads((out / "export.json").read_text())["differences"]
+    largest, value, same = (difference[key] for key in ("largest", "value", "same"))
     print(f"{student} {head} {dtype}: {largest:.2g} of {value:.2g}, {same:.4f} the same")
-    assert found["same"] > (0.99 if dtype == "fp16" else 0.8)
+    assert difference["same"] > (0.99 if dtype == "fp16" else 0.8)
 
 
 def test_the_images_are_those_of_the_training(
@@ -168,29 +168,29 @@ def test_what_counts_as_different(stage2: Path) -> None:
     subject = open_subject(stage2, head=True)
     images = torch.from_numpy(pictures((64, 96)))
 
-    def given(change: Callable[[torch.Tensor], torch.Tensor]) -> list[verify.Difference]:
-        def loaded(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def differences(change: Callable[[torch.Tensor], torch.Tensor]) -> list[verify.Difference]:
+        def model(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"logits": change(subject.reference((255 * pixels).round().byte())["logits"])}
 
-        return verify.differences(subject, loaded, images, Shapes.ANY, exact=True)
+        return verify.differences(subject, model, images, Shapes.ANY, exact=True)
 
-    (same,) = given(lambda logits: logits)
+    (same,) = differences(lambda logits: logits)
     assert same.largest == 0 and same.same == 1
     with pytest.raises(verify.Differs, match=r"the same class in 0\.000 % of pixels"):
-        given(lambda logits: logits.roll(1, 1))
+        differences(lambda logits: logits.roll(1, 1))
     with pytest.raises(verify.Differs, match=r"largest difference 0\.1"):
-        given(lambda logits: logits + 0.1)
+        differences(lambda logits: logits + 0.1)
     with pytest.raises(verify.Differs, match="not finite"):
-        given(lambda logits: logits / 0)
+        differences(lambda logits: logits / 0)
     with pytest.raises(verify.Differs, match="has the shape"):
-        given(lambda logits: logits[..., :-1])
+        differences(lambda logits: logits[..., :-1])
 
 
 # ---------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--format", "onxx"), "did you mean 'onnx'"),
         (("--format", "timm", "--with-head"), "use --format onnx or torch-export"),
@@ -206,40 +206,40 @@ def test_what_counts_as_different(stage2: Path) -> None:
     ],
 )
 def test_mistakes(
-    flags: tuple[str, ...], said: str, stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...], message: str, stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(stage1, "--out", tmp_path / "new/out", *flags) == 2
-    captured = capsys.readouterr().err
-    assert said in " ".join(captured.split())
-    assert captured.count("error:") == 1 and "Traceback" not in captured
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert error.count("error:") == 1 and "Traceback" not in error
     assert not list(tmp_path.iterdir())
 
 
 def test_runs_that_are_none(
     stage1: Path, stage2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(run: Path, *flags: str) -> str:
+    def refusal(run: Path, *flags: str) -> str:
         assert call(run, "--out", tmp_path / "out", "--format", "timm", *flags) == 2
         assert not (tmp_path / "out").exists()
-        captured = capsys.readouterr().err
-        assert captured.count("error:") == 1
-        return " ".join(captured.split())
+        error = capsys.readouterr().err
+        assert error.count("error:") == 1
+        return " ".join(error.split())
 
-    assert "does not exist" in refused(tmp_path / "moved")
+    assert "does not exist" in refusal(tmp_path / "moved")
     (tmp_path / "empty").mkdir()
-    assert "no finished run" in refused(tmp_path / "empty")
+    assert "no finished run" in refusal(tmp_path / "empty")
     for name in ("begun", "several", "broken", "headless"):
         shutil.copytree(stage2 if name == "headless" else stage1, tmp_path / name)
     (tmp_path / "begun/begun.json").write_text('{"kind": "stage1"}')
-    assert "is not finished" in refused(tmp_path / "begun")
+    assert "is not finished" in refusal(tmp_path / "begun")
     (tmp_path / "several/small").mkdir()
     for name in ("backbone.yaml", "backbone.safetensors"):
         (tmp_path / "several" / name).rename(tmp_path / "several/small" / name)
-    assert "several/small" in refused(tmp_path / "several")
+    assert "several/small" in refusal(tmp_path / "several")
     (tmp_path / "broken/backbone.safetensors").write_bytes(b"no tensors")
-    assert "backbone.safetensors" in refused(tmp_path / "broken")
+    assert "backbone.safetensors" in refusal(tmp_path / "broken")
     (tmp_path / "headless/head.safetensors").unlink()
-    assert "head.safetensors" in refused(tmp_path / "headless")
+    assert "head.safetensors" in refusal(tmp_path / "headless")
 
 
 def test_a_folder_that_exists_is_left_alone(

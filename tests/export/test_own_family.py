@@ -15,7 +15,7 @@ from PIL import Image
 from gkd_scale import cli
 from gkd_scale.models import families
 from gkd_scale.models.backbone import load_backbone
-from tests.models.test_twins import TWINS, saved
+from tests.models.test_twins import TWINS, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers
 
@@ -34,25 +34,25 @@ def test_the_code_of_the_card_gives_the_students_tokens(
     kind: str, picture: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    backbone = load_backbone(None, f"hf:{saved(TWINS[kind], tmp_path / 'model')}").eval()
+    backbone = load_backbone(None, f"hf:{save_model(TWINS[kind], tmp_path / 'model')}").eval()
     backbone.save(run, image_size=[112, 112])
     command = ["export", str(run), "--format", "transformers", "--out", str(out)]
     assert cli.main([*command, "--image-size", "112"]) == 0
     assert "largest difference" in capsys.readouterr().out
     code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     assert code is not None
-    found: dict[str, Any] = {}
-    exec(code[1].replace("FOLDER", str(out)), found)
-    assert type(found["net"]) is type(transformers.AutoModel.from_config(TWINS[kind]))
+    namespace: dict[str, Any] = {}
+    exec(code[1].replace("FOLDER", str(out)), namespace)
+    assert type(namespace["net"]) is type(transformers.AutoModel.from_config(TWINS[kind]))
     with torch.no_grad():
         x = families.as_input(backbone.net, backbone.normalize(picture))
-        wanted, _ = families.dense(backbone.net, x)
-    torch.testing.assert_close(found["patches"], wanted.patches, atol=1e-4, rtol=1e-4)
+        expected, _ = families.dense(backbone.net, x)
+    torch.testing.assert_close(namespace["patches"], expected.patches, atol=1e-4, rtol=1e-4)
 
 
 def test_a_size_that_is_no_square_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    backbone = load_backbone(None, f"hf:{saved(TWINS['Dinov2'], tmp_path / 'model')}")
+    backbone = load_backbone(None, f"hf:{save_model(TWINS['Dinov2'], tmp_path / 'model')}")
     backbone.save(run, image_size=[56, 84])
     command = ["export", str(run), "--format", "transformers", "--out", str(out)]
     assert cli.main(command) == 2

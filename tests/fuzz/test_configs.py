@@ -68,7 +68,7 @@ ODD = st.one_of(
 FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
-def mutated(draw: st.DrawFn, values: Any, keys: list[str]) -> Any:
+def mutate(draw: st.DrawFn, values: Any, keys: list[str]) -> Any:
     """``values`` with a few of its keys changed, renamed, added or removed, at any depth."""
     values = json.loads(json.dumps(values))
     for _ in range(draw(st.integers(1, 3))):
@@ -107,7 +107,7 @@ def known_keys() -> list[str]:
 @FEW
 @given(st.data())
 def test_a_deepspeed_json_is_a_plan_or_an_error(tmp_path: Path, data: st.DataObject) -> None:
-    values = mutated(data.draw, data.draw(st.sampled_from(JSONS)), known_keys())
+    values = mutate(data.draw, data.draw(st.sampled_from(JSONS)), known_keys())
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(values))
     try:
@@ -128,15 +128,15 @@ def test_a_deepspeed_json_is_a_plan_or_an_error(tmp_path: Path, data: st.DataObj
 def test_a_yaml_config_is_a_config_or_an_error(tmp_path: Path, data: st.DataObject) -> None:
     cls, source = data.draw(st.sampled_from(YAMLS))
     keys = list(config.options(cls))
-    values = mutated(data.draw, config.read_yaml(source), keys)
+    values = mutate(data.draw, config.read_yaml(source), keys)
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(values))
     try:
-        made = config.build(cls, config.read_yaml(path), str(path))
+        cfg = config.build(cls, config.read_yaml(path), str(path))
     except ConfigError as error:
         one_line(error)
     else:
-        assert config.build(cls, yaml.safe_load(config.to_yaml(made))) == made
+        assert config.build(cls, yaml.safe_load(config.to_yaml(cfg))) == cfg
 
 
 @FEW
@@ -156,8 +156,8 @@ def test_text_that_was_damaged_is_read_or_refused(tmp_path: Path, data: st.DataO
     path = tmp_path / f"mine{source.suffix}"
     path.write_bytes(text)
     try:
-        read = documents.read_json if source.suffix == ".json" else documents.read_yaml
-        assert isinstance(read(path), dict)
+        reader = documents.read_json if source.suffix == ".json" else documents.read_yaml
+        assert isinstance(reader(path), dict)
     except ConfigError as error:
         one_line(error)
         assert str(path) in error.message
@@ -168,10 +168,10 @@ def test_text_that_was_damaged_is_read_or_refused(tmp_path: Path, data: st.DataO
 def test_flags_are_a_config_or_an_error(data: st.DataObject) -> None:
     cls: Any = data.draw(st.sampled_from([Stage1Config, Stage2Config, CacheTeacherConfig]))
     fields = list(config.options(cls))
-    nested = ["optim.lr", "optim.betas", "optim.warmup", "loss.cls-weight", "view.scale", "augment.scale"]
+    sections = ["optim.lr", "optim.betas", "optim.warmup", "loss.cls-weight", "view.scale", "augment.scale"]
     argv = []
     for _ in range(data.draw(st.integers(1, 4))):
-        argv.append(f"--{data.draw(st.sampled_from(fields + nested)).replace('_', '-')}")
+        argv.append(f"--{data.draw(st.sampled_from(fields + sections)).replace('_', '-')}")
         values = st.sampled_from(
             [
                 "1",

@@ -30,15 +30,15 @@ from tests.segment.datasets.miniature import write_tiff
 def tiffs() -> list[bytes]:
     """TIFFs of planes, signs and byte orders, as Pillow does not write them."""
     pixels = np.asarray(photo(24, 18))
-    found = []
+    result = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("u1", "u2", "i2", "f4"):
-            for order, planes, packed in (("<", False, False), (">", True, True), (">", False, True)):
+            for order, planes, compress in (("<", False, False), (">", True, True), (">", False, True)):
                 samples = pixels.astype(kind) * np.array(257 if kind == "u2" else 1, kind)
                 samples = samples[..., 0] if kind in ("i2", "f4") else samples
-                path = write_tiff(Path(folder, "x"), samples, order=order, planes=planes, packed=packed)
-                found.append(path.read_bytes())
-    return found
+                path = write_tiff(Path(folder, "x"), samples, order=order, planes=planes, compress=compress)
+                result.append(path.read_bytes())
+    return result
 
 
 SEEDS = sorted(
@@ -67,7 +67,7 @@ EDITS = st.lists(
 )
 
 
-def mutated(data: bytes, edits: list[Edit]) -> bytes:
+def mutate(data: bytes, edits: list[Edit]) -> bytes:
     for kind, share, new in edits:
         at = int(share * len(data))
         data = {
@@ -80,22 +80,22 @@ def mutated(data: bytes, edits: list[Edit]) -> bytes:
     return data
 
 
-images = st.builds(mutated, st.sampled_from(SEEDS), EDITS)
+images = st.builds(mutate, st.sampled_from(SEEDS), EDITS)
 
 
 @examples(300)
 @given(images)
 def test_an_image_file_is_upright_rgb_or_has_a_reason(data: bytes) -> None:
     try:
-        found = open_bytes(data)
+        result = open_bytes(data)
     except UnreadableImage as reason:
         assert str(reason).strip() and "\n" not in str(reason)
     else:
-        assert found.image.mode == "RGB" and min(found.image.size) > 0
+        assert result.image.mode == "RGB" and min(result.image.size) > 0
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "x"
             path.write_bytes(data)
-            assert upright_size(path) == (found.image.height, found.image.width)
+            assert upright_size(path) == (result.image.height, result.image.width)
 
 
 FORMS = st.sampled_from(
@@ -163,8 +163,8 @@ def test_a_png_of_any_form_is_what_its_samples_say(form: tuple[int, int], clear:
         values[3, 4:] = key
         share = values / top
         colour, alpha = share, np.where((values == key).all(-1), 0, 1)
-    found = np.asarray(open_bytes(png_of(form, values, key, seed)).image)
-    np.testing.assert_allclose(found, np.broadcast_to(255 * colour * alpha[..., None], found.shape), atol=2)
+    result = np.asarray(open_bytes(png_of(form, values, key, seed)).image)
+    np.testing.assert_allclose(result, np.broadcast_to(255 * colour * alpha[..., None], result.shape), atol=2)
 
 
 @examples(25)
@@ -193,7 +193,7 @@ def test_a_labelled_folder_is_read_or_refused(data: bytes) -> None:
             (root / kind).mkdir()
         (root / "images/1.jpg").write_bytes(data)
         Image.fromarray(np.zeros((70, 90), np.uint8)).save(root / "labels/1.png")
-        refused(lambda: check(open_dataset(f"folder:{root}"), workers=0))
+        attempt(lambda: check(open_dataset(f"folder:{root}"), workers=0))
 
 
 PATHS = [f"images/{name}.png" for name in ("a", "é", "x y")]
@@ -202,7 +202,7 @@ TEXTS = [
     for text in ("\n".join(PATHS), "\r\n".join(["sky", "road", "été"]))
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "latin-1")
 ]
-texts = st.builds(mutated, st.sampled_from(TEXTS), EDITS)
+texts = st.builds(mutate, st.sampled_from(TEXTS), EDITS)
 
 
 @examples(150)
@@ -212,7 +212,7 @@ def test_a_class_list_is_read_or_refused(data: bytes) -> None:
         path = Path(folder) / "classes.txt"
         path.write_bytes(data)
         names: list[str] = []
-        refused(lambda: names.extend(read_classes(path) or ()))
+        attempt(lambda: names.extend(read_classes(path) or ()))
         assert len(names) == len(set(names)) and all(name == name.strip() != "" for name in names)
 
 
@@ -225,7 +225,7 @@ def test_a_list_of_images_is_read_or_refused(data: bytes) -> None:
         photo().save(root / "images/a.png")
         (root / "list.txt").write_bytes(data)
         source = PathList(root / "list.txt")
-        refused(lambda: [_read(source, name) for name, _ in source.entries()])
+        attempt(lambda: [_read(source, name) for name, _ in source.entries()])
 
 
 def _read(source: PathList, name: str) -> None:
@@ -233,7 +233,7 @@ def _read(source: PathList, name: str) -> None:
         open_bytes(source.read(name))
 
 
-def refused(command: Callable[[], object]) -> None:
+def attempt(command: Callable[[], object]) -> None:
     """Run a command; an error of ours is as good as success, if it says what to do."""
     try:
         command()

@@ -24,16 +24,16 @@ from tests.segment.datasets.miniature import write_png16
 
 SIZE = (12, 16)
 MODES = ["L", "P", "1", "I;16", "I", "F", "RGB", "RGBA", "LA", "PA"]
-STORED = st.sampled_from([*range(6), 17, 34, 85, 127, 128, 170, 200, 254, 255])
+IDS = st.sampled_from([*range(6), 17, 34, 85, 127, 128, 170, 200, 254, 255])
 FORMATS = ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "ICO"]
 
 
 @st.composite
 def values(draw: st.DrawFn) -> UInt8Array:
     """Blocks of a few values."""
-    chosen = draw(st.lists(STORED, min_size=1, max_size=8))
+    choice = draw(st.lists(IDS, min_size=1, max_size=8))
     seed = draw(st.integers(0, 9))
-    return np.resize(np.array(chosen, np.uint8), 12)[
+    return np.resize(np.array(choice, np.uint8), 12)[
         np.random.default_rng(seed).integers(0, 12, (3, 4)).repeat(4, 0).repeat(4, 1)
     ]
 
@@ -41,25 +41,25 @@ def values(draw: st.DrawFn) -> UInt8Array:
 @st.composite
 def label_files(draw: st.DrawFn) -> bytes:
     """A label in any mode and format, perhaps damaged."""
-    stored = draw(values())
+    ids = draw(values())
     if draw(st.integers(0, 9)) == 0:
         with tempfile.TemporaryDirectory() as folder:
-            wide = np.stack([stored.astype(np.uint16) * 257] * draw(st.sampled_from([3, 4])), -1)
+            wide = np.stack([ids.astype(np.uint16) * 257] * draw(st.sampled_from([3, 4])), -1)
             data = write_png16(Path(folder, "x.png"), wide).read_bytes()
     else:
-        image = Image.fromarray(stored)
+        image = Image.fromarray(ids)
         if draw(st.booleans()):
             image.putpalette(draw(st.binary(min_size=768, max_size=768)))
-        data = _saved(image, draw(st.sampled_from(MODES)), draw(st.sampled_from(FORMATS)))
+        data = _save(image, draw(st.sampled_from(MODES)), draw(st.sampled_from(FORMATS)))
     if draw(st.integers(0, 3)) == 0:
-        changed = bytearray(data)
+        content = bytearray(data)
         for _ in range(draw(st.integers(1, 4))):
-            changed[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
-        data = bytes(changed[: draw(st.integers(0, len(data)))])
+            content[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+        data = bytes(content[: draw(st.integers(0, len(data)))])
     return data
 
 
-def _saved(image: Image.Image, mode: str, format: str) -> bytes:
+def _save(image: Image.Image, mode: str, format: str) -> bytes:
     """The image in a mode and a format where Pillow can do that, else as a PNG."""
     for each, kind in ((mode, format), (mode, "TIFF"), ("L", "PNG")):
         buffer = io.BytesIO()
@@ -113,7 +113,7 @@ def _try(root: Path) -> bool:
     return True
 
 
-SPREAD = [0, 9, 4, 7, 2, 8, 1]
+VALUES = [0, 9, 4, 7, 2, 8, 1]
 
 
 @settings(max_examples=15, deadline=None)
@@ -126,14 +126,14 @@ def test_labels_that_were_resized_with_interpolation_are_refused(
     seed: int, scale: float, how: Image.Resampling
 ) -> None:
     size = (round(128 * scale), round(96 * scale))
-    seen = Evidence(identity(10), [str(value) for value in range(10)])
-    usual = Evidence(identity(10), seen.classes)
+    suspect = Evidence(identity(10), [str(value) for value in range(10)])
+    usual = Evidence(identity(10), suspect.classes)
     for number in range(3):
         label = blobs(seed + number)
-        for evidence, method in ((seen, how), (usual, Image.Resampling.NEAREST)):
-            resized = np.asarray(Image.fromarray(label).resize(size, method)).clip(0, 9)
-            evidence.look(resized, Path(f"{number}.png"))
-    assert any(each.error and "interpolation" in each.text for each in findings(seen))
+        for evidence, method in ((suspect, how), (usual, Image.Resampling.NEAREST)):
+            labels = np.asarray(Image.fromarray(label).resize(size, method)).clip(0, 9)
+            evidence.look(labels, Path(f"{number}.png"))
+    assert any(each.error and "interpolation" in each.text for each in findings(suspect))
     assert not any("interpolation" in each.text for each in findings(usual) if each.error)
 
 
@@ -143,4 +143,4 @@ def blobs(seed: int) -> UInt8Array:
     places = random.integers(0, 128, (20, 2))
     rows, columns = np.mgrid[:96, :128]
     nearest = ((rows[..., None] - places[:, 0]) ** 2 + (columns[..., None] - places[:, 1]) ** 2).argmin(-1)
-    return np.array(SPREAD, np.uint8)[nearest % len(SPREAD)]
+    return np.array(VALUES, np.uint8)[nearest % len(VALUES)]

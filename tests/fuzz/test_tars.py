@@ -45,20 +45,20 @@ def read_all(data: bytes) -> list[bytes]:
         path.write_bytes(data)
         plan = make_plan(str(path), 4)
         assert isinstance(plan.source, Tars) and all(each.isprintable() for each in plan.notes)
-        found = []
+        contents = []
         for entry in plan:
             entry.name.encode()
             with contextlib.suppress(OSError):
-                found.append(plan.source.read(entry.path))
+                contents.append(plan.source.read(entry.path))
         assert list(Path(folder).iterdir()) == [path], "nothing is written"
-        return found
+        return contents
 
 
 @settings(max_examples=150)
 @given(st.lists(MEMBERS, min_size=1, max_size=6), FORMATS)
 def test_every_image_that_is_stored_is_found(members: list[Member], format: int) -> None:
     data = tar_of(members, format)
-    stored = [
+    images = [
         content
         for name, content in members
         if isinstance(content, bytes)
@@ -66,12 +66,12 @@ def test_every_image_that_is_stored_is_found(members: list[Member], format: int)
         and not (name.startswith("._") and content[:4] == b"\0\5\x16\7")
     ]
     try:
-        found = read_all(data)
+        contents = read_all(data)
     except DataError as error:
-        assert not stored, error
+        assert not images, error
         return
-    for each in set(stored):
-        assert found.count(each) >= stored.count(each)
+    for each in set(images):
+        assert contents.count(each) >= images.count(each)
 
 
 @settings(max_examples=300)
@@ -84,9 +84,9 @@ def test_cuts_and_changed_bytes(members: list[Member], format: int, data: st.Dat
         tar[place % len(tar)] = data.draw(st.integers(0, 255))
     if data.draw(st.booleans()):
         _mend(tar)
-    cut = data.draw(st.integers(0, len(tar)) | st.just(len(tar)))
+    length = data.draw(st.integers(0, len(tar)) | st.just(len(tar)))
     with contextlib.suppress(DataError):
-        read_all(bytes(tar[:cut]))
+        read_all(bytes(tar[:length]))
 
 
 def _mend(tar: bytearray) -> None:

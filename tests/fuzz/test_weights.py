@@ -18,8 +18,8 @@ from gkd_scale.models.tensor_files import StateDict, read_state_dict
 
 _ARGS = {"patch_size": 8, "img_size": 16, "embed_dim": 12, "depth": 2, "num_heads": 3, "init_values": 1e-5}
 _PHASES = (Phase.explicit, Phase.generate)  # the first failure says enough, and shrinking is slow
-_BOUNDED = settings(max_examples=60, phases=_PHASES)
-_DAMAGED = settings(
+_FEW = settings(max_examples=60, phases=_PHASES)
+_MANY = settings(
     max_examples=150, phases=_PHASES, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
@@ -31,19 +31,19 @@ def net() -> torch.nn.Module:
 @functools.cache
 def source() -> tuple[StateDict, str]:
     """Tensors of which none is equal to another or constant, and their fingerprint."""
-    made = net()
+    module = net()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator).half())
-    return dict(made.state_dict()), weights.fingerprint(made)
+    return dict(module.state_dict()), weights.fingerprint(module)
 
 
 NAMES = st.sampled_from(sorted(source()[0]))
 SEGMENTS = st.lists(st.sampled_from(("model", "module", "teacher", "student", "ema", "_orig_mod", "0", "")))
 
 # Changes after which the weights are no longer what they were: only a refusal is right.
-SPOILED = {
+DAMAGE = {
     "int8": lambda value: value.to(torch.int8),
     "bool": lambda value: value.bool(),
     "float8": lambda value: value.to(torch.float8_e5m2),
@@ -58,7 +58,7 @@ SPOILED = {
     "another rank": lambda value: value.expand(2, 2, *value.shape),
 }
 # Changes of form alone: the same weights, or a refusal.
-KEPT = {
+FORMS = {
     "half": lambda value: value.half(),
     "double": lambda value: value.double(),
     "not contiguous": lambda value: torch.stack([value, value], -1)[..., 0],
@@ -85,7 +85,7 @@ BESIDE = {
 }
 
 
-def loaded(state: StateDict) -> str | None:
+def load(state: StateDict) -> str | None:
     """The fingerprint of the network with ``state`` in it; None where it is refused."""
     target = net()
     try:
@@ -97,86 +97,86 @@ def loaded(state: StateDict) -> str | None:
     return weights.fingerprint(target)
 
 
-@_BOUNDED
-@given(NAMES, st.sampled_from(sorted(SPOILED)), SEGMENTS)
+@_FEW
+@given(NAMES, st.sampled_from(sorted(DAMAGE)), SEGMENTS)
 def test_a_spoiled_tensor_is_refused(name: str, change: str, segments: list[str]) -> None:
     state, _ = source()
     prefix = "".join(f"{segment}." for segment in segments)
-    changed = {**state, name: SPOILED[change](state[name])}
-    assert loaded({prefix + key: value for key, value in changed.items()}) is None
-    del changed[name]
-    assert loaded({prefix + key: value for key, value in changed.items()}) is None
+    content = {**state, name: DAMAGE[change](state[name])}
+    assert load({prefix + key: value for key, value in content.items()}) is None
+    del content[name]
+    assert load({prefix + key: value for key, value in content.items()}) is None
 
 
-@_BOUNDED
-@given(NAMES, st.sampled_from(sorted(KEPT)), SEGMENTS)
+@_FEW
+@given(NAMES, st.sampled_from(sorted(FORMS)), SEGMENTS)
 def test_another_form_is_the_same_or_refused(name: str, change: str, segments: list[str]) -> None:
     state, right = source()
     prefix = "".join(f"{segment}." for segment in segments)
-    changed = {**state, name: KEPT[change](state[name])}
-    found = loaded({prefix + key: value for key, value in changed.items()})
-    assert found == right or (found is None and change == "flat")
+    content = {**state, name: FORMS[change](state[name])}
+    digest = load({prefix + key: value for key, value in content.items()})
+    assert digest == right or (digest is None and change == "flat")
 
 
-@_BOUNDED
+@_FEW
 @given(NAMES, SEGMENTS, st.sampled_from((0.0, 1e-4)))
 def test_what_no_training_leaves_is_refused(name: str, segments: list[str], factor: float) -> None:
     """One matrix of zeros, or differences from other weights in place of all."""
     state, _ = source()
     prefix = "".join(f"{segment}." for segment in segments)
-    changed = {key: value * (factor if factor or key == name else 1.0) for key, value in state.items()}
-    found = loaded({prefix + key: value for key, value in changed.items()})
+    content = {key: value * (factor if factor or key == name else 1.0) for key, value in state.items()}
+    digest = load({prefix + key: value for key, value in content.items()})
     if factor or (state[name].ndim > 1 and name.endswith("weight")):
-        assert found is None
+        assert digest is None
 
 
-@_BOUNDED
+@_FEW
 @given(st.sampled_from(("delta", "diff", "mu", "nu", "fisher", "momentum_buffer")), SEGMENTS)
 def test_what_was_learned_about_weights_is_refused(word: str, segments: list[str]) -> None:
     prefix = "".join(f"{segment}." for segment in [*segments, word])
-    assert loaded({prefix + key: value for key, value in source()[0].items()}) is None
+    assert load({prefix + key: value for key, value in source()[0].items()}) is None
 
 
-@_BOUNDED
+@_FEW
 @given(NAMES, st.sampled_from(("", "x.", "blocks.", "norm.", "blocks.0.0.", "embeddings.patch_embeddings.")))
 def test_a_renamed_tensor_is_refused(name: str, prefix: str) -> None:
     state, _ = source()
-    assert loaded({(prefix or "new_") + n if n == name else n: value for n, value in state.items()}) is None
+    assert load({(prefix or "new_") + n if n == name else n: value for n, value in state.items()}) is None
 
 
-@_BOUNDED
+@_FEW
 @given(NAMES, NAMES)
 def test_swapped_tensors_are_refused_where_their_shapes_say_it(one: str, other: str) -> None:
     state, right = source()
-    swapped = {**state, one: state[other], other: state[one]}
+    swap = {**state, one: state[other], other: state[one]}
     if state[one].shape != state[other].shape:
-        assert loaded(swapped) is None
+        assert load(swap) is None
     elif one == other:
-        assert loaded(swapped) == right
+        assert load(swap) == right
 
 
-@_BOUNDED
+@_FEW
 @given(st.sampled_from(sorted(BESIDE)), SEGMENTS)
 def test_what_lies_beside_is_dropped_only_where_it_may(name: str, segments: list[str]) -> None:
     state, right = source()
     prefix = "".join(f"{segment}." for segment in segments)
-    found = loaded({prefix + key: value for key, value in {**state, name: torch.ones(12)}.items()})
-    assert found == (right if BESIDE[name] else None)
+    digest = load({prefix + key: value for key, value in {**state, name: torch.ones(12)}.items()})
+    assert digest == (right if BESIDE[name] else None)
 
 
 @functools.cache
 def files() -> dict[str, bytes]:
     """A file of each format."""
     state, _ = source()
-    found = {"safetensors": save({name: value.contiguous() for name, value in state.items()})}
+    contents = {"safetensors": save({name: value.contiguous() for name, value in state.items()})}
     for name, options in (("zip", {}), ("pickle", {"_use_new_zipfile_serialization": False})):
         data = io.BytesIO()
         torch.save({"model": state, "epoch": 3}, data, **options)
-        found[name] = data.getvalue()
-    return found
+        contents[name] = data.getvalue()
+    return contents
 
 
-@_DAMAGED
+@_MANY
 @given(st.sampled_from(sorted(files())), st.data())
 def test_a_damaged_file_is_refused_or_loads_numbers(tmp_path: Path, form: str, data: st.DataObject) -> None:
     """A changed byte of a tensor cannot be told, other than by its value; all else is refused."""
@@ -193,13 +193,13 @@ def test_a_damaged_file_is_refused_or_loads_numbers(tmp_path: Path, form: str, d
     path = tmp_path / "w.pth"
     path.write_bytes(content)
     try:
-        found = read_state_dict(path)
+        tensors = read_state_dict(path)
     except GkdError as error:
         assert str(path) in error.message
         return
     target = net()
     try:
-        weights.load_into(target, found, path)
+        weights.load_into(target, tensors, path)
     except GkdError as error:
         assert str(path) in error.message
         return

@@ -31,7 +31,7 @@ def hosts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Host
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of two ranks on this machine."""
     out, port = tmp_path_factory.mktemp("undisturbed") / "run", free_port()
     command = [str(part) for part in (sys.executable, SCRIPT, *flags(tiny_cache, out))]
@@ -46,9 +46,9 @@ def undisturbed(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         for rank in (0, 1)
     ]
     try:
-        said = [rank.communicate(timeout=SECONDS)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=SECONDS)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
     return out

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import ROOT, Done, environment
+from tests.conftest import ROOT, Result, environment
 
 ADDRESSES = {"gkd-a": "10.77.0.1", "gkd-b": "10.77.0.2"}
 TOOLS = ("ip", "unshare", "nsenter", "setpriv", "ssh", "ssh-keygen", "sshd", "pdsh", "pkill")
@@ -61,11 +61,11 @@ def missing() -> str | None:
     """Why this machine can have no two hosts; None if it can."""
     if os.geteuid() != 0:
         return "two hosts need root"
-    lacking = [tool for tool in TOOLS if shutil.which(tool, path=f"{os.environ['PATH']}:{SBIN}") is None]
-    if lacking:
-        return f"two hosts need {', '.join(lacking)}: apt-get install iproute2 openssh-server pdsh procps"
-    tried = subprocess.run(["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "true"], check=False)
-    return "two hosts need the right to make namespaces" if tried.returncode else None
+    gaps = [tool for tool in TOOLS if shutil.which(tool, path=f"{os.environ['PATH']}:{SBIN}") is None]
+    if gaps:
+        return f"two hosts need {', '.join(gaps)}: apt-get install iproute2 openssh-server pdsh procps"
+    result = subprocess.run(["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "true"], check=False)
+    return "two hosts need the right to make namespaces" if result.returncode else None
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Host:
         """Start a command there, in an environment like a user's with ``variables``."""
         spaces = f"/proc/{self.holder.pid}/ns"
         enter = ["nsenter", *(f"--{kind}={spaces}/{file}" for kind, file in _SPACES.items())]
-        given = {"PYTHONPATH": ROOT, **variables}
+        values = {"PYTHONPATH": ROOT, **variables}
         return subprocess.Popen(
             [*enter, "env", "-C", str(cwd), *(str(part) for part in command)],
-            env={**_environment(), **{key: str(value) for key, value in given.items()}},
+            env={**_environment(), **{key: str(value) for key, value in values.items()}},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,14 +92,14 @@ class Host:
 
     def run(
         self, command: Sequence[object], cwd: Path, timeout: float = SECONDS, **variables: object
-    ) -> Done:
+    ) -> Result:
         """Run a command there; its exit code and output."""
         process = self.start(command, cwd, **variables)
         try:
             text, _ = process.communicate(timeout=timeout)
         finally:
             process.kill()
-        return Done(process.returncode, text)
+        return Result(process.returncode, text)
 
     def signal(self, name: str, pattern: str) -> bool:
         """Send a signal to the host's processes whose command line matches; whether there are any."""
@@ -107,8 +107,8 @@ class Host:
 
     def unplug(self) -> None:
         """Take the cable out: connections stay open, and nothing comes any more."""
-        done = self.run(["ip", "link", "set", "eth0", "down"], Path("/"), 30)
-        assert done.code == 0, done.text
+        result = self.run(["ip", "link", "set", "eth0", "down"], Path("/"), 30)
+        assert result.code == 0, result.text
 
     def off(self) -> None:
         """End the host with all its processes."""
@@ -129,8 +129,8 @@ def two_hosts(folder: Path, own: str | None = None) -> Iterator[tuple[Host, Host
     with ExitStack() as stack:
         hosts = []
         for name, address in ADDRESSES.items():
-            known = {**ADDRESSES, "localhost": "127.0.0.1", name: own or address}
-            (folder / f"{name}.hosts").write_text("".join(f"{at} {what}\n" for what, at in known.items()))
+            table = {**ADDRESSES, "localhost": "127.0.0.1", name: own or address}
+            (folder / f"{name}.hosts").write_text("".join(f"{at} {what}\n" for what, at in table.items()))
             host = _boot(name, address, folder)
             stack.callback(host.off)
             hosts.append(host)
@@ -178,5 +178,5 @@ def _connect(one: Host, other: Host) -> None:
     subprocess.run(["ip", *ends], env=_environment(), check=True)
     for host in (one, other):
         for command in (f"address add {host.address}/24 dev eth0", "link set eth0 up"):
-            done = host.run(["ip", *command.split()], Path("/"), 30)
-            assert done.code == 0, done.text
+            result = host.run(["ip", *command.split()], Path("/"), 30)
+            assert result.code == 0, result.text

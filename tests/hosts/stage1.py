@@ -26,9 +26,9 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows]
 
 
-def assert_same(found: Path, expected: Path) -> None:
+def assert_same(out: Path, expected: Path) -> None:
     """Both runs are done, with the same losses and the same bytes of weights."""
-    assert json.loads((found / "run.json").read_text())["status"] == "complete"
-    assert losses(found) == losses(expected)
+    assert json.loads((out / "run.json").read_text())["status"] == "complete"
+    assert losses(out) == losses(expected)
     for name in ("backbone.safetensors", "heads.safetensors"):
-        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+        assert (out / name).read_bytes() == (expected / name).read_bytes(), name

@@ -36,15 +36,15 @@ def wait_for_steps(out: Path, count: int, process: subprocess.Popen[str]) -> Non
 
 
 def test_torchrun_with_c10d(
-    hosts: tuple[Host, Host], tiny_cache: Path, undisturbed: Path, tmp_path: Path
+    hosts: tuple[Host, Host], tiny_cache: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0].name}:{PORT}", "--rdzv-id", "tiny"]
     launch = [BIN / "torchrun", "--nnodes", 2, "--nproc-per-node", 1, *meet, SCRIPT, *flags(tiny_cache, out)]
     agents = [host.start(launch, tmp_path) for host in hosts]
-    said = [agent.communicate(timeout=SECONDS)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    assert_same(out, undisturbed)
+    outputs = [agent.communicate(timeout=SECONDS)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert_same(out, reference)
 
 
 def srun(hosts: Sequence[Host], command: Sequence[object], cwd: Path) -> list[subprocess.Popen[str]]:
@@ -59,14 +59,14 @@ def srun(hosts: Sequence[Host], command: Sequence[object], cwd: Path) -> list[su
 
 @pytest.mark.parametrize("hosts", ["127.0.1.1"], indirect=True)
 def test_the_variables_of_slurm(
-    hosts: tuple[Host, Host], tiny_cache: Path, undisturbed: Path, tmp_path: Path
+    hosts: tuple[Host, Host], tiny_cache: Path, reference: Path, tmp_path: Path
 ) -> None:
     """Where each host takes its own name for 127.0.1.1, as a plain Debian does."""
     out = tmp_path / "run"
     tasks = srun(hosts, [sys.executable, SCRIPT, *flags(tiny_cache, out)], tmp_path)
-    said = [task.communicate(timeout=SECONDS)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
-    assert_same(out, undisturbed)
+    outputs = [task.communicate(timeout=SECONDS)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert_same(out, reference)
 
 
 def test_hosts_without_a_cable_end(hosts: tuple[Host, Host], tiny_cache: Path, tmp_path: Path) -> None:
@@ -76,27 +76,27 @@ def test_hosts_without_a_cable_end(hosts: tuple[Host, Host], tiny_cache: Path, t
     tasks = srun(hosts, [sys.executable, SCRIPT, *flags(tiny_cache, out), *more], tmp_path)
     wait_for_steps(out, SAVE_EVERY, tasks[0])
     hosts[0].unplug()
-    said = [" ".join(task.communicate(timeout=60 * minutes + 120)[0].split()) for task in tasks]
-    assert [task.returncode for task in tasks] == [1, 1], said
-    for rank, text in enumerate(said):
+    outputs = [" ".join(task.communicate(timeout=60 * minutes + 120)[0].split()) for task in tasks]
+    assert [task.returncode for task in tasks] == [1, 1], outputs
+    for rank, text in enumerate(outputs):
         assert f"error: no step for {minutes} minutes: rank {1 - rank} does not answer" in text
         assert "Traceback" not in text
 
 
 def test_deepspeed_over_ssh_ends_if_a_rank_is_killed_and_goes_on(
-    hosts: tuple[Host, Host], tiny_cache: Path, undisturbed: Path, tmp_path: Path
+    hosts: tuple[Host, Host], tiny_cache: Path, reference: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     launch = [*with_hostfile(hosts, tmp_path), *flags(tiny_cache, out)]
-    launched = hosts[0].start(launch, tmp_path)
-    wait_for_steps(out, 2 * SAVE_EVERY, launched)
+    process = hosts[0].start(launch, tmp_path)
+    wait_for_steps(out, 2 * SAVE_EVERY, process)
     assert hosts[1].signal("KILL", "launchers/stage1.py --local_rank")
-    said, _ = launched.communicate(timeout=120)
-    assert launched.returncode not in (0, None)
-    assert f"{hosts[0].name}: error: rank 0 lost the others" in said and "Traceback" not in said, said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode not in (0, None)
+    assert f"{hosts[0].name}: error: rank 0 lost the others" in output and "Traceback" not in output, output
     assert not any(host.signal("0", "launchers/stage1.py") for host in hosts), "no rank is left"
     assert 2 * SAVE_EVERY <= len(losses(out)) < STEPS and not (out / "run.json").exists()
-    done = hosts[0].run(launch, tmp_path)
-    assert done.code == 0, done.text
-    assert "gkd-a: going on from step " in done.text
-    assert_same(out, undisturbed)
+    result = hosts[0].run(launch, tmp_path)
+    assert result.code == 0, result.text
+    assert "gkd-a: going on from step " in result.text
+    assert_same(out, reference)

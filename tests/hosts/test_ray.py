@@ -38,8 +38,8 @@ def start_ray(hosts: tuple[Host, Host], cwd: Path) -> str:
     roles = (["--head", "--port", PORT, "--include-dashboard", "false"], ["--address", address])
     for host, role in zip(hosts, roles, strict=True):
         command = [BIN / "ray", "start", *role, "--node-ip-address", host.address, *NODE]
-        done = host.run(command, cwd, **TOKEN)
-        assert done.code == 0, done.text
+        result = host.run(command, cwd, **TOKEN)
+        assert result.code == 0, result.text
     return address
 
 
@@ -54,8 +54,8 @@ def test_two_hosts_build_the_bytes_of_one(
     command = [BIN / "gkd-scale", "cache-teacher", "--ray", address]
     command += cache_flags(tiny_cache.parent / "images", tiny_teacher, tmp_path / "command")
     for build_on_ray in (both, command):
-        done = hosts[0].run(build_on_ray, tmp_path, **TOKEN)
-        assert done.code == 0, done.text
+        result = hosts[0].run(build_on_ray, tmp_path, **TOKEN)
+        assert result.code == 0, result.text
     assert len(set(log.read_text().split())) == 2, "a worker on each node"
     assert tree(tmp_path / "both") == tree(tmp_path / "alone")
     assert tree(tmp_path / "command") == tree(tiny_cache)

@@ -27,7 +27,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("ViT", tmp_path_factory.mktemp("hf") / "model")
 
 
-def configured(folder: Path, **values: object) -> None:
+def configure(folder: Path, **values: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
@@ -37,7 +37,7 @@ def without_config(folder: Path) -> None:
 
 
 def remote_code(folder: Path) -> None:
-    configured(folder, auto_map={"AutoModel": "modeling_mine.MyModel"})
+    configure(folder, auto_map={"AutoModel": "modeling_mine.MyModel"})
     (folder / "modeling_mine.py").write_text("raise SystemExit('this code ran')\n")
 
 
@@ -57,16 +57,16 @@ def text_tower(folder: Path) -> None:
 
 def missing_tensors(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
-    kept = {name: value for name, value in state.items() if "layer.1." not in name}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    rest = {name: value for name, value in state.items() if "layer.1." not in name}
+    save_file(rest, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def more_layers(folder: Path) -> None:
-    configured(folder, num_hidden_layers=1)
+    configure(folder, num_hidden_layers=1)
 
 
 def other_width(folder: Path) -> None:
-    configured(folder, intermediate_size=64)
+    configure(folder, intermediate_size=64)
 
 
 def not_finite(folder: Path) -> None:
@@ -87,69 +87,69 @@ def masked_autoencoder(folder: Path) -> None:
     transformers.ViTMAEModel(config).save_pretrained(folder)
 
 
-def truncated(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
 
 
-BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config.json": (without_config, "holds no config.json"),
-    "config.json that is no JSON": (lambda f: configured_text(f, "{"), "config.json cannot be read"),
+    "config.json that is no JSON": (lambda f: configure_text(f, "{"), "config.json cannot be read"),
     "remote code": (remote_code, "brings code of its own (modeling_mine.MyModel)"),
     "pickled weights only": (pickled_only, "holds pickled weights only (pytorch_model.bin)"),
     "no weights": (no_weights, "holds no weights"),
     "remote code, in one word": (
-        lambda f: configured(f, auto_map="mine.Model"),
+        lambda f: configure(f, auto_map="mine.Model"),
         "brings code of its own (mine.Model)",
     ),
-    "config.json that is a list": (lambda f: configured_text(f, "[1, 2]"), "config.json cannot be read"),
-    "a list of architectures": (lambda f: configured(f, model_type=["vit"]), "model_type '['vit']'"),
+    "config.json that is a list": (lambda f: configure_text(f, "[1, 2]"), "config.json cannot be read"),
+    "a list of architectures": (lambda f: configure(f, model_type=["vit"]), "model_type '['vit']'"),
     "a backbone of timm": (
-        lambda f: configured_text(f, '{"model_type": "timm_backbone", "backbone": "resnet18"}'),
+        lambda f: configure_text(f, '{"model_type": "timm_backbone", "backbone": "resnet18"}'),
         "holds a timm model, resnet18",
     ),
-    "unknown architecture": (lambda f: configured(f, model_type="dinov9"), "model_type 'dinov9'"),
-    "no architecture": (lambda f: configured_text(f, "{}"), "names no model_type"),
+    "unknown architecture": (lambda f: configure(f, model_type="dinov9"), "model_type 'dinov9'"),
+    "no architecture": (lambda f: configure_text(f, "{}"), "names no model_type"),
     "a text tower": (text_tower, "reads input_ids, not images"),
     "timm's folder": (
-        lambda f: configured_text(f, '{"architecture": "resnet18"}'),
+        lambda f: configure_text(f, '{"architecture": "resnet18"}'),
         "holds a timm model, resnet18",
     ),
-    "quantised": (lambda f: configured(f, quantization_config={"bits": 4}), "holds quantised weights"),
+    "quantised": (lambda f: configure(f, quantization_config={"bits": 4}), "holds quantised weights"),
     "adapters": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds adapters"),
     "tensors missing": (missing_tensors, "lacks 16 tensors of ViTModel"),
     "more layers than config.json says": (more_layers, "that its config.json has no place for"),
     "shapes of another config.json": (other_width, "do not load"),
     "a value that is no number": (not_finite, "NaN or infinite"),
-    "half a file": (truncated, "do not load"),
+    "half a file": (truncate, "do not load"),
     "tokens without a grid": (masked_autoencoder, "neither tokens of a grid nor a feature map"),
 }
 
 
-def configured_text(folder: Path, text: str) -> None:
+def configure_text(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
 
 
-def said(tmp_path: Path, capsys: pytest.CaptureFixture[str], teacher: str, *more: str) -> str:
+def error_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], teacher: str, *more: str) -> str:
     """What cache-teacher says of a teacher that it refuses: an error in one line, and a hint."""
     images = write_images(tmp_path / "images", 1, (64, 64))
     command = ["cache-teacher", "--images", str(images), "--image-size", "56", "--out", str(tmp_path / "c")]
     code = cli.main([*command, "--teacher", teacher, *more])
-    found = capsys.readouterr()
-    assert code == 2, found.out + found.err
-    assert "Traceback" not in found.err and "this code ran" not in found.err + found.out
+    output = capsys.readouterr()
+    assert code == 2, output.out + output.err
+    assert "Traceback" not in output.err and "this code ran" not in output.err + output.out
     assert not (tmp_path / "c/manifest.parquet").exists()
-    return " ".join(found.err.split())
+    return " ".join(output.err.split())
 
 
-@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("what", FAULTS)
 def test_a_folder_that_is_no_teacher(
     what: str, vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(vit, tmp_path / "model")
-    breaks, expected = BROKEN[what]
+    breaks, expected = FAULTS[what]
     breaks(folder)
-    text = said(tmp_path, capsys, f"hf:{folder}")
+    text = error_of(tmp_path, capsys, f"hf:{folder}")
     assert expected in text and "→" in text
 
 
@@ -165,12 +165,12 @@ def test_a_folder_that_is_no_teacher(
 def test_options_that_do_not_fit(
     options: tuple[str, ...], expected: str, vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert expected in said(tmp_path, capsys, f"hf:{vit}", *options)
+    assert expected in error_of(tmp_path, capsys, f"hf:{vit}", *options)
 
 
 def test_sam_takes_its_own_size_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save("SAM", tmp_path / "model")
-    assert "does not take 96x96 images" in said(tmp_path, capsys, f"hf:{folder}", "--image-size", "96")
+    assert "does not take 96x96 images" in error_of(tmp_path, capsys, f"hf:{folder}", "--image-size", "96")
 
 
 @pytest.mark.parametrize(
@@ -191,34 +191,36 @@ def test_what_is_not_on_this_machine(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert expected in said(tmp_path, capsys, teacher)
+    assert expected in error_of(tmp_path, capsys, teacher)
 
 
 def test_adapters_of_a_model_of_the_hub_are_refused(
     vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = tmp_path / "hub/models--somebody--vit"
-    folder = shutil.copytree(vit, stored / "snapshots" / ("0" * 40))
+    store = tmp_path / "hub/models--somebody--vit"
+    folder = shutil.copytree(vit, store / "snapshots" / ("0" * 40))
     (folder / "adapter_config.json").write_text("{}")
-    (stored / "refs").mkdir()
-    (stored / "refs/main").write_text("0" * 40)
+    (store / "refs").mkdir()
+    (store / "refs/main").write_text("0" * 40)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert "holds adapters" in said(tmp_path, capsys, "hf:somebody/vit")
+    assert "holds adapters" in error_of(tmp_path, capsys, "hf:somebody/vit")
 
 
 def test_a_model_in_the_hubs_cache_needs_no_network(
     vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = tmp_path / "models--somebody--vit"
-    shutil.copytree(vit, stored / "snapshots" / ("0" * 40))
-    (stored / "refs").mkdir()
-    (stored / "refs/main").write_text("0" * 40)
+    store = tmp_path / "models--somebody--vit"
+    shutil.copytree(vit, store / "snapshots" / ("0" * 40))
+    (store / "refs").mkdir()
+    (store / "refs/main").write_text("0" * 40)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    cached = load_teacher(TeacherConfig("hf:somebody/vit"), (56, 56), "cpu").fingerprint()
-    assert cached["model"] == "hf:somebody/vit"
-    assert cached | {"model": "hf:vit"} == load_teacher(TeacherConfig(f"hf:{vit}"), (56, 56)).fingerprint()
+    fingerprint = load_teacher(TeacherConfig("hf:somebody/vit"), (56, 56), "cpu").fingerprint()
+    assert fingerprint["model"] == "hf:somebody/vit"
+    assert (
+        fingerprint | {"model": "hf:vit"} == load_teacher(TeacherConfig(f"hf:{vit}"), (56, 56)).fingerprint()
+    )
 
 
 def test_a_file_in_the_folder_names_its_folder(vit: Path) -> None:
@@ -232,5 +234,5 @@ def test_another_file_in_the_folder_is_not_loaded(
 ) -> None:
     folder = shutil.copytree(vit, tmp_path / "model")
     shutil.copy(folder / "model.safetensors", folder / "ft.safetensors")
-    text = said(tmp_path, capsys, "hf:vit", "--teacher-weights", str(folder / "ft.safetensors"))
+    text = error_of(tmp_path, capsys, "hf:vit", "--teacher-weights", str(folder / "ft.safetensors"))
     assert "ft.safetensors is not what transformers loads" in text and "give the folder" in text

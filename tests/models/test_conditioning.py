@@ -24,8 +24,8 @@ def tokens(seed: int = 0, count: int = 4000, width: int = WIDTH) -> Tensor:
     """As a foundation model's: a large common mean, one loud direction, correlated channels."""
     draw = torch.Generator().manual_seed(seed)
     loud = torch.randn(count, 1, generator=draw) * 20 * F.normalize(torch.randn(1, width, generator=draw))
-    mixed = torch.randn(count, width, generator=draw) @ torch.randn(width, width, generator=draw)
-    return loud + mixed + 30 * torch.randn(width, generator=draw)
+    noise = torch.randn(count, width, generator=draw) @ torch.randn(width, width, generator=draw)
+    return loud + noise + 30 * torch.randn(width, generator=draw)
 
 
 def features(seed: int = 0) -> Iterator[Features]:
@@ -69,16 +69,16 @@ def test_whitening_raises_eigenvalues_to_one_minus_the_power() -> None:
     shrunk = values + conditioning.SHRINK * values.max()
     for power in (0.0, 0.5, 1.0):
         got = torch.linalg.eigvalsh(moments(affine("whiten", mean, covariance, power)(x))[1])
-        wanted = values * shrunk**-power
-        torch.testing.assert_close(got, wanted / wanted.mean(), atol=1e-3, rtol=1e-2)
+        expected = values * shrunk**-power
+        torch.testing.assert_close(got, expected / expected.mean(), atol=1e-3, rtol=1e-2)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(AFFINE), st.integers(0, 10_000), st.floats(0, 1))
 def test_undo_gives_the_tokens_back(norm: str, seed: int, power: float) -> None:
     x = tokens(seed, 200)
-    found = affine(norm, *moments(x), power)
-    torch.testing.assert_close(found.undo(found(x)), x, atol=1e-2, rtol=1e-3)
+    transform = affine(norm, *moments(x), power)
+    torch.testing.assert_close(transform.undo(transform(x)), x, atol=1e-2, rtol=1e-3)
 
 
 def test_a_constant_channel_does_no_harm() -> None:
@@ -98,9 +98,9 @@ def test_hadamard_matrices_are_orthogonal_with_equal_entries(doublings: int, bas
 
 
 def test_an_unknown_order_says_what_to_take() -> None:
-    with pytest.raises(ModelError, match="order 100 is known") as caught:
+    with pytest.raises(ModelError, match="order 100 is known") as error:
         hadamard(100)
-    assert "whiten" in str(caught.value.hint)
+    assert "whiten" in str(error.value.hint)
 
 
 def test_none_and_layer_need_no_moments() -> None:
@@ -117,33 +117,33 @@ def test_none_and_layer_need_no_moments() -> None:
 
 
 def test_cls_and_patches_have_moments_of_their_own() -> None:
-    found = fit(features(), "standard")
+    space = fit(features(), "standard")
     every = list(features())
     for part in ("cls", "patches"):
-        y = torch.cat([getattr(found(each), part).flatten(0, -2) for each in every])
+        y = torch.cat([getattr(space(each), part).flatten(0, -2) for each in every])
         torch.testing.assert_close(y.mean(0), torch.zeros(WIDTH), atol=1e-4, rtol=0)
 
 
 def test_half_precision_features_are_conditioned_in_float32() -> None:
-    found = fit(features(), "whiten")
+    space = fit(features(), "whiten")
     raw = next(features())
     half = Features(raw.cls.half(), raw.patches.half())
-    wanted = found(Features(*(each.float() for each in half)))
-    for got, right in zip(found(half), wanted, strict=True):
+    expected = space(Features(*(each.float() for each in half)))
+    for got, right in zip(space(half), expected, strict=True):
         assert got.dtype == torch.float32 and torch.equal(got, right)
 
 
 def test_nothing_of_it_is_trained_or_in_the_state_dict() -> None:
-    found = fit(features(), "whiten")
-    assert not list(found.parameters()) and not found.state_dict()
+    space = fit(features(), "whiten")
+    assert not list(space.parameters()) and not space.state_dict()
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", *AFFINE])
 def test_it_comes_back_from_its_folder(tmp_path: Path, norm: str) -> None:
-    found = fit(features(), norm)
-    found.save(tmp_path)
+    space = fit(features(), norm)
+    space.save(tmp_path)
     again = conditioning.load(tmp_path)
-    assert again is not None and again.norm == norm and again.digest() == found.digest()
+    assert again is not None and again.norm == norm and again.digest() == space.digest()
 
 
 def test_a_run_keeps_what_it_began_with_and_no_other(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from gkd_scale.models.registry import load_teacher
 
 
 def test_vit_b_has_its_published_size() -> None:
-    found = cost("vit_base_patch16_224", (224, 224))
-    assert found.parameters == 85_798_656
-    assert found.flops / 2 == pytest.approx(17.6e9, rel=0.01), "17.6 GMAC"
-    assert (found.dim, found.grid, found.largest_layer) == (768, (14, 14), 4 * 768 * 768 + 4 * 768)
+    result = cost("vit_base_patch16_224", (224, 224))
+    assert result.parameters == 85_798_656
+    assert result.flops / 2 == pytest.approx(17.6e9, rel=0.01), "17.6 GMAC"
+    assert (result.dim, result.grid, result.largest_layer) == (768, (14, 14), 4 * 768 * 768 + 4 * 768)
 
 
 @pytest.mark.parametrize(
@@ -37,21 +37,21 @@ def test_dim_and_grid_are_those_of_the_loaded_teacher(
 
     create = spec.create
 
-    def random_weights(*given: object, **more: object) -> torch.nn.Module:
-        return create(*given, **{**more, "pretrained": False})
+    def random_weights(*arguments: object, **more: object) -> torch.nn.Module:
+        return create(*arguments, **{**more, "pretrained": False})
 
     monkeypatch.setattr(spec, "create", random_weights)
     teacher = load_teacher(TeacherConfig(name, args=dict(args), layer=tuple(layers)), size, "cpu")
-    found = cost(name, size, args, layers=layers)
-    assert (found.dim, found.grid) == (teacher.dim, teacher.grid)
-    assert found.parameters == sum(p.numel() for p in teacher.net.parameters())
+    result = cost(name, size, args, layers=layers)
+    assert (result.dim, result.grid) == (teacher.dim, teacher.grid)
+    assert result.parameters == sum(p.numel() for p in teacher.net.parameters())
 
 
 def test_mistakes_are_those_of_loading() -> None:
-    for arguments, said in [
+    for arguments, message in [
         ({"name": "vit_bas_patch16_224", "image_size": (224, 224)}, "did you mean"),
         ({"name": "vit_base_patch16_224", "image_size": (220, 224)}, "no whole number"),
         ({"name": "demo_teacher", "image_size": (96, 128), "layers": [9]}, "feature levels 0 to 4"),
     ]:
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=message):
             cost(**arguments)

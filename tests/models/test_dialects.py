@@ -21,7 +21,7 @@ _STAGES: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
 _SMALL = "vit_small_patch14_dinov2.lvd142m"
 
 
-def shaken(net: torch.nn.Module) -> torch.nn.Module:
+def shake(net: torch.nn.Module) -> torch.nn.Module:
     """``net`` with other values in every parameter, also in those that begin as 0 or 1."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -30,14 +30,14 @@ def shaken(net: torch.nn.Module) -> torch.nn.Module:
     return net
 
 
-def translated(state: StateDict, table: tuple[tuple[str, str], ...], prefix: str = "") -> StateDict:
+def translate(state: StateDict, table: tuple[tuple[str, str], ...], prefix: str = "") -> StateDict:
     """``state`` under other names, for tests that play another project."""
-    found = {}
+    tensors = {}
     for name, value in state.items():
         for old, new in table:
             name = re.sub(old, new, name)
-        found[prefix + name] = value
-    return found
+        tensors[prefix + name] = value
+    return tensors
 
 
 MMSEG = (
@@ -77,10 +77,10 @@ MM_CONVNEXT = (
     ],
 )
 def test_names_of_mmseg_and_mmpretrain(name: str, args: dict[str, Any], table: Any) -> None:
-    source = shaken(timm.create_model(name, num_classes=0, **args))
+    source = shake(timm.create_model(name, num_classes=0, **args))
     state = {
         f"state_dict.{key}": value
-        for key, value in translated(dict(source.state_dict()), table, "backbone.").items()
+        for key, value in translate(dict(source.state_dict()), table, "backbone.").items()
     }
     state["state_dict.decode_head.conv_seg.weight"] = torch.ones(3)
     if "convnext" in name:
@@ -101,9 +101,9 @@ META_DINOV3 = (
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3"])
 def test_names_of_metas_dinov3(name: str) -> None:
     args: dict[str, Any] = {"depth": 2, "embed_dim": 96, "num_heads": 3}
-    source = shaken(timm.create_model(name, num_classes=0, **args))
-    gated = ((r"mlp\.fc2", "mlp.w3"),) if "plus" in name else ()
-    state = translated(dict(source.state_dict()), (*META_DINOV3, *gated))
+    source = shake(timm.create_model(name, num_classes=0, **args))
+    more = ((r"mlp\.fc2", "mlp.w3"),) if "plus" in name else ()
+    state = translate(dict(source.state_dict()), (*META_DINOV3, *more))
     blocks = [f"blocks.{index}.attn.qkv" for index in range(2)]
     state |= {f"{block}.bias": torch.zeros(288) for block in blocks}
     state |= {f"{block}.bias_mask": torch.ones(288) for block in blocks}
@@ -118,7 +118,7 @@ def _theirs(kind: str) -> tuple[torch.nn.Module, str, dict[str, Any]]:
     t = transformers
     stages: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
     swin: dict[str, Any] = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
-    made: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    models: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "ConvNeXt": (t.ConvNextModel(t.ConvNextConfig(**stages)), "convnext_tiny", _STAGES),
         "ConvNeXt with 1x1 convolutions": (
             t.ConvNextModel(t.ConvNextConfig(**stages)),
@@ -137,7 +137,7 @@ def _theirs(kind: str) -> tuple[torch.nn.Module, str, dict[str, Any]]:
             {**swin, "img_size": 64},
         ),
     }
-    return made[kind]
+    return models[kind]
 
 
 @pytest.mark.parametrize(
@@ -145,22 +145,22 @@ def _theirs(kind: str) -> tuple[torch.nn.Module, str, dict[str, Any]]:
 )
 def test_staged_networks_of_transformers_give_the_same_tokens(kind: str) -> None:
     theirs, name, args = _theirs(kind)
-    shaken(theirs)
+    shake(theirs)
     ours = timm.create_model(name, num_classes=0, **args).eval()
     weights.load_into(ours, dict(theirs.state_dict()), "model.safetensors")
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         out = theirs(pixels).last_hidden_state
         tokens = out.flatten(2).transpose(1, 2) if out.ndim == 4 else out
-        found = families.dense(ours, pixels)[0].patches
+        patches = families.dense(ours, pixels)[0].patches
         if kind.startswith("ConvNeXt"):  # they normalise what they pool; we normalise every token
             tokens = theirs.get_submodule("layernorm")(tokens)
-    torch.testing.assert_close(found, tokens[:, -found.shape[1] :], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(patches, tokens[:, -patches.shape[1] :], atol=1e-4, rtol=1e-4)
 
 
 def test_position_embeddings_with_and_without_a_slot_for_the_class_token() -> None:
     with_slot, without, again = (
-        shaken(timm.create_model("vit_tiny_patch16_224", num_classes=0, no_embed_class=free, **_TINY))
+        shake(timm.create_model("vit_tiny_patch16_224", num_classes=0, no_embed_class=free, **_TINY))
         for free in (False, True, True)
     )
     pixels = torch.randn(1, 3, 56, 56)
@@ -177,9 +177,9 @@ def test_position_embeddings_of_two_readings_are_refused() -> None:
         timm.create_model("vit_tiny_patch16_224", num_classes=0, no_embed_class=free, **_TINY)
         for free in (True, False)
     )
-    with pytest.raises(ModelError, match=r"may be of 4x4 patches, or of 15 and the class token") as caught:
+    with pytest.raises(ModelError, match=r"may be of 4x4 patches, or of 15 and the class token") as error:
         weights.load_into(net, dict(source.state_dict()), "w.pth")
-    assert "no_embed_class=True" in caught.value.hint
+    assert "no_embed_class=True" in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -196,20 +196,20 @@ def test_other_networks_of_transformers_are_sent_to_the_door_that_works(
     small = config(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96)
     state = dict(transformers.AutoModel.from_config(small).state_dict())
     net = timm.create_model(name, num_classes=0, embed_dim=48, depth=1, num_heads=3)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as error:
         weights.load_into(net, state, "model.safetensors")
-    assert route in caught.value.hint
+    assert route in error.value.hint
 
 
 def test_swin_of_mmseg_is_sent_elsewhere() -> None:
     args: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
     net = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **args)
-    theirs = translated(
+    theirs = translate(
         dict(net.state_dict()), ((r"attn\.", "attn.w_msa."), (r"^layers", "stages")), "backbone."
     )
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as error:
         weights.load_into(net, theirs, "mm.pth")
-    assert "Microsoft" in caught.value.hint
+    assert "Microsoft" in error.value.hint
 
 
 def metas(state: StateDict) -> StateDict:
@@ -228,26 +228,26 @@ def hugging_faces(state: StateDict) -> StateDict:
         (r"attn\.proj", "attention.output.dense"),
         (r"ls([12])\.gamma", r"layer_scale\1.lambda1"),
     )
-    found = {}
-    for name, value in translated(state, table).items():
+    tensors = {}
+    for name, value in translate(state, table).items():
         if "attn.qkv" not in name:
-            found[name] = value
+            tensors[name] = value
             continue
         for part, chunk in zip(("query", "key", "value"), value.chunk(3), strict=True):
-            found[name.replace("attn.qkv", f"attention.attention.{part}")] = chunk
-    found["embeddings.mask_token"] = torch.zeros(1, state["cls_token"].shape[-1])
-    return found
+            tensors[name.replace("attn.qkv", f"attention.attention.{part}")] = chunk
+    tensors["embeddings.mask_token"] = torch.zeros(1, state["cls_token"].shape[-1])
+    return tensors
 
 
 DOORS: dict[str, Callable[[StateDict], StateDict]] = {
     "Meta": metas,
     "transformers": hugging_faces,
-    "mmseg": lambda state: translated(state, MMSEG, "state_dict.backbone."),
+    "mmseg": lambda state: translate(state, MMSEG, "state_dict.backbone."),
 }
 
 
 @pytest.fixture(scope="module")
-def published(shared: Path) -> StateDict:
+def release(shared: Path) -> StateDict:
     return weights.read_state_dict(shared / "teacher/dinov2_vits14_timm_fp16.safetensors")
 
 
@@ -258,6 +258,6 @@ def small(state: StateDict, source: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_real_dinov2_weights_are_the_same_through_every_door(door: str, published: StateDict) -> None:
-    ours, theirs = small(published, "timm"), small(DOORS[door](published), door)
+def test_real_dinov2_weights_are_the_same_through_every_door(door: str, release: StateDict) -> None:
+    ours, theirs = small(release, "timm"), small(DOORS[door](release), door)
     assert weights.fingerprint(theirs) == weights.fingerprint(ours)

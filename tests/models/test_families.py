@@ -57,13 +57,13 @@ def test_three_steps_then_plain_timm_gives_the_same_features(key: str, tmp_path:
         optimizer.zero_grad()
         loss = distiller(distiller.draws.add(batch(family)))["loss"]
         loss.backward()
-        unreached = [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
-        assert not unreached, "what no gradient reaches is frozen"
+        gaps = [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
+        assert not gaps, "what no gradient reaches is frozen"
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[2] < losses[0]
-    moved = {name for name, value in student.net.named_parameters() if not torch.equal(value, before[name])}
-    assert moved == {name for name, value in student.net.named_parameters() if value.requires_grad}
+    names = {name for name, value in student.net.named_parameters() if not torch.equal(value, before[name])}
+    assert names == {name for name, value in student.net.named_parameters() if value.requires_grad}
 
     backbone.export(tmp_path, student.spec, student.net.state_dict())
     plain = timm.create_model(family.name, num_classes=0, **family.args).eval()
@@ -72,8 +72,8 @@ def test_three_steps_then_plain_timm_gives_the_same_features(key: str, tmp_path:
     x = torch.randn(1, 3, side, side)
     student.eval()
     with torch.no_grad():
-        expected, found = plain.forward_features(x), student.net.forward_features(x)
-    torch.testing.assert_close(found, expected)
+        expected, features = plain.forward_features(x), student.net.forward_features(x)
+    torch.testing.assert_close(features, expected)
 
 
 @pytest.mark.parametrize("key", FAMILIES)
@@ -110,11 +110,11 @@ def test_sharing_the_unmasked_half_equals_two_full_passes(key: str) -> None:
     mask = torch.zeros(len(one.sids), student.mask_tokens, dtype=torch.bool)
     for row in masked_positions(one.positions, 0.5):
         mask[row] = random_mask(one.sids[row], one.epochs[row], 0, student.mask_tokens, 0.5)
-    shared = distiller(distiller.draws.add(one))["loss"]
+    half = distiller(distiller.draws.add(one))["loss"]
     teacher = Features(*(each.float() for each in one.teacher))
     plain, masked = distiller.features(one.pixels), distiller.features(one.pixels, mask)
     full = distiller.heads[0].losses(plain, masked.patches, teacher)["loss"]
-    torch.testing.assert_close(shared, full, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(half, full, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("key", ["vit", "dinov2-registers", "dinov3", "eva02", "eva02-at-16"])
@@ -152,7 +152,7 @@ def test_drop_path_is_off_unless_it_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "args", "grid", "said"),
+    ("name", "size", "args", "grid", "message"),
     [
         ("vit_tiny_patch16_224", (40, 48), {}, (2, 3), "whole number"),
         ("resnet10t", (64, 64), {}, (16, 16), "more than 4 times coarser"),
@@ -169,7 +169,7 @@ def test_drop_path_is_off_unless_it_is_asked_for() -> None:
     ],
 )
 def test_what_cannot_match_is_refused(
-    name: str, size: tuple[int, int], args: dict[str, object], grid: tuple[int, int], said: str
+    name: str, size: tuple[int, int], args: dict[str, object], grid: tuple[int, int], message: str
 ) -> None:
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         load_student(name, size, grid, args=args)

@@ -23,7 +23,7 @@ from gkd_scale.models.registry import load_teacher, teacher_cost
 from gkd_scale.segment.methods.base import MethodTeacher
 from tests.conftest import write_images
 from tests.models.test_dialects import hugging_faces
-from tests.models.transformers_families import FAMILIES, normalised, save, shake, tower
+from tests.models.transformers_families import FAMILIES, normalise, save, shake, tower
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers
 
@@ -43,8 +43,8 @@ def load(folder: Path, size: tuple[int, int], **options: Any) -> Any:
 
 
 def pixels(size: tuple[int, int], images: int = 2) -> torch.Tensor:
-    seeded = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8, generator=seeded)
+    draw = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8, generator=draw)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -57,12 +57,12 @@ def test_cache_teacher_stores_what_the_model_itself_gives(
     capsys.readouterr()
     cache = Cache.open(out)
     sample = cache.read(0, 0)
-    seen = torch.from_numpy(decode(sample.jpeg))[None]
+    picture = torch.from_numpy(decode(sample.jpeg))[None]
     with torch.no_grad():
-        expected = family.expected(tower(name, folder), normalised(seen))[0]
-    stored = torch.from_numpy(sample.patches).float()
-    assert stored.shape == (cache.spec.grid[0] * cache.spec.grid[1], family.dim)
-    torch.testing.assert_close(stored, expected, atol=4e-3, rtol=4e-3)  # stored as float16
+        expected = family.expected(tower(name, folder), normalise(picture))[0]
+    tokens = torch.from_numpy(sample.patches).float()
+    assert tokens.shape == (cache.spec.grid[0] * cache.spec.grid[1], family.dim)
+    torch.testing.assert_close(tokens, expected, atol=4e-3, rtol=4e-3)  # stored as float16
     teacher = cache.spec.teacher
     assert teacher["prefix_tokens"] == family.prefix
     assert teacher["cls"] == ("token" if family.prefix else "mean")
@@ -124,9 +124,9 @@ def test_layers_are_numbered_and_joined_as_for_timm(folders: dict[str, Path]) ->
     torch.testing.assert_close(both(x).cls, torch.cat([each.cls for each in parts], -1))
     net = tower("Dinov2", folder)
     with torch.no_grad():
-        hidden = net(normalised(x), output_hidden_states=True).hidden_states
-    torch.testing.assert_close(parts[1].patches, hidden[1][:, 1:])
-    torch.testing.assert_close(parts[0].cls, hidden[2][:, 0])
+        states = net(normalise(x), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(parts[1].patches, states[1][:, 1:])
+    torch.testing.assert_close(parts[0].cls, states[2][:, 0])
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_at_its_own_size_nothing_is_resampled(name: str, folders: dict[str, Path
     x, net = pixels((56, 56)), tower(name, folders[name])
     teacher = load(folders[name], (56, 56), layer=(-1,))
     with torch.no_grad():
-        expected = net(normalised(x), output_hidden_states=True).hidden_states[-1]
+        expected = net(normalise(x), output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(teacher(x).patches, expected[:, 1:])
 
 
@@ -202,13 +202,13 @@ def test_half_precision_is_near(dtype: str, folders: dict[str, Path]) -> None:
 def test_a_folder_may_move_and_other_weights_are_another_teacher(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    moved = shutil.copytree(folders["ViT"], tmp_path / "elsewhere")
-    one, other = (load(folder, (56, 84)).fingerprint() for folder in (folders["ViT"], moved))
+    copy = shutil.copytree(folders["ViT"], tmp_path / "elsewhere")
+    one, other = (load(folder, (56, 84)).fingerprint() for folder in (folders["ViT"], copy))
     assert one == other and one["model"] == "hf:vit"
     assert json.loads(json.dumps(one)) == one
     torch.manual_seed(1)
-    shake(transformers.ViTModel.from_pretrained(moved)).save_pretrained(moved)
-    assert load(moved, (56, 84)).fingerprint()["weights_sha256"] != one["weights_sha256"]
+    shake(transformers.ViTModel.from_pretrained(copy)).save_pretrained(copy)
+    assert load(copy, (56, 84)).fingerprint()["weights_sha256"] != one["weights_sha256"]
 
 
 def test_a_pooler_that_the_file_lacks_does_not_matter(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_classifier_beside_the_backbone_does_not_matter(folders: dict[str, Pat
     assert plain.fingerprint()["weights_sha256"] == classifier.fingerprint()["weights_sha256"]
 
 
-def prepared(folder: Path, tmp_path: Path, **values: object) -> Path:
+def prepare(folder: Path, tmp_path: Path, **values: object) -> Path:
     """A copy whose preprocessor says ``values``."""
     copy = shutil.copytree(folder, tmp_path / "model")
     path = copy / "preprocessor_config.json"
@@ -237,7 +237,7 @@ def prepared(folder: Path, tmp_path: Path, **values: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("said", "mean", "std"),
+    ("values", "mean", "std"),
     [
         ({}, 0.4, 0.2),
         ({"image_mean": 0.5, "image_std": 0.25}, 0.5, 0.25),
@@ -247,16 +247,16 @@ def prepared(folder: Path, tmp_path: Path, **values: object) -> Path:
     ],
 )
 def test_mean_and_std_are_of_the_preprocessor(
-    said: dict[str, Any], mean: float, std: float, folders: dict[str, Path], tmp_path: Path
+    values: dict[str, Any], mean: float, std: float, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    teacher = load(prepared(folders["ViT"], tmp_path, **said), (56, 84))
+    teacher = load(prepare(folders["ViT"], tmp_path, **values), (56, 84))
     assert (teacher.mean[0], teacher.std[0]) == pytest.approx((mean, std))
     mine = load(folders["ViT"], (56, 84), mean=(0.1, 0.1, 0.1))
     assert (mine.mean[0], mine.std[0]) == pytest.approx((0.1, 0.2))
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("values", "expected"),
     [
         ({"do_flip_channel_order": True}, "do_flip_channel_order: channels in the order blue, green, red"),
         ({"rescale_offset": True}, "says rescale_offset"),
@@ -270,10 +270,10 @@ def test_mean_and_std_are_of_the_preprocessor(
     ],
 )
 def test_a_preprocessor_that_says_no_mean_and_std_is_refused(
-    said: dict[str, Any], expected: str, folders: dict[str, Path], tmp_path: Path
+    values: dict[str, Any], expected: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=f"preprocessor_config.json .*{expected}"):
-        load(prepared(folders["ViT"], tmp_path, **said), (56, 84))
+        load(prepare(folders["ViT"], tmp_path, **values), (56, 84))
 
 
 def test_without_a_preprocessor_mean_and_std_must_be_said(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_real_dinov2_through_transformers_gives_timms_tokens(shared: Path, tmp_p
             args={"img_size": 112},
             layer=layer,
         )
-        found, wanted = through(x), load_teacher(timms, (112, 112), "cpu")(x)
-        torch.testing.assert_close(found.patches, wanted.patches, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(found.cls, wanted.cls, atol=1e-4, rtol=1e-4)
+        ours, theirs = through(x), load_teacher(timms, (112, 112), "cpu")(x)
+        torch.testing.assert_close(ours.patches, theirs.patches, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.cls, theirs.cls, atol=1e-4, rtol=1e-4)
     assert through.parameters == sum(each.numel() for each in net.parameters())

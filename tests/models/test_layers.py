@@ -20,14 +20,14 @@ def build(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050", "resnet18"])
 def test_scales_are_those_of_timm(name: str) -> None:
     net = build(name)
-    found = layers.lr_scales(net, 0.7)
+    scales = layers.lr_scales(net, 0.7)
     names = {id(parameter): key for key, parameter in net.named_parameters()}
     theirs = {
         names[id(parameter)]: group["lr_scale"]
         for group in param_groups_layer_decay(net, layer_decay=0.7)
         for parameter in group["params"]
     }
-    assert found == pytest.approx(theirs)
+    assert scales == pytest.approx(theirs)
     assert layers.lr_scales(net, 1.0) == {}
 
 

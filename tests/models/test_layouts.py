@@ -80,7 +80,7 @@ def test_a_networks_own_lists_of_lists_are_no_chunks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("taken", "passed"),
+    ("winner", "loser"),
     [
         ("model_ema.", "model."),
         ("teacher.backbone.", "student.module.backbone."),
@@ -90,12 +90,12 @@ def test_a_networks_own_lists_of_lists_are_no_chunks() -> None:
     ],
 )
 def test_of_two_networks_one_is_taken_and_named(
-    taken: str, passed: str, capsys: pytest.CaptureFixture[str]
+    winner: str, loser: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, other = tiny(), tiny()
-    both = {**under(passed, other.state_dict()), **under(taken, one.state_dict())}
+    both = {**under(loser, other.state_dict()), **under(winner, one.state_dict())}
     assert features_of(both) == weights.fingerprint(one)
-    assert f"not '{passed.rstrip('.')}'" in capsys.readouterr().err
+    assert f"not '{loser.rstrip('.')}'" in capsys.readouterr().err
 
 
 def test_a_larger_network_beside_the_one_that_is_asked_for_is_not_taken() -> None:
@@ -139,8 +139,8 @@ _WIDE = {"hidden_size": 96, "intermediate_size": 384, "num_register_tokens": 4}
 def _transformers(kind: str) -> tuple[torch.nn.Module, str, str, dict[str, Any]]:
     """A network of transformers, its backbone within it, timm's name and arguments of the same."""
     t = transformers
-    gated = {"use_gated_mlp": True, "hidden_act": "silu"}
-    made = {
+    mlp = {"use_gated_mlp": True, "hidden_act": "silu"}
+    models = {
         "dinov2": (t.Dinov2Model(t.Dinov2Config(**_HF)), "", "vit_small_patch14_dinov2.lvd142m", {}),
         "dinov2 with a head": (
             t.Dinov2ForImageClassification(t.Dinov2Config(**_HF)),
@@ -179,28 +179,28 @@ def _transformers(kind: str) -> tuple[torch.nn.Module, str, str, dict[str, Any]]
             {"embed_dim": 96},
         ),
         "dinov3 plus": (
-            t.DINOv3ViTModel(t.DINOv3ViTConfig(**{**_HF, **_WIDE, **gated})),
+            t.DINOv3ViTModel(t.DINOv3ViTConfig(**{**_HF, **_WIDE, **mlp})),
             "",
             "vit_small_plus_patch16_dinov3_qkvb.lvd1689m",
             {"embed_dim": 96},
         ),
     }
-    return made[kind]
+    return models[kind]
 
 
-@pytest.mark.parametrize("saved", ["as published", "as in memory"])
+@pytest.mark.parametrize("form", ["as published", "as in memory"])
 @pytest.mark.parametrize(
     "kind",
     ["dinov2", "dinov2 with a head", "dinov2 giant", "registers", "vit", "deit", "dinov3", "dinov3 plus"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_features_of_transformers_networks_are_theirs(kind: str, saved: str, tmp_path: Any) -> None:
+def test_features_of_transformers_networks_are_theirs(kind: str, form: str, tmp_path: Any) -> None:
     torch.manual_seed(0)
     theirs, within, name, args = _transformers(kind)
     with torch.no_grad():
         for parameter in theirs.eval().parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    if saved == "as published":
+    if form == "as published":
         theirs.save_pretrained(tmp_path)  # type: ignore[operator]
         state = weights.read_state_dict(tmp_path / "model.safetensors")
     else:
@@ -242,5 +242,5 @@ def test_registers_are_known_without_a_mask_token() -> None:
 
 def test_no_prefix_is_taken_where_names_are_others() -> None:
     own = tiny().state_dict()
-    found = layouts.find(own, {"conv.weight": torch.ones(3)}, lambda part: part)
-    assert (found.prefix, found.copies) == ("", ())
+    layout = layouts.find(own, {"conv.weight": torch.ones(3)}, lambda part: part)
+    assert (layout.prefix, layout.copies) == ("", ())

@@ -70,5 +70,5 @@ def test_the_mask_colour_replaces_whole_blocks() -> None:
     mask = torch.tensor([[False, True, False, False, False, False]])
     out = masker(pixels, mask, (2, 3))
     assert torch.allclose(out[0, :, :4, 4:8], torch.tensor([7.0, 8.0, 9.0]).view(3, 1, 1).expand(3, 4, 4))
-    changed = (out != pixels).any(1)[0]
-    assert int(changed.sum()) == 16
+    difference = (out != pixels).any(1)[0]
+    assert int(difference.sum()) == 16

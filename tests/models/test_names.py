@@ -7,11 +7,11 @@ import timm
 
 from gkd_scale.models.names import suggest, timm_name
 
-KNOWN = timm.list_models()
+NAMES = timm.list_models()
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("name", "expected"),
     [
         ("facebook/dinov2-small", "vit_small_patch14_dinov2.lvd142m"),
         ("facebook/dinov2-with-registers-giant", "vit_giant_patch14_reg4_dinov2.lvd142m"),
@@ -30,15 +30,15 @@ KNOWN = timm.list_models()
         ("hf-hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k"),
     ],
 )
-def test_names_of_the_hub_are_timms(given: str, meant: str) -> None:
-    assert timm_name(given, KNOWN) == meant
-    assert f"did you mean '{meant}'?" in suggest(given, KNOWN)
+def test_names_of_the_hub_are_timms(name: str, expected: str) -> None:
+    assert timm_name(name, NAMES) == expected
+    assert f"did you mean '{expected}'?" in suggest(name, NAMES)
 
 
 def test_no_other_model_is_suggested_for_one_that_timm_lacks() -> None:
-    assert timm_name("some/thing-small", KNOWN) == ""
-    assert suggest("some/thing-small", KNOWN).startswith("names are timm's")
-    assert suggest("some/thing-small", KNOWN).endswith("hf:some/thing-small")
-    assert "hf:timm" not in suggest("timm/vit_small_patch14_dinov2.lvd142m", KNOWN)
-    assert "--teacher-weights" in suggest("w/model.safetensors", KNOWN)
-    assert suggest("vit_smal_patch16_224", KNOWN) == "did you mean 'vit_small_patch16_224'?"
+    assert timm_name("some/thing-small", NAMES) == ""
+    assert suggest("some/thing-small", NAMES).startswith("names are timm's")
+    assert suggest("some/thing-small", NAMES).endswith("hf:some/thing-small")
+    assert "hf:timm" not in suggest("timm/vit_small_patch14_dinov2.lvd142m", NAMES)
+    assert "--teacher-weights" in suggest("w/model.safetensors", NAMES)
+    assert suggest("vit_smal_patch16_224", NAMES) == "did you mean 'vit_small_patch16_224'?"

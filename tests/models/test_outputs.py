@@ -21,22 +21,22 @@ def backbone(name: str) -> Backbone:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_resnet"])
 def test_maps_are_those_of_the_backbone(name: str) -> None:
     net = backbone(name)
-    seen = backbone_outputs(net, PIXELS, (1, 0))
-    for mine, theirs in zip(seen.maps, net(PIXELS), strict=True):
+    outputs = backbone_outputs(net, PIXELS, (1, 0))
+    for mine, theirs in zip(outputs.maps, net(PIXELS), strict=True):
         assert torch.equal(mine, theirs)
     pixels = as_input(net.net, net.normalize(PIXELS))
     own = net.net.forward_intermediates(pixels, indices=[0, 1], intermediates_only=True)
-    assert torch.equal(seen.levels[0], own[1]) and torch.equal(seen.levels[1], own[0])
-    assert seen.features.patches.shape[1] == seen.grid[0] * seen.grid[1]
+    assert torch.equal(outputs.levels[0], own[1]) and torch.equal(outputs.levels[1], own[0])
+    assert outputs.features.patches.shape[1] == outputs.grid[0] * outputs.grid[1]
 
 
 def test_features_are_the_normalised_tokens_of_the_network() -> None:
     net = backbone("vit_tiny_patch16_224")
-    seen = backbone_outputs(net, PIXELS)
+    outputs = backbone_outputs(net, PIXELS)
     expected = split_tokens(net.net, net.net.forward_features(net.normalize(PIXELS)))
-    torch.testing.assert_close(seen.features.cls, expected.cls)
-    torch.testing.assert_close(seen.features.patches, expected.patches)
-    assert seen.grid == (2, 3)
+    torch.testing.assert_close(outputs.features.cls, expected.cls)
+    torch.testing.assert_close(outputs.features.patches, expected.patches)
+    assert outputs.grid == (2, 3)
 
 
 def test_changed_pixels_are_what_the_network_sees() -> None:

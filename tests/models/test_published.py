@@ -25,7 +25,7 @@ def under(prefix: str, state: StateDict, add: float = 0) -> StateDict:
 
 
 def facebook_convnext(state: StateDict) -> StateDict:
-    found = {}
+    tensors = {}
     for name, value in state.items():
         for old, new in (
             (r"^stem\.", "downsample_layers.0."),
@@ -36,28 +36,28 @@ def facebook_convnext(state: StateDict) -> StateDict:
             (r"head\.(norm|fc)", lambda match: "norm" if match[1] == "norm" else "head"),
         ):
             name = re.sub(old, new, name)
-        found[f"model.{name}"] = value
-    return found
+        tensors[f"model.{name}"] = value
+    return tensors
 
 
 def microsoft_swin(state: StateDict) -> StateDict:
     earlier = re.compile(r"^layers\.(\d)\.downsample")
-    found = {
+    tensors = {
         earlier.sub(lambda match: f"layers.{int(match[1]) - 1}.downsample", name).replace(
             "head.fc.", "head."
         ): value
         for name, value in state.items()
     }
-    found["layers.0.blocks.0.attn_mask"] = torch.zeros(4, 49, 49)
-    found["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
-    return under("model.", found)
+    tensors["layers.0.blocks.0.attn_mask"] = torch.zeros(4, 49, 49)
+    tensors["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+    return under("model.", tensors)
 
 
 def openai_clip(state: StateDict) -> StateDict:
     text = {
         f"{name}.weight": _ONE for name in ("token_embedding", "ln_final", "transformer.resblocks.0.ln_1")
     }
-    found: StateDict = {"logit_scale": torch.ones(()), "visual.proj": torch.ones(48, 8), **text}
+    tensors: StateDict = {"logit_scale": torch.ones(()), "visual.proj": torch.ones(48, 8), **text}
     for name, value in state.items():
         for old, new in (
             (r"^blocks\.", "transformer.resblocks."),
@@ -75,11 +75,11 @@ def openai_clip(state: StateDict) -> StateDict:
             name = re.sub(old, new, name)
         flat = {"class_embedding": value.flatten(), "positional_embedding": value[0]}.get(name, value)
         if not name.startswith("head"):
-            found[f"visual.{name}"] = flat
-    return found
+            tensors[f"visual.{name}"] = flat
+    return tensors
 
 
-PUBLISHED: dict[str, tuple[str, dict[str, Any], Callable[[StateDict], StateDict]]] = {
+RELEASES: dict[str, tuple[str, dict[str, Any], Callable[[StateDict], StateDict]]] = {
     "timm, with its classifier": ("convnext_atto", _CONVNEXT, lambda state: state),
     "ConvNeXt": ("convnext_atto", {**_CONVNEXT, "conv_mlp": False}, facebook_convnext),
     "Swin": ("swin_tiny_patch4_window7_224", _SWIN, microsoft_swin),
@@ -139,9 +139,9 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], Callable[[StateDict], StateDict]
 }
 
 
-@pytest.mark.parametrize("project", PUBLISHED)
+@pytest.mark.parametrize("project", RELEASES)
 def test_published_checkpoints_load(project: str) -> None:
-    name, args, publish = PUBLISHED[project]
+    name, args, publish = RELEASES[project]
     whole = timm.create_model(name, **args)
     with torch.no_grad():
         for parameter in whole.parameters():
@@ -153,7 +153,7 @@ def test_published_checkpoints_load(project: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "asked"),
+    ("name", "args", "options"),
     [
         ("vit_tiny_patch16_224", {**_VIT, "init_values": 1e-5}, _VIT),
         ("vit_tiny_patch16_224", {**_VIT, "reg_tokens": 2}, _VIT),
@@ -170,12 +170,12 @@ def test_published_checkpoints_load(project: str) -> None:
     ],
 )
 def test_parts_that_would_be_left_out_are_refused(
-    name: str, args: dict[str, Any], asked: dict[str, Any]
+    name: str, args: dict[str, Any], options: dict[str, Any]
 ) -> None:
     whole = timm.create_model(name, **args)
     with torch.no_grad():
         for parameter in whole.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    net = timm.create_model(name, num_classes=0, **asked)
+    net = timm.create_model(name, num_classes=0, **options)
     with pytest.raises(ModelError, match=r"holds|lacks"):
         weights.load_into(net, whole.state_dict(), "w.pth")

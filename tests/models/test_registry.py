@@ -90,8 +90,8 @@ def test_what_nothing_counts_is_said() -> None:
 @pytest.mark.parametrize("layer", [None, (1,), (3, 1)])
 def test_a_fingerprint_says_how_its_teacher_is_loaded(layer: tuple[int, ...] | None) -> None:
     config = TeacherConfig("demo_teacher", layer=layer, dtype="bfloat16", mean=(0.1, 0.2, 0.3), patch_size=16)
-    stored = json.loads(json.dumps(load_teacher(config, SIZE, "cpu").fingerprint()))
-    again = load_teacher(TeacherConfig.of_fingerprint(stored), SIZE, "cpu")
+    fingerprint = json.loads(json.dumps(load_teacher(config, SIZE, "cpu").fingerprint()))
+    again = load_teacher(TeacherConfig.of_fingerprint(fingerprint), SIZE, "cpu")
     assert again.fingerprint() == load_teacher(config, SIZE, "cpu").fingerprint()
-    assert TeacherConfig.of_fingerprint(stored, Path("w")).weights == Path("w")
+    assert TeacherConfig.of_fingerprint(fingerprint, Path("w")).weights == Path("w")
     assert TeacherConfig.of_fingerprint(toy().fingerprint()) == TeacherConfig("toy:colours", args={"gain": 2})

@@ -61,8 +61,8 @@ def test_a_run_keeps_its_patch_size_where_none_is_given(tmp_path: Path) -> None:
     args = {key: value for key, value in TINY.items() if key != "patch_size"}
     first = load_student("vit_tiny_patch16_224", (56, 84), (4, 6), args={**args, "patch_size": 14})
     backbone.export(tmp_path, first.spec, first.net.state_dict())
-    kept = load_student("vit_tiny_patch16_224", (56, 84), (4, 6), weights=str(tmp_path), args=args)
-    assert torch.equal(kept.net.patch_embed.proj.weight, first.net.patch_embed.proj.weight)
+    again = load_student("vit_tiny_patch16_224", (56, 84), (4, 6), weights=str(tmp_path), args=args)
+    assert torch.equal(again.net.patch_embed.proj.weight, first.net.patch_embed.proj.weight)
 
 
 def smooth(side: int) -> torch.Tensor:
@@ -88,6 +88,6 @@ def test_pi_resizing_keeps_embeddings_and_bicubic_scales_them(tmp_path: Path) ->
             args={**args, "patch_size": 16},
             resize=resize,
         )
-        embedded = second.net.patch_embed(smooth(16)).detach().view_as(expected)
-        errors[resize] = float((embedded - expected).norm() / expected.norm())
+        tokens = second.net.patch_embed(smooth(16)).detach().view_as(expected)
+        errors[resize] = float((tokens - expected).norm() / expected.norm())
     assert errors["pi"] < 0.02 < 0.2 < errors["bicubic"]

@@ -26,10 +26,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def listed(capsys: pytest.CaptureFixture[str], *flags: str) -> list[dict[str, Any]]:
+def table(capsys: pytest.CaptureFixture[str], *flags: str) -> list[dict[str, Any]]:
     assert cli.main(["teachers", "--json", *flags]) == 0
-    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-    return found
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return rows
 
 
 def store(hub: Path, name: str) -> Path:
@@ -40,7 +40,7 @@ def store(hub: Path, name: str) -> Path:
 
 @pytest.mark.usefixtures("hub")
 def test_the_table_names_every_teacher_once_and_is_sorted(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = listed(capsys)
+    rows = table(capsys)
     names = [name for family in teacher_zoo.NAMES.values() for name in family]
     assert sorted(row["name"] for row in rows) == sorted(names)
     assert [row["parameters"] for row in rows] == sorted(row["parameters"] for row in rows)
@@ -51,11 +51,11 @@ def test_the_table_names_every_teacher_once_and_is_sorted(capsys: pytest.Capture
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3.lvd1689m", "convnext_tiny.dinov3_lvd1689m"])
 @pytest.mark.usefixtures("hub")
 def test_a_row_is_what_is_counted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (stored,) = (each for each in teacher_zoo.read() if each.name == name)
-    assert teacher_zoo.count(name, "DINOv3") == stored
-    (larger,) = listed(capsys, "--filter", name, "--image-size", "450")
+    (row,) = (each for each in teacher_zoo.read() if each.name == name)
+    assert teacher_zoo.count(name, "DINOv3") == row
+    (larger,) = table(capsys, "--filter", name, "--image-size", "450")
     assert larger["side"] == 448
-    assert larger["gflops"] > 3.9 * stored.gflops
+    assert larger["gflops"] > 3.9 * row.gflops
 
 
 def test_weights_of_timm_on_this_machine_are_marked(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +63,7 @@ def test_weights_of_timm_on_this_machine_are_marked(hub: Path, capsys: pytest.Ca
     checkpoints = hub.parent / "torch/hub/checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "IN22K-vit.h.14-900e.pth.tar").write_bytes(b"")
-    names = [row["name"] for row in listed(capsys, "--here")]
+    names = [row["name"] for row in table(capsys, "--here")]
     assert names == ["vit_small_patch14_dinov2.lvd142m", "vit_huge_patch14_gap_224.in22k_ijepa"]
 
 
@@ -75,7 +75,7 @@ def test_models_of_transformers_on_this_machine_are_listed(
         shutil.copytree(save(name, tmp_path / name), folder, dirs_exist_ok=True)
         (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     (store(hub, "somebody/words") / "config.json").write_text('{"model_type": "bert"}')
-    clip, convnext = sorted(listed(capsys, "--here"), key=lambda row: str(row["name"]))
+    clip, convnext = sorted(table(capsys, "--here"), key=lambda row: str(row["name"]))
     assert (clip["name"], clip["family"], clip["licence"]) == ("hf:somebody/clip", "clip", "mit")
     assert (clip["stride"], clip["width"], clip["side"]) == (14, 48, 56)
     assert "--teacher hf:somebody/clip --image-size 56" in clip["command"]
@@ -85,9 +85,9 @@ def test_models_of_transformers_on_this_machine_are_listed(
 @pytest.mark.usefixtures("hub")
 def test_the_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["teachers", "--filter", "dinov2", "--millions", "20", "100"]) == 0
-    said = capsys.readouterr().out
-    assert "vit_base_patch14_dinov2.lvd142m" in said and "apache-2.0" in said
-    assert "vit_large" not in said and "gkd-scale cache-teacher" in said
+    output = capsys.readouterr().out
+    assert "vit_base_patch14_dinov2.lvd142m" in output and "apache-2.0" in output
+    assert "vit_large" not in output and "gkd-scale cache-teacher" in output
 
 
 @pytest.mark.parametrize("flags", [("--here",), ("--filter", "dinov9")])
@@ -115,7 +115,7 @@ def test_an_odd_folder_does_not_end_the_list(
     for name in ("odd", "vit"):
         shutil.copytree(save("ViT", tmp_path / name), store(hub, f"somebody/{name}"), dirs_exist_ok=True)
     (store_of(hub, "odd") / "config.json").write_text(ODD[what])
-    assert [row["name"] for row in listed(capsys, "--here")] == ["hf:somebody/vit"]
+    assert [row["name"] for row in table(capsys, "--here")] == ["hf:somebody/vit"]
 
 
 def test_the_header_of_odd_weights_does_not_end_the_list(
@@ -125,7 +125,7 @@ def test_the_header_of_odd_weights_does_not_end_the_list(
         shutil.copytree(save("ViT", tmp_path / name), store(hub, f"somebody/{name}"), dirs_exist_ok=True)
     for head in (b"\xff" * 8 + b"{}", b"\2" + bytes(7) + b"[]", b"\7" + bytes(7) + b'{"a":1}'):
         (store_of(hub, "odd") / "model.safetensors").write_bytes(head)
-        assert [row["name"] for row in listed(capsys, "--here")] == ["hf:somebody/vit"]
+        assert [row["name"] for row in table(capsys, "--here")] == ["hf:somebody/vit"]
 
 
 def store_of(hub: Path, name: str) -> Path:
@@ -143,7 +143,7 @@ def test_the_list_never_asks_the_network_and_counts_the_vision_tower(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    (row,) = listed(capsys, "--here")
+    (row,) = table(capsys, "--here")
     assert row["gflops"] and row["parameters"] == sum(each.numel() for each in tower.parameters())
     least = row["parameters"] / 1e6
-    assert listed(capsys, "--here", "--millions", f"{0.99 * least}", f"{1.01 * least}") == [row]
+    assert table(capsys, "--here", "--millions", f"{0.99 * least}", f"{1.01 * least}") == [row]

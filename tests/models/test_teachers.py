@@ -23,7 +23,7 @@ def pixels(height: int, width: int) -> torch.Tensor:
     )
 
 
-def normalised(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+def normalise(x: torch.Tensor, mean: float, std: float) -> torch.Tensor:
     return (x.float() / 255 - mean) / std
 
 
@@ -44,7 +44,7 @@ def test_a_transformer_gives_cls_and_patches_after_the_final_norm(tiny_teacher: 
     net.load_state_dict(state)
     x = pixels(32, 48)
     with torch.no_grad():
-        expected = net.forward_features(normalised(x, 0.5, 0.5))
+        expected = net.forward_features(normalise(x, 0.5, 0.5))
     cls, patches = teacher(x)
     assert teacher.grid == (2, 3)
     assert teacher.dim == 48
@@ -67,7 +67,7 @@ def test_a_layer_is_timms_feature_of_that_index(tiny_teacher: Path) -> None:
     x = pixels(32, 48)
     with torch.no_grad():
         expected = teacher.net.forward_intermediates(
-            normalised(x, 0.5, 0.5), indices=[0], output_fmt="NCHW", intermediates_only=True
+            normalise(x, 0.5, 0.5), indices=[0], output_fmt="NCHW", intermediates_only=True
         )[0]
     torch.testing.assert_close(teacher(x).patches, expected.flatten(2).transpose(1, 2))
     assert teacher.fingerprint()["layer"] == 0
@@ -118,7 +118,7 @@ def test_a_convolutional_teacher_gives_its_map_and_the_mean(tmp_path: Path) -> N
     levels.load_state_dict(net.state_dict(), strict=False)
     x = pixels(64, 96)
     with torch.no_grad():
-        expected = levels(normalised(x, 0.5, 0.5))[0]
+        expected = levels(normalise(x, 0.5, 0.5))[0]
     cls, patches = teacher(x)
     assert teacher.grid == (4, 6)
     torch.testing.assert_close(patches, expected.flatten(2).transpose(1, 2))
@@ -157,7 +157,7 @@ def test_another_patch_size_resamples_the_patch_embedding(tiny_teacher: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"name": "vit_tiny_patch16_225"}, "did you mean"),
         ({"image_size": (33, 48)}, "--image-size 32x48"),
@@ -166,9 +166,9 @@ def test_another_patch_size_resamples_the_patch_embedding(tiny_teacher: Path) ->
         ({"device": "cuda:77"}, "cuda:77"),
     ],
 )
-def test_mistakes_are_named(tiny_teacher: Path, change: dict[str, Any], said: str) -> None:
+def test_mistakes_are_named(tiny_teacher: Path, change: dict[str, Any], message: str) -> None:
     size, device = change.pop("image_size", (32, 48)), change.pop("device", "auto")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         load_teacher(tiny(tiny_teacher, **change), size, device)
 
 

@@ -79,14 +79,14 @@ NOT_WEIGHTS = {
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
 @pytest.mark.parametrize("what", NOT_WEIGHTS)
 def test_what_is_no_weights_file_is_said(tmp_path: Path, what: str, suffix: str) -> None:
-    content, said = NOT_WEIGHTS[what]
+    content, message = NOT_WEIGHTS[what]
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=said) as refused:
+    with pytest.raises(ModelError, match=message) as error:
         read_state_dict(path)
-    assert str(path) in refused.value.message
-    assert refused.value.hint
-    assert ("could run code" in refused.value.message) == ("could run code" in said)
+    assert str(path) in error.value.message
+    assert error.value.hint
+    assert ("could run code" in error.value.message) == ("could run code" in message)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -100,8 +100,8 @@ def test_a_file_is_known_by_its_bytes_not_by_its_name(tmp_path: Path, suffix: st
         _pytorch({"a": torch.ones(2)}, **options),
     ):
         path.write_bytes(content)
-        ((_, found),) = read_state_dict(path).items()
-        assert torch.equal(found, torch.ones(2))
+        ((_, tensor),) = read_state_dict(path).items()
+        assert torch.equal(tensor, torch.ones(2))
 
 
 def test_lengths_of_headers_that_look_like_other_files(tmp_path: Path) -> None:
@@ -117,15 +117,15 @@ def test_tensors_of_nested_dicts_have_dotted_names(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     options = argparse.Namespace(lr=0.1, shape=[1, 2])
     one = torch.ones(1)
-    nested = {"model": OrderedDict({"a.b": one}), "epoch": 3, "args": options, "list": [one, {"c": one}]}
-    torch.save(nested, path)
+    content = {"model": OrderedDict({"a.b": one}), "epoch": 3, "args": options, "list": [one, {"c": one}]}
+    torch.save(content, path)
     assert set(read_state_dict(path)) == {"model.a.b", "list.0", "list.1.c"}
     torch.save({"a": {"b": one}, "a.b": one}, path)
     with pytest.raises(ModelError, match=r"the tensor a\.b twice"):
         read_state_dict(path)
 
 
-def _sharded(folder: Path) -> Path:
+def _shards(folder: Path) -> Path:
     parts = {"model-00001-of-00002.safetensors": "a", "model-00002-of-00002.safetensors": "b"}
     for file, name in parts.items():
         save_file({name: torch.ones(2)}, folder / file)
@@ -135,7 +135,7 @@ def _sharded(folder: Path) -> Path:
 
 
 def test_an_index_loads_all_its_parts(tmp_path: Path) -> None:
-    index = _sharded(tmp_path)
+    index = _shards(tmp_path)
     assert set(read_state_dict(index)) == {"a", "b"}
     copy = tmp_path / "model.safetensors"
     copy.write_bytes(index.read_bytes())
@@ -145,7 +145,7 @@ def test_an_index_loads_all_its_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"b": "model-00003-of-00003.safetensors"}, "is not there"),
         ({"b": "../other.safetensors"}, "outside its folder"),
@@ -154,18 +154,20 @@ def test_an_index_loads_all_its_parts(tmp_path: Path) -> None:
         ({"c": 3}, "no index of weights"),
     ],
 )
-def test_an_index_that_does_not_hold_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
-    index = _sharded(tmp_path)
+def test_an_index_that_does_not_hold_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    index = _shards(tmp_path)
     places = json.loads(index.read_text())["weight_map"]
     index.write_text(json.dumps({"weight_map": {**places, **change}}))
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         read_state_dict(index)
 
 
 def test_a_folder_or_an_address_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is a folder(.|\n)*give a safetensors"):
         read_state_dict(tmp_path)
-    index = _sharded(tmp_path)
+    index = _shards(tmp_path)
     with pytest.raises(ModelError, match=f"give a file in it: {index}"):
         read_state_dict(tmp_path)
     with pytest.raises(ModelError, match="download it first"):

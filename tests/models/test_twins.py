@@ -44,7 +44,7 @@ TWINS = {
 }
 
 
-def saved(config: Any, folder: Path) -> Path:
+def save_model(config: Any, folder: Path) -> Path:
     torch.manual_seed(0)
     shake(t.AutoModel.from_config(config)).save_pretrained(folder)
     t.ViTImageProcessor(image_mean=MEAN, image_std=STD).save_pretrained(folder)
@@ -54,7 +54,7 @@ def saved(config: Any, folder: Path) -> Path:
 @pytest.mark.parametrize("kind", TWINS)
 def test_there_and_back(kind: str, tmp_path: Path) -> None:
     config = TWINS[kind]
-    folder = saved(config, tmp_path / "model")
+    folder = save_model(config, tmp_path / "model")
     spec, net = backbone.build(f"hf:{folder}", None, None)
     net.eval()
     assert (list(spec.mean), list(spec.std)) == (MEAN, STD)
@@ -64,33 +64,33 @@ def test_there_and_back(kind: str, tmp_path: Path) -> None:
     assert type(again) is type(original)
     x = torch.randn(2, 3, side, side)
     with torch.no_grad():
-        found, wanted = again(x).last_hidden_state, original(x).last_hidden_state
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        result, expected = again(x).last_hidden_state, original(x).last_hidden_state
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
         ours = families.dense(net, families.as_input(net, x))[0].patches
         torch.testing.assert_close(
             ours, hf.dense(original, original.config, x)[0].patches, atol=1e-4, rtol=1e-4
         )
-    said = t.AutoImageProcessor.from_pretrained(tmp_path / "back")
-    assert (list(said.image_mean), list(said.image_std)) == (MEAN, STD)
-    assert (said.size["height"], said.size["width"]) == (side, side)
+    processor = t.AutoImageProcessor.from_pretrained(tmp_path / "back")
+    assert (list(processor.image_mean), list(processor.image_std)) == (MEAN, STD)
+    assert (processor.size["height"], processor.size["width"]) == (side, side)
 
 
 def test_positions_are_resampled_for_the_size_that_it_was_trained_at(tmp_path: Path) -> None:
-    folder = saved(TWINS["Dinov2"], tmp_path / "model")
+    folder = save_model(TWINS["Dinov2"], tmp_path / "model")
     spec, net = backbone.build(f"hf:{folder}", None, None)
     twins.write(tmp_path / "back", net.eval(), spec, (112, 112))
     again = t.AutoModel.from_pretrained(tmp_path / "back").eval()
     assert again.config.image_size == 112
     x = torch.randn(1, 3, 112, 112)
     with torch.no_grad():
-        found = again(x).last_hidden_state[:, 1:]
-        torch.testing.assert_close(found, families.dense(net, x)[0].patches, atol=1e-4, rtol=1e-4)
+        tokens = again(x).last_hidden_state[:, 1:]
+        torch.testing.assert_close(tokens, families.dense(net, x)[0].patches, atol=1e-4, rtol=1e-4)
     with pytest.raises(ModelError, match="56x84 images in different ways"):
         twins.write(tmp_path / "other", net, spec, (56, 84))
 
 
 def test_the_card_of_a_backbone_keeps_where_it_came_from(tmp_path: Path) -> None:
-    folder = saved(TWINS["ConvNeXt"], tmp_path / "model")
+    folder = save_model(TWINS["ConvNeXt"], tmp_path / "model")
     first = backbone.load_backbone(None, f"hf:{folder}")
     first.save(tmp_path / "run")
     shutil.rmtree(folder)
@@ -101,7 +101,7 @@ def test_the_card_of_a_backbone_keeps_where_it_came_from(tmp_path: Path) -> None
 
 
 def test_a_student_begins_with_its_weights_and_learns(tmp_path: Path) -> None:
-    folder = saved(TWINS["Dinov2"], tmp_path / "model")
+    folder = save_model(TWINS["Dinov2"], tmp_path / "model")
     student = load_student(f"hf:{folder}", (56, 84), (4, 6))
     theirs = checkpoints.load_net(checkpoints.open_checkpoint(f"hf:{folder}"))
     assert torch.equal(student.net.norm.weight, theirs.layernorm.weight)  # type: ignore[union-attr]
@@ -119,16 +119,18 @@ def test_other_families_are_teachers_only(name: str, tmp_path: Path) -> None:
 
 
 def test_a_config_that_timm_does_not_compute_is_refused(tmp_path: Path) -> None:
-    folder = saved(t.ViTConfig(**_VIT, hidden_act="relu"), tmp_path / "model")
+    folder = save_model(t.ViTConfig(**_VIT, hidden_act="relu"), tmp_path / "model")
     with pytest.raises(ModelError, match="give other tokens"):
         backbone.build(f"hf:{folder}", None, None)
 
 
-@pytest.mark.parametrize("given", ["args", "weights", "run"])
-def test_options_of_the_student_do_not_hide_what_timm_does_not_compute(given: str, tmp_path: Path) -> None:
-    right, wrong = (saved(t.ViTConfig(**_VIT, hidden_act=act), tmp_path / act) for act in ("gelu", "relu"))
-    args = {"img_size": 112} if given == "args" else None
-    weights = {"args": None, "weights": right / "model.safetensors", "run": tmp_path / "run"}[given]
+@pytest.mark.parametrize("where", ["args", "weights", "run"])
+def test_options_of_the_student_do_not_hide_what_timm_does_not_compute(where: str, tmp_path: Path) -> None:
+    right, wrong = (
+        save_model(t.ViTConfig(**_VIT, hidden_act=act), tmp_path / act) for act in ("gelu", "relu")
+    )
+    args = {"img_size": 112} if where == "args" else None
+    weights = {"args": None, "weights": right / "model.safetensors", "run": tmp_path / "run"}[where]
     backbone.load_backbone(None, f"hf:{right}").save(tmp_path / "run")
     with pytest.raises(ModelError, match="give other tokens"):
         backbone.build(f"hf:{wrong}", args, weights)
@@ -136,7 +138,7 @@ def test_options_of_the_student_do_not_hide_what_timm_does_not_compute(given: st
 
 
 def test_a_trained_run_may_differ_from_its_origin(tmp_path: Path) -> None:
-    folder = saved(TWINS["ViT"], tmp_path / "model")
+    folder = save_model(TWINS["ViT"], tmp_path / "model")
     first = backbone.load_backbone(None, f"hf:{folder}")
     shake(first.net)
     first.save(tmp_path / "run")
@@ -145,12 +147,12 @@ def test_a_trained_run_may_differ_from_its_origin(tmp_path: Path) -> None:
 
 
 def test_the_cls_token_is_compared(tmp_path: Path) -> None:
-    folder = saved(TWINS["ViT"], tmp_path / "model")
+    folder = save_model(TWINS["ViT"], tmp_path / "model")
     spec, net = backbone.build(f"hf:{folder}", None, None)
     plain = families.dense
 
-    def other(*given: Any) -> Any:
-        features, grid = plain(*given)
+    def other(*arguments: Any) -> Any:
+        features, grid = plain(*arguments)
         return features._replace(cls=features.cls + 1), grid
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="give other tokens"):

@@ -24,14 +24,14 @@ def tiny(**extra: object) -> torch.nn.Module:
 def test_files_of_other_projects_are_unwrapped(tmp_path: Path, wrap: str) -> None:
     source = tiny()
     state = source.state_dict()
-    wrapped: object = {
+    content: object = {
         "plain": state,
         "state_dict": {"state_dict": state, "epoch": 3},
         "module": {f"module.{key}": value for key, value in state.items()},
         "teacher": {"teacher": {f"backbone.{key}": value for key, value in state.items()}},
     }[wrap]
     path = tmp_path / "w.pth"
-    torch.save(wrapped, path)
+    torch.save(content, path)
     target = tiny()
     weights.load_into(target, weights.read_state_dict(path), path)
     assert weights.fingerprint(target) == weights.fingerprint(source)

@@ -49,13 +49,13 @@ _TEXT: dict[str, Any] = {
     "eos_token_id": 1,
     "projection_dim": 16,
 }
-_RESAMPLED = {"interpolate_pos_encoding": True}
+_RESAMPLE = {"interpolate_pos_encoding": True}
 
 
 def _after(prefix: int, norm: str = "") -> Callable[[Any, Tensor], Tensor]:
     def expected(net: Any, pixels: Tensor) -> Tensor:
-        resampled = _RESAMPLED if type(net).__name__ not in _ALWAYS else {}
-        tokens = net(pixels, **resampled).last_hidden_state
+        options = _RESAMPLE if type(net).__name__ not in _ALWAYS else {}
+        tokens = net(pixels, **options).last_hidden_state
         tokens = net.get_submodule(norm)(tokens) if norm else tokens
         return tokens[:, prefix:]
 
@@ -178,7 +178,7 @@ def tower(name: str, folder: Path) -> Any:
     return getattr(t, FAMILIES[name].tower).from_pretrained(folder).eval()
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalise(pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) 0..255 as the saved preprocessor says."""
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, STD))
     return (pixels.float() / 255 - mean) / std

@@ -208,7 +208,7 @@ def test_images_without_a_label_are_shown_and_have_no_score(runs: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere does not exist"),
         (["."], "holds no training"),
@@ -222,18 +222,18 @@ def test_images_without_a_label_are_shown_and_have_no_score(runs: Path, tmp_path
     ],
 )
 def test_mistakes_write_no_page(
-    given: list[str], said: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {"nowhere", ".", "1b", "gkd", "none"}
-    folders = [str(runs / each) if each in names else each for each in given]
+    folders = [str(runs / each) if each in names else each for each in arguments]
     assert main(["report", *folders, "--out", str(tmp_path / "page.html")]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
 
 
 def test_masks_of_a_page_show_ignored_pixels_grey() -> None:
     from gkd_scale.report.scenes import _mask
 
-    shown = np.asarray(_mask(np.array([[0, 255]], np.uint8), ((1, 2, 3),)))
-    np.testing.assert_array_equal(shown[0], [(1, 2, 3), (150, 150, 150)])
-    assert isinstance(Image.fromarray(shown), Image.Image)
+    pixels = np.asarray(_mask(np.array([[0, 255]], np.uint8), ((1, 2, 3),)))
+    np.testing.assert_array_equal(pixels[0], [(1, 2, 3), (150, 150, 150)])
+    assert isinstance(Image.fromarray(pixels), Image.Image)

@@ -118,9 +118,9 @@ def test_label_edges_are_image_edges() -> None:
         border = np.diff(label.astype(np.int16), axis=2) != 0
         return float(change[border].mean() / change[~border].mean())
 
-    aligned = contrast(labels)
-    assert aligned > 2.0
-    assert aligned > 1.3 * contrast(np.roll(labels, 3, axis=2))
+    sharpness = contrast(labels)
+    assert sharpness > 2.0
+    assert sharpness > 1.3 * contrast(np.roll(labels, 3, axis=2))
 
 
 def test_each_unseen_domain_has_its_physics() -> None:
@@ -161,8 +161,8 @@ def test_semantics_cannot_be_read_off_position() -> None:
     labels = sample("source", 30)[1]
     counts = np.stack([(labels[:20] == c).sum(axis=0) for c in range(8)])
     guess = counts.argmax(axis=0)
-    found = [c for c in range(8) if c in (CAR, POLE, PEDESTRIAN)]
-    assert all(((guess == c) & (labels[20:] == c)).sum() < 0.6 * (labels[20:] == c).sum() for c in found)
+    classes = [c for c in range(8) if c in (CAR, POLE, PEDESTRIAN)]
+    assert all(((guess == c) & (labels[20:] == c)).sum() < 0.6 * (labels[20:] == c).sum() for c in classes)
 
 
 def test_training_and_testing_share_no_scene() -> None:
@@ -228,8 +228,8 @@ def test_its_tokens_tell_classes_apart_on_unseen_domains() -> None:
     present = classes.unique()
     means = torch.stack([features[classes == c].mean(0) for c in present])
     for domain in scenes.UNSEEN:
-        found, truth = tokens(domain, range(4))
-        guess = present[(found @ torch.nn.functional.normalize(means, dim=1).T).argmax(1)]
+        vectors, truth = tokens(domain, range(4))
+        guess = present[(vectors @ torch.nn.functional.normalize(means, dim=1).T).argmax(1)]
         recall = torch.stack([(guess[truth == c] == c).float().mean() for c in truth.unique()])
         assert recall.mean() > 2 / len(recall), (domain, recall)
 

@@ -8,7 +8,7 @@ import pytest
 from gkd_scale.search.results import DONE, FAILED, STOPPED, Results, best
 
 
-def filled(out: Path) -> Results:
+def fill(out: Path) -> Results:
     results = Results(out)
     for step, score in ((5, 30.0), (10, 40.0)):
         results.add("a", {"optim.lr": 1e-3}, {"step": step, "miou": score, "number": 1, "host": "h"})
@@ -20,7 +20,7 @@ def filled(out: Path) -> Results:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    results = filled(tmp_path)
+    results = fill(tmp_path)
     results.write()
     again = Results(tmp_path)
     assert again.trials() == results.trials()
@@ -37,15 +37,15 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_report_that_comes_twice_is_one_row(tmp_path: Path) -> None:
-    results = filled(tmp_path)
+    results = fill(tmp_path)
     results.add("a", {"optim.lr": 1e-3}, {"step": 10, "miou": 41.0, "number": 1})
     assert results.trials()[0].curve == [(5, 30.0), (10, 41.0)]
 
 
 def test_the_best_is_among_those_that_went_furthest(tmp_path: Path) -> None:
-    trials = filled(tmp_path).trials()
-    found = best(trials, 10)
-    assert found is not None and found.name == "a"  # b has more, after half the steps
+    trials = fill(tmp_path).trials()
+    winner = best(trials, 10)
+    assert winner is not None and winner.name == "a"  # b has more, after half the steps
     assert best([trial for trial in trials if trial.status == FAILED], 10) is None
 
 

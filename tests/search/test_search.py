@@ -23,7 +23,7 @@ from gkd_scale.models.students import load_student
 from gkd_scale.segment import probe
 from gkd_scale.segment.datasets import registry
 from tests.commands import search_main
-from tests.conftest import ROOT, TINY, Done, environment, run, tiny_args
+from tests.conftest import ROOT, TINY, Result, environment, run, tiny_args
 
 SCRIPT = [sys.executable, str(ROOT / "tuning/search.py")]
 SPACE = "optim.lr: choice(1e-3, 3e-3, 1e-2)\nglobal_batch: 4\n"
@@ -33,7 +33,7 @@ def flags(cache: Path, domains: Path, folder: Path, *more: object, space: str = 
     """A search of a few seconds a trial, into ``folder/out``."""
     path = folder / "space.yaml"
     path.write_text(space)
-    given = [
+    options = [
         "--space",
         path,
         "--cache",
@@ -45,7 +45,7 @@ def flags(cache: Path, domains: Path, folder: Path, *more: object, space: str = 
     ]
     data = ["--train", f"folder:{domains / 'fit'}", "--val", f"folder:{domains / 'val'}"]
     budget = ["--steps", 8, "--report-every", 4, "--num-trials", 3]
-    parts = [*given, "--student-args", *tiny_args(), *data, *budget, "--out", folder / "out", *more]
+    parts = [*options, "--student-args", *tiny_args(), *data, *budget, "--out", folder / "out", *more]
     return [str(part) for part in parts]
 
 
@@ -67,7 +67,7 @@ def test_only_the_search_imports_ray_tune() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--resources", "cpu=640"], "a trial needs 640 CPU cores"),
         (["--resources", "gpu=640"], "GPU"),
@@ -91,17 +91,17 @@ def test_only_the_search_imports_ray_tune() -> None:
 )
 def test_a_mistake_is_one_error_before_ray_starts(
     more: list[str],
-    said: str,
+    message: str,
     tiny_cache: Path,
     domains: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = flags(tiny_cache, domains, tmp_path, *(each.format(domains=domains) for each in more))
-    assert search_main(given) == 2
-    printed = capsys.readouterr().err
-    assert said in printed
-    assert printed.count("error:") == 1
+    arguments = flags(tiny_cache, domains, tmp_path, *(each.format(domains=domains) for each in more))
+    assert search_main(arguments) == 2
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("error:") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -109,9 +109,9 @@ def test_a_mistake_is_one_error_before_ray_starts(
 
 
 @pytest.fixture(scope="module")
-def finished(
+def search(
     tiny_cache: Path, tiny_teacher: Path, domains: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Done, list[str]]:
+) -> tuple[Path, Result, list[str]]:
     """A grid of two trials of two ranks, of which one starts from weights so large that its loss is not
     finite; the cache is behind a URL."""
     folder = tmp_path_factory.mktemp("search")
@@ -121,15 +121,15 @@ def finished(
     more = (*more, "--mirror", folder / "mirror")
     weights = f"student_weights: choice({tiny_teacher}, {folder / 'large.safetensors'})"
     space = f"{weights}\noptim: {{lr: 1e-3, warmup: 0}}\nglobal_batch: 4\n"
-    given = flags(tiny_cache, domains, folder, *more, space=space)
-    given[given.index(str(tiny_cache))] = tiny_cache.as_uri()
-    return folder, run([*SCRIPT, *given], folder), given
+    arguments = flags(tiny_cache, domains, folder, *more, space=space)
+    arguments[arguments.index(str(tiny_cache))] = tiny_cache.as_uri()
+    return folder, run([*SCRIPT, *arguments], folder), arguments
 
 
-def test_a_search_ends_with_a_summary_and_shows_what_failed(finished: tuple[Path, Done, list[str]]) -> None:
-    folder, done, _ = finished
-    assert done.code == 0, done.text
-    assert "failed: loss" in done.text and "not finite" in done.text
+def test_a_search_ends_with_a_summary_and_shows_what_failed(search: tuple[Path, Result, list[str]]) -> None:
+    folder, result, _ = search
+    assert result.code == 0, result.text
+    assert "failed: loss" in result.text and "not finite" in result.text
     table = rows(folder)
     good = [row for row in table if row["status"] == "done"]
     assert [row["step"] for row in good] == [4, 8]
@@ -140,17 +140,17 @@ def test_a_search_ends_with_a_summary_and_shows_what_failed(finished: tuple[Path
     assert page.count("<svg") == 2 and "http" not in page and "src=" not in page
 
 
-def test_the_best_is_a_config_that_stage_1_takes(finished: tuple[Path, Done, list[str]]) -> None:
-    path = finished[0] / "out/best.yaml"
-    parsed = config.parse(Stage1Config, ["--config", str(path)], prog="stage1.py", description="")
-    assert (parsed.optim.lr, parsed.run.steps, parsed.run.global_batch) == (1e-3, 8, 4)
+def test_the_best_is_a_config_that_stage_1_takes(search: tuple[Path, Result, list[str]]) -> None:
+    path = search[0] / "out/best.yaml"
+    cfg = config.parse(Stage1Config, ["--config", str(path)], prog="stage1.py", description="")
+    assert (cfg.optim.lr, cfg.run.steps, cfg.run.global_batch) == (1e-3, 8, 4)
     assert yaml.safe_load(path.read_text())["student_args"] == TINY
 
 
 def test_the_objective_is_that_of_the_backbone_that_a_run_exports(
-    finished: tuple[Path, Done, list[str]], domains: Path
+    search: tuple[Path, Result, list[str]], domains: Path
 ) -> None:
-    folder = finished[0]
+    folder = search[0]
     last = max((row for row in rows(folder) if row["status"] == "done"), key=lambda row: row["step"])
     student = load_student(
         "vit_tiny_patch16_224",
@@ -169,18 +169,18 @@ def test_the_objective_is_that_of_the_backbone_that_a_run_exports(
     assert again == pytest.approx(last["miou"], abs=1e-6)
 
 
-def test_the_same_command_on_a_finished_search_trains_nothing(finished: tuple[Path, Done, list[str]]) -> None:
-    folder, _, given = finished
+def test_the_same_command_on_a_finished_search_trains_nothing(search: tuple[Path, Result, list[str]]) -> None:
+    folder, _, arguments = search
     before = (folder / "out/trials.parquet").read_bytes()
-    done = run([*SCRIPT, *given], folder)
-    assert done.code == 0 and "already complete" in done.text
+    result = run([*SCRIPT, *arguments], folder)
+    assert result.code == 0 and "already complete" in result.text
     assert (folder / "out/trials.parquet").read_bytes() == before
 
 
 def test_other_settings_in_the_same_folder_are_refused(
-    finished: tuple[Path, Done, list[str]], capsys: pytest.CaptureFixture[str]
+    search: tuple[Path, Result, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert search_main([*finished[2], "--seed", "7"]) == 2
+    assert search_main([*search[2], "--seed", "7"]) == 2
     assert "seed: 0 then, 7 now" in capsys.readouterr().err
 
 
@@ -191,16 +191,16 @@ def test_trials_that_cannot_run_are_shown_with_their_cause(
     """30 million channels: no memory."""
     space = "student_args.embed_dim: choice(30000000, 48)\nglobal_batch: 4\n"
     more = ("--search", "grid", "--scheduler", "none", "--retries", 0)
-    done = run([*SCRIPT, *flags(tiny_cache, domains, tmp_path, *more, space=space)], tmp_path)
-    assert done.code == 0, done.text
-    assert "done" in done.text
+    result = run([*SCRIPT, *flags(tiny_cache, domains, tmp_path, *more, space=space)], tmp_path)
+    assert result.code == 0, result.text
+    assert "done" in result.text
     causes = {row["config.student_args.embed_dim"]: row["cause"] for row in rows(tmp_path)}
     assert causes[48] is None
     assert "memory" in causes[30000000]
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "message"),
     [
         ("student_args.embed_dim: choice(50, 48)", "student_args.embed_dim 50"),
         ("student_args.mlp_ratoi: uniform(2, 4)", "mlp_ratoi"),
@@ -208,11 +208,16 @@ def test_trials_that_cannot_run_are_shown_with_their_cause(
     ],
 )
 def test_a_student_that_cannot_be_built_is_refused_before_ray_starts(
-    space: str, said: str, tiny_cache: Path, domains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    space: str,
+    message: str,
+    tiny_cache: Path,
+    domains: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """50 channels are no multiple of 3 heads."""
     assert search_main(flags(tiny_cache, domains, tmp_path, space=f"{space}\nglobal_batch: 4\n")) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -227,11 +232,11 @@ def test_a_killed_search_goes_on(
     code = kill(how, command, tmp_path, when="trial 2 step 16/")
     assert code == (130 if how == signal.SIGINT else -9)
     table = {row["trial"]: row for row in rows(tmp_path)}
-    (ended,) = [name for name, row in table.items() if row["number"] == 1]
-    metrics = tmp_path / "out/trials" / ended / "metrics.jsonl"
+    (trial,) = [name for name, row in table.items() if row["number"] == 1]
+    metrics = tmp_path / "out/trials" / trial / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
-    done = run(command, tmp_path, timeout=500)
-    assert done.code == 0, done.text
+    result = run(command, tmp_path, timeout=500)
+    assert result.code == 0, result.text
     assert metrics.stat().st_mtime_ns == before
     logs = "".join(path.read_text() for path in (tmp_path / "out/trials").glob("*/log-0.txt"))
     assert logs.count("going on from step") == 1
@@ -271,8 +276,8 @@ def test_a_killed_search_of_trials_that_wait_for_each_other_goes_on(
     space = "optim.lr: loguniform(1e-4, 1e-2)\nglobal_batch: 4\n"
     command = [*SCRIPT, *flags(tiny_cache, domains, tmp_path, *budget, space=space)]
     kill(signal.SIGKILL, command, tmp_path, when=f"trial {trials - 1} step 20/")
-    done = run(command, tmp_path, timeout=500)
-    assert done.code == 0, done.text
+    result = run(command, tmp_path, timeout=500)
+    assert result.code == 0, result.text
     last = {row["trial"]: row for row in rows(tmp_path)}
     assert len(last) == trials
     assert {row["status"] for row in last.values()} <= {"done", "stopped early"}
@@ -283,6 +288,8 @@ def test_a_killed_search_of_trials_that_wait_for_each_other_goes_on(
 @pytest.mark.slow
 def test_a_population_goes_on_from_the_better_ones(tiny_cache: Path, domains: Path, tmp_path: Path) -> None:
     space = "optim.lr: loguniform(1e-5, 1e-1)\nglobal_batch: 4\n"
-    done = run([*SCRIPT, *flags(tiny_cache, domains, tmp_path, "--scheduler", "pbt", space=space)], tmp_path)
-    assert done.code == 0, done.text
+    result = run(
+        [*SCRIPT, *flags(tiny_cache, domains, tmp_path, "--scheduler", "pbt", space=space)], tmp_path
+    )
+    assert result.code == 0, result.text
     assert sum(row["step"] == 8 for row in rows(tmp_path)) == 3

@@ -54,7 +54,7 @@ def test_what_a_dimension_writes_it_reads(low: float, factor: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("loss.mask_wieght: uniform(0, 1)", "did you mean 'mask_weight'"),
         ("loss.mask_weight: unifrom(0, 1)", "did you mean 'uniform'"),
@@ -70,12 +70,12 @@ def test_what_a_dimension_writes_it_reads(low: float, factor: float) -> None:
         ("optim.lr: choice()", "has no choice"),
     ],
 )
-def test_a_mistake_is_one_error_that_names_the_file(tmp_path: Path, text: str, said: str) -> None:
+def test_a_mistake_is_one_error_that_names_the_file(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         spaces.read(path, BASE)
-    assert said in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
 
 
 def test_a_space_that_is_not_there_names_the_nearest() -> None:
@@ -95,7 +95,7 @@ def test_defaults_are_those_inside_the_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("drop_path: uniform(0, 2)", "'drop_path' is 2"),
         ("drop_path: uniform(0, .nan)", "no range"),
@@ -119,12 +119,12 @@ def test_defaults_are_those_inside_the_space(tmp_path: Path) -> None:
         ("views: choice(1, 2)\nviews: choice(1, 3)", "'views' is there twice, in lines 1 and 2"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_the_search(tmp_path: Path, text: str, said: str) -> None:
+def test_what_does_not_fit_is_refused_before_the_search(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         spaces.read(path, BASE)
-    assert said in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
 
 
 def test_what_population_based_training_may_change() -> None:
@@ -135,8 +135,8 @@ def test_what_population_based_training_may_change() -> None:
 def test_what_may_change_when_a_search_goes_on() -> None:
     from gkd_scale.search.config import SearchConfig
 
-    whole, kept = to_dict(SearchConfig()), to_dict(SearchConfig(), volatile=False)
-    assert whole.keys() - kept.keys() == {
+    whole, rest = to_dict(SearchConfig()), to_dict(SearchConfig(), volatile=False)
+    assert whole.keys() - rest.keys() == {
         *("out", "resume", "final", "final_steps", "head", "head_steps", "test"),
         *("dashboard", "address", "cpus", "max_concurrent", "mirror", "mirror_gb"),
     }

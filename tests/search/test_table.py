@@ -23,17 +23,17 @@ TRIALS = [
 ]
 
 
-def lines(shown: RenderableType, width: int = 100) -> list[str]:
+def lines(content: RenderableType, width: int = 100) -> list[str]:
     console = Console(width=width)
-    with console.capture() as captured:
-        console.print(shown)
-    return [line.strip() for line in captured.get().splitlines()]
+    with console.capture() as capture:
+        console.print(content)
+    return [line.strip() for line in capture.get().splitlines()]
 
 
 def test_those_that_went_furthest_come_first() -> None:
-    shown = lines(table(TRIALS, 8))[2:]
-    assert [line.split()[0] for line in shown] == ["2", "4", "1", "3"]
-    assert shown[0].split() == ["2", "done", "8/8", "45.00", "2", "0.002"]
+    rows = lines(table(TRIALS, 8))[2:]
+    assert [line.split()[0] for line in rows] == ["2", "4", "1", "3"]
+    assert rows[0].split() == ["2", "done", "8/8", "45.00", "2", "0.002"]
 
 
 def test_a_table_with_a_limit_shows_what_runs() -> None:
@@ -41,14 +41,14 @@ def test_a_table_with_a_limit_shows_what_runs() -> None:
 
 
 def test_a_narrow_terminal_cuts_options_first() -> None:
-    shown = lines(table(TRIALS, 8), width=48)
-    assert all(len(line) <= 48 for line in shown)
-    assert "45.00" in shown[2] and "done" in shown[2]
+    rows = lines(table(TRIALS, 8), width=48)
+    assert all(len(line) <= 48 for line in rows)
+    assert "45.00" in rows[2] and "done" in rows[2]
 
 
 def test_the_board_shows_trials_before_their_first_report_and_why_others_failed(tmp_path: Path) -> None:
     board = Board(tmp_path, 8, 4)
-    tried: list[Any] = [
+    trials: list[Any] = [
         SimpleNamespace(trial_id=name, status=status, config={"optim.lr": 0.5}, last_result=result)
         for name, status, result in (
             ("a", "TERMINATED", {"step": 8, "miou": 40.0}),
@@ -56,12 +56,12 @@ def test_the_board_shows_trials_before_their_first_report_and_why_others_failed(
             ("c", "RUNNING", {}),
         )
     ]
-    for each in tried[:2]:
-        board.on_trial_result(0, tried, each, each.last_result)
-        board.on_trial_complete(0, tried, each)
-    board.on_experiment_end(tried)
-    shown = "\n".join(lines(board.render()))
-    assert "2 of 4 trials ended · 1 running · 1 done · 1 failed" in shown
-    assert "best mIoU 40.00 (trial 1, step 8)" in shown
-    assert f"trial 2 {FAILED}: loss is not finite" in shown
-    assert "0/8" in shown
+    for each in trials[:2]:
+        board.on_trial_result(0, trials, each, each.last_result)
+        board.on_trial_complete(0, trials, each)
+    board.on_experiment_end(trials)
+    output = "\n".join(lines(board.render()))
+    assert "2 of 4 trials ended · 1 running · 1 done · 1 failed" in output
+    assert "best mIoU 40.00 (trial 1, step 8)" in output
+    assert f"trial 2 {FAILED}: loss is not finite" in output
+    assert "0/8" in output

@@ -60,8 +60,8 @@ def test_a_label_coloured_image_stays_aligned(
     ids = label.int()
     edges = (ids.diff(dim=0) != 0).sum() + (ids.diff(dim=1) != 0).sum()
     zoom = scale * max(there / here for there, here in zip(target, source, strict=True))
-    allowed = max(3, zoom) * int(edges) + 4
-    assert disagreement(pixels, label) * label.numel() <= allowed
+    limit = max(3, zoom) * int(edges) + 4
+    assert disagreement(pixels, label) * label.numel() <= limit
 
 
 def test_alignment_is_exact_where_nothing_is_resized() -> None:
@@ -84,11 +84,11 @@ def test_labels_are_never_blended() -> None:
 def test_flip_flips_both() -> None:
     sample = sample_of((24, 24), 2)
     still = AugmentConfig(scale=(1, 1), flip=0.0, photometric=0.0, cat_max_ratio=1.0)
-    flipped = AugmentConfig(scale=(1, 1), flip=1.0, photometric=0.0, cat_max_ratio=1.0)
+    always = AugmentConfig(scale=(1, 1), flip=1.0, photometric=0.0, cat_max_ratio=1.0)
     pixels, label = augment(sample, (24, 24), still, generator("f"))
-    mirrored, mirrored_label = augment(sample, (24, 24), flipped, generator("f"))
-    assert torch.equal(mirrored, pixels.flip(-1)) and torch.equal(mirrored_label, label.flip(-1))
-    assert not torch.equal(mirrored_label, label)
+    mirror, mirror_label = augment(sample, (24, 24), always, generator("f"))
+    assert torch.equal(mirror, pixels.flip(-1)) and torch.equal(mirror_label, label.flip(-1))
+    assert not torch.equal(mirror_label, label)
 
 
 @settings(deadline=None)
@@ -132,21 +132,21 @@ def test_a_crop_shows_the_class_that_is_wanted() -> None:
     sample = SegSample("x", picture(label), label)
     config = AugmentConfig(scale=(2.0, 2.0), photometric=0.0, cat_max_ratio=1.0)
 
-    def showing(wanted: tuple[int, float] | None) -> float:
+    def share(focus: tuple[int, float] | None) -> float:
         labels = [
-            augment(sample, (32, 32), config, generator("w", seed), focus=wanted)[1] for seed in range(60)
+            augment(sample, (32, 32), config, generator("w", seed), focus=focus)[1] for seed in range(60)
         ]
         return float(np.mean([(each == 1).any() for each in labels]))
 
-    assert showing((1, 0.001)) > 0.8 > 0.4 > showing(None)
-    assert showing((3, 0.5)) < 0.5  # a class that is not there: the last of ten crops is taken
+    assert share((1, 0.001)) > 0.8 > 0.4 > share(None)
+    assert share((3, 0.5)) < 0.5  # a class that is not there: the last of ten crops is taken
 
 
 def test_photometric_changes_pixels_and_zero_strength_does_not() -> None:
     pixels = torch.from_numpy(picture(blocks((16, 16), 0))).permute(2, 0, 1).contiguous()
-    changed = [photometric(pixels, 1.0, generator("p", seed)) for seed in range(8)]
-    assert any(not torch.equal(each, pixels) for each in changed)
-    assert all(each.dtype == torch.uint8 and each.shape == pixels.shape for each in changed)
+    results = [photometric(pixels, 1.0, generator("p", seed)) for seed in range(8)]
+    assert any(not torch.equal(each, pixels) for each in results)
+    assert all(each.dtype == torch.uint8 and each.shape == pixels.shape for each in results)
     for seed in range(8):
         still = photometric(pixels, 0.0, generator("p", seed))
         assert int((still.int() - pixels.int()).abs().max()) <= 2  # HSV and back, rounded
@@ -173,12 +173,12 @@ def test_world_size_threads_and_resume_do_not_change_what_is_trained_on(stream: 
     one = list(stream.batches(micro=4, accumulation=1, rank=0, world=1)(0, 4))
     inline = TrainStream(stream.dataset, stream.size, stream.config, stream.seed, stream.fill, workers=0)
     two = [list(inline.batches(micro=2, accumulation=1, rank=rank, world=2)(0, 4)) for rank in (0, 1)]
-    resumed = list(stream.batches(micro=4, accumulation=1, rank=0, world=1)(2, 4))
+    rest = list(stream.batches(micro=4, accumulation=1, rank=0, world=1)(2, 4))
     assert len(one) == 4
     for step, whole in enumerate(one):
         for kind in (0, 1):
             halves = torch.cat([two[0][step][kind], two[1][step][kind]])
             assert torch.equal(whole[kind], halves)
-    for whole, again in zip(one[2:], resumed, strict=True):
+    for whole, again in zip(one[2:], rest, strict=True):
         assert torch.equal(whole.pixels, again.pixels) and torch.equal(whole.labels, again.labels)
     assert all(not torch.equal(a.pixels, b.pixels) for a, b in pairwise(one))

@@ -37,8 +37,8 @@ def test_nothing_more_is_the_embedded_default() -> None:
 def test_the_baseline_starts_from_scratch_unless_it_names_a_backbone() -> None:
     scratch = stage2("--adapt", "full")
     assert scratch.backbone.path() is None and scratch.backbone.student_name() == "demo_student"
-    named = stage2("--adapt", "full", "--backbone", "runs/x")
-    assert named.backbone.path() == Path("runs/x") and named.backbone.student_name() is None
+    other = stage2("--adapt", "full", "--backbone", "runs/x")
+    assert other.backbone.path() == Path("runs/x") and other.backbone.student_name() is None
 
 
 def test_flags() -> None:
@@ -122,8 +122,8 @@ def test_the_last_blocks_are_trained_on_a_backbone_that_was_trained_before() -> 
 def test_windows() -> None:
     assert stage2().inference.windows((512, 512)) is None
     assert stage2("--inference", "slide").inference.windows((512, 768)) == ((512, 768), (341, 512))
-    given = evaluate("run", "--inference", "slide", "--window", "64x96", "--stride", "32")
-    assert given.inference.windows((512, 512)) == ((64, 96), (32, 32))
+    cfg = evaluate("run", "--inference", "slide", "--window", "64x96", "--stride", "32")
+    assert cfg.inference.windows((512, 512)) == ((64, 96), (32, 32))
 
 
 @pytest.mark.parametrize(

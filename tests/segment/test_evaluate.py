@@ -68,13 +68,13 @@ def by_hand(segmenter: Segmenter, dataset: Blocks) -> dict[str, float | None]:
     """IoU in percent from boolean masks over all pixels of the domain."""
     pairs = []
     for sample in dataset.samples:
-        found = predict(segmenter, [prepare(sample.image, SIZE)[None]], [sample.label.shape])[0].numpy()
-        pairs.append((found[sample.label != IGNORE], sample.label[sample.label != IGNORE]))
-    said, real = (np.concatenate(each) for each in zip(*pairs, strict=True))
+        prediction = predict(segmenter, [prepare(sample.image, SIZE)[None]], [sample.label.shape])[0].numpy()
+        pairs.append((prediction[sample.label != IGNORE], sample.label[sample.label != IGNORE]))
+    guess, real = (np.concatenate(each) for each in zip(*pairs, strict=True))
     ious: dict[str, float | None] = {}
     for index, name in enumerate(CLASSES):
-        union = ((said == index) | (real == index)).sum()
-        ious[name] = float(100 * ((said == index) & (real == index)).sum() / union) if union else None
+        union = ((guess == index) | (real == index)).sum()
+        ious[name] = float(100 * ((guess == index) & (real == index)).sum() / union) if union else None
     return ious
 
 
@@ -96,10 +96,10 @@ def test_the_result_says_how_images_were_looked_at(run: Path, folders: dict[str,
     facts = {"mode": "slide", "window": [32, 32], "stride": [16, 16], "scales": [1.0], "flip": False}
     results = score(run, *data(folders), *windows)
     assert results["day"]["inference"] == facts
-    augmented = score(run, *data(folders), *windows, "--tta-flip", "--tta-scales", "0.5", "1")
-    assert augmented["day"]["inference"] == facts | {"scales": [0.5, 1.0], "flip": True}
+    tta = score(run, *data(folders), *windows, "--tta-flip", "--tta-scales", "0.5", "1")
+    assert tta["day"]["inference"] == facts | {"scales": [0.5, 1.0], "flip": True}
     whole = score(run, *data(folders))
-    assert len({each["day"]["miou"] for each in (results, augmented, whole)}) == 3
+    assert len({each["day"]["miou"] for each in (results, tta, whole)}) == 3
 
 
 def test_a_run_is_evaluated_as_it_was_validated_unless_told_otherwise(
@@ -141,8 +141,8 @@ def test_a_class_that_no_label_of_a_domain_holds_does_not_count_there(
     assert before["dusk"]["iou"][last] == 0, "predicted, and in no label"
     (folders["dusk"] / "absent.txt").write_text(f"{last}\n")
     results = score(run, *data(folders))
-    kept = [before["dusk"]["iou"][name] for name in others]
-    assert results["dusk"]["miou"] == pytest.approx(np.mean([each for each in kept if each is not None]))
+    scores = [before["dusk"]["iou"][name] for name in others]
+    assert results["dusk"]["miou"] == pytest.approx(np.mean([each for each in scores if each is not None]))
     assert (results["day"]["without"], results["dusk"]["without"]) == ([], [last])
     (folders["dusk"] / "absent.txt").write_text(f"{others[0]}\n")
     with pytest.raises(
@@ -171,8 +171,8 @@ def test_table_has_a_row_a_class_and_a_column_a_domain() -> None:
     text = io.StringIO()
     Console(file=text, width=80).print(table(results, ["road", "sky"]))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines()]
-    filled = [row for row in rows if row]
-    assert filled == [
+    cells = [row for row in rows if row]
+    assert cells == [
         ["road", "61.1", "20.0"],
         ["sky", "50.0", "–"],
         ["mIoU", "55.50", "20.00"],
@@ -202,8 +202,8 @@ def test_mistakes(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
         (run, ["--data", "x=foldr:y"], ConfigError, "did you mean 'folder'"),
         (run, [*data(folders), "--device", "abacus"], ConfigError, "abacus"),
     ]
-    for where, argv, error, said in cases:
-        with pytest.raises(error, match=said):
+    for where, argv, error, message in cases:
+        with pytest.raises(error, match=message):
             score(where, *argv)
 
 

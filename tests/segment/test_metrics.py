@@ -30,44 +30,44 @@ def maps(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 def confusion_of(prediction: np.ndarray, truth: np.ndarray) -> Confusion:
-    counted = Confusion(CLASSES)
-    counted.update(torch.from_numpy(prediction), torch.from_numpy(truth))
-    return counted
+    result = Confusion(CLASSES)
+    result.update(torch.from_numpy(prediction), torch.from_numpy(truth))
+    return result
 
 
 def iou_by_sets(prediction: np.ndarray, truth: np.ndarray) -> list[float | None]:
     """IoU class by class as sets of pixel positions."""
     valid = [tuple(p) for p in np.argwhere(truth != IGNORE)]
-    found: list[float | None] = []
+    ious: list[float | None] = []
     for each in range(CLASSES):
         real = {p for p in valid if truth[p] == each}
-        said = {p for p in valid if prediction[p] == each}
-        union = real | said
-        found.append(len(real & said) / len(union) if union else None)
-    return found
+        guess = {p for p in valid if prediction[p] == each}
+        union = real | guess
+        ious.append(len(real & guess) / len(union) if union else None)
+    return ious
 
 
 @settings(deadline=None)
 @given(maps())
 def test_iou_equals_set_arithmetic(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    counted = confusion_of(*pair)
+    result = confusion_of(*pair)
     expected = iou_by_sets(*pair)
-    for ours, theirs in zip(counted.iou(), expected, strict=True):
+    for ours, theirs in zip(result.iou(), expected, strict=True):
         assert math.isnan(ours) if theirs is None else abs(ours - theirs) < 1e-12
     present = [value for value in expected if value is not None]
     if present:
-        assert abs(counted.miou() - sum(present) / len(present)) < 1e-12
+        assert abs(result.miou() - sum(present) / len(present)) < 1e-12
     else:
-        assert math.isnan(counted.miou())
+        assert math.isnan(result.miou())
 
 
 @settings(deadline=None)
 @given(maps(), st.integers(0, 12))
 def test_counting_parts_and_adding_equals_counting_the_whole(
-    pair: tuple[np.ndarray, np.ndarray], cut: int
+    pair: tuple[np.ndarray, np.ndarray], row: int
 ) -> None:
     prediction, truth = pair
-    parts = confusion_of(prediction[:cut], truth[:cut]) + confusion_of(prediction[cut:], truth[cut:])
+    parts = confusion_of(prediction[:row], truth[:row]) + confusion_of(prediction[row:], truth[row:])
     assert torch.equal(parts.counts, confusion_of(prediction, truth).counts)
 
 
@@ -91,14 +91,14 @@ def test_what_is_predicted_on_ignored_pixels_does_not_count(
     pair: tuple[np.ndarray, np.ndarray], other: int
 ) -> None:
     prediction, truth = pair
-    changed = np.where(truth == IGNORE, other, prediction)
-    assert torch.equal(confusion_of(changed, truth).counts, confusion_of(prediction, truth).counts)
+    variant = np.where(truth == IGNORE, other, prediction)
+    assert torch.equal(confusion_of(variant, truth).counts, confusion_of(prediction, truth).counts)
 
 
 def test_counts_stay_exact_where_floats_would_not() -> None:
-    counted = Confusion(1, torch.tensor([[2**53, 0]]))
-    counted.update(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.uint8))
-    assert counted.counts.tolist() == [[2**53 + 1, 0]]
+    result = Confusion(1, torch.tensor([[2**53, 0]]))
+    result.update(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.uint8))
+    assert result.counts.tolist() == [[2**53 + 1, 0]]
 
 
 def test_report_is_in_percent_and_absent_classes_are_none() -> None:
@@ -109,10 +109,10 @@ def test_report_is_in_percent_and_absent_classes_are_none() -> None:
 
 
 def test_a_pixel_predicted_as_void_is_a_miss_and_no_false_positive() -> None:
-    counted = confusion_of(np.array([[0, IGNORE, 1]]), np.array([[0, 0, 1]], np.uint8))
-    assert counted.iou()[:2].tolist() == [0.5, 1.0] and counted.miou() == 0.75
+    result = confusion_of(np.array([[0, IGNORE, 1]]), np.array([[0, 0, 1]], np.uint8))
+    assert result.iou()[:2].tolist() == [0.5, 1.0] and result.miou() == 0.75
 
 
 def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
-    counted = confusion_of(np.array([[0, 2]]), np.array([[0, 0]], np.uint8))
-    assert counted.miou() == pytest.approx((0.5 + 0.0) / 2)
+    result = confusion_of(np.array([[0, 2]]), np.array([[0, 0]], np.uint8))
+    assert result.miou() == pytest.approx((0.5 + 0.0) / 2)

@@ -16,16 +16,16 @@ def test_a_mask_keeps_its_ids_and_shows_its_colours() -> None:
     mask = np.array([[0, 1], [1, 0]], np.uint8)
     buffer = io.BytesIO()
     palette_image(mask, PALETTE).save(buffer, "PNG")
-    read = Image.open(io.BytesIO(buffer.getvalue()))
-    assert read.mode == "P"
-    np.testing.assert_array_equal(np.asarray(read), mask)
-    np.testing.assert_array_equal(np.asarray(read.convert("RGB"))[0], PALETTE)
+    image = Image.open(io.BytesIO(buffer.getvalue()))
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), mask)
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB"))[0], PALETTE)
 
 
 def test_an_overlay_is_half_image_and_half_colour() -> None:
     image = Image.new("RGB", (1, 1), (100, 200, 50))
-    found = np.asarray(overlay(image, np.array([[1]], np.uint8), PALETTE))[0, 0]
-    np.testing.assert_allclose(found, (50, 150, 25), atol=1)
+    pixel = np.asarray(overlay(image, np.array([[1]], np.uint8), PALETTE))[0, 0]
+    np.testing.assert_allclose(pixel, (50, 150, 25), atol=1)
 
 
 def test_a_contact_sheet_holds_every_pair() -> None:

@@ -37,8 +37,8 @@ def test_every_labelled_pixel_is_counted_once_at_its_own_size() -> None:
     fit = probes.load(Blocks(4), SIZE, most=100)
     dataset = Blocks(5, sizes=((32, 48), (50, 70)))
     val = probes.load(dataset, SIZE, most=100)
-    counted = int(probes.probe(pixels_as_tokens, GRID, fit, val).counts.sum())
-    assert counted == sum(int((sample.label != IGNORE).sum()) for sample in dataset.samples)
+    total = int(probes.probe(pixels_as_tokens, GRID, fit, val).counts.sum())
+    assert total == sum(int((sample.label != IGNORE).sum()) for sample in dataset.samples)
 
 
 def test_load_takes_at_most_so_many_spread_evenly() -> None:

@@ -46,10 +46,10 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def labels(rank: int) -> torch.Tensor:
     """Two images with four classes on rank 0, one of which has a single class on rank 1."""
-    found = torch.arange(4, dtype=torch.uint8).repeat_interleave(8)[None, :, None].repeat(2, 1, 48)
+    label = torch.arange(4, dtype=torch.uint8).repeat_interleave(8)[None, :, None].repeat(2, 1, 48)
     if rank == 1:
-        found[0], found[1] = 2, IGNORE
-    return found
+        label[0], label[1] = 2, IGNORE
+    return label
 
 
 def mask_loss(rank: int) -> float:
@@ -60,11 +60,11 @@ def mask_loss(rank: int) -> float:
 
 
 def options(root: Path, name: str, zero: str, *flags: object) -> Stage2Config:
-    given: list[object] = ["--ds-config", f"{zero}.json", "--out", root / name, "--image-size", "32x48"]
-    given += ["--train", f"folder:{root / 'day'}", "--val", f"folder:{root / 'dusk'}", "--no-check"]
-    given += ["--steps", "2", "--global-batch", "4", "--workers", "1", *flags]
-    given += [] if "--student" in flags else ["--backbone", root / "stage1"]
-    return configs.parse(Stage2Config, [str(each) for each in given], prog="stage2.py", description="")
+    arguments: list[object] = ["--ds-config", f"{zero}.json", "--out", root / name, "--image-size", "32x48"]
+    arguments += ["--train", f"folder:{root / 'day'}", "--val", f"folder:{root / 'dusk'}", "--no-check"]
+    arguments += ["--steps", "2", "--global-batch", "4", "--workers", "1", *flags]
+    arguments += [] if "--student" in flags else ["--backbone", root / "stage1"]
+    return configs.parse(Stage2Config, [str(each) for each in arguments], prog="stage2.py", description="")
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
@@ -79,8 +79,8 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 
 def score(root: Path, out: str, runtime: Runtime | None = None) -> Any:
-    given = [str(root / "zero1"), "--data", f"dusk=folder:{root / 'dusk'}", "--json", str(root / out)]
-    evaluate(configs.parse(EvaluateConfig, given, prog="evaluate", description=""), runtime)
+    arguments = [str(root / "zero1"), "--data", f"dusk=folder:{root / 'dusk'}", "--json", str(root / out)]
+    evaluate(configs.parse(EvaluateConfig, arguments, prog="evaluate", description=""), runtime)
     return json.loads((root / out).read_text())
 
 
@@ -104,8 +104,8 @@ def test_a_frozen_backbone_is_bit_identical_after_stage_2(root: Path, name: str)
 
 def test_the_frozen_blocks_are_bit_identical_where_the_last_ones_are_trained(root: Path) -> None:
     before, after = (load_file(root / each / "backbone.safetensors") for each in ("stage1", "zero2"))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all(name.startswith(("blocks.2.", "blocks.3.", "norm.")) for name in changed)
+    names = {name for name in before if not torch.equal(before[name], after[name])}
+    assert names and all(name.startswith(("blocks.2.", "blocks.3.", "norm.")) for name in names)
 
 
 def test_a_method_trains_on_two_ranks_alike_under_zero_1_and_3(root: Path) -> None:
@@ -141,8 +141,8 @@ def test_ranks_share_the_statistics_of_a_convolutional_encoder(root: Path) -> No
     stream = TrainStream(train, config.size(), config.augment, 0, segmenter.fill, 1, order_of(config, train))
     (whole,) = stream.batches(micro=4, accumulation=1, rank=0, world=1)(0, 1)
     segmenter(whole)
-    exported = load_file(root / "convolutional/backbone.safetensors")
+    tensors = load_file(root / "convolutional/backbone.safetensors")
     own = segmenter.backbone.net.state_dict()
     first = next(name for name in own if name.endswith("running_mean"))
     assert own[first].abs().max() > 1e-3
-    torch.testing.assert_close(exported[first], own[first], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(tensors[first], own[first], rtol=1e-4, atol=1e-6)

@@ -34,9 +34,9 @@ PIXELS = np.array([[900, 90, 0, 0], [500, 0, 500, 0], [1000, 0, 0, 0], [996, 3, 
 @given(st.integers(0, 5), st.integers(1, 40), st.integers(0, 3))
 def test_each_epoch_has_every_image_once(seed: int, images: int, epoch: int) -> None:
     order = Epochs(seed, images)
-    found = [order(epoch * images + offset) for offset in range(images)]
-    assert {each.epoch for each in found} == {epoch}
-    assert sorted(each.image for each in found) == list(range(images))
+    picks = [order(epoch * images + offset) for offset in range(images)]
+    assert {each.epoch for each in picks} == {epoch}
+    assert sorted(each.image for each in picks) == list(range(images))
 
 
 def test_epochs_seeds_and_sources_differ_in_order() -> None:
@@ -51,11 +51,11 @@ def test_epochs_seeds_and_sources_differ_in_order() -> None:
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20))
 def test_quotas_are_whole_and_nearest_to_the_weights(weights: list[float]) -> None:
-    found = quotas(weights)
-    assert sum(found) == BLOCK and min(found) >= 1
+    result = quotas(weights)
+    assert sum(result) == BLOCK and min(result) >= 1
     exact = np.array(weights) / sum(weights) * BLOCK
     if exact.min() >= 1:
-        assert np.abs(found - exact).max() < 1 + 1e-6
+        assert np.abs(result - exact).max() < 1 + 1e-6
 
 
 def mixture(seed: int = 0) -> Mixture:
@@ -96,8 +96,8 @@ def test_rare_class_probabilities_are_daformers() -> None:
 def test_rare_classes_come_as_often_as_they_should_in_images_that_show_them() -> None:
     order = RareClass(0, PIXELS, 0.5)
     picks = [order(position) for position in range(4000)]
-    wanted = Counter(pick.focus[0] for pick in picks if pick.focus)
-    shares = np.array([wanted[each] for each in range(4)]) / len(picks)
+    counts = Counter(pick.focus[0] for pick in picks if pick.focus)
+    shares = np.array([counts[each] for each in range(4)]) / len(picks)
     np.testing.assert_allclose(shares, rare_class_probabilities(PIXELS, 0.5), atol=0.03)
     images = {each: {p.image for p in picks if p.focus and p.focus[0] == each} for each in range(4)}
     assert images == {0: {0, 1, 2, 3}, 1: {0, 3}, 2: {1}, 3: {3}}

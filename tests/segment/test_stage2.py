@@ -35,8 +35,8 @@ SIZE = (32, 48)
 
 
 def options(out: Path, *argv: str) -> Stage2Config:
-    given = ("--out", str(out), "--image-size", "32x48", "--backbone", str(out.parent / "stage1"), *argv)
-    return configs.parse(Stage2Config, given, prog="stage2.py", description="")
+    arguments = ("--out", str(out), "--image-size", "32x48", "--backbone", str(out.parent / "stage1"), *argv)
+    return configs.parse(Stage2Config, arguments, prog="stage2.py", description="")
 
 
 @pytest.fixture
@@ -81,15 +81,15 @@ def test_full_adaptation_trains_the_backbone_too(out: Path) -> None:
 
 
 def test_the_last_blocks_are_trained_and_the_others_stay_bit_for_bit(out: Path) -> None:
-    run = Scripted(out, "--adapt", "last1")
-    backbone, kept = run.segmenter.backbone, run.segmenter.kept
-    trained = {name for name in backbone.state_dict() if name.startswith(("net.blocks.3.", "net.norm."))}
-    assert trained and kept == set(backbone.state_dict()) - trained
+    run = Script(out, "--adapt", "last1")
+    backbone, rest = run.segmenter.backbone, run.segmenter.kept
+    names = {name for name in backbone.state_dict() if name.startswith(("net.blocks.3.", "net.norm."))}
+    assert names and rest == set(backbone.state_dict()) - names
     training = {name for name, each in backbone.net.named_modules() if each.training}
     assert "blocks.3.mlp" in training and "blocks.2.mlp" not in training and "norm" in training
-    loaded = tiny_backbone().state_dict()
-    assert_same(*({name: each[name] for name in kept} for each in (loaded, backbone.state_dict())))
-    assert all(not torch.equal(loaded[name], backbone.state_dict()[name]) for name in trained)
+    original = tiny_backbone().state_dict()
+    assert_same(*({name: each[name] for name in rest} for each in (original, backbone.state_dict())))
+    assert all(not torch.equal(original[name], backbone.state_dict()[name]) for name in names)
 
     run.at(10, 0.0)
     run.validator.export(run.data)
@@ -99,7 +99,7 @@ def test_the_last_blocks_are_trained_and_the_others_stay_bit_for_bit(out: Path) 
 
 
 def test_validation_notices_a_frozen_block_that_was_touched(out: Path) -> None:
-    run = Scripted(out, "--adapt", "last2")
+    run = Script(out, "--adapt", "last2")
     with torch.no_grad():
         next(run.segmenter.backbone.net.get_submodule("blocks.1").parameters()).add_(1e-3)
     with pytest.raises(AssertionError, match=r"'net\.blocks\.1\..*' changed during stage 2"):
@@ -112,15 +112,15 @@ def test_batch_statistics_of_frozen_blocks_stay() -> None:
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     segmenter.train()
     segmenter(batch())["loss"].backward()
-    changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith("net.layer4.") for name in changed)
-    assert not changed & segmenter.kept
+    names = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+    assert names and all(name.startswith("net.layer4.") for name in names)
+    assert not names & segmenter.kept
 
 
 def test_from_scratch_is_a_function_of_the_seed(tmp_path: Path) -> None:
     def weights(seed: str) -> dict[str, torch.Tensor]:
-        given = ("--adapt", "full", "--seed", seed, "--out", str(tmp_path / "x"), "--image-size", "32x48")
-        config = configs.parse(Stage2Config, given, prog="stage2.py", description="")
+        arguments = ("--adapt", "full", "--seed", seed, "--out", str(tmp_path / "x"), "--image-size", "32x48")
+        config = configs.parse(Stage2Config, arguments, prog="stage2.py", description="")
         return build_segmenter(config, 3).state_dict()
 
     first, again, other = weights("0"), weights("0"), weights("1")
@@ -140,7 +140,7 @@ def test_a_change_of_one_bit_of_the_backbone_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "error", "said"),
+    ("argv", "error", "message"),
     [
         (("--backbone", "nowhere/stage1"), RunError, "there is no backbone nowhere/stage1"),
         (("--image-size", "30x48"), ConfigError, "use --image-size 32x48"),
@@ -149,8 +149,8 @@ def test_a_change_of_one_bit_of_the_backbone_is_seen() -> None:
         (("--adapt", "last4"), ModelError, "has 4 blocks"),
     ],
 )
-def test_mistakes(out: Path, argv: tuple[str, ...], error: type[Exception], said: str) -> None:
-    with pytest.raises(error, match=said):
+def test_mistakes(out: Path, argv: tuple[str, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         build_segmenter(options(out, *argv), len(CLASSES))
 
 
@@ -174,7 +174,7 @@ def test_learning_rate_rises_then_falls_to_zero(out: Path) -> None:
     assert 0 < rates[99] < 0.02 and rates[100] == 0
 
 
-class Scripted:
+class Script:
     """A run with a trained head, whose weights are then put at a given distance from their best."""
 
     def __init__(self, out: Path, *argv: str) -> None:
@@ -203,7 +203,7 @@ class Scripted:
 
 
 def test_the_best_step_is_kept_and_exported(out: Path) -> None:
-    run = Scripted(out)
+    run = Script(out)
     scores = {10: run.at(10, 2.0), 20: run.at(20, 0.0), 30: run.at(30, 2.0)}
     assert scores[20] > max(scores[10], scores[30])
     assert read_best(out) == {"step": 20, "miou": scores[20]}
@@ -223,7 +223,7 @@ def test_the_best_step_is_kept_and_exported(out: Path) -> None:
 
 
 def test_each_domain_of_validation_is_scored_by_itself_and_the_mean_decides(out: Path) -> None:
-    run = Scripted(out)
+    run = Script(out)
     small, large = Blocks(1), Blocks(7, [(64, 96)])
     run.at(0, 2.0)
     alone = {
@@ -239,7 +239,7 @@ def test_each_domain_of_validation_is_scored_by_itself_and_the_mean_decides(out:
 
 
 def test_classes_without_labels_do_not_count_in_validation(out: Path) -> None:
-    run = Scripted(out)
+    run = Script(out)
     run.at(0, 2.0)
     iou = confusion(run.segmenter.eval(), run.data, SIZE).iou()
     without = Validator(run.segmenter, {"blocks": run.data}, run.config, ALONE, absent=CLASSES[:1])
@@ -247,7 +247,7 @@ def test_classes_without_labels_do_not_count_in_validation(out: Path) -> None:
 
 
 def test_the_same_score_later_does_not_replace_the_first(out: Path) -> None:
-    run = Scripted(out)
+    run = Script(out)
     first = run.at(10, 0.0)
     assert run.at(20, 0.0) == first
     best = read_best(out)
@@ -255,7 +255,7 @@ def test_the_same_score_later_does_not_replace_the_first(out: Path) -> None:
 
 
 def test_full_adaptation_exports_the_trained_backbone(out: Path) -> None:
-    run = Scripted(out, "--adapt", "full")
+    run = Script(out, "--adapt", "full")
     run.at(10, 0.0)
     run.validator.export(run.data)
     segmenter, card = export.load_segmenter(out)
@@ -266,7 +266,7 @@ def test_full_adaptation_exports_the_trained_backbone(out: Path) -> None:
 
 
 def test_validation_leaves_the_trained_module_alone(out: Path) -> None:
-    run = Scripted(out)
+    run = Script(out)
     run.segmenter.train()
     before = {name: value.clone() for name, value in run.segmenter.state_dict().items()}
     run.validator(10, run.segmenter)
@@ -275,7 +275,7 @@ def test_validation_leaves_the_trained_module_alone(out: Path) -> None:
 
 
 def test_validation_notices_a_backbone_that_was_touched(out: Path) -> None:
-    run = Scripted(out)
+    run = Script(out)
     with torch.no_grad():
         next(run.segmenter.backbone.parameters()).add_(1e-3)
     with pytest.raises(AssertionError, match="changed during stage 2"):

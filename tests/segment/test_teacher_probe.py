@@ -42,18 +42,18 @@ def test_each_level_is_what_a_teacher_at_that_layer_gives(name: str, tmp_path: P
         )
         features: list[Features] = []
 
-        def encode(pixels: torch.Tensor, teacher=alone, seen=features) -> Features:  # type: ignore[no-untyped-def]
-            seen.append(teacher.features(pixels))
-            return seen[-1]
+        def encode(pixels: torch.Tensor, teacher=alone, outputs=features) -> Features:  # type: ignore[no-untyped-def]
+            outputs.append(teacher.features(pixels))
+            return outputs[-1]
 
         assert alone.grid == level.grid
-        wanted = probes.probe(encode, level.grid, train, val).miou()
-        assert level.miou == pytest.approx(wanted, abs=0.02)
+        expected = probes.probe(encode, level.grid, train, val).miou()
+        assert level.miou == pytest.approx(expected, abs=0.02)
         tokens = torch.cat([each.patches.flatten(0, 1) for each in features])[: level.tokens].double()
         power = tokens.square().sum(1).mean()
         assert level.mean_power == pytest.approx(float(tokens.mean(0).square().sum() / power), rel=1e-3)
-        centred = torch.linalg.svdvals(tokens - tokens.mean(0)).square()
-        assert level.components[0] == pytest.approx(float(centred[0] / centred.sum()), rel=1e-3)
+        spectrum = torch.linalg.svdvals(tokens - tokens.mean(0)).square()
+        assert level.components[0] == pytest.approx(float(spectrum[0] / spectrum.sum()), rel=1e-3)
     again = measure(whole, train, val, 3, quiet=True)
     assert [one.miou for one in again] == pytest.approx([one.miou for one in levels], abs=0.02)
 
@@ -108,14 +108,14 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     flags += ["--image-size", "32x48", "--device", "cpu", "--out", str(tmp_path / "out")]
     data = ["--train", f"folder:{tmp_path}/train", "--val", f"folder:{tmp_path}/val"]
     assert cli.main(["probe", *flags, *data]) == 0
-    said = capsys.readouterr().out
-    written = json.loads((tmp_path / "out/probe.json").read_text())
-    (command,) = [line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: ")]
+    output = capsys.readouterr().out
+    report = json.loads((tmp_path / "out/probe.json").read_text())
+    (command,) = [line.removeprefix("next: ") for line in output.splitlines() if line.startswith("next: ")]
     assert shlex.split(command)[:2] == ["gkd-scale", "cache-teacher"]
     assert cli.main(shlex.split(command)[1:]) == 0
     assert (tmp_path / "out/cache/manifest.parquet").is_file()
-    assert f"--cache {tmp_path / 'out/cache'} --teacher-norm {written['flags'][-1]}" in said
-    assert sum(level["chosen"] for level in written["levels"]) == 1
+    assert f"--cache {tmp_path / 'out/cache'} --teacher-norm {report['flags'][-1]}" in output
+    assert sum(level["chosen"] for level in report["levels"]) == 1
     assert (tmp_path / "out/probe.png").is_file()
 
 

@@ -26,8 +26,8 @@ def root(tmp_path: Path) -> Path:
 
 def options(root: Path, *argv: str) -> Stage2Config:
     sources = [part for name in ("a", "b") for part in ("--train", f"folder:{root / name}")]
-    given = (*sources, "--val", f"folder:{root / 'b'}", "--out", str(root / "run"), *argv)
-    return configs.parse(Stage2Config, given, prog="stage2.py", description="")
+    arguments = (*sources, "--val", f"folder:{root / 'b'}", "--out", str(root / "run"), *argv)
+    return configs.parse(Stage2Config, arguments, prog="stage2.py", description="")
 
 
 def test_the_fraction_is_of_each_source(root: Path) -> None:
@@ -62,14 +62,14 @@ def test_pixels_are_those_of_the_labels_and_counted_again_only_for_another_set(r
         assert row.sum() == (label != IGNORE).sum()
     count_pixels(config, dataset)
     file = root / "run" / class_pixels.FILE
-    written = file.stat().st_mtime_ns
+    mtime = file.stat().st_mtime_ns
     count_pixels(config, dataset)
-    assert file.stat().st_mtime_ns == written
-    kept = class_pixels.read(root / "run", {"train": "another"})
-    assert kept is None
+    assert file.stat().st_mtime_ns == mtime
+    table = class_pixels.read(root / "run", {"train": "another"})
+    assert table is None
     other = options(root, "--sampling", "rare-class")
     count_pixels(other, open_training_set(other))
-    assert file.stat().st_mtime_ns != written
+    assert file.stat().st_mtime_ns != mtime
 
 
 def test_a_file_that_is_no_table_is_counted_again(root: Path) -> None:
@@ -81,5 +81,5 @@ def test_a_file_that_is_no_table_is_counted_again(root: Path) -> None:
     order = order_of(config, dataset)
     picks = [order(position) for position in range(50)]
     assert all(pick.focus is not None for pick in picks)
-    shown = [dataset.label(pick.image) == pick.focus[0] for pick in picks if pick.focus]
-    assert np.all([each.any() for each in shown])
+    masks = [dataset.label(pick.image) == pick.focus[0] for pick in picks if pick.focus]
+    assert np.all([each.any() for each in masks])

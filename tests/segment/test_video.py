@@ -46,8 +46,8 @@ def test_frames_come_by_number_in_any_order_and_from_threads(video: Path) -> Non
     assert names == [f"{number:06d}.bmp" for number in range(FRAMES)]
     order = [*range(FRAMES), *random.Random(0).sample(range(FRAMES), FRAMES)]
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda number: source.read(names[number]), order))
-    for number, data in zip(order, found, strict=True):
+        contents = list(pool.map(lambda number: source.read(names[number]), order))
+    for number, data in zip(order, contents, strict=True):
         np.testing.assert_array_equal(np.asarray(open_bytes(data).image), frame(number))
 
 

@@ -31,7 +31,7 @@ def through_files(codec: Codec, values: Array) -> Array:
     return back.astype(np.float32)
 
 
-def fitted(dim: int, amount: float, noise: float = 0.0, family: str = "pca") -> tuple[Any, Array]:
+def fit(dim: int, amount: float, noise: float = 0.0, family: str = "pca") -> tuple[Any, Array]:
     """Tokens of rank 3 around a mean, with noise, and the codec fitted to them."""
     rng = np.random.default_rng(dim)
     values = rng.normal(size=(400, 3)) @ rng.normal(size=(3, dim)) + 5 * rng.normal(size=dim)
@@ -42,10 +42,10 @@ def fitted(dim: int, amount: float, noise: float = 0.0, family: str = "pca") -> 
     return fit_codec(f"{family}{amount}", moments.mean, moments.covariance), values
 
 
-def made(name: str) -> Codec:
+def codec_of(name: str) -> Codec:
     """The codec of this name; a fitted one for tokens of 24 channels."""
     if not is_fitted(name):
         return get_codec(name)
     kind, amount = registry.parse(name)
-    codec: Codec = fitted(24, float(amount) if "." in amount else int(amount), 0.5, kind.family)[0]
+    codec: Codec = fit(24, float(amount) if "." in amount else int(amount), 0.5, kind.family)[0]
     return codec

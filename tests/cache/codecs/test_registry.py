@@ -25,7 +25,7 @@ from gkd_scale.cache.reader import Cache
 from gkd_scale.errors import CacheError, ConfigError
 from tests.cache.support import TinyTeacher, config
 
-from .support import FITTED_NAMES, PLAIN, fitted, made, through_files
+from .support import FITTED_NAMES, PLAIN, codec_of, fit, through_files
 
 
 def bits(tokens: Array) -> Array:
@@ -38,32 +38,32 @@ EXTREMES = [0.0, 1e-8, 6e-5, 1.0, 448.0, FP16_MAX]
 
 def test_names() -> None:
     assert is_fitted("pca96") and is_fitted("tc2.25") and not is_fitted("int8")
-    for name, said in [
+    for name, message in [
         ("in8", "did you mean 'int8'"),
         ("pca0", "pca"),
         ("tc9", "did you mean"),
         ("", "codecs: fp16, .*pcaK"),
         ("zip", "codecs: fp16"),
     ]:
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             is_fitted(name)
     with pytest.raises(ConfigError, match="must be fitted"):
         get_codec("pca8")
     with pytest.raises(ConfigError, match="more components than the 24 channels"):
-        fitted(24, 25)
+        fit(24, 25)
 
 
 @pytest.mark.parametrize(("family", "kind"), [("pca", Pca), ("tc", TransformCode)])
 def test_a_fitted_state_goes_through_its_file(family: str, kind: type) -> None:
-    codec, values = fitted(24, 4, family=family)
+    codec, values = fit(24, 4, family=family)
     data = state_bytes(codec)
     assert data is not None and state_bytes(codec) == data
     back = load_codec(codec.name, data, state_hash(data))
     assert type(back) is kind and back.name == f"{family}4"
     np.testing.assert_array_equal(through_files(back, values), through_files(codec, values))
-    for damaged in (None, data[:-1], bytes(len(data))):
+    for content in (None, data[:-1], bytes(len(data))):
         with pytest.raises(CacheError, match=r"codec\.safetensors"):
-            load_codec(codec.name, damaged, state_hash(data))
+            load_codec(codec.name, content, state_hash(data))
     assert state_bytes(get_codec("int8")) is None and state_hash(None) == ""
 
 
@@ -75,7 +75,7 @@ def test_a_fitted_state_goes_through_its_file(family: str, kind: type) -> None:
 def test_what_cannot_be_held_is_refused(name: str, bad: float, reason: str) -> None:
     values = np.zeros((3, 24), np.float32)
     values[1, 2] = bad
-    codec = get_codec(name) if name in PLAIN else fitted(24, 4, family=name[:-1])[0]
+    codec = get_codec(name) if name in PLAIN else fit(24, 4, family=name[:-1])[0]
     with pytest.raises(ValueError, match=reason):
         codec.encode(values)
 
@@ -102,22 +102,22 @@ many = arrays(
 @given(values=many)
 @settings(max_examples=25)
 def test_tensors_decode_as_arrays_do_bit_for_bit(name: str, values: Array) -> None:
-    codec = made(name)
+    codec = codec_of(name)
     members = {key: torch.from_numpy(array) for key, array in codec.encode(values).items()}
     one = codec.decode_tensors(members)
     assert one.dtype == torch.float16 and one.shape == values.shape
     arrays = {key: tensor.numpy() for key, tensor in members.items()}
     np.testing.assert_array_equal(bits(one.numpy()), bits(codec.decode(arrays)))
-    stacked = codec.decode_tensors({key: torch.stack([tensor] * 3) for key, tensor in members.items()})
-    np.testing.assert_allclose(stacked.float(), one.float().expand(3, -1, -1), rtol=2**-9, atol=1e-3)
+    batch = codec.decode_tensors({key: torch.stack([tensor] * 3) for key, tensor in members.items()})
+    np.testing.assert_allclose(batch.float(), one.float().expand(3, -1, -1), rtol=2**-9, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *FITTED_NAMES])
 @given(values=many)
 @settings(max_examples=10)
 def test_the_bytes_of_a_token_are_those_that_are_stored(name: str, values: Array) -> None:
-    stored = {key: array.nbytes for key, array in made(name).encode(values).items()}
-    assert stored == {key: len(values) * size for key, size in token_bytes(name, 24).items()}
+    sizes = {key: array.nbytes for key, array in codec_of(name).encode(values).items()}
+    assert sizes == {key: len(values) * size for key, size in token_bytes(name, 24).items()}
 
 
 @given(st.one_of(st.from_regex(r"(pca|tc|int|fp|bf)[0-9.]{0,6}", fullmatch=True), st.text(max_size=8)))
@@ -174,14 +174,14 @@ def test_a_codec_is_named_in_its_file_and_its_row(kind: type[Codec]) -> None:
     ``fp16`` is the reference for all others, so some code asks for it by name.
     """
     root = Path(registry.__file__).parents[2]
-    naming, importing = set(), set()
+    mentions, imports = set(), set()
     for path in (path for room in ("cache", "distill", "models") for path in (root / room).rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module == kind.__module__:
-                importing.add(path.name)
+                imports.add(path.name)
             text = node.value if isinstance(node, ast.Constant) else None
             if isinstance(text, str) and re.fullmatch(f"{kind.family}({kind.amount})?", text):
-                naming.add(path.name)
-    assert importing == {"registry.py"}
-    assert kind.family == "fp16" or naming == {f"{kind.__module__.rpartition('.')[2]}.py"}
+                mentions.add(path.name)
+    assert imports == {"registry.py"}
+    assert kind.family == "fp16" or mentions == {f"{kind.__module__.rpartition('.')[2]}.py"}

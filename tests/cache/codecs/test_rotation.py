@@ -17,9 +17,9 @@ from .support import shapes
 
 @given(arrays(np.float32, shapes, elements=st.floats(-100, 100, width=32)))
 def test_the_rotation_is_orthogonal(values: Array) -> None:
-    turned = rotate(torch.from_numpy(values)).numpy()
-    np.testing.assert_allclose((turned**2).sum(1), (values**2).sum(1), rtol=1e-4, atol=1e-3)
-    back = rotate(torch.from_numpy(turned), inverse=True).numpy()
+    rotation = rotate(torch.from_numpy(values)).numpy()
+    np.testing.assert_allclose((rotation**2).sum(1), (values**2).sum(1), rtol=1e-4, atol=1e-3)
+    back = rotate(torch.from_numpy(rotation), inverse=True).numpy()
     np.testing.assert_allclose(back, values, atol=1e-3)
 
 

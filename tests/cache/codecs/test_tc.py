@@ -16,26 +16,26 @@ from gkd_scale.cache.codecs.base import Array, Codec
 from gkd_scale.cache.codecs.registry import get_codec
 from gkd_scale.cache.codecs.tc import _ERRORS
 
-from .support import fitted, through_files
+from .support import fit, through_files
 
 
 @given(st.sampled_from([1, 1.5, 2.2, 3, 4, 5.75, 7]), st.floats(0.01, 3))
 @settings(max_examples=30)
 def test_transform_coding_errs_by_what_the_widths_promise(bits: float, noise: float) -> None:
     """At most 1.6 times the error of optimal quantisers of Gaussian components, with B bits a value."""
-    codec, values = fitted(24, bits, noise=noise, family="tc")
+    codec, values = fit(24, bits, noise=noise, family="tc")
     members = codec.encode(values)
     assert members["patch.npy"].shape == (400, int(np.ceil(round(24 * bits) / 8)))
     sigma, widths = codec.state["sigma"], codec.state["bits"].astype(int)
     assert widths.sum() == round(24 * bits) and (np.diff(widths) <= 0).all()
-    promised = (sigma**2 * np.array(_ERRORS)[widths]).sum() * len(values)
+    promise = (sigma**2 * np.array(_ERRORS)[widths]).sum() * len(values)
     error = float(((through_files(codec, values) - values) ** 2).sum())
-    assert error <= 1.6 * promised + 1e-5 * (values**2).sum()
+    assert error <= 1.6 * promise + 1e-5 * (values**2).sum()
 
 
 def test_transform_coding_beats_pca_at_equal_bytes_and_holds_tokens_of_large_norm() -> None:
-    pca, values = fitted(32, 8, noise=1.0)
-    tc, _ = fitted(32, 2, noise=1.0, family="tc")
+    pca, values = fit(32, 8, noise=1.0)
+    tc, _ = fit(32, 2, noise=1.0, family="tc")
     assert pca.encode(values)["patch.npy"].nbytes == tc.encode(values)["patch.npy"].nbytes
 
     def error(codec: Codec, tokens: Array) -> float:
@@ -49,7 +49,7 @@ def test_transform_coding_beats_pca_at_equal_bytes_and_holds_tokens_of_large_nor
 
 def test_a_token_far_from_those_of_the_fit_is_refused() -> None:
     """Its gain would be infinite in the 8 bits of a scale."""
-    codec, values = fitted(24, 2, noise=0.1, family="tc")
+    codec, values = fit(24, 2, noise=0.1, family="tc")
     far = values[:3].copy()
     far[1] += 60000 * codec.state["basis"][codec.state["bits"] > 0][-1]
     with pytest.raises(ValueError, match="too far from those that the codec was fitted to"):
@@ -65,7 +65,7 @@ def frequent_switches() -> Iterator[None]:
 
 
 def test_the_first_decodes_of_several_threads_are_those_of_one(frequent_switches: None) -> None:  # noqa: ARG001
-    codec, values = fitted(24, 2.2, noise=0.1, family="tc")
+    codec, values = fit(24, 2.2, noise=0.1, family="tc")
     members = codec.encode(values)
     alone = codec.decode(members)
     for _ in range(100):

@@ -37,8 +37,8 @@ def test_cosine_is_half_direction_and_half_smooth_l1() -> None:
     direction = (1 - (unit(student) * unit(teacher)).sum(-1)).mean()
     gap = np.abs((student - teacher).double().numpy())
     smooth = np.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean()
-    wanted = ALPHA * direction + (1 - ALPHA) * smooth
-    assert float(cosine(student, teacher)) == pytest.approx(wanted, rel=1e-5)
+    expected = ALPHA * direction + (1 - ALPHA) * smooth
+    assert float(cosine(student, teacher)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_relations_compare_gram_matrices_of_any_widths() -> None:

@@ -27,7 +27,7 @@ def student() -> Any:
     return load_student("vit_tiny_patch16_224", (32, 48), (2, 3), args=dict(TINY))
 
 
-MADE: dict[str, Callable[[], Objective]] = {
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "the default": lambda: Distiller(student(), TeacherSpace(20, (2, 3))),
     "the paper's": distiller,
     "two teachers": lambda: Distiller(student(), *TWO, loss=LossConfig(mask_weight=1.0, teacher_drop=0.3)),
@@ -38,31 +38,31 @@ FAST = ("the default", "two teachers")
 """The two have what the others have, but for the families of networks. Each takes ten seconds or more."""
 
 
-def of(objective: Objective, taught: Batch) -> Batch:
-    others = () if objective.draws.teachers == 1 else (taught.teacher,)
-    return objective.draws.add(replace(taught, others=others))
+def of(objective: Objective, inputs: Batch) -> Batch:
+    others = () if objective.draws.teachers == 1 else (inputs.teacher,)
+    return objective.draws.add(replace(inputs, others=others))
 
 
-def results(objective: Objective, taught: Batch) -> list[torch.Tensor]:
+def results(objective: Objective, inputs: Batch) -> list[torch.Tensor]:
     """Losses and gradients."""
     objective.zero_grad()
-    losses = objective(of(objective, taught))
+    losses = objective(of(objective, inputs))
     losses["loss"].backward()
     gradients = [p.grad.clone() for p in objective.parameters() if p.grad is not None]
     return [*(value.detach() for value in losses.values()), *gradients]
 
 
 @pytest.mark.parametrize(
-    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in MADE if name not in FAST)]
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES if name not in FAST)]
 )
 def test_one_graph_gives_the_same_losses_and_gradients(name: str) -> None:
     """No graph break. A kernel of its own is not compiled here, which takes minutes on a CPU."""
-    eager, compiled = MADE[name](), MADE[name]()
+    eager, graph = OBJECTIVES[name](), OBJECTIVES[name]()
     torch._dynamo.reset()
     counters.clear()
-    compiled.compile_losses(backend="aot_eager")
-    for one, other in zip(results(eager, batch()), results(compiled, batch()), strict=True):
+    graph.compile_losses(backend="aot_eager")
+    for one, other in zip(results(eager, batch()), results(graph, batch()), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
     assert not counters["graph_break"], dict(counters["graph_break"])
     assert counters["stats"]["unique_graphs"] == 1
-    assert list(compiled.state_dict()) == list(eager.state_dict())
+    assert list(graph.state_dict()) == list(eager.state_dict())

@@ -33,22 +33,22 @@ def test_the_encoder_sees_the_patches_that_are_kept_and_no_others() -> None:
     keep = torch.tensor([[0, 5, 7]]).expand(4, 3)
     visible.set(keep)
     before = student(pixels).patches
-    changed = pixels.clone()
-    changed[:, :, 8:16, :8] = 0  # patch 6
-    assert before.shape == (4, 3, 48) and torch.equal(student(changed).patches, before)
-    changed[:, :, 8:16, 8:16] = 0  # patch 7
-    assert not torch.allclose(student(changed).patches, before)
+    other = pixels.clone()
+    other[:, :, 8:16, :8] = 0  # patch 6
+    assert before.shape == (4, 3, 48) and torch.equal(student(other).patches, before)
+    other[:, :, 8:16, 8:16] = 0  # patch 7
+    assert not torch.allclose(student(other).patches, before)
     visible.set(None)
     assert student(pixels).patches.shape == (4, 24, 48)
 
 
 def test_the_loss_is_smooth_l1_to_the_normalised_teacher() -> None:
     module, b = generic(), batch()
-    found: list[torch.Tensor] = []
-    module.decoder.register_forward_hook(lambda *args: found.append(args[2]))
+    outputs: list[torch.Tensor] = []
+    module.decoder.register_forward_hook(lambda *args: outputs.append(args[2]))
     loss = run(module, b)["loss"]
     assert run(module, b)["loss"] == loss
-    out = found[0].detach().double().numpy().reshape(4, 2, 2, 3, 2, 20).mean((2, 4)).reshape(4, 6, 20)
+    out = outputs[0].detach().double().numpy().reshape(4, 2, 2, 3, 2, 20).mean((2, 4)).reshape(4, 6, 20)
     target = b.teacher.patches.double().numpy()
     target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, keepdims=True) + 1e-5)
     error = np.abs(out - target)
@@ -61,8 +61,8 @@ def test_the_loss_is_smooth_l1_to_the_normalised_teacher() -> None:
 def test_everything_is_trained() -> None:
     module = generic()
     run(module, batch())["loss"].backward()
-    named = [(name, p.grad) for name, p in module.named_parameters() if name != "student.mask.token"]
-    assert not [name for name, grad in named if grad is None or not grad.any()]
+    gradients = [(name, p.grad) for name, p in module.named_parameters() if name != "student.mask.token"]
+    assert not [name for name, grad in gradients if grad is None or not grad.any()]
 
 
 def test_a_convolution_sees_the_image_with_the_masked_blocks_painted_over() -> None:
@@ -77,9 +77,11 @@ def test_a_convolution_sees_the_image_with_the_masked_blocks_painted_over() -> N
         pixels[row, :, mask] = 0
     assert not torch.equal(pixels, b.pixels) and run(module, replace(b, pixels=pixels))["loss"] == loss
     run(module.train(), b)["loss"].backward()
-    named = dict(module.named_parameters())
-    assert all(p.grad is not None for p in named.values())
-    outside = [p for name, p in named.items() if not name.startswith("student.net.layer")]  # zero-initialised
+    parameters = dict(module.named_parameters())
+    assert all(p.grad is not None for p in parameters.values())
+    outside = [
+        p for name, p in parameters.items() if not name.startswith("student.net.layer")
+    ]  # zero-initialised
     assert all(p.grad is not None and p.grad.any() for p in outside)
 
 

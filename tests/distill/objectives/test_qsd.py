@@ -45,8 +45,8 @@ def distiller(
 
 def run(module: Objective, of: Batch) -> dict[str, Tensor]:
     """The losses of a batch, with the masks and factors that its loader would have drawn."""
-    found: dict[str, Tensor] = module(module.draws.add(of))
-    return found
+    losses: dict[str, Tensor] = module(module.draws.add(of))
+    return losses
 
 
 def two_full_passes(d: Distiller, b: Batch) -> Tensor:
@@ -80,8 +80,8 @@ def test_targets_keep_the_bits_of_the_cache_in_bf16() -> None:
     d.heads[0].distance = distance
     assert run(d, b)["loss"].dtype == torch.float32
     patches, cls = b.teacher.patches.float(), b.teacher.cls[:, None].float()
-    wanted = [torch.cat([cls, patches], 1), cls, patches]
-    assert len(targets) == 3 and all(map(torch.equal, targets, wanted))
+    expected = [torch.cat([cls, patches], 1), cls, patches]
+    assert len(targets) == 3 and all(map(torch.equal, targets, expected))
     assert not torch.equal(patches, patches.bfloat16().float())
 
 
@@ -98,13 +98,13 @@ def test_the_queries_of_the_cls_head_get_no_gradient() -> None:
 
 def test_sharing_the_unmasked_half_changes_neither_loss_nor_gradients() -> None:
     d, b = distiller(), batch()
-    shared = run(d, b)["loss"]
-    shared.backward()
+    loss = run(d, b)["loss"]
+    loss.backward()
     gradients = {name: p.grad.clone() for name, p in d.named_parameters() if p.grad is not None}
     d.zero_grad()
     full = two_full_passes(d, b)
     full.backward()
-    torch.testing.assert_close(shared, full, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(loss, full, atol=1e-6, rtol=1e-6)
     for name, parameter in d.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
 
@@ -134,18 +134,18 @@ def test_masking_nothing_leaves_the_plain_pass() -> None:
 def test_a_micro_batch_without_a_masked_image_runs_the_pass_and_leaves_it_out(name: str) -> None:
     """Losses and gradients are those of no second pass bit for bit, and the mask token's gradient is zero."""
     one = replace(batch(1), positions=(0,))
-    found = []
-    for masking in (MaskConfig(), MaskConfig(probability=0.0)):
-        d = distiller(name, mask=masking).train()
+    results = []
+    for mask in (MaskConfig(), MaskConfig(probability=0.0)):
+        d = distiller(name, mask=mask).train()
         passes: list[object] = []
         d.student.register_forward_hook(lambda *_, passes=passes: passes.append(1))
         losses = d(replace(d.draws, ranks=2).add(one))
         losses["loss"].backward()
-        trained = {key: p.grad for key, p in d.named_parameters() if p.requires_grad}
-        found.append((losses, trained, len(passes)))
-    (losses, gradients, twice), (wanted, without, once) = found
+        grads = {key: p.grad for key, p in d.named_parameters() if p.requires_grad}
+        results.append((losses, grads, len(passes)))
+    (losses, gradients, twice), (expected, without, once) = results
     assert (twice, once) == (2, 1)
-    assert all(torch.equal(losses[key], value) for key, value in wanted.items())
+    assert all(torch.equal(losses[key], value) for key, value in expected.items())
     assert without["student.mask.token"] is None and not gradients["student.mask.token"].any()
     assert all(torch.equal(gradients[key], grad) for key, grad in without.items() if grad is not None)
     assert all(grad is not None for grad in gradients.values())
@@ -176,19 +176,19 @@ def test_without_queries_the_loss_is_the_distance_of_the_projected_tokens() -> N
     teacher = Features(*(t.float() for t in b.teacher))
     soft = d.head_feature.proj_v(d.student(b.pixels).patches)
     soft_cls = d.head_cls.proj_v(d.student(b.pixels).cls)
-    wanted = mse(
+    expected = mse(
         torch.cat([soft_cls[:, None], soft], 1), torch.cat([teacher.cls[:, None], teacher.patches], 1)
     )
-    assert torch.allclose(run(d, b)["loss_feature"], wanted, atol=1e-6)
+    assert torch.allclose(run(d, b)["loss_feature"], expected, atol=1e-6)
     assert not any("proj_q" in name for name, _ in d.named_parameters())
 
 
 def test_jitter_moves_the_student_and_not_the_teacher() -> None:
     b = batch()
-    still, moved = run(distiller(), b), run(distiller(jitter=0.5), b)
+    still, other = run(distiller(), b), run(distiller(jitter=0.5), b)
     again = run(distiller(jitter=0.5), b)
-    assert not torch.isclose(still["loss"], moved["loss"])
-    assert torch.equal(moved["loss"], again["loss"])
+    assert not torch.isclose(still["loss"], other["loss"])
+    assert torch.equal(other["loss"], again["loss"])
 
 
 def test_token_variance_is_a_share() -> None:
@@ -200,12 +200,12 @@ def test_token_variance_is_a_share() -> None:
 
 
 def test_the_masked_pass_leaves_batchnorms_running_statistics_to_the_whole_images() -> None:
-    found = []
+    statistics = []
     for weight in (0.0, 1.0):
         d = distiller("mobilenetv4_conv_small_035", loss=LossConfig(mask_weight=weight)).train()
         run(d, batch())["loss"].backward()
-        found.append({name: t for name, t in d.state_dict().items() if "running" in name})
-    whole, both = found
+        statistics.append({name: t for name, t in d.state_dict().items() if "running" in name})
+    whole, both = statistics
     assert len(whole) > 10
     assert all(torch.equal(values, both[name]) for name, values in whole.items())
     assert not all(torch.equal(t, torch.zeros_like(t)) for name, t in both.items() if "mean" in name)
@@ -222,8 +222,8 @@ def test_the_ladder_supervises_the_levels_that_stage_2_reads(name: str) -> None:
     losses["loss"].backward()
     assert len(d.ladder) == len(plain.student.level_widths()) > 0
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in d.ladder.parameters() if p.ndim > 1)
-    found, levels = plain.student.with_levels(b.pixels)
-    for one, other in zip(found, plain.student(b.pixels), strict=True):
+    features, levels = plain.student.with_levels(b.pixels)
+    for one, other in zip(features, plain.student(b.pixels), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert [each.shape[1] for each in levels] == plain.student.level_widths()
 
@@ -232,5 +232,5 @@ def test_relations_and_contrast_are_added_with_their_weights() -> None:
     weights = LossConfig(relation_weight=5.0, contrast_weight=0.1, distance="cosine")
     losses = run(distiller(loss=weights), batch())
     parts = losses["loss_feature"] + 0.1 * losses["loss_cls"] + losses["loss_ladder"]
-    wanted = parts + 5 * losses["loss_relation"] + 0.1 * losses["loss_contrast"]
-    torch.testing.assert_close(losses["loss"], wanted)
+    expected = parts + 5 * losses["loss_relation"] + 0.1 * losses["loss_contrast"]
+    torch.testing.assert_close(losses["loss"], expected)

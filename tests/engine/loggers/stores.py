@@ -14,12 +14,12 @@ def tensorboard(out: Path) -> Numbers:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(out / "tensorboard"), {"scalars": 0}).Reload()
-    found: Numbers = {}
+    numbers: Numbers = {}
     for name in events.Tags()["scalars"]:
         for each in events.Scalars(name):
-            assert name not in found.setdefault(each.step, {}), (name, each.step)
-            found[each.step][name] = each.value
-    return found
+            assert name not in numbers.setdefault(each.step, {}), (name, each.step)
+            numbers[each.step][name] = each.value
+    return numbers
 
 
 def wandb(out: Path) -> tuple[Numbers, dict[str, Any], dict[str, Any], set[str]]:
@@ -60,9 +60,9 @@ def mlflow(uri: str) -> tuple[Numbers, Any]:
     client = MlflowClient(uri)
     (experiment,) = [each for each in client.search_experiments() if each.name == "gkd-scale"]
     (run,) = client.search_runs([experiment.experiment_id])
-    found: Numbers = {}
+    numbers: Numbers = {}
     for name in run.data.metrics:
         for each in client.get_metric_history(run.info.run_id, name):
-            assert name not in found.setdefault(each.step, {}), (name, each.step)
-            found[each.step][name] = each.value
-    return found, run
+            assert name not in numbers.setdefault(each.step, {}), (name, each.step)
+            numbers[each.step][name] = each.value
+    return numbers, run

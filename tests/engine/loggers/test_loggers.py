@@ -91,8 +91,8 @@ def test_students_of_one_pass_are_runs_of_their_own(tmp_path: Path) -> None:
             log.step(step, [{"loss": 1.0 * step}, {"loss": 10.0 * step}])
     client = MlflowClient()
     for run, loss in zip(runs, (2.0, 20.0), strict=True):
-        stored = client.get_run(run.memory("mlflow")["run"])
-        assert stored.info.run_name == run.title and stored.data.metrics["loss"] == loss
+        entry = client.get_run(run.memory("mlflow")["run"])
+        assert entry.info.run_name == run.title and entry.data.metrics["loss"] == loss
 
 
 def test_tensorboard_goes_on_without_doubled_steps(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_store_that_is_gone_is_one_line_and_training_goes_on(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     write(tmp_path / "run", ["mlflow"], 0, 6)
-    said = capsys.readouterr().out
-    assert "mlflow failed, it lacks the last 6 steps" in said and said.count("mlflow failed") <= 2
+    output = capsys.readouterr().out
+    assert "mlflow failed, it lacks the last 6 steps" in output and output.count("mlflow failed") <= 2
     assert len(expected(tmp_path / "run")) == 6
 
 
@@ -144,26 +144,26 @@ def wait_for(true: Callable[[], bool]) -> None:
 
 def test_what_a_logger_missed_is_sent_when_it_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower, "RETRY", 0.05)
-    flaky, said = Flaky(3), list[str]()
-    following = follower.Follower("store", lambda: flaky, [(1, {}), (2, {})], said.append)
+    flaky, messages = Flaky(3), list[str]()
+    writer = follower.Follower("store", lambda: flaky, [(1, {}), (2, {})], messages.append)
     for step in (3, 4):
-        following.put(step, {})
-    wait_for(lambda: bool(said))
-    following.put(5, {})
+        writer.put(step, {})
+    wait_for(lambda: bool(messages))
+    writer.put(5, {})
     flaky.fails = 10**9
-    wait_for(lambda: len(said) == 2)
-    following.close("finished", {})
+    wait_for(lambda: len(messages) == 2)
+    writer.close("finished", {})
     assert flaky.rows == [1, 2, 3, 4, 5] and flaky.ended == "finished"
-    assert said == ["store failed, training goes on without it: no network", "store works again"]
+    assert messages == ["store failed, training goes on without it: no network", "store works again"]
 
 
 def test_a_logger_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(follower.PATIENCE, "finished", 0.1)
-    said: list[str] = []
-    following = follower.Follower("store", lambda: time.sleep(5) or Flaky(0), [], said.append)
-    following.put(1, {})
-    following.close("finished", {})
-    assert said == ["store does not answer: what it lacks is in metrics.jsonl"]
+    messages: list[str] = []
+    writer = follower.Follower("store", lambda: time.sleep(5) or Flaky(0), [], messages.append)
+    writer.put(1, {})
+    writer.close("finished", {})
+    assert messages == ["store does not answer: what it lacks is in metrics.jsonl"]
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +173,10 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_broken_package_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def fail() -> None:
         raise AttributeError("no attribute 'x'")
 
-    monkeypatch.setattr("gkd_scale.engine.loggers.mlflow.require", broken)
+    monkeypatch.setattr("gkd_scale.engine.loggers.mlflow.require", fail)
     with pytest.raises(ConfigError, match="the package mlflow cannot be used: no attribute"):
         loggers.require(["mlflow"])
 

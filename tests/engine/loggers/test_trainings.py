@@ -26,8 +26,8 @@ pytestmark = [
 
 
 def rows(out: Path) -> stores.Numbers:
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {row.pop("step"): row for row in found}
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {row.pop("step"): row for row in records}
 
 
 def without_finals(numbers: stores.Numbers) -> stores.Numbers:
@@ -59,13 +59,13 @@ def test_a_killed_training_has_every_step_once_in_every_store(
     assert not (out / "run.json").exists()
     ran = bench.stage1(*flags)
     assert ran.code == 0 and "going on from step" in ran.raw, ran.raw
-    wanted = rows(out)
-    assert list(wanted) == list(range(1, 31))
+    expected = rows(out)
+    assert list(expected) == list(range(1, 31))
     history, summary, config, tags = stores.wandb(out)
-    assert history == wanted and summary["final/loss"] == wanted[30]["loss"]
+    assert history == expected and summary["final/loss"] == expected[30]["loss"]
     assert config["global_batch"] == 4 and "stage1" in tags
     numbers, run = stores.mlflow(store)
-    assert without_finals(numbers) == wanted and numbers[30]["final/loss"] == wanted[30]["loss"]
+    assert without_finals(numbers) == expected and numbers[30]["final/loss"] == expected[30]["loss"]
     assert run.data.params["global_batch"] == "4" and run.info.status == "FINISHED"
 
 
@@ -79,24 +79,24 @@ def test_stage_2_and_another_log_after_a_stop(bench: Bench, tmp_path: Path, stor
         signal.raise_signal(signal.SIGTERM)
 
     with mock.patch.object(stage2.Validator, "_keep_if_best", stop):
-        assert "stopped after step" in str(_stopped(bench, flags))
+        assert "stopped after step" in str(_stop(bench, flags))
     assert list(stores.tensorboard(out)) == list(rows(out))
     ran = bench.stage2(*flags, "--log", "mlflow")
     assert ran.code == 0, ran.raw
-    wanted = rows(out)
+    expected = rows(out)
     numbers, _ = stores.mlflow(store)
-    assert without_finals(numbers) == wanted and list(wanted) == list(range(1, 7))
+    assert without_finals(numbers) == expected and list(expected) == list(range(1, 7))
     best = json.loads((out / "best.json").read_text())
     assert numbers[6]["final/best_miou"] == best["miou"]
     assert max(stores.tensorboard(out)) < 6
 
 
-def _stopped(bench: Bench, flags: list[object]) -> Exception:
+def _stop(bench: Bench, flags: list[object]) -> Exception:
     from gkd_scale.engine.stop import Stopped
 
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(Stopped) as error:
         bench.stage2(*flags)
-    return caught.value
+    return error.value
 
 
 def test_mistakes_end_before_any_work(bench: Bench, tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_key_it_is_one_line_and_no_question(tmp_path: Path) -> None:
-    done = conftest.run([sys.executable, "-c", ASK], tmp_path)
-    assert done.code == 2 and "wandb has no API key" in done.text and "WANDB_MODE=offline" in done.text
-    assert done.text.count("error:") == 1 and "Traceback" not in done.text
+    result = conftest.run([sys.executable, "-c", ASK], tmp_path)
+    assert result.code == 2 and "wandb has no API key" in result.text and "WANDB_MODE=offline" in result.text
+    assert result.text.count("error:") == 1 and "Traceback" not in result.text
 
 
 def test_a_server_that_does_not_answer_makes_it_an_offline_run(
@@ -50,7 +50,7 @@ def test_a_server_that_does_not_answer_makes_it_an_offline_run(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
-    done = conftest.run([sys.executable, "-c", LOG], tmp_path)
-    assert done.code == 0, done.text
-    assert "kept offline" in done.text and "run/wandb/offline-run" in done.text
+    result = conftest.run([sys.executable, "-c", LOG], tmp_path)
+    assert result.code == 0, result.text
+    assert "kept offline" in result.text and "run/wandb/offline-run" in result.text
     assert list(stores.wandb(tmp_path / "run")[0]) == [1, 2, 3]

@@ -42,8 +42,8 @@ class Net(nn.Module):
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         x, which = batch
-        hidden = self.one(x.to(self.one.weight.dtype)) + self.table(which)
-        return {"loss": self.three(self.two(hidden.tanh()).tanh()).float().square().mean()}
+        units = self.one(x.to(self.one.weight.dtype)) + self.table(which)
+        return {"loss": self.three(self.two(units.tanh()).tanh()).float().square().mean()}
 
 
 def batch(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
@@ -70,21 +70,21 @@ def training(runtime: Runtime, out: Path, name: str, stage: int, **more: Any) ->
     return Training(job, runtime, DeepSpeedPlan(ROOT, plan, micro, 1, GLOBAL))
 
 
-def train(made: Training, start: int, stop: int) -> dict[str, Tensor]:
+def train(run: Training, start: int, stop: int) -> dict[str, Tensor]:
     """The masters after steps [start, stop)."""
     for step in range(start, stop):
-        made.begin(step)
-        made.micro_step(batch(step, made.runtime.rank, made.runtime.world), step, gradient_norm=False)
-        made.end(step + 1)
+        run.begin(step)
+        run.micro_step(batch(step, run.runtime.rank, run.runtime.world), step, gradient_norm=False)
+        run.end(step + 1)
     return {
         name: (zero.exact(p) if p.requires_grad else p.detach()).clone()
-        for name, p in made.module.named_parameters()
+        for name, p in run.module.named_parameters()
     }
 
 
-def save(made: Training, step: int) -> None:
-    snapshot = checkpoint.take(step, made.engine, made.ema, made.runtime, {})
-    made.runtime.on_main(partial(checkpoint.write, made.folder, snapshot))
+def save(run: Training, step: int) -> None:
+    snapshot = checkpoint.take(step, run.engine, run.ema, run.runtime, {})
+    run.runtime.on_main(partial(checkpoint.write, run.folder, snapshot))
 
 
 def _rank(rank: int, port: int, root: Path) -> None:
@@ -92,12 +92,12 @@ def _rank(rank: int, port: int, root: Path) -> None:
     runtime = become_rank(rank, port)
     for name in NEW:
         for stage in STAGES:
-            made = training(runtime, root / name, name, stage)
+            run = training(runtime, root / name, name, stage)
             start = EACH * stage
             if start:
-                checkpoint.load(made.folder, start, made.engine, made.ema, {})
-            after = train(made, start, start + EACH)
-            save(made, start + EACH)
+                checkpoint.load(run.folder, start, run.engine, run.ema, {})
+            after = train(run, start, start + EACH)
+            save(run, start + EACH)
             if runtime.main:
                 save_file(after, root / name / f"{stage}.safetensors")
 
@@ -112,24 +112,24 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     """What one rank without ZeRO has after each :data:`EACH` steps."""
-    found = {}
+    states = {}
     with world_of_one() as runtime:
         for name in OPTIMIZERS:
-            made = training(runtime, tmp_path_factory.mktemp("one"), name, 0)
-            found[name] = [train(made, EACH * stage, EACH * stage + EACH) for stage in STAGES]
-    return found
+            run = training(runtime, tmp_path_factory.mktemp("one"), name, 0)
+            states[name] = [train(run, EACH * stage, EACH * stage + EACH) for stage in STAGES]
+    return states
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", NEW)
 def test_two_ranks_under_zero_train_as_one_without(name: str, stage: int, two: Path, alone: Alone) -> None:
     """Also from the checkpoint of another stage. Muon works in bfloat16, which magnifies rounding."""
-    found, begun = load_file(two / name / f"{stage}.safetensors"), Net().state_dict()
-    for key, wanted in alone[name][stage].items():
-        moved = (wanted - begun[key]).abs().max()
-        assert moved > 0 or "frozen" in key
+    state, start = load_file(two / name / f"{stage}.safetensors"), Net().state_dict()
+    for key, expected in alone[name][stage].items():
+        change = (expected - start[key]).abs().max()
+        assert change > 0 or "frozen" in key
         tolerance = 0.02 if name == "muon" else 1e-3
-        assert (found[key] - wanted).abs().max() <= tolerance * moved, key
+        assert (state[key] - expected).abs().max() <= tolerance * change, key
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -200,21 +200,21 @@ def test_a_fused_step_is_the_same_step(
     build = registry.build
     monkeypatch.setattr(registry, "build", lambda *args, **more: build(*args, **{**more, "fused": True}))
     with world_of_one() as runtime:
-        made = training(runtime, tmp_path, name, stage)
-        train(made, 0, 2)
-        save(made, 2)
+        run = training(runtime, tmp_path, name, stage)
+        train(run, 0, 2)
+        save(run, 2)
         other = training(runtime, tmp_path, name, stage)
-        checkpoint.load(made.folder, 2, other.engine, other.ema, {})
-        for found in (train(made, 2, STEPS), train(other, 2, STEPS)):
-            for key, wanted in alone[name][1].items():
-                torch.testing.assert_close(found[key], wanted, rtol=1e-3, atol=2e-4)
+        checkpoint.load(run.folder, 2, other.engine, other.ema, {})
+        for state in (train(run, 2, STEPS), train(other, 2, STEPS)):
+            for key, expected in alone[name][1].items():
+                torch.testing.assert_close(state[key], expected, rtol=1e-3, atol=2e-4)
 
 
 def test_half_precision_trains(tmp_path: Path) -> None:
     with world_of_one() as runtime:
         for name in NEW:
             for stage in (1, 3):
-                made = training(runtime, tmp_path, name, stage, bf16={"enabled": True})
-                after, begun = train(made, 0, STEPS), Net().state_dict()
+                run = training(runtime, tmp_path, name, stage, bf16={"enabled": True})
+                after, start = train(run, 0, STEPS), Net().state_dict()
                 assert all(v.dtype == torch.float32 for k, v in after.items() if "frozen" not in k)
-                assert not torch.equal(after["two.weight"], begun["two.weight"])
+                assert not torch.equal(after["two.weight"], start["two.weight"])

@@ -25,9 +25,9 @@ def write_array(path: Path, pixels: npt.NDArray[np.uint8]) -> Path:
 
 def write_values(path: Path, values: list[int], size: tuple[int, int] = (6, 8)) -> npt.NDArray[np.uint8]:
     """A one-channel label in which ``values`` follow each other; returns it."""
-    stored = np.resize(np.array(values, np.uint8), size)
-    write_array(path, stored)
-    return stored
+    array = np.resize(np.array(values, np.uint8), size)
+    write_array(path, array)
+    return array
 
 
 def write_png16(path: Path, samples: npt.NDArray[np.uint16]) -> Path:
@@ -50,24 +50,24 @@ def write_tiff(
     *,
     order: str = "<",
     planes: bool = False,
-    packed: bool = False,
+    compress: bool = False,
     tags: dict[int, list[int]] | None = None,
 ) -> Path:
     """(H, W) or (H, W, C) samples as a TIFF as Pillow cannot write it.
 
-    ``order`` is the byte order, ``planes`` puts one channel behind the other, ``packed`` compresses; ``tags``
-    are more, or other, of TIFF's.
+    ``order`` is the byte order, ``planes`` puts one channel behind the other, ``compress`` compresses;
+    ``tags`` are more, or other, of TIFF's.
     """
     channels = 1 if samples.ndim == 2 else samples.shape[2]
-    ordered = samples.astype(samples.dtype.newbyteorder(order))
-    strips = [ordered[..., each].tobytes() for each in range(channels)] if planes else [ordered.tobytes()]
-    strips = [zlib.compress(strip) for strip in strips] if packed else strips
+    array = samples.astype(samples.dtype.newbyteorder(order))
+    strips = [array[..., each].tobytes() for each in range(channels)] if planes else [array.tobytes()]
+    strips = [zlib.compress(strip) for strip in strips] if compress else strips
     places = [8 + sum(map(len, strips[:index])) for index in range(len(strips))]
     entries = {
         256: [samples.shape[1]],
         257: [samples.shape[0]],
         258: [8 * samples.itemsize] * channels,
-        259: [8 if packed else 1],
+        259: [8 if compress else 1],
         262: [2 if channels == 3 else 1],
         273: places,
         277: [channels],
@@ -95,11 +95,11 @@ def write_tiff(
 def write_grey(path: Path, values: npt.NDArray[Any], bits: int, clear: int | None = None) -> Path:
     """A greyscale PNG of 1, 2 or 4 bits, which Pillow cannot write; the value ``clear`` is transparent."""
     per_byte = 8 // bits
-    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % per_byte)))
+    grid = np.pad(values, ((0, 0), (0, -values.shape[1] % per_byte)))
     shifts = bits * np.arange(per_byte)[::-1]
-    packed = (padded.reshape(len(values), -1, per_byte) << shifts).sum(2).astype(np.uint8)
+    rows = (grid.reshape(len(values), -1, per_byte) << shifts).sum(2).astype(np.uint8)
     key = b"" if clear is None else struct.pack(">H", clear)
-    return write_png(path, values.shape, bits, 0, b"".join(b"\0" + row.tobytes() for row in packed), key)
+    return write_png(path, values.shape, bits, 0, b"".join(b"\0" + row.tobytes() for row in rows), key)
 
 
 def write_png(

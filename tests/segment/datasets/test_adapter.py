@@ -150,11 +150,11 @@ CASES = [
 def test_miniature(case: Case, tmp_path: Path) -> None:
     ref = f"{case.adapter}:{tmp_path}{case.ref}"
     write_image(tmp_path / case.image, (8, 12))
-    stored = write_values(tmp_path / case.label, list(case.values), (8, 12))
+    ids = write_values(tmp_path / case.label, list(case.values), (8, 12))
     dataset = open_dataset(ref)
     assert len(dataset) == 1 and dataset[0].image.shape == (8, 12, 3)
     assert dataset.name == (f"{case.adapter}/{case.ref[1:]}" if case.ref else tmp_path.name)
-    expected = np.vectorize(case.values.__getitem__)(stored)
+    expected = np.vectorize(case.values.__getitem__)(ids)
     np.testing.assert_array_equal(dataset[0].label, expected)
     np.testing.assert_array_equal(dataset.label(0), expected)
     assert set(np.unique(expected)) <= {*range(len(dataset.classes)), IGNORE}
@@ -188,12 +188,12 @@ def test_classes_and_colours() -> None:
 
 def test_synthia_has_its_ids_in_the_first_of_three_sixteen_bit_channels(tmp_path: Path) -> None:
     void = [0, 13, 14, 16, 18, 20, 22]
-    stored = np.resize(np.array([*SYNTHIA, *void], np.uint16), (6, 8))
-    samples = np.stack([stored, np.full_like(stored, 700), np.zeros_like(stored)], axis=2)
+    ids = np.resize(np.array([*SYNTHIA, *void], np.uint16), (6, 8))
+    samples = np.stack([ids, np.full_like(ids, 700), np.zeros_like(ids)], axis=2)
     label = write_png16(tmp_path / "GT/LABELS/0000000.png", samples)
     write_image(tmp_path / "RGB/0000000.png")
     dataset = open_dataset(f"synthia:{tmp_path}")
-    np.testing.assert_array_equal(dataset[0].label, np.vectorize(lambda id: SYNTHIA.get(id, IGNORE))(stored))
+    np.testing.assert_array_equal(dataset[0].label, np.vectorize(lambda id: SYNTHIA.get(id, IGNORE))(ids))
     absent = [dataset.classes[id] for id in range(19) if id not in SYNTHIA.values()]
     assert absent == list(ADAPTERS["synthia"].absent) == ["terrain", "truck", "train"]
     for bad in (23, 256 + 3):  # read in 8 bits, the second would be 1
@@ -246,7 +246,7 @@ def test_a_dataset_without_a_validation_split_holds_some_images_out(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda root: (root / "gtFine").rename(root / "gt"), "no folder gtFine/"),
         (lambda root: (root / "leftImg8bit/val").rename(root / "leftImg8bit/vall"), "no folder val/"),
@@ -258,15 +258,15 @@ def test_a_dataset_without_a_validation_split_holds_some_images_out(tmp_path: Pa
     ],
     ids=["labels", "split", "nested", "partner"],
 )
-def test_what_is_missing_is_named(spoil: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(spoil: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     root = tmp_path / "cities"
     write_image(root / "leftImg8bit/val/ulm/ulm_1_leftImg8bit.png")
     write_values(root / "gtFine/val/ulm/ulm_1_gtFine_labelIds.png", [7])
     assert len(open_dataset(f"cityscapes:{root}@val")) == 1
     spoil(root)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as error:
         open_dataset(f"cityscapes:{root}@val")
-    assert said in str(caught.value)
+    assert message in str(error.value)
 
 
 def _nest(root: Path) -> None:

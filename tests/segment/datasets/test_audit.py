@@ -57,8 +57,8 @@ def test_every_fault_is_listed(root: Path, capsys: pytest.CaptureFixture[str]) -
     (folder / "2_gt_labelTrainIds.png").write_bytes(b"broken")
     code, reports = check(capsys, "acdc", f"{root}@fog/val")
     assert code == 1 and len(reports[0]["faults"]) == 4
-    for said in ("label value 77", "4x5", "9_gt_labelTrainIds.png has no image", "cannot be read"):
-        assert any(said in fault for fault in reports[0]["faults"])
+    for message in ("label value 77", "4x5", "9_gt_labelTrainIds.png has no image", "cannot be read"):
+        assert any(message in fault for fault in reports[0]["faults"])
 
 
 def test_a_part_without_its_labels_is_a_fault_and_the_others_are_checked(
@@ -96,7 +96,7 @@ def test_the_table_says_shares_and_faults(root: Path, capsys: pytest.CaptureFixt
 
 def test_mistakes_exit_2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "empty").mkdir()
-    for argv, said in (
+    for argv, message in (
         (["check", "acdx", str(root)], "did you mean 'acdc'"),
         (["check", "acdc", f"{root}@fog"], "did you mean 'fog/val'"),
         (["check", "acdc", str(root / "nowhere")], "there is no folder"),
@@ -105,16 +105,16 @@ def test_mistakes_exit_2(root: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["chekc"], "did you mean 'check'"),
     ):
         assert main(["datasets", *argv]) == 2
-        assert said in capsys.readouterr().err.replace("\n", " ")
+        assert message in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_the_list_has_every_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["datasets"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert main(["datasets", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in entries] == list(ADAPTERS)
-    assert all(name in shown for name in ADAPTERS)
+    assert all(name in output for name in ADAPTERS)
     by_name = {entry["name"]: entry for entry in entries}
     assert by_name["cityscapes"]["parts"] == {"train": 2975, "val": 500, "test": 1525}
     assert sum(by_name["acdc"]["parts"][f"{c}/val"] for c in ("fog", "night", "rain", "snow")) == 406

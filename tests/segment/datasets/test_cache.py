@@ -32,15 +32,15 @@ def caches(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path
 
 
 def test_a_centred_view_of_the_images_own_shape_is_the_dataset(caches: Path) -> None:
-    cached, original = open_dataset(f"cache:{caches}/centre"), Blocks(3)
-    assert list(cached.absent) == [CLASSES[3]]
-    assert (len(cached), list(cached.classes), list(cached.palette)) == (
+    dataset, original = open_dataset(f"cache:{caches}/centre"), Blocks(3)
+    assert list(dataset.absent) == [CLASSES[3]]
+    assert (len(dataset), list(dataset.classes), list(dataset.palette)) == (
         3,
         list(CLASSES),
         list(open_dataset(f"folder:{caches}/data").palette),
     )
     names = [open_dataset(f"folder:{caches}/data")[index].name for index in range(3)]
-    views = {view.name: view for view in (cached[index] for index in range(3))}
+    views = {view.name: view for view in (dataset[index] for index in range(3))}
     for index, name in enumerate(names):
         view = views[f"{sid_of(f'{index:06d}-{name}')}-v00"]
         np.testing.assert_array_equal(view.label, original[index].label)
@@ -59,21 +59,21 @@ def test_what_occurs_in_no_label_is_no_part_of_a_caches_identity(caches: Path, t
 
 
 def test_random_views_keep_image_and_label_together(caches: Path) -> None:
-    cached = open_dataset(f"cache:{caches}/random")
-    assert len(cached) == 6 and len({cached[index].name for index in range(6)}) == 6
+    dataset = open_dataset(f"cache:{caches}/random")
+    assert len(dataset) == 6 and len({dataset[index].name for index in range(6)}) == 6
     for index in range(6):
-        sample = cached[index]
+        sample = dataset[index]
         distance = np.abs(sample.image[:, :, None].astype(int) - COLOURS).sum(-1)
-        counted = sample.label != IGNORE
-        assert (distance.argmin(-1) == sample.label)[counted].mean() > 0.85
+        valid = sample.label != IGNORE
+        assert (distance.argmin(-1) == sample.label)[valid].mean() > 0.85
         assert sample.image.shape == picture(sample.label).shape
     with pytest.raises(IndexError):
-        cached[6]
+        dataset[6]
 
 
 def test_a_fraction_of_the_labels_is_one_of_the_images_with_all_their_views(caches: Path) -> None:
-    cached = subset(open_dataset(f"cache:{caches}/random"), Fraction(1, 3))
-    names = [cached[index].name for index in range(len(cached))]
+    dataset = subset(open_dataset(f"cache:{caches}/random"), Fraction(1, 3))
+    names = [dataset[index].name for index in range(len(dataset))]
     assert len(names) == 2 and len({name.rpartition("-v")[0] for name in names}) == 1
 
 

@@ -30,8 +30,8 @@ def write_label(root: Path, label: np.ndarray) -> None:
 
 def test_void_is_ignored_and_classes_keep_their_ids(root: Path) -> None:
     dataset = open_dataset(f"camvid:{root}")
-    stored = np.arange(96).reshape(8, 12) % 12
-    np.testing.assert_array_equal(dataset[0].label, np.where(stored == 11, IGNORE, stored))
+    ids = np.arange(96).reshape(8, 12) % 12
+    np.testing.assert_array_equal(dataset[0].label, np.where(ids == 11, IGNORE, ids))
     assert len(dataset.classes) == len(dataset.palette) == len(set(dataset.palette)) == 11
     assert dataset.classes[0] == "sky" and dataset.classes[10] == "bicyclist"
 

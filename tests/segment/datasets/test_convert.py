@@ -57,12 +57,12 @@ def test_it_goes_on_to_the_same_bytes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert("mapillary", source, tmp_path / "whole") == 0
-    whole, write, written = contents(tmp_path / "whole"), files.write_bytes, 0
+    whole, write, count = contents(tmp_path / "whole"), files.write_bytes, 0
 
     def stop(path: Path, data: bytes) -> None:
-        nonlocal written
-        written += path.suffix == ".png"
-        if written == 3:
+        nonlocal count
+        count += path.suffix == ".png"
+        if count == 3:
             raise KeyboardInterrupt
         write(path, data)
 
@@ -98,14 +98,14 @@ def test_mistakes_exit_2(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
     assert convert("mapillary", f"{source}@val", tmp_path / "done") == 0
-    for argv, said in (
+    for argv, message in (
         (("mapilary", source, tmp_path / "out"), "did you mean 'mapillary'"),
         (("mapillary", source, tmp_path / "full"), "holds files that convert did not write"),
         (("mapillary", f"{source}@train", tmp_path / "done"), "holds other data: source"),
         (("mapillary", tmp_path, tmp_path / "out"), "no folder training/"),
     ):
         assert convert(*argv) == 2
-        assert said in capsys.readouterr().err.replace("\n", " ")
+        assert message in capsys.readouterr().err.replace("\n", " ")
     assert json.loads((tmp_path / "done/converted.json").read_text())["pairs"] == 2
 
 

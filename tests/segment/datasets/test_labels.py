@@ -23,18 +23,18 @@ COLOURS = Encoding({}, {(10, 20, 30): 0, (255, 0, 1): 1, (0, 0, 0): IGNORE})
 
 
 def test_listed_values_become_train_ids_and_255_is_ignored() -> None:
-    stored = np.array([[7, 8], [0, 255]], np.uint8)
-    np.testing.assert_array_equal(IDS.decode(stored, HERE), [[0, 1], [IGNORE, IGNORE]])
+    ids = np.array([[7, 8], [0, 255]], np.uint8)
+    np.testing.assert_array_equal(IDS.decode(ids, HERE), [[0, 1], [IGNORE, IGNORE]])
 
 
 @given(st.integers(0, 300))
 def test_other_values_are_refused_with_file_and_value(value: int) -> None:
-    stored = np.array([[7, value]], np.uint16)
+    ids = np.array([[7, value]], np.uint16)
     if value in (0, 7, 8, 255):
-        assert IDS.decode(stored, HERE)[0, 0] == 0
+        assert IDS.decode(ids, HERE)[0, 0] == 0
         return
     with pytest.raises(DataError, match=rf"x\.png: label value {value} "):
-        IDS.decode(stored, HERE)
+        IDS.decode(ids, HERE)
 
 
 @given(st.lists(st.sampled_from([(10, 20, 30), (255, 0, 1), (0, 0, 0)]), min_size=1, max_size=20))
@@ -64,11 +64,11 @@ def test_eight_bits_stay_as_they_are(tmp_path: Path) -> None:
 
 @given(st.sets(st.integers(0, 40), min_size=1))
 def test_ranges_say_exactly_the_values(values: set[int]) -> None:
-    said: set[int] = set()
+    numbers: set[int] = set()
     for run in ranges(values).split(", "):
         low, _, high = run.partition(" to ")
-        said |= set(range(int(low), int(high or low) + 1))
-    assert said == values
+        numbers |= set(range(int(low), int(high or low) + 1))
+    assert numbers == values
 
 
 # ----------------------------------------------------------------------- files that are no labels
@@ -80,9 +80,9 @@ def test_greys_of_few_bits_are_read_as_they_were_stored(bits: int, data: st.Data
     height, width = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9))
     values = np.random.default_rng(height * width).integers(0, 1 << bits, (height, width))
     with tempfile.TemporaryDirectory() as folder:
-        stored = read_stored(write_grey(Path(folder, "x.png"), values, bits))
-    np.testing.assert_array_equal(stored, values)
-    np.testing.assert_array_equal(identity(16).decode(stored, HERE), values)
+        ids = read_stored(write_grey(Path(folder, "x.png"), values, bits))
+    np.testing.assert_array_equal(ids, values)
+    np.testing.assert_array_equal(identity(16).decode(ids, HERE), values)
 
 
 def test_lossy_files_are_refused_whatever_they_are_called(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_lossy_files_are_refused_whatever_they_are_called(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("stored", "hint"),
+    ("ids", "hint"),
     [
         (np.full((4, 4, 3), 7, np.uint8), "store one of its channels alone"),
         (
@@ -119,7 +119,7 @@ def test_lossy_files_are_refused_whatever_they_are_called(tmp_path: Path) -> Non
         (np.array([[0, 9]], np.uint8), "or the class list (classes.txt)"),
     ],
 )
-def test_what_is_no_label_says_what_it_may_be(stored: np.ndarray, hint: str) -> None:
-    with pytest.raises(DataError) as caught:
-        identity(2).decode(stored, HERE)
-    assert "x.png" in caught.value.message and hint in caught.value.hint
+def test_what_is_no_label_says_what_it_may_be(ids: np.ndarray, hint: str) -> None:
+    with pytest.raises(DataError) as error:
+        identity(2).decode(ids, HERE)
+    assert "x.png" in error.value.message and hint in error.value.hint

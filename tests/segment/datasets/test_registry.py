@@ -24,7 +24,7 @@ def test_parse() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ref", "said"),
+    ("ref", "message"),
     [
         ("cityscapes:x", "cityscapes:PATH@train  cityscapes:PATH@val"),
         ("cityscapes:x@vall", "did you mean 'val'"),
@@ -33,10 +33,10 @@ def test_parse() -> None:
         ("gtav:x@test", "choose one of: gtav:PATH@train  gtav:PATH@val"),
     ],
 )
-def test_parts_are_named_where_none_fits(ref: str, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_parts_are_named_where_none_fits(ref: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
         open_dataset(ref)
-    assert said in caught.value.hint
+    assert message in error.value.hint
 
 
 @pytest.mark.parametrize("ref", ["a/b", "folder:", "folder"])
@@ -90,18 +90,18 @@ SHARES = st.fractions(Fraction(1, 64), Fraction(1))
 @given(st.integers(1, 60), SHARES, SHARES)
 def test_a_smaller_fraction_is_part_of_a_larger_one(images: int, one: Fraction, other: Fraction) -> None:
     small, large = (
-        {subset(NAMED[images], share)[i].name for i in range(len(subset(NAMED[images], share)))}
+        {subset(DATASETS[images], share)[i].name for i in range(len(subset(DATASETS[images], share)))}
         for share in sorted((one, other))
     )
     assert small <= large
     assert len(small) == -(-images * min(one, other) // 1)
 
 
-NAMED = {images: Blocks(images, [(2, 2)]) for images in range(1, 61)}
+DATASETS = {images: Blocks(images, [(2, 2)]) for images in range(1, 61)}
 
 
 def test_a_subset_keeps_what_it_is_of() -> None:
-    whole = NAMED[32]
+    whole = DATASETS[32]
     part = subset(whole, Fraction(1, 16))
     assert len(part) == 2 and part.classes == whole.classes and part.name == whole.name
     for index in (0, 1):

@@ -24,12 +24,12 @@ COLOURS = np.array([*LABELS_6.palette, (0, 0, 0)], np.uint8)
 
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 60))
 def test_crops_cover_the_tile_and_lie_within_it(height: int, width: int, crop: int) -> None:
-    covered = np.zeros((height, width), bool)
+    mask = np.zeros((height, width), bool)
     for left, top, right, lower in boxes((height, width), crop):
         assert 0 <= left < right <= width and 0 <= top < lower <= height
         assert right - left == min(crop, width) and lower - top == min(crop, height)
-        covered[top:lower, left:right] = True
-    assert covered.all()
+        mask[top:lower, left:right] = True
+    assert mask.all()
 
 
 def test_the_published_counts() -> None:
@@ -58,8 +58,8 @@ def test_potsdam(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = write_tile(images, root / "5_Labels_all/top_potsdam_2_10_label.tif", (600, 700), 0)
     write_tile(images[:0], root / "5_Labels_all/top_potsdam_2_11_label.tif", (40, 40), 1)
     assert main(["datasets", "convert", "potsdam", str(root), str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "not there: 2_11" in said and "tiles 2" in said
+    output = capsys.readouterr().out
+    assert "not there: 2_11" in output and "tiles 2" in output
     for adapter in ("potsdam_rgb", "potsdam_irrg"):
         dataset = open_dataset(f"{adapter}:{out}@train")
         assert [dataset[i].name for i in range(4)] == [

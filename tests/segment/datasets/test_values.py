@@ -13,21 +13,23 @@ from gkd_scale.segment.datasets.values import explain, unknown_values
 from gkd_scale.types import IGNORE, Int64Array
 
 
-def counted(pixels: Mapping[int, int]) -> Int64Array:
+def counts_of(pixels: Mapping[int, int]) -> Int64Array:
     counts = np.zeros(256, np.int64)
     for value, count in pixels.items():
         counts[value] = count
     return counts
 
 
-def told(*values: int, **pixels: int) -> str:
-    counts = counted({**dict.fromkeys(values, 100), **{int(key[1:]): count for key, count in pixels.items()}})
-    explained = explain([value for value in range(IGNORE) if counts[value]], counts)
-    return explained.what if explained else ""
+def what(*values: int, **pixels: int) -> str:
+    counts = counts_of(
+        {**dict.fromkeys(values, 100), **{int(key[1:]): count for key, count in pixels.items()}}
+    )
+    explanation = explain([value for value in range(IGNORE) if counts[value]], counts)
+    return explanation.what if explanation else ""
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ((0, 17, 34, 187), "multiples of 17"),
         ((0, 85, 170, 255), "multiples of 85"),
@@ -43,32 +45,34 @@ def told(*values: int, **pixels: int) -> str:
         ((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), ""),
     ],
 )
-def test_what_values_are(values: tuple[int, ...], said: str) -> None:
-    assert said in told(*values) and bool(said) == bool(told(*values))
+def test_what_values_are(values: tuple[int, ...], message: str) -> None:
+    assert message in what(*values) and bool(message) == bool(what(*values))
 
 
 def test_soft_edges() -> None:
     between = {f"v{value}": 3 for value in range(5, 250)}
-    assert "soft edges" in told(v0=9000, v255=4000, **between)
+    assert "soft edges" in what(v0=9000, v255=4000, **between)
 
 
 @given(st.integers(2, 60), st.integers(0, 60))
 def test_ids_that_follow_each_other_are_never_suspected(classes: int, missing: int) -> None:
     values = [value for value in range(classes) if value != missing] or [0]
-    found = explain(values, counted(dict.fromkeys(values, 1)))
-    assert found is None or (not found.sure and len(values) < 3), "0 and 2 may be 0 and 1, doubled"
+    explanation = explain(values, counts_of(dict.fromkeys(values, 1)))
+    assert explanation is None or (not explanation.sure and len(values) < 3), (
+        "0 and 2 may be 0 and 1, doubled"
+    )
 
 
 @given(st.sets(st.integers(0, 254), min_size=1))
 def test_any_values_can_be_explained_or_not(values: set[int]) -> None:
-    listed = sorted(values)
-    found = explain(listed, counted(dict.fromkeys(listed, 1)))
-    assert found is None or (found.what and found.hint)
+    order = sorted(values)
+    explanation = explain(order, counts_of(dict.fromkeys(order, 1)))
+    assert explanation is None or (explanation.what and explanation.hint)
 
 
 def test_why_values_are_unknown() -> None:
     def cause(classes: int, *values: int, text: str = "class ids") -> str:
-        return (unknown_values(counted(dict.fromkeys(values, 9)), classes, text) or ("",))[0]
+        return (unknown_values(counts_of(dict.fromkeys(values, 9)), classes, text) or ("",))[0]
 
     assert cause(3, 1, 2, 3) == "its values count from 1 to 3"
     assert cause(19, 7, 11, 21, 26, text="train ids") == "the values look like label ids"

@@ -62,9 +62,9 @@ def test_nothing_is_left_uninitialised() -> None:
 
 
 def test_the_loss_is_the_sum_of_its_weighted_parts() -> None:
-    found = losses(tiny(), labels())
-    assert set(found) == {"loss", "cross_entropy", "mask", "dice"}
-    torch.testing.assert_close(found["loss"], found["cross_entropy"] + found["mask"] + found["dice"])
+    terms = losses(tiny(), labels())
+    assert set(terms) == {"loss", "cross_entropy", "mask", "dice"}
+    torch.testing.assert_close(terms["loss"], terms["cross_entropy"] + terms["mask"] + terms["dice"])
 
 
 def test_the_cross_entropy_counts_queries_without_an_object_a_tenth() -> None:
@@ -100,10 +100,10 @@ def test_images_and_batches_without_a_labelled_pixel() -> None:
 
 
 def test_in_half_precision_the_loss_is_computed_in_float32() -> None:
-    rounded = tiny().bfloat16()
+    half = tiny().bfloat16()
     full = tiny()
-    full.load_state_dict(rounded.state_dict())
-    ours, theirs = losses(rounded, labels()), losses(full, labels())
+    full.load_state_dict(half.state_dict())
+    ours, theirs = losses(half, labels()), losses(full, labels())
     ours["loss"].backward()
     for name, value in ours.items():
         assert value.dtype == torch.float32
@@ -153,15 +153,15 @@ def test_the_loss_falls_on_eight_real_images(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ({"size": "huge"}, "known are paper and small"),
         ({"width": 50}, "cannot be built"),
         ({"query": 5}, "did you mean 'queries'"),
     ],
 )
-def test_mistakes(args: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_mistakes(args: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build_head("mask2former", CHANNELS, 4, args)
 
 

@@ -28,8 +28,8 @@ def main(folder: Path, weights: str) -> None:
         argv += [*network, *flags, "--out", str(folder / name)]
         cfg = config.parse(Stage2Config, argv, prog="stage2.py", description="")
         stage2.run(cfg, runtime, ROOT / "launchers")
-        logged = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-        print(json.dumps({"run": name, "steps": logged}), flush=True)
+        rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        print(json.dumps({"run": name, "steps": rows}), flush=True)
 
 
 if __name__ == "__main__":

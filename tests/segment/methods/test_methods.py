@@ -77,10 +77,10 @@ def student_with(name: str, guide: MethodTeacher, **args: object) -> StudentWith
 
 def inputs_of(of: StudentWithMethod, images: SegBatch) -> MethodInputs:
     backbone = of.segmenter.backbone
-    seen = backbone_outputs(backbone, images.pixels, of.method.levels)
+    outputs = backbone_outputs(backbone, images.pixels, of.method.levels)
     return MethodInputs(
-        images.pixels, images.labels, seen, of.teacher,
-        head=lambda size: of.segmenter.head(seen.maps, size),
+        images.pixels, images.labels, outputs, of.teacher,
+        head=lambda size: of.segmenter.head(outputs.maps, size),
         again=lambda change: backbone_outputs(backbone, images.pixels, change=change),
     )  # fmt: skip
 
@@ -112,10 +112,10 @@ def layer_norm(x: Array) -> Array:
 
 def test_vanilla_kd_is_the_squared_error_of_projected_tokens(guide: MethodTeacher) -> None:
     of = student_with("vanilla-kd", guide, weight=3.0)
-    seen = inputs_of(of, batch())
-    found = linear(of.method.project, numbers(of.method.student_tokens(seen.student)))
-    expected = 3 * ((found - numbers(seen.teacher_features.patches)) ** 2).mean()
-    assert scalar(of.method(seen)["loss_kd"]) == pytest.approx(expected, rel=1e-4)
+    inputs = inputs_of(of, batch())
+    prediction = linear(of.method.project, numbers(of.method.student_tokens(inputs.student)))
+    expected = 3 * ((prediction - numbers(inputs.teacher_features.patches)) ** 2).mean()
+    assert scalar(of.method(inputs)["loss_kd"]) == pytest.approx(expected, rel=1e-4)
 
 
 @settings(max_examples=15)
@@ -142,11 +142,11 @@ def test_cwd_takes_logits_where_the_teacher_has_a_head_and_features_elsewhere(
     expected = 3 * scalar(channel_divergence(student, theirs, 4.0).detach())
     assert scalar(of.method(inputs_of(of, batch()))["loss_kd"]) == pytest.approx(expected, rel=1e-4)
     of = student_with("cwd", MethodTeacher(teacher))
-    seen = inputs_of(of, batch())
-    student = of.method.align(of.method.student_map(seen.student))
-    theirs = seen.teacher_features.patches.transpose(1, 2).reshape(student.shape)
+    inputs = inputs_of(of, batch())
+    student = of.method.align(of.method.student_map(inputs.student))
+    theirs = inputs.teacher_features.patches.transpose(1, 2).reshape(student.shape)
     expected = 50 * scalar(channel_divergence(student, theirs, 4.0).detach())
-    assert scalar(of.method(seen)["loss_kd"]) == pytest.approx(expected, rel=1e-4)
+    assert scalar(of.method(inputs)["loss_kd"]) == pytest.approx(expected, rel=1e-4)
 
 
 def contrast_by_hand(s: Array, t: Array, groups: int) -> float:
@@ -172,9 +172,9 @@ def contrast_by_hand(s: Array, t: Array, groups: int) -> float:
 
 def test_contrast_is_that_of_af_dcd() -> None:
     s, t = np.random.default_rng(0).normal(size=(2, 2, 6, 5, 9)) / 10
-    found = contrast(torch.from_numpy(s), torch.from_numpy(t), 3)
-    assert scalar(found) == pytest.approx(contrast_by_hand(s, t, 3), rel=1e-4)
-    assert scalar(contrast(torch.from_numpy(t), torch.from_numpy(t), 3)) < scalar(found)
+    loss = contrast(torch.from_numpy(s), torch.from_numpy(t), 3)
+    assert scalar(loss) == pytest.approx(contrast_by_hand(s, t, 3), rel=1e-4)
+    assert scalar(contrast(torch.from_numpy(t), torch.from_numpy(t), 3)) < scalar(loss)
 
 
 def test_pixel_divergence_is_the_mean_over_pixels() -> None:
@@ -189,18 +189,18 @@ def test_pixel_divergence_is_the_mean_over_pixels() -> None:
 def test_af_dcd_rebuilds_a_masked_quarter(guide: MethodTeacher) -> None:
     of = student_with("af-dcd", guide, rebuild=1.0)
     torch.manual_seed(3)
-    seen = inputs_of(of, batch())
+    inputs = inputs_of(of, batch())
     torch.manual_seed(3)
-    terms = of.method(seen)
+    terms = of.method(inputs)
     torch.manual_seed(3)
-    kept = ~random_masks(2, 6, 0.75, torch.device("cpu"))
-    assert kept.sum(1).tolist() == [2, 2]
-    aligned = linear(of.method.align, numbers(of.method.student_tokens(seen.student)))
-    masked = torch.from_numpy(aligned * kept.numpy()[..., None]).float()
-    rebuilt = of.method.generate(masked.transpose(1, 2).reshape(2, -1, 2, 3))
-    target = seen.teacher_features.patches.transpose(1, 2).reshape(rebuilt.shape)
+    visible = ~random_masks(2, 6, 0.75, torch.device("cpu"))
+    assert visible.sum(1).tolist() == [2, 2]
+    projection = linear(of.method.align, numbers(of.method.student_tokens(inputs.student)))
+    masked = torch.from_numpy(projection * visible.numpy()[..., None]).float()
+    output = of.method.generate(masked.transpose(1, 2).reshape(2, -1, 2, 3))
+    target = inputs.teacher_features.patches.transpose(1, 2).reshape(output.shape)
     assert scalar(terms["loss_rebuild"]) == pytest.approx(
-        scalar(((rebuilt - target) ** 2).sum() / 2), rel=1e-4
+        scalar(((output - target) ** 2).sum() / 2), rel=1e-4
     )
     assert set(terms) == {"loss_rebuild", "loss_contrast", "loss_logits"}
 
@@ -210,36 +210,36 @@ def test_vitkd_mimics_two_blocks_and_rebuilds_masked_tokens(
 ) -> None:
     of = student_with("vitkd", guide, shallow=1.0, deep=1.0)
     images = batch()
-    seen = inputs_of(of, images)
+    inputs = inputs_of(of, images)
     torch.manual_seed(3)
-    terms = of.method(seen)
+    terms = of.method(inputs)
     expected = 0.0
     for align, mine, theirs in zip(
-        of.method.mimic, seen.student.levels, teacher.levels(images.pixels, (0, 1)), strict=True
+        of.method.mimic, inputs.student.levels, teacher.levels(images.pixels, (0, 1)), strict=True
     ):
         # The student's grid is 4x6, the teacher's 2x3: the student's map is averaged over 2x2.
-        averaged = numbers(mine).reshape(2, -1, 2, 2, 3, 2).mean((3, 5))
-        found = linear(align, averaged.transpose(0, 2, 3, 1))
-        expected += ((found - numbers(theirs).transpose(0, 2, 3, 1)) ** 2).sum() / 2
+        mean = numbers(mine).reshape(2, -1, 2, 2, 3, 2).mean((3, 5))
+        prediction = linear(align, mean.transpose(0, 2, 3, 1))
+        expected += ((prediction - numbers(theirs).transpose(0, 2, 3, 1)) ** 2).sum() / 2
     assert scalar(terms["loss_shallow"]) == pytest.approx(expected, rel=1e-4)
     torch.manual_seed(3)
     masked = random_masks(2, 6, 0.5, torch.device("cpu"))
-    tokens = linear(of.method.align, numbers(of.method.student_tokens(seen.student)))
+    tokens = linear(of.method.align, numbers(of.method.student_tokens(inputs.student)))
     tokens[masked.numpy()] = numbers(of.method.mask_token)
-    rebuilt = of.method.generate(torch.from_numpy(tokens).float().transpose(1, 2).reshape(2, -1, 2, 3))
+    output = of.method.generate(torch.from_numpy(tokens).float().transpose(1, 2).reshape(2, -1, 2, 3))
     error = (
-        numbers(rebuilt).reshape(2, -1, 6).transpose(0, 2, 1) - numbers(seen.teacher_features.patches)
+        numbers(output).reshape(2, -1, 6).transpose(0, 2, 1) - numbers(inputs.teacher_features.patches)
     ) ** 2
     assert scalar(terms["loss_deep"]) == pytest.approx(error[masked.numpy()].sum() / 2 / 0.5, rel=1e-4)
 
 
 def test_proteus_has_three_proxies(guide: MethodTeacher) -> None:
     of = student_with("proteus", guide)
-    seen = inputs_of(of, batch())
+    inputs = inputs_of(of, batch())
     torch.manual_seed(3)
-    terms = of.method(seen)
-    cls, tokens = numbers(seen.student.features.cls), numbers(of.method.student_tokens(seen.student))
-    target = numbers(seen.teacher_features.cls), numbers(seen.teacher_features.patches)
+    terms = of.method(inputs)
+    cls, tokens = numbers(inputs.student.features.cls), numbers(of.method.student_tokens(inputs.student))
+    target = numbers(inputs.teacher_features.cls), numbers(inputs.teacher_features.patches)
     error = (linear(of.method.head_cls[1], layer_norm(cls)) - target[0]) ** 2
     assert scalar(terms["loss_cls"]) == pytest.approx(error.mean(), rel=1e-4)
     both = np.concatenate([cls[:, None], tokens], 1)
@@ -265,15 +265,15 @@ def test_proteus_has_three_proxies(guide: MethodTeacher) -> None:
 
 def test_g2sd_learns_the_teachers_labels_at_half_weight(guide: MethodTeacher) -> None:
     of = student_with("g2sd", guide)
-    seen = inputs_of(of, batch())
-    student, theirs = (numbers(each) for each in seen.logits)
-    labels = seen.labels.numpy()[:, 2::4, 2::4]
-    chosen = np.take_along_axis(np.log(softmax(student, 1)), theirs.argmax(1)[:, None], 1)[:, 0]
-    expected = -0.5 * chosen[labels != IGNORE].sum() / labels.size
-    assert scalar(of.method(seen)["loss_hard"]) == pytest.approx(expected, rel=1e-4)
-    found = of(batch())
-    assert scalar(found["loss"]) == pytest.approx(
-        scalar(0.5 * found["loss_task"] + found["loss_hard"]), rel=1e-4
+    inputs = inputs_of(of, batch())
+    student, theirs = (numbers(each) for each in inputs.logits)
+    labels = inputs.labels.numpy()[:, 2::4, 2::4]
+    picks = np.take_along_axis(np.log(softmax(student, 1)), theirs.argmax(1)[:, None], 1)[:, 0]
+    expected = -0.5 * picks[labels != IGNORE].sum() / labels.size
+    assert scalar(of.method(inputs)["loss_hard"]) == pytest.approx(expected, rel=1e-4)
+    losses = of(batch())
+    assert scalar(losses["loss"]) == pytest.approx(
+        scalar(0.5 * losses["loss_task"] + losses["loss_hard"]), rel=1e-4
     )
 
 
@@ -289,16 +289,16 @@ def test_gradients_reach_the_student_and_never_the_teacher(
         pytest.skip("needs a head")
     of = student_with(name, guide if kind == "transformer" else convolutional)
     of.train()
-    found = of(batch())
-    terms = sum(value for key, value in found.items() if key not in ("loss", "loss_task"))
-    assert scalar(found["loss"]) == pytest.approx(
-        scalar(of.method.task_weight * found["loss_task"] + terms), rel=1e-4
+    losses = of(batch())
+    terms = sum(value for key, value in losses.items() if key not in ("loss", "loss_task"))
+    assert scalar(losses["loss"]) == pytest.approx(
+        scalar(of.method.task_weight * losses["loss_task"] + terms), rel=1e-4
     )
     terms.backward()
-    reached = [p.grad is not None and bool(p.grad.any()) for p in of.segmenter.backbone.parameters()]
-    assert sum(reached) > len(reached) / 2
-    untouched = [key for key, p in of.method.named_parameters() if p.grad is None]
-    assert not untouched
+    hits = [p.grad is not None and bool(p.grad.any()) for p in of.segmenter.backbone.parameters()]
+    assert sum(hits) > len(hits) / 2
+    gaps = [key for key, p in of.method.named_parameters() if p.grad is None]
+    assert not gaps
     net = of.teacher.model.net
     assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
     assert not net.training
@@ -308,7 +308,7 @@ def test_gradients_reach_the_student_and_never_the_teacher(
 def test_a_convolutional_student_learns_and_its_statistics_are_those_of_whole_images(
     name: str, convolutional: MethodTeacher
 ) -> None:
-    def trained(method: bool) -> dict[str, Tensor]:
+    def train(method: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)
         backbone = load_backbone(None, "test_resnet", {})
         segmenter = Segmenter(backbone, build_head("linear", backbone.channels, 4), frozen=False)
@@ -321,9 +321,9 @@ def test_a_convolutional_student_learns_and_its_statistics_are_those_of_whole_im
         assert all(p.grad is not None for p in backbone.parameters())
         return {key: each for key, each in backbone.state_dict().items() if "running" in key}
 
-    alone, taught = trained(False), trained(True)
+    alone, both = train(False), train(True)
     assert any(bool(each.any()) for key, each in alone.items() if "mean" in key)
-    assert all(torch.equal(each, taught[key]) for key, each in alone.items())
+    assert all(torch.equal(each, both[key]) for key, each in alone.items())
 
 
 @pytest.mark.parametrize("name", ["cwd", "af-dcd", "g2sd"])
@@ -341,8 +341,8 @@ def test_mask2former_is_compared_by_its_shares_of_the_classes(name: str, teacher
         head = guide.require_head()
         scores = head.head(head.features(batch().pixels), (8, 12))
     assert torch.allclose(theirs.softmax(1), scores / scores.sum(1, keepdim=True), atol=5e-3)
-    found = of(batch())
-    sum(value for key, value in found.items() if key not in ("loss", "loss_task")).backward()
+    losses = of(batch())
+    sum(value for key, value in losses.items() if key not in ("loss", "loss_task")).backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in own.parameters() if p.grad is not None)
 
 

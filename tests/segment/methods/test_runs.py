@@ -21,9 +21,9 @@ pytestmark = pytest.mark.e2e
 
 def test_every_method_trains_and_exports_a_plain_segmenter(tmp_path: Path, tiny_teacher: Path) -> None:
     write_folder(tmp_path / "data", Blocks(6))
-    done = run([sys.executable, "-m", "tests.segment.methods.all_methods", tmp_path, tiny_teacher], ROOT)
-    assert done.code == 0, done.text
-    runs = [json.loads(line) for line in done.text.splitlines() if line.startswith('{"run"')]
+    result = run([sys.executable, "-m", "tests.segment.methods.all_methods", tmp_path, tiny_teacher], ROOT)
+    assert result.code == 0, result.text
+    runs = [json.loads(line) for line in result.text.splitlines() if line.startswith('{"run"')]
     assert [each["run"] for each in runs] == ["teacher", *METHODS, "bfloat16"]
     for each in runs:
         steps = [line for line in each["steps"] if "loss" in line]
