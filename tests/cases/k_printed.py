@@ -200,7 +200,7 @@ def final_commands(bench: Bench) -> object:
     from gkd_scale.commands import shell
 
     plan = SimpleNamespace(
-        workers=1,
+        trial=cfg.trial,
         base={"ds_config": "zero0.json"},
         train={"fit": "folder:a b/fit"},
         val={"val": "folder:a b/val"},
