@@ -319,8 +319,11 @@ def _introduce(
                 "  its tokens are coarser than the teacher's and are resampled: a smaller patch size, or "
                 f"--student-args output_stride={stride} where timm has it, learns finer detail"
             )
+    epochs = steps * plan.global_batch / teacher.images
+    unread = f"{epochs:.1f} epochs read {math.ceil(epochs)} of the {teacher.views} views of each image"
     console.say(
         *teacher.about,
+        *([unread] if math.ceil(epochs) < teacher.views else ()),
         f"{steps} steps of {plan.global_batch} images ({plan.summary()}); {cfg.run.out}",
         *(f"{plan.path.name}: {note}" for note in plan.notes),
     )

@@ -45,13 +45,15 @@ class TeacherFacts:
 class TeacherSource:
     """A source of batches with the tokens of one teacher or several, and the facts about it.
 
-    ``images``: how many there are. ``teachers``: those of a batch's features. ``identity``: what decides
-    the batches and who teaches how much, in JSON types. ``about``: lines for people. ``why_wait()`` says why
-    batches are late. ``skipped``: damaged samples, by view and number, and what is wrong with them.
+    ``images``: how many there are; ``views``: of each image, 0 if every epoch has new ones. ``teachers``:
+    those of a batch's features. ``identity``: what decides the batches and who teaches how much, in JSON
+    types. ``about``: lines for people. ``why_wait()`` says why batches are late. ``skipped``: damaged
+    samples, by view and number, and what is wrong with them.
     """
 
     source: BatchSource
     images: int
+    views: int
     teachers: list[TeacherFacts]
     identity: dict[str, Any]
     about: list[str]
@@ -111,6 +113,7 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
     return TeacherSource(
         source,
         caches.num_samples,
+        views,
         teachers,
         {"cache": [cache.spec.hash() for cache in all_caches], **_shares(cfg, candidates)},
         [*lines, f"{caches.num_samples} images, {views} views"],
@@ -211,6 +214,7 @@ def _live(
     return TeacherSource(
         source,
         source.num_samples,
+        cfg.source.views or 0,
         _teaching(cfg, [facts]),
         {
             "images": source.images_hash(),

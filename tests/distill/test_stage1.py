@@ -163,6 +163,15 @@ def test_metrics_of_several_steps_are_fetched_together(
     assert one == two
 
 
+def test_views_that_a_run_does_not_read_are_counted(
+    runtime: Runtime, tiny_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(runtime, config(tiny_cache, tmp_path / "one", steps=2))
+    assert "0.7 epochs read 1 of the 2 views of each image" in capsys.readouterr().out
+    train(runtime, config(tiny_cache, tmp_path / "both", steps=4))
+    assert "of the 2 views" not in capsys.readouterr().out
+
+
 def test_checkpoints_of_every_mth_step_stay(runtime: Runtime, tiny_cache: Path, tmp_path: Path) -> None:
     train(runtime, config(tiny_cache, tmp_path, save_every=1, keep=2, keep_every=3))
     assert checkpoint.steps(tmp_path / "checkpoints") == [3, 5, 6]
