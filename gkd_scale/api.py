@@ -43,7 +43,7 @@ _ALONE = str(Path(__file__).parent / "engine" / "alone.json")
 """The DeepSpeed config of one process: ZeRO 0."""
 _LAUNCHERS = Path(__file__).parents[1] / "launchers"
 
-_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 References = str | Sequence[str]
 """One dataset as ADAPTER:PATH, or several."""
@@ -133,7 +133,7 @@ def _world_of_one() -> tuple[Runtime, dict[str, str]]:
     """This process's only process group, which DeepSpeed remembers, and the variables that name it."""
     runtime = Runtime.start()
     atexit.register(runtime.stop)
-    return runtime, {name: os.environ[name] for name in _LAUNCHED}
+    return runtime, {name: os.environ[name] for name in _VARIABLES}
 
 
 @contextmanager
@@ -144,10 +144,10 @@ def _environment() -> Iterator[None]:
             "this process is a rank of several (WORLD_SIZE), and this function trains in one",
             "use launchers/stage1.py and stage2.py",
         )
-    variables = {name: os.environ.pop(name) for name in _LAUNCHED if name in os.environ}
+    variables = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
     try:
         yield
     finally:
-        for name in _LAUNCHED:
+        for name in _VARIABLES:
             os.environ.pop(name, None)
         os.environ.update(variables)

@@ -56,7 +56,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     refuse()
     beside = out.with_name(f".{out.name}{TEMPORARY}")
-    with claimed(beside):
+    with claim(beside):
         folder = beside / "folder"
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         try:
@@ -110,7 +110,7 @@ _descriptors: set[int] = set()
 
 
 @contextmanager
-def claimed(
+def claim(
     folder: Path, error: type[UserError] = RunError, wait: Callable[[], object] | None = None
 ) -> Iterator[None]:
     """Hold ``folder``, made if it is missing, for what this process writes there.
@@ -145,7 +145,7 @@ def claimed(
 
 
 def require_claimable(folder: Path) -> None:
-    """Raise what :func:`claimed` would raise for ``folder`` now. Makes and changes nothing."""
+    """Raise what :func:`claim` would raise for ``folder`` now. Makes and changes nothing."""
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise RunError(f"{folder} is not a folder", "choose another --out")

@@ -22,7 +22,7 @@ EXAMPLES = """\
 """
 
 
-def run(cfg: EvaluateConfig, runtime: Runtime, _bundled: Path) -> None:
+def run(cfg: EvaluateConfig, runtime: Runtime, _launchers: Path) -> None:
     """Every rank scores its share; rank 0 writes and prints."""
     with collector_paused(freeze=True):
         from gkd_scale.segment.evaluate import evaluate

@@ -16,7 +16,7 @@ EXAMPLES = """\
 """
 
 
-def run(cfg: PredictConfig, runtime: Runtime, _bundled: Path) -> None:
+def run(cfg: PredictConfig, runtime: Runtime, _launchers: Path) -> None:
     """Every rank predicts its share; rank 0 prints."""
     predict(cfg, runtime)
 

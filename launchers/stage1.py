@@ -32,7 +32,7 @@ two students from the same batches:
 """
 
 
-def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
+def run(cfg: Stage1Config, runtime: Runtime, launchers: Path) -> None:
     """Stage 1; on the embedded proxy images if no cache or images are named."""
     runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
     make = not cfg.run.dry_run
@@ -42,7 +42,7 @@ def run(cfg: Stage1Config, runtime: Runtime, bundled: Path) -> None:
         cfg.source.cache = [runtime.on_main(lambda: defaults.proxy_cache(make=make))]
     with collector_paused(freeze=True):
         from gkd_scale.distill import stage1
-    stage1.train(cfg, runtime, bundled, labelled=partial(labelled, quiet=not runtime.main))
+    stage1.train(cfg, runtime, launchers, labelled=partial(labelled, quiet=not runtime.main))
 
 
 def labelled(images: str, quiet: bool) -> Source | None:

@@ -28,14 +28,14 @@ EXAMPLES = """\
 """
 
 
-def run(cfg: Stage2Config, runtime: Runtime, bundled: Path) -> None:
+def run(cfg: Stage2Config, runtime: Runtime, launchers: Path) -> None:
     """Stage 2; on the embedded scenes if no dataset is named."""
     runtime.on_main(lambda: loggers.require(cfg.run.loggers()))  # before data is made
     if not cfg.data.train and not cfg.run.dry_run:
         runtime.on_main(defaults.data)
     with collector_paused(freeze=True):
         from gkd_scale.segment import stage2
-    stage2.run(cfg, runtime, bundled)
+    stage2.run(cfg, runtime, launchers)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ HOLD = """
 import os, sys
 from pathlib import Path
 from gkd_scale import files
-with files.claimed(Path(sys.argv[1])):
+with files.claim(Path(sys.argv[1])):
     (Path(sys.argv[1]) / "work").touch()
     if os.fork() == 0:  # a child that outlives it holds nothing, from its first line on
         print("forked", flush=True)
@@ -69,14 +69,14 @@ def test_a_held_folder_is_refused_by_name_and_kill_9_lets_go_of_it(tmp_path: Pat
     process = holder(folder)
     assert process.stdin is not None and process.stdout is not None
     try:
-        with pytest.raises(CacheError) as error, files.claimed(folder, CacheError):
+        with pytest.raises(CacheError) as error, files.claim(folder, CacheError):
             pass
         message = f"another process is writing {folder}: process {process.pid} on {os.uname().nodename} (-c)"
         assert error.value.message == message
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with files.claimed(folder):
+    with files.claim(folder):
         assert (folder / files.LOCK).exists()
     assert [path.name for path in folder.iterdir()] == ["work"]
     process.stdin.close()
@@ -84,11 +84,11 @@ def test_a_held_folder_is_refused_by_name_and_kill_9_lets_go_of_it(tmp_path: Pat
 
 
 def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="x"), files.claimed(tmp_path / "a/b"):
+    with pytest.raises(ValueError, match="x"), files.claim(tmp_path / "a/b"):
         raise ValueError("x")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "kept").mkdir()
-    with files.claimed(tmp_path / "kept"):
+    with files.claim(tmp_path / "kept"):
         pass
     assert list(tmp_path.iterdir()) == [tmp_path / "kept"]
 
@@ -100,7 +100,7 @@ def test_one_that_waits_gets_its_turn_and_all_take_turns(tmp_path: Path) -> None
     def work() -> None:
         nonlocal inside, most
         for _ in range(5):
-            with files.claimed(tmp_path / "out", wait=lambda: waits.append(1)):
+            with files.claim(tmp_path / "out", wait=lambda: waits.append(1)):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.002)
@@ -134,7 +134,7 @@ def test_equals_share_and_others_are_refused(tmp_path: Path) -> None:
 
 def test_a_place_that_is_no_folder_or_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="is not a folder"), files.claimed(tmp_path / "file"):
+    with pytest.raises(RunError, match="is not a folder"), files.claim(tmp_path / "file"):
         pass
 
     def refuse(*_: object) -> int:
@@ -142,7 +142,7 @@ def test_a_place_that_is_no_folder_or_read_only(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "open", refuse)
     message = r"\.lock cannot be written: Permission denied"
-    with pytest.raises(RunError, match=message), files.claimed(tmp_path / "there"):
+    with pytest.raises(RunError, match=message), files.claim(tmp_path / "there"):
         pass
 
 
@@ -151,7 +151,7 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path: Path, monkeypatch:
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", unknown)
-    with files.claimed(tmp_path / "out"), files.claimed(tmp_path / "out"):
+    with files.claim(tmp_path / "out"), files.claim(tmp_path / "out"):
         pass
 
 

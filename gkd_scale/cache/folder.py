@@ -25,7 +25,7 @@ from gkd_scale.cache.remote import Outbox
 from gkd_scale.cache.shard import index_path, read_info, tar_path
 from gkd_scale.cache.spec import FORMAT, SPEC, Spec, read_spec, refuse_other, write_spec
 from gkd_scale.errors import CacheError, DamageError, disk_full
-from gkd_scale.files import LOCK, TEMPORARY, claimed, sha256_file, write_bytes
+from gkd_scale.files import LOCK, TEMPORARY, claim, sha256_file, write_bytes
 
 
 class ShardTask(NamedTuple):
@@ -43,7 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
     DiskFullError.
     """
     try:
-        with claimed(folder, CacheError):
+        with claim(folder, CacheError):
             _refuse_foreign(folder)
             yield
     except OSError as error:

@@ -22,7 +22,7 @@ from gkd_scale.cache.spec import Spec
 from gkd_scale.cache.verify import damaged_shards
 from gkd_scale.config import build as build_config
 from gkd_scale.errors import CacheError
-from gkd_scale.files import claimed
+from gkd_scale.files import claim
 from gkd_scale.models.config import DemoTeacherConfig
 from gkd_scale.types import Teacher
 
@@ -49,7 +49,7 @@ def repair(
         )
     recipe = recipe_of(spec, cfg)
     refuse_other_source(recipe, spec, teacher, source)
-    with claimed(cfg.cache, CacheError):
+    with claim(cfg.cache, CacheError):
         for (view, shard), lines in damaged_shards(cfg.cache, quiet=quiet).items():
             for line in lines:
                 report(line)

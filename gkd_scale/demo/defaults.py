@@ -22,7 +22,7 @@ def make_data(cfg: MakeDataConfig) -> None:
     from gkd_scale.scenes.make_data import write_data
 
     busy = f"another process is writing {cfg.out}: waiting for it"
-    with files.claimed(cfg.out, DataError, lambda: console.say(busy)), console.progress() as bar:
+    with files.claim(cfg.out, DataError, lambda: console.say(busy)), console.progress() as bar:
         task = bar.add_task("make-data", total=None)
         manifest = write_data(
             cfg.out,

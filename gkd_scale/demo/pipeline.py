@@ -26,7 +26,7 @@ def demo(cfg: DemoConfig) -> int:
     """Run every step, then print the table. Raises GkdError if a step fails."""
     require_launchers(cfg.launchers)
     start = time.monotonic()
-    with files.claimed(cfg.out):
+    with files.claim(cfg.out):
         run_all(plan(cfg), cfg.out / "logs")
         results = {row: _result(cfg, name) for row, name in ROWS.items()}
         files.write_json(cfg.out / "results.json", results)

@@ -51,20 +51,20 @@ DEFAULT_GLOBAL_BATCH = 32
 def train(
     cfg: Stage1Config,
     runtime: Runtime,
-    bundled: Path,
+    launchers: Path,
     prepare: Callable[[Job], None] = lambda _: None,
     labelled: OpenLabelled = lambda _: None,
 ) -> None:
-    """Run stage 1 on every rank; ``bundled`` is the folder with the DeepSpeed configs.
+    """Run stage 1 on every rank; ``launchers`` is the folder with the DeepSpeed configs.
 
     ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Objective, not yet
     sharded. ``labelled`` opens the images of ``--live`` if they are a labelled dataset.
     """
-    plan = run.deepspeed_plan(cfg.run, runtime, bundled, DEFAULT_GLOBAL_BATCH)
+    plan = run.deepspeed_plan(cfg.run, runtime, launchers, DEFAULT_GLOBAL_BATCH)
     students = cfg.per_student()
     # The ledger is of the whole pass, and lies in OUT itself.
     folders = [student.run.out for student in students] + [cfg.run.out] * cfg.reading.ledger
-    with run.claimed(runtime, folders, dry=cfg.run.dry_run):
+    with run.hold(runtime, folders, dry=cfg.run.dry_run):
         teacher = open_source(cfg, runtime, plan, labelled)
         steps = _steps(cfg, teacher.images, plan.global_batch)
         tasks = [_job(student, runtime, plan, teacher, steps) for student in students]
@@ -81,7 +81,7 @@ def train(
             prepare(job)
         training = _training_plan(cfg, runtime, plan, teacher, jobs, steps)
         if cfg.run.dry_run:
-            reading = dry_run.Reading(teacher.images, teacher.source.bytes_of)
+            reading = dry_run.Data(teacher.images, teacher.source.bytes_of)
             dry_run.show(cfg, jobs, training, runtime, plan, reading)
             return
         for job, result in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
@@ -89,7 +89,7 @@ def train(
             runtime.on_main(partial(_finish, job, state, teacher, steps, start))
         _tell_skipped(teacher, runtime)
         if runtime.main:
-            _conclude(cfg, jobs, teacher, time.monotonic() - start, bundled)
+            _conclude(cfg, jobs, teacher, time.monotonic() - start, launchers)
 
 
 def _steps(cfg: Stage1Config, images: int, global_batch: int) -> int:
@@ -330,24 +330,24 @@ def _introduce(
 
 
 def _conclude(
-    cfg: Stage1Config, jobs: list[Job], teacher: TeacherSource, seconds: float, bundled: Path
+    cfg: Stage1Config, jobs: list[Job], teacher: TeacherSource, seconds: float, launchers: Path
 ) -> None:
     paths = ", ".join(str(job.out / backbone.WEIGHTS_FILE) for job in jobs)
     console.out.print(f"[green]done[/] in {seconds:.0f} s: {console.escape(paths)}")
     lead = "next: "
     for job in jobs:
-        console.paste(lead, *_stage2(cfg, job, teacher, bundled))
+        console.paste(lead, *_stage2(cfg, job, teacher, launchers))
         lead = "      "
     console.out.print("      on the embedded scenes; on yours with --train ADAPTER:PATH --val ADAPTER:PATH")
 
 
-def _stage2(cfg: Stage1Config, job: Job, teacher: TeacherSource, bundled: Path) -> list[object]:
+def _stage2(cfg: Stage1Config, job: Job, teacher: TeacherSource, launchers: Path) -> list[object]:
     """The command of stage 2 on a job's export, which holds its own name and arguments."""
     student = _objective(job).student
     stride = backbone.Backbone(student.net, student.spec).stride
     size = "x".join(str(max(1, round(side / stride)) * stride) for side in teacher.source.image_size)
     out = job.out.with_name(f"{job.out.name}-stage2") if job.out.name else job.out / "stage2"
     return [
-        *("deepspeed", commands.script(bundled, "stage2.py"), "--ds-config", cfg.run.ds_config),
+        *("deepspeed", commands.script(launchers, "stage2.py"), "--ds-config", cfg.run.ds_config),
         *("--backbone", job.out, "--image-size", size, "--out", out),
     ]

@@ -52,8 +52,8 @@ _WOULD = "would be compiled at its first use"
 def _state(op: Op) -> str:
     if op.installed:
         return "installed"
-    if op.compiled is not None:
-        return f"compiled already: {op.compiled}"
+    if op.library is not None:
+        return f"compiled already: {op.library}"
     return _WOULD if op.compatible else "cannot be compiled here"
 
 

@@ -44,6 +44,6 @@ def share_statistics(norms: Sequence[_BatchNorm], mean: Callable[[Tensor], Tenso
     ]
     if not statistics:
         return
-    shared = mean(torch.cat([value.float().flatten() for value in statistics]))
-    for value, part in zip(statistics, shared.split([value.numel() for value in statistics]), strict=True):
+    means = mean(torch.cat([value.float().flatten() for value in statistics]))
+    for value, part in zip(statistics, means.split([value.numel() for value in statistics]), strict=True):
         value.copy_(part.view_as(value))

@@ -52,8 +52,8 @@ def newest(folders: Sequence[Path]) -> int:
 def remove_torn(folders: Sequence[Path]) -> None:
     """Remove the partial files that a kill left."""
     for folder in folders:
-        for torn in folder.glob(f"step-*{files.TEMPORARY}"):
-            torn.unlink()
+        for file in folder.glob(f"step-*{files.TEMPORARY}"):
+            file.unlink()
 
 
 @dataclass(frozen=True)

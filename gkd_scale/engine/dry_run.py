@@ -29,14 +29,14 @@ from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.zero_memory import zero_memory
 from gkd_scale.errors import UserError
 
-TIMED = 3
+STEPS = 3
 """Steps that are timed, after one to warm up and one whose memory is measured."""
 NODE = 8
 """Ranks of a node, for the rate at which a node reads."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class Data:
     """What a run reads: ``images`` an epoch; ``bytes_of(start, stop)`` that this rank reads from caches in
     steps [start, stop), or None if the tokens come from elsewhere.
     """
@@ -51,7 +51,7 @@ def show(
     training: TrainingPlan,
     runtime: Runtime,
     plan: DeepSpeedPlan,
-    reading: Reading,
+    data: Data,
 ) -> None:
     """Measure a few steps; print the resolved ``options`` and what the run would take. Collective.
 
@@ -64,7 +64,7 @@ def show(
     estimate = sum(_estimate(job, plan, runtime.world) for job in jobs)
     models = [_model(job) for job in jobs]
     try:
-        seconds, waited, memory = _measure(jobs, training, runtime, plan, start)
+        seconds, wait, memory = _measure(jobs, training, runtime, plan, start)
     except torch.OutOfMemoryError:
         raise UserError(
             f"a micro batch of {plan.micro_batch} images does not fit the memory of {runtime.device}",
@@ -77,7 +77,7 @@ def show(
             ("a step", f"{plan.global_batch} images: {plan.summary()}"),
             *models,
             ("memory a GPU", _memory(memory, estimate, plan, runtime)),
-            *_cost_rows(seconds, waited, training, start, plan, runtime, reading),
+            *_cost_rows(seconds, wait, training, start, plan, runtime, data),
         ]
         console.say(config.to_yaml(options).rstrip())
         console.out.print(_table(runtime, rows))
@@ -92,7 +92,7 @@ def _measure(
 ) -> tuple[float, float, MemoryUse]:
     """One rank's seconds a step, those of waiting for data among them, and its memory.
 
-    Runs a step to warm up, one for its memory, and :data:`TIMED` ones for their time.
+    Runs a step to warm up, one for its memory, and :data:`STEPS` ones for their time.
     """
     short_plan = _runnable(plan, runtime.device)
     engines = [Training(job, runtime, short_plan) for job in jobs]
@@ -106,8 +106,8 @@ def _measure(
         partial(timer.step, iter(batches)), [engine.module for engine in engines], runtime.device
     )
     timer = _StepTimer(engines, short_plan, runtime.device)
-    stream = feed(training.batches(start, start + 1 + TIMED), runtime.device)
-    for _ in range(TIMED):
+    stream = feed(training.batches(start, start + 1 + STEPS), runtime.device)
+    for _ in range(STEPS):
         timer.step(stream)
     return *timer.of_a_step(plan.accumulation), memory
 
@@ -135,7 +135,7 @@ class _StepTimer:
 
     def __init__(self, trainings: Sequence[Training], plan: DeepSpeedPlan, device: torch.device) -> None:
         self._trainings, self._plan, self._device = trainings, plan, device
-        self._done = 0
+        self._number = 0
         self.first: list[float] = []
         self.last: list[float] = []
         self.waits: list[float] = []
@@ -143,8 +143,8 @@ class _StepTimer:
     def step(self, batches: Iterator[Any]) -> None:
         """One optimizer step."""
         for training in self._trainings:
-            training.begin(self._done)
-        self._done += 1
+            training.begin(self._number)
+        self._number += 1
         for micro in range(self._plan.accumulation):
             is_last = micro == self._plan.accumulation - 1
             began = time.perf_counter()
@@ -153,7 +153,7 @@ class _StepTimer:
             for training in self._trainings:
                 training.micro_step(batch, micro, gradient_norm=self._plan.stage == 0 and is_last)
                 if is_last:
-                    training.end(self._done)
+                    training.end(self._number)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             (self.last if is_last else self.first).append(time.perf_counter() - began)
@@ -213,17 +213,17 @@ def _memory(use: MemoryUse, estimate: float, plan: DeepSpeedPlan, runtime: Runti
 
 def _cost_rows(
     seconds: float,
-    waited: float,
+    wait: float,
     training: TrainingPlan,
     start: int,
     plan: DeepSpeedPlan,
     runtime: Runtime,
-    reading: Reading,
+    data: Data,
 ) -> Iterator[tuple[str, str]]:
     """The rows about reading, steps and time."""
-    read_bytes = reading.bytes_of(start, start + TIMED)
+    read_bytes = data.bytes_of(start, start + STEPS)
     if read_bytes is not None:
-        share, node = read_bytes / TIMED, min(NODE, runtime.world)
+        share, node = read_bytes / STEPS, min(NODE, runtime.world)
         rate = share / seconds / 1e9
         yield (
             "read from the cache",
@@ -231,13 +231,13 @@ def _cost_rows(
             f"at the pace below {rate * node:.3f} GB/s on a node of {node}, "
             f"{rate * runtime.world:.3f} GB/s in all",
         )
-    epochs = training.steps * plan.global_batch / reading.images
-    remaining = f", {training.steps - start} left after the checkpoint of step {start}" if start else ""
-    yield "steps", f"{training.steps}{remaining}; {epochs:.2f} epochs of {reading.images} images"
+    epochs = training.steps * plan.global_batch / data.images
+    rest = f", {training.steps - start} left after the checkpoint of step {start}" if start else ""
+    yield "steps", f"{training.steps}{rest}; {epochs:.2f} epochs of {data.images} images"
     yield (
         "time",
         f"{_duration((training.steps - start) * seconds)} at {seconds:.3f} s a step, of which "
-        f"{waited:.3f} s waiting for data; the mean of {TIMED} steps of one rank on this machine, "
+        f"{wait:.3f} s waiting for data; the mean of {STEPS} steps of one rank on this machine, "
         f"without {'communication, ' if runtime.simulated else ''}checkpoints and validation",
     )
 

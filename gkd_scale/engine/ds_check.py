@@ -119,14 +119,14 @@ _NVME = (
     *("nvme_path", "buffer_count", "buffer_size", "max_in_cpu"),
     *("pipeline_read", "pipeline_write", "fast_init"),
 )
-_QUANTISED = ("zero_quantized_weights", "zero_quantized_gradients")
-_ZERO3 = ("zero_hpz_partition_size", *_QUANTISED)
+_QUANTISATION = ("zero_quantized_weights", "zero_quantized_gradients")
+_ZERO3 = ("zero_hpz_partition_size", *_QUANTISATION)
 _ZERO_DECIDES = ("stage", "device", "enabled")
 """Keys that decide how a run trains: "auto" is not filled with a default."""
 
 
 @dataclass
-class Checked:
+class Result:
     """``config`` has no "auto" and no key without effect; the user sees ``notes``.
 
     ``undecided`` are the keys whose "auto" has no default that we could take.
@@ -142,29 +142,29 @@ class Checked:
         raise ConfigError(f"{self.path}: '{key}' is {short(repr(value))}", hint)
 
 
-def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Checked:
+def check(path: Path, config: Mapping[str, Any], device: torch.device) -> Result:
     """Check ``config`` and complete it, except for batch sizes. Raises ConfigError."""
     rules = _rules()
     _refuse_overlap(path, config, rules)
-    checked = Checked(path, {})
+    result = Result(path, {})
     for key, value in config.items():
         if key in _REFUSED and not _is_off(value):
             raise ConfigError(f"{path}: '{key}' does nothing here", f"remove it: {_REFUSED[key]}")
         if key in _WITHOUT_EFFECT:
-            checked.notes.append(f"{key} has no effect: {_WITHOUT_EFFECT[key]}")
-        elif key in rules and (filled := rules[key](checked, key, value)) is not None:
-            checked.config[key] = filled
-    if checked.undecided:
-        keys = " and ".join(f"'{key}'" for key in checked.undecided)
+            result.notes.append(f"{key} has no effect: {_WITHOUT_EFFECT[key]}")
+        elif key in rules and (final := rules[key](result, key, value)) is not None:
+            result.config[key] = final
+    if result.undecided:
+        keys = " and ".join(f"'{key}'" for key in result.undecided)
         raise ConfigError(
             f'{path}: nothing decides what "auto" is for {keys}',
             "write a value: for 'enabled' true or false (one of bf16 and fp16, or neither for float32)",
         )
-    _refuse_contradictions(checked, device)
-    return checked
+    _refuse_contradictions(result, device)
+    return result
 
 
-def built(path: Path, config: dict[str, Any]) -> None:
+def build(path: Path, config: dict[str, Any]) -> None:
     """Build DeepSpeed's config object; ConfigError with the first line of DeepSpeed's error."""
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.utils import logger
@@ -180,7 +180,7 @@ def built(path: Path, config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def starting(path: Path) -> Iterator[None]:
+def translate_errors(path: Path) -> Iterator[None]:
     """Inside the block, a setting of ``path`` that DeepSpeed refuses with the model is a ConfigError."""
     try:
         yield
@@ -217,7 +217,7 @@ def _is_off(value: Any) -> bool:
     return value is None or value is False
 
 
-Check = Callable[[Checked, str, Any], Any]
+Check = Callable[[Result, str, Any], Any]
 
 
 def _rules() -> dict[str, Check]:
@@ -231,100 +231,100 @@ def _rules() -> dict[str, Check]:
         **dict.fromkeys(_NUMBERS, _number),
         **dict.fromkeys(_SWITCHES, _switch),
         "communication_data_type": _dtype,
-        _ZERO: lambda checked, key, value: _section(checked, key, value, DeepSpeedZeroConfig),
-        "bf16": lambda checked, key, value: _section(checked, key, value, DeepSpeedBF16Config),
-        "fp16": lambda checked, key, value: _section(checked, key, value, DeepSpeedFP16Config),
+        _ZERO: lambda result, key, value: _section(result, key, value, DeepSpeedZeroConfig),
+        "bf16": lambda result, key, value: _section(result, key, value, DeepSpeedBF16Config),
+        "fp16": lambda result, key, value: _section(result, key, value, DeepSpeedFP16Config),
         "torch_autocast": _autocast,
         "data_types": _data_types,
         "flops_profiler": _flops_profiler,
     }
 
 
-def _count(checked: Checked, key: str, value: Any) -> Any:
+def _count(result: Result, key: str, value: Any) -> Any:
     if value == "auto":
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
-        checked.refuse(key, value, 'give a whole number of at least 1, or "auto"')
+        result.refuse(key, value, 'give a whole number of at least 1, or "auto"')
     return value
 
 
-def _number(checked: Checked, key: str, value: Any) -> Any:
+def _number(result: Result, key: str, value: Any) -> Any:
     if value == "auto":
-        filled = CLIPPING if key == "gradient_clipping" else 1.0
-        checked.notes.append(f'{key} "auto" is {filled}')
-        return filled
+        default = CLIPPING if key == "gradient_clipping" else 1.0
+        result.notes.append(f'{key} "auto" is {default}')
+        return default
     bounds = _NUMBERS[key]
     if not isinstance(value, (int, float)) or bounds.wrong(value):
-        checked.refuse(key, value, bounds.hint)
+        result.refuse(key, value, bounds.hint)
     return value
 
 
-def _switch(checked: Checked, key: str, value: Any) -> Any:
+def _switch(result: Result, key: str, value: Any) -> Any:
     if value == "auto":
-        checked.notes.append(f'{key} "auto" is DeepSpeed\'s default')
+        result.notes.append(f'{key} "auto" is DeepSpeed\'s default')
         return None
     if not isinstance(value, bool):
-        checked.refuse(key, value, "write true or false")
+        result.refuse(key, value, "write true or false")
     return value
 
 
-def _dtype(checked: Checked, key: str, value: Any) -> Any:
+def _dtype(result: Result, key: str, value: Any) -> Any:
     if value in (None, "auto"):
         return None
     if value not in _DTYPES:
-        checked.refuse(key, value, f"write {', '.join(_DTYPES)}")
+        result.refuse(key, value, f"write {', '.join(_DTYPES)}")
     return value
 
 
 # --------------------------------------------------------------------------------------- sections
 
 
-def _section(checked: Checked, key: str, value: Any, model: Any) -> dict[str, Any]:
+def _section(result: Result, key: str, value: Any, model: Any) -> dict[str, Any]:
     """A section, checked against DeepSpeed's pydantic ``model``, without "auto"."""
     if not isinstance(value, Mapping):
         zero = 'write {"stage": 0}' + ", 1, 2 or 3" * bool(value)
-        checked.refuse(key, value, zero if key == _ZERO else _switched(value))
+        result.refuse(key, value, zero if key == _ZERO else _switch_hint(value))
     fields: dict[str, Any] = model.model_fields
     names = {field.alias or name: name for name, field in fields.items()} | {name: name for name in fields}
     keys: dict[str, str] = {}
-    filled: dict[str, Any] = {}
+    section: dict[str, Any] = {}
     for inner, item in value.items():
-        dotted = f"{key}.{inner}"
+        place = f"{key}.{inner}"
         if inner not in names:
-            _unknown(checked, dotted, names)
+            _unknown(result, place, names)
         name = names[inner]
         if name in keys:
             raise ConfigError(
-                f"{checked.path}: '{key}' says the same thing twice: {keys[name]} and {inner}", "keep one"
+                f"{result.path}: '{key}' says the same thing twice: {keys[name]} and {inner}", "keep one"
             )
         keys[name] = inner
-        _note_or_refuse(checked, dotted, name, item, fields[name])
-        if _is_deprecated(checked, dotted, name, item, fields[name]):
+        _note_or_refuse(result, place, name, item, fields[name])
+        if _is_deprecated(result, place, name, item, fields[name]):
             continue
-        filled_item = _value(checked, dotted, name, item, fields[name])
+        filled_item = _value(result, place, name, item, fields[name])
         if filled_item is not _LEFT_OUT:
-            filled[inner] = filled_item
-    _validate(checked, key, filled, model)
-    return filled
+            section[inner] = filled_item
+    _validate(result, key, section, model)
+    return section
 
 
-def _switched(value: Any) -> str:
+def _switch_hint(value: Any) -> str:
     return f'write {{"enabled": {"true" if value else "false"}}}'
 
 
-def _note_or_refuse(checked: Checked, key: str, name: str, value: Any, field: Any) -> None:
+def _note_or_refuse(result: Result, key: str, name: str, value: Any, field: Any) -> None:
     """ConfigError for a key that does not work here; a note for a key without effect."""
     if name in _SECTION_REFUSED and value not in (field.default, {}, "auto"):
         raise ConfigError(
-            f"{checked.path}: '{key}' does not work here", f"remove it: {_SECTION_REFUSED[name]}"
+            f"{result.path}: '{key}' does not work here", f"remove it: {_SECTION_REFUSED[name]}"
         )
     if name in _ZERO_CHECKPOINTS:
-        checked.notes.append(f"{key} has no effect: gkd-scale writes checkpoints of its own")
+        result.notes.append(f"{key} has no effect: gkd-scale writes checkpoints of its own")
     if name in _NVME:
-        checked.notes.append(f"{key} has no effect: it is for NVMe")
+        result.notes.append(f"{key} has no effect: it is for NVMe")
 
 
-def _is_deprecated(checked: Checked, key: str, name: str, value: Any, field: Any) -> bool:
+def _is_deprecated(result: Result, key: str, name: str, value: Any, field: Any) -> bool:
     """Whether DeepSpeed has renamed a key that is off; ConfigError with the new name if it is on."""
     extra = field.json_schema_extra
     if not (isinstance(extra, dict) and extra.get("deprecated")):
@@ -332,10 +332,10 @@ def _is_deprecated(checked: Checked, key: str, name: str, value: Any, field: Any
     if _is_off(value):
         return True
     device = ': {"device": "cpu"}' if name in ("cpu_offload", "cpu_offload_param") else ""
-    raise ConfigError(f"{checked.path}: '{key}' is an old name", f"write '{extra['new_param']}'{device}")
+    raise ConfigError(f"{result.path}: '{key}' is an old name", f"write '{extra['new_param']}'{device}")
 
 
-def _validate(checked: Checked, key: str, values: dict[str, Any], model: Any) -> None:
+def _validate(result: Result, key: str, values: dict[str, Any], model: Any) -> None:
     """Build DeepSpeed's ``model`` of a section; ConfigError with its first complaint."""
     import pydantic
 
@@ -343,10 +343,10 @@ def _validate(checked: Checked, key: str, values: dict[str, Any], model: Any) ->
         model(**values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        dotted = ".".join([key, *map(str, first["loc"])])
+        place = ".".join([key, *map(str, first["loc"])])
         value = f" is {short(repr(first['input']))}" if first["loc"] else ""
         message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        raise ConfigError(f"{checked.path}: '{dotted}'{value}: {message}", "mend that key") from None
+        raise ConfigError(f"{result.path}: '{place}'{value}: {message}", "mend that key") from None
 
 
 _LEFT_OUT = object()
@@ -354,34 +354,34 @@ _MOST_ELEMENTS = 10**11
 """The limit of a bucket, which DeepSpeed allocates whole."""
 
 
-def _value(checked: Checked, key: str, name: str, value: Any, field: Any) -> Any:
+def _value(result: Result, key: str, name: str, value: Any, field: Any) -> Any:
     """The value of a section's key, or ``_LEFT_OUT`` for DeepSpeed's default."""
     kinds = set(_kinds(field.annotation))
     if value == "auto":
         if name in _ZERO_DECIDES:
-            checked.undecided.append(key)
+            result.undecided.append(key)
         else:
             default = field.get_default(call_default_factory=True)
-            checked.notes.append(f'{key} "auto" is DeepSpeed\'s default, {default!r}')
+            result.notes.append(f'{key} "auto" is DeepSpeed\'s default, {default!r}')
         return _LEFT_OUT
-    nested = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
-    if nested and isinstance(value, Mapping):
-        return _section(checked, key, value, nested)
-    if nested and value is not None and "device" in nested.model_fields:
-        checked.refuse(key, value, 'write {"device": "cpu"}')
+    model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    if model and isinstance(value, Mapping):
+        return _section(result, key, value, model)
+    if model and value is not None and "device" in model.model_fields:
+        result.refuse(key, value, 'write {"device": "cpu"}')
     if value is None and type(None) not in kinds:
-        checked.refuse(key, value, "remove it, or give a value")
+        result.refuse(key, value, "remove it, or give a value")
     if bool in kinds and not isinstance(value, (bool, type(None))):
-        checked.refuse(key, value, "write true or false")
+        result.refuse(key, value, "write true or false")
     if bool not in kinds and isinstance(value, bool):
-        checked.refuse(key, value, "it is no switch: see DeepSpeed's documentation")
+        result.refuse(key, value, "it is no switch: see DeepSpeed's documentation")
     if any(issubclass(kind, (int, float)) for kind in kinds - {bool} if isinstance(kind, type)):
         if isinstance(value, str):
-            checked.refuse(key, value, "write a number, without quotes")
+            result.refuse(key, value, "write a number, without quotes")
         if wrong := Range(ge=0, le=_MOST_ELEMENTS if name.endswith("bucket_size") else None).wrong(value):
-            raise ConfigError(f"{checked.path}: '{key}' is {wrong}", "see DeepSpeed's documentation")
+            raise ConfigError(f"{result.path}: '{key}' is {wrong}", "see DeepSpeed's documentation")
         if name == "allgather_bucket_size" and value % 2:
-            checked.refuse(key, value, "write an even number: NCCL wants its parts aligned")
+            result.refuse(key, value, "write an even number: NCCL wants its parts aligned")
     return value
 
 
@@ -394,19 +394,19 @@ def _kinds(annotation: Any) -> Iterable[Any]:
         yield annotation
 
 
-def _autocast(checked: Checked, key: str, value: Any) -> Any:
-    _plain_section(checked, key, value, ("enabled", "dtype", "lower_precision_safe_modules"))
+def _autocast(result: Result, key: str, value: Any) -> Any:
+    _plain_section(result, key, value, ("enabled", "dtype", "lower_precision_safe_modules"))
     dtype = value.get("dtype")
     if dtype in ("float16", "fp16", "half"):
-        checked.refuse(
+        result.refuse(
             f"{key}.dtype", dtype, "write bfloat16: DeepSpeed leaves its loss scale in the gradients"
         )
     if value.get("enabled") is True and dtype not in ("bfloat16", "bf16"):
-        checked.refuse(f"{key}.dtype", dtype, "write bfloat16")
+        result.refuse(f"{key}.dtype", dtype, "write bfloat16")
     modules = value.get("lower_precision_safe_modules")
     for module in modules if isinstance(modules, list) else [modules] * (modules is not None):
         if not (isinstance(module, str) and module.startswith("torch.nn.") and _is_class(module)):
-            checked.refuse(
+            result.refuse(
                 f"{key}.lower_precision_safe_modules",
                 module,
                 'give a list of classes, for example "torch.nn.Linear"',
@@ -421,11 +421,11 @@ def _is_class(name: str) -> bool:
         return False
 
 
-def _data_types(checked: Checked, key: str, value: Any) -> Any:
-    _plain_section(checked, key, value, ("grad_accum_dtype",))
+def _data_types(result: Result, key: str, value: Any) -> Any:
+    _plain_section(result, key, value, ("grad_accum_dtype",))
     dtype = value.get("grad_accum_dtype")
     if dtype not in (None, "auto", *_DTYPES):
-        checked.refuse(f"{key}.grad_accum_dtype", dtype, f"write {', '.join(_DTYPES)}")
+        result.refuse(f"{key}.grad_accum_dtype", dtype, f"write {', '.join(_DTYPES)}")
     return {} if dtype in (None, "auto") else dict(value)
 
 
@@ -440,38 +440,38 @@ _PROFILER = {
 }
 
 
-def _flops_profiler(checked: Checked, key: str, value: Any) -> Any:
-    _plain_section(checked, key, value, _PROFILER)
+def _flops_profiler(result: Result, key: str, value: Any) -> Any:
+    _plain_section(result, key, value, _PROFILER)
     for inner, item in value.items():
         kind = _PROFILER[inner]
         fits = isinstance(item, (int, float) if kind is float else kind)
         fits = fits and isinstance(item, bool) == (kind is bool)
         if not fits and not (item is None and kind is str):
-            checked.refuse(f"{key}.{inner}", item, f"give a {kind.__name__}")
+            result.refuse(f"{key}.{inner}", item, f"give a {kind.__name__}")
         if isinstance(item, float) and not math.isfinite(item):
-            checked.refuse(f"{key}.{inner}", item, "give a finite number")
+            result.refuse(f"{key}.{inner}", item, "give a finite number")
     return dict(value)
 
 
-def _plain_section(checked: Checked, key: str, value: Any, names: Iterable[str]) -> None:
+def _plain_section(result: Result, key: str, value: Any, names: Iterable[str]) -> None:
     """Check keys and ``enabled`` of a section for which DeepSpeed has no model."""
     if not isinstance(value, Mapping):
-        checked.refuse(key, value, _switched(value))
+        result.refuse(key, value, _switch_hint(value))
     for inner in value:
         if inner not in names:
-            _unknown(checked, f"{key}.{inner}", names)
+            _unknown(result, f"{key}.{inner}", names)
     enabled = value.get("enabled", False)
     if enabled == "auto":
-        checked.undecided.append(f"{key}.enabled")
+        result.undecided.append(f"{key}.enabled")
     elif not isinstance(enabled, bool):
-        checked.refuse(f"{key}.enabled", enabled, "write true or false")
+        result.refuse(f"{key}.enabled", enabled, "write true or false")
 
 
-def _unknown(checked: Checked, dotted: str, names: Iterable[str]) -> typing.NoReturn:
+def _unknown(result: Result, place: str, names: Iterable[str]) -> typing.NoReturn:
     names = list(names)
     raise ConfigError(
-        f"{checked.path}: unknown key '{dotted}'",
-        nearest(dotted.rpartition(".")[2], names) or f"known: {', '.join(names)}",
+        f"{result.path}: unknown key '{place}'",
+        nearest(place.rpartition(".")[2], names) or f"known: {', '.join(names)}",
     )
 
 
@@ -483,8 +483,8 @@ def enabled(config: Mapping[str, Any], key: str) -> bool:
     return bool(config.get(key, {}).get("enabled", False))
 
 
-def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
-    path, config = checked.path, checked.config
+def _refuse_contradictions(result: Result, device: torch.device) -> None:
+    path, config = result.path, result.config
     zero = config.get(_ZERO, {})
     stage = zero.get("stage", 0)
     modes = [key for key in ("bf16", "fp16", "torch_autocast") if enabled(config, key)]
@@ -525,14 +525,14 @@ def _refuse_contradictions(checked: Checked, device: torch.device) -> None:
                 f"{path}: 'zero_force_ds_cpu_optimizer' is true, but the optimizer here is PyTorch's AdamW",
                 "remove it",
             )
-    for key in _QUANTISED:
+    for key in _QUANTISATION:
         if zero.get(key) and device.type == "cpu":
             raise ConfigError(f"{path}: '{_ZERO}.{key}' needs a GPU", "remove it")
     unused = [key for key in zero if (key.startswith("stage3_") or key in _ZERO3) and stage < 3]
     if stage == 0:
         unused = [key for key in zero if key != "stage"]
     if unused:
-        checked.notes.append(f"{', '.join(unused)} of {_ZERO}: no effect with ZeRO {stage}")
+        result.notes.append(f"{', '.join(unused)} of {_ZERO}: no effect with ZeRO {stage}")
 
 
 # ------------------------------------------------------------------------------------------- words

@@ -62,14 +62,14 @@ class DeepSpeedPlan:
         )
 
 
-def find(name: str, bundled: Path) -> Path:
+def find(name: str, launchers: Path) -> Path:
     """The path ``name`` if it exists, else the bundled config of that name, else ConfigError."""
     path = Path(name)
     if path.is_file():
         return path
-    if (bundled / path.name).is_file() and path.name == name:
-        return bundled / name
-    names = sorted(file.name for file in bundled.glob("zero*.json"))
+    if (launchers / path.name).is_file() and path.name == name:
+        return launchers / name
+    names = sorted(file.name for file in launchers.glob("zero*.json"))
     raise ConfigError(
         f"there is no DeepSpeed config '{name}', neither here nor bundled",
         nearest(name, names) or f"bundled: {', '.join(names)}",
@@ -78,7 +78,7 @@ def find(name: str, bundled: Path) -> Path:
 
 def resolve(
     ds_config: str,
-    bundled: Path,
+    launchers: Path,
     *,
     global_batch: int | None,
     world: int,
@@ -90,25 +90,25 @@ def resolve(
     ``global_batch`` is the user's, or None. If neither it nor the JSON decides, the global batch is
     ``default``. Raises ConfigError.
     """
-    path = find(ds_config, bundled)
-    checked = ds_check.check(path, documents.read_json(path), device)
-    micro, accumulation = checked.config.get(MICRO), checked.config.get(ACCUMULATION)
+    path = find(ds_config, launchers)
+    result = ds_check.check(path, documents.read_json(path), device)
+    micro, accumulation = result.config.get(MICRO), result.config.get(ACCUMULATION)
     if global_batch is None:
         global_batch = micro * accumulation * world if micro and accumulation else default
     if global_batch < 1:
         raise ConfigError(f"--global-batch is {global_batch}", "give at least 1")
     micro, accumulation = _divide(path, micro, accumulation, global_batch, world)
-    _check_second_shard(path, checked.config, world)
+    _check_second_shard(path, result.config, world)
     config = {
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        **checked.config,
+        **result.config,
         MICRO: micro,
         ACCUMULATION: accumulation,
     }
-    ds_check.built(path, config)
-    return DeepSpeedPlan(path, config, micro, accumulation, global_batch, tuple(checked.notes))
+    ds_check.build(path, config)
+    return DeepSpeedPlan(path, config, micro, accumulation, global_batch, tuple(result.notes))
 
 
 def _check_second_shard(path: Path, config: dict[str, Any], world: int) -> None:

@@ -20,11 +20,11 @@ ALL_OPS[sys.argv[1]].load(verbose=False)
 
 
 class Op(NamedTuple):
-    """``installed`` with DeepSpeed; ``compatible`` if it compiles here; ``compiled`` is its library."""
+    """``installed`` with DeepSpeed; ``compatible`` if it compiles here; ``library`` when it is compiled."""
 
     installed: bool
     compatible: bool
-    compiled: Path | None
+    library: Path | None
 
 
 def ops() -> dict[str, Op]:
@@ -35,7 +35,7 @@ def ops() -> dict[str, Op]:
         from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
         return {
-            name: Op(bool(installed_ops.get(name)), _compatible(builder), _compiled(name))
+            name: Op(bool(installed_ops.get(name)), _compatible(builder), _library(name))
             for name, builder in ALL_OPS.items()
             if name != "deepspeed_not_implemented"
         }
@@ -50,7 +50,7 @@ def _compatible(builder: object) -> bool:
         return False
 
 
-def _compiled(name: str) -> Path | None:
+def _library(name: str) -> Path | None:
     """The library of an op that PyTorch compiled before; None if there is none."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions"))
     python = f"py{sys.version_info.major}{sys.version_info.minor}"

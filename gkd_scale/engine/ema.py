@@ -43,7 +43,7 @@ class Ema:
             part.copy_(zero.scatter(self.parameters[name], whole[name]))
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def apply(self) -> Iterator[None]:
         """Inside the block, the module's parameters are the averages, in the precision of the parameters.
 
         :func:`zero.exact` has them in fp32.

@@ -48,15 +48,15 @@ def main(
     """
     console.explain_bugs()
     try:
-        parsed = config.parse(cls, argv, prog=prog, description=description, examples=examples)
+        cfg = config.parse(cls, argv, prog=prog, description=description, examples=examples)
         world.place(os.environ)  # an error of the environment comes before the slow imports
         _quiet()
         keep_freed()
         with collector_paused(freeze=True):
             from gkd_scale.engine.runtime import Runtime
 
-            runtime = Runtime.start(ranks(parsed))
-        run(parsed, runtime, bundled)
+            runtime = Runtime.start(ranks(cfg))
+        run(cfg, runtime, bundled)
         runtime.barrier()
         runtime.stop()
     except (Stopped, GkdError, OSError, RuntimeError, KeyboardInterrupt) as error:

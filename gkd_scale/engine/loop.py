@@ -31,7 +31,7 @@ from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.ema import Ema
 from gkd_scale.engine.feed import feed
 from gkd_scale.engine.health import DataWaitMonitor, HealthCheck
-from gkd_scale.engine.loggers import Tracked
+from gkd_scale.engine.loggers import Run
 from gkd_scale.engine.metrics import Row, Step, Window, steps_of_window
 from gkd_scale.engine.optimizers import registry as optimizers
 from gkd_scale.engine.optimizers.lamb import Lamb
@@ -64,8 +64,8 @@ class Job:
 
     Metrics, logs and checkpoints go to ``out``. ``lr`` is a function of the step (from 0). Parameters
     named in ``lr_scales`` learn at that multiple of it. Those in ``no_decay``, norms, biases, tokens
-    and positions have no weight decay. If there is ``saved``, the loop waits until the checkpoint of a
-    step is whole, and calls ``saved(step)`` on every rank. ``identity`` (JSON types) must be the same when
+    and positions have no weight decay. If there is ``on_save``, the loop waits until the checkpoint of a
+    step is whole, and calls ``on_save(step)`` on every rank. ``identity`` (JSON types) must be the same when
     the run is resumed. Loggers get ``config`` (nested plain types), ``tags``, and at the end what ``final()``
     returns on rank 0.
     """
@@ -79,7 +79,7 @@ class Job:
     lr_scales: dict[str, float] = field(default_factory=dict)
     no_decay: frozenset[str] = frozenset()
     hooks: list[Hook] = field(default_factory=list)
-    saved: Callable[[int], None] | None = None
+    on_save: Callable[[int], None] | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Training:
         """Call the hooks that are due after step ``number``; all that they return."""
         results: dict[str, float] = {}
         due = self.due(number, last=last)
-        with self.ema.applied() if self.ema and due else nullcontext():
+        with self.ema.apply() if self.ema and due else nullcontext():
             for hook in due:
                 results.update(hook.call(number, self.module))
         return results
@@ -166,7 +166,7 @@ class Training:
         Trained parameters are float32, also in a run in half precision. Collective under ZeRO.
         """
         part = self.module if module is None else module
-        with self.ema.applied() if self.ema else nullcontext():
+        with self.ema.apply() if self.ema else nullcontext():
             return zero.full_state(part)
 
 
@@ -180,7 +180,7 @@ def fit(
     """
     trainings = [Training(job, runtime, deepspeed) for job in jobs]
     start = _resume(trainings, runtime)
-    runs = [Tracked(job.title, job.out, job.config, job.tags) for job in jobs]
+    runs = [Run(job.title, job.out, job.config, job.tags) for job in jobs]
     watchdog = Watchdog(runtime, plan.run.timeout_minutes, jobs[0].out)
     with (
         RunLog(runs, start, plan.steps, runtime.main, plan.run.loggers()) as log,
@@ -196,10 +196,10 @@ def fit(
         window_steps = steps_of_window(runtime.device)
         for step in range(start, plan.steps):
             window.begin_step()
-            waited = _step(trainings, batches, plan.run.seed, runtime, deepspeed, step, watchdog)
+            wait = _step(trainings, batches, plan.run.seed, runtime, deepspeed, step, watchdog)
             number = step + 1
             last, save_due = number == plan.steps, number % plan.run.save_every == 0
-            window.end_step([training.end(number) for training in trainings], waited)
+            window.end_step([training.end(number) for training in trainings], wait)
             hooks_due = any(training.due(number, last=last) for training in trainings)
             if not (last or save_due or hooks_due or number % window_steps == 0):
                 continue
@@ -252,7 +252,7 @@ def _save(trainings: Sequence[Training], saver: Saver, runtime: Runtime, number:
             for item in trainings
         ]
     )
-    callbacks = [item.job.saved for item in trainings if item.job.saved is not None]
+    callbacks = [item.job.on_save for item in trainings if item.job.on_save is not None]
     if callbacks:
         saver.wait()
     for callback in callbacks:
@@ -269,20 +269,20 @@ def _step(
     watchdog: Watchdog,
 ) -> float:
     """One optimizer step of every training on the same batches. Returns the seconds of waiting for data."""
-    waited = 0.0
+    wait = 0.0
     for training in trainings:
         training.begin(step)
     for micro in range(deepspeed.accumulation):
         watchdog.at(step + 1, READING)
         began = time.perf_counter()
         batch = _next(batches, runtime.rank)
-        waited += time.perf_counter() - began
+        wait += time.perf_counter() - began
         watchdog.at(step + 1, COMPUTING)
         micro_seed = seed_of("step", seed, step, micro, runtime.rank)
         unknown_norm = deepspeed.stage == 0 and micro == deepspeed.accumulation - 1
         for training in trainings:
             training.micro_step(batch, micro_seed, gradient_norm=unknown_norm)
-    return waited
+    return wait
 
 
 def _next(batches: Iterator[Any], rank: int) -> Any:
@@ -314,7 +314,7 @@ def _initialize(job: Job, plan: DeepSpeedPlan, runtime: Runtime) -> Any:
     )
     fused = runtime.device.type == "cuda"
     optimizer = optimizers.build(job.optim.name, groups, lr=job.lr(0), betas=job.optim.betas, fused=fused)
-    with warnings.catch_warnings(), ds_check.starting(plan.path):
+    with warnings.catch_warnings(), ds_check.translate_errors(plan.path):
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(
             model=job.module.to(runtime.device),

@@ -59,9 +59,9 @@ class _SavedTensors:
         if self._used:  # the forward pass of another micro batch
             self._uses, self._saved, self._used = Counter(), 0, 0
         self._saved += 1
-        gathered = _storages(p.data for p in self._parameters)  # ZeRO 3 frees them after their layer
+        parameters = _storages(p.data for p in self._parameters)  # ZeRO 3 frees them after their layer
         for address, size in _storages([tensor]).items():
-            if address not in gathered:
+            if address not in parameters:
                 self._sizes[address] = size
                 self._uses[address] += 1
         return tensor
@@ -69,8 +69,8 @@ class _SavedTensors:
     def unpack(self, tensor: Tensor) -> Tensor:
         if self._used % max(1, self._saved // LOOKS) == 0:
             storages = _storages(_tensors())
-            saved = sum(self._sizes[address] for address in +self._uses if address not in storages)
-            self.peak = max(self.peak, sum(storages.values()) + saved)
+            size = sum(self._sizes[address] for address in +self._uses if address not in storages)
+            self.peak = max(self.peak, sum(storages.values()) + size)
         self._used += 1
         self._uses.subtract(_storages([tensor]).keys())
         return tensor

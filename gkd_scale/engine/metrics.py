@@ -48,19 +48,19 @@ class Window:
         self._runtime, self._images = runtime, images
         self._count = runtime.world * accumulation
         self._steps: list[Sequence[Step]] = []
-        self._began, self._waited = 0.0, 0.0
+        self._began, self._wait = 0.0, 0.0
         self.pace = (0.0, 0.0)
         """Seconds that a step waited for data, and took, in the window that was fetched last."""
 
     def begin_step(self) -> None:
         """A step begins; the first one of a window starts its clock."""
         if not self._steps:
-            self._began, self._waited = time.perf_counter(), 0.0
+            self._began, self._wait = time.perf_counter(), 0.0
 
-    def end_step(self, models: Sequence[Step], waited: float) -> None:
+    def end_step(self, models: Sequence[Step], wait: float) -> None:
         """Keep the step's metrics of every model, and the seconds that it waited for data."""
         self._steps.append(models)
-        self._waited += waited
+        self._wait += wait
 
     def fetch(self, stop_requested: bool) -> tuple[list[list[Row]], bool]:
         """The rows of each step, one a model, and whether any rank has a request to stop. Collective.
@@ -75,7 +75,7 @@ class Window:
         seconds, count = time.perf_counter() - self._began, len(self._steps)
         pace = {
             "images_per_s": round(self._images * count / seconds, 2),
-            "data_wait": round(self._waited / seconds, 4),
+            "data_wait": round(self._wait / seconds, 4),
         }
         rows = [
             Row(
@@ -85,7 +85,7 @@ class Window:
             for model in models
         ]
         per_step = len(self._steps[0])
-        self.pace = (self._waited / count, seconds / count)
+        self.pace = (self._wait / count, seconds / count)
         self._steps = []
         return [rows[first : first + per_step] for first in range(0, len(rows), per_step)], requests > 0
 

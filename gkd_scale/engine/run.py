@@ -32,15 +32,15 @@ LATER = {"optim.name": optimizers.DEFAULT}
 """Settings that came after the first runs, with what runs did before; an identity leaves that value out."""
 
 
-def deepspeed_plan(run: RunConfig, runtime: Runtime, bundled: Path, default_batch: int) -> DeepSpeedPlan:
+def deepspeed_plan(run: RunConfig, runtime: Runtime, launchers: Path, default_batch: int) -> DeepSpeedPlan:
     """The DeepSpeed config of a run, whose loggers are there; ConfigError on all ranks.
 
-    ``bundled`` is the folder with the DeepSpeed configs; ``default_batch`` a global batch.
+    ``launchers`` is the folder with the DeepSpeed configs; ``default_batch`` a global batch.
     """
     runtime.on_main(lambda: loggers.require(run.loggers()))
     return ds_config.resolve(
         run.ds_config,
-        bundled,
+        launchers,
         global_batch=run.global_batch,
         world=runtime.world,
         device=runtime.checked_for,
@@ -48,12 +48,12 @@ def deepspeed_plan(run: RunConfig, runtime: Runtime, bundled: Path, default_batc
     )
 
 
-def identity(options: Any, **resolved: Any) -> dict[str, Any]:
-    """What must not change when a run goes on: ``options`` without the volatile ones, and ``resolved``.
+def identity(options: Any, **facts: Any) -> dict[str, Any]:
+    """What must not change when a run goes on: ``options`` without the volatile ones, and ``facts``.
 
-    ``resolved`` has values that follow from volatile options, for example the steps that ``--epochs`` gives.
+    ``facts`` has values that follow from volatile options, for example the steps that ``--epochs`` gives.
     """
-    settings: dict[str, Any] = json.loads(json.dumps({**config.to_dict(options, volatile=False), **resolved}))
+    settings: dict[str, Any] = json.loads(json.dumps({**config.to_dict(options, volatile=False), **facts}))
     for name, before in LATER.items():
         section, _, key = name.rpartition(".")
         if settings.get(section, {}).get(key) == before:
@@ -62,7 +62,7 @@ def identity(options: Any, **resolved: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(runtime: Runtime, folders: Sequence[Path], *, dry: bool = False) -> Iterator[None]:
+def hold(runtime: Runtime, folders: Sequence[Path], *, dry: bool = False) -> Iterator[None]:
     """Rank 0 holds run folders for this launch; RunError on all ranks if another process holds one.
 
     Nobody holds a run that is done: it is only read. ``dry``: only check whether they could be held.
@@ -76,7 +76,7 @@ def claimed(runtime: Runtime, folders: Sequence[Path], *, dry: bool = False) -> 
                 if dry:
                     files.require_claimable(folder)
                 else:
-                    stack.enter_context(files.claimed(folder))
+                    stack.enter_context(files.claim(folder))
 
         runtime.on_main(claim)
         yield

@@ -23,17 +23,17 @@ class Saver:
     def __init__(self, runtime: Runtime, keep: int, keep_every: int | None) -> None:
         self._runtime, self._keep, self._keep_every = runtime, keep, keep_every
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._future: Future[None] | None = None
 
     @property
     def failed(self) -> bool:
         """Whether the last checkpoint could not be written; known to rank 0 alone."""
-        return bool(self._writing and self._writing.done() and self._writing.exception())
+        return bool(self._future and self._future.done() and self._future.exception())
 
     def write(self, snapshots: Sequence[tuple[Path, Snapshot]]) -> None:
         """Begin to write snapshots, each into its folder. Call :meth:`wait` before it."""
         if self._runtime.main:
-            self._writing = self._pool.submit(self._write, snapshots)
+            self._future = self._pool.submit(self._write, snapshots)
 
     def wait(self) -> None:
         """Return when all is written; every rank raises the error that rank 0 had. Collective."""
@@ -44,8 +44,8 @@ class Saver:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown()
-        if self.failed and kind is not None and self._writing is not None:  # the other error is raised
-            console.err.print(f"a checkpoint was not written: {self._writing.exception()}", markup=False)
+        if self.failed and kind is not None and self._future is not None:  # the other error is raised
+            console.err.print(f"a checkpoint was not written: {self._future.exception()}", markup=False)
 
     def _write(self, snapshots: Sequence[tuple[Path, Snapshot]]) -> None:
         for folder, snapshot in snapshots:
@@ -54,6 +54,6 @@ class Saver:
             checkpoint.prune(folder, self._keep, self._keep_every)
 
     def _result(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        future, self._future = self._future, None
+        if future is not None:
+            future.result()

@@ -30,10 +30,10 @@ def requests() -> Iterator[Callable[[], bool]]:
 
     A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, the function changes no signal handler.
     """
-    received: list[int] = []
+    signals: list[int] = []
 
     def record(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
+        signals.append(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -41,7 +41,7 @@ def requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, record) for number in SIGNALS}
     try:
-        yield lambda: bool(received)
+        yield lambda: bool(signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

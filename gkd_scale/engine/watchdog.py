@@ -85,15 +85,15 @@ class Watchdog:
 
     def _say(self, step: int, phase: str) -> None:
         """Tell the others where this rank is. If rank 0, which serves the store, does not answer, say so."""
-        delivered = threading.Event()
+        delivery = threading.Event()
 
         def tell() -> None:
             with suppress(RuntimeError):  # of the store
                 self._tell(step, phase)
-                delivered.set()
+                delivery.set()
 
         threading.Thread(target=tell, daemon=True).start()  # the store may hold it for hours
-        if not delivered.wait(3 * self._grace):
+        if not delivery.wait(3 * self._grace):
             text = f"rank 0 does not answer; rank {self._runtime.rank} is {phase} in step {step}"
             console.report(_no_step(self._minutes, text))
 

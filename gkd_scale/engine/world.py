@@ -33,7 +33,7 @@ UNKNOWN_NAME_AFTER = 15.0
 """Seconds until an unknown name in MASTER_ADDR is an error: the name of a new node may take a while."""
 LOOK_EVERY = 0.1
 DEFAULT_PORT = 29500
-_LAUNCHED = ("RANK", "WORLD_SIZE")
+_VARIABLES = ("RANK", "WORLD_SIZE")
 _START = "start it with deepspeed or torchrun, or unset RANK and WORLD_SIZE for one process"
 _SLURM_START = "start it with srun, or unset Slurm's variables"
 
@@ -72,11 +72,11 @@ def place(environment: Mapping[str, str]) -> Place:
 
 
 def _place(environment: Mapping[str, str]) -> Place:
-    if not any(name in environment for name in _LAUNCHED) and _is_step(environment):
+    if not any(name in environment for name in _VARIABLES) and _is_step(environment):
         return _slurm(environment)
-    present = [name for name in _LAUNCHED if name in environment]
+    present = [name for name in _VARIABLES if name in environment]
     if len(present) == 1:
-        (missing,) = set(_LAUNCHED) - set(present)
+        (missing,) = set(_VARIABLES) - set(present)
         raise ConfigError(f"{present[0]} is set and {missing} is not", _START)
     rank, world = (_number(environment, name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     _check_rank(environment, "RANK", rank, "WORLD_SIZE", world, _START)
@@ -95,7 +95,7 @@ def _place(environment: Mapping[str, str]) -> Place:
 
 def unused_tasks(environment: Mapping[str, str]) -> int:
     """How many tasks of a Slurm job are idle because the script was started without ``srun``."""
-    if any(name in environment for name in _LAUNCHED) or "SLURM_PROCID" not in environment:
+    if any(name in environment for name in _VARIABLES) or "SLURM_PROCID" not in environment:
         return 0
     text = environment.get("SLURM_NTASKS", "1")
     tasks = int(text) if text.isdecimal() else 1
@@ -232,15 +232,15 @@ def _roll_call(
     remarked = False
     missing = list(range(at.world))
     while missing := [rank for rank in missing if not _has_joined(at, store, rank, names[rank])]:
-        waited = time.monotonic() - began
+        seconds = time.monotonic() - began
         first = next(rank for rank in range(at.world) if rank not in missing)
         text = f"{in_words(missing)} of {at.world} {'is' if len(missing) == 1 else 'are'} missing"
-        if waited > REMARK_AFTER and not remarked and at.rank == first:
+        if seconds > REMARK_AFTER and not remarked and at.rank == first:
             remarked = True
-            say(f"waiting: after {waited:.0f} s {text} at {at.host}:{at.port}")
-        if waited > wait + (at.rank != first):
+            say(f"waiting: after {seconds:.0f} s {text} at {at.host}:{at.port}")
+        if seconds > wait + (at.rank != first):
             raise UserError(
-                f"{text} after {waited:.0f} s at {at.host}:{at.port}",
+                f"{text} after {seconds:.0f} s at {at.host}:{at.port}",
                 "look at their output, and start all at once; they must reach this address "
                 f"({PATIENCE} sets how many seconds the others wait for them)",
                 on_rank=first if at.rank == first else None,
@@ -293,20 +293,20 @@ def _await_rank_0(at: Place, began: float, wait: float, say: Callable[[str], obj
             socket.create_connection((at.host, at.port), timeout=5).close()
             return
         except OSError as error:
-            waited = time.monotonic() - began
+            seconds = time.monotonic() - began
             reason = error.strerror or str(error)
         text = f"rank 0 does not answer at {at.host}:{at.port} ({reason})"
-        if waited > REMARK_AFTER and not remarked and at.local == 0:
+        if seconds > REMARK_AFTER and not remarked and at.local == 0:
             remarked = True
-            say(f"waiting: after {waited:.0f} s {text}")
-        if waited > wait:
+            say(f"waiting: after {seconds:.0f} s {text}")
+        if seconds > wait:
             raise UserError(
-                f"after {waited:.0f} s {text}",
+                f"after {seconds:.0f} s {text}",
                 "see whether rank 0 was started, and whether MASTER_ADDR and MASTER_PORT are its address "
                 f"({PATIENCE} sets how many seconds the others wait for it)",
                 on_rank=at.rank,
             )
-        time.sleep(max(LOOK_EVERY, min(1.0, waited / 10)))
+        time.sleep(max(LOOK_EVERY, min(1.0, seconds / 10)))
 
 
 def _store(at: Place, serves: bool) -> Store:

@@ -28,7 +28,7 @@ KEPT = "gkd_scale_moments"
 """Attribute of a parameter whose optimizer keeps other moments than :data:`MOMENTS`: their names."""
 
 AVERAGE = "gkd_scale_average"
-"""Attribute of a parameter while :meth:`Ema.applied` lasts: this rank's part of its fp32 average."""
+"""Attribute of a parameter while :meth:`Ema.apply` lasts: this rank's part of its fp32 average."""
 
 _FLAT = {
     "fp32_partitioned_groups_flat": "fp16_groups",  # ZeRO-3
@@ -95,7 +95,7 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
 def exact(parameter: Any) -> Tensor:
     """The whole parameter as exactly as the run has it. Collective under ZeRO.
 
-    That is the fp32 average while :meth:`Ema.applied` lasts; else, if the parameter is trained in half
+    That is the fp32 average while :meth:`Ema.apply` lasts; else, if the parameter is trained in half
     precision, its fp32 master; else the parameter.
     """
     average = getattr(parameter, AVERAGE, None)

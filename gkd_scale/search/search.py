@@ -24,7 +24,7 @@ def search(cfg: SearchConfig) -> None:
     Raises ConfigError, CacheError, DataError, ModelError or RunError.
     """
     plan = check(cfg)
-    with files.claimed(cfg.out):
+    with files.claim(cfg.out):
         settings = _settings(cfg, plan.space)
         if (cfg.out / COMPLETE).exists():
             console.out.print(f"{cfg.out} is already complete", markup=False)

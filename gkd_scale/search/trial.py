@@ -164,13 +164,13 @@ def _prepare(job: Any, *, plan: SearchPlan, name: str, runtime: Any) -> None:
     spent = (last_report(out) or {"seconds": 0.0})["seconds"]
     measure = Measure(plan, job.module.student, runtime, spent)
 
-    def saved(step: int) -> None:
+    def on_save(step: int) -> None:
         last = last_report(out) if runtime.main else None
         if last and last["step"] == step:
             _report(plan, name, last)
 
     job.hooks.append(Hook(plan.trial.every, measure))
-    job.saved = saved
+    job.on_save = on_save
 
 
 class Measure:

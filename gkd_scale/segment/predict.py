@@ -36,7 +36,7 @@ from gkd_scale import console, files
 from gkd_scale.cache.location import EXTENSIONS, is_url
 from gkd_scale.cache.plan import ImagePlan, make_plan
 from gkd_scale.cache.source import Source, open_source
-from gkd_scale.engine.run import claimed
+from gkd_scale.engine.run import hold
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.errors import DataError, RunError, one_line
 from gkd_scale.images import UnreadableImage, open_bytes, open_image
@@ -90,7 +90,7 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     outputs = [_outputs(config, stem) for stem in output_stems(names)]
     task = _Task(config, card, how_to_look(config, card), _reader(config, plan), names, outputs, plan.notes)
     segmenter.to(runtime.device)
-    with claimed(runtime, [config.out]):
+    with hold(runtime, [config.out]):
         runtime.on_main(task.begin)
         task.run(segmenter, runtime)
         runtime.barrier()

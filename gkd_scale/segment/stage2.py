@@ -69,13 +69,13 @@ DEFAULT_GLOBAL_BATCH = 16
 _VAL_BATCH = 8
 
 
-def run(config: Stage2Config, runtime: Runtime, bundled: Path) -> None:
+def run(config: Stage2Config, runtime: Runtime, launchers: Path) -> None:
     """Train, validate and export into ``--out``; the same call resumes. Collective.
 
-    ``bundled`` is the folder with the DeepSpeed configs.
+    ``launchers`` is the folder with the DeepSpeed configs.
     """
-    plan = runs.deepspeed_plan(config.run, runtime, bundled, DEFAULT_GLOBAL_BATCH)
-    with runs.claimed(runtime, [config.run.out], dry=config.run.dry_run):
+    plan = runs.deepspeed_plan(config.run, runtime, launchers, DEFAULT_GLOBAL_BATCH)
+    with runs.hold(runtime, [config.run.out], dry=config.run.dry_run):
         _run(config, runtime, plan)
 
 
@@ -103,7 +103,7 @@ def _run(config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan) -> None:
     job = _job(config, module, validator, segmenter.backbone.name, identity)
     training = _training_plan(config, runtime, plan, segmenter, train)
     if config.run.dry_run:
-        dry_run.show(config, [job], training, runtime, plan, dry_run.Reading(len(train)))
+        dry_run.show(config, [job], training, runtime, plan, dry_run.Data(len(train)))
         return
     loop.fit([job], training, runtime, plan)
     best = runtime.on_main(lambda: validator.export(train))

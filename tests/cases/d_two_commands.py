@@ -41,7 +41,7 @@ def begin(bench: Bench, out: Path) -> None:
 def second_stage1(bench: Bench) -> object:
     out = bench.folder / "run"
     hold = "import sys; from pathlib import Path; from gkd_scale import files; "
-    hold += f"claim = files.claimed(Path({str(out)!r})); claim.__enter__(); "
+    hold += f"claim = files.claim(Path({str(out)!r})); claim.__enter__(); "
     first = subprocess.Popen(
         [sys.executable, "-c", f"{hold}print('held', flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE,
@@ -62,14 +62,14 @@ def second_stage1(bench: Bench) -> object:
 
 @case(KIND, "a second stage2.py in the --out of one that trains")
 def second_stage2(bench: Bench) -> object:
-    with files.claimed(bench.folder / "run"):
+    with files.claim(bench.folder / "run"):
         return masked(bench.stage2(*tiny.stage2(bench.folder / "run")))
 
 
 @case(KIND, "several students into OUT, of which one trains there already")
 def several_students(bench: Bench) -> object:
     out = bench.folder / "both"
-    with files.claimed(out / "vit_tiny_patch16_224"):
+    with files.claim(out / "vit_tiny_patch16_224"):
         ran = bench.stage1(*tiny.stage1(out, "--student", "vit_small_patch16_224"))
         assert {path.name for path in out.iterdir()} == {"vit_tiny_patch16_224"}
     return masked(ran)
@@ -77,14 +77,14 @@ def several_students(bench: Bench) -> object:
 
 @case(KIND, "a second tuning/search.py in one --out")
 def second_search(bench: Bench) -> object:
-    with files.claimed(bench.folder / "tune"):
+    with files.claim(bench.folder / "tune"):
         return masked(search(bench))
 
 
 @case(KIND, "a second cache-teacher in one --out")
 def second_cache(bench: Bench) -> object:
     out = bench.folder / "cache"
-    with files.claimed(out):
+    with files.claim(out):
         return masked(bench.cli("cache-teacher", *cache_flags(tiny.images(), tiny.teacher(), out)))
 
 
@@ -93,7 +93,7 @@ def repair_while_building(bench: Bench) -> object:
     out = bench.folder / "cache"
     shutil.copytree(tiny.cache(), out)
     (out / "v00/shard-000000.tar").write_bytes(b"damaged")
-    with files.claimed(out):
+    with files.claim(out):
         weights = ("--teacher-weights", tiny.teacher())
         ran = bench.cli("repair", out, "--images", tiny.images(), *weights)
         assert (out / "v00/shard-000000.tar").read_bytes() == b"damaged"
@@ -102,7 +102,7 @@ def repair_while_building(bench: Bench) -> object:
 
 @case(KIND, "a second demo with another --seed in one --out")
 def second_demo(bench: Bench) -> object:
-    with files.claimed(bench.folder / "demo"):
+    with files.claim(bench.folder / "demo"):
         return masked(bench.cli("demo", "--out", bench.folder / "demo", "--launchers", ROOT / "launchers"))
 
 
@@ -170,7 +170,7 @@ def readers(bench: Bench) -> object:
     first, head = bench.folder / "1a", bench.folder / "head"
     assert bench.stage1(*tiny.stage1(first)).code == 0
     assert bench.stage2(*tiny.stage2(head)).code == 0
-    with files.claimed(first), files.claimed(head):
+    with files.claim(first), files.claim(head):
         after = bench.stage1(*tiny.stage1(bench.folder / "1b", "--student-weights", first))
         evaluation = bench.cli("evaluate", head, "--data", f"val=folder:{tiny.scenes() / 'val'}")
     assert (head / "evaluation.json").is_file()

@@ -17,7 +17,7 @@ from gkd_scale.engine.checkpoint import path as checkpoint_path
 from gkd_scale.engine.runtime import Runtime
 from gkd_scale.engine.world import Place
 from gkd_scale.errors import ConfigError, DamageError, GkdError, RunError
-from gkd_scale.files import claimed
+from gkd_scale.files import claim
 from tests import warm
 from tests.cases.case import world_of_one
 from tests.conftest import ROOT, TINY, tiny_args
@@ -82,7 +82,7 @@ def test_a_run_that_was_begun_is_compared_and_left_as_it_is(
     assert "6, 2 left after the checkpoint of step 4" in output
     with pytest.raises(RunError, match=r"ema: 0.99996 then, 0.5 now"):
         train(runtime, tiny_cache, out, dry_run=True, ema=0.5)
-    with claimed(out), pytest.raises(RunError, match="another process is writing"):
+    with claim(out), pytest.raises(RunError, match="another process is writing"):
         train(runtime, tiny_cache, out, dry_run=True)
     assert files_below(out) == before
     checkpoint_path(out / "checkpoints", 4).write_bytes(b"torn")

@@ -107,7 +107,7 @@ def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
 
 def test_deepspeeds_own_refusal_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="DeepSpeed refuses it") as error:
-        ds_check.built(
+        ds_check.build(
             tmp_path / "x.json", {"train_micro_batch_size_per_gpu": 1, "communication_data_type": "x"}
         )
     assert "\n" not in error.value.message

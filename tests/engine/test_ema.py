@@ -26,7 +26,7 @@ def test_applied_lasts_as_long_as_its_block() -> None:
     ema = Ema(net, 0.5)
     with torch.no_grad():
         net.weight.zero_()
-    with ema.applied():
+    with ema.apply():
         assert net.weight.abs().sum() > 0
     assert net.weight.abs().sum() == 0
 

@@ -36,7 +36,7 @@ Status = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
-class Tracked:
+class Run:
     """A run for loggers. ``config`` is nested plain types; ``tags`` are short texts by name."""
 
     title: str
@@ -82,7 +82,7 @@ class LoggerModule(Protocol):
         """
         ...
 
-    def start(self, run: Tracked, start: int, say: Callable[[str], None]) -> Logger:
+    def start(self, run: Run, start: int, say: Callable[[str], None]) -> Logger:
         """Open the store for ``run``, which goes on after step ``start``; ``say`` tells the user a line."""
         ...
 

@@ -15,7 +15,7 @@ RETRY = 30.0
 """Seconds from a failure of a logger to the next try."""
 PATIENCE = {"finished": 120.0, "stopped": 10.0, "failed": 10.0}
 """Seconds that a training waits for a logger at its end. Launchers kill a stopped training after 30."""
-_STARTING = threading.Lock()
+_START = threading.Lock()
 """The runs of a pass open their stores one after the other: the first creates it, the others reuse it."""
 _End = tuple[Status, Mapping[str, float]]
 
@@ -78,7 +78,7 @@ class Follower:
         """Send pending rows, and the end. Returns whether that worked."""
         try:
             if self._logger is None:
-                with _STARTING:
+                with _START:
                     self._logger = self._start()
             if self._last is None:
                 self._last = self._logger.last()

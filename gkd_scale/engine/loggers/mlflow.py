@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gkd_scale.engine.loggers import Logger, Row, Status, Tracked, flat
+from gkd_scale.engine.loggers import Logger, Row, Run, Status, flat
 
 PACKAGE = "mlflow"
 EXPERIMENT = "gkd-scale"
@@ -30,7 +30,7 @@ def require() -> None:
     import mlflow  # noqa: F401
 
 
-def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
+def start(run: Run, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
     """The run whose id is stored in ``run.out`` if the store has it, else a new one."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # our own retries come on top
     import mlflow
@@ -58,14 +58,14 @@ def _exists(client: Any, identity: str) -> bool:
         raise
 
 
-def _create(client: Any, run: Tracked) -> str:
+def _create(client: Any, run: Run) -> str:
     from mlflow.entities import Param
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if experiment is None:
-        existing = client.get_experiment_by_name(name)
-        experiment = client.create_experiment(name) if existing is None else existing.experiment_id
+        old = client.get_experiment_by_name(name)
+        experiment = client.create_experiment(name) if old is None else old.experiment_id
     tags = {**run.tags, "folder": str(run.out.absolute())}
     identity: str = client.create_run(experiment, run_name=run.out.name or run.title, tags=tags).info.run_id
     run.remember("mlflow", run=identity)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from gkd_scale import documents
-from gkd_scale.engine.loggers import Logger, Row, Status, Tracked
+from gkd_scale.engine.loggers import Logger, Row, Run, Status
 
 PACKAGE = "tensorboard"
 EVENTS = "tensorboard"
@@ -20,13 +20,13 @@ def require() -> None:
     import torch.utils.tensorboard  # noqa: F401
 
 
-def start(run: Tracked, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
+def start(run: Run, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
     """Event files that go on after step ``start``: readers drop later steps of an interrupted run."""
     return _TensorBoard(run, start)
 
 
 class _TensorBoard:
-    def __init__(self, run: Tracked, start: int) -> None:
+    def __init__(self, run: Run, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.out / EVENTS

@@ -50,12 +50,12 @@ class Muon(torch.optim.AdamW):
         state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
         update = gradient.lerp(state["exp_avg"], MOMENTUM)
         layout = self.layouts.get(parameter, WHOLE)
-        layout.take(update, [_sized(matrix) for matrix in layout.matrices(update)])
+        layout.take(update, [_direction(matrix) for matrix in layout.matrices(update)])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-group["lr"])
 
 
-def _sized(matrix: Tensor) -> Tensor:
+def _direction(matrix: Tensor) -> Tensor:
     return orthogonal(matrix).float() * (0.2 * math.sqrt(max(matrix.shape)))
 
 

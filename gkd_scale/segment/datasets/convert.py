@@ -73,7 +73,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     for dataset, _ in parts:
         registry.glance(dataset)
     settings = {"converter": config.name, "source": str(Path(config.source).expanduser().resolve())}
-    with files.claimed(config.out, DataError):
+    with files.claim(config.out, DataError):
         _claim(config.out, settings)
         existing = _run(jobs, config)
         for dataset, out in parts:

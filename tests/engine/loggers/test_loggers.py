@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gkd_scale.engine import loggers, runlog
-from gkd_scale.engine.loggers import Row, Status, Tracked, follower
+from gkd_scale.engine.loggers import Row, Run, Status, follower
 from gkd_scale.engine.runtime import free_port
 from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import ConfigError
@@ -30,7 +30,7 @@ def write(
 ) -> None:
     """Log the steps after ``start``, up to ``stop``, of a run whose step is a checkpoint every two."""
     try:
-        with runlog.RunLog([Tracked("test", out, CONFIG, TAGS)], start, last, names=names) as log:
+        with runlog.RunLog([Run("test", out, CONFIG, TAGS)], start, last, names=names) as log:
             for step in range(start + 1, stop + 1):
                 log.step(step, [{"loss": 1 / step, "lr": 0.1, "grad_norm": None, DOMAIN: float(step)}])
             if end is not None:
@@ -85,7 +85,7 @@ def test_all_three_have_the_numbers_of_metrics_jsonl_also_after_a_stop_and_a_cra
 def test_students_of_one_pass_are_runs_of_their_own(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    runs = [Tracked(name, tmp_path / name) for name in ("one", "two")]
+    runs = [Run(name, tmp_path / name) for name in ("one", "two")]
     with runlog.RunLog(runs, 0, 2, names=["mlflow"]) as log:
         for step in (1, 2):
             log.step(step, [{"loss": 1.0 * step}, {"loss": 10.0 * step}])
