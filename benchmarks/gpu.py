@@ -249,7 +249,7 @@ def masked(kit: Kit) -> Rows:
 
 def on_device(batch: Any, kit: Kit) -> Any:
     result = map_tensors(batch, lambda tensor: tensor.to(kit.device))
-    return result.decoded() if hasattr(result, "decoded") else result
+    return result.decode() if hasattr(result, "decode") else result
 
 
 def stage1(kit: Kit) -> Rows:

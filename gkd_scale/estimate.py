@@ -22,7 +22,7 @@ from gkd_scale.cache.codecs.registry import CODECS, parse, token_bytes
 from gkd_scale.cache.config import GPUS, CacheTeacherConfig, PlanConfig
 from gkd_scale.cache.location import is_url
 from gkd_scale.cache.plan import ImagePlan
-from gkd_scale.cache.shard import BLOCK, npy_bytes, padded
+from gkd_scale.cache.shard import BLOCK, next_header, npy_bytes
 from gkd_scale.cache.source import Source
 from gkd_scale.cache.spec import FORMAT
 from gkd_scale.cache.teacher import run_teacher
@@ -101,7 +101,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     free = None if is_url(cfg.out) else shutil.disk_usage(_existing(cfg.out)).free
     codecs = [
         _codec(cfg, plan, work, rest, name, free)
-        for name in dict.fromkeys([*(codec.suggested(work.dim) for codec in CODECS), cfg.codec])
+        for name in dict.fromkeys([*(codec.suggestion(work.dim) for codec in CODECS), cfg.codec])
     ]
     float32, half, _ = GPUS[cfg.gpu]
     peak = float32 if cfg.teacher.dtype == "float32" else half
@@ -142,7 +142,7 @@ def probe(
 
 def _in_tar(size: int) -> int:
     """Bytes of a member with its header and padding."""
-    return padded(BLOCK + size)
+    return next_header(BLOCK + size)
 
 
 def _codec(

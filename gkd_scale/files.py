@@ -132,7 +132,7 @@ def claim(
             while True:
                 _make(folder, error)
                 with suppress(FileNotFoundError):  # its last holder has removed the folder since
-                    stack.enter_context(locked(folder / LOCK, busy, error))
+                    stack.enter_context(hold(folder / LOCK, busy, error))
                     break
             try:
                 yield
@@ -171,7 +171,7 @@ def _make(folder: Path, error: type[UserError]) -> None:
 
 
 @contextmanager
-def locked(path: Path, busy: Callable[[str], object], error: type[UserError] = RunError) -> Iterator[None]:
+def hold(path: Path, busy: Callable[[str], object], error: type[UserError] = RunError) -> Iterator[None]:
     """Hold the file ``path`` for this process; the kernel releases it however the process ends.
 
     If another process holds it, call ``busy(holder)``, which may raise; then wait. Forked processes do not
@@ -185,7 +185,7 @@ def locked(path: Path, busy: Callable[[str], object], error: type[UserError] = R
 
 
 @contextmanager
-def shared(path: Path, text: str, check: Callable[[str, str, str], object]) -> Iterator[None]:
+def share(path: Path, text: str, check: Callable[[str, str, str], object]) -> Iterator[None]:
     """Hold ``path`` together with other processes, unless ``check(holder, theirs, text)`` raises.
 
     ``text`` is one line that says what the processes must have in common; ``theirs`` is the first holder's.

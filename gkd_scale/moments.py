@@ -60,7 +60,7 @@ class Moments:
         """The mean norm."""
         return self._norms / self.count
 
-    def explained(self) -> Float64:
+    def shares(self) -> Float64:
         """Share of the variance that the k + 1 leading principal components hold, (C,), rising to 1."""
         values = np.clip(np.linalg.eigvalsh(self.covariance)[::-1], 0, None)
         total = values.sum()

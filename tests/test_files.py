@@ -122,13 +122,13 @@ def test_equals_share_and_others_are_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "lock"
     with (
-        files.shared(path, "a", check),
-        files.shared(path, "a", check),
+        files.share(path, "a", check),
+        files.share(path, "a", check),
         pytest.raises(RunError, match="other settings"),
-        files.shared(path, "b", check),
+        files.share(path, "b", check),
     ):
         pass
-    with files.shared(path, "b", check):
+    with files.share(path, "b", check):
         pass
 
 

@@ -28,9 +28,9 @@ def test_streaming_equals_at_once_for_every_cut(parts: list[int], mean: float) -
 def test_explained_variance_rises_to_one() -> None:
     moments = Moments(3)
     moments.update(np.random.default_rng(0).normal(size=(500, 3)) * np.array([3, 1, 0.1]))
-    shares = moments.explained()
+    shares = moments.shares()
     assert shares[0] == pytest.approx(0.9, abs=0.03) and shares[-1] == pytest.approx(1)
     assert (np.diff(shares) >= 0).all()
     constant = Moments(2)
     constant.update(np.ones((4, 2)))
-    assert constant.explained().tolist() == [1, 1]
+    assert constant.shares().tolist() == [1, 1]

@@ -42,7 +42,7 @@ def benchmark(cfg: BenchmarkConfig) -> None:
             console.paste("", *work.step.command)
         return
     out.mkdir(parents=True, exist_ok=True)
-    with files.shared(out / files.LOCK, _digest(commands.works(cells(recipe, []))), partial(_same, out)):
+    with files.share(out / files.LOCK, _digest(commands.works(cells(recipe, []))), partial(_same, out)):
         run(works, out)
         report(recipe, out)
     step = page(recipe, out)
@@ -103,7 +103,7 @@ def run(works: Sequence[Work], out: Path) -> dict[str, float]:
     (out / "done").mkdir(parents=True, exist_ok=True)
     for number, work in enumerate(works, 1):
         place = f"{number}/{len(works)}{_eta(works, number - 1, seconds)}"
-        with files.locked(out / "done" / f"{work.name}.lock", partial(_waiting, work)):
+        with files.hold(out / "done" / f"{work.name}.lock", partial(_waiting, work)):
             needs = {name: proofs[name] for name in work.needs}
             seconds[work.name] = _run(work, place, out, {"command": work.step.command, "needs": needs})
             proofs[work.name] = files.sha256_file(work.proof)

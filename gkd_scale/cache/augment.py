@@ -29,10 +29,10 @@ def _solarize_add(image: Image.Image, add: float) -> Image.Image:
 
 
 def _affine(image: Image.Image, data: tuple[float, ...]) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, data, **_filling(image))
+    return image.transform(image.size, Image.Transform.AFFINE, data, **_options(image))
 
 
-def _filling(image: Image.Image) -> dict[str, Any]:
+def _options(image: Image.Image) -> dict[str, Any]:
     """Options of geometry: pixels are interpolated, the ids of a label (one channel) are not."""
     if image.mode == "L":
         return {"resample": Image.Resampling.NEAREST, "fillcolor": IGNORE}
@@ -46,7 +46,7 @@ _OPERATIONS: dict[str, tuple[_Operation, float, float, bool]] = {
     "autocontrast": (lambda image, _: ImageOps.autocontrast(image), 0, 0, False),
     "equalize": (lambda image, _: ImageOps.equalize(image), 0, 0, False),
     "invert": (lambda image, _: ImageOps.invert(image), 0, 0, False),
-    "rotate": (lambda image, degrees: image.rotate(degrees, **_filling(image)), 0, 30, True),
+    "rotate": (lambda image, degrees: image.rotate(degrees, **_options(image)), 0, 30, True),
     "posterize": (lambda image, bits: ImageOps.posterize(image, max(1, int(bits))), 4, 0, False),
     "solarize": (lambda image, threshold: ImageOps.solarize(image, int(threshold)), 256, 0, False),
     "solarize_add": (_solarize_add, 0, 110, False),

@@ -35,7 +35,7 @@ _WORDS = re.compile(
 _LOOKED_AT = 8
 _FEW = 64
 """A file with at most so many values, or colours, is a label."""
-_SHOWN = 6
+_LIMIT = 6
 
 
 class Suspects:
@@ -79,7 +79,7 @@ class Suspects:
 
 def kinds(others: Counter[str]) -> str:
     """``2 .cls, 1 .gif``: how many of each ending, most first."""
-    common = others.most_common(_SHOWN)
+    common = others.most_common(_LIMIT)
     rest = others.total() - sum(count for _, count in common)
     return ", ".join(f"{count} {on_a_line(kind)}" for kind, count in common) + (
         f", {rest} others" if rest else ""

@@ -22,7 +22,7 @@ from gkd_scale.cache.codecs.base import STATE, Codec, state_bytes, state_hash
 from gkd_scale.cache.codecs.registry import fit_codec, get_codec, is_fitted, load_codec, parse
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.devices import build_shards
-from gkd_scale.cache.folder import ShardTask, format_of, locked, missing_shards, prepare
+from gkd_scale.cache.folder import ShardTask, format_of, hold, missing_shards, prepare
 from gkd_scale.cache.location import is_stored
 from gkd_scale.cache.manifest import finish
 from gkd_scale.cache.plan import ImagePlan, make_plan
@@ -61,7 +61,7 @@ def build(
     start = time.monotonic()
     parse(cfg.codec)  # an unknown codec is an error before anything is read
     cfg = follow(cfg)
-    with locked(cfg.out):
+    with hold(cfg.out):
         plan = plan_of(cfg, source, format_of(cfg.out), cfg.out, quiet)
         spec = make_spec(cfg, teacher, plan)
         codec = _codec_of(cfg, teacher, plan)
@@ -75,11 +75,11 @@ def build(
             completed = total - sum(plan.size_of(task.shard) for task in tasks)
             with display(report, total, completed, quiet) as advance, BackgroundJobs() as sender:
 
-                def committed(task: ShardTask) -> None:
+                def on_commit(task: ShardTask) -> None:
                     if outbox is not None:
                         sender.submit(partial(outbox.send, *task))
 
-                job, events = BuildJob(cfg, codec, spec, plan), Events(report, advance, committed)
+                job, events = BuildJob(cfg, codec, spec, plan), Events(report, advance, on_commit)
                 build_shards(job, tasks, teacher, load, events)
         report.errors = finish(cfg.out, spec, plan)
         if outbox is not None:

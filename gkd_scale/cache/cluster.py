@@ -82,27 +82,27 @@ def distribute(
     make: MakeBuilder,
     load: Load,
     address: str,
-    finished: Callable[[Any, ShardResult], None],
+    on_result: Callable[[Any, ShardResult], None],
 ) -> None:
     """Build the shards of ``todo`` on the cluster at ``address`` ('auto': the running one, or a new one).
 
     ``make(teacher, device)`` gives the function that builds a shard. Errors of this project come back as they
     are; GkdError if workers died of one shard ``TRIES`` times.
     """
-    with _connected(address) as ray:
-        _Pool(ray, ray.put(make), ray.put(load), finished).run(todo)
+    with _connection(address) as ray:
+        _Pool(ray, ray.put(make), ray.put(load), on_result).run(todo)
 
 
 class _Pool:
     """The driver's loop over devices, queue and results."""
 
-    def __init__(self, ray: Any, make: Any, load: Any, finished: Callable[[Any, ShardResult], None]) -> None:
-        self._ray, self._make, self._load, self._finished = ray, make, load, finished
+    def __init__(self, ray: Any, make: Any, load: Any, on_result: Callable[[Any, ShardResult], None]) -> None:
+        self._ray, self._make, self._load, self._on_result = ray, make, load, on_result
         self._actors: dict[NodeDevice, Any] = {}
         self._running: dict[Any, tuple[NodeDevice, Any]] = {}
         """Device and shard of each call; None in place of the shard while the device's actor starts."""
         self._deaths: Counter[Any] = Counter()
-        self._checked = -CHECK_EVERY
+        self._last_check = -CHECK_EVERY
         self._remind_at = time.monotonic() + PATIENCE
 
     def run(self, todo: Sequence[Any]) -> None:
@@ -145,12 +145,12 @@ class _Pool:
         try:
             result = self._ray.get(reference)
             if task is not None:
-                self._finished(task, result)
+                self._on_result(task, result)
         except errors.RayTaskError as error:
             raise error.cause from None
         except errors.RayError as error:  # worker, node or object lost
             self._actors.pop(device, None)
-            self._checked = -CHECK_EVERY
+            self._last_check = -CHECK_EVERY
             cause = f"{device} at its start" if task is None else f"shard {task}"
             self._deaths[cause] += 1
             if self._deaths[cause] >= TRIES:
@@ -167,9 +167,9 @@ class _Pool:
 
         An actor whose GPU is held by another job waits, and gets no shard until it runs.
         """
-        if time.monotonic() - self._checked < CHECK_EVERY:
+        if time.monotonic() - self._last_check < CHECK_EVERY:
             return
-        self._checked = time.monotonic()
+        self._last_check = time.monotonic()
         alive = [node for node in self._ray.nodes() if node["Alive"]]
         gpus = any(node["Resources"].get("GPU") for node in alive)
         for node in alive:
@@ -228,7 +228,7 @@ def join(address: str, flag: str, **options: Any) -> None:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def _connection(address: str) -> Iterator[Any]:
     """The ``ray`` module, connected; disconnected at the end if it was not before."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray

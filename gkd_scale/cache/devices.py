@@ -38,10 +38,10 @@ def _on_several(
     job: BuildJob, tasks: Sequence[ShardTask], teachers: Sequence[Teacher], events: Events
 ) -> None:
     """One builder a device, each in a thread; if one fails the others stop, and its error is raised."""
-    failed = threading.Event()
+    failure = threading.Event()
 
     def advance(samples: int) -> None:
-        if failed.is_set():
+        if failure.is_set():
             raise _StoppedError
         events.advance(samples)
 
@@ -54,19 +54,19 @@ def _on_several(
         errors = []
         for run in as_completed(runs):
             if (error := run.exception()) is not None:
-                failed.set()
+                failure.set()
                 errors.append(error)
     if errors:
         raise errors[0]
 
 
 def _on_cluster(job: BuildJob, tasks: Sequence[ShardTask], load: Load, address: str, events: Events) -> None:
-    def finished(task: ShardTask, result: ShardResult) -> None:
+    def on_result(task: ShardTask, result: ShardResult) -> None:
         events.report.count(shards=1, samples=result.samples, size=result.bytes)
         events.advance(job.plan.size_of(task.shard))
-        events.committed(task)
+        events.on_commit(task)
 
-    distribute(tasks, partial(_one_by_one, job), load, address, finished)
+    distribute(tasks, partial(_one_by_one, job), load, address, on_result)
     remove_temporary(job.cfg.out)  # of workers that died
 
 

@@ -27,21 +27,21 @@ class EncodedRows(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedBatch(Batch):
-    """A batch without patch tokens; ``decoded`` makes them from ``parts``.
+    """A batch without patch tokens; ``decode`` makes them from ``parts``.
 
     ``parts`` has the encoded rows of each teacher, none for one whose patch tokens are there.
     """
 
     parts: tuple[tuple[EncodedRows, ...], ...] = ()
 
-    def decoded(self) -> Batch:
+    def decode(self) -> Batch:
         """The batch with fp16 patch tokens (B, N, C), on its device."""
-        features = tuple(_decoded(*pair) for pair in zip(self.teachers, self.parts, strict=True))
+        features = tuple(_decode(*pair) for pair in zip(self.teachers, self.parts, strict=True))
         values = {field.name: getattr(self, field.name) for field in fields(Batch)}
         return Batch(**{**values, "teacher": features[0], "others": features[1:]})
 
 
-def _decoded(features: Features, parts: tuple[EncodedRows, ...]) -> Features:
+def _decode(features: Features, parts: tuple[EncodedRows, ...]) -> Features:
     if not parts:
         return features
     tokens = [part.codec.decode_tensors(part.members) for part in parts]
@@ -51,7 +51,7 @@ def _decoded(features: Features, parts: tuple[EncodedRows, ...]) -> Features:
     return Features(features.cls, patches)
 
 
-def stacked(
+def stack(
     samples: Sequence[EncodedSample], empty: Callable[[tuple[int, ...], torch.dtype], Tensor]
 ) -> tuple[EncodedRows, ...]:
     """The members of a batch's samples, by codec, in tensors from ``empty(shape, dtype)``."""

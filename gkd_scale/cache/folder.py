@@ -36,7 +36,7 @@ class ShardTask(NamedTuple):
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def hold(folder: Path) -> Iterator[None]:
     """Hold the lock of a cache's folder, which is made if it does not exist.
 
     CacheError if another process writes it, if it holds something else, or if it cannot be written;

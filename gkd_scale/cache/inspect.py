@@ -19,7 +19,7 @@ from gkd_scale.cache.codecs.base import Float32
 from gkd_scale.cache.config import InspectConfig
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.shard import index_path, tar_path
-from gkd_scale.cache.stored import storing
+from gkd_scale.cache.stored import pixel_cache
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import ConfigError
 from gkd_scale.files import atomic
@@ -79,7 +79,7 @@ def contact_sheet(cache: Cache, path: Path, samples: int = 12, view: int = 0) ->
             "give --view one of them",
         )
     count = min(samples, cache.num_samples)
-    pixels, places = storing(cache), [number * cache.num_samples // count for number in range(count)]
+    pixels, places = pixel_cache(cache), [number * cache.num_samples // count for number in range(count)]
     tokens = [cache.read(view, place).patches.astype(np.float32) for place in places]
     jpegs = [pixels.read_members(view, place, ("jpg",))["jpg"] for place in places]
     maps = rgb_maps(tokens, cache.grid)
@@ -105,14 +105,14 @@ def rgb_maps(tokens: list[Float32], grid: tuple[int, int]) -> list[UInt8Array]:
     all_tokens = np.concatenate(tokens).astype(np.float64)
     mean = all_tokens.mean(axis=0)
     _, vectors = np.linalg.eigh((all_tokens - mean).T @ (all_tokens - mean))
-    leading = vectors[:, ::-1][:, :3]
-    leading = leading * np.sign(leading[np.abs(leading).argmax(axis=0), np.arange(leading.shape[1])])
-    values: list[npt.NDArray[np.float64]] = [(image_values - mean) @ leading for image_values in tokens]
+    axes = vectors[:, ::-1][:, :3]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+    values: list[npt.NDArray[np.float64]] = [(image_values - mean) @ axes for image_values in tokens]
     low, high = np.percentile(np.concatenate(values), [2, 98], axis=0)
     spread = np.maximum(high - low, 1e-12)
     maps = []
     for image_values in values:
-        scaled = np.zeros((len(image_values), 3), np.uint8)
-        scaled[:, : leading.shape[1]] = np.round(255 * np.clip((image_values - low) / spread, 0, 1))
-        maps.append(scaled.reshape(*grid, 3))
+        pixels = np.zeros((len(image_values), 3), np.uint8)
+        pixels[:, : axes.shape[1]] = np.round(255 * np.clip((image_values - low) / spread, 0, 1))
+        maps.append(pixels.reshape(*grid, 3))
     return maps

@@ -128,12 +128,12 @@ def _places(teachers: Sequence[Caches]) -> Iterator[_Place]:
             "give as many --cache of each teacher, in the same order",
         )
     for caches in zip(*(teacher.caches for teacher in teachers), strict=True):
-        storing = [cache for cache in caches if cache.spec.pixels_of is None]
-        manifests = {cache.manifest for cache in storing}
+        stores = [cache for cache in caches if cache.spec.pixels_of is None]
+        manifests = {cache.manifest for cache in stores}
         for cache in caches:
             if cache.spec.pixels_of is not None and cache.spec.pixels_of not in manifests:
                 raise cache.without_pixels("give that cache too, with another --cache")
-        place = _Place(storing[0], [cache for cache in caches if cache is not storing[0]])
+        place = _Place(stores[0], [cache for cache in caches if cache is not stores[0]])
         for other in place.others:
             _refuse_other_settings(place.pixels, other)
         yield place
@@ -141,13 +141,13 @@ def _places(teachers: Sequence[Caches]) -> Iterator[_Place]:
 
 def _refuse_other_settings(pixels: Cache, other: Cache) -> None:
     mine, theirs = ({key: cache.spec.to_dict()[key] for key in SETTINGS} for cache in (pixels, other))
-    if differing := differences(mine, theirs):
-        what = "; ".join(f"{key} {before} and {after}" for key, before, after in differing)
+    if changes := differences(mine, theirs):
+        what = "; ".join(f"{key} {before} and {after}" for key, before, after in changes)
         raise _other_views(pixels, other, what)
 
 
 def _refuse_other_names(pixels: Cache, other: Cache) -> None:
-    all_rows = [Rows(cache.checked(MANIFEST), ["sid", "status"]) for cache in (pixels, other)]
+    all_rows = [Rows(cache.sound_file(MANIFEST), ["sid", "status"]) for cache in (pixels, other)]
     for start in range(0, max(map(len, all_rows)), GROUP):
         mine, theirs = (rows.read(start, start + GROUP) for rows in all_rows)
         first = first_difference(mine, theirs)

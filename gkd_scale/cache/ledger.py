@@ -16,7 +16,7 @@ from gkd_scale.types import Batch
 FOLDER = "ledger"
 
 
-def recorded(
+def record(
     batches: Iterable[Batch], folder: Path, rank: int, start: int, accumulation: int
 ) -> Iterator[Batch]:
     """The batches, each written to the ledger when it is yielded; the first belongs to step ``start``."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from gkd_scale.cache.beside import is_hidden, is_system_file, kinds
-from gkd_scale.cache.location import ACCEPTED, EXTENSIONS, is_tar
+from gkd_scale.cache.location import EXTENSIONS, HINT, is_tar
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
 from gkd_scale.text import spelled
@@ -109,7 +109,7 @@ class WholeListing:
         raise FileNotFoundError(unit)
 
     def empty(self) -> DataError:
-        return DataError(f"{self._images} holds no images", f"check --images: {ACCEPTED}")
+        return DataError(f"{self._images} holds no images", f"check --images: {HINT}")
 
 
 class FolderListing:
@@ -206,7 +206,7 @@ def _no_folder(images: Path) -> DataError:
     what = "is not a folder" if images.exists() else "does not exist"
     if (twin := spelled(images)) != images:
         what = f"does not exist in this Unicode form, but there is {str(twin)!a}"
-    return DataError(f"the image folder {images} {what}", f"check --images: {ACCEPTED}")
+    return DataError(f"the image folder {images} {what}", f"check --images: {HINT}")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -96,7 +96,7 @@ class LiveSource:
 
         micro_batches = self._schedule.micro_batches(start, stop)
         for pixels, about in prefetch(read, micro_batches, self._workers, depth=self._workers + 1):
-            with self.times.timed("teacher"):
+            with self.times.timer("teacher"):
                 features = self._as_stored(run_teacher(self._teacher, pixels))
             yield Batch(torch.from_numpy(pixels), features, *about)
 
@@ -123,7 +123,7 @@ class LiveSource:
 
     def _pixels(self, slots: list[Slot]) -> UInt8Array:
         """Pixels (B, 3, H, W) of one micro batch. Runs on the reading threads."""
-        with self.times.reading():
+        with self.times.read_timer():
             return np.stack([self._slot_pixels(slot) for slot in slots])
 
     def _slot_pixels(self, slot: Slot) -> UInt8Array:

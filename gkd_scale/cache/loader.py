@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkd_scale.cache.encoded import EncodedBatch, EncodedRows, stacked
+from gkd_scale.cache.encoded import EncodedBatch, EncodedRows, stack
 from gkd_scale.cache.joined import Joined
 from gkd_scale.cache.loader_times import LoaderTimes
 from gkd_scale.cache.order import WINDOW, Order
@@ -80,7 +80,7 @@ class _Tokens:
 
     def parts(self) -> tuple[EncodedRows, ...]:
         """The encoded patch tokens by codec; none if they are in ``features``."""
-        return stacked([sample for sample in self._samples if sample is not None], self._empty)
+        return stack([sample for sample in self._samples if sample is not None], self._empty)
 
 
 def _require_views(has: int, views: int) -> int:
@@ -171,7 +171,7 @@ class CachedSource:
     def read(self, slots: list[Slot], teacher: int = 0) -> Features:
         """One teacher's features of the micro batch of ``slots``, checked; DamageError as ``batches``."""
         tokens = _Tokens(self._teachers[teacher], len(slots), False, self._empty)
-        with self.times.reading():
+        with self.times.read_timer():
             self._read(slots, [tokens])
         return tokens.features
 
@@ -181,11 +181,11 @@ class CachedSource:
             _Tokens(caches, len(slots), encoded, self._empty)
             for caches, encoded in zip(self._teachers, self._encoded, strict=True)
         ]
-        with self.times.reading():
+        with self.times.read_timer():
             images = self._read(slots, tokens)
             parts = tuple(teacher.parts() for teacher in tokens)
         pixels = self._empty((len(slots), 3, *self.image_size), torch.uint8)
-        with self.times.timed("decode"):
+        with self.times.timer("decode"):
             for row, image in enumerate(images):
                 pixels[row] = torch.from_numpy(decode(image.jpeg))
         about = facts([image.sid for image in images], slots, draw)

@@ -19,7 +19,7 @@ class LoaderTimes:
         self._lock = threading.Lock()
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def read_timer(self) -> Iterator[None]:
         """Time a block that reads and computes: all seconds but the thread's CPU time count as ``disk``."""
         wall, busy = time.perf_counter(), time.thread_time()
         try:
@@ -30,7 +30,7 @@ class LoaderTimes:
             self._add("decode", cpu)
 
     @contextmanager
-    def timed(self, kind: str) -> Iterator[None]:
+    def timer(self, kind: str) -> Iterator[None]:
         """Time a block of one kind."""
         start = time.perf_counter()
         try:

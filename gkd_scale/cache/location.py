@@ -20,12 +20,12 @@ from gkd_scale.errors import DataError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """File names that are read as images, whatever their case."""
 
-ACCEPTED = (
+HINT = (
     "--images takes a folder, a list (.txt, or .parquet with a column 'path'), tars "
     "('a-{00..12}.tar', 'folder/*.tar'), a URL, or ADAPTER:PATH"
 )
 
-STORED = "cache:"
+SCHEME = "cache:"
 """Prefix of the path or URL of a cache whose stored pixels are the images."""
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+):/(/?)")
@@ -83,7 +83,7 @@ _MAGIC = {
 
 def is_stored(images: str | Path) -> bool:
     """Whether ``images`` is ``cache:CACHE``: the pixels that a cache stores."""
-    return str(images).startswith(STORED)
+    return str(images).startswith(SCHEME)
 
 
 def is_url(location: str | Path) -> bool:
@@ -210,28 +210,28 @@ def refuse(images: str, place: str) -> None:
             if lower.endswith(ending):
                 raise DataError(
                     f"--images {images} is packed: an image in it cannot be read without those before it",
-                    _unpacking(images, ending, command, suffix),
+                    _unpack_hint(images, ending, command, suffix),
                 )
     if piece := _PIECE.match(path_of(place)):
-        whole = _quoted(piece[1])
+        whole = _quote(piece[1])
         raise DataError(
             f"--images {images} is a piece of a split archive", f"join the pieces: cat {whole}.* > {whole}"
         )
     for ending, what in _OTHERS.items():
         if lower.endswith(ending):
-            raise DataError(f"--images {images} is {what} ({ending}), which is not read here", ACCEPTED)
+            raise DataError(f"--images {images} is {what} ({ending}), which is not read here", HINT)
     if lower.endswith(EXTENSIONS) and (is_url(place) or Path(place).is_file()):
         raise DataError(f"--images {images} is one image", "give its folder, or a list of images (.txt)")
 
 
-def _unpacking(images: str, ending: str, command: str, suffix: str) -> str:
+def _unpack_hint(images: str, ending: str, command: str, suffix: str) -> str:
     if is_url(images):
         return f"download and unpack it, then give the {'.tar' if suffix else 'folder'}"
     target = f"{images[: -len(ending)]}{suffix}"
-    return f"{command.format(_quoted(images), _quoted(target))}, then --images {_quoted(target)}"
+    return f"{command.format(_quote(images), _quote(target))}, then --images {_quote(target)}"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """A word for the shell, in which braces still work."""
     return text if re.fullmatch(r"[\w./{},:@%+=-]+", text) else shlex.quote(text)
 

@@ -188,8 +188,8 @@ def _shard_info(folder: Path, spec: Spec, shard: int, entries: Sequence[Entry]) 
     CacheError if its views hold different samples; its indexes are removed.
     """
     infos = [read_info(index_path(folder, view, shard)) for view in range(spec.views)]
-    failed = Counter(sid for info in infos for sid in info.errors)
-    unsteady = {sid for sid, views in failed.items() if views < len(infos)}
+    errors = Counter(sid for info in infos for sid in info.errors)
+    unsteady = {sid for sid, views in errors.items() if views < len(infos)}
     if unsteady:
         for info in infos:
             index_path(folder, info.view, shard).unlink()

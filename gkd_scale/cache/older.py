@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gkd_scale.cache.rows import METADATA, table_bytes
-from gkd_scale.cache.spec import SORTED
+from gkd_scale.cache.spec import OLDEST
 from gkd_scale.randomness import generator
 
 
 def order(images: int, seed: int, version: int) -> npt.NDArray[np.uint32]:
     """Places in the list sorted by path, in the order of the shards."""
     places = np.arange(images, dtype=np.uint32)
-    if version != SORTED:
+    if version != OLDEST:
         generator("plan", seed, images).shuffle(places)
     return places
 
@@ -29,7 +29,7 @@ def plan_bytes(
     schema: pa.Schema, rows: Sequence[tuple[str, str, int]], samples_per_shard: int, version: int
 ) -> bytes:
     """``plan.parquet`` of (sid, name, bytes) in the order of the shards."""
-    if version != SORTED:
+    if version != OLDEST:
         schema = schema.with_metadata({METADATA: json.dumps({"format": version})})
     shards = [row // samples_per_shard for row in range(len(rows))]
     return table_bytes(pa.Table.from_arrays([*zip(*rows, strict=True), shards], schema=schema))

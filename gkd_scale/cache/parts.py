@@ -147,7 +147,7 @@ class Parts:
         """
         self._pack()
         self._writer.wait()
-        last = _sorted(self._without_labels(pa.concat_tables([_SCHEMA.empty_table(), *self._tables])))
+        last = _sort(self._without_labels(pa.concat_tables([_SCHEMA.empty_table(), *self._tables])))
         if not self._files and not len(_duplicates(last)):
             yield last
             return
@@ -157,7 +157,7 @@ class Parts:
         def load(byte: int) -> pa.Table:
             batches = [pa.Table.from_batches([file.get_batch(byte)], _SCHEMA) for file in files]
             batches.append(last.slice(bounds[byte], bounds[byte + 1] - bounds[byte]))
-            return _sorted(self._without_labels(pa.concat_tables(batches)))
+            return _sort(self._without_labels(pa.concat_tables(batches)))
 
         pending: dict[int, list[dict[str, Any]]] = {}
         for byte, table in enumerate(prefetch(load, range(_BYTES), workers=1, depth=2)):
@@ -182,13 +182,13 @@ class Parts:
 
     def _pack(self) -> None:
         """Turn the last images into columns."""
-        encoded = [path.encode() if path.isascii() else os.fsencode(path) for path in self._paths]
-        digests = b"".join([hashlib.blake2b(path, digest_size=8).digest() for path in encoded])
+        paths = [path.encode() if path.isascii() else os.fsencode(path) for path in self._paths]
+        digests = b"".join([hashlib.blake2b(path, digest_size=8).digest() for path in paths])
         sids = np.frombuffer(digests, ">u8").astype(np.uint64)
-        flags = self._flags or [False] * len(encoded)
-        columns = [key_of(sids, self._seed), sids, encoded, self._sizes, flags]
+        flags = self._flags or [False] * len(paths)
+        columns = [key_of(sids, self._seed), sids, paths, self._sizes, flags]
         self._tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
-        self._rows += len(encoded)
+        self._rows += len(paths)
         self._paths, self._sizes, self._flags = [], [], []
 
     def _write(self) -> None:
@@ -221,7 +221,7 @@ class Parts:
 
 def _write_part(path: Path, tables: list[pa.Table], about: dict[str, Any]) -> None:
     """One file, sorted, in 256 batches by the first byte of the key."""
-    table = _sorted(pa.concat_tables(tables))
+    table = _sort(pa.concat_tables(tables))
     schema = _SCHEMA.with_metadata({METADATA: json.dumps(about).encode()})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with atomic(path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
@@ -234,7 +234,7 @@ def _one_batch(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema)
 
 
-def _sorted(table: pa.Table) -> pa.Table:
+def _sort(table: pa.Table) -> pa.Table:
     return table.take(pa.array(np.argsort(table["key"].to_numpy(), kind="stable")))
 
 
@@ -254,13 +254,13 @@ def _distinct(table: pa.Table, byte: int, pending: dict[int, list[dict[str, Any]
     """
     while True:
         if byte in pending:
-            table = _sorted(pa.concat_tables([table, pa.Table.from_pylist(pending.pop(byte), _SCHEMA)]))
+            table = _sort(pa.concat_tables([table, pa.Table.from_pylist(pending.pop(byte), _SCHEMA)]))
         duplicates = _duplicates(table)
         if not len(duplicates):
             return table
         for row in table.take(duplicates).to_pylist():
-            renamed = _renamed(row, byte, seed)
-            pending.setdefault(renamed["key"] >> 56, []).append(renamed)
+            image = _rename(row, byte, seed)
+            pending.setdefault(image["key"] >> 56, []).append(image)
         table = table.filter(pa.array(~np.isin(np.arange(len(table)), duplicates)))
 
 
@@ -277,7 +277,7 @@ def _duplicates(table: pa.Table) -> npt.NDArray[np.int64]:
     return np.array(duplicates, np.int64)
 
 
-def _renamed(row: dict[str, Any], byte: int, seed: int) -> dict[str, Any]:
+def _rename(row: dict[str, Any], byte: int, seed: int) -> dict[str, Any]:
     """An image under the first of its further names whose key begins with ``byte`` or a larger one."""
     for times in count(1):
         sid = number_of(os.fsdecode(row["path"]) + f"\0{times}")

@@ -34,7 +34,7 @@ from gkd_scale.cache.location import printable
 from gkd_scale.cache.parts import PARTS, Parts, UInt64, number_of
 from gkd_scale.cache.rows import METADATA, Rows, RowWriter
 from gkd_scale.cache.source import LabelledSource, Source, ViewSource, open_source
-from gkd_scale.cache.spec import FORMAT, SORTED, Spec
+from gkd_scale.cache.spec import FORMAT, OLDEST, Spec
 from gkd_scale.files import atomic, sha256_file, write_bytes
 from gkd_scale.randomness import seed_of
 
@@ -76,7 +76,7 @@ class ImagePlan:
     """Lines about files beside the images that are left out."""
     view_source: ViewSource | None = None
     """The source of views that a cache stores already; None if they are made of the images."""
-    escaped: dict[str, str] = field(default_factory=dict)
+    raw: dict[str, str] = field(default_factory=dict)
     """Paths by sid of images whose path is not valid Unicode; the file has it in an escaped form."""
     _parts: Parts | None = None
     """Keeps the file of the rows alive, if it lies in their folder."""
@@ -129,7 +129,7 @@ class ImagePlan:
     def _entries(self, table: pa.Table) -> tuple[Entry, ...]:
         columns = (table[name].to_pylist() for name in ("sid", "path", "bytes"))
         return tuple(
-            Entry(sid, self.escaped.get(sid, path), size) for sid, path, size in zip(*columns, strict=True)
+            Entry(sid, self.raw.get(sid, path), size) for sid, path, size in zip(*columns, strict=True)
         )
 
 
@@ -173,10 +173,8 @@ def make_plan(
     notes = (*listing.notes, *([labels] if labels else []))
     if version != FORMAT:
         return _old_plan(parts, samples_per_shard, seed, version, source, notes)
-    rows, digest, escaped = _write(parts, samples_per_shard)
-    return ImagePlan(
-        rows, samples_per_shard, digest, seed, source=source, notes=notes, escaped=escaped, _parts=parts
-    )
+    rows, digest, raw = _write(parts, samples_per_shard)
+    return ImagePlan(rows, samples_per_shard, digest, seed, source=source, notes=notes, raw=raw, _parts=parts)
 
 
 def _collect(listing: Listing, parts: Parts, quiet: bool) -> bool:
@@ -197,13 +195,13 @@ def _collect(listing: Listing, parts: Parts, quiet: bool) -> bool:
 
 def _write(parts: Parts, samples_per_shard: int) -> tuple[Rows, str, dict[str, str]]:
     """The plan's rows, as a file beside the parts if they are many; their digest; and the escaped paths."""
-    state, escaped, rows = hashlib.sha256(), dict[str, str](), 0
+    state, raw, rows = hashlib.sha256(), dict[str, str](), 0
     path = parts.folder / PLAN if parts.many else None
     schema = _SCHEMA.with_metadata({METADATA: json.dumps({"format": FORMAT}).encode()})
     with io.BytesIO() if path is None else open(path, "wb") as file:
         with RowWriter(file, schema, plain=("sid", "path", "bytes")) as writer:
             for table in parts.in_order():
-                sids, names = _hex(table["sid"].to_numpy()), _printable(table["path"], table["sid"], escaped)
+                sids, names = _hex(table["sid"].to_numpy()), _printable(table["path"], table["sid"], raw)
                 shards = pa.array((rows + np.arange(len(table))) // samples_per_shard)
                 writer.add(pa.Table.from_arrays([sids, names, table["bytes"], shards], schema=schema))
                 lines = pc.binary_join_element_wise(sids, " ", table["bytes"].cast(pa.string()), "\n", "")
@@ -213,7 +211,7 @@ def _write(parts: Parts, samples_per_shard: int) -> tuple[Rows, str, dict[str, s
         if path is not None:
             os.fsync(file.fileno())
         rows_file = file.getvalue() if isinstance(file, io.BytesIO) else Path(file.name)
-    return Rows(rows_file, _SCHEMA.names[:3]), state.hexdigest(), escaped
+    return Rows(rows_file, _SCHEMA.names[:3]), state.hexdigest(), raw
 
 
 def _hex(sids: UInt64) -> pa.Array:
@@ -228,15 +226,15 @@ def numbers_of(table: pa.Table) -> UInt64:
     return np.array([int(sid, 16) for sid in table["sid"].to_pylist()], np.uint64)
 
 
-def _printable(paths: pa.ChunkedArray, sids: pa.ChunkedArray, escaped: dict[str, str]) -> pa.ChunkedArray:
-    """Paths as text. Those that are not valid Unicode are escaped, and go to ``escaped`` by sid."""
+def _printable(paths: pa.ChunkedArray, sids: pa.ChunkedArray, raw: dict[str, str]) -> pa.ChunkedArray:
+    """Paths as text. Those that are not valid Unicode are escaped, and go to ``raw`` by sid."""
     with contextlib.suppress(pa.ArrowInvalid):
         return paths.cast(pa.string())
     names = []
     for path, sid in zip(map(os.fsdecode, paths.to_pylist()), sids.to_pylist(), strict=True):
         names.append(printable(path))
         if names[-1] != path:
-            escaped[f"{sid:016x}"] = path
+            raw[f"{sid:016x}"] = path
     return pa.chunked_array([pa.array(names, pa.string())])
 
 
@@ -272,7 +270,7 @@ def read_plan_format(path: Path) -> int:
     """The format of the cache of a plan on disk; raises OSError or ArrowInvalid for a damaged file."""
     metadata = pq.read_schema(path).metadata or {}
     content: dict[str, Any] = json.loads(metadata.get(METADATA, b"{}"))
-    return int(content.get("format", SORTED))
+    return int(content.get("format", OLDEST))
 
 
 def _old_plan(
@@ -292,7 +290,7 @@ def _old_plan(
     digest = hashlib.sha256("".join(f"{entry.sid} {entry.bytes}\n" for entry in entries).encode()).hexdigest()
     entries = [entries[place] for place in older.order(len(entries), seed, version)]
     lines = [(entry.sid, entry.name, entry.bytes) for entry in entries]
-    escaped = {entry.sid: entry.path for entry in entries if entry.path != entry.name}
+    raw = {entry.sid: entry.path for entry in entries if entry.path != entry.name}
     data = older.plan_bytes(_SCHEMA, lines, samples_per_shard, version)
     rows = Rows(data, _SCHEMA.names[:3])
-    return ImagePlan(rows, samples_per_shard, digest, seed, version, source, notes, escaped=escaped)
+    return ImagePlan(rows, samples_per_shard, digest, seed, version, source, notes, raw=raw)

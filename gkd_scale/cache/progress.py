@@ -18,7 +18,7 @@ from gkd_scale import console
 from gkd_scale.cache.manifest import MANIFEST
 
 _SHOWN_ERRORS = 5
-_COUNTING = threading.Lock()
+_LOCK = threading.Lock()
 
 
 @dataclass
@@ -54,19 +54,19 @@ class BuildReport:
 
     def count(self, *, shards: int = 0, samples: int = 0, size: int = 0) -> None:
         """Add what was built; from any thread."""
-        with _COUNTING:
+        with _LOCK:
             self.shards_built += shards
             self.samples_built += samples
             self.bytes_written += size
 
     @contextmanager
-    def timed(self, kind: str) -> Iterator[None]:
+    def timer(self, kind: str) -> Iterator[None]:
         """Add the seconds of a block to ``seconds.KIND``; from any thread."""
         start = time.monotonic()
         try:
             yield
         finally:
-            with _COUNTING:
+            with _LOCK:
                 setattr(self.seconds, kind, getattr(self.seconds, kind) + time.monotonic() - start)
 
     def lines(self) -> list[str]:
@@ -98,11 +98,11 @@ def display(report: BuildReport, total: int, completed: int, quiet: bool) -> Ite
 
     Yields a function that counts views as done.
     """
-    started, seconds, bar = time.monotonic(), report.seconds, console.progress()
+    start, seconds, bar = time.monotonic(), report.seconds, console.progress()
     task = bar.add_task("cache-teacher", total=total, completed=completed)
 
     def render() -> Group:
-        elapsed = max(time.monotonic() - started, 1e-9)
+        elapsed = max(time.monotonic() - start, 1e-9)
         rate, speed = report.samples_built / elapsed, report.bytes_written / elapsed / 1e6
         text = (
             f"  {rate:.1f} images/s  {speed:.1f} MB/s"

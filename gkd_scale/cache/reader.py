@@ -35,8 +35,8 @@ from gkd_scale.cache.shard import (
     BLOCK,
     Member,
     index_path,
+    next_header,
     npy_view,
-    padded,
     parse_index,
     require_npy,
     tar_header,
@@ -112,7 +112,7 @@ class _Index(NamedTuple):
     def follows(self, member: Member) -> int:
         """The end of the zeros after a member: the next header, or the end of the tar."""
         end = member.offset + member.bytes
-        return self.tar_bytes if end == self.last else padded(end)
+        return self.tar_bytes if end == self.last else next_header(end)
 
 
 class _File:
@@ -174,7 +174,7 @@ class Cache(Dataset[Item]):
         path = Path(path) if mirror is None else mirror.folder
         spec = read_spec(path)
         if not (is_complete(path) if mirror is None else mirror.has(MANIFEST)):
-            raise _unfinished(path, spec)
+            raise _incomplete(path, spec)
         table = read_shards(path, spec)
         if table.spec != spec.hash() or _sha256((path / SPEC).read_bytes()) != table.files.get(SPEC):
             raise _damage(path, SPEC, "it does not match the manifest")
@@ -242,7 +242,7 @@ class Cache(Dataset[Item]):
                 patches[:] = self.codec.decode(arrays)
             return SampleImage(members[0].sid, self._jpeg(contents))
         except (KeyError, ValueError) as error:
-            raise self._damaged(view, shard, f"{members[0].sid}: {error}") from None
+            raise self._shard_damage(view, shard, f"{members[0].sid}: {error}") from None
 
     def read_encoded(self, view: int, index: int, cls: Float16) -> EncodedSample:
         """As :meth:`read_into`, with the patch tokens as they are stored."""
@@ -253,7 +253,7 @@ class Cache(Dataset[Item]):
             cls[:] = arrays.pop("cls.npy")
             return EncodedSample(SampleImage(members[0].sid, self._jpeg(contents)), self.codec, arrays)
         except (KeyError, ValueError) as error:
-            raise self._damaged(view, shard, f"{members[0].sid}: {error}") from None
+            raise self._shard_damage(view, shard, f"{members[0].sid}: {error}") from None
 
     def read_members(self, view: int, index: int, names: Collection[str]) -> dict[str, memoryview]:
         """The members called ``names`` (``jpg``, ``label.png``) of a sample, as they are stored."""
@@ -300,7 +300,7 @@ class Cache(Dataset[Item]):
         try:
             read_end = start + self._file(view, shard).read_into([before, row, after], start)
         except OSError as error:
-            raise self._damaged(view, shard, error.strerror or str(error)) from None
+            raise self._shard_damage(view, shard, error.strerror or str(error)) from None
 
         def part(first: int, past: int) -> memoryview:
             """Bytes [first, past) of the tar, without those of the row."""
@@ -309,21 +309,21 @@ class Cache(Dataset[Item]):
             return after[first - row_stop : past - row_stop]
 
         contents = {m.member: part(m.offset, m.offset + m.bytes) for m in members}
-        end = padded(last.offset + last.bytes)
+        end = next_header(last.offset + last.bytes)
         crc = zlib_ng.crc32(after[: end - row_stop], zlib_ng.crc32(row, zlib_ng.crc32(before)))
         if crc != last.sample_crc32:  # damaged, or not a whole sample: say which member
             for member in members:
                 problem = _problem(member, part, row, read_end)
                 if problem:
-                    raise self._damaged(view, shard, f"{member.sid}.{member.member}: {problem}")
+                    raise self._shard_damage(view, shard, f"{member.sid}.{member.member}: {problem}")
         if read_end < stop or not _zero(after[end - row_stop :]):
-            raise self._damaged(view, shard, "its end is cut short or not zero")
+            raise self._shard_damage(view, shard, "its end is cut short or not zero")
         return contents
 
     def _jpeg(self, contents: dict[str, memoryview]) -> memoryview:
         return contents["jpg"] if self.spec.pixels_of is None else memoryview(b"")
 
-    def _damaged(self, view: int, shard: int, why: str) -> DamageError:
+    def _shard_damage(self, view: int, shard: int, why: str) -> DamageError:
         return self._damaged_file(tar_path(self.path, view, shard), why)
 
     def _open(self, view: int, shard: int) -> _File:
@@ -354,7 +354,7 @@ class Cache(Dataset[Item]):
             raise self._damaged_file(path, "it does not match the manifest")
         return data
 
-    def checked(self, name: str) -> Path:
+    def sound_file(self, name: str) -> Path:
         """The path of the plan or the manifest, whose bytes are those that were written; DamageError."""
         path = self.path / name
         try:
@@ -425,15 +425,15 @@ def refuse_unlike(one: Cache, other: Cache) -> None:
     """CacheError unless both hold tokens of one teacher, grid and image size."""
     keys = ("teacher", "dim", "grid", "image_size")
     mine, theirs = ({key: cache.spec.to_dict()[key] for key in keys} for cache in (one, other))
-    if differing := differences(mine, theirs):
-        lines = [f"{key}: {before} and {after}" for key, before, after in differing]
+    if changes := differences(mine, theirs):
+        lines = [f"{key}: {before} and {after}" for key, before, after in changes]
         raise CacheError(
             f"the caches {one.path} and {other.path} cannot be used together:\n    " + "\n    ".join(lines),
             "make both with the same teacher, --image-size and --patch-size",
         )
 
 
-def _unfinished(path: Path, spec: Spec) -> CacheError:
+def _incomplete(path: Path, spec: Spec) -> CacheError:
     missing = sum(not index_path(path, view, shard).exists() for view, shard in spec.view_shards)
     return CacheError(
         f"the cache {path} is unfinished: {missing} of {len(spec.view_shards)} shards are missing",
@@ -452,7 +452,7 @@ def _damage(path: Path, what: str, why: str, images: str = "FOLDER") -> DamageEr
 def _problem(member: Member, part: Callable[[int, int], memoryview], row: memoryview, read_end: int) -> str:
     """What is wrong with a member of a tar that was read up to byte ``read_end``; '' if nothing."""
     name, end = f"{member.sid}.{member.member}", member.offset + member.bytes
-    if padded(end) > read_end:
+    if next_header(end) > read_end:
         return "the tar is cut short"
     if part(member.offset - BLOCK, member.offset) != tar_header(name, member.bytes):
         return "its tar header is not the one written"
@@ -462,7 +462,7 @@ def _problem(member: Member, part: Callable[[int, int], memoryview], row: memory
         crc = zlib_ng.crc32(row, crc)
     if crc != member.crc32:
         return "CRC32 mismatch"
-    return "" if _zero(part(end, padded(end))) else "the padding after it is not zero"
+    return "" if _zero(part(end, next_header(end))) else "the padding after it is not zero"
 
 
 def _zero(data: memoryview) -> bool:

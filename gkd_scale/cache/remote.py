@@ -27,7 +27,7 @@ from gkd_scale.cache.plan import PLAN
 from gkd_scale.cache.shard import tar_path
 from gkd_scale.cache.spec import SPEC, read_spec
 from gkd_scale.errors import CacheError
-from gkd_scale.files import LOCK, locked, own_temporary, write_bytes
+from gkd_scale.files import LOCK, hold, own_temporary, write_bytes
 
 
 def main(cfg: PushConfig) -> None:
@@ -186,7 +186,7 @@ class Mirror:
             busy = self._busy.setdefault(name, threading.Lock())
         with busy:
             path = self.folder / name
-            if _touched(path):
+            if _touch(path):
                 return
             remote = f"{self._root}/{name}"
             size = _size(self._fs, remote)
@@ -194,9 +194,9 @@ class Mirror:
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.with_name(path.name + LOCK)
-            with locked(lock, lambda _: None, CacheError):
+            with hold(lock, lambda _: None, CacheError):
                 try:
-                    if not _touched(path):
+                    if not _touch(path):
                         self._download(remote, path, size)
                 finally:
                     lock.unlink(missing_ok=True)
@@ -217,7 +217,7 @@ class Mirror:
 
         A reader that has one of them open goes on reading it: the disk keeps it until it is closed.
         """
-        with self._lock, locked(self.folder / f"mirror{LOCK}", lambda _: None, CacheError):
+        with self._lock, hold(self.folder / f"mirror{LOCK}", lambda _: None, CacheError):
             tars = [(tar.stat(), tar) for tar in self.folder.glob("v*/*.tar")]
             total = size + sum(stat.st_size for stat, _ in tars)
             for stat, tar in sorted(tars, key=lambda item: item[0].st_mtime_ns):
@@ -226,7 +226,7 @@ class Mirror:
                     total -= stat.st_size
 
 
-def _touched(path: Path) -> bool:
+def _touch(path: Path) -> bool:
     """Whether a file exists; if so, its time of last use becomes now."""
     with suppress(PermissionError):
         try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gkd_scale.cache.codecs.base import Float32
 from gkd_scale.cache.reader import Cache
-from gkd_scale.cache.stored import storing
+from gkd_scale.cache.stored import pixel_cache
 from gkd_scale.cache.teacher import run_teacher
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import CacheError, GkdError
@@ -33,7 +33,7 @@ def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLER
     CacheError if the teacher is not the one of the cache (versions aside), or the pixels cannot be found.
     """
     refuse_other_teacher(str(cache.path), cache.fingerprint, teacher)
-    pixels = storing(cache)
+    pixels = pixel_cache(cache)
     total = cache.views * cache.num_samples
     rng = generator("verify.rerun", cache.spec.hash(), samples)
     for place in sorted(rng.choice(total, min(samples, total), replace=False).tolist()):
@@ -46,11 +46,11 @@ def rerun(cache: Cache, teacher: Teacher, samples: int, tolerance: float = TOLER
         features = run_teacher(teacher, decode(jpeg)[None])
         patches, cls = features.patches[0].numpy(), features.cls[0].numpy()
         codec_error = _distance(cache.codec.decode(cache.codec.encode(patches)), patches)
-        for name, cached, computed, limit in (
+        for name, old, new, limit in (
             ("patch tokens", sample.patches, patches, tolerance + 1.5 * codec_error),
             ("CLS", sample.cls, cls, tolerance),
         ):
-            if (distance := _distance(cached, computed)) > limit:
+            if (distance := _distance(old, new)) > limit:
                 yield (
                     f"v{view:02d}: {sample.sid}: {name} differ from the teacher's by {distance:.3g} "
                     f"(relative L2; at most {limit:.3g})"

@@ -26,8 +26,8 @@ class RowWriter:
     """
 
     def __init__(self, file: BinaryIO | pa.NativeFile, schema: pa.Schema, plain: Sequence[str] = ()) -> None:
-        repeating = [name for name in schema.names if name not in plain]
-        self._writer = pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeating)
+        columns = [name for name in schema.names if name not in plain]
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=columns)
         self._waiting: list[pa.Table] = []
         self._rows = 0
 

@@ -44,7 +44,7 @@ class Events(NamedTuple):
 
     report: BuildReport
     advance: Callable[[int], None]
-    committed: Callable[[ShardTask], None]
+    on_commit: Callable[[ShardTask], None]
 
 
 class ShardBuilder:
@@ -83,7 +83,7 @@ class ShardBuilder:
         errors: dict[str, str] = {}
         batch: list[MadeView] = []
         for entry in self._plan.shard(task.shard):
-            with self._report.timed("read"):
+            with self._report.timer("read"):
                 view = next(views)
             if isinstance(view, str):
                 errors[entry.sid] = view
@@ -103,7 +103,7 @@ class ShardBuilder:
 
     def _compute(self, shard: ShardWriter, batch: Sequence[MadeView], pixels: UInt8Array) -> None:
         """Run the teacher on ``pixels`` (B, 3, H, W) and hand the tokens to the writer."""
-        with self._report.timed("teacher"):
+        with self._report.timer("teacher"):
             features = run_teacher(self._teacher, pixels)
         cls, patches = features.cls.numpy(), features.patches.numpy()
         self._queue_write(shard, partial(self._write, shard, batch, cls, patches))
@@ -121,7 +121,7 @@ class ShardBuilder:
                 shard.abort()
                 raise
 
-        with self._report.timed("write"):
+        with self._report.timer("write"):
             self._writer.submit(unless_aborted)
 
     def _write(self, shard: ShardWriter, batch: Sequence[MadeView], cls: Float32, patches: Float32) -> None:
@@ -146,4 +146,4 @@ class ShardBuilder:
         shard.commit(errors)
         self._open.remove(shard)
         self._report.count(shards=1)
-        self._events.committed(task)
+        self._events.on_commit(task)

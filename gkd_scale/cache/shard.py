@@ -111,7 +111,7 @@ class ShardWriter:
             content = members[name]
             header = tar_header(f"{sid}.{name}", len(content))
             sample.append(Member(sid, name, self._size + len(header), len(content), zlib_ng.crc32(content)))
-            for data in (header, content, bytes(padded(len(content)) - len(content))):
+            for data in (header, content, bytes(next_header(len(content)) - len(content))):
                 self._write(data)
                 crc = zlib_ng.crc32(data, crc)
         self._members += [member._replace(sample_crc32=crc) for member in sample]
@@ -164,7 +164,7 @@ def tar_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
-def padded(end: int) -> int:
+def next_header(end: int) -> int:
     """The offset of the next header after a member whose content ends at ``end``."""
     return end + -end % BLOCK
 

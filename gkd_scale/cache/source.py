@@ -33,8 +33,8 @@ from PIL import Image
 
 from gkd_scale.cache.listing import PrefixListing
 from gkd_scale.cache.location import (
-    ACCEPTED,
     EXTENSIONS,
+    HINT,
     file_system,
     is_stored,
     is_tar,
@@ -91,9 +91,7 @@ def open_source(images: str | Path) -> Source | None:
     if os.path.isdir(text):  # noqa: PTH112  # False, not an error, for a name that is too long
         return None
     if is_stored(text):
-        raise DataError(
-            f"--images {text}: only cache-teacher, plan and repair read a cache's pixels", ACCEPTED
-        )
+        raise DataError(f"--images {text}: only cache-teacher, plan and repair read a cache's pixels", HINT)
     refuse_output(text)
     places = locations(text)
     others = [place for place in places if not is_tar(place)]
@@ -102,7 +100,7 @@ def open_source(images: str | Path) -> Source | None:
     for place in places:
         refuse(text, place)
     if len(places) > 1:
-        raise DataError(f"--images {text} names {len(places)} places, and {others[0]} is no tar", ACCEPTED)
+        raise DataError(f"--images {text} names {len(places)} places, and {others[0]} is no tar", HINT)
     if text.lower().endswith((".txt", ".parquet")):
         return PathList(Path(text))
     return UrlSource(url_of(text)) if is_url(text) else None
@@ -119,7 +117,7 @@ class PathList:
         if not names:
             raise DataError(f"{self._file} names no images", "write one path a line")
         if not any(os.path.lexists(self._path(name)) for name in names):
-            near = next(filter(os.path.lexists, map(self._path, _respelled(names[0]))), None)
+            near = next(filter(os.path.lexists, map(self._path, _spellings(names[0]))), None)
             raise DataError(
                 f"{self._file} names {len(names)} files, none of which exists; the first is {names[0]!r}",
                 (f"there is {near}; " if near else "")
@@ -162,7 +160,7 @@ class PathList:
         return status.st_size if status and stat.S_ISREG(status.st_mode) else 0
 
 
-def _respelled(line: str) -> Iterator[str]:
+def _spellings(line: str) -> Iterator[str]:
     """What a line of a list may mean: quotes, a URL, backslashes, columns, a name without its ending."""
     bare = line.strip("\"'")
     plain = unquote(bare.removeprefix("file://")).replace("\\", "/")

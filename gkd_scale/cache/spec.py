@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gkd_scale.cache.location import STORED
+from gkd_scale.cache.location import SCHEME
 from gkd_scale.commands import shell
 from gkd_scale.errors import CacheError, DamageError
 from gkd_scale.files import write_json
@@ -23,7 +23,7 @@ from gkd_scale.files import write_json
 FORMAT = 3
 """Version of the files of a new cache."""
 
-SORTED = 1
+OLDEST = 1
 """Version of caches whose shards are cut from the sorted list of images: read, and built to their end."""
 
 SPEC = "cache.json"
@@ -71,7 +71,7 @@ class Spec:
     @property
     def images_flag(self) -> str:
         """What ``repair --images`` takes: the cache that stores the pixels, or FOLDER in place of a name."""
-        return f"{STORED}{self.pixels['path']}" if self.pixels else "FOLDER"
+        return f"{SCHEME}{self.pixels['path']}" if self.pixels else "FOLDER"
 
     @property
     def shards(self) -> int:
@@ -125,7 +125,7 @@ def read_spec(folder: Path) -> Spec:
             raise ValueError("its checksum does not match its content")
         values = dict(content["spec"])
         version = values["format"]
-        if version in range(SORTED, FORMAT + 1):
+        if version in range(OLDEST, FORMAT + 1):
             values["grid"], values["image_size"] = tuple(values["grid"]), tuple(values["image_size"])
             return Spec(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -133,7 +133,7 @@ def read_spec(folder: Path) -> Spec:
             f"{path} is damaged: {error}", f"see what is whole with: {shell('gkd-scale', 'verify', folder)}"
         ) from None
     raise CacheError(
-        f"{path} has format {version}; this version reads formats {SORTED} to {FORMAT}",
+        f"{path} has format {version}; this version reads formats {OLDEST} to {FORMAT}",
         "use the version of gkd-scale that wrote it, or make the cache again",
     )
 
@@ -152,14 +152,14 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) of all leaves that differ."""
-    differing: list[tuple[str, Any, Any]] = []
+    result: list[tuple[str, Any, Any]] = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            differing += differences(before, after, f"{prefix}{key}.")
+            result += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            differing.append((f"{prefix}{key}", before, after))
-    return differing
+            result.append((f"{prefix}{key}", before, after))
+    return result
 
 
 def refuse_other(folder: Path, old: Spec, new: Spec, changed_images: str | None = None) -> None:
@@ -167,12 +167,12 @@ def refuse_other(folder: Path, old: Spec, new: Spec, changed_images: str | None 
 
     ``changed_images`` says how the images differ; '' if they are the same in another order.
     """
-    differing = differences(old.identity(), new.identity())
-    if not differing:
+    changes = differences(old.identity(), new.identity())
+    if not changes:
         return
     lines = [
         f"{key}: the cache has {json.dumps(before)}, asked for {json.dumps(after)}"
-        for key, before, after in differing
+        for key, before, after in changes
         if changed_images is None or key not in ("plan", "images")
     ]
     if changed_images:

@@ -34,16 +34,16 @@ class Stats:
         """The summary for the terminal."""
         lines = []
         for name, moments in (("patch", self.patch), ("cls", self.cls)):
-            explained = moments.explained()
-            needed = ", ".join(
-                f"{share:.0%} in {int(np.searchsorted(explained, share)) + 1}" for share in (0.9, 0.95, 0.99)
+            shares = moments.shares()
+            counts = ", ".join(
+                f"{share:.0%} in {int(np.searchsorted(shares, share)) + 1}" for share in (0.9, 0.95, 0.99)
             )
             std = np.sqrt(np.clip(np.diag(moments.covariance), 0, None))
             lines += [
-                f"{name}: {moments.count} tokens of {len(explained)} channels; norm {moments.norm_mean:.4g} "
+                f"{name}: {moments.count} tokens of {len(shares)} channels; norm {moments.norm_mean:.4g} "
                 f"(from {moments.norm_min:.4g} to {moments.norm_max:.4g})",
                 f"  channel std: median {np.median(std):.4g}, largest {std.max():.4g}; "
-                f"variance in principal components: {needed}",
+                f"variance in principal components: {counts}",
             ]
         return lines
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gkd_scale.cache.config import CacheTeacherConfig, ViewConfig
-from gkd_scale.cache.location import STORED, is_stored, is_url, url_of
+from gkd_scale.cache.location import SCHEME, is_stored, is_url, url_of
 from gkd_scale.cache.manifest import MANIFEST
 from gkd_scale.cache.plan import PLAN, ImagePlan, numbers_of, read_plan
 from gkd_scale.cache.reader import Cache
@@ -37,11 +37,11 @@ class StoredViews:
     def __init__(self, cache: Cache, place: str) -> None:
         self.cache, self._place = cache, place
         sids, readable, self._reasons = [], [], dict[str, str]()
-        for table in Rows(cache.checked(MANIFEST), ["sid", "error"]).tables():
+        for table in Rows(cache.sound_file(MANIFEST), ["sid", "error"]).tables():
             sids.append(numbers_of(table))
             readable.append(pc.is_null(table["error"]).to_numpy())
-            failed = table.filter(pc.is_valid(table["error"]))
-            self._reasons |= zip(failed["sid"].to_pylist(), failed["error"].to_pylist(), strict=True)
+            errors = table.filter(pc.is_valid(table["error"]))
+            self._reasons |= zip(errors["sid"].to_pylist(), errors["error"].to_pylist(), strict=True)
         places = np.cumsum(np.concatenate(readable)) - 1
         order = np.argsort(all_sids := np.concatenate(sids))
         self._sids, self._places = all_sids[order], places[order]
@@ -63,7 +63,7 @@ class StoredViews:
 
     def plan(self) -> ImagePlan:
         """The plan of the cache, whose views are these."""
-        return replace(read_plan(self.cache.checked(PLAN), self.cache.spec), view_source=self)
+        return replace(read_plan(self.cache.sound_file(PLAN), self.cache.spec), view_source=self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache anew, and refuses one that has changed."""
@@ -76,7 +76,7 @@ def open_stored(images: str | Path) -> StoredViews:
     return StoredViews(cache, place)
 
 
-def storing(cache: Cache) -> Cache:
+def pixel_cache(cache: Cache) -> Cache:
     """The cache that stores the pixels of ``cache``: itself, or the one that its spec names.
 
     CacheError if that is not where it was, or has changed.
@@ -101,9 +101,9 @@ def _reopen(place: str, manifest: str) -> StoredViews:
 
 def _open(images: str | Path) -> tuple[str, Cache]:
     """The URL or absolute path of the cache that ``cache:CACHE`` names, and the cache."""
-    place = str(images).removeprefix(STORED)
+    place = str(images).removeprefix(SCHEME)
     if not place:
-        raise ConfigError(f"--images {images} names no cache", f"give --images {STORED}CACHE")
+        raise ConfigError(f"--images {images} names no cache", f"give --images {SCHEME}CACHE")
     place = url_of(place) if is_url(place) else str(Path(place).expanduser().absolute())
     cache = Cache.open(place)
     cache.require_pixels(f"give --images {cache.spec.images_flag}")
@@ -122,7 +122,7 @@ def follow(cfg: C) -> C:
         return cfg
     place, cache = _open(cfg.images)
     spec = cache.spec
-    followed = replace(
+    result = replace(
         cfg,
         image_size="x".join(map(str, spec.image_size)),
         views=spec.views,
@@ -130,15 +130,15 @@ def follow(cfg: C) -> C:
         samples_per_shard=spec.samples_per_shard,
         view=build(ViewConfig, spec.view),
     )
-    default = dict(_leaves(CacheTeacherConfig(STORED, Path())))
+    default = dict(_leaves(CacheTeacherConfig(SCHEME, Path())))
     wrong = [
         f"{key} {theirs}, not {mine}"
-        for (key, mine), (_, theirs) in zip(_leaves(cfg), _leaves(followed), strict=True)
+        for (key, mine), (_, theirs) in zip(_leaves(cfg), _leaves(result), strict=True)
         if mine != theirs and mine is not None and (key in explicit_keys(cfg) or mine != default[key])
     ]
     if wrong:
         raise ConfigError(f"the cache {place} has {'; '.join(wrong)}", "leave out what the cache decides")
-    return followed
+    return result
 
 
 def _leaves(cfg: CacheTeacherConfig) -> Iterator[tuple[str, Any]]:

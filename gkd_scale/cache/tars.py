@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 _MOST_LINKS = 40
 _MOST_BYTES = 1 << 31
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
-_SHOWN = 6
+_LIMIT = 6
 _AGAIN = "copy or download it again, or unpack what there is of it ('tar -xf') and give the folder"
 
 
@@ -144,7 +144,7 @@ def _scan_file(label: str, tar: str, file: Any) -> _Scan:
     scan = _Scan()
     regular: dict[str, _Place] = {}
     links: dict[str, str] = {}
-    waiting: list[tuple[str, str]] = []
+    absent: list[tuple[str, str]] = []
     for member in _members(tar, file, head, scan):
         path = posixpath.normpath(member.name)
         image = member.name.lower().endswith(EXTENSIONS)
@@ -176,9 +176,9 @@ def _scan_file(label: str, tar: str, file: Any) -> _Scan:
             why = "not a regular file in the tar"
             if place is None and (member.islnk() or member.issym()):
                 why = f"a link to {on_a_line(member.linkname)}, which is not in the tar"
-                waiting.append((name, path))
+                absent.append((name, path))
             scan.images[name] = place or _Place(tar, 0, 0, (), why)
-    for name, path in waiting:
+    for name, path in absent:
         scan.images[name] = _follow(path, regular, links) or scan.images[name]
     return scan
 
@@ -241,10 +241,10 @@ def _members(tar: str, file: Any, head: bytes, scan: _Scan) -> Iterator[tarfile.
             offset, last = member.offset, member
             yield member
         end = archive.offset
-        following = _next_tar(tar, file, end, last)
-        if following is None:
+        next_start = _next_tar(tar, file, end, last)
+        if next_start is None:
             return
-        scan.archives, start = max(1, scan.archives) + 1, following
+        scan.archives, start = max(1, scan.archives) + 1, next_start
 
 
 def _next_tar(tar: str, file: Any, end: int, last: tarfile.TarInfo | None) -> int | None:
@@ -302,5 +302,5 @@ def _notes(scans: dict[str, _Scan]) -> Iterator[str]:
 
 
 def _first_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(on_a_line(name) for name in names[:_SHOWN]) + more
+    more = f" and {len(names) - _LIMIT} more" if len(names) > _LIMIT else ""
+    return ", ".join(on_a_line(name) for name in names[:_LIMIT]) + more

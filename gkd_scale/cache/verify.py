@@ -88,8 +88,8 @@ def damaged_shards(path: Path, *, quiet: bool = False) -> dict[tuple[int, int], 
     root = _Root()
     for _ in _check_root(path, root):
         pass
-    checked = _check_shards(path, root, _shards(path, root), quiet)
-    return {shard: lines for shard, lines in checked if lines}
+    results = _check_shards(path, root, _shards(path, root), quiet)
+    return {shard: lines for shard, lines in results if lines}
 
 
 def _summary(path: Path, spec: Spec | None, shards: int, damages: int) -> str:
@@ -119,8 +119,8 @@ def _check_root(path: Path, root: _Root) -> Iterator[str]:
     if root.spec and is_complete(path):
         yield from _check_table(path, root.spec, root)
         yield from _check_manifest(path, root.spec, root)
-    fitted = root.spec is not None and root.spec.codec_state
-    for name in (SPEC, PLAN, *([STATE] if fitted else [])):
+    state = root.spec is not None and root.spec.codec_state
+    for name in (SPEC, PLAN, *([STATE] if state else [])):
         yield from _check_file(path, name, root)
     if root.spec:
         for file in sorted(path.glob(PATTERN)):
@@ -216,8 +216,8 @@ def _check_shards(
     with console.progress(disable=quiet) as bar:
         task = bar.add_task("verify", total=len(shards))
         work = prefetch(lambda shard: _check_shard(path, root, *shard), shards, min(2, default_workers()), 4)
-        for checked in zip(shards, work, strict=True):
-            yield checked
+        for result in zip(shards, work, strict=True):
+            yield result
             bar.advance(task)
 
 

@@ -185,12 +185,12 @@ def view_of(cfg: CacheTeacherConfig, plan: ImagePlan, entry: Entry, view: int) -
     if plan.view_source is not None:
         return _cached_view(plan.view_source, entry, view)
     try:
-        opened = open_entry(cfg.images, plan, entry)
+        original = open_entry(cfg.images, plan, entry)
     except UnreadableImage as error:
         return str(error)
-    new_view = make_view(opened.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
-    label = None if opened.label is None else view_label(opened.label, new_view.params, cfg.size)
-    return MadeView(entry, new_view, opened.source, decode(new_view.jpeg), label)
+    new_view = make_view(original.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
+    label = None if original.label is None else view_label(original.label, new_view.params, cfg.size)
+    return MadeView(entry, new_view, original.source, decode(new_view.jpeg), label)
 
 
 def views_of(

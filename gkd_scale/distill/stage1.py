@@ -21,7 +21,7 @@ import torch
 
 from gkd_scale import __version__, commands, config, console
 from gkd_scale.cache.ledger import FOLDER as LEDGER
-from gkd_scale.cache.ledger import recorded
+from gkd_scale.cache.ledger import record
 from gkd_scale.cache.spec import digest
 from gkd_scale.distill import heads
 from gkd_scale.distill.config import Stage1Config
@@ -113,7 +113,7 @@ def _training_plan(
         stream = teacher.source.batches(first, stop, draws)
         if not cfg.reading.ledger or cfg.run.dry_run:
             return stream
-        return recorded(stream, cfg.run.out / LEDGER, runtime.rank, first, plan.accumulation)
+        return record(stream, cfg.run.out / LEDGER, runtime.rank, first, plan.accumulation)
 
     return TrainingPlan(batches, steps, cfg.run, teacher.why_wait)
 

@@ -47,7 +47,7 @@ def _copy_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
         batch = next(batches, end)
         with torch.cuda.device(device), torch.cuda.stream(stream):
             gpu_batch = map_tensors(batch, lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
-            gpu_batch = gpu_batch.decoded() if isinstance(gpu_batch, EncodedBatch) else gpu_batch
+            gpu_batch = gpu_batch.decode() if isinstance(gpu_batch, EncodedBatch) else gpu_batch
             event = torch.cuda.Event()
             event.record(stream)
         return gpu_batch, event

@@ -15,7 +15,7 @@ from gkd_scale.cache.manifest import is_complete
 from gkd_scale.cache.plan import make_plan
 from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.source import Source, open_source
-from gkd_scale.cache.stored import storing
+from gkd_scale.cache.stored import pixel_cache
 from gkd_scale.cache.views import decode
 from gkd_scale.errors import DataError, GkdError
 from gkd_scale.images import UnreadableImage, open_bytes, open_image
@@ -61,7 +61,7 @@ def _of_training(place: str, count: int) -> list[UInt8Array]:
         dataset = registry.open_dataset(place)
         return [dataset[index].image for index in _spread(len(dataset), count)]
     if is_complete(Path(place)):
-        cache = storing(Cache.open(place))
+        cache = pixel_cache(Cache.open(place))
         views = (cache.read(0, index).jpeg for index in _spread(cache.num_samples, count))
         return [np.ascontiguousarray(decode(jpeg).transpose(1, 2, 0)) for jpeg in views]
     return _of_place(place, count)

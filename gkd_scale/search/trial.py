@@ -60,7 +60,7 @@ def train(params: dict[str, Any], plan: SearchPlan) -> None:
     name = tune.get_context().get_trial_id()
     out = plan.out / "trials" / name
     out.mkdir(parents=True, exist_ok=True)
-    with files.locked(out / "lock", lambda _: None):  # an actor that is being killed may linger
+    with files.hold(out / "lock", lambda _: None):  # an actor that is being killed may linger
         params = {key: value for key, value in params.items() if key in plan.space.searched}
         forked = _fork(plan, name, params)
         last = last_report(out)

@@ -78,7 +78,7 @@ class _Measure:
 
     def level(self, layer: int | None, grid: tuple[int, int], miou: float) -> Level:
         mean, covariance = self.moments.mean, self.moments.covariance
-        explained, spread = self.moments.explained(), np.sqrt(np.diag(covariance))
+        shares, spread = self.moments.shares(), np.sqrt(np.diag(covariance))
         power = float(mean @ mean)
         norms = torch.cat(self.norms)
         return Level(
@@ -88,7 +88,7 @@ class _Measure:
             tokens=self.moments.count,
             miou=miou,
             mean_power=power / max(power + float(np.trace(covariance)), float(np.finfo(float).tiny)),
-            components=tuple(float(explained[min(k, len(mean)) - 1]) for k in COMPONENTS),
+            components=tuple(float(shares[min(k, len(mean)) - 1]) for k in COMPONENTS),
             outlier_channels=int((spread > LOUD_CHANNEL * np.median(spread)).sum()),
             artefacts=float((norms > ARTEFACT * norms.median()).float().mean()),
         )

@@ -47,7 +47,7 @@ def test_an_encoded_batch_decodes_to_the_same_batch(codecs: list[str], caches: d
         assert isinstance(other, EncodedBatch) and (other.sids, other.epochs) == (batch.sids, batch.epochs)
         copy = map_tensors(other, torch.Tensor.clone)  # as on the way to a device
         assert isinstance(copy, EncodedBatch)
-        back = copy.decoded()
+        back = copy.decode()
         assert type(back) is type(batch) and back.positions == batch.positions
         assert torch.equal(back.pixels, batch.pixels) and torch.equal(back.teacher.cls, batch.teacher.cls)
         assert back.teacher.patches.dtype == torch.float16

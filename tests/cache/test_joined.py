@@ -79,7 +79,7 @@ def test_joined_batches_are_those_of_each_cache_alone(one: Path, other: Path) ->
         ]
         for both, *alone in zip(*runs, strict=True):
             assert isinstance(both, EncodedBatch) == encoded and len(both.teachers) == 2
-            plain = [each.decoded() if isinstance(each, EncodedBatch) else each for each in (both, *alone)]
+            plain = [each.decode() if isinstance(each, EncodedBatch) else each for each in (both, *alone)]
             assert all(alike(plain[0], each, number) for number, each in enumerate(plain[1:]))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gkd_scale.cache.ledger import check_ledger, recorded
+from gkd_scale.cache.ledger import check_ledger, record
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.progress import BuildReport
 from gkd_scale.cache.reader import Cache
@@ -19,7 +19,7 @@ def train(cache: Cache, folder: Path, start: int, stop: int, world: int) -> None
         source = CachedSource(
             cache, global_batch=6, micro_batch=6 // world // 1, rank=rank, world=world, seed=2
         )
-        assert len(list(recorded(source.batches(start, stop), folder, rank, start, 1))) == stop - start
+        assert len(list(record(source.batches(start, stop), folder, rank, start, 1))) == stop - start
 
 
 def sids(cache: Cache) -> list[str]:
@@ -40,7 +40,7 @@ def test_a_run_killed_and_gone_on_with_other_ranks_uses_each_sample_once(
 def test_accumulation_counts_as_one_step(whole: Whole, tmp_path: Path) -> None:
     cache = Cache.open(whole[0])
     source = CachedSource(cache, global_batch=6, micro_batch=2, accumulation=3)
-    list(recorded(source.batches(5, 10), tmp_path, 0, 5, 3))
+    list(record(source.batches(5, 10), tmp_path, 0, 5, 3))
     steps = {line.split("\t")[0] for line in (tmp_path / "rank-000.tsv").read_text().split("\n") if line}
     assert steps == {"5", "6", "7", "8", "9"}
     assert check_ledger(tmp_path, sids(cache)) == (3, [])

@@ -25,8 +25,8 @@ def test_the_cause_is_what_took_longest(kind: str, workers: int, message: str) -
 def test_time_is_added_up() -> None:
     times = LoaderTimes(1)
     for _ in range(2):
-        with times.timed("teacher"):
+        with times.timer("teacher"):
             pass
-        with times.reading():
+        with times.read_timer():
             sum(range(10_000))
     assert times.seconds["teacher"] > 0 and times.seconds["decode"] > 0

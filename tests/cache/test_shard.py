@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zlib_ng import zlib_ng
 
-from gkd_scale.cache.shard import ShardWriter, padded, parse_index, tar_path
+from gkd_scale.cache.shard import ShardWriter, next_header, parse_index, tar_path
 
 
 def test_the_crc_of_a_sample_covers_its_headers_contents_and_padding(tmp_path: Path) -> None:
@@ -23,4 +23,4 @@ def test_the_crc_of_a_sample_covers_its_headers_contents_and_padding(tmp_path: P
 
 @given(st.integers(0, 2**40))
 def test_padding_ends_at_a_block(end: int) -> None:
-    assert padded(end) % 512 == 0 and 0 <= padded(end) - end < 512
+    assert next_header(end) % 512 == 0 and 0 <= next_header(end) - end < 512

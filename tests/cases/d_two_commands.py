@@ -110,7 +110,7 @@ def second_demo(bench: Bench) -> object:
 def second_benchmark(bench: Bench) -> object:
     out = bench.folder / "bench"
     out.mkdir()
-    with files.shared(out / files.LOCK, "another recipe", lambda *_: None):
+    with files.share(out / files.LOCK, "another recipe", lambda *_: None):
         recipe = ROOT / "benchmarks/recipes/embedded.yaml"
         flags = ["--passes", 4000, "--out", out, "--launchers", ROOT / "launchers"]
         return masked(bench.cli("benchmark", recipe, *flags))

@@ -29,7 +29,7 @@ def to_fp16(values: Float32) -> Float16:
     return halves
 
 
-def clipped(values: Tensor) -> Tensor:
+def clip(values: Tensor) -> Tensor:
     """To fp16; an error of rounding must not become infinity."""
     values = values.clamp(-FP16_MAX, FP16_MAX)
     if values.dtype == torch.float64:  # PyTorch would round twice, to float32 first
@@ -71,14 +71,14 @@ def divisor(scale: UInt8Array) -> Float32:
     return np.where(wide == 0, np.float32(1), wide)
 
 
-def quantized(values: Float32) -> dict[str, Array]:
+def quantize(values: Float32) -> dict[str, Array]:
     """(N, K) as int8 with one scale a token."""
     scale = scales(values, 127)
     return {"patch.npy": np.rint(values / divisor(scale)).astype(np.int8), "patch_scale.npy": scale}
 
 
-def dequantized(members: Mapping[str, Tensor]) -> Tensor:
-    """What :func:`quantized` stored, float32 (..., N, K)."""
+def dequantize(members: Mapping[str, Tensor]) -> Tensor:
+    """What :func:`quantize` stored, float32 (..., N, K)."""
     return members["patch.npy"] * steps(members["patch_scale.npy"])
 
 

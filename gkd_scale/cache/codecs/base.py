@@ -41,7 +41,7 @@ class Codec(ABC):
         return self.family
 
     @classmethod
-    def suggested(cls, dim: int) -> str:  # noqa: ARG003
+    def suggestion(cls, dim: int) -> str:  # noqa: ARG003
         """The name that ``plan`` shows for tokens of ``dim`` channels."""
         return cls.family
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkd_scale.cache.codecs.arithmetic import clipped, to_fp16
+from gkd_scale.cache.codecs.arithmetic import clip, to_fp16
 from gkd_scale.cache.codecs.base import Array, Codec, Float32
 
 
@@ -24,8 +24,8 @@ class Bf16(Codec):
     def encode(self, tokens: Float32) -> dict[str, Array]:
         to_fp16(tokens)
         bits = np.ascontiguousarray(tokens, np.float32).view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return {"patch.npy": rounded.astype(np.uint16)}
+        top = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return {"patch.npy": top.astype(np.uint16)}
 
     def decode_tensors(self, members: Mapping[str, Tensor]) -> Tensor:
-        return clipped(members["patch.npy"].view(torch.bfloat16).float())
+        return clip(members["patch.npy"].view(torch.bfloat16).float())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gkd_scale.cache.codecs.arithmetic import clipped, divisor, scales, steps, to_fp16
+from gkd_scale.cache.codecs.arithmetic import clip, divisor, scales, steps, to_fp16
 from gkd_scale.cache.codecs.base import Array, Codec, Float32
 
 FP8_MAX = 448.0
@@ -30,4 +30,4 @@ class Fp8(Codec):
 
     def decode_tensors(self, members: Mapping[str, Tensor]) -> Tensor:
         values = members["patch.npy"].view(torch.float8_e4m3fn).float()
-        return clipped(values * steps(members["patch_scale.npy"]))
+        return clip(values * steps(members["patch_scale.npy"]))

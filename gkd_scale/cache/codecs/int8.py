@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from gkd_scale.cache.codecs.arithmetic import clipped, dequantized, quantized, to_fp16
+from gkd_scale.cache.codecs.arithmetic import clip, dequantize, quantize, to_fp16
 from gkd_scale.cache.codecs.base import Array, Codec, Float32, tensor_of
 from gkd_scale.cache.codecs.rotation import rotate
 
@@ -22,7 +22,7 @@ class Int8(Codec):
 
     def encode(self, tokens: Float32) -> dict[str, Array]:
         to_fp16(tokens)
-        return quantized(rotate(tensor_of(tokens)).numpy())
+        return quantize(rotate(tensor_of(tokens)).numpy())
 
     def decode_tensors(self, members: Mapping[str, Tensor]) -> Tensor:
-        return clipped(rotate(dequantized(members), inverse=True))
+        return clip(rotate(dequantize(members), inverse=True))

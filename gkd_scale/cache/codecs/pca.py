@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from gkd_scale.cache.codecs.arithmetic import clipped, dequantized, principal, product, quantized, to_fp16
+from gkd_scale.cache.codecs.arithmetic import clip, dequantize, principal, product, quantize, to_fp16
 from gkd_scale.cache.codecs.base import Array, FittedCodec, Float32, tensor_of
 from gkd_scale.cache.codecs.rotation import rotate
 from gkd_scale.errors import ConfigError
@@ -28,7 +28,7 @@ class Pca(FittedCodec):
         return f"pca{len(self.state['basis'])}"
 
     @classmethod
-    def suggested(cls, dim: int) -> str:
+    def suggestion(cls, dim: int) -> str:
         return f"pca{max(1, dim * 3 // 10)}"
 
     @staticmethod
@@ -44,13 +44,13 @@ class Pca(FittedCodec):
                 f"give pca{max(1, round(0.3 * len(mean)) - 2)} or another number below {len(mean)}",
             )
         _, basis = principal(covariance)
-        mixed = rotate(tensor_of(np.ascontiguousarray(basis[:components].T))).numpy().T
-        return cls({"mean": np.asarray(mean, np.float32), "basis": np.ascontiguousarray(mixed)})
+        matrix = rotate(tensor_of(np.ascontiguousarray(basis[:components].T))).numpy().T
+        return cls({"mean": np.asarray(mean, np.float32), "basis": np.ascontiguousarray(matrix)})
 
     def encode(self, tokens: Float32) -> dict[str, Array]:
         to_fp16(tokens)
-        return quantized((tokens - self.state["mean"]) @ self.state["basis"].T)
+        return quantize((tokens - self.state["mean"]) @ self.state["basis"].T)
 
     def decode_tensors(self, members: Mapping[str, Tensor]) -> Tensor:
         state = self.state_on(members["patch.npy"].device)
-        return clipped(product(dequantized(members), state["basis"]) + state["mean"])
+        return clip(product(dequantize(members), state["basis"]) + state["mean"])

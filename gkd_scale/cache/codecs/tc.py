@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gkd_scale.cache.codecs.arithmetic import clipped, divisor, principal, product, scales, steps, to_fp16
+from gkd_scale.cache.codecs.arithmetic import clip, divisor, principal, product, scales, steps, to_fp16
 from gkd_scale.cache.codecs.base import Array, FittedCodec, Float32, State, tensor_of
 
 _MAX_BITS = 8
@@ -34,10 +34,10 @@ class TransformCode(FittedCodec):
     def __init__(self, state: State) -> None:
         super().__init__(state)
         bits = state["bits"].astype(np.int64)
-        self._used = int((bits > 0).sum())
-        self._bits = bits[: self._used]
+        self._components = int((bits > 0).sum())
+        self._bits = bits[: self._components]
         self._starts = np.cumsum(self._bits) - self._bits
-        self._step = _STEPS[self._bits] * state["sigma"][: self._used]
+        self._step = _STEPS[self._bits] * state["sigma"][: self._components]
         self._middle = (2.0**self._bits / 2 - 0.5).astype(np.float32)
 
     @property
@@ -45,7 +45,7 @@ class TransformCode(FittedCodec):
         return f"tc{float(self.state['amount'][0]):.4g}"
 
     @classmethod
-    def suggested(cls, dim: int) -> str:  # noqa: ARG003
+    def suggestion(cls, dim: int) -> str:  # noqa: ARG003
         return "tc2.1"
 
     @staticmethod
@@ -67,15 +67,15 @@ class TransformCode(FittedCodec):
 
     def encode(self, tokens: Float32) -> dict[str, Array]:
         to_fp16(tokens)
-        z = (tokens - self.state["mean"]) @ self.state["basis"][: self._used].T
-        sigma = np.maximum(self.state["sigma"][: self._used], np.float32(1e-30))
+        z = (tokens - self.state["mean"]) @ self.state["basis"][: self._components].T
+        sigma = np.maximum(self.state["sigma"][: self._components], np.float32(1e-30))
         gain = scales(np.sqrt(np.square(z / sigma).mean(axis=1, keepdims=True)), 1)
         levels = z / (self._step * divisor(gain)) + self._middle
         levels = np.rint(np.clip(levels, 0, 2 * self._middle)).astype(np.int32)
-        component = np.repeat(np.arange(self._used), self._bits)  # of each packed bit
+        component = np.repeat(np.arange(self._components), self._bits)  # of each packed bit
         shift = (np.arange(self._bits.sum()) - np.repeat(self._starts, self._bits)).astype(np.int32)
-        packed = np.packbits((levels[:, component] >> shift) & 1, axis=1, bitorder="little")
-        return {"patch.npy": packed, "patch_scale.npy": gain}
+        octets = np.packbits((levels[:, component] >> shift) & 1, axis=1, bitorder="little")
+        return {"patch.npy": octets, "patch_scale.npy": gain}
 
     def state_on(self, device: torch.device) -> dict[str, Tensor]:
         """The state, and of each component the two bytes of its bits, their shift and mask, step and middle.
@@ -87,7 +87,7 @@ class TransformCode(FittedCodec):
             first = self._starts // 8
             tables: dict[str, Array] = {
                 "mean": self.state["mean"],
-                "basis": self.state["basis"][: self._used],
+                "basis": self.state["basis"][: self._components],
                 "first": first,
                 "second": np.minimum(first + 1, (int(self._bits.sum()) - 1) // 8),
                 "shift": (self._starts % 8).astype(np.int32),
@@ -104,12 +104,12 @@ class TransformCode(FittedCodec):
         return self._tensors[device]
 
     def decode_tensors(self, members: Mapping[str, Tensor]) -> Tensor:
-        packed = members["patch.npy"].to(torch.int32)
-        state = self.state_on(packed.device)
-        pairs = packed[..., state["first"]] | (packed[..., state["second"]] << 8)
+        octets = members["patch.npy"].to(torch.int32)
+        state = self.state_on(octets.device)
+        pairs = octets[..., state["first"]] | (octets[..., state["second"]] << 8)
         levels = (pairs >> state["shift"]) & state["mask"]
         z = (levels - state["middle"]) * (state["step"] * steps(members["patch_scale.npy"]))
-        return clipped(product(z, state["basis"]) + state["mean"])
+        return clip(product(z, state["basis"]) + state["mean"])
 
 
 def _allocate(variances: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.int64]:

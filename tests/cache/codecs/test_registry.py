@@ -133,7 +133,7 @@ def test_a_name_has_one_codec_or_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("dim", [1, 2, 24, 1536])
 def test_what_plan_suggests_is_a_name(dim: int) -> None:
-    names = [kind.suggested(dim) for kind in CODECS]
+    names = [kind.suggestion(dim) for kind in CODECS]
     assert [registry.parse(name)[0] for name in names] == list(CODECS)
     assert len(set(names)) == len(names)
 
