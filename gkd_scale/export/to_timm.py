@@ -35,5 +35,5 @@ def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG
 
 def outputs(net: torch.nn.Module, x: Tensor, output: Tensor) -> dict[str, Tensor]:
     """Tokens of what ``forward_features`` gives for normalised pixels ``x``."""
-    features, _ = families.finished(net, x, output)
+    features, _ = families.finish(net, x, output)
     return tokens(features, has_cls=families.has_cls(net))

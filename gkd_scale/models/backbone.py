@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         norm = {"norm": True} if self.is_tokens else {}
         maps = net.forward_intermediates(x, indices=indices, intermediates_only=True, **norm)
         if self.is_tokens:
-            maps = [families.normalised_map(net, feature_map) for feature_map in maps]
+            maps = [families.normalise_map(net, feature_map) for feature_map in maps]
         return self.pyramid([maps[indices.index(index)] for index in self.indices])
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -164,12 +164,12 @@ def _check_twin(name: str, net: nn.Module, spec: ModelSpec, file: Path) -> None:
     """ModelError unless timm's twin of ``name``, with its arguments and weights, computes the same tokens."""
     from gkd_scale.models import twins
 
-    twin, shipped = specs.resolve(name)
-    if shipped is not None and (spec.name, spec.args, file) != (twin.name, twin.args, shipped):
+    twin, default = specs.resolve(name)
+    if default is not None and (spec.name, spec.args, file) != (twin.name, twin.args, default):
         with torch.random.fork_rng(devices=[]):
             net = any_size(twin)
-        state = weight_files.read_state_dict(shipped)
-        weight_files.load_into(net, state, shipped, image_size=twin.args.get("img_size"))
+        state = weight_files.read_state_dict(default)
+        weight_files.load_into(net, state, default, image_size=twin.args.get("img_size"))
     twins.check(name, net, twin)
 
 
@@ -181,12 +181,12 @@ def _find(
         return _from_run(Path(weights), name, args)
     if name is None:
         raise ModelError("a weights file alone does not say which network it is for", "give --student NAME")
-    spec, shipped = specs.resolve(name, args)
+    spec, default = specs.resolve(name, args)
     if spec.origin is not None and weights in (None, "pretrained"):
-        return spec, shipped, specs.resolve(name)[0].args
+        return spec, default, specs.resolve(name)[0].args
     if weights is None:
         return spec, None, {}
-    return spec, shipped if str(weights) == "pretrained" else Path(weights), {}
+    return spec, default if str(weights) == "pretrained" else Path(weights), {}
 
 
 def _from_run(
@@ -202,12 +202,12 @@ def _from_run(
     file_args = spec.args
     if name is not None:
         request, _ = specs.resolve(name, args)
-        if (request.name, request.fixed()) != (spec.name, spec.fixed()):
+        if (request.name, request.fixed_args()) != (spec.name, spec.fixed_args()):
             raise ModelError(
                 f"{run} holds {spec.name} {spec.args}, but --student asks for {request.name} {request.args}",
                 "leave --student out to take what the run holds, or name the same model",
             )
-        sizes = {key: value for key, value in request.args.items() if key in specs.RESAMPLED}
+        sizes = {key: value for key, value in request.args.items() if key in specs.SIZES}
         spec = replace(spec, args={**spec.args, **sizes})
     return spec, run / WEIGHTS_FILE, file_args
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gkd_scale.errors import ModelError
 from gkd_scale.models import dialects, layouts
-from gkd_scale.models.layouts import Found
+from gkd_scale.models.layouts import Network
 from gkd_scale.models.tensor_files import StateDict, index_of
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -85,7 +85,7 @@ _KINDS = (
 )
 
 
-def require(model: nn.Module, model_state: StateDict, network: Found, source: Path | str) -> None:
+def require(model: nn.Module, model_state: StateDict, network: Network, source: Path | str) -> None:
     """ModelError if ``network`` lacks tensors of the model, or holds some that the model would drop."""
     _refuse_scales(model_state, network, source)
     _refuse_shards(model_state, network.state, source)
@@ -143,7 +143,7 @@ def require_plausible(model_state: StateDict, names: Iterable[str], source: Path
         )
 
 
-def unplaced(model: nn.Module, model_state: StateDict, network: Found) -> list[str]:
+def leftovers(model: nn.Module, model_state: StateDict, network: Network) -> list[str]:
     """Names of tensors of a backbone that are in ``network`` and for which ``model`` has no place.
 
     Heads, decoders, mask tokens and other parts that no dense feature depends on are not among them, nor
@@ -153,7 +153,7 @@ def unplaced(model: nn.Module, model_state: StateDict, network: Found) -> list[s
     copies = tuple(prefix.removeprefix(network.prefix) for prefix in network.copies)
     outputs = _classifiers(model)
     rotary = any("rope" in name for name, _ in model.named_modules())
-    used = {value.data_ptr() for name, value in network.state.items() if name in model_state}
+    addresses = {value.data_ptr() for name, value in network.state.items() if name in model_state}
 
     def stray(name: str, tensor: Tensor) -> bool:
         top = name.split(".")[0]
@@ -172,7 +172,7 @@ def unplaced(model: nn.Module, model_state: StateDict, network: Found) -> list[s
         if name not in network.state
         and name not in model_state
         and name.split(".")[0] in tops
-        and value.data_ptr() not in used
+        and value.data_ptr() not in addresses
         and stray(name, value)
     ]
     return sorted(names, key=_natural)
@@ -199,7 +199,7 @@ def _refuse_shards(model_state: StateDict, state: StateDict, source: Path | str)
         raise ModelError(f"{source} holds {len(empty)} empty tensors: {brief(empty)}", _JOIN)
 
 
-def _refuse_incomplete(model_state: StateDict, network: Found, source: Path | str) -> None:
+def _refuse_incomplete(model_state: StateDict, network: Network, source: Path | str) -> None:
     """ModelError if tensors are missing; it also names those without a place."""
     names = [name for name in model_state if not name.endswith("num_batches_tracked")]
     missing = [name for name in names if name not in network.state]
@@ -219,13 +219,13 @@ def _refuse_incomplete(model_state: StateDict, network: Found, source: Path | st
             f"{source} holds {shallower} blocks, and the model has {depth}",
             _ARGUMENT.format(f"depth={shallower}"),
         )
-    held = [*network.raw, *network.outside]
-    if all(map(layouts.of_an_optimizer, held)):
+    present = [*network.raw, *network.outside]
+    if all(map(layouts.of_an_optimizer, present)):
         raise ModelError(f"{source} holds an optimizer's state alone", _THEMSELVES)
-    hint = dialects.elsewhere(held) or CHECK_NAME
+    hint = dialects.elsewhere(present) or CHECK_NAME
     if len(missing) == len(names):
         raise ModelError(
-            f"{source} holds none of the model's {len(names)} tensors: it has {brief(held)}; "
+            f"{source} holds none of the model's {len(names)} tensors: it has {brief(present)}; "
             f"wanted are {brief(names)}",
             hint,
         )
@@ -237,9 +237,9 @@ def _refuse_incomplete(model_state: StateDict, network: Found, source: Path | st
     )
 
 
-def _refuse_unplaced(model: nn.Module, model_state: StateDict, network: Found, source: Path | str) -> None:
+def _refuse_unplaced(model: nn.Module, model_state: StateDict, network: Network, source: Path | str) -> None:
     """ModelError if a part of the backbone would be left out; says what it is."""
-    names = unplaced(model, model_state, network)
+    names = leftovers(model, model_state, network)
     if not names:
         return
     depth, deeper = _depth(model_state), _depth(names)
@@ -255,7 +255,7 @@ def _refuse_unplaced(model: nn.Module, model_state: StateDict, network: Found, s
     )
 
 
-def _refuse_scales(model_state: StateDict, network: Found, source: Path | str) -> None:
+def _refuse_scales(model_state: StateDict, network: Network, source: Path | str) -> None:
     """ModelError for scales of quantised weights, beside the network's tensors or elsewhere in the file."""
     modules = {name.rpartition(".")[0] for name in model_state} - {""}
     inside = [name for name in network.raw if name not in model_state and _SCALE.search(name)]

@@ -221,7 +221,7 @@ def _refuse_unsafe(place: str, local: bool) -> None:
 
 def _has(place: str, local: bool, names: tuple[str, ...]) -> str:
     """The first of ``names`` that is there; the empty string if none is."""
-    there = (name for name in names if ((Path(place) / name).is_file() if local else _cached(place, name)))
+    there = (name for name in names if ((Path(place) / name).is_file() if local else _lookup(place, name)))
     return next(there, "")
 
 
@@ -230,10 +230,10 @@ def weights_file(checkpoint: Checkpoint) -> Path:
     name = _has(checkpoint.place, checkpoint.local, WEIGHTS)
     if checkpoint.local:
         return Path(checkpoint.place) / name
-    return Path(str(_cached(checkpoint.place, name)))
+    return Path(str(_lookup(checkpoint.place, name)))
 
 
-def _cached(place: str, name: str) -> str | None:
+def _lookup(place: str, name: str) -> str | None:
     """The path of a hub model's file in the cache, downloaded if needed; ModelError if the hub cannot say."""
 
     def find(here: bool) -> str | None:
@@ -384,10 +384,10 @@ def _three(file: str, name: str, processor: Any, scale: float) -> Triple:
     values = [value] * 3 if _is_number(value) else value
     if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
         raise _wrong_pixels(file, name, value, "three numbers, or one for all channels")
-    allowed = MEAN if name == "image_mean" else DEVIATION
+    bounds = MEAN if name == "image_mean" else DEVIATION
     red, green, blue = (float(number) / scale for number in values)
-    if not all(number in allowed for number in (red, green, blue)):
-        raise _wrong_pixels(file, name, value, f"{allowed.text()} for pixels in 0..1")
+    if not all(number in bounds for number in (red, green, blue)):
+        raise _wrong_pixels(file, name, value, f"{bounds.text()} for pixels in 0..1")
     return red, green, blue
 
 

@@ -60,8 +60,8 @@ class Affine:
 
     def undo(self, y: Tensor) -> Tensor:
         """The x that gives ``y`` (..., C), float32."""
-        unshifted = torch.linalg.solve(self.matrix.double(), y.double().flatten(0, -2).T).T
-        return (unshifted + self.shift).view_as(y).float()
+        delta = torch.linalg.solve(self.matrix.double(), y.double().flatten(0, -2).T).T
+        return (delta + self.shift).view_as(y).float()
 
 
 class Conditioning(nn.Module):
@@ -203,11 +203,11 @@ def affine(norm: str, mean: Tensor, covariance: Tensor, power: float = 0.5) -> A
             out = (matrix @ covariance @ matrix.T).diagonal().mean()
             matrix = matrix / out.sqrt().clamp_min(1e-12)  # the other forms have this scale already
         else:
-            matrix = hadamard(len(mean)).double() @ _signed(vectors).T / values.mean().sqrt().clamp_min(1e-12)
+            matrix = hadamard(len(mean)).double() @ _orient(vectors).T / values.mean().sqrt().clamp_min(1e-12)
     return Affine(mean.float(), matrix.float())
 
 
-def _signed(vectors: Tensor) -> Tensor:
+def _orient(vectors: Tensor) -> Tensor:
     """Eigenvectors (columns) with their largest entry positive: which sign eigh gives is arbitrary."""
     largest = vectors.abs().argmax(0)
     return vectors * vectors.gather(0, largest[None]).sign()

@@ -120,7 +120,7 @@ DIALECTS = (SWIN, CONVNEXT, MM_CONVNEXT, MM_VIT, VIT)
 _GATED: _Table = ((r"mlp\.gate_proj\.", "mlp.fc1_g."), (r"mlp\.up_proj\.", "mlp.fc1_x."))
 _PLAIN: _Table = ((r"mlp\.up_proj\.", "mlp.fc1."),)
 
-JOINED = (
+JOINS = (
     (re.compile(r"(?P<before>.*attn)\.(?P<part>[qkv])\.(?P<kind>weight|bias)"), "qkv", ("q", "k", "v")),
     (re.compile(r"(?P<before>.*mlp)\.(?P<part>fc1_[gx])\.(?P<kind>weight|bias)"), "fc1", ("fc1_g", "fc1_x")),
 )
@@ -141,7 +141,7 @@ _ELSEWHERE = (
 )
 
 
-def renamed(names: StateDict, model_state: StateDict) -> dict[str, str]:
+def new_names(names: StateDict, model_state: StateDict) -> dict[str, str]:
     """Maps each of ``names`` to timm's name of the tensor, or of its part of a matrix that timm joins.
 
     Empty for names of timm, and for unknown ones.
@@ -156,14 +156,14 @@ def renamed(names: StateDict, model_state: StateDict) -> dict[str, str]:
     meta = dialect is VIT and "blocks.0.gamma_1" in model_state  # timm's code for DINOv3 knows Meta's names
     new = {}
     for name in names:
-        changed = name
+        result = name
         for pattern, replacement in patterns:
-            changed = pattern.sub(replacement, changed)
-        new[name] = changed.replace("register_tokens", "storage_tokens") if meta else changed
+            result = pattern.sub(replacement, result)
+        new[name] = result.replace("register_tokens", "storage_tokens") if meta else result
     return new
 
 
-def fitted(names: StateDict, model_state: StateDict) -> StateDict:
+def fit(names: StateDict, model_state: StateDict) -> StateDict:
     """``names`` with parts joined, and ConvNeXt's layers reshaped, as the model has them."""
     names = _join(names, model_state)
     for name, value in names.items():
@@ -184,7 +184,7 @@ def _join(names: StateDict, model_state: StateDict) -> StateDict:
     A bias that only the keys lack is 0.
     """
     suffixes = {".".join(name.split(".")[-2:]) for name in model_state}
-    for pattern, whole, order in JOINED:
+    for pattern, whole, order in JOINS:
         parts: dict[str, StateDict] = {}
         for name, value in names.items():
             if match := pattern.fullmatch(name):

@@ -73,25 +73,25 @@ def final_norm(net: nn.Module) -> str | None:
     return "head.norm" if isinstance(getattr(getattr(net, "head", None), "norm", None), LayerNorm2d) else None
 
 
-def normalised(net: nn.Module, out: Tensor) -> Tensor:
+def normalise(net: nn.Module, out: Tensor) -> Tensor:
     """What ``forward_features`` gives, or tokens (…, C) of a plain transformer, after the final norm."""
     name = final_norm(net)
     return out if name is None else net.get_submodule(name)(out)
 
 
-def normalised_map(net: nn.Module, feature_map: Tensor) -> Tensor:
-    """As :func:`normalised`, for a map (B, C, h, w) that ``forward_intermediates(norm=True)`` returns."""
-    return normalised(net, feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def normalise_map(net: nn.Module, feature_map: Tensor) -> Tensor:
+    """As :func:`normalise`, for a map (B, C, h, w) that ``forward_intermediates(norm=True)`` returns."""
+    return normalise(net, feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def dense(net: nn.Module, x: Tensor) -> tuple[Features, Grid]:
     """Features after the final norm, and their grid, of normalised pixels ``x`` (B, 3, H, W)."""
-    return finished(net, x, net.forward_features(x))  # type: ignore[operator]
+    return finish(net, x, net.forward_features(x))  # type: ignore[operator]
 
 
-def finished(net: nn.Module, x: Tensor, out: Tensor) -> tuple[Features, Grid]:
+def finish(net: nn.Module, x: Tensor, out: Tensor) -> tuple[Features, Grid]:
     """As :func:`dense`, of ``out``, which ``forward_features`` gives for normalised pixels ``x``."""
-    out = normalised(net, out)
+    out = normalise(net, out)
     if not is_tokens(net):
         return flatten_map(net, out)
     return split_tokens(net, out), token_grid(net, x)
@@ -115,10 +115,10 @@ def levels(net: nn.Module, x: Tensor, indices: Sequence[int]) -> tuple[Features,
     run = partial(forward, x, indices=order, intermediates_only=True, stop_early=True)
     if is_tokens(net):
         outputs = run(return_prefix_tokens=True, output_fmt="NLC")
-        found = [(_level(net, output), token_grid(net, x)) for output in outputs]
+        results = [(_level(net, output), token_grid(net, x)) for output in outputs]
     else:
-        found = [flatten_map(nn.Identity(), level) for level in run(output_fmt="NCHW")]
-    return joined(dict(zip(order, found, strict=True)), places)
+        results = [flatten_map(nn.Identity(), level) for level in run(output_fmt="NCHW")]
+    return join(dict(zip(order, results, strict=True)), places)
 
 
 def _level(net: nn.Module, output: Any) -> Features:
@@ -127,7 +127,7 @@ def _level(net: nn.Module, output: Any) -> Features:
     return Features(prefix[:, 0] if prefix is not None and has_cls(net) else patches.mean(1), patches)
 
 
-def joined(levels: Mapping[int, tuple[Features, Grid]], order: Sequence[int]) -> tuple[Features, Grid]:
+def join(levels: Mapping[int, tuple[Features, Grid]], order: Sequence[int]) -> tuple[Features, Grid]:
     """Features of ``levels`` in ``order``, channel by channel, and their grid; ModelError if grids differ."""
     grids = {grid for _, grid in levels.values()}
     if len(grids) > 1:
@@ -143,7 +143,7 @@ def every_level(net: nn.Module, x: Tensor) -> list[Tensor]:
     """Maps (B, C_i, h_i, w_i) of all of timm's feature levels, then of :func:`dense`'s features; one pass."""
     forward: Any = net.forward_intermediates
     out, maps = forward(x, output_fmt="NCHW")
-    features, grid = finished(net, x, out)
+    features, grid = finish(net, x, out)
     return [*maps, to_map(features.patches, grid)]
 
 
@@ -175,8 +175,8 @@ def dense_and_levels(net: nn.Module, x: Tensor) -> tuple[Features, list[Tensor]]
         out, maps = forward(x, indices=levels, output_fmt="NCHW")
     else:
         out, maps = forward(x, indices=levels, norm=True)
-        maps = [normalised_map(net, feature_map) for feature_map in maps]
-    return finished(net, x, out)[0], maps
+        maps = [normalise_map(net, feature_map) for feature_map in maps]
+    return finish(net, x, out)[0], maps
 
 
 def split_tokens(net: nn.Module, tokens: Tensor) -> Features:
@@ -245,8 +245,8 @@ def trial(twin: nn.Module, name: str, image_size: Size) -> tuple[Grid, int, froz
     )
     features, grid = require_dense(lambda: dense(twin.train(), pixels), name, image_size, hint)
     parameters: dict[str, Any] = dict(twin.named_parameters())
-    reached = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         features.cls.sum() + features.patches.sum(), list(parameters.values()), allow_unused=True
     )
-    idle = (name for name, gradient in zip(parameters, reached, strict=True) if gradient is None)
+    idle = (name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None)
     return grid, features.patches.shape[2], frozenset(idle)

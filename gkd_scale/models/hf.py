@@ -37,7 +37,7 @@ from gkd_scale.models import checkpoints
 from gkd_scale.models.checkpoints import Checkpoint, accepts
 from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.cost import Cost
-from gkd_scale.models.families import joined, require_dense
+from gkd_scale.models.families import join, require_dense
 from gkd_scale.models.spec import Triple
 from gkd_scale.models.teachers import (
     FrozenTeacher,
@@ -87,19 +87,19 @@ class TransformersTeacher(FrozenTeacher):
         patch = _patch_of(self.config) or (1, 1)
         pixels[1, :, : patch[0], : patch[1]] = 255
         out = self._run(pixels, hidden=True)
-        last, hidden = out.last_hidden_state, _levels_of(out, self.config)
-        self._last_grid = _grid_of(last, hidden, self.image_size, self.config)
+        last, states = out.last_hidden_state, _levels_of(out, self.config)
+        self._last_grid = _grid_of(last, states, self.image_size, self.config)
         self.prefix = last.shape[1] - self._last_grid[0] * self._last_grid[1] if last.ndim == 3 else 0
-        self.norm = _pooled_norm(self.net, last, hidden)
+        self.norm = _pooled_norm(self.net, last, states)
         self._check_corner(name, last, out.hidden_states)
-        self.widths = [self._split(level)[0].patches.shape[2] for level in hidden]
-        require_levels(name, layers, len(hidden))
+        self.widths = [self._split(level)[0].patches.shape[2] for level in states]
+        require_levels(name, layers, len(states))
         self.layers = tuple(layers)
         return self._forward(pixels)
 
-    def _check_corner(self, name: str, last: Tensor, hidden: Sequence[Tensor]) -> None:
+    def _check_corner(self, name: str, last: Tensor, states: Sequence[Tensor]) -> None:
         """ModelError unless the first patch of the image is the first token after the prefix."""
-        first = hidden[0]
+        first = states[0]
         if last.ndim != 3 or first.shape[:2] != last.shape[:2]:
             return
         corner = int((first[1] - first[0]).float().abs().amax(-1).argmax())
@@ -135,8 +135,8 @@ class TransformersTeacher(FrozenTeacher):
     @torch.no_grad()
     def levels(self, pixels: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Maps (B, C_i, h_i, w_i) float32 of the levels ``indices``, on the teacher's device."""
-        hidden = _levels_of(self._run(pixels, hidden=True), self.config)
-        return [self._as_map(hidden[index]) for index in indices]
+        states = _levels_of(self._run(pixels, hidden=True), self.config)
+        return [self._as_map(states[index]) for index in indices]
 
     def level_widths(self, indices: Sequence[int]) -> list[int]:
         """Channels C_i of the maps that ``levels`` gives."""
@@ -159,8 +159,8 @@ class TransformersTeacher(FrozenTeacher):
         out = self._run(pixels, hidden=bool(self.layers))
         if not self.layers:
             return self._split(out.last_hidden_state, self.norm)
-        hidden = _levels_of(out, self.config)
-        return joined({layer: self._split(hidden[layer]) for layer in self.layers}, self.layers)
+        states = _levels_of(out, self.config)
+        return join({layer: self._split(states[layer]) for layer in self.layers}, self.layers)
 
     def _run(self, pixels: Tensor, *, hidden: bool) -> Any:
         """The model's output for pixels (B, 3, H, W) uint8; ``hidden``: with its hidden states."""
@@ -212,12 +212,12 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TransformersTe
 
 def _refuse_timms(config: TeacherConfig) -> None:
     """ModelError for options that only timm has."""
-    given = {
+    flags = {
         "--teacher-args": config.args,
         "--patch-size": config.patch_size,
         "--patch-resize": config.patch_resize != "pi",
     }
-    if flag := next((flag for flag, value in given.items() if value), None):
+    if flag := next((flag for flag, value in flags.items() if value), None):
         raise ModelError(
             f"{flag} is for timm's models, and {config.name} is a model of transformers",
             "leave it out, or load the weights by timm's name: --teacher NAME --teacher-weights FILE",
@@ -229,10 +229,10 @@ def dense(net: nn.Module, config: Any, x: Tensor) -> tuple[Features, Grid]:
     """The default features of normalised pixels ``x`` (B, 3, H, W) of any size, and their grid."""
     size = (x.shape[2], x.shape[3])
     out = net(**_inputs(net, x, config), output_hidden_states=True, return_dict=True)
-    last, hidden = out.last_hidden_state, _levels_of(out, config)
-    grid = _grid_of(last, hidden, size, config)
+    last, states = out.last_hidden_state, _levels_of(out, config)
+    grid = _grid_of(last, states, size, config)
     tokens = _flat(last, size)[1] if last.ndim == 4 else last
-    norm = _pooled_norm(net, last, hidden)
+    norm = _pooled_norm(net, last, states)
     tokens = net.get_submodule(norm)(tokens) if norm else tokens
     prefix = tokens.shape[1] - grid[0] * grid[1]
     patches = tokens[:, prefix:]
@@ -257,7 +257,7 @@ def cost_of(checkpoint: Checkpoint, image_size: Size, layers: Sequence[int] = ()
         _before_merging(net)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             out = net(**inputs, output_hidden_states=True, return_dict=True)
-        last, hidden = out.last_hidden_state, _levels_of(out, config)
+        last, states = out.last_hidden_state, _levels_of(out, config)
     except ModelError:
         raise
     except Exception as error:
@@ -266,9 +266,9 @@ def cost_of(checkpoint: Checkpoint, image_size: Size, layers: Sequence[int] = ()
             f"{' '.join(str(error).split())[:200]}",
             _ANOTHER,
         ) from None
-    require_levels(reference, layers, len(hidden))
-    grid = _grid_of(last, hidden, image_size, config)
-    outputs = [hidden[layer] for layer in layers] or [last]
+    require_levels(reference, layers, len(states))
+    grid = _grid_of(last, states, image_size, config)
+    outputs = [states[layer] for layer in layers] or [last]
     flat = [_flat(output, image_size) if output.ndim == 4 else (grid, output) for output in outputs]
     sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in net.modules()]
     dim = sum(tokens.shape[2] for _, tokens in flat)
@@ -283,8 +283,8 @@ def _inputs(net: nn.Module, x: Tensor, config: Any) -> dict[str, Any]:
         grids = torch.tensor([patches.shape[1:3]] * len(x), device="cpu")  # read as numbers
         tokens = patches.flatten(3).flatten(1, 2)
         return {"pixel_values": tokens, "spatial_shapes": grids, "pixel_attention_mask": None}
-    resampled = {"interpolate_pos_encoding": True} if accepts(net, "interpolate_pos_encoding") else {}
-    return {"pixel_values": x, **resampled}
+    extra = {"interpolate_pos_encoding": True} if accepts(net, "interpolate_pos_encoding") else {}
+    return {"pixel_values": x, **extra}
 
 
 def _before_merging(net: nn.Module) -> bool:
@@ -339,13 +339,13 @@ def _check_divisible(name: str, image_size: Size, config: Any) -> None:
         require_whole_patches(name, image_size, patch)
 
 
-def _grid_of(last: Tensor, hidden: Sequence[Tensor], image_size: Size, config: Any) -> Grid:
+def _grid_of(last: Tensor, states: Sequence[Tensor], image_size: Size, config: Any) -> Grid:
     """The grid of the last hidden state; ModelError if it is neither tokens of a grid nor a map."""
     if last.ndim == 4:
         return _flat(last, image_size)[0]
     if last.ndim == 3:
         patch = _patch_of(config)
-        maps = [_flat(state, image_size)[0] for state in hidden[-1:] if state.ndim == 4]
+        maps = [_flat(state, image_size)[0] for state in states[-1:] if state.ndim == 4]
         grids = maps or ([(image_size[0] // patch[0], image_size[1] // patch[1])] if patch else [])
         for rows, columns in grids:
             if 0 <= last.shape[1] - rows * columns <= _MOST_PREFIX:
@@ -373,9 +373,9 @@ def _flat(feature_map: Tensor, image_size: Size) -> tuple[Grid, Tensor]:
     return (one, two), feature_map.flatten(1, 2)
 
 
-def _pooled_norm(net: nn.Module, last: Tensor, hidden: Sequence[Tensor]) -> str:
+def _pooled_norm(net: nn.Module, last: Tensor, states: Sequence[Tensor]) -> str:
     """The norm that the model applies to nothing but what it pools; the empty string if there is none."""
-    if last.shape != hidden[-1].shape or not torch.equal(last, hidden[-1]):
+    if last.shape != states[-1].shape or not torch.equal(last, states[-1]):
         return ""
     width = last.shape[-1] if last.ndim == 3 else None
     norms = [

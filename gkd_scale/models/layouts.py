@@ -33,7 +33,7 @@ _TRANSPARENT = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 
-_CHUNKED = re.compile(r"(?P<before>(?:.*\.)?blocks)\.(?P<chunk>\d+)\.(?P<block>\d+)\.(?P<rest>.+)")
+_CHUNK = re.compile(r"(?P<before>(?:.*\.)?blocks)\.(?P<chunk>\d+)\.(?P<block>\d+)\.(?P<rest>.+)")
 
 # Copies of a network that are no weights: an optimiser's moments, gradients.
 _NO_WEIGHTS = {"optimizer", "optimizers", "optim", "exp", "grad", "grads", "gradients", "moments"}
@@ -48,7 +48,7 @@ _MOST = 20
 
 
 @dataclass(frozen=True)
-class Found:
+class Network:
     """A network in a file: its ``prefix``, its tensors ``raw`` as in the file, and ``state`` for the model.
 
     ``copies`` are prefixes of other networks of this kind in the file, ``equals`` those of them that fit as
@@ -66,7 +66,7 @@ class Found:
     failure: Exception | None = None
 
 
-def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict], StateDict]) -> Found:
+def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict], StateDict]) -> Network:
     """The network in ``flat`` that fits a model's tensors best; ``convert`` is :func:`timm_filter` or more.
 
     Raises ModelError if two tensors get one name.
@@ -83,8 +83,8 @@ def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict],
     def order(prefix: str) -> tuple[bool, int, str]:
         return _is_larger(below(names, prefix), model_state), *_preference(prefix)
 
-    fitting = sorted((prefix for prefix, fit in fits.items() if fit == best), key=order)
-    prefix = fitting[0] if any(best) else ""
+    ties = sorted((prefix for prefix, fit in fits.items() if fit == best), key=order)
+    prefix = ties[0] if any(best) else ""
     raw = below(names, prefix)
     failure = None
     try:
@@ -97,13 +97,11 @@ def find(model_state: StateDict, flat: StateDict, convert: Callable[[StateDict],
         if other != prefix and 2 * fit[0] >= best[0] > 0 and not prefix.startswith(other)
     ]
     equals = [
-        other
-        for other in fitting
-        if other in copies and best[0] == full and not _same(raw, below(names, other))
+        other for other in ties if other in copies and best[0] == full and not _same(raw, below(names, other))
     ]
     rivals = [other for other in equals if order(other)[:2] == order(prefix)[:2]]
     outside = [name for name in names if not name.startswith(prefix)]
-    return Found(prefix, raw, state, tuple(copies), tuple(equals), tuple(rivals), tuple(outside), failure)
+    return Network(prefix, raw, state, tuple(copies), tuple(equals), tuple(rivals), tuple(outside), failure)
 
 
 def timm_filter(model: nn.Module, state: StateDict) -> StateDict:
@@ -117,17 +115,17 @@ def timm_filter(model: nn.Module, state: StateDict) -> StateDict:
 
 def rename(flat: StateDict, model_state: StateDict) -> StateDict:
     """``flat`` under timm's names: without wrappers and chunks, and translated from other projects' names."""
-    names = _renamed({name: _TRANSPARENT.sub("", name) for name in flat}, flat)
-    if not any(_CHUNKED.fullmatch(name) for name in model_state):
+    names = _rename({name: _TRANSPARENT.sub("", name) for name in flat}, flat)
+    if not any(_CHUNK.fullmatch(name) for name in model_state):
         names = _unchunk(names)
-    if new := dialects.renamed(names, model_state):
-        names = dialects.fitted(_renamed(new, names), model_state)
+    if new := dialects.new_names(names, model_state):
+        names = dialects.fit(_rename(new, names), model_state)
     if "blocks.0.ls1.gamma" in model_state:
-        names = _renamed({name: re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name) for name in names}, names)
+        names = _rename({name: re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name) for name in names}, names)
     return names
 
 
-def _renamed(new: dict[str, str], names: StateDict) -> StateDict:
+def _rename(new: dict[str, str], names: StateDict) -> StateDict:
     """``names`` under their ``new`` names; ModelError if two become one."""
     state: StateDict = {}
     for name, value in names.items():
@@ -145,7 +143,7 @@ def _unchunk(names: StateDict) -> StateDict:
 
     DINOv2's chunks keep the number of a block. If each chunk counts from 0, blocks are numbered in order.
     """
-    matches = {name: match for name in names if (match := _CHUNKED.fullmatch(name))}
+    matches = {name: match for name in names if (match := _CHUNK.fullmatch(name))}
     blocks = {(m["before"], int(m["chunk"]), int(m["block"])) for m in matches.values()}
     number = {}
     for before in {key[0] for key in blocks}:
@@ -156,7 +154,7 @@ def _unchunk(names: StateDict) -> StateDict:
         name: f"{m['before']}.{number[m['before'], int(m['chunk']), int(m['block'])]}.{m['rest']}"
         for name, m in matches.items()
     }
-    return _renamed(new, names)
+    return _rename(new, names)
 
 
 def _cuts(names: StateDict) -> Iterator[tuple[str, str]]:
@@ -183,8 +181,8 @@ def _trunks(names: StateDict, total: int) -> list[str]:
 def _fit(state: StateDict, model_state: StateDict) -> tuple[int, int]:
     """How many of the model's tensors ``state`` holds with a fitting shape, and with any shape."""
     common = [name for name in model_state if name in state and not name.endswith("num_batches_tracked")]
-    fitting = sum(state[name].shape == model_state[name].shape or _resampled(name) for name in common)
-    return fitting, len(common)
+    matches = sum(state[name].shape == model_state[name].shape or _is_resampled(name) for name in common)
+    return matches, len(common)
 
 
 def _converted_fit(
@@ -197,7 +195,7 @@ def _converted_fit(
         return 0, 0
 
 
-def _resampled(name: str) -> bool:
+def _is_resampled(name: str) -> bool:
     """Whether timm resamples a tensor of this name to the model's size."""
     return name == KERNEL or "pos_embed" in name or "relative_position" in name or "rel_pos" in name
 

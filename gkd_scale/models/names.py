@@ -14,7 +14,7 @@ _SIZES = {"t": "tiny", "s": "small", "m": "medium", "b": "base", "l": "large", "
 _SIZE = r"(?P<size>tiny|small|base|large|huge|giant|[tsmblhg])"
 
 # Patterns of names without their owner, in lower case and with dashes, and how timm calls the model.
-_KNOWN = tuple(
+_FORMS = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
         (rf"dinov2-(?:with-registers|reg4?)-{_SIZE}.*", "vit_{size}_patch14_reg4_dinov2.lvd142m"),
@@ -44,24 +44,24 @@ _KNOWN = tuple(
 )
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-ACCEPTED = "names are timm's, such as vit_small_patch14_dinov2.lvd142m; 'gkd-scale students' lists some"
+HINT = "names are timm's, such as vit_small_patch14_dinov2.lvd142m; 'gkd-scale students' lists some"
 
 
 def suggest(name: str, models: list[str]) -> str:
     """The next step for ``name``, which is not among ``models``: timm's name of the model that is meant."""
     if re.search(r"\.(safetensors|pth|pt|bin|ckpt)$", name):
-        return f"that is a file of weights: give it as --teacher-weights or --student-weights; {ACCEPTED}"
+        return f"that is a file of weights: give it as --teacher-weights or --student-weights; {HINT}"
     if Path(name).is_dir():
         return (
             f"that is a folder: a run is --backbone or --student-weights, a model of transformers {HF}{name}"
         )
     guess = timm_name(name, models)
-    accepted = ACCEPTED
+    hint = HINT
     if _HUB_ID.fullmatch(name) and not name.startswith("timm/"):
-        accepted = f"{ACCEPTED}; a model of transformers is {HF}{name}"
+        hint = f"{HINT}; a model of transformers is {HF}{name}"
     if guess:
-        return f"did you mean '{guess}'? {accepted}"
-    return accepted if "/" in name else _alike(name, models) or accepted
+        return f"did you mean '{guess}'? {hint}"
+    return hint if "/" in name else _alike(name, models) or hint
 
 
 def _alike(name: str, models: list[str]) -> str:
@@ -71,7 +71,7 @@ def _alike(name: str, models: list[str]) -> str:
     begins = [model for model in names if plain and _plain(model).startswith(plain)]
     near = "" if begins else nearest(name, models, cutoff=0.8)
     matches = begins or [model for model in names if plain and plain in _plain(model)]
-    return near or (f"did you mean '{matches[0]}'? {ACCEPTED}" if matches else "")
+    return near or (f"did you mean '{matches[0]}'? {HINT}" if matches else "")
 
 
 def _plain(name: str) -> str:
@@ -85,7 +85,7 @@ def timm_name(name: str, models: list[str]) -> str:
     if last.split(".")[0] in models:  # timm/NAME, hf-hub:timm/NAME
         return last
     plain = re.sub(r"[-_. ]+", "-", last.lower())
-    for pattern, form in _KNOWN:
+    for pattern, form in _FORMS:
         if match := pattern.fullmatch(plain):
             parts = match.groupdict()
             size = parts.get("size", "")

@@ -51,7 +51,7 @@ def backbone_outputs(
     pairs = dict(zip(indices, (b if isinstance(b, tuple) else (b, None) for b in blocks), strict=True))
 
     def norm(tokens: Tensor) -> Tensor:
-        return families.normalised(net, net.norm(tokens))
+        return families.normalise(net, net.norm(tokens))
 
     maps = backbone.pyramid([to_map(norm(pairs[index][0]), grid) for index in backbone.indices])
     patches, prefix = pairs[backbone.indices[-1]]

@@ -29,9 +29,9 @@ def read(row: type[R], path: Path) -> list[R]:
 
 def write(rows: Iterable[Any], path: Path) -> None:
     """Write rows of one class, smallest model first."""
-    ordered = sorted(rows, key=lambda row: (row.parameters, row.name))
+    items = sorted(rows, key=lambda row: (row.parameters, row.name))
     text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(ordered[0])], lineterminator="\n")
+    table = csv.DictWriter(text, [field.name for field in fields(items[0])], lineterminator="\n")
     table.writeheader()
-    table.writerows(asdict(row) for row in ordered)
+    table.writerows(asdict(row) for row in items)
     files.write_text(path, text.getvalue())

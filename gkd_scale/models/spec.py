@@ -23,7 +23,7 @@ Triple = tuple[float, float, float]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-RESAMPLED = ("patch_size", "img_size")
+SIZES = ("patch_size", "img_size")
 """Arguments that weights do not fix: what depends on them is resampled when weights are loaded."""
 
 
@@ -45,9 +45,9 @@ class ModelSpec:
         plain = {"name": self.name, "args": self.args, "mean": list(self.mean), "std": list(self.std)}
         return plain if self.origin is None else {**plain, "origin": self.origin}
 
-    def fixed(self) -> dict[str, Any]:
+    def fixed_args(self) -> dict[str, Any]:
         """The arguments that weights fix."""
-        return {key: value for key, value in self.args.items() if key not in RESAMPLED}
+        return {key: value for key, value in self.args.items() if key not in SIZES}
 
 
 def from_dict(values: Mapping[str, Any]) -> ModelSpec:
@@ -99,8 +99,8 @@ def resolve(
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         spec = ModelSpec(name, {}, _triple(config.mean), _triple(config.std)) if config else ModelSpec(name)
         weights = None
-    merged = {**spec.args, **(args or {})}
-    return ModelSpec(spec.name, merged, mean or spec.mean, std or spec.std), weights
+    arguments = {**spec.args, **(args or {})}
+    return ModelSpec(spec.name, arguments, mean or spec.mean, std or spec.std), weights
 
 
 def create(

@@ -183,12 +183,12 @@ class TimmTeacher(FrozenTeacher):
 def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
     """A frozen timm model with timm's weights or the user's, for images of (H, W) pixels; ModelError."""
     name, args, layers = str(config.name), config.timm_args(), config.layer or ()
-    spec, shipped = specs.resolve(name, args, config.mean, config.std)
-    file, resize = config.weights or shipped, config.patch_resize
+    spec, default = specs.resolve(name, args, config.mean, config.std)
+    file, resize = config.weights or default, config.patch_resize
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
     check_divisible(net, image_size, name)
     if file is not None:
-        shipped_args = specs.resolve(name)[0].args if file == shipped else {}
+        shipped_args = specs.resolve(name)[0].args if file == default else {}
         native_size = {**shipped_args, **args}.get("img_size")
         state = weight_files.read_state_dict(file)
         weight_files.load_into(net, state, file, resize=resize, image_size=native_size)

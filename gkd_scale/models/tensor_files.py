@@ -121,7 +121,7 @@ def _read(path: Path, *, part: bool = False) -> StateDict:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         return _safetensors(path)
     if head.lstrip()[:1] in (b"{", b"[") and not part:
-        return _indexed(path)
+        return _read_index(path)
     if head[:1] == b"\x80" or _is_zip(path):
         return _pytorch(path)
     if head.startswith(b"PK"):
@@ -185,7 +185,7 @@ def _safetensors(path: Path) -> StateDict:
         raise ModelError(f"{path} cannot be read as safetensors: {reason}", _AGAIN) from None
 
 
-def _indexed(path: Path) -> StateDict:
+def _read_index(path: Path) -> StateDict:
     """The tensors of all files that an index.json names."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -217,16 +217,16 @@ def _pytorch(path: Path) -> StateDict:
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")
             with path.open("rb") as file:  # by its path, torch would go by its suffix
-                loaded = torch.load(file, map_location="cpu", weights_only=True)
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
         raise _refusal(path, error) from None
     state: StateDict = {}
-    _merge(state, _tensors(loaded, ()), path)
-    if not state and not isinstance(loaded, Mapping | list | tuple | argparse.Namespace):
+    _merge(state, _tensors(content, ()), path)
+    if not state and not isinstance(content, Mapping | list | tuple | argparse.Namespace):
         raise ModelError(
-            f"{path} holds a value of type {type(loaded).__name__}, not a state dict", "give a state dict"
+            f"{path} holds a value of type {type(content).__name__}, not a state dict", "give a state dict"
         )
     return state
 

@@ -38,18 +38,18 @@ _SAME = 1e-3
 """The largest difference of a token between the two networks, as a share of the largest value."""
 
 
-def _ratio(hidden: int, width: int) -> float:
-    """An ``mlp_ratio`` by which timm gets exactly ``hidden``."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+def _ratio(inner: int, width: int) -> float:
+    """An ``mlp_ratio`` by which timm gets exactly ``inner``."""
+    ratio = inner / width
+    return ratio if int(width * ratio) == inner else (inner + 0.5) / width
 
 
-def _plain(config: Any, hidden: int) -> dict[str, Any]:
+def _plain(config: Any, inner: int) -> dict[str, Any]:
     return {
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
-        "mlp_ratio": _ratio(hidden, config.hidden_size),
+        "mlp_ratio": _ratio(inner, config.hidden_size),
         "patch_size": config.patch_size,
         "img_size": config.image_size,
     }
@@ -61,19 +61,19 @@ def _vit(config: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _dinov2(config: Any) -> tuple[str, dict[str, Any]]:
-    hidden = int(config.hidden_size * config.mlp_ratio)
+    inner = int(config.hidden_size * config.mlp_ratio)
     if config.use_swiglu_ffn:
-        hidden = 2 * ((int(hidden * 2 / 3) + 7) // 8 * 8)
+        inner = 2 * ((int(inner * 2 / 3) + 7) // 8 * 8)
     size = "giant" if config.use_swiglu_ffn else "small"
     registers = getattr(config, "num_register_tokens", 0)
     name = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
     extra = {"reg_tokens": registers} if registers else {}
-    return name, {**_plain(config, hidden), **extra, "qkv_bias": config.qkv_bias}
+    return name, {**_plain(config, inner), **extra, "qkv_bias": config.qkv_bias}
 
 
 def _dinov3(config: Any) -> tuple[str, dict[str, Any]]:
-    biased = "_qkvb" if config.query_bias or config.value_bias else ""
-    name = f"vit_small_{'plus_' if config.use_gated_mlp else ''}patch16_dinov3{biased}"
+    suffix = "_qkvb" if config.query_bias or config.value_bias else ""
+    name = f"vit_small_{'plus_' if config.use_gated_mlp else ''}patch16_dinov3{suffix}"
     return name, {**_plain(config, config.intermediate_size), "num_reg_tokens": config.num_register_tokens}
 
 
@@ -175,7 +175,7 @@ def back(state: StateDict, target_state: StateDict) -> StateDict:
 
     What timm drops because no feature depends on it (mask tokens, the bias of keys) is 0.
     """
-    names = dialects.renamed(target_state, state)
+    names = dialects.new_names(target_state, state)
     return {name: _tensor(names.get(name, name), value, state) for name, value in target_state.items()}
 
 
@@ -188,7 +188,7 @@ def _tensor(name: str, like: Tensor, state: StateDict) -> Tensor:
         return torch.cat([torch.zeros_like(like[:, :slots]), state[name]], 1)
     if name in state:
         return state[name].reshape(like.shape)
-    for pattern, whole, parts in dialects.JOINED:
+    for pattern, whole, parts in dialects.JOINS:
         match = pattern.fullmatch(name)
         if match is None:
             continue

@@ -60,8 +60,8 @@ def load_into(
     model_state = dict(model.state_dict())
 
     def convert(part: StateDict) -> StateDict:
-        fitted = part if image_size is not None else _slots(model, model_state, part)
-        return _convert(model, model_state, fitted, resize)
+        slots = part if image_size is not None else _slots(model, model_state, part)
+        return _convert(model, model_state, slots, resize)
 
     try:
         match = layouts.find(model_state, state, convert)
@@ -92,8 +92,8 @@ def _convert(model: nn.Module, model_state: StateDict, part: StateDict, resize: 
         kernel_differs = name == KERNEL and (value.ndim != like.ndim or len(value) != len(like))
         widths_differ = value.ndim != like.ndim or value.shape[-1:] != like.shape[-1:]
         if kernel_differs or ("pos_embed" in name and like.ndim == 3 and widths_differ):
-            found, wanted = belonging.shape(value), belonging.shape(like)
-            raise ValueError(f"{name} is {found}, and the model's is {wanted}")
+            actual, expected = belonging.shape(value), belonging.shape(like)
+            raise ValueError(f"{name} is {actual}, and the model's is {expected}")
     if "register_tokens" in part:
         part = {"mask_token": torch.zeros(()), **part}  # by which timm knows the names of DINOv2
     state = layouts.timm_filter(model, part)
@@ -135,13 +135,13 @@ _GRID = (
 )
 
 
-def _require_known_grid(model: Any, raw: Tensor | None, converted: Tensor | None) -> None:
+def _require_known_grid(model: Any, raw: Tensor | None, new: Tensor | None) -> None:
     """ModelError if positions that were not resampled, for a grid that is no square, may be a square's."""
-    if raw is None or converted is None:
+    if raw is None or new is None:
         return
     rows, columns = getattr(getattr(model, "patch_embed", None), "grid_size", (1, 1))
     n, side = rows * columns, math.isqrt(rows * columns)
-    if rows != columns and _is_square(n) and raw.ndim == 3 and torch.equal(raw, converted):
+    if rows != columns and _is_square(n) and raw.ndim == 3 and torch.equal(raw, new):
         raise ModelError(
             f"its {n} position embeddings may be of {side}x{side} patches or of {rows}x{columns}", _GRID
         )
@@ -153,7 +153,7 @@ def _is_square(number: int) -> bool:
 
 def load_downloaded(model: nn.Module, spec: ModelSpec, resize: str) -> None:
     """Load timm's weights of ``spec``, downloaded at their own sizes, as :func:`load_into` does."""
-    whole = specs.create(replace(spec, args=spec.fixed()), pretrained=True)
+    whole = specs.create(replace(spec, args=spec.fixed_args()), pretrained=True)
     load_into(model, whole.state_dict(), spec.name, resize=resize)
 
 
