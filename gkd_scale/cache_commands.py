@@ -26,7 +26,7 @@ from gkd_scale.cache.verify import verify as check_bytes
 from gkd_scale.estimate import estimate, show
 from gkd_scale.models.config import TeacherConfig
 from gkd_scale.models.registry import load_teacher
-from gkd_scale.segment.datasets.registry import labelled
+from gkd_scale.segment.datasets.registry import open_labels
 
 
 def cache_teacher(cfg: CacheTeacherConfig) -> None:
@@ -53,13 +53,13 @@ def build_cache(cfg: CacheTeacherConfig) -> tuple[BuildReport, Outbox | None]:
     cfg = follow(cfg)
     load = partial(load_teacher, cfg.teacher, cfg.size)
     first = load("cpu" if cfg.ray is not None else cfg.devices[0])
-    return build(cfg, first, load=load, source=labelled(cfg.images), outbox=outbox), outbox
+    return build(cfg, first, load=load, source=open_labels(cfg.images), outbox=outbox), outbox
 
 
 def plan(cfg: PlanConfig) -> None:
     """Print the cost of a cache."""
     cfg = follow(cfg)
-    cost = estimate(cfg, lambda: load_teacher(cfg.teacher, cfg.size, cfg.devices[0]), labelled(cfg.images))
+    cost = estimate(cfg, lambda: load_teacher(cfg.teacher, cfg.size, cfg.devices[0]), open_labels(cfg.images))
     if cfg.json:
         print(json.dumps(asdict(cost), indent=2))
     else:
@@ -90,5 +90,5 @@ def repair(cfg: RepairConfig) -> None:
     spec = read_spec(cfg.cache)
     config = TeacherConfig.of_fingerprint(spec.teacher, cfg.teacher_weights)
     teacher = load_teacher(config, spec.image_size, cfg.device)
-    report = rebuild(cfg, spec, teacher, console.say, source=labelled(cfg.images))
+    report = rebuild(cfg, spec, teacher, console.say, source=open_labels(cfg.images))
     console.say(*report.lines())

@@ -35,10 +35,10 @@ class Moments:
         if self._shift is None:
             self._shift = wide.mean(axis=0, dtype=np.float64)
         norms = np.linalg.norm(wide, axis=1)
-        centred = wide.astype(np.float64) - self._shift
+        deviations = wide.astype(np.float64) - self._shift
         self.count += len(wide)
-        self._sum += centred.sum(axis=0)
-        self._outer += centred.T @ centred
+        self._sum += deviations.sum(axis=0)
+        self._outer += deviations.T @ deviations
         self._norms += float(norms.sum(dtype=np.float64))
         self.norm_min = min(self.norm_min, float(norms.min()))
         self.norm_max = max(self.norm_max, float(norms.max()))

@@ -41,7 +41,7 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def spelled(path: Path) -> Path:
+def spelling(path: Path) -> Path:
     """``path``, or the same path in another Unicode form if only that exists."""
     if str(path).isascii() or path.exists():
         return path

@@ -42,14 +42,14 @@ def run(cfg: Stage1Config, runtime: Runtime, launchers: Path) -> None:
         cfg.source.cache = [runtime.on_main(lambda: defaults.proxy_cache(make=make))]
     with collector_paused(freeze=True):
         from gkd_scale.distill import stage1
-    stage1.train(cfg, runtime, launchers, labelled=partial(labelled, quiet=not runtime.main))
+    stage1.train(cfg, runtime, launchers, open_labels=partial(open_labels, quiet=not runtime.main))
 
 
-def labelled(images: str, quiet: bool) -> Source | None:
+def open_labels(images: str, quiet: bool) -> Source | None:
     """The labelled dataset that ``--live images=ADAPTER:PATH`` names."""
     from gkd_scale.segment.datasets import registry  # here, as a cache needs none of it
 
-    return registry.labelled(images, quiet=quiet)
+    return registry.open_labels(images, quiet=quiet)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from gkd_scale.cache.beside import is_hidden, is_system_file, kinds
 from gkd_scale.cache.location import EXTENSIONS, HINT, is_tar
 from gkd_scale.errors import DataError
 from gkd_scale.prefetch import prefetch
-from gkd_scale.text import spelled
+from gkd_scale.text import spelling
 
 _TOGETHER = 1 << 16
 """Images that are taken from a source at a time."""
@@ -204,7 +204,7 @@ class FolderListing:
 
 def _no_folder(images: Path) -> DataError:
     what = "is not a folder" if images.exists() else "does not exist"
-    if (twin := spelled(images)) != images:
+    if (twin := spelling(images)) != images:
         what = f"does not exist in this Unicode form, but there is {str(twin)!a}"
     return DataError(f"the image folder {images} {what}", f"check --images: {HINT}")
 

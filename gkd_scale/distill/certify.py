@@ -65,7 +65,7 @@ def certify(cfg: CertifyConfig, *, quiet: bool = False) -> Certificate:
         def train(swap: Swap) -> Distiller:
             return _train(cfg, reference, _draws(cfg, source, training), swap, lambda: bar.advance(task))
 
-        swap = partial(coded, codec)
+        swap = partial(recode, codec)
         plain, other = train(lambda batch: batch), train(swap)
     certificate = Certificate(
         spec=cache.spec.hash(),
@@ -83,7 +83,7 @@ def certify(cfg: CertifyConfig, *, quiet: bool = False) -> Certificate:
     return certificate
 
 
-def coded(codec: Codec, batch: Batch) -> Batch:
+def recode(codec: Codec, batch: Batch) -> Batch:
     """The batch with patch tokens as ``codec`` gives them back."""
     patches = [codec.decode(codec.encode(tokens)) for tokens in batch.teacher.patches.float().numpy()]
     return replace(batch, teacher=Features(batch.teacher.cls, torch.from_numpy(np.stack(patches))))
@@ -160,31 +160,31 @@ def _measure(plain: Distiller, other: Distiller, swap: Swap, batches: Sequence[B
     losses, kls, errors = [], [], []
     mean = torch.cat([batch.teacher.patches.float().flatten(0, 1) for batch in batches]).mean(0)
     for batch in batches:
-        changed = swap(batch)
-        pairs = ((plain, batch), (plain, changed), (other, batch))
+        new = swap(batch)
+        pairs = ((plain, batch), (plain, new), (other, batch))
         of_batch = [float(model(model.draws.add(b))["loss"]) for model, b in pairs]
         losses.append(np.array(of_batch) * len(batch.sids))
-        kls.append(_attention_kl(plain, batch, changed))
+        kls.append(_attention_kl(plain, batch, new))
         target = batch.teacher.patches.float()
-        error = (changed.teacher.patches.float() - target).square().sum()
+        error = (new.teacher.patches.float() - target).square().sum()
         errors.append((float(error), float((target - mean).square().sum())))
-    before, swapped, retrained = np.sum(losses, axis=0)
+    before, after, other_loss = np.sum(losses, axis=0)
     error, variance = np.sum(errors, axis=0)
     return {
         "relative_mse": float(error / variance),
         "attention_kl": float(torch.cat(kls).mean()),
-        "loss_change": float(swapped / before - 1),
-        "trained_change": float(retrained / before - 1),
+        "loss_change": float(after / before - 1),
+        "trained_change": float(other_loss / before - 1),
     }
 
 
-def _attention_kl(distiller: Distiller, batch: Batch, changed: Batch) -> Tensor:
-    """KL(original, changed) of the feature head's attention, in nats, for each query: (B·N,)."""
+def _attention_kl(distiller: Distiller, batch: Batch, new: Batch) -> Tensor:
+    """KL(``batch``, ``new``) of the feature head's attention, in nats, for each query: (B·N,)."""
     head = distiller.head_feature
     queries = head.proj_q(distiller.features(batch.pixels).patches)
     logs = [
         torch.log_softmax(queries @ b.teacher.patches.float().transpose(1, 2) * head.scale, dim=-1)
-        for b in (batch, changed)
+        for b in (batch, new)
     ]
     return (logs[0].exp() * (logs[0] - logs[1])).sum(-1).flatten()
 

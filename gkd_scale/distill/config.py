@@ -313,12 +313,12 @@ class Stage1Config:
 
     def _student_config(self, item: str | dict[str, Any]) -> Stage1Config:
         student = config.build(StudentItem, {"name": item} if isinstance(item, str) else item, "a student")
-        shared, out = self.student, self.run.out
+        base, out = self.student, self.run.out
         return config.changed(
             self,
             student=[student.name],
-            student_args=shared.args if student.args is None else student.args,
-            student_weights=student.weights or shared.weights,
-            drop_path=shared.drop_path if student.drop_path is None else student.drop_path,
-            out=out / (student.folder or student.name.replace("/", "_")) if len(shared.names) > 1 else out,
+            student_args=base.args if student.args is None else student.args,
+            student_weights=student.weights or base.weights,
+            drop_path=base.drop_path if student.drop_path is None else student.drop_path,
+            out=out / (student.folder or student.name.replace("/", "_")) if len(base.names) > 1 else out,
         )

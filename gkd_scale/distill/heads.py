@@ -25,7 +25,7 @@ from gkd_scale.models.conditioning import Affine, Conditioning
 from gkd_scale.models.tensor_files import StateDict, below, read_state_dict, write_tensors
 
 HEADS_FILE = "heads.safetensors"
-SHARED = "student."
+COMMON = "student."
 """Prefix of the names of what all teachers of a student share: the mask token."""
 
 
@@ -54,7 +54,7 @@ def resume(
     names = backbone.teachers_of(yaml.safe_load((folder / backbone.CARD_FILE).read_text()))
     before = dict(zip(names, conditionings.prefixes(len(names)), strict=True))
     tensors = read_state_dict(folder / HEADS_FILE)
-    _, model_state = objective.exported(objective.state_dict())
+    _, model_state = objective.split(objective.state_dict())
     loaded = False
     for prefix, (name, conditioning) in zip(
         conditionings.prefixes(len(teachers)), teachers.items(), strict=True
@@ -67,7 +67,7 @@ def resume(
                 norms = f"--teacher-norm was {old.norm} and is {conditioning.norm}"
                 reason = f"{norms}, and 'layer' is not affine"
             if not reason:
-                objective.load_state_dict(_filled(state, target, prefix), strict=False)
+                objective.load_state_dict(_fill(state, target, prefix), strict=False)
                 loaded = True
         else:
             owners = ", ".join(map(repr, names)) or None
@@ -81,15 +81,15 @@ def resume(
 def _below(state: StateDict, prefix: str) -> StateDict:
     """The tensors below ``prefix``, without it, and those of no teacher: all if the prefix is empty."""
     return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith((prefix, SHARED))
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith((prefix, COMMON))
     }
 
 
-def _filled(state: StateDict, model_state: StateDict, prefix: str) -> StateDict:
+def _fill(state: StateDict, model_state: StateDict, prefix: str) -> StateDict:
     """``state`` under the names of an objective; a φ that is missing is ψ."""
     for name in model_state.keys() - state.keys():
         state[name] = state[name.replace(".proj_q.", ".proj_v.")]
-    return {name if name.startswith(SHARED) else prefix + name: value for name, value in state.items()}
+    return {name if name.startswith(COMMON) else prefix + name: value for name, value in state.items()}
 
 
 def _misfit(state: StateDict, model_state: StateDict) -> str:

@@ -28,7 +28,7 @@ from gkd_scale.distill.config import Stage1Config
 from gkd_scale.distill.draws import Draws, together
 from gkd_scale.distill.objectives.base import Objective, TeacherSpace
 from gkd_scale.distill.objectives.registry import build_objective
-from gkd_scale.distill.teacher_source import OpenLabelled, TeacherSource, open_source
+from gkd_scale.distill.teacher_source import OpenLabels, TeacherSource, open_source
 from gkd_scale.engine import dry_run, run
 from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.loop import Job, TrainingPlan, fit
@@ -53,19 +53,19 @@ def train(
     runtime: Runtime,
     launchers: Path,
     prepare: Callable[[Job], None] = lambda _: None,
-    labelled: OpenLabelled = lambda _: None,
+    open_labels: OpenLabels = lambda _: None,
 ) -> None:
     """Run stage 1 on every rank; ``launchers`` is the folder with the DeepSpeed configs.
 
     ``prepare(job)`` may add to what the loop does with a student; ``job.module`` is its Objective, not yet
-    sharded. ``labelled`` opens the images of ``--live`` if they are a labelled dataset.
+    sharded. ``open_labels`` opens the images of ``--live`` if they are a labelled dataset.
     """
     plan = run.deepspeed_plan(cfg.run, runtime, launchers, DEFAULT_GLOBAL_BATCH)
     students = cfg.per_student()
     # The ledger is of the whole pass, and lies in OUT itself.
     folders = [student.run.out for student in students] + [cfg.run.out] * cfg.reading.ledger
     with run.hold(runtime, folders, dry=cfg.run.dry_run):
-        teacher = open_source(cfg, runtime, plan, labelled)
+        teacher = open_source(cfg, runtime, plan, open_labels)
         steps = _steps(cfg, teacher.images, plan.global_batch)
         tasks = [_job(student, runtime, plan, teacher, steps) for student in students]
         for student, task in zip(students, tasks, strict=True):
@@ -81,8 +81,8 @@ def train(
             prepare(job)
         training = _training_plan(cfg, runtime, plan, teacher, jobs, steps)
         if cfg.run.dry_run:
-            reading = dry_run.Data(teacher.images, teacher.source.bytes_of)
-            dry_run.show(cfg, jobs, training, runtime, plan, reading)
+            data = dry_run.Data(teacher.images, teacher.source.bytes_of)
+            dry_run.show(cfg, jobs, training, runtime, plan, data)
             return
         for job, result in zip(jobs, fit(jobs, training, runtime, plan), strict=True):
             state = result.state()
@@ -283,7 +283,7 @@ def _finish(
     if "teachers" in teacher.identity:
         facts["teacher_fingerprint"] = [digest(item.fingerprint) for item in teacher.teachers]
     objective = _objective(job)
-    net, rest = objective.exported(state)
+    net, rest = objective.split(state)
     heads.save(job.out, rest)
     backbone.export(job.out, objective.student.spec, net, **facts)
     seconds = round(time.monotonic() - start, 1)

@@ -78,7 +78,7 @@ class TeacherHeads(nn.Module):
         ``rows`` (K,): the images that count, one or more; None for all.
         """
         plain = self.on_grid(output.plain)
-        masked = self._masked(output, plain.patches)
+        masked = self._masked_tokens(output, plain.patches)
         levels = output.levels
         if rows is not None:
             plain, teacher = (Features(*(tensor[rows] for tensor in part)) for part in (plain, teacher))
@@ -95,7 +95,7 @@ class TeacherHeads(nn.Module):
         """A student's features with its patches on the teacher's grid."""
         return Features(features.cls, resample_tokens(features.patches, self.student_grid, self.grid))
 
-    def _masked(self, output: Output, plain: Tensor) -> Tensor | None:
+    def _masked_tokens(self, output: Output, plain: Tensor) -> Tensor | None:
         """Patches (B, N, Cs) on the teacher's grid in which masked images have those of the second pass."""
         if not self.weights.mask_weight or output.rows is None or output.masked is None:
             return plain if self.weights.mask_weight else None
@@ -123,10 +123,10 @@ class TeacherHeads(nn.Module):
 
     def _ladder_loss(self, levels: list[Tensor], teacher: Features) -> Tensor:
         """The mean distance of the student's projected earlier levels, pooled to the teacher's grid."""
-        pooled = (to_tokens(F.adaptive_avg_pool2d(level, self.grid)) for level in levels)
+        maps = (to_tokens(F.adaptive_avg_pool2d(level, self.grid)) for level in levels)
         distances = [
             self.distance(head(tokens, teacher.patches), teacher.patches)
-            for head, tokens in zip(self.ladder, pooled, strict=True)
+            for head, tokens in zip(self.ladder, maps, strict=True)
         ]
         return torch.stack(distances).mean()
 

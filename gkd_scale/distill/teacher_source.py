@@ -26,7 +26,7 @@ from gkd_scale.errors import CacheError, ConfigError, nearest
 from gkd_scale.models.registry import load_teacher
 from gkd_scale.types import BatchSource, Grid
 
-OpenLabelled = Callable[[str | Path], Source | None]
+OpenLabels = Callable[[str | Path], Source | None]
 """Opens images that are a labelled dataset (``camvid:PATH``); None for others."""
 
 
@@ -67,7 +67,7 @@ class TeacherSource:
 
 
 def open_source(
-    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, labelled: OpenLabelled
+    cfg: Stage1Config, runtime: Runtime, plan: DeepSpeedPlan, open_labels: OpenLabels
 ) -> TeacherSource:
     """The caches of ``cfg``, or its live teacher; this rank's share of each global batch."""
     share = {
@@ -81,11 +81,11 @@ def open_source(
         "window": cfg.reading.window,
     }
     return (
-        _live(cfg, runtime, share, labelled) if cfg.source.teacher == LIVE else _cached(cfg, runtime, share)
+        _live(cfg, runtime, share, open_labels) if cfg.source.teacher == LIVE else _cache(cfg, runtime, share)
     )
 
 
-def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
+def _cache(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> TeacherSource:
     home, limit = cfg.reading.mirror.folder, round(cfg.reading.mirror.gb * 1e9)
     caches = open_joined(cfg.source.cache, home=home, limit=limit)
     by_teacher = caches.teachers if isinstance(caches, Joined) else (caches,)
@@ -96,7 +96,7 @@ def _cached(cfg: Stage1Config, runtime: Runtime, share: dict[str, int]) -> Teach
         TeacherFacts(name, teacher.fingerprint, teacher.dim, teacher.grid, _weight(cfg, name))
         for name, teacher in zip(names, by_teacher, strict=True)
     ]
-    teachers = _teaching(cfg, candidates)
+    teachers = _teachers(cfg, candidates)
     if isinstance(caches, Joined):
         runtime.on_main(partial(caches.check, max(1, cfg.run.workers)))
     source = CachedSource(
@@ -139,7 +139,7 @@ def _weight(cfg: Stage1Config, name: str) -> float:
     return float(cfg.loss.teacher_weights.get(name, 1.0))
 
 
-def _teaching(cfg: Stage1Config, candidates: Sequence[TeacherFacts]) -> list[TeacherFacts]:
+def _teachers(cfg: Stage1Config, candidates: Sequence[TeacherFacts]) -> list[TeacherFacts]:
     """The teachers with a weight; ConfigError for options that do not fit their names or number."""
     valid = [teacher.name for teacher in candidates]
     for name in cfg.loss.teacher_weights:
@@ -191,10 +191,10 @@ def live_config(cfg: Stage1Config) -> CacheTeacherConfig:
 
 
 def _live(
-    cfg: Stage1Config, runtime: Runtime, share: dict[str, int], labelled: OpenLabelled
+    cfg: Stage1Config, runtime: Runtime, share: dict[str, int], open_labels: OpenLabels
 ) -> TeacherSource:
     recipe = live_config(cfg)
-    images = labelled(recipe.images)
+    images = open_labels(recipe.images)
     teacher = load_teacher(recipe.teacher, recipe.size, str(runtime.device))
     source = LiveSource(
         recipe.images,
@@ -215,7 +215,7 @@ def _live(
         source,
         source.num_samples,
         cfg.source.views or 0,
-        _teaching(cfg, [facts]),
+        _teachers(cfg, [facts]),
         {
             "images": source.images_hash(),
             "shards_format": FORMAT,

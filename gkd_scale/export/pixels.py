@@ -69,7 +69,7 @@ def _of_training(place: str, count: int) -> list[UInt8Array]:
 
 def _of_place(images: str, count: int) -> list[UInt8Array]:
     """Images of a folder, a list, tars, a URL or a labelled dataset, evenly spread; DataError."""
-    source: Source | None = registry.labelled(images, quiet=True) or open_source(images)
+    source: Source | None = registry.open_labels(images, quiet=True) or open_source(images)
     names = sorted(entry.path for entry in make_plan(images, 1, source=source))
     pictures = []
     for index in _spread(len(names), count):

@@ -17,16 +17,16 @@ Arguments = Mapping[str, Range | None]
 """Names of arguments to the range of their numbers; None for an argument that is no number."""
 
 
-def check(what: str, name: str, args: Mapping[str, Any], allowed: Arguments) -> None:
+def check(what: str, name: str, args: Mapping[str, Any], options: Arguments) -> None:
     """ConfigError for an argument that ``name`` does not have, or whose number is outside its range.
 
     ``what`` is "head" or "method"; ``args`` come from --head-args or --method-args.
     """
     for key, value in args.items():
-        if key not in allowed:
-            hint = nearest(key, allowed) or (f"it takes {', '.join(allowed)}" if allowed else "it takes none")
+        if key not in options:
+            hint = nearest(key, options) or (f"it takes {', '.join(options)}" if options else "it takes none")
             raise ConfigError(f"{what} '{name}' has no argument '{key}'", hint)
-        bounds = allowed[key]
+        bounds = options[key]
         if bounds is None or value is None:
             continue
         if not isinstance(value, (int, float)) or bounds.wrong(value):

@@ -126,15 +126,15 @@ def _score(
 @contextmanager
 def rate_bar(title: str, images: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
     """A bar with rate and ETA; yields a function that counts so many images, from any thread."""
-    start, lock, done = time.perf_counter(), threading.Lock(), 0
+    start, lock, number = time.perf_counter(), threading.Lock(), 0
     with console.progress("{task.fields[rate]}", disable=not visible) as progress:
         task = progress.add_task(title, total=images, rate="")
 
         def advance(count: int) -> None:
-            nonlocal done
+            nonlocal number
             with lock:
-                done += count
-                rate = done / (time.perf_counter() - start)
+                number += count
+                rate = number / (time.perf_counter() - start)
             progress.update(task, advance=count, rate=f"{rate:.1f} images/s")
 
         yield advance

@@ -67,14 +67,14 @@ class FinishedSegmenter:
     ) -> list[UInt8Array]:
         how = Inference(self._windows, tuple(scales), flip)
 
-        def prepared(image: Any) -> tuple[list[Tensor], Size]:
+        def load(image: Any) -> tuple[list[Tensor], Size]:
             pixels = _pixels(image)
             require_bounded("the image", pixels, self.image_size, how, slide="")
             views = [prepare(pixels, self.image_size, scale) for scale in how.scales]
             return views, (pixels.shape[0], pixels.shape[1])
 
         class_maps: list[UInt8Array] = []
-        for views, sizes in by_size(map(prepared, images), how, batch_size, self.device):
+        for views, sizes in by_size(map(load, images), how, batch_size, self.device):
             maps = predict(self.module, views, sizes, how, batch_size)
             class_maps += [entry.to(torch.uint8).cpu().numpy() for entry in maps]
         return class_maps

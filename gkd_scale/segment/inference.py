@@ -118,11 +118,11 @@ def require_bounded(
 def pad_to_stride(pixels: Tensor, stride: int, fill: tuple[int, int, int]) -> Tensor:
     """(B, 3, H, W) padded at the right and the bottom with ``fill`` to multiples of ``stride``."""
     batch, _, height, width = pixels.shape
-    padded = (-(-height // stride) * stride, -(-width // stride) * stride)
-    if padded == (height, width):
+    full = (-(-height // stride) * stride, -(-width // stride) * stride)
+    if full == (height, width):
         return pixels
     canvas = torch.tensor(fill, dtype=pixels.dtype, device=pixels.device)[None, :, None, None]
-    canvas = canvas.repeat(batch, 1, *padded)
+    canvas = canvas.repeat(batch, 1, *full)
     canvas[..., :height, :width] = pixels
     return canvas
 
@@ -263,8 +263,8 @@ def confusion(
 
     total = Confusion(len(dataset.classes))
     sample_indices = range(len(dataset)) if indices is None else indices
-    loaded = prefetch(load, sample_indices, workers, depth=2 * batch_size)
-    for views, labels in by_size(loaded, how, batch_size, device):
+    items = prefetch(load, sample_indices, workers, depth=2 * batch_size)
+    for views, labels in by_size(items, how, batch_size, device):
         sizes = [(label.shape[0], label.shape[1]) for label in labels]
         for prediction, label in zip(predict(model, views, sizes, how, batch_size), labels, strict=True):
             total.update(prediction, label.to(prediction.device, non_blocking=True))

@@ -55,14 +55,14 @@ CARD_FILE = "predict.json"
 SHEET_FILE = "contact-sheet.jpg"
 UNUSED_FILE = "not-predicted.txt"
 _SHEET_IMAGES = 12
-_SHOWN = 5
+_LIMIT = 5
 _LONGEST = 220
 """Bytes of a name: file systems take 255, and a suffix and a temporary one are added."""
-_WRITING = 16
+_WRITES = 16
 """Images that may wait to be written; more would only take memory."""
 
 
-Loaded = tuple[list[Tensor], tuple[int, Image.Image]]
+Item = tuple[list[Tensor], tuple[int, Image.Image]]
 """An image as inference takes it, its place among the names, and its pixels."""
 
 
@@ -81,7 +81,7 @@ def predict(config: PredictConfig, runtime: Runtime | None = None) -> int:
     """
     start = time.perf_counter()
     runtime = on_device(runtime, config.device)
-    source: Source | None = registry.labelled(config.images, quiet=not runtime.main)
+    source: Source | None = registry.open_labels(config.images, quiet=not runtime.main)
     source = source or _file_source(config.images) or open_source(config.images)
     segmenter, card = export.load_segmenter(config.run)
     # on every rank: a source reads only images that it has listed
@@ -124,9 +124,9 @@ class _Task:
             "images": _absolute(self.config.images),
         }
         before = files.read_json(out / CARD_FILE)
-        changed = [key for key in settings if before.get(key, settings[key]) != settings[key]]
-        if changed:
-            what = "other images" if changed == ["images"] else f"another {' and '.join(changed)}"
+        changes = [key for key in settings if before.get(key, settings[key]) != settings[key]]
+        if changes:
+            what = "other images" if changes == ["images"] else f"another {' and '.join(changes)}"
             raise RunError(f"{out} holds predictions of {what}", "give another --out, or remove that folder")
         if not before and any(path.name != files.LOCK for path in out.iterdir()):
             raise RunError(f"{out} holds other files", "give --out a folder of its own")
@@ -139,11 +139,11 @@ class _Task:
         config = self.config
         with (
             rate_bar("predict", len(pending), visible=runtime.main and bool(pending)) as advance,
-            BackgroundJobs(_WRITING, max(1, config.workers)) as writer,
+            BackgroundJobs(_WRITES, max(1, config.workers)) as writer,
         ):
             load = partial(self._load, advance)
-            loaded = filter(None, prefetch(load, pending, config.workers, depth=2 * config.batch_size))
-            for views, images in by_size(loaded, self.how, config.batch_size, runtime.device):
+            items = filter(None, prefetch(load, pending, config.workers, depth=2 * config.batch_size))
+            for views, images in by_size(items, self.how, config.batch_size, runtime.device):
                 infer = scores if config.save_logits else classes_of
                 sizes = [(image.height, image.width) for _, image in images]
                 results = infer(segmenter, views, sizes, self.how, config.batch_size)
@@ -151,7 +151,7 @@ class _Task:
                     outputs = self.all_outputs[place]
                     writer.submit(partial(_write, outputs, image, self.card.palette, result.cpu(), advance))
 
-    def _load(self, advance: Callable[[int], None], place: int) -> Loaded | None:
+    def _load(self, advance: Callable[[int], None], place: int) -> Item | None:
         """The image at ``place``; None for one that cannot be used, which is counted as done."""
         try:
             image = self._image(self.names[place])
@@ -218,10 +218,10 @@ def _tell_unused(path: Path, reasons: Sequence[tuple[str, str]]) -> None:
     if not reasons:
         return
     files.write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in reasons))
-    for name, reason in reasons[:_SHOWN]:
+    for name, reason in reasons[:_LIMIT]:
         console.err.print(f"not predicted: {name!r}: {reason}", markup=False, style="yellow")
-    if len(reasons) > _SHOWN:
-        more = len(reasons) - _SHOWN
+    if len(reasons) > _LIMIT:
+        more = len(reasons) - _LIMIT
         console.err.print(f"not predicted: {more} more, in {path}", markup=False, style="yellow")
 
 
@@ -258,7 +258,7 @@ def _short(part: str) -> str:
     return f"{prefix}-{hashlib.blake2b(os.fsencode(part), digest_size=8).hexdigest()}{suffix}"
 
 
-class Matching:
+class GlobSource:
     """The source of one image file, or of those that a pattern with ``*`` names."""
 
     def __init__(self, pattern: str) -> None:
@@ -284,7 +284,7 @@ def _file_source(images: str) -> Source | None:
         return Video(path)
     single = path.is_file() and path.suffix.lower() in EXTENSIONS
     pattern = glob.has_magic(images) and not path.is_dir() and not is_url(images) and "{" not in images
-    return Matching(glob.escape(images) if single else images) if single or pattern else None
+    return GlobSource(glob.escape(images) if single else images) if single or pattern else None
 
 
 def _absolute(images: str) -> str:

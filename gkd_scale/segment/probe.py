@@ -40,7 +40,7 @@ Classifier = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Examples:
     """Images in memory: ``pixels`` (n, 3, H, W) uint8 of one size, ``labels`` (H', W') uint8 at theirs."""
 
     pixels: Tensor
@@ -53,7 +53,7 @@ class Labelled:
             yield self.pixels[start : start + size], self.labels[start : start + size]
 
 
-def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Labelled:
+def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Examples:
     """At most ``most`` images of ``dataset``, evenly spread, resized to ``size``; labels as they are."""
     count = min(most, len(dataset))
     indices = [index * len(dataset) // count for index in range(count)]
@@ -64,16 +64,16 @@ def load(dataset: SegDataset, size: Size, *, most: int, workers: int = 2) -> Lab
         return T.resize(pixels, list(size), antialias=True), torch.from_numpy(np.array(sample.label))
 
     pixels, labels = zip(*prefetch(read, indices, workers, 4 * workers), strict=True)
-    return Labelled(torch.stack(pixels), labels, len(dataset.classes))
+    return Examples(torch.stack(pixels), labels, len(dataset.classes))
 
 
-def shown_in(data: Labelled) -> set[int]:
+def shown_in(data: Examples) -> set[int]:
     """The classes that occur in the labels."""
     return {int(value) for label in data.labels for value in label.unique() if value < data.classes}
 
 
 @torch.no_grad()
-def probe(encode: Encoder, grid: Grid, train: Labelled, val: Labelled, kind: str = "linear") -> Confusion:
+def probe(encode: Encoder, grid: Grid, train: Examples, val: Examples, kind: str = "linear") -> Confusion:
     """The confusion on ``val`` of a classifier of ``encode``'s tokens that was fitted on ``train``.
 
     ``kind`` is ``linear`` (ridge regression on each token's class shares) or ``knn`` (weighted cosine
@@ -100,7 +100,7 @@ Pairs = Iterator[tuple[Tensor, Tensor]]
 """Batches of tokens (M, C) and the class shares (M, K) of the pixels under them; ignored pixels count 0."""
 
 
-def _tokens(encode: Encoder, grid: Grid, data: Labelled) -> Pairs:
+def _tokens(encode: Encoder, grid: Grid, data: Examples) -> Pairs:
     for pixels, labels in data.batches(BATCH):
         tokens = encode(pixels).patches.float().flatten(0, 1)
         shares = [class_shares(label, data.classes, grid) for label in labels]
@@ -153,8 +153,8 @@ def fit_neighbours(pairs: Pairs) -> Classifier:
     """Class shares of the most similar training tokens (cosine), weighted by exp(similarity / T)."""
     batches = [(F.normalize(tokens, dim=1), shares) for tokens, shares in pairs]
     bank, shares = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    labelled = shares.sum(1) > 0
-    bank, shares = bank[labelled], shares[labelled]
+    mask = shares.sum(1) > 0
+    bank, shares = bank[mask], shares[mask]
     step = -(-len(bank) // BANK)
     bank, shares = bank[::step], shares[::step]
 

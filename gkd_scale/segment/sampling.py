@@ -137,7 +137,7 @@ class RareClass:
         self._seed, self._key = seed, key
         self._cumulative = np.cumsum(rare_class_probabilities(pixels, temperature))
         shares = pixels / np.maximum(1, pixels.sum(1, keepdims=True))
-        self._images = [_showing(shares[:, class_id]) for class_id in range(pixels.shape[1])]
+        self._images = [_images_with(shares[:, class_id]) for class_id in range(pixels.shape[1])]
 
     def __call__(self, position: int) -> Pick:
         rng = generator("stage2", "rare-class", self._seed, position, *self._key)
@@ -146,6 +146,6 @@ class RareClass:
         return Pick(position, int(images[rng.integers(len(images))]), (class_id, RARE_SHARE / 2))
 
 
-def _showing(share: npt.NDArray[np.float64]) -> Int64Array:
+def _images_with(share: npt.NDArray[np.float64]) -> Int64Array:
     enough = np.flatnonzero(share >= RARE_SHARE)
     return (enough if enough.size else np.flatnonzero(share)).astype(np.int64)

@@ -48,8 +48,8 @@ class Segmenter(nn.Module):
     def train(self, mode: bool = True) -> Segmenter:
         super().train(mode)
         for module in self.backbone.modules():
-            trained = [parameter.requires_grad for parameter in module.parameters()]
-            if trained and not any(trained):
+            flags = [parameter.requires_grad for parameter in module.parameters()]
+            if flags and not any(flags):
                 module.eval()
         return self
 
@@ -74,8 +74,8 @@ class Segmenter(nn.Module):
 
 def _frozen_tensors(backbone: nn.Module) -> Iterator[str]:
     """State-dict names of frozen parameters, and of the buffers of modules without trained parameters."""
-    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-    owners = {name.rpartition(".")[0] for name in trained}
+    learnable = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    owners = {name.rpartition(".")[0] for name in learnable}
     for name in backbone.state_dict():
-        if name not in trained and name.rpartition(".")[0] not in owners:
+        if name not in learnable and name.rpartition(".")[0] not in owners:
             yield name

@@ -50,7 +50,7 @@ from gkd_scale.segment import export, probe
 from gkd_scale.segment.augment import TrainStream
 from gkd_scale.segment.config import DEFAULT_VAL, Stage2Config
 from gkd_scale.segment.datasets import registry
-from gkd_scale.segment.datasets.registry import Concatenated
+from gkd_scale.segment.datasets.registry import Datasets
 from gkd_scale.segment.evaluate import confusion_of_ranks
 from gkd_scale.segment.heads.registry import build_head
 from gkd_scale.segment.inference import Inference, require_bounded_sample
@@ -157,7 +157,7 @@ def _job(
 
 
 def _training_plan(
-    config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan, segmenter: Segmenter, train: Concatenated
+    config: Stage2Config, runtime: Runtime, plan: DeepSpeedPlan, segmenter: Segmenter, train: Datasets
 ) -> loop.TrainingPlan:
     order = order_of(config, train, runtime.on_main(lambda: count_pixels(config, train)))
     stream = TrainStream(
@@ -233,11 +233,11 @@ def build_segmenter(config: Stage2Config, classes: int) -> Segmenter:
     backbone = _backbone(config)
     size = config.size()
     if any(side % backbone.stride for side in size):
-        rounded = "x".join(str(max(1, round(side / backbone.stride)) * backbone.stride) for side in size)
+        near = "x".join(str(max(1, round(side / backbone.stride)) * backbone.stride) for side in size)
         raise ConfigError(
             f"--image-size {config.image_size} is not made of multiples of {backbone.stride}, "
             f"the stride of {backbone.name}",
-            f"use --image-size {rounded}",
+            f"use --image-size {near}",
         )
     head = build_head(config.head, backbone.channels, classes, config.head_args, seed=config.run.seed)
     return Segmenter(
@@ -315,10 +315,10 @@ def _backbone(config: Stage2Config) -> Backbone:
     )
 
 
-def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Concatenated, Concatenated]:
+def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[Datasets, Datasets]:
     """Training and validation data of one class list; with ``check``, rank 0 reads it all once."""
 
-    def open_both() -> tuple[Concatenated, Concatenated]:
+    def open_both() -> tuple[Datasets, Datasets]:
         train, val = open_training_set(config), registry.open_all(config.data.val_sets())
         registry.require_classes(val, train.classes, config.data.val_sets()[0], config.data.train_sets()[0])
         return train, val
@@ -327,7 +327,7 @@ def _datasets(config: Stage2Config, runtime: Runtime, *, check: bool) -> tuple[C
     return open_both()
 
 
-def _check(train: Concatenated, val: Concatenated, config: Stage2Config) -> None:
+def _check(train: Datasets, val: Datasets, config: Stage2Config) -> None:
     how = Inference(config.inference.windows(config.size()))
     with console.progress() as progress:
         task = progress.add_task("checking images and labels", total=len(train) + len(val))
@@ -439,11 +439,11 @@ def _forget_stale_best(out: Path) -> None:
         shutil.rmtree(out / BEST_FOLDER, ignore_errors=True)
 
 
-def assert_same(loaded: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
+def assert_same(old: dict[str, Tensor], new: dict[str, Tensor]) -> None:
     """AssertionError unless the tensors are equal bit for bit, in the precision that was trained in."""
-    assert loaded.keys() == trained.keys(), "the frozen backbone has other tensors than were loaded"
-    for name, now in trained.items():
-        before = loaded[name].cpu().to(now.dtype)
+    assert old.keys() == new.keys(), "the frozen backbone has other tensors than were loaded"
+    for name, now in new.items():
+        before = old[name].cpu().to(now.dtype)
         same = before.shape == now.shape and torch.equal(_bytes(before), _bytes(now))
         assert same, f"the frozen backbone's '{name}' changed during stage 2"
 

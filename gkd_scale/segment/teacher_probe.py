@@ -27,7 +27,7 @@ from gkd_scale.moments import Moments
 from gkd_scale.segment.config import TeacherProbeConfig
 from gkd_scale.segment.datasets.registry import glance, open_all, require_shown
 from gkd_scale.segment.metrics import Confusion
-from gkd_scale.segment.probe import Labelled, Ridge, class_shares, load, shown_in, tally
+from gkd_scale.segment.probe import Examples, Ridge, class_shares, load, shown_in, tally
 from gkd_scale.types import LiveTeacher
 
 COMPONENTS = (1, 4, 16, 64)
@@ -104,8 +104,8 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
     for dataset in datasets:
         glance(dataset)
     train, val = (load(dataset, size, most=cfg.images) for dataset in datasets)
-    for dataset, labelled, least in ((datasets[0], train, 2), (datasets[1], val, 1)):
-        require_shown(dataset, shown_in(labelled), least)
+    for dataset, data, least in ((datasets[0], train, 2), (datasets[1], val, 1)):
+        require_shown(dataset, shown_in(data), least)
     teacher = load_teacher(cfg.teacher, size, cfg.device)
     levels = measure(teacher, train, val, cfg.batch_size)
     best = choose(levels)
@@ -128,7 +128,7 @@ def probe_teacher(cfg: TeacherProbeConfig) -> list[Level]:
 
 
 def measure(
-    teacher: LiveTeacher, train: Labelled, val: Labelled, batch: int, *, quiet: bool = False
+    teacher: LiveTeacher, train: Examples, val: Examples, batch: int, *, quiet: bool = False
 ) -> list[Level]:
     """All levels of ``teacher``, shallow to deep, then the default one; one pass over each dataset."""
     levels: list[_Measure] = []

@@ -9,17 +9,17 @@ from gkd_scale.errors import DataError
 from gkd_scale.segment import class_pixels
 from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
-from gkd_scale.segment.datasets.registry import Concatenated
+from gkd_scale.segment.datasets.registry import Datasets
 from gkd_scale.segment.sampling import Epochs, Mixture, Order, RareClass
 from gkd_scale.types import Int64Array
 
 
-def open_training_set(config: Stage2Config) -> Concatenated:
+def open_training_set(config: Stage2Config) -> Datasets:
     """All ``--train``, each cut to ``--label-fraction``."""
     return registry.open_all(config.data.train_sets(), config.data.label_share())
 
 
-def count_pixels(config: Stage2Config, dataset: Concatenated) -> Int64Array | None:
+def count_pixels(config: Stage2Config, dataset: Datasets) -> Int64Array | None:
     """Count each class's pixels if the order needs the counts and the run lacks them. Rank 0 only.
 
     Writes the counts into the run's folder; a dry run returns them instead.
@@ -39,7 +39,7 @@ def count_pixels(config: Stage2Config, dataset: Concatenated) -> Int64Array | No
     return None
 
 
-def order_of(config: Stage2Config, dataset: Concatenated, pixels: Int64Array | None = None) -> Order:
+def order_of(config: Stage2Config, dataset: Datasets, pixels: Int64Array | None = None) -> Order:
     """Uniform or rare-class order, mixed if weights are given.
 
     ``pixels`` is what :func:`count_pixels` returns: None if it wrote the counts.
@@ -62,7 +62,7 @@ def _order(config: Stage2Config, images: int, pixels: Int64Array | None, *key: s
     return RareClass(config.run.seed, pixels, config.data.sampling_temperature, *key)
 
 
-def _identity(config: Stage2Config, dataset: Concatenated) -> dict[str, object]:
+def _identity(config: Stage2Config, dataset: Datasets) -> dict[str, object]:
     """The training set that the counts belong to."""
     return {
         "train": config.data.train_sets(),

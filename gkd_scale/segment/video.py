@@ -35,7 +35,7 @@ class Video:
         self._frames: Iterator[Any] = iter(())
         self._next = 0
         self._waiting: dict[int, Any] = {}
-        with self._opened() as container:
+        with self._open() as container:
             stream = container.streams.video[0]
             self._size = 3 * stream.codec_context.width * stream.codec_context.height
             self._count = sum(packet.pts is not None for packet in container.demux(stream))
@@ -76,12 +76,12 @@ class Video:
         raise OSError(f"the video ends before frame {number}")
 
     def _rewind(self) -> None:
-        container = self._opened()
+        container = self._open()
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         self._frames, self._next, self._waiting = container.decode(stream), 0, {}
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
         try:
             import av
         except ImportError:

@@ -15,7 +15,7 @@ from gkd_scale.cache.reader import Cache
 from gkd_scale.cache.verify import verify
 from gkd_scale.cli import main
 from gkd_scale.config import build
-from gkd_scale.distill.certify import certify, coded
+from gkd_scale.distill.certify import certify, recode
 from gkd_scale.distill.config import CertifyConfig
 from gkd_scale.errors import CacheError, ConfigError, DamageError
 from tests.conftest import TINY, cache_flags
@@ -59,13 +59,13 @@ def test_the_measured_error_is_that_of_the_codec(cache: Path) -> None:
     batch = source.load([Slot(i, 0, index) for i, index in enumerate((0, 4, 8))])
     codec = get_codec("int8")
     tokens = batch.teacher.patches.float()
-    for row, of_image in enumerate(coded(codec, batch).teacher.patches):
+    for row, of_image in enumerate(recode(codec, batch).teacher.patches):
         np.testing.assert_array_equal(of_image, codec.decode(codec.encode(tokens[row].numpy())))
     variance = (tokens - tokens.flatten(0, 1).mean(0)).square().sum()
-    error = (coded(codec, batch).teacher.patches.float() - tokens).square().sum()
+    error = (recode(codec, batch).teacher.patches.float() - tokens).square().sum()
     certificate = certify(config(cache, "int8"), quiet=True)
     assert certificate.relative_mse == pytest.approx(float(error / variance), rel=1e-5)
-    assert torch.equal(coded(codec, batch).teacher.cls, batch.teacher.cls)
+    assert torch.equal(recode(codec, batch).teacher.cls, batch.teacher.cls)
 
 
 def test_the_certificate_lies_in_the_cache_and_verify_guards_it(cache: Path) -> None:

@@ -32,7 +32,7 @@ def distiller(
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     first = distiller(1)
-    net, rest = first.exported(first.state_dict())
+    net, rest = first.split(first.state_dict())
     heads.save(tmp_path, rest)
     backbone.export(tmp_path, first.student.spec, net, teacher="large")
     return tmp_path
@@ -40,10 +40,10 @@ def run(tmp_path: Path) -> Path:
 
 def test_heads_and_mask_token_come_back_and_the_backbone_is_left_alone(run: Path) -> None:
     first, second = distiller(1), distiller(2)
-    net, _ = second.exported({name: value.clone() for name, value in second.state_dict().items()})
+    net, _ = second.split({name: value.clone() for name, value in second.state_dict().items()})
     assert heads.resume(second, run, {"large": Conditioning()})
-    net_after, rest_after = second.exported(second.state_dict())
-    _, rest_wanted = first.exported(first.state_dict())
+    net_after, rest_after = second.split(second.state_dict())
+    _, rest_wanted = first.split(first.state_dict())
     assert set(rest_after) == set(rest_wanted) and any("token" in name for name in rest_after)
     assert all(torch.equal(rest_after[name], value) for name, value in rest_wanted.items())
     assert all(torch.equal(net_after[name], value) for name, value in net.items())
@@ -75,7 +75,7 @@ def test_heads_that_do_not_fit_are_named_with_the_reason(
 
 def test_after_an_mse_phase_the_queries_start_as_the_values(tmp_path: Path) -> None:
     first, second = distiller(1, qsd=QsdConfig(form="mse")), distiller(2)
-    net, rest = first.exported(first.state_dict())
+    net, rest = first.split(first.state_dict())
     heads.save(tmp_path, rest)
     backbone.export(tmp_path, first.student.spec, net, teacher="large")
     assert heads.resume(second, tmp_path, {"large": Conditioning()})
@@ -114,7 +114,7 @@ def test_heads_are_expressed_in_the_new_conditioning_exactly(tmp_path: Path, old
     before, after = conditioning_of(old, 1), conditioning_of(new, 2)
     first = distiller(1, before, qsd=QsdConfig(form="qsd", scale="sqrt"))
     second = distiller(2, after, qsd=QsdConfig(form="qsd", scale="sqrt"))
-    net, rest = first.exported(first.state_dict())
+    net, rest = first.split(first.state_dict())
     heads.save(tmp_path, rest)
     before.save(tmp_path)
     backbone.export(tmp_path, first.student.spec, net, teacher="large")

@@ -61,7 +61,7 @@ class Objective(nn.Module, ABC):
         """The prefix of the student's network in the names of this module's parameters."""
         return next(f"{name}." for name, module in self.named_modules() if module is self.student.net)
 
-    def exported(self, state: StateDict) -> tuple[StateDict, StateDict]:
+    def split(self, state: StateDict) -> tuple[StateDict, StateDict]:
         """The ``state`` dict of this module, split into that of the student's network and the rest."""
         prefix = self.prefix
         rest = {name: value for name, value in state.items() if not name.startswith(prefix)}

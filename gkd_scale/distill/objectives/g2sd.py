@@ -77,10 +77,10 @@ class G2sdGeneric(Objective):
         """The loss of one micro batch."""
         tokens = self._fill(pixels, masks) if self._visible else self._paint(pixels, masks)
         tokens = self.decoder(tokens + self.pos_embed.to(tokens.dtype))
-        predicted = resample_tokens(tokens, self.student.mask_grid, self.teacher_grid).float()
+        prediction = resample_tokens(tokens, self.student.mask_grid, self.teacher_grid).float()
         target = patches.float()
         target = F.layer_norm(target, target.shape[-1:])
-        return {"loss": F.smooth_l1_loss(predicted, target, beta=BETA)}
+        return {"loss": F.smooth_l1_loss(prediction, target, beta=BETA)}
 
     def _fill(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Tokens of the visible patches, and the mask token in every other place."""
@@ -91,8 +91,8 @@ class G2sdGeneric(Objective):
         self._visible.set(keep)
         tokens = self.embed(self.student(pixels).patches)
         self._visible.set(None)
-        filled = self.mask_token.to(tokens.dtype).expand(len(masks), self.student.mask_tokens, -1)
-        return filled.scatter(1, keep[..., None].expand_as(tokens), tokens)
+        full = self.mask_token.to(tokens.dtype).expand(len(masks), self.student.mask_tokens, -1)
+        return full.scatter(1, keep[..., None].expand_as(tokens), tokens)
 
     def _paint(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Tokens of the image whose masked blocks are painted over."""

@@ -22,12 +22,12 @@ from gkd_scale.segment.datasets.labels import (
     require_same_size,
 )
 from gkd_scale.segment.datasets.layout import (
-    Found,
+    Files,
     Key,
     Layout,
     Pair,
+    absence,
     exists,
-    lacking,
     look,
     require_partners,
 )
@@ -92,20 +92,20 @@ class Adapter:
             f"{self.name} has no part '{name}'", nearest(name, parts) or f"choose one of: {choice}"
         )
 
-    def find(self, root: Path, part: str = "") -> Found:
+    def find(self, root: Path, part: str = "") -> Files:
         """A part's files below ``root``; DataError if there are none, ConfigError for an unknown part."""
         spec = self.part(part)
         if not root.is_dir():
-            raise misplaced.packed(root) or DataError(f"there is no folder {root}", self.missing_hint)
+            raise misplaced.archive_error(root) or DataError(f"there is no folder {root}", self.missing_hint)
         layouts = [layout for layout in self.layouts if exists(root, spec.folder, layout)]
         if not layouts:
-            raise misplaced.explain(self.name, root, part, spec.folder, self.layouts) or self._lacking(
+            raise misplaced.explain(self.name, root, part, spec.folder, self.layouts) or self._absence(
                 root, spec.folder
             )
         files = look(root, spec.folder, layouts[0], self.skip)
         return files._replace(pairs=[pair for index, pair in enumerate(files.pairs) if spec.member(index)])
 
-    def _lacking(self, root: Path, folder: str) -> DataError:
+    def _absence(self, root: Path, folder: str) -> DataError:
         """The error that names the missing files of the first layout with any, and the other layouts."""
         partial = [candidate for candidate in self.layouts if exists(root, folder, candidate, any)]
         layout = (partial or self.layouts)[0]
@@ -114,7 +114,7 @@ class Adapter:
             for candidate in self.layouts
             if candidate is not layout
         ]
-        error = lacking(root, folder, layout)
+        error = absence(root, folder, layout)
         return DataError(error.message, "; or ".join([error.hint, *others]))
 
     def present(self, root: Path, of_both: Callable[[Iterable[bool]], bool] = all) -> list[str]:
@@ -125,7 +125,7 @@ class Adapter:
             if any(exists(root, part.folder, layout, of_both) for layout in self.layouts)
         ]
 
-    def meaning(self, root: Path, files: Found) -> tuple[LabelSet, Encoding]:  # noqa: ARG002
+    def meaning(self, root: Path, files: Files) -> tuple[LabelSet, Encoding]:  # noqa: ARG002
         """Classes and label values of ``files``."""
         return self.labels, files.layout.encoding
 
@@ -181,7 +181,7 @@ class PairDataset:
         return self._encoding.decode(raw, path)
 
     @contextmanager
-    def watched(self) -> Iterator[Evidence]:
+    def watch(self) -> Iterator[Evidence]:
         """Collect the facts of the labels that are read inside the context."""
         self._evidence = evidence = Evidence(self._encoding, self.classes, of=len(self))
         try:

@@ -33,12 +33,12 @@ from gkd_scale.segment.datasets.layout import Pair, require_partners
 from gkd_scale.segment.datasets.plausible import Evidence, findings
 from gkd_scale.types import IGNORE, Int64Array, Size
 
-_SHOWN = 5
+_LIMIT = 5
 
 
 @dataclass
 class PartReport:
-    """One part. ``pixels`` and ``showing`` count each class's pixels, and the images that show it."""
+    """One part. ``pixels`` and ``image_counts`` count each class's pixels, and the images that show it."""
 
     domain: str
     expected: int | None
@@ -49,7 +49,7 @@ class PartReport:
     doubts: list[str] = field(default_factory=list)
     sizes: Counter[str] = field(default_factory=Counter)
     pixels: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    showing: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    image_counts: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     void: int = 0
     absent: bool = False
 
@@ -80,7 +80,7 @@ class PartReport:
             "sizes": dict(self.sizes.most_common()),
             "classes": {
                 name: {"pixels": int(pixels), "share": pixels / self.total, "images": int(images)}
-                for name, pixels, images in zip(self.classes, self.pixels, self.showing, strict=True)
+                for name, pixels, images in zip(self.classes, self.pixels, self.image_counts, strict=True)
             },
             "void_share": self.void / self.total,
             "notes": self.notes(),
@@ -148,7 +148,7 @@ def _check_part(
         left_out=[str(path) for path in files.left_out],
         faults=[str(lonely) for lonely in files.lonely],
         pixels=np.zeros(len(labels.classes), np.int64),
-        showing=np.zeros(len(labels.classes), np.int64),
+        image_counts=np.zeros(len(labels.classes), np.int64),
     )
 
     def look(pair: Pair) -> tuple[Size, Int64Array] | str:
@@ -166,7 +166,7 @@ def _check_part(
         report.sizes[f"{height}x{width}"] += 1
         report.void += int(counts[IGNORE])
         report.pixels += counts[: len(labels.classes)]
-        report.showing += counts[: len(labels.classes)] > 0
+        report.image_counts += counts[: len(labels.classes)] > 0
     report.faults += [
         f"labels hold '{name}', which is said to occur in none"
         for name, pixels in zip(labels.classes, report.pixels, strict=True)
@@ -196,16 +196,16 @@ def show(report: PartReport) -> None:
     table = Table(title=f"{report.domain}: {report.pairs} pairs")
     for name in ("class", "% of pixels", "images"):
         table.add_column(name, justify="left" if name == "class" else "right")
-    for name, pixels, images in zip(report.classes, report.pixels, report.showing, strict=True):
+    for name, pixels, images in zip(report.classes, report.pixels, report.image_counts, strict=True):
         table.add_row(name, f"{100 * pixels / report.total:.3f}", str(images))
     table.add_section()
     table.add_row("void", f"{100 * report.void / report.total:.3f}", "", style="dim")
     console.out.print(table)
-    sizes = report.sizes.most_common(_SHOWN)
+    sizes = report.sizes.most_common(_LIMIT)
     more = f", {len(report.sizes) - len(sizes)} other sizes" if len(report.sizes) > len(sizes) else ""
     lines = ["sizes (HxW): " + ", ".join(f"{size} ({count})" for size, count in sizes) + more]
     lines += report.notes()
-    lines += [f"fault: {fault}" for fault in report.faults[:_SHOWN]]
-    if len(report.faults) > _SHOWN:
-        lines.append(f"... and {len(report.faults) - _SHOWN} more faults; --json lists all")
+    lines += [f"fault: {fault}" for fault in report.faults[:_LIMIT]]
+    if len(report.faults) > _LIMIT:
+        lines.append(f"... and {len(report.faults) - _LIMIT} more faults; --json lists all")
     console.say(*lines, f"{len(report.faults)} faults")

@@ -30,7 +30,7 @@ from gkd_scale.segment.datasets.labels import image_size, require_same_size
 from gkd_scale.types import UInt8Array
 
 RECORD = "converted.json"
-_UNFINISHED = "converting.json"
+_MARK = "converting.json"
 
 
 class Job(NamedTuple):
@@ -75,13 +75,13 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     settings = {"converter": config.name, "source": str(Path(config.source).expanduser().resolve())}
     with files.claim(config.out, DataError):
         _claim(config.out, settings)
-        existing = _run(jobs, config)
+        count = _run(jobs, config)
         for dataset, out in parts:
             _write_classes(dataset, out)
         record = {**settings, **facts}
         files.write_json(config.out / RECORD, record)
-        (config.out / _UNFINISHED).unlink(missing_ok=True)
-    return {**record, "kept": existing}
+        (config.out / _MARK).unlink(missing_ok=True)
+    return {**record, "kept": count}
 
 
 def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
@@ -95,21 +95,21 @@ def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
                 job.run()
             return complete
 
-        existing = 0
+        count = 0
         for exists in prefetch(work, jobs, config.workers, 2 * config.workers):
-            existing += exists
-            progress.update(task, advance=1, kept=f"{existing} were there" if existing else "")
-    return existing
+            count += exists
+            progress.update(task, advance=1, kept=f"{count} were there" if count else "")
+    return count
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings into ``out``, or compare them with those there; DataError if it holds other data."""
-    for name in (RECORD, _UNFINISHED):
+    for name in (RECORD, _MARK):
         if (out / name).is_file():
             before = json.loads((out / name).read_text(encoding="utf-8"))
-            changed = [key for key in settings if before.get(key) != settings[key]]
-            if changed:
-                key = changed[0]
+            changes = [key for key in settings if before.get(key) != settings[key]]
+            if changes:
+                key = changes[0]
                 raise DataError(
                     f"{out} holds other data: {key} is {before.get(key)}, asked is {settings[key]}",
                     "name another folder",
@@ -117,7 +117,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             return
     if any(path.name != files.LOCK for path in out.iterdir()):
         raise DataError(f"{out} holds files that convert did not write", "name an empty or a new folder")
-    files.write_json(out / _UNFINISHED, settings)
+    files.write_json(out / _MARK, settings)
 
 
 # ----------------------------------------------------------------------------------- any adapter's labels

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gkd_scale.segment.datasets.labels import Stored, read_palette
+from gkd_scale.segment.datasets.labels import Raw, read_palette
 from gkd_scale.types import IGNORE, Int64Array
 
 VALUES = 256
@@ -35,7 +35,7 @@ class Facts(NamedTuple):
     palette: Palette | None
 
 
-def facts_of(raw: Stored, path: Path, channel: int | None = None, *, whole: bool = False) -> Facts | None:
+def facts_of(raw: Raw, path: Path, channel: int | None = None, *, whole: bool = False) -> Facts | None:
     """The facts of a label file's values; None for colours, or for values that no label has.
 
     ``whole`` reads all rows. If some rows hold fewer than two values but 255, values are counted in all rows.
@@ -60,7 +60,7 @@ def facts_of(raw: Stored, path: Path, channel: int | None = None, *, whole: bool
     return Facts(path, pixels, change.size, changes, alone, ramps, read_palette(path))
 
 
-def _between(rows: Stored) -> npt.NDArray[np.bool_]:
+def _between(rows: Raw) -> npt.NDArray[np.bool_]:
     """Which inner pixels (H, W-2) lie between their horizontal neighbours in value."""
     left, middle, right = rows[:, :-2], rows[:, 1:-1], rows[:, 2:]
     up, down = (left < middle) & (middle < right), (left > middle) & (middle > right)

@@ -27,7 +27,7 @@ from gkd_scale.segment.datasets.labels import (
     identity,
     read_stored,
 )
-from gkd_scale.segment.datasets.layout import Found, Layout, Pair
+from gkd_scale.segment.datasets.layout import Files, Layout, Pair
 from gkd_scale.segment.datasets.plausible import Evidence
 from gkd_scale.types import IGNORE
 
@@ -47,7 +47,7 @@ _ANY = identity(MOST_CLASSES)
 class FolderAdapter(Adapter):
     """An adapter whose classes come from the folder itself."""
 
-    def meaning(self, root: Path, files: Found) -> tuple[LabelSet, Encoding]:
+    def meaning(self, root: Path, files: Files) -> tuple[LabelSet, Encoding]:
         names, void = read_classes(root / "classes.txt"), _read_values(root / "ignore.txt")
         unnamed = names is None
         if names is None:
@@ -80,7 +80,7 @@ ADAPTER = FolderAdapter(
 
 def read_classes(path: Path) -> list[str] | None:
     """The class names in ``classes.txt``, one a line; None if there is no such file."""
-    path = _spelled(path)
+    path = _spelling(path)
     if not path.is_file():
         return None
     names = _lines(path)
@@ -114,7 +114,7 @@ def _table(names: Sequence[str]) -> str:
     return ""
 
 
-def _spelled(path: Path) -> Path:
+def _spelling(path: Path) -> Path:
     """``path``, or the same name in other letter case if only that exists."""
     if path.exists() or not path.parent.is_dir():
         return path
@@ -123,7 +123,7 @@ def _spelled(path: Path) -> Path:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a file that are not empty; none if there is no such file."""
-    path = _spelled(path)
+    path = _spelling(path)
     if not path.is_file():
         return []
     try:

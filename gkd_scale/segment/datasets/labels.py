@@ -25,12 +25,12 @@ from gkd_scale.segment.datasets.values import MANY, unknown_values
 from gkd_scale.types import IGNORE, Size, UInt8Array
 
 Colour = tuple[int, int, int]
-Stored = npt.NDArray[Any]
+Raw = npt.NDArray[Any]
 """(H, W) or (H, W, channels) integers."""
 
 MOST_CLASSES = 254
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
-_INDEXED = 3
+_PALETTE = 3
 """PNG's colour type of palettes."""
 _UNKNOWN = 254
 _MODES = {2: "LA", 3: "RGB", 4: "RGBA"}
@@ -67,7 +67,7 @@ class Encoding:
     text: str = "class ids"
     inferred: bool = False
 
-    def decode(self, raw: Stored, path: Path) -> UInt8Array:
+    def decode(self, raw: Raw, path: Path) -> UInt8Array:
         """(H, W) uint8 train ids; DataError for a value that is not listed. ``path`` is for the message."""
         if raw.ndim == 3 and self.channel is not None:
             raw = raw[..., self.channel]
@@ -77,7 +77,7 @@ class Encoding:
             raise refusal
         return self._decode_ids(raw, path)
 
-    def refusal(self, raw: Stored, path: Path) -> DataError | None:
+    def refusal(self, raw: Raw, path: Path) -> DataError | None:
         """The error if values cannot be those of one channel of ids; None if they can."""
         if raw.ndim != 2:
             return _no_ids(raw, path)
@@ -96,20 +96,20 @@ class Encoding:
         return table
 
     @cached_property
-    def _packed(self) -> tuple[npt.NDArray[np.uint32], UInt8Array]:
+    def _codes(self) -> tuple[npt.NDArray[np.uint32], UInt8Array]:
         """Colours as sorted 24-bit numbers, and their train ids."""
         pairs = sorted((r << 16 | g << 8 | b, train) for (r, g, b), train in self.colours.items())
         keys, trains = zip(*pairs, strict=True)
         return np.array(keys, np.uint32), np.array(trains, np.uint8)
 
-    def _decode_ids(self, raw: Stored, path: Path) -> UInt8Array:
+    def _decode_ids(self, raw: Raw, path: Path) -> UInt8Array:
         label: UInt8Array = self._table[raw.astype(np.uint8, copy=False)]
         unknown = label == _UNKNOWN
         if unknown.any():
             raise self._unknown(raw, int(raw[unknown][0]), path)
         return label
 
-    def _unknown(self, raw: Stored, value: int, path: Path) -> DataError:
+    def _unknown(self, raw: Raw, value: int, path: Path) -> DataError:
         """The error for ``value`` of a label (H, W) without a meaning, and a cause from its other values."""
         pixels = np.bincount(raw.astype(np.uint8).ravel(), minlength=256)
         classes = len({train for train in self.ids.values() if train != IGNORE})
@@ -123,12 +123,12 @@ class Encoding:
             hint,
         )
 
-    def _decode_colours(self, raw: Stored, path: Path) -> UInt8Array:
-        keys, trains = self._packed
+    def _decode_colours(self, raw: Raw, path: Path) -> UInt8Array:
+        keys, trains = self._codes
         wide = raw.astype(np.uint32)
-        packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-        place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
-        unknown = keys[place] != packed
+        codes = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+        place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
+        unknown = keys[place] != codes
         if unknown.any():
             colour = tuple(int(value) for value in raw[unknown][0])
             raise DataError(
@@ -138,7 +138,7 @@ class Encoding:
         return trains[place]
 
 
-def _no_ids(raw: Stored, path: Path) -> DataError:
+def _no_ids(raw: Raw, path: Path) -> DataError:
     """The error for a file of several channels, which is no label of class ids."""
     mode = _MODES.get(raw.shape[2], raw.shape[2])
     hint = "store class ids as an 8-bit greyscale or palette PNG, not colours"
@@ -152,7 +152,7 @@ def _no_ids(raw: Stored, path: Path) -> DataError:
     return DataError(f"{path} has mode {mode}: a label has one channel of class ids", hint)
 
 
-def _too_wide(raw: Stored, path: Path) -> DataError:
+def _too_wide(raw: Raw, path: Path) -> DataError:
     """The error for values outside of 0 to 255, which are no class ids."""
     value = int(raw.max() if raw.max() > 255 else raw.min())
     hint = "store class ids, 255 for ignored"
@@ -170,7 +170,7 @@ def _too_wide(raw: Stored, path: Path) -> DataError:
     return DataError(f"{path}: label value {value} is not in 0 to 255", hint)
 
 
-def _inside_classes(raw: Stored) -> bool:
+def _inside_classes(raw: Raw) -> bool:
     """Whether values look like class id x 256 + number: of few classes, numbered from the smallest up."""
     values = np.unique(raw)
     classes, numbers = np.unique(values // 256), values % 256
@@ -212,7 +212,7 @@ def image_size(path: Path) -> Size:
         raise _unreadable(path, error.reason, error.hint) from None
 
 
-def read_stored(path: Path) -> Stored:
+def read_stored(path: Path) -> Raw:
     """A label file's values as they are, (H, W) or (H, W, channels), upright; indices of a palette PNG.
 
     PNGs of several 16-bit channels keep all 16 bits, greys of 2 or 4 bits are as they were stored. DataError
@@ -243,7 +243,7 @@ def read_stored(path: Path) -> Stored:
         raise _unreadable(path, error) from None
 
 
-def _upright(image: Image.Image) -> Stored:
+def _upright(image: Image.Image) -> Raw:
     """The values, turned as EXIF says, like images."""
     image.load()
     return np.asarray(images.turned(image, images.orientation_of(image)))
@@ -254,7 +254,7 @@ def read_palette(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             head = file.read(26)
-            if not head.startswith(b"\x89PNG") or head[-1] != _INDEXED:
+            if not head.startswith(b"\x89PNG") or head[-1] != _PALETTE:
                 return None
             file.seek(0)
             with Image.open(file, formats=("PNG",)) as image:

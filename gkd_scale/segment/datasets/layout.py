@@ -47,7 +47,7 @@ class Lonely(NamedTuple):
         return f"{self.path} has no {self.lacks} {self.partner}"
 
 
-class Found(NamedTuple):
+class Files(NamedTuple):
     """The files of one part: pairs in the order of their keys, files without a partner, files to skip."""
 
     layout: Layout
@@ -56,7 +56,7 @@ class Found(NamedTuple):
     left_out: list[Path]
 
 
-def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozenset()) -> Found:
+def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozenset()) -> Files:
     """The files of ``layout`` in ``root``; images and labels of ``skip`` are left out.
 
     DataError if a folder is missing or empty, or if two files have one key.
@@ -72,7 +72,7 @@ def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozens
         Lonely(labels[key], "image", root / f"{_fill(image_pattern, key)}.*")
         for key in sorted(labels.keys() - images.keys())
     ]
-    return Found(
+    return Files(
         layout,
         [(images[key], labels[key]) for key in both if key not in skip],
         lonely,
@@ -80,7 +80,7 @@ def look(root: Path, folder: str, layout: Layout, skip: frozenset[Key] = frozens
     )
 
 
-def lacking(root: Path, folder: str, layout: Layout) -> DataError:
+def absence(root: Path, folder: str, layout: Layout) -> DataError:
     """The error for the missing images of ``layout`` in ``root``, else for its missing labels."""
     images, labels = layout.images.format(part=folder), layout.labels.format(part=folder)
     if any_file(root, images, IMAGE_SUFFIXES):
@@ -88,14 +88,14 @@ def lacking(root: Path, folder: str, layout: Layout) -> DataError:
     return _no_files(root, images, IMAGE_SUFFIXES)
 
 
-def require_partners(files: Found) -> None:
+def require_partners(files: Files) -> None:
     """DataError that names the first file without its label or image."""
     if files.lonely:
         first, count = files.lonely[0], len(files.lonely)
         raise DataError(f"{first}" + (f" (and {count - 1} more)" if count > 1 else ""), partner_hint(files))
 
 
-def partner_hint(files: Found) -> str:
+def partner_hint(files: Files) -> str:
     """What to do about the first file without a partner; rename one if a name contains another."""
     first = files.lonely[0]
     stem = first.path.stem.lower()
@@ -200,7 +200,7 @@ def _no_files(root: Path, pattern: str, suffixes: frozenset[str]) -> DataError:
 def _first_file(place: Path, depth: int = 6) -> Path | None:
     below = _children(place) if depth else []
     file = next((path for path in below if path.is_file()), None)
-    return file or next((nested for path in below if (nested := _first_file(path, depth - 1))), None)
+    return file or next((inner for path in below if (inner := _first_file(path, depth - 1))), None)
 
 
 def _contents(place: Path) -> str:

@@ -18,7 +18,7 @@ from gkd_scale.segment.datasets.layout import IMAGE_SUFFIXES, LABEL_SUFFIXES, La
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 _MOST = 2000
 _DEPTH = 2
-_SHOWN = 4
+_LIMIT = 4
 
 
 def explain(name: str, root: Path, part: str, folder: str, layouts: Sequence[Layout]) -> DataError | None:
@@ -42,16 +42,16 @@ def explain(name: str, root: Path, part: str, folder: str, layouts: Sequence[Lay
             return _apart(name, root, at, (images, labels), with_images, with_labels)
         if splits := _splits(root, (images, labels)):
             return _inside_out(name, root, (images, labels), splits)
-    return _packed(root)
+    return _archive_error(root)
 
 
 def _elsewhere(
     name: str, root: Path, at: str, patterns: tuple[str, str], places: Sequence[Path]
 ) -> DataError:
     """The error if other folders than ``root`` have images and labels."""
-    more = f" (and {len(places) - _SHOWN} more)" if len(places) > _SHOWN else ""
-    where = ", ".join(map(str, places[:_SHOWN])) + more
-    refs = ", ".join(_command(f"{name}:{place}{at}") for place in places[:_SHOWN]) + more
+    more = f" (and {len(places) - _LIMIT} more)" if len(places) > _LIMIT else ""
+    where = ", ".join(map(str, places[:_LIMIT])) + more
+    refs = ", ".join(_command(f"{name}:{place}{at}") for place in places[:_LIMIT]) + more
     single = len(places) == 1
     first = patterns[0].split("/")[0]
     lacks = "nothing to use in" if (root / first).is_dir() else "no folder"
@@ -83,7 +83,7 @@ def _inside_out(name: str, root: Path, patterns: tuple[str, str], splits: list[s
     )
     make, ref = _command("mkdir", split), _command(f"{name}:{split}")
     return DataError(
-        f"{images} and {labels} hold folders ({', '.join(splits[:_SHOWN])}), not files",
+        f"{images} and {labels} hold folders ({', '.join(splits[:_LIMIT])}), not files",
         f"make each a folder of its own: {make} && {links}; then use {ref}",
     )
 
@@ -126,7 +126,7 @@ def _apart(
     )
 
 
-def _packed(root: Path) -> DataError | None:
+def _archive_error(root: Path) -> DataError | None:
     """The error for archives in ``root`` that are not unpacked; None if there are none."""
     archives = [path for path in _children(root) if path.name.lower().endswith(_ARCHIVES)]
     if not archives:
@@ -134,14 +134,14 @@ def _packed(root: Path) -> DataError | None:
     unpack = {".zip": ("unzip", "-q", archives[0], "-d", root)}.get(
         archives[0].suffix.lower(), ("tar", "xf", archives[0], "-C", root)
     )
-    names = ", ".join(path.name for path in archives[:_SHOWN])
+    names = ", ".join(path.name for path in archives[:_LIMIT])
     return DataError(
         f"{root} holds archives ({names}), which are not read",
         f"unpack each into that folder: {_command(*unpack)}",
     )
 
 
-def packed(root: Path) -> DataError | None:
+def archive_error(root: Path) -> DataError | None:
     """The error for a path that is an archive; None for any other path."""
     if root.is_file() and root.name.lower().endswith(_ARCHIVES):
         return DataError(
@@ -191,7 +191,7 @@ def _beside(root: Path, patterns: tuple[str, str]) -> Iterator[Path]:
     for place in islice(_children(root.parent), _MOST):
         if place != root and place.is_dir():
             yield place
-            for inside in islice(_children(place), _SHOWN):
+            for inside in islice(_children(place), _LIMIT):
                 if inside.is_dir() and any((inside / first).is_dir() for first in firsts):
                     yield inside
 
@@ -219,8 +219,8 @@ def _literal(pattern: str) -> tuple[str, ...]:
 
 
 def _join(places: list[Path], literal: tuple[str, ...]) -> str:
-    names = ", ".join(str(place.joinpath(*literal)) for place in places[:_SHOWN])
-    return names + (f" and {len(places) - _SHOWN} more folders" if len(places) > _SHOWN else "")
+    names = ", ".join(str(place.joinpath(*literal)) for place in places[:_LIMIT])
+    return names + (f" and {len(places) - _LIMIT} more folders" if len(places) > _LIMIT else "")
 
 
 def _command(*words: object) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from gkd_scale.errors import DataError
 from gkd_scale.segment.datasets.facts import VALUES, Facts, Palette, facts_of
-from gkd_scale.segment.datasets.labels import Colour, Encoding, Stored, ranges
+from gkd_scale.segment.datasets.labels import Colour, Encoding, Raw, ranges
 from gkd_scale.segment.datasets.values import MANY, explain
 from gkd_scale.types import IGNORE, Int64Array
 
@@ -74,7 +74,7 @@ class Evidence:
                 self.pixels[IGNORE] += self.pixels[value]
                 self.pixels[value] = 0
 
-    def look(self, raw: Stored, path: Path) -> None:
+    def look(self, raw: Raw, path: Path) -> None:
         """Add the facts of a label file, from any thread; none if it does not hold ids of one channel."""
         facts = facts_of(raw, path, self.encoding.channel)
         if facts is not None:
@@ -103,17 +103,17 @@ class Evidence:
         """Keep the palettes whose files' paths come first, in any order of reading."""
         before = self.palettes.get(palette)
         if before is None or facts.path < before[0]:
-            used = [int(index) for index in np.flatnonzero(facts.pixels) if 3 * index < len(palette)]
-            self.palettes[palette] = (facts.path, used)
+            uses = [int(index) for index in np.flatnonzero(facts.pixels) if 3 * index < len(palette)]
+            self.palettes[palette] = (facts.path, uses)
             if len(self.palettes) > _PALETTES:
                 del self.palettes[max(self.palettes, key=lambda other: self.palettes[other][0])]
 
-    def differing(self, describe: Callable[..., str]) -> str:
+    def difference(self, describe: Callable[..., str]) -> str:
         """The first difference between two palettes, in the words of ``describe``; empty if there is none."""
-        palettes = sorted((path, used, _colours(palette)) for palette, (path, used) in self.palettes.items())
-        for place, (path, used, new) in enumerate(palettes):
+        palettes = sorted((path, uses, _colours(palette)) for palette, (path, uses) in self.palettes.items())
+        for place, (path, uses, new) in enumerate(palettes):
             for other, other_used, old in palettes[:place]:
-                change = describe(used, new, old, path, other) or describe(other_used, old, new, other, path)
+                change = describe(uses, new, old, path, other) or describe(other_used, old, new, other, path)
                 if change:
                     return change
         return ""
@@ -147,10 +147,10 @@ def _colours(palette: Palette) -> list[Colour]:
     return [(red, green, blue) for red, green, blue in zip(*(palette[i::3] for i in range(3)), strict=False)]
 
 
-def _reindexed(used: Sequence[int], new: list[Colour], old: list[Colour], path: Path, before: Path) -> str:
+def _new_index(uses: Sequence[int], new: list[Colour], old: list[Colour], path: Path, before: Path) -> str:
     """Says which colour that ``path`` uses has another index in ``before``; empty if none has."""
-    common = [index for index in used if new[index] in old]
-    if 2 * len(common) <= len(used):
+    common = [index for index in uses if new[index] in old]
+    if 2 * len(common) <= len(uses):
         return ""
     for index in common:
         colour = new[index]
@@ -160,8 +160,8 @@ def _reindexed(used: Sequence[int], new: list[Colour], old: list[Colour], path: 
     return ""
 
 
-def _recoloured(used: Sequence[int], new: list[Colour], old: list[Colour], path: Path, before: Path) -> str:
-    for index in used:
+def _new_colour(uses: Sequence[int], new: list[Colour], old: list[Colour], path: Path, before: Path) -> str:
+    for index in uses:
         if index < len(old) and new[index] != old[index]:
             return f"index {index} is {old[index]} in {before} and {new[index]} in {path}"
     return ""
@@ -174,16 +174,16 @@ def findings(stats: Evidence) -> Iterator[Finding]:
     """The findings about the labels, the gravest first."""
     if not stats.labels or not stats.pixels.any():
         return
-    if reindexed := stats.differing(_reindexed):
+    if change := stats.difference(_new_index):
         yield Finding(
             True,
-            f"labels have palettes that differ from file to file: {reindexed}; the index is the class id",
+            f"labels have palettes that differ from file to file: {change}; the index is the class id",
             "store class ids with one palette for all files (a colour-coded label has to be converted by its "
             "colours, not by quantising each file)",
         )
-    elif recoloured := stats.differing(_recoloured):
+    elif change := stats.difference(_new_colour):
         yield Finding(
-            False, f"palettes differ from file to file: {recoloured}", "check that indices are class ids"
+            False, f"palettes differ from file to file: {change}", "check that indices are class ids"
         )
     yield from _one_class(stats)
     yield from _two_scales(stats)
@@ -191,7 +191,7 @@ def findings(stats: Evidence) -> Iterator[Finding]:
     yield from _train_ids(stats)
     if stats.encoding.inferred:
         yield from _values(stats)
-    yield from _interpolated(stats)
+    yield from _interpolation(stats)
     yield from _doubts(stats)
 
 
@@ -247,7 +247,7 @@ def _two_scales(stats: Evidence) -> Iterator[Finding]:
         )
 
 
-def _interpolated(stats: Evidence) -> Iterator[Finding]:
+def _interpolation(stats: Evidence) -> Iterator[Finding]:
     """Labels with blurred borders: between two classes lie pixels with the ids between theirs."""
     if stats.pairs < _LEAST_PIXELS or stats.changes < _LEAST_CHANGES:
         return
@@ -268,13 +268,13 @@ def _train_ids(stats: Evidence) -> Iterator[Finding]:
     if not values or all(ids.get(value) == value for value in range(classes)) or max(values) >= classes:
         return
     void = sum(int(stats.pixels[value]) for value in values if ids.get(value) == IGNORE)
-    labelled = int(stats.pixels[:IGNORE].sum())
+    count = int(stats.pixels[:IGNORE].sum())
     least = 0.05 if stats.pixels[IGNORE] else 0.3  # none of these datasets stores 255
-    if least * labelled < void < labelled and len(values) > 2:
+    if least * count < void < count and len(values) > 2:
         yield Finding(
             True,
             f"the labels hold train ids (values {ranges(values)}), not the dataset's own ids "
-            f"({stats.encoding.text}): read as those, {100 * void // labelled} % of their "
+            f"({stats.encoding.text}): read as those, {100 * void // count} % of their "
             "pixels would be void and the others of another class",
             "restore the original files, or call them what they are (Cityscapes: *_labelTrainIds.png), or "
             "read them with folder:PATH, from images/ and labels/",
@@ -286,10 +286,10 @@ def _values(stats: Evidence) -> Iterator[Finding]:
     values = stats.values
     classes = max(values) + 1
     if explanation := explain(values, stats.pixels):
-        listed = f"{len(values)} values ({_first(values)}), from which {classes} classes would follow"
+        text = f"{len(values)} values ({_first(values)}), from which {classes} classes would follow"
         yield Finding(
             explanation.sure,
-            f"the labels hold {listed}: {explanation.what}",
+            f"the labels hold {text}: {explanation.what}",
             f"{explanation.hint}; or name the classes in classes.txt",
         )
 

@@ -110,7 +110,7 @@ def split(adapter: Adapter, place: str) -> Ref:
     path, at, part = place.rpartition("@")
     if not at or len(adapter.parts) == 1:
         path, part = place, ""
-    return Ref(adapter.name, text.spelled(Path(path).expanduser()), part)
+    return Ref(adapter.name, text.spelling(Path(path).expanduser()), part)
 
 
 def open_dataset(ref: str) -> SegDataset:
@@ -122,12 +122,12 @@ def open_dataset(ref: str) -> SegDataset:
     return ADAPTERS[name].open(path, part)
 
 
-def open_all(refs: Sequence[str], share: Fraction = Fraction(1)) -> Concatenated:
+def open_all(refs: Sequence[str], share: Fraction = Fraction(1)) -> Datasets:
     """``share`` of each of several datasets, as one; DataError if their classes differ."""
     datasets = [subset(open_dataset(ref), share) for ref in refs]
     for ref, other in zip(refs, datasets, strict=True):
         require_classes(other, datasets[0].classes, ref, refs[0])
-    return Concatenated(datasets)
+    return Datasets(datasets)
 
 
 def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wanted_by: str) -> None:
@@ -149,7 +149,7 @@ def require_classes(dataset: SegDataset, classes: Sequence[str], ref: str, wante
     )
 
 
-class Concatenated:
+class Datasets:
     """The concatenation of ``parts``, datasets of one class list."""
 
     def __init__(self, parts: Sequence[SegDataset]) -> None:
@@ -250,7 +250,7 @@ def require_shown(dataset: SegDataset, train_ids: Collection[int], least: int) -
         )
 
 
-def labelled(images: str | Path, *, quiet: bool = False) -> LabelledSource | None:
+def open_labels(images: str | Path, *, quiet: bool = False) -> LabelledSource | None:
     """The labelled dataset that ``--images ADAPTER:PATH`` names, after a glance; None for anything else."""
     if str(images).partition(":")[0] not in ADAPTERS:
         return None
@@ -276,7 +276,7 @@ def _plausible(
 ) -> Iterator[Sequence[Evidence]]:
     """Judge the labels that are read inside the context: ``some`` of them, or all."""
     with ExitStack() as stack:
-        records = [stack.enter_context(part.watched()) for part in _file_datasets(dataset)]
+        records = [stack.enter_context(part.watch()) for part in _file_datasets(dataset)]
         yield records
     for evidence in records:
         evidence.partial = some or evidence.labels < evidence.of
@@ -287,7 +287,7 @@ def _plausible(
 
 def _file_datasets(dataset: SegDataset) -> list[PairDataset]:
     """The datasets of files inside ``dataset``."""
-    if isinstance(dataset, Concatenated):
+    if isinstance(dataset, Datasets):
         return [leaf for part in dataset.parts for leaf in _file_datasets(part)]
     if isinstance(dataset, Subset):
         return _file_datasets(dataset.whole)

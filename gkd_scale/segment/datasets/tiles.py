@@ -166,6 +166,6 @@ def to_indices(colours: UInt8Array, path: Path) -> UInt8Array:
 
     DataError for another colour; ``path`` is the label's.
     """
-    snapped = np.where(colours <= TOLERANCE, 0, np.where(colours >= 255 - TOLERANCE, 255, colours))
-    train_ids = ENCODING_6.decode(snapped, path)
+    pure = np.where(colours <= TOLERANCE, 0, np.where(colours >= 255 - TOLERANCE, 255, colours))
+    train_ids = ENCODING_6.decode(pure, path)
     return np.where(train_ids == IGNORE, 0, train_ids + 1).astype(np.uint8)

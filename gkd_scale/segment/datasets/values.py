@@ -40,7 +40,7 @@ def unknown_values(pixels: Int64Array, classes: int, text: str) -> tuple[str, st
     return (explanation.what, explanation.hint) if explanation is not None and explanation.sure else None
 
 
-class Explained(NamedTuple):
+class Explanation(NamedTuple):
     """A cause of the values, what to do, and whether they are surely no class ids."""
 
     what: str
@@ -48,7 +48,7 @@ class Explained(NamedTuple):
     sure: bool = True
 
 
-def explain(values: Sequence[int], pixels: Int64Array) -> Explained | None:
+def explain(values: Sequence[int], pixels: Int64Array) -> Explanation | None:
     """What values far apart probably are, and what to do; None for values that could be ids.
 
     ``values`` are sorted and without 255; ``pixels`` (256,) counts each.
@@ -58,24 +58,24 @@ def explain(values: Sequence[int], pixels: Int64Array) -> Explained | None:
     far = values[-1] >= _FAR and 4 * len(values) <= values[-1]
     top = (0, IGNORE) if pixels[IGNORE] else (0, classes - 1)
     if len(values) > 10 and classes >= MANY and pixels[list(top)].sum() > 0.8 * pixels.sum():
-        return Explained(
+        return Explanation(
             f"nearly all pixels are {top[0]} or {top[1]}, the others lie between: a mask with soft edges",
             "cut it at a threshold and store 0 and 1",
         )
     if len(values) >= MANY:
-        return Explained("more than segmentation labels have", "store class ids, one small number a class")
+        return Explanation("more than segmentation labels have", "store class ids, one small number a class")
     if len(values) > 2 and values[-1] >= IGNORE - 5 and values[-2] < min(MANY, values[-1] // 2):
-        return Explained(
+        return Explanation(
             f"{values[-1]} lies far above the others, as values do that mean nothing",
             f"write {values[-1]} into ignore.txt, if it is void",
         )
     if values[0] >= IGNORE // 2 and 2 * len(values) < classes:
-        return Explained("they count down from 255: ids that were stored as 255 - id", "invert the labels")
+        return Explanation("they count down from 255: ids that were stored as 255 - id", "invert the labels")
     if step > 1 and (len(values) > 3 or 2 * len(values) < classes):
         what = f"multiples of {step}: ids that were scaled to be seen"
-        return Explained(what, f"divide the values by {step}", far)
+        return Explanation(what, f"divide the values by {step}", far)
     if 2 * len(values) < classes:
-        return Explained(
+        return Explanation(
             "far apart, as the greys are that colours turn to",
             "convert colour-coded labels by their colours, each to its class id",
             far,

@@ -42,5 +42,5 @@ class FpnHead(SegHead):
         for index in range(len(levels) - 2, -1, -1):
             finer = levels[index]
             levels[index] = finer + upsample(levels[index + 1], (finer.shape[-2], finer.shape[-1]))
-        refined = [refine(level) for refine, level in zip(self.refine, levels, strict=True)]
-        return upsample(self.classifier(self.dropout(sum_at_finest(refined))), size)
+        maps = [refine(level) for refine, level in zip(self.refine, levels, strict=True)]
+        return upsample(self.classifier(self.dropout(sum_at_finest(maps))), size)

@@ -152,8 +152,8 @@ class Decoder(Mask2FormerPreTrainedModel):
             multi_scale_features=pixels.multi_scale_features, mask_features=pixels.mask_features
         )
         return [
-            Prediction(masks, self.class_predictor(hidden.transpose(0, 1)))
-            for masks, hidden in zip(
+            Prediction(masks, self.class_predictor(state.transpose(0, 1)))
+            for masks, state in zip(
                 queries.masks_queries_logits, queries.intermediate_hidden_states, strict=True
             )
         ]

@@ -23,13 +23,11 @@ class BatchNorm(nn.BatchNorm2d):
         per_channel = x.numel() // x.shape[1]
         count = _over_ranks(x.new_tensor(float(per_channel)))
         mean = _over_ranks(x.sum((0, 2, 3))) / count
-        centred = x - mean[:, None, None]
-        var = _over_ranks(centred.square().sum((0, 2, 3))) / count
+        deviation = x - mean[:, None, None]
+        var = _over_ranks(deviation.square().sum((0, 2, 3))) / count
         self._remember(mean, var * count / (count - 1).clamp(min=1))
-        scaled = centred * (var + self.eps).rsqrt()[:, None, None]
-        return (scaled * self.weight.float()[:, None, None] + self.bias.float()[:, None, None]).to(
-            input.dtype
-        )
+        out = deviation * (var + self.eps).rsqrt()[:, None, None]
+        return (out * self.weight.float()[:, None, None] + self.bias.float()[:, None, None]).to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:

@@ -45,11 +45,11 @@ class Proteus(FeatureMethod):
         terms = {
             "loss_cls": F.mse_loss(self.head_cls(student.features.cls).float(), cls),
             "loss_feature": F.mse_loss(self.head_feature(tokens).float(), target),
-            "loss_patch": self._masked(inputs),
+            "loss_patch": self._masked_loss(inputs),
         }
         return {name: self.weight * term for name, term in terms.items()}
 
-    def _masked(self, inputs: MethodInputs) -> Tensor:
+    def _masked_loss(self, inputs: MethodInputs) -> Tensor:
         """The error on masked places; the mask is resampled to the teacher's grid."""
         images, grid = len(inputs.pixels), inputs.student.grid
         masks = random_masks(images, grid[0] * grid[1], self.ratio, inputs.pixels.device)

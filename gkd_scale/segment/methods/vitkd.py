@@ -53,16 +53,16 @@ class VitKd(FeatureMethod):
 
     def forward(self, inputs: MethodInputs) -> dict[str, Tensor]:
         return {
-            "loss_shallow": self.shallow * self._mimicked(inputs),
-            "loss_deep": self.deep / self.ratio * self._rebuilt(inputs),
+            "loss_shallow": self.shallow * self._mimic_loss(inputs),
+            "loss_deep": self.deep / self.ratio * self._rebuild_loss(inputs),
         }
 
-    def _mimicked(self, inputs: MethodInputs) -> Tensor:
+    def _mimic_loss(self, inputs: MethodInputs) -> Tensor:
         targets = inputs.teacher.levels(inputs.pixels, self.levels)
         layers = zip(self.mimic, inputs.student.levels, targets, strict=True)
         return torch.stack([_mimic(align, mine, theirs) for align, mine, theirs in layers]).sum()
 
-    def _rebuilt(self, inputs: MethodInputs) -> Tensor:
+    def _rebuild_loss(self, inputs: MethodInputs) -> Tensor:
         tokens = self.align(self.student_tokens(inputs.student))
         masked = random_masks(len(tokens), tokens.shape[1], self.ratio, tokens.device)[..., None]
         visible = torch.where(masked, self.mask_token.to(tokens.dtype), tokens)
