@@ -30,11 +30,11 @@ from gkd_scale.segment import export as segmenters
 CARD_FILE = "README.md"
 FACTS_FILE = "export.json"
 TRAINING = "training"
-_NORMALISED = "normalised pixels, see config.json"
+_INPUT = "normalised pixels, see config.json"
 
 
 @dataclass(frozen=True)
-class Checked:
+class Checks:
     """Results for an export: the inputs it takes, how it differs from the run on ``images`` of ``source``."""
 
     shapes: Shapes
@@ -45,7 +45,7 @@ class Checked:
     notes: Sequence[str] = ()
 
 
-def write(folder: Path, config: ExportConfig, subject: Subject, checked: Checked) -> None:
+def write(folder: Path, config: ExportConfig, subject: Subject, checks: Checks) -> None:
     """Write ``training/``, ``export.json`` and ``README.md`` beside the model's files."""
     for name, phase in _phases(subject):
         files.write_bytes(folder / TRAINING / f"{name}.yaml", (phase.folder / "config.yaml").read_bytes())
@@ -54,11 +54,11 @@ def write(folder: Path, config: ExportConfig, subject: Subject, checked: Checked
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    files.write_json(folder / FACTS_FILE, facts(config, subject, checked, hashes))
-    files.write_text(folder / CARD_FILE, page(config, subject, checked, hashes))
+    files.write_json(folder / FACTS_FILE, facts(config, subject, checks, hashes))
+    files.write_text(folder / CARD_FILE, page(config, subject, checks, hashes))
 
 
-def facts(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict[str, str]) -> dict[str, Any]:
+def facts(config: ExportConfig, subject: Subject, checks: Checks, hashes: dict[str, str]) -> dict[str, Any]:
     """What ``export.json`` says; JSON types."""
     spec, card = subject.backbone.spec, subject.card
     values: dict[str, Any] = {
@@ -68,16 +68,16 @@ def facts(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict
         "with_head": subject.head,
         "model": spec.name,
         "args": spec.args,
-        "input": "pixels, RGB 0..1, float32" if FORMATS[config.format].head else _NORMALISED,
-        "shapes": checked.shapes.value,
+        "input": "pixels, RGB 0..1, float32" if FORMATS[config.format].head else _INPUT,
+        "shapes": checks.shapes.value,
         "image_size": list(subject.image_size),
         "stride": 1 if subject.head else subject.backbone.stride,
         "mean": list(spec.mean),
         "std": list(spec.std),
         "outputs": list(subject.graph().outputs),
-        "differences": [asdict(result) for result in checked.differences],
-        "checked_on": {"images": checked.images, "source": checked.source},
-        "miou": [asdict(result) for result in checked.costs],
+        "differences": [asdict(result) for result in checks.differences],
+        "checked_on": {"images": checks.images, "source": checks.source},
+        "miou": [asdict(result) for result in checks.costs],
         "license": config.license,
         "sha256": hashes,
         "run": run_hashes(subject),
@@ -97,7 +97,7 @@ def run_hashes(subject: Subject) -> dict[str, str]:
     return {name: files.sha256_file(subject.run / name) for name in names}
 
 
-def page(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict[str, str]) -> str:
+def page(config: ExportConfig, subject: Subject, checks: Checks, hashes: dict[str, str]) -> str:
     """The card as Markdown with the Hub's YAML header."""
     spec, card = subject.backbone.spec, subject.card
     what = f"{card.head} segmenter on {spec.name}" if subject.head and card else f"{spec.name} backbone"
@@ -110,20 +110,20 @@ def page(config: ExportConfig, subject: Subject, checked: Checked, hashes: dict[
         f"# {subject.run.resolve().name}: {what}",
         "",
         f"{parameters / 1e6:.2f} M parameters, {config.dtype}, distilled and exported with gkd-scale "
-        f"{__version__}. Takes {checked.shapes.value} (in training {subject.image_size[0]}x"
+        f"{__version__}. Takes {checks.shapes.value} (in training {subject.image_size[0]}x"
         f"{subject.image_size[1]}, H x W).",
-        *(f"\n{note}." for note in checked.notes),
+        *(f"\n{note}." for note in checks.notes),
         "",
         "## Use",
         "",
-        *usage(config.format, subject, checked.shapes),
+        *usage(config.format, subject, checks.shapes),
         "",
         "## Checked",
         "",
-        f"Against PyTorch on {checked.images} images of {checked.source}:",
+        f"Against PyTorch on {checks.images} images of {checks.source}:",
         "",
-        *(f"- {difference.line()}" for difference in checked.differences),
-        *_metrics(subject, checked),
+        *(f"- {difference.line()}" for difference in checks.differences),
+        *_metrics(subject, checks),
         *_data(config, subject),
         "## Commands",
         "",
@@ -165,11 +165,11 @@ def _header(config: ExportConfig, subject: Subject) -> dict[str, Any]:
 
 def _scores(subject: Subject) -> dict[str, float]:
     """The run's mIoU by ``gkd-scale evaluate``, 0..100 by domain."""
-    evaluated = subject.history.scores if subject.history else {}
-    return {name: float(result["miou"]) for name, result in evaluated.items()}
+    scores = subject.history.scores if subject.history else {}
+    return {name: float(result["miou"]) for name, result in scores.items()}
 
 
-def _metrics(subject: Subject, checked: Checked) -> Iterator[str]:
+def _metrics(subject: Subject, checks: Checks) -> Iterator[str]:
     yield ""
     if subject.card is None:
         return
@@ -180,7 +180,7 @@ def _metrics(subject: Subject, checked: Checked) -> Iterator[str]:
     yield f"| in-domain validation, step {subject.card.step} | {subject.card.miou:.2f} | the run, PyTorch |"
     for name, value in _scores(subject).items():
         yield f"| {name} | {value:.2f} | the run, PyTorch |"
-    for cost in checked.costs:
+    for cost in checks.costs:
         yield f"| {cost.domain}, {cost.images} images | {cost.run:.2f} | the run, PyTorch |"
         yield f"| {cost.domain}, {cost.images} images | {cost.export:.2f} | this export |"
     yield ""

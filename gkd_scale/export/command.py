@@ -12,11 +12,11 @@ from typing import Any
 from gkd_scale import console, files
 from gkd_scale.errors import GkdError, ModelError, UserError
 from gkd_scale.export import card, measure, pixels, push, verify
-from gkd_scale.export.card import Checked
+from gkd_scale.export.card import Checks
 from gkd_scale.export.config import ExportConfig
 from gkd_scale.export.formats import FORMATS
 from gkd_scale.export.pixels import Pixels
-from gkd_scale.export.subject import How, Loaded, Shapes, Subject, open_subject
+from gkd_scale.export.subject import Forward, How, Shapes, Subject, open_subject
 
 CHECKED_ON = 4
 """Images that an export is compared on."""
@@ -38,11 +38,11 @@ def export(config: ExportConfig) -> None:
         datasets = measure.open_domains(subject, config.domains())
         count = CALIBRATED_ON if config.dtype == "int8" else CHECKED_ON
         samples = pixels.find(config.images, subject.history, subject.image_size, count)
-        loaded, checked = _write_checked(config, implementation, subject, samples, folder)
-        costs = [measure.cost(subject, loaded, checked.shapes, *pair) for pair in datasets.items()]
-        checked = replace(checked, costs=costs)
-        card.write(folder, config, subject, checked)
-    _tell(config, checked)
+        forward, checks = _write_checked(config, implementation, subject, samples, folder)
+        costs = [measure.cost(subject, forward, checks.shapes, *pair) for pair in datasets.items()]
+        checks = replace(checks, costs=costs)
+        card.write(folder, config, subject, checks)
+    _tell(config, checks)
     if config.push_to_hub is not None:
         with console.out.status("uploading"):
             address = push.push(config.out, config.push_to_hub)
@@ -51,7 +51,7 @@ def export(config: ExportConfig) -> None:
 
 def _write_checked(
     config: ExportConfig, implementation: Any, subject: Subject, samples: Pixels, folder: Path
-) -> tuple[Loaded, Checked]:
+) -> tuple[Forward, Checks]:
     """Write the model's files and check them; if a graph cannot take all inputs, try the next best."""
     attempts = subject.shapes() if implementation.FIXED else [Shapes.ANY, Shapes.BATCH]
     reason = subject.why_fixed() if implementation.FIXED else ""
@@ -63,21 +63,21 @@ def _write_checked(
             try:
                 implementation.write(subject, folder, How(shapes, config.dtype, samples.images))
                 progress.update(task, completed=1, description="loading it")
-                loaded: Loaded = implementation.load(folder, subject, shapes)
+                forward: Forward = implementation.load(folder, subject, shapes)
                 progress.update(task, completed=2, description="comparing")
                 exact = config.dtype == "fp32"
-                differences = verify.differences(subject, loaded, images, shapes, exact=exact)
+                differences = verify.differences(subject, forward, images, shapes, exact=exact)
             except (OSError, UserError):
                 raise
             except Exception as error:  # exporters raise anything
                 if shapes is attempts[-1]:
-                    raise _failed(config, subject, error) from error
+                    raise _failure(config, subject, error) from error
                 files.empty(folder)
                 reason = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
                 continue
             progress.update(task, completed=3, description="export")
             notes = [_limit(subject, shapes, reason)] if shapes is not Shapes.ANY else []
-            return loaded, Checked(shapes, differences, len(images), samples.source, (), notes)
+            return forward, Checks(shapes, differences, len(images), samples.source, (), notes)
     raise AssertionError("no attempt")
 
 
@@ -86,7 +86,7 @@ def _limit(subject: Subject, shapes: Shapes, reason: str) -> str:
     return f"Only images of {height}x{width} (H x W) are taken, {shapes.value.partition(',')[0]}: {reason}"
 
 
-def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdError:
+def _failure(config: ExportConfig, subject: Subject, error: Exception) -> GkdError:
     if isinstance(error, verify.Differs):
         return verify.Differs(
             f"{error.message}; nothing was written", "please report it with this run's backbone.yaml"
@@ -99,9 +99,9 @@ def _failed(config: ExportConfig, subject: Subject, error: Exception) -> GkdErro
     )
 
 
-def _tell(config: ExportConfig, checked: Checked) -> None:
+def _tell(config: ExportConfig, checks: Checks) -> None:
     """Say what was written and how far it is from the run."""
-    min_same = min((result.same for result in checked.differences if result.same is not None), default=1.0)
+    min_same = min((result.same for result in checks.differences if result.same is not None), default=1.0)
     if min_same < _DOUBTFUL:
         console.out.print(
             f"warning: {100 * (1 - min_same):.1f} % of pixels get another class as {config.dtype}; "
@@ -110,9 +110,9 @@ def _tell(config: ExportConfig, checked: Checked) -> None:
             style="yellow",
         )
     console.say(
-        *(f"note: {note}" for note in checked.notes),
-        f"checked against PyTorch on {checked.images} images of {checked.source}:",
-        *(f"  {result.line()}" for result in checked.differences),
-        *(f"  {result.line()}" for result in checked.costs),
+        *(f"note: {note}" for note in checks.notes),
+        f"checked against PyTorch on {checks.images} images of {checks.source}:",
+        *(f"  {result.line()}" for result in checks.differences),
+        *(f"  {result.line()}" for result in checks.costs),
         f"{config.out} is complete: {config.format}, {config.dtype}; see its {card.CARD_FILE}",
     )

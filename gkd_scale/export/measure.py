@@ -9,8 +9,8 @@ from functools import partial
 import torch
 
 from gkd_scale import console
-from gkd_scale.export.subject import Loaded, Shapes, Subject
-from gkd_scale.export.verify import Exported
+from gkd_scale.export.subject import Forward, Shapes, Subject
+from gkd_scale.export.verify import ExportedSegmenter
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.inference import Inference, Model, Windows, confusion
 from gkd_scale.segment.metrics import mean_iou
@@ -47,11 +47,11 @@ def open_domains(subject: Subject, domains: Mapping[str, str]) -> dict[str, SegD
 
 
 @torch.no_grad()
-def cost(subject: Subject, loaded: Loaded, shapes: Shapes, name: str, dataset: SegDataset) -> Cost:
+def cost(subject: Subject, forward: Forward, shapes: Shapes, name: str, dataset: SegDataset) -> Cost:
     """Score both on ``dataset``, with progress."""
     assert subject.segmenter is not None and subject.card is not None
     how = _how(subject, shapes)
-    both: tuple[Model, Model] = (subject.segmenter, Exported(loaded, shapes))
+    both: tuple[Model, Model] = (subject.segmenter, ExportedSegmenter(forward, shapes))
     with console.progress() as progress:
         advance = partial(progress.advance, progress.add_task(f"mIoU on {name}", total=2 * len(dataset)))
         counts = [confusion(model, dataset, subject.image_size, how=how, advance=advance) for model in both]

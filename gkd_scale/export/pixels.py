@@ -42,8 +42,8 @@ def find(images: str | None, history: Run | None, size: Size, count: int) -> Pix
         except (GkdError, OSError):  # moved since, or remote: try others
             continue
         return Pixels(_stack(pictures, size), place)
-    rendered = [scenes.render("source", index)[0] for index in range(count)]
-    return Pixels(_stack(rendered, size), "the embedded scenes")
+    renders = [scenes.render("source", index)[0] for index in range(count)]
+    return Pixels(_stack(renders, size), "the embedded scenes")
 
 
 def _trained_on(history: Run | None) -> Iterator[str]:
@@ -74,12 +74,12 @@ def _of_place(images: str, count: int) -> list[UInt8Array]:
     pictures = []
     for index in _spread(len(names), count):
         try:
-            opened = (
+            picture = (
                 open_bytes(source.read(names[index])) if source else open_image(Path(images) / names[index])
             )
         except (OSError, UnreadableImage):
             continue
-        pictures.append(np.asarray(opened.image))
+        pictures.append(np.asarray(picture.image))
     if not pictures:
         raise DataError(f"no image of {images} can be read", "check --images")
     return pictures

@@ -3,7 +3,7 @@
 A format is a module with two functions and a constant::
 
     write(subject, folder, how) -> None        its files, into ``folder``
-    load(folder, subject, shapes) -> Loaded    them, as the format's own library loads and runs them
+    load(folder, subject, shapes) -> Forward   them, as the format's own library loads and runs them
     FIXED                                      whether it is a graph, which may be tied to one size
 
 Pixels are float32 RGB (B, 3, H, W) in 0..1 everywhere; mean and standard deviation are inside the module.
@@ -35,7 +35,7 @@ from gkd_scale.segment.heads.registry import HEADS
 from gkd_scale.segment.segmenter import Segmenter
 from gkd_scale.types import Features, Size
 
-Loaded = Callable[[Tensor], dict[str, Tensor]]
+Forward = Callable[[Tensor], dict[str, Tensor]]
 """Pixels (B, 3, H, W) float32 0..1 to named outputs, float32 on the CPU."""
 
 INPUT = "pixels"

@@ -26,7 +26,7 @@ from onnxruntime.transformers import float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor, nn
 
-from gkd_scale.export.subject import INPUT, How, Loaded, Shapes, Subject
+from gkd_scale.export.subject import INPUT, Forward, How, Shapes, Subject
 from gkd_scale.export.tracing import names, quiet, trace
 
 FILE = "model.onnx"
@@ -103,7 +103,7 @@ class _Calibration(CalibrationDataReader):
         return None if image is None else {INPUT: (image.float() / 255).numpy()}
 
 
-def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG001
+def load(folder: Path, subject: Subject, shapes: Shapes) -> Forward:  # noqa: ARG001
     """The model in onnxruntime, on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

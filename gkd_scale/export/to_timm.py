@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkd_scale.export.subject import How, Loaded, Shapes, Subject, tokens
+from gkd_scale.export.subject import Forward, How, Shapes, Subject, tokens
 from gkd_scale.models import families, hub
 from gkd_scale.models.teachers import Normalize
 
@@ -20,7 +20,7 @@ def write(subject: Subject, folder: Path, how: How) -> None:  # noqa: ARG001
     hub.save(folder, subject.backbone.net, subject.backbone.spec, subject.image_size)
 
 
-def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG001
+def load(folder: Path, subject: Subject, shapes: Shapes) -> Forward:  # noqa: ARG001
     """The network as plain timm loads it, pixels normalised as its own config says."""
     net: Any = hub.load(folder)
     normalize = Normalize(net.pretrained_cfg["mean"], net.pretrained_cfg["std"])

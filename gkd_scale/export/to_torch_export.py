@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gkd_scale.export.subject import How, Loaded, Shapes, Subject
+from gkd_scale.export.subject import Forward, How, Shapes, Subject
 from gkd_scale.export.tracing import names, quiet, trace
 
 FILE = "model.pt2"
@@ -21,7 +21,7 @@ def write(subject: Subject, folder: Path, how: How) -> None:
         torch.export.save(program, folder / FILE)
 
 
-def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG001
+def load(folder: Path, subject: Subject, shapes: Shapes) -> Forward:  # noqa: ARG001
     """The program as ``torch.export.load`` reads it."""
     with quiet():
         module = torch.export.load(folder / FILE).module()

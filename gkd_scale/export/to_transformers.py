@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
-from gkd_scale.export.subject import How, Loaded, Shapes, Subject, tokens
+from gkd_scale.export.subject import Forward, How, Shapes, Subject, tokens
 from gkd_scale.export.to_timm import outputs
 from gkd_scale.models import checkpoints, families, hf, hub, twins
 from gkd_scale.models.teachers import Normalize
@@ -38,12 +38,12 @@ def write(subject: Subject, folder: Path, how: How) -> None:  # noqa: ARG001
     )
 
 
-def load(folder: Path, subject: Subject, shapes: Shapes) -> Loaded:  # noqa: ARG001
+def load(folder: Path, subject: Subject, shapes: Shapes) -> Forward:  # noqa: ARG001
     """The model as transformers loads it, pixels normalised as its image processor says."""
     return _own_family(folder, subject) if subject.backbone.spec.origin is not None else _timm_wrapper(folder)
 
 
-def _own_family(folder: Path, subject: Subject) -> Loaded:
+def _own_family(folder: Path, subject: Subject) -> Forward:
     checkpoint, net = twins.load(folder)
     normalize = Normalize(*checkpoints.normalisation(checkpoint))
     has_cls = families.has_cls(subject.backbone.net)
@@ -56,7 +56,7 @@ def _own_family(folder: Path, subject: Subject) -> Loaded:
     return run
 
 
-def _timm_wrapper(folder: Path) -> Loaded:
+def _timm_wrapper(folder: Path) -> Forward:
     with checkpoints.quiet():
         model: Any = AutoModel.from_pretrained(folder).eval()
         config: Any = AutoImageProcessor.from_pretrained(folder).data_config

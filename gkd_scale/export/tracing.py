@@ -21,8 +21,8 @@ _WARNERS = (r"torch\.", r"onnxscript\.", r"onnx_ir\.", r"onnxruntime\.", r"copyr
 def trace(subject: Subject, shapes: Shapes) -> ExportedProgram:
     """The graph of what is exported; the input is called ``pixels``. Raises whatever torch raises."""
     example = torch.rand(1 if shapes is Shapes.ONE else 2, 3, *_size(subject, shapes))
-    moving = {Shapes.ANY: (0, 2, 3), Shapes.BATCH: (0,), Shapes.ONE: ()}[shapes]
-    dynamic = {INPUT: dict.fromkeys(moving, Dim.DYNAMIC)} if moving else None
+    axes = {Shapes.ANY: (0, 2, 3), Shapes.BATCH: (0,), Shapes.ONE: ()}[shapes]
+    dynamic = {INPUT: dict.fromkeys(axes, Dim.DYNAMIC)} if axes else None
     with quiet(), torch.no_grad():
         return torch.export.export(subject.graph(), (example,), dynamic_shapes=dynamic, strict=False)
 
@@ -36,8 +36,8 @@ def _size(subject: Subject, shapes: Shapes) -> Size:
     if shapes is not Shapes.ANY:
         return height, width
     step = max(subject.backbone.stride, 32)
-    rounded = max(step, height // step * step)
-    return rounded + step, rounded + 3 * step
+    base = max(step, height // step * step)
+    return base + step, base + 3 * step
 
 
 def names(graph_outputs: tuple[str, ...], values: tuple[Tensor, ...]) -> dict[str, Tensor]:

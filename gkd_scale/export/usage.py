@@ -100,13 +100,13 @@ def _tokens(subject: Subject) -> str:
     """Code from ``found`` to tokens after the final norm."""
     net = subject.backbone.net
     norm = families.final_norm(net)
-    normed = f"found = net.{norm}(found)\n" if norm else ""
+    line = f"found = net.{norm}(found)\n" if norm else ""
     if families.is_tokens(net):
         prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
         cls = f"cls, patches = found[:, 0], found[:, {prefix}:]"
-        return f"{normed}{cls if families.has_cls(net) else f'patches = found[:, {prefix}:]'}"
+        return f"{line}{cls if families.has_cls(net) else f'patches = found[:, {prefix}:]'}"
     axes = "found.flatten(1, 2)" if getattr(net, "output_fmt", "NCHW") == "NHWC" else "found.flatten(2).mT"
-    return f"{normed}patches = {axes}  # (1, N, C), row by row"
+    return f"{line}patches = {axes}  # (1, N, C), row by row"
 
 
 def _family_tokens(subject: Subject, origin: str) -> str:

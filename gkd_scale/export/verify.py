@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gkd_scale.errors import GkdError
-from gkd_scale.export.subject import Loaded, Shapes, Subject
+from gkd_scale.export.subject import Forward, Shapes, Subject
 from gkd_scale.segment.augment import Colour
 from gkd_scale.types import Size
 
@@ -44,7 +44,7 @@ class Difference:
 
 
 def differences(
-    subject: Subject, loaded: Loaded, images: Tensor, shapes: Shapes, *, exact: bool
+    subject: Subject, forward: Forward, images: Tensor, shapes: Shapes, *, exact: bool
 ) -> list[Difference]:
     """The difference of every output on ``images`` (N, 3, H, W) uint8, and on their parts of other sizes.
 
@@ -52,7 +52,7 @@ def differences(
     """
     by_output: dict[str, Difference] = {}
     for batch in _batches(images, shapes, subject):
-        ref, out = subject.reference(batch), loaded(batch.float() / 255)
+        ref, out = subject.reference(batch), forward(batch.float() / 255)
         if set(ref) != set(out):
             raise Differs(f"the export gives {', '.join(out)}, not {', '.join(ref)}")
         for name, value in ref.items():
@@ -99,17 +99,17 @@ def _larger(one: Difference, other: Difference) -> Difference:
     return Difference(one.output, max(one.largest, other.largest), max(one.value, other.value), same)
 
 
-class Exported:
+class ExportedSegmenter:
     """A loaded segmenter as inference takes it: the border is added inside, so any size is a multiple."""
 
     stride = 1
     fill: Colour = (0, 0, 0)
 
-    def __init__(self, loaded: Loaded, shapes: Shapes) -> None:
-        self._loaded = loaded
+    def __init__(self, forward: Forward, shapes: Shapes) -> None:
+        self._forward = forward
         self._shapes = shapes
 
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 to (B, K, H, W) float32."""
         batches: Sequence[Tensor] = pixels.split(1) if self._shapes is Shapes.ONE else [pixels]
-        return torch.cat([self._loaded(batch.float() / 255)["logits"] for batch in batches])
+        return torch.cat([self._forward(batch.float() / 255)["logits"] for batch in batches])

@@ -39,8 +39,8 @@ def attention_maps(weights: Tensor, grid: Grid, *, kind: str, total: bool) -> At
     maps = _coarse(weights.float(), grid, block, sum_up=total)
     maps = _coarse(maps.T, grid, block, sum_up=False).T
     peaks = maps.amax(1).clamp_min(1e-12)
-    scaled = (255 * maps.clamp_min(0) / peaks[:, None]).round().to(torch.uint8)
-    text = base64.b64encode(scaled.numpy().tobytes()).decode()
+    levels = (255 * maps.clamp_min(0) / peaks[:, None]).round().to(torch.uint8)
+    text = base64.b64encode(levels.numpy().tobytes()).decode()
     return AttentionMaps(kind, rows, columns, text, [round(float(peak), 4) for peak in peaks])
 
 

@@ -61,10 +61,10 @@ def _seconds(forward: Callable[[Tensor], object], pixels: Tensor) -> float:
     """The time of one pass."""
     forward(pixels)
     began, passes = _now(pixels.device), 0
-    while (spent := _now(pixels.device) - began) < _SECONDS or not passes:
+    while (seconds := _now(pixels.device) - began) < _SECONDS or not passes:
         forward(pixels)
         passes += 1
-    return spent / passes
+    return seconds / passes
 
 
 def _now(device: torch.device) -> float:

@@ -47,20 +47,20 @@ def _subjects(config: ReportConfig, runs: Sequence[Run]) -> dict[str, Subject]:
                 raise RunError(f"{run.folder} is a stage-1 run", "--compare takes two stage-2 runs")
             continue
         model = load_segmenter(run.folder, config.device)
-        taught = taught_by(run, config.teacher_weights, config.device)
-        if isinstance(taught, str):
+        link = taught_by(run, config.teacher_weights, config.device)
+        if isinstance(link, str):
             console.err.print(
-                f"{run.name} is shown without its teacher: {taught}", markup=False, style="yellow"
+                f"{run.name} is shown without its teacher: {link}", markup=False, style="yellow"
             )
-            taught = None
-        subjects[run.name] = Subject(model, taught)
+            link = None
+        subjects[run.name] = Subject(model, link)
     return subjects
 
 
 def _costs(subjects: Mapping[str, Subject]) -> dict[str, cost.Cost]:
     """Costs of the runs, and of each of their teachers once."""
     costs = {name: cost.of_segmenter(subject.model) for name, subject in subjects.items()}
-    teachers = {item.taught.teacher.name: item.taught.teacher for item in subjects.values() if item.taught}
+    teachers = {item.link.teacher.name: item.link.teacher for item in subjects.values() if item.link}
     return {**costs, **{f"teacher {name}": cost.of_teacher(item) for name, item in teachers.items()}}
 
 

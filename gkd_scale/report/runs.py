@@ -79,15 +79,15 @@ def _run(name: str, folder: Path) -> Run:
     return Run(name, folder, phases, card, files.read_json(folder / EVALUATION))
 
 
-def _lineage(folder: Path, visited: tuple[Path, ...]) -> Iterator[Phase]:
+def _lineage(folder: Path, chain: tuple[Path, ...]) -> Iterator[Phase]:
     """The training of ``folder`` and those before it, the last one first; a moved one ends the line."""
     phase = _phase(folder)
-    if phase is None or folder in visited:
+    if phase is None or folder in chain:
         return
     yield phase
     before = phase.config.get("student_weights" if phase.stage == 1 else "backbone")
     if before and Path(before).is_dir():
-        yield from _lineage(Path(before), (*visited, folder))
+        yield from _lineage(Path(before), (*chain, folder))
 
 
 def _phase(folder: Path) -> Phase | None:

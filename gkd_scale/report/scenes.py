@@ -25,7 +25,7 @@ from gkd_scale.types import IGNORE, Grid, SegDataset, SegSample, UInt8Array
 
 _LONG_SIDE = 320
 _RANKS = ("worst", "best")
-_ERROR, _RIGHT, _IGNORED = (220, 50, 47), (235, 235, 235), (150, 150, 150)
+_ERROR, _RIGHT, _VOID = (220, 50, 47), (235, 235, 235), (150, 150, 150)
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Subject:
     """A segmenter that is looked at, and the teacher of its backbone if there is one."""
 
     model: FinishedSegmenter
-    taught: TaughtBy | None = None
+    link: TaughtBy | None = None
 
 
 @dataclass(frozen=True)
-class Seen:
+class View:
     """One image under one model: mIoU 0..100 of this image alone, and pictures as data URIs.
 
     ``teacher`` are the teacher's tokens and ``tokens`` the student's, in one basis; without a teacher
@@ -55,13 +55,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Scene:
-    """One image of a domain: ``rank`` says why it is shown, ``runs`` one :class:`Seen` a model."""
+    """One image of a domain: ``rank`` says why it is shown, ``runs`` one :class:`View` a model."""
 
     name: str
     rank: str
     image: str
     label: str
-    runs: list[Seen]
+    runs: list[View]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def look(
     scores: list[float] = []
     for place in places:
         sample = dataset[place]
-        confusions = {name: _predicted(subject.model, sample)[1] for name, subject in subjects.items()}
+        confusions = {name: _predict(subject.model, sample)[1] for name, subject in subjects.items()}
         for name, confusion in confusions.items():
             total[name] += confusion
         mious = [confusion.miou() for confusion in confusions.values()]
@@ -112,18 +112,18 @@ def extremes(scores: Sequence[float], most: int, ranks: tuple[str, str] = _RANKS
     Images without a score (no labelled pixel) come last, if there are not enough others.
     """
     order = [int(at) for at in np.argsort(scores, kind="stable")]
-    scored = [at for at in order if np.isfinite(scores[at])]
-    low = scored[:most]
-    high = [at for at in scored[::-1][:most] if at not in low]
-    unscored = [at for at in order if not np.isfinite(scores[at])][: max(0, 2 * most - len(scored))]
+    ranking = [at for at in order if np.isfinite(scores[at])]
+    low = ranking[:most]
+    high = [at for at in ranking[::-1][:most] if at not in low]
+    rest = [at for at in order if not np.isfinite(scores[at])][: max(0, 2 * most - len(ranking))]
     return [
         *((ranks[0], at) for at in low),
         *((ranks[1], at) for at in high),
-        *(("no labelled pixel", at) for at in unscored),
+        *(("no labelled pixel", at) for at in rest),
     ]
 
 
-def _predicted(model: FinishedSegmenter, sample: SegSample) -> tuple[UInt8Array, Confusion]:
+def _predict(model: FinishedSegmenter, sample: SegSample) -> tuple[UInt8Array, Confusion]:
     """The class ids of an image, and their confusion with its label."""
     try:
         prediction = model.predict(sample.image)
@@ -142,27 +142,27 @@ def _scene(rank: str, sample: SegSample, subjects: Mapping[str, Subject]) -> Sce
     return Scene(sample.name, rank, data_uri(image, photo=True), data_uri(label), views)
 
 
-def _view(name: str, subject: Subject, sample: SegSample) -> Seen:
-    prediction, confusion = _predicted(subject.model, sample)
+def _view(name: str, subject: Subject, sample: SegSample) -> View:
+    prediction, confusion = _predict(subject.model, sample)
     size = (sample.image.shape[1], sample.image.shape[0])
     student, grid = student_tokens(subject.model, sample.image)
-    theirs, maps, taught = None, None, subject.taught
-    if taught is None:
-        mine = _coloured(Components.of(student), student, grid, size)
+    theirs, maps, link = None, None, subject.link
+    if link is None:
+        mine = _picture(Components.of(student), student, grid, size)
     else:
-        teacher, student = taught.tokens(sample.image), taught.on_grid(student, grid)
-        grid, basis = taught.teacher.grid, Components.of(teacher)
-        mine = _coloured(basis, taught.estimate(student), grid, size)
-        theirs = _coloured(basis, teacher, grid, size)
-        kind = "QSD attention" if taught.attends else "similarity"
-        weights = taught.attention(student, teacher)
-        maps = attention_maps(weights, grid, kind=kind, total=taught.attends)
+        teacher, student = link.tokens(sample.image), link.on_grid(student, grid)
+        grid, basis = link.teacher.grid, Components.of(teacher)
+        mine = _picture(basis, link.estimate(student), grid, size)
+        theirs = _picture(basis, teacher, grid, size)
+        kind = "QSD attention" if link.attends else "similarity"
+        weights = link.attention(student, teacher)
+        maps = attention_maps(weights, grid, kind=kind, total=link.attends)
     mask, errors = _mask(prediction, subject.model.palette), _errors(prediction, sample.label)
-    return Seen(name, 100 * confusion.miou(), data_uri(mask), data_uri(errors), mine, theirs, maps)
+    return View(name, 100 * confusion.miou(), data_uri(mask), data_uri(errors), mine, theirs, maps)
 
 
 def _mask(label: UInt8Array, palette: tuple[tuple[int, int, int], ...]) -> Image.Image:
-    full = [*palette, *[_IGNORED] * (IGNORE + 1 - len(palette))]
+    full = [*palette, *[_VOID] * (IGNORE + 1 - len(palette))]
     return palette_image(np.ascontiguousarray(label), full).convert("RGB")
 
 
@@ -170,7 +170,7 @@ def _errors(prediction: UInt8Array, label: UInt8Array) -> Image.Image:
     """Wrong pixels in red, right ones light, ignored ones grey."""
     picture = np.full((*label.shape, 3), _RIGHT, np.uint8)
     picture[prediction != label] = _ERROR
-    picture[label == IGNORE] = _IGNORED
+    picture[label == IGNORE] = _VOID
     return Image.fromarray(picture)
 
 
@@ -188,7 +188,7 @@ def student_tokens(model: FinishedSegmenter, image: UInt8Array) -> tuple[Tensor,
     return features.patches[0].float().cpu(), grid
 
 
-def _coloured(basis: Components, tokens: Tensor, grid: Grid, size: tuple[int, int]) -> str:
+def _picture(basis: Components, tokens: Tensor, grid: Grid, size: tuple[int, int]) -> str:
     """Tokens (N, C) on ``grid`` as a picture of ``size``, width and height."""
     colours = Image.fromarray(basis.colours(tokens).reshape(*grid, 3))
     return data_uri(colours.resize(size, Image.Resampling.NEAREST))

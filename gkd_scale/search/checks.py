@@ -74,7 +74,7 @@ def check(cfg: SearchConfig) -> SearchPlan:
     cpu, gpu = _resources(cfg)
     _provide(cfg)
     caches = tuple(cache if is_url(cache) else str(Path(cache).expanduser().resolve()) for cache in cfg.cache)
-    opened = open_joined(caches, home=cfg.mirror.folder, limit=round(cfg.mirror.gb * 1e9))
+    joint = open_joined(caches, home=cfg.mirror.folder, limit=round(cfg.mirror.gb * 1e9))
     plan = SearchPlan(
         space=space,
         base=base,
@@ -85,7 +85,7 @@ def check(cfg: SearchConfig) -> SearchPlan:
         train=train,
         val=val,
         test=test,
-        image_size=opened.image_size,
+        image_size=joint.image_size,
         trial=cfg.trial,
         cpu=cpu,
         gpu=gpu,
@@ -118,17 +118,17 @@ def _base(cfg: SearchConfig) -> dict[str, Any]:
 
 
 def _check_space(cfg: SearchConfig, space: spaces.Space) -> None:
-    drawn = next((key for key, dimension in space.searched.items() if dimension.kind != "choice"), None)
-    if cfg.choice.search == "grid" and drawn:
+    first = next((key for key, dimension in space.searched.items() if dimension.kind != "choice"), None)
+    if cfg.choice.search == "grid" and first:
         raise ConfigError(
-            f"{space.path}: '{drawn}' is {space.searched[drawn].text()}, but --search grid needs choices",
+            f"{space.path}: '{first}' is {space.searched[first].text()}, but --search grid needs choices",
             "write choice(x, y, ...), or use --search random",
         )
     if cfg.choice.scheduler == "pbt":
-        fixed = [key for key in space.searched if not spaces.may_change(key)]
-        if fixed:
+        wrong = [key for key in space.searched if not spaces.may_change(key)]
+        if wrong:
             raise ConfigError(
-                f"{space.path}: '{fixed[0]}' cannot change in the middle of a run, as --scheduler pbt would",
+                f"{space.path}: '{wrong[0]}' cannot change in the middle of a run, as --scheduler pbt would",
                 "search optim.* except optim.name, loss.*, mask.*, drop_path, for example --space pbt.yaml",
             )
     _check_batches(cfg, space)
@@ -187,11 +187,11 @@ def _refs(refs: list[str], flag: str) -> dict[str, str]:
         name, equals, ref = text.partition("=")
         if not equals:
             name, ref = "", text
-        parsed = registry.parse(ref)
-        name = name or "/".join([*parsed.path.parts[-2:], *parsed.part.split("/")]).rstrip("/")
+        target = registry.parse(ref)
+        name = name or "/".join([*target.path.parts[-2:], *target.part.split("/")]).rstrip("/")
         if name in domains:
             raise ConfigError(f"{flag} names the domain '{name}' twice", "write NAME=ADAPTER:PATH")
-        domains[name] = str(parsed._replace(path=parsed.path.resolve()))
+        domains[name] = str(target._replace(path=target.path.resolve()))
     return domains
 
 
@@ -218,13 +218,13 @@ def _check_datasets(plan: SearchPlan) -> None:
 
 def _check_student(plan: SearchPlan) -> None:
     """ModelError unless the student's name is timm's or ours, and timm builds all that the space can draw."""
-    drawn = [
+    draws = [
         {key: value}
         for key, dimension in plan.space.searched.items()
         if key.startswith("student")
         for value in (*dimension.values, *spaces.between(dimension))
     ]
-    for params in [{}, *drawn]:
+    for params in [{}, *draws]:
         for cfg in plan.stage1(params, plan.out).per_student():
             (name,) = cfg.student.names
             spec, _ = models.resolve(str(name), cfg.student.args)

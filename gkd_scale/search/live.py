@@ -25,7 +25,7 @@ from gkd_scale.search.trial import ENDED
 
 WRITE_EVERY = 1.0
 """Seconds between rewritings of the table, on disk and on the terminal."""
-SHOWN = 15
+LIMIT = 15
 """Most trials in the live table."""
 CAUSES = 3
 """Most failures below it: the newest."""
@@ -150,11 +150,11 @@ class Board(tune.Callback):
         failures = [f"trial {item.number} failed: {item.cause}" for item in trials if item.cause]
         counts, rates = self.headlines(trials, best)
         head = Table.grid(padding=(0, 1))
-        head.add_row(ProgressBar(self.count, self._ended(trials), width=20), counts)
+        head.add_row(ProgressBar(self.count, self._count_ended(trials), width=20), counts)
         return Group(
             head,
             Text(rates),
-            table(trials, self.steps, best, SHOWN),
+            table(trials, self.steps, best, LIMIT),
             *(Text(item, style="red", overflow="ellipsis", no_wrap=True) for item in failures[-CAUSES:]),
         )
 
@@ -168,13 +168,13 @@ class Board(tune.Callback):
                 by_name[name] = results.Trial(name, self._number(name), outcome, None, params, [], 0.0)
         return list(by_name.values())
 
-    def _ended(self, trials: list[results.Trial]) -> int:
+    def _count_ended(self, trials: list[results.Trial]) -> int:
         return sum(trial.status not in _OPEN for trial in trials)
 
     def headlines(self, trials: list[results.Trial], best: results.Trial | None) -> tuple[str, str]:
         """How trials stand; and the best so far, trials a minute, and the time that is left at most."""
         counts = {kind: sum(trial.status == kind for trial in trials) for kind in STYLES}
-        first = [f"{self._ended(trials)} of {self.count} trials ended"]
+        first = [f"{self._count_ended(trials)} of {self.count} trials ended"]
         first += [f"{count} {kind}" for kind, count in counts.items() if count]
         second = []
         if best:

@@ -17,9 +17,9 @@ WIDTH, HEIGHT, LEFT, TOP = 960, 320, 60, 30
 
 def page(trials: list[Trial], best: Trial, importance: dict[str, float], space: Space, steps: int) -> str:
     """The whole page."""
-    scored = [trial for trial in trials if trial.curve]
-    low = min(value for trial in scored for _, value in trial.curve)
-    high = max(value for trial in scored for _, value in trial.curve)
+    valid = [trial for trial in trials if trial.curve]
+    low = min(value for trial in valid for _, value in trial.curve)
+    high = max(value for trial in valid for _, value in trial.curve)
     note = (
         f"{len(trials)} trials; the best has mIoU {best.score:.2f} after {best.steps} steps (objective: "
         "probe on frozen patch tokens, held-in domains). Colour is mIoU: yellow is best."
@@ -28,8 +28,8 @@ def page(trials: list[Trial], best: Trial, importance: dict[str, float], space: 
     by_option = "Each line is a trial; the last axis is its newest mIoU."
     by_anova = "PED-ANOVA, trials compared at the last step that all reached."
     parts = [
-        ("Learning curves", by_step, curves(scored, low, high)),
-        ("Options", by_option, coordinates(scored, space, low, high)),
+        ("Learning curves", by_step, curves(valid, low, high)),
+        ("Options", by_option, coordinates(valid, space, low, high)),
         ("Importance", by_anova, bars(importance)),
         ("Trials", "", listing(trials, best, steps)),
     ]

@@ -115,10 +115,10 @@ class Results:
 
     def trials(self) -> list[Trial]:
         """All trials that reported, by name."""
-        grouped: dict[str, list[dict[str, Any]]] = {}
+        by_trial: dict[str, list[dict[str, Any]]] = {}
         for key in sorted(self.rows):
-            grouped.setdefault(key[0], []).append(self.rows[key])
-        return [_trial(name, rows) for name, rows in grouped.items()]
+            by_trial.setdefault(key[0], []).append(self.rows[key])
+        return [_trial(name, rows) for name, rows in by_trial.items()]
 
 
 def _column(values: list[Any]) -> list[Any]:
@@ -140,6 +140,6 @@ def _trial(name: str, rows: list[dict[str, Any]]) -> Trial:
 
 def best(trials: Iterable[Trial], steps: int) -> Trial | None:
     """The trial of the highest mIoU among those that went furthest (all ``steps``, if any did)."""
-    scored = [trial for trial in trials if trial.score is not None]
-    reached = max((min(trial.steps, steps) for trial in scored), default=0)
-    return max((t for t in scored if t.steps >= reached), key=lambda t: t.score or 0.0, default=None)
+    candidates = [trial for trial in trials if trial.score is not None]
+    most = max((min(trial.steps, steps) for trial in candidates), default=0)
+    return max((t for t in candidates if t.steps >= most), key=lambda t: t.score or 0.0, default=None)

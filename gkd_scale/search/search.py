@@ -43,9 +43,9 @@ def search(cfg: SearchConfig) -> None:
 def _settings(cfg: SearchConfig, space: Space) -> dict[str, Any]:
     """What the search is, as JSON; RunError if the folder holds another search, or something else."""
     record = cfg.out / RECORD
-    searched = {key: dimension.text() for key, dimension in space.searched.items()}
+    dimensions = {key: dimension.text() for key, dimension in space.searched.items()}
     now: dict[str, Any] = json.loads(
-        json.dumps({**config.to_dict(cfg, volatile=False), "space": {**space.fixed, **searched}})
+        json.dumps({**config.to_dict(cfg, volatile=False), "space": {**space.fixed, **dimensions}})
     )
     if record.exists():
         try:

@@ -30,8 +30,8 @@ from gkd_scale.errors import ConfigError, nearest
 
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = (*RANGES, "choice")
-ACCEPTED = "write a value, or uniform, loguniform, randint or lograndint(low, high), or choice(x, y, ...)"
-OWNED = (
+HINT = "write a value, or uniform, loguniform, randint or lograndint(low, high), or choice(x, y, ...)"
+OWN = (
     *("out", "steps", "epochs", "save_every", "keep", "keep_every", "dry_run", "world"),
     *("cache", "mirror", "mirror_gb"),
 )
@@ -65,8 +65,8 @@ class Space:
 
     def configure(self, base: Mapping[str, Any], params: Mapping[str, Any]) -> Stage1Config:
         """Stage 1's configuration: ``base``, then what is fixed, then ``params`` (dotted paths)."""
-        nested = config.merge(base, config.from_dotted(self.fixed))
-        return config.build(Stage1Config, config.merge(nested, config.from_dotted(params)), str(self.path))
+        settings = config.merge(base, config.from_dotted(self.fixed))
+        return config.build(Stage1Config, config.merge(settings, config.from_dotted(params)), str(self.path))
 
 
 def read(name: str | Path, base: Mapping[str, Any]) -> Space:
@@ -74,14 +74,14 @@ def read(name: str | Path, base: Mapping[str, Any]) -> Space:
     path = find(name)
     space = Space(path, {}, {})
     for key, value in _flatten(path, config.read_yaml(path)).items():
-        if key in OWNED:
+        if key in OWN:
             raise ConfigError(f"{path} sets '{key}', which the search decides", f"remove '{key}' from {path}")
         dimension = parse(value, f"{path}: '{key}'")
         if dimension is None:
             space.fixed[key] = value
         else:
             space.searched[key] = dimension
-    return _checked(space, base)
+    return _check(space, base)
 
 
 def find(name: str | Path) -> Path:
@@ -89,12 +89,12 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    bundled = {file.name: file for file in SPACES.glob("*.yaml")}
-    if path.name == str(name) and path.name in bundled:
-        return bundled[path.name]
+    spaces = {file.name: file for file in SPACES.glob("*.yaml")}
+    if path.name == str(name) and path.name in spaces:
+        return spaces[path.name]
     raise ConfigError(
         f"there is no search space {name}",
-        nearest(path.name, bundled) or f"bundled: {', '.join(sorted(bundled))}",
+        nearest(path.name, spaces) or f"bundled: {', '.join(sorted(spaces))}",
     )
 
 
@@ -105,7 +105,7 @@ def parse(value: Any, where: str) -> Dimension | None:
         return None
     library, kind, text = match.groups()
     if kind not in KINDS or library:
-        hint = nearest(kind, KINDS) or ACCEPTED
+        hint = nearest(kind, KINDS) or HINT
         if kind in KINDS:
             text = re.sub(r"^\s*\[(.*)\]\s*$", r"\1", text)
             ends = ", whose ends are both included" if kind.endswith("randint") else ""
@@ -156,12 +156,12 @@ def _flatten(path: Path, values: Mapping[str, Any], prefix: str = "") -> dict[st
     return flat
 
 
-def _checked(space: Space, base: Mapping[str, Any]) -> Space:
+def _check(space: Space, base: Mapping[str, Any]) -> Space:
     """The space, with each value as the type its option has; ConfigError if stage 1 refuses one."""
     try:
         space.configure(base, {})
     except ConfigError as error:
-        raise ConfigError(_placed(space, error), f"{error.hint}; or {ACCEPTED}") from None
+        raise ConfigError(_message(space, error), f"{error.hint}; or {HINT}") from None
     if not space.searched:
         raise ConfigError(
             f"{space.path} searches nothing", "give an option a range, e.g. loguniform(1e-4, 5e-3)"
@@ -169,22 +169,22 @@ def _checked(space: Space, base: Mapping[str, Any]) -> Space:
 
     def convert(key: str, value: Any) -> Any:
         try:
-            typed = _leaf(space.configure(base, {key: value}), key)
-            return value if isinstance(typed, list) and not isinstance(value, list) else typed
+            leaf = _leaf(space.configure(base, {key: value}), key)
+            return value if isinstance(leaf, list) and not isinstance(value, list) else leaf
         except ConfigError as error:
             raise ConfigError(
-                f"{_placed(space, error)} (a value of {space.searched[key].text()})", error.hint
+                f"{_message(space, error)} (a value of {space.searched[key].text()})", error.hint
             ) from None
 
-    typed = {}
+    options = {}
     for key, dimension in space.searched.items():
         values = tuple(convert(key, value) for value in dimension.values)
         _require_fractions(space, base, key, dimension)
-        typed[key] = replace(dimension, values=values if dimension.kind == "choice" else dimension.values)
-    return replace(space, searched=typed)
+        options[key] = replace(dimension, values=values if dimension.kind == "choice" else dimension.values)
+    return replace(space, searched=options)
 
 
-def _placed(space: Space, error: ConfigError) -> str:
+def _message(space: Space, error: ConfigError) -> str:
     """The message of an error, with the space's file."""
     return error.message if str(space.path) in error.message else f"{space.path}: {error.message}"
 
@@ -206,7 +206,7 @@ def _require_fractions(space: Space, base: Mapping[str, Any], key: str, dimensio
         low, high = dimension.values
         kind = f"{'log' if dimension.kind == 'loguniform' else ''}randint"
         raise ConfigError(
-            f"{_placed(space, error)} (a value of {dimension.text()})",
+            f"{_message(space, error)} (a value of {dimension.text()})",
             f"for whole numbers write {kind}({math.ceil(low)}, {math.floor(high)}), or choice(...)",
         ) from None
 

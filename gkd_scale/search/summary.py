@@ -98,7 +98,7 @@ def importance(trials: list[Trial], plan: SearchPlan) -> dict[str, float]:
     return _ped_anova([(params, value) for params, value in scores if value is not None], plan)
 
 
-def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: SearchPlan) -> dict[str, float]:
+def _ped_anova(points: list[tuple[dict[str, Any], float]], plan: SearchPlan) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import optuna
@@ -106,11 +106,11 @@ def _ped_anova(scored: list[tuple[dict[str, Any], float]], plan: SearchPlan) -> 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         study = optuna.create_study(direction="maximize")
         distributions = {key: _distribution(dimension) for key, dimension in plan.space.searched.items()}
-        for params, value in scored:
-            searched = {key: params[key] for key in distributions if key in params}
+        for params, value in points:
+            options = {key: params[key] for key in distributions if key in params}
             study.add_trial(
                 optuna.trial.create_trial(
-                    params=searched, distributions={key: distributions[key] for key in searched}, value=value
+                    params=options, distributions={key: distributions[key] for key in options}, value=value
                 )
             )
         try:

@@ -46,15 +46,15 @@ def table(trials: Sequence[Trial], steps: int, best: Trial | None = None, limit:
 
 
 def _select(trials: Sequence[Trial], limit: int | None) -> list[Trial]:
-    ranked = sorted(trials, key=lambda trial: (-trial.steps, -(trial.score or 0.0), trial.number))
-    if limit is None or len(ranked) <= limit:
-        return ranked
-    running = [trial for trial in ranked if trial.status == results.RUNNING][:limit]
-    names = {trial.name for trial in running}
-    for trial in ranked:
+    order = sorted(trials, key=lambda trial: (-trial.steps, -(trial.score or 0.0), trial.number))
+    if limit is None or len(order) <= limit:
+        return order
+    active = [trial for trial in order if trial.status == results.RUNNING][:limit]
+    names = {trial.name for trial in active}
+    for trial in order:
         if len(names) < limit:
             names.add(trial.name)
-    return [trial for trial in ranked if trial.name in names]
+    return [trial for trial in order if trial.name in names]
 
 
 def format_value(value: Any) -> str:

@@ -135,7 +135,7 @@ def rank_main(
     """Stage 1 on one rank; its output goes to ``log-RANK.txt``. Each rank sees one GPU, its own."""
     out = plan.out / "trials" / name
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(plan.trial.workers), **address}
-    with _logged(out / f"log-{rank}.txt"):
+    with _log_to(out / f"log-{rank}.txt"):
         cfg = changed(plan.stage1(params, out), keep=plan.keep)
         runtime = Runtime.start()
         prepare = functools.partial(_prepare, plan=plan, name=name, runtime=runtime)
@@ -145,7 +145,7 @@ def rank_main(
 
 
 @contextmanager
-def _logged(path: Path) -> Iterator[None]:
+def _log_to(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", buffering=1, encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
@@ -161,8 +161,8 @@ def _logged(path: Path) -> Iterator[None]:
 def _prepare(job: Any, *, plan: SearchPlan, name: str, runtime: Any) -> None:
     """Let stage 1's loop probe the student every ``plan.trial.every`` steps, and report what was saved."""
     out = plan.out / "trials" / name
-    spent = (last_report(out) or {"seconds": 0.0})["seconds"]
-    measure = Measure(plan, job.module.student, runtime, spent)
+    seconds = (last_report(out) or {"seconds": 0.0})["seconds"]
+    measure = Measure(plan, job.module.student, runtime, seconds)
 
     def on_save(step: int) -> None:
         last = last_report(out) if runtime.main else None

@@ -75,7 +75,7 @@ def run_trials(cfg: SearchConfig, plan: SearchPlan) -> None:
     state = cfg.out.resolve() / STATE
     if tune.Tuner.can_restore(str(state)):
         console.out.print(f"going on with {cfg.out}", markup=False)
-        _restored(state, trainable).fit()
+        _restore(state, trainable).fit()
     else:
         _new(cfg, plan, trainable).fit()
 
@@ -99,7 +99,7 @@ def _new(cfg: SearchConfig, plan: SearchPlan, trainable: Any) -> Any:
     )
 
 
-def _restored(state: Path, trainable: Any) -> Any:
+def _restore(state: Path, trainable: Any) -> Any:
     """The search that Tune stored; RunError if it cannot be read."""
     try:
         return tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True)
