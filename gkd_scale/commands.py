@@ -12,9 +12,9 @@ from pathlib import Path
 def shell(*command: object) -> str:
     """The quoted line for a POSIX shell; a program of this environment that is not on PATH, by its path."""
     program, *arguments = map(_word, command)
-    installed = Path(sys.executable).parent / program
-    if shutil.which(program) is None and installed.is_file():
-        program = str(installed)
+    file = Path(sys.executable).parent / program
+    if shutil.which(program) is None and file.is_file():
+        program = str(file)
     return shlex.join([program, *arguments])
 
 

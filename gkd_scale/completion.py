@@ -35,12 +35,12 @@ def main(cfg: CompletionConfig) -> None:
 
 def complete() -> None:
     """Answer a TAB: write the words that may follow ``COMP_LINE`` to the shell's script, and exit."""
-    typed = os.environ["COMP_LINE"].split()[1:]
-    argcomplete.autocomplete(_parser(typed), always_complete_options="long")
+    words = os.environ["COMP_LINE"].split()[1:]
+    argcomplete.autocomplete(_parser(words), always_complete_options="long")
 
 
-def _parser(typed: list[str]) -> argparse.ArgumentParser:
-    """All commands. Only the one in ``typed`` has its options: to import all would make TAB slow."""
+def _parser(words: list[str]) -> argparse.ArgumentParser:
+    """All commands. Only the one in ``words`` has its options: to import all would make TAB slow."""
     parser = argparse.ArgumentParser("gkd-scale")
     parser.add_argument("-V", "--version", action="version")
     groups = {"": parser.add_subparsers()}
@@ -49,7 +49,7 @@ def _parser(typed: list[str]) -> argparse.ArgumentParser:
         child = groups[first].add_parser(verb, help=command.help)
         if any(other.startswith(f"{name} ") for other in COMMANDS):
             groups[name] = child.add_subparsers()
-        if typed[: len(name.split())] == name.split():
+        if words[: len(name.split())] == name.split():
             child.add_argument("--config", type=Path)
             _add_arguments(child, pkgutil.resolve_name(command.config), "")
     return parser

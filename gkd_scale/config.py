@@ -160,7 +160,7 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        config = TypeAdapter(cls).validate_python(_prepared(cls, values))
+        config = TypeAdapter(cls).validate_python(_prepare(cls, values))
     except ConfigError as error:
         source = where("")
         raise ConfigError(f"{source}: {error.message}" if source else error.message, error.hint) from None
@@ -180,7 +180,7 @@ def _validate(cls: type[T], values: Mapping[str, Any], where: Callable[[str], st
         raise ConfigError(
             f"{source}: " + "; ".join(wrong.values()), number or "see --help for what each option takes"
         ) from None
-    object.__setattr__(config, _GIVEN, frozenset(_dotted(values)))
+    object.__setattr__(config, _GIVEN, frozenset(_dotted_keys(values)))
     return config
 
 
@@ -212,7 +212,7 @@ def _key(cls: type, loc: tuple[str | int, ...]) -> str:
     return ""
 
 
-def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def _prepare(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` by attribute, as the types expect them.
 
     If a type takes any number of values, a single one becomes a list of one. If a type takes a text, a number
@@ -220,74 +220,74 @@ def _prepared(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     becomes the home folder.
     """
 
-    def prepared(hint: Any, value: Any) -> Any:
+    def prepare(hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            return _prepared(typing.cast(type, hint), value)
+            return _prepare(typing.cast(type, hint), value)
         if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
         if _any_number(hint) and value is not None:
             inner = typing.get_args(hint)[0]
             items = value if isinstance(value, (list, tuple)) else [value]
-            return [prepared(inner, item) for item in items]
+            return [prepare(inner, item) for item in items]
         if isinstance(value, str) and {str, Path} & {hint, *typing.get_args(hint)}:
             return _HOME.sub(lambda home: f"{home[1]}{Path.home()}/", value)
         return value
 
     opts = options(cls)
-    return _placed({opts[key].path: prepared(opts[key].hint, value) for key, value in values.items()}, cls)
+    return _nest({opts[key].path: prepare(opts[key].hint, value) for key, value in values.items()}, cls)
 
 
 _HOME = re.compile(r"^((?:[^/~]*[=:])?)~/")
 
 
-def _placed(values: Mapping[tuple[str, ...], Any], cls: type) -> dict[str, Any]:
+def _nest(values: Mapping[tuple[str, ...], Any], cls: type) -> dict[str, Any]:
     """Nested mappings from values by path. An inline section of ``cls`` without a value has an empty one."""
-    nested: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for option in options(cls).values():
-        node = nested
+        node = tree
         for name in option.path[:-1]:
             node = node.setdefault(name, {})
         if option.path in values:
             node[option.path[-1]] = values[option.path]
-    return nested
+    return tree
 
 
 def _any_number(hint: Any) -> bool:
     return typing.get_origin(hint) is list or Ellipsis in typing.get_args(hint)
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """The dotted keys of nested mappings."""
     for key, value in values.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
+            yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
 def from_dotted(values: Mapping[str, Any]) -> dict[str, Any]:
     """``{"optim.lr": 1}`` to ``{"optim": {"lr": 1}}``."""
-    nested: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for key, value in values.items():
         *parents, leaf = key.split(".")
-        node = nested
+        node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = value
-    return nested
+    return tree
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``base``, mappings merged key by key."""
-    merged = dict(base)
+    result = dict(base)
     for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = (
+        below = result.get(key)
+        result[key] = (
             merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
         )
-    return merged
+    return result
 
 
-def changed(config: T, **values: Any) -> T:
+def copy_with(config: T, **values: Any) -> T:
     """A copy in which some options, by their keys, have other values."""
     opts = options(type(config))
     return typing.cast(T, _copy(config, {opts[key].path: value for key, value in values.items()}))
@@ -463,36 +463,36 @@ def _check(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -
     """ConfigError for an unknown key, a value that is no choice, and a number outside its range."""
     opts = options(cls)
     for key, value in values.items():
-        dotted = f"{prefix}{key}"
+        path = f"{prefix}{key}"
         if key not in opts:
             parent, dot, leaf = str(key).partition(".")
             place = parent if dot and parent in opts else _section_of(str(key), opts)
             raise ConfigError(
-                f"{where}: unknown key '{dotted}'",
+                f"{where}: unknown key '{path}'",
                 f"write '{leaf if dot else key}' below '{place}:'"
                 if place
                 else nearest(str(key), opts) or f"known: {', '.join(opts)}",
             )
         hint, meta = opts[key].hint, opts[key].field.metadata
         if opts[key].is_section and isinstance(value, Mapping):
-            _check(hint, value, where, f"{dotted}.")
+            _check(hint, value, where, f"{path}.")
             continue
         if opts[key].optional and value in ("None", "null", "~"):
-            raise ConfigError(f"{where}: '{dotted}' is '{value}'", "leave it out (in YAML, write null)")
+            raise ConfigError(f"{where}: '{path}' is '{value}'", "leave it out (in YAML, write null)")
         if hint is str and isinstance(value, bool):
-            raise ConfigError(f"{where}: '{dotted}' is {str(value).lower()}", "write a text")
+            raise ConfigError(f"{where}: '{path}' is {str(value).lower()}", "write a text")
         choices = meta.get("choices")
         for item in value if isinstance(value, list) else [value]:
             if choices and item is not None and item not in list(choices):
                 raise ConfigError(
-                    f"{where}: '{dotted}' is {short(repr(item))}",
+                    f"{where}: '{path}' is {short(repr(item))}",
                     nearest(str(item), choices) or f"choose one of {', '.join(choices)}",
                 )
         if is_numeric(hint):
-            _check_number(meta.get("within") or Range(), value, f"{where}: '{dotted}'")
+            _check_number(meta.get("within") or Range(), value, f"{where}: '{path}'")
         elif isinstance(value, Mapping):
             for inner, item in value.items():
-                _check_argument((meta.get("keys") or {}).get(inner), item, f"{where}: '{dotted}.{inner}'")
+                _check_argument((meta.get("keys") or {}).get(inner), item, f"{where}: '{path}.{inner}'")
 
 
 def _section_of(key: str, opts: Mapping[str, Option]) -> str:

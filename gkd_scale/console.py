@@ -97,14 +97,14 @@ def explain_bugs() -> None:
     """After the traceback of an exception that ends this process, say how to report it."""
     if not _before:
         _before.append(sys.excepthook)
-        sys.excepthook = _explained
+        sys.excepthook = _explain
 
 
 _before: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []
 """The hook before ours."""
 
 
-def _explained(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     _before[0](kind, error, trace)
     if issubclass(kind, Exception):
         command = shell("gkd-scale", "doctor", "--json")

@@ -75,17 +75,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not text.strip():
         raise ConfigError(f"{path} is empty", "write 'key: value' lines, or leave the file out")
     try:
-        loaded = parse_yaml(text)
+        result = parse_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error.message}", error.hint) from None
-    if loaded is None:  # nothing but comments
+    if result is None:  # nothing but comments
         return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds a {_kind(loaded)}, not a mapping", "write 'key: value' lines")
-    for key in loaded:
+    if not isinstance(result, dict):
+        raise ConfigError(f"{path} holds a {_kind(result)}, not a mapping", "write 'key: value' lines")
+    for key in result:
         if not isinstance(key, str):
             raise ConfigError(f"{path}: the key {key!r} is read as a {_kind(key)}", f'write "{key}"')
-    return loaded
+    return result
 
 
 def parse_yaml(text: str) -> Any:
@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ConfigError if it is missing, not JSON, or no object."""
     text = _text(path, "JSON")
     try:
-        loaded = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
+        result = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
     except _EqualKeys as error:
         raise ConfigError(f"{path}: {_equal_keys(text, error.args[0])}", "keep one of them") from None
     except json.JSONDecodeError as error:
@@ -130,9 +130,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not JSON: {error}", "write a number") from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply", "mend the file") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds a {_kind(loaded)}, not an object", 'write {"key": value}')
-    return loaded
+    if not isinstance(result, dict):
+        raise ConfigError(f"{path} holds a {_kind(result)}, not an object", 'write {"key": value}')
+    return result
 
 
 # ------------------------------------------------------------------------------------------ pieces
@@ -164,12 +164,12 @@ def _kind(value: object) -> str:
 def _refuse_equal_keys(root: yaml.Node) -> None:
     """ConfigError, which names the lines, if a mapping of the tree has a key twice."""
     todo: list[tuple[yaml.Node, str]] = [(root, "")]
-    visited = set()
+    ids = set()
     while todo:
         node, prefix = todo.pop()
-        if id(node) in visited:
+        if id(node) in ids:
             continue
-        visited.add(id(node))
+        ids.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             todo += [(item, prefix) for item in node.value]
         elif isinstance(node, yaml.MappingNode):

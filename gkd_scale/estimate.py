@@ -98,7 +98,7 @@ def estimate(cfg: PlanConfig, load: Callable[[], Teacher], source: Source | None
     plan = plan_of(cfg, source, FORMAT)
     work = teacher_cost(cfg.teacher, cfg.size)
     pixels, rest = probe(cfg, plan)
-    free = None if is_url(cfg.out) else shutil.disk_usage(_existing(cfg.out)).free
+    free = None if is_url(cfg.out) else shutil.disk_usage(_closest(cfg.out)).free
     codecs = [
         _codec(cfg, plan, work, rest, name, free)
         for name in dict.fromkeys([*(codec.suggestion(work.dim) for codec in CODECS), cfg.codec])
@@ -159,14 +159,14 @@ def _codec(
 def _student(cfg: PlanConfig, name: str, teacher_seconds: float, sample_bytes: float) -> StudentEstimate:
     work = cost(name, cfg.size)
     step = STUDENT_PASSES * work.flops / (UTILISATION * GPUS[cfg.gpu][1] * 1e12)
-    reading = sample_bytes / (cfg.disk_gbs * 1e9)
-    saved = teacher_seconds + step - max(step, reading)
+    read_time = sample_bytes / (cfg.disk_gbs * 1e9)
+    gain = teacher_seconds + step - max(step, read_time)
     return StudentEstimate(
         student=name,
         parameters=work.parameters,
         images_per_s=1 / step,
         gb_per_s=sample_bytes / step / 1e9,
-        pays_after=cfg.views * teacher_seconds / saved if saved > 0 else None,
+        pays_after=cfg.views * teacher_seconds / gain if gain > 0 else None,
         zero={
             stage: size / 1e9
             for stage, size in zero_memory(work.parameters, work.largest_layer, cfg.gpus).items()
@@ -184,7 +184,7 @@ def _measure(teacher: Teacher, pixels: list[UInt8Array], cfg: PlanConfig) -> flo
     return (time.perf_counter() - start) / (cfg.measure * cfg.batch_size)
 
 
-def _existing(path: Path) -> Path:
+def _closest(path: Path) -> Path:
     """The nearest folder above ``path`` that exists."""
     path = path.absolute()
     while not path.is_dir():
@@ -207,7 +207,7 @@ def show(result: Estimate, cfg: PlanConfig) -> None:
     )
     console.out.print(_codec_table(result))
     if result.disk_free is not None:
-        console.out.print(f"free at {_existing(cfg.out)}: {console.size(result.disk_free)}", markup=False)
+        console.out.print(f"free at {_closest(cfg.out)}: {console.size(result.disk_free)}", markup=False)
     console.out.print(_student_table(result, cfg))
 
 

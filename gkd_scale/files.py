@@ -146,12 +146,12 @@ def claim(
 
 def require_claimable(folder: Path) -> None:
     """Raise what :func:`claim` would raise for ``folder`` now. Makes and changes nothing."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
         raise RunError(f"{folder} is not a folder", "choose another --out")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        raise _unwritable(folder / LOCK if existing == folder else folder, denied, RunError)
+    if not os.access(place, os.W_OK | os.X_OK):
+        error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        raise _unwritable(folder / LOCK if place == folder else folder, error, RunError)
     with suppress(FileNotFoundError, PermissionError), open(folder / LOCK, "rb") as lock:
         if not _flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB):
             raise _busy(folder, _holder_text(lock.fileno()).partition("\n")[0], RunError)

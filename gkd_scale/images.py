@@ -53,7 +53,7 @@ class UnreadableImage(Exception):
 
 
 @dataclass(frozen=True)
-class Opened:
+class Picture:
     """An upright RGB image and what it was on disk."""
 
     image: Image.Image
@@ -62,12 +62,12 @@ class Opened:
     """Train ids (H, W) of the upright image, if the source has labels."""
 
 
-def open_image(path: Path) -> Opened:
+def open_image(path: Path) -> Picture:
     """Any image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
     return open_bytes(_read(path))
 
 
-def open_bytes(data: bytes) -> Opened:
+def open_bytes(data: bytes) -> Picture:
     """The content of an image file to upright RGB; raises :class:`UnreadableImage` with the reason."""
     _hush_pillow()
     try:
@@ -83,18 +83,18 @@ def open_bytes(data: bytes) -> Opened:
             _scale_clear_colour(image)
             image.load()
             orientation = orientation_of(image)
-            upright = turned(image, orientation)
+            upright = turn(image, orientation)
             if orientation != 1:
                 source["orientation"] = orientation
             if frames > 1:
                 source["frames"] = frames
             if sixteen is not None:
                 _require_bright_channels(image, sixteen, data)
-            return Opened(to_rgb(upright), source)
+            return Picture(to_rgb(upright), source)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise _unknown_format(data) from None
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more pixels than the limit of {MAX_PIXELS}") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
@@ -107,7 +107,7 @@ def refuse_misread(image: Image.Image) -> None:
         raise UnreadableImage(*problem)
 
 
-def _unidentified(data: bytes) -> UnreadableImage:
+def _unknown_format(data: bytes) -> UnreadableImage:
     if kind := tiff.unknown(data):
         return UnreadableImage(f"a TIFF of {kind}, which Pillow cannot read", "store 8 bits, grey or RGB")
     return UnreadableImage("not an image, or a format that Pillow does not know")
@@ -162,7 +162,7 @@ def orientation_of(image: Image.Image) -> int:
     return _orientation(image.getexif)
 
 
-def turned(image: Image.Image, orientation: int) -> Image.Image:
+def turn(image: Image.Image, orientation: int) -> Image.Image:
     """The image upright."""
     if orientation == 1:
         return image
@@ -272,12 +272,12 @@ def _require_bright_channels(image: Image.Image, raw: str, data: bytes) -> None:
 
 def _low_bytes(data: bytes, raw: str) -> UInt8Array | None:
     """The low bytes of 16-bit RGB: with the other byte order, Pillow takes them for the high ones."""
-    swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}.get(raw[-1])
-    if swapped is None or not raw.startswith("RGB"):
+    code = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}.get(raw[-1])
+    if code is None or not raw.startswith("RGB"):
         return None  # not to be known: Pillow reads these in one byte order only
     with Image.open(io.BytesIO(data)) as image:
         args = image.tile[0].args
-        mode = raw[:-1] + swapped
+        mode = raw[:-1] + code
         args = (mode, *args[1:]) if isinstance(args, tuple) else mode
         image.tile = [image.tile[0]._replace(args=args)]
         return np.asarray(image)[..., :3]

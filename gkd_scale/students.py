@@ -44,8 +44,8 @@ def main(cfg: StudentsConfig) -> None:
     """``gkd-scale students``: print the students that fit, as a table or as JSON."""
     rows = select(cfg)
     if cfg.json:
-        listed = [{**asdict(row), "zero_gb": _gigabytes(row, cfg.gpus)} for row in rows]
-        print(json.dumps(listed, indent=2))
+        entries = [{**asdict(row), "zero_gb": _gigabytes(row, cfg.gpus)} for row in rows]
+        print(json.dumps(entries, indent=2))
     else:
         show(rows, cfg)
 

@@ -73,14 +73,14 @@ def launch(script: Path, ds_config: str) -> list[str]:
     return ["deepspeed", str(script), "--ds-config", ds_config]
 
 
-def repeated(flag: str, values: Iterable[str]) -> list[str]:
+def repeat(flag: str, values: Iterable[str]) -> list[str]:
     """``flag`` before each of its values."""
     return [part for value in values for part in (flag, value)]
 
 
 def data_flags(domains: Mapping[str, str]) -> list[str]:
     """Domains, ADAPTER:PATH by name, as flags of ``gkd-scale evaluate`` and ``gkd-scale report``."""
-    return repeated("--data", (f"{name}={ref}" for name, ref in domains.items()))
+    return repeat("--data", (f"{name}={ref}" for name, ref in domains.items()))
 
 
 def _slug(title: str) -> str:

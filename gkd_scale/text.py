@@ -31,7 +31,7 @@ def read_lines(path: Path, *, names: bool = False) -> list[str]:
     With ``names``, bytes that are not UTF-8 stay as Python's file names have them. DataError for a file in
     another encoding, OSError for one that cannot be read.
     """
-    text = _decoded(path, path.read_bytes(), names)
+    text = _decode(path, path.read_bytes(), names)
     lines = (_bare(line) for line in re.split(r"\r\n|\r|\n", text))
     return [line for line in lines if line]
 
@@ -54,7 +54,7 @@ def quote(name: str, other: str = "") -> str:
     return ascii(name) if _skeleton(name) == _skeleton(other) or _hides(name) else repr(name)
 
 
-def _decoded(path: Path, data: bytes, names: bool) -> str:
+def _decode(path: Path, data: bytes, names: bool) -> str:
     for mark, encoding in _WIDE.items():
         if data.startswith(mark):
             raise _not_utf8(path, f"is {encoding}, not UTF-8", encoding)

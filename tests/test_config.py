@@ -316,8 +316,8 @@ def test_inline_sections_are_written_and_read_back_the_same(options: Program) ->
 @given(PROGRAMS, PROGRAMS)
 def test_each_option_can_be_changed_by_its_key(one: Program, other: Program) -> None:
     values = {key: option.of(other) for key, option in config.options(Program).items()}
-    assert config.changed(one, **values) == other
-    assert config.changed(one, mean=None) == dataclasses.replace(
+    assert config.copy_with(one, **values) == other
+    assert config.copy_with(one, mean=None) == dataclasses.replace(
         one, model=dataclasses.replace(one.model, mean=None)
     )
 

@@ -20,7 +20,7 @@ from gkd_scale.commands import flag
 from gkd_scale.distill.objectives.registry import OBJECTIVES
 from gkd_scale.errors import ConfigError
 from gkd_scale.segment.methods.registry import METHODS
-from gkd_scale.subprocesses import Step, data_flags, launch, repeated
+from gkd_scale.subprocesses import Step, data_flags, launch, repeat
 
 FROZEN_PASSES = 1 / 3
 
@@ -99,10 +99,10 @@ class Commands:
         for number, line in enumerate(self._recipe.prepare, 1):
             name, step = f"prepare-{number}", Step(f"prepare {number}", shlex.split(line))
             works[name] = Work(name, step, self._out / "done" / f"{name}.json", "prepare")
-        prepared = tuple(works)
+        before = tuple(works)
         for method, seed in selection:
             for work in self._cell(method, seed):
-                works.setdefault(work.name, replace(work, needs=(*prepared, *work.needs)))
+                works.setdefault(work.name, replace(work, needs=(*before, *work.needs)))
         return list(works.values())
 
     def _cell(self, method: str, seed: int) -> Iterator[Work]:
@@ -188,7 +188,7 @@ class Commands:
     def _stage2(self, method: str, seed: int, steps: int, extra: Sequence[str], *needs: str) -> Work:
         recipe, out = self._recipe, self._out / method / f"seed{seed}" / "head"
         command = launch(self._cfg.launchers / "stage2.py", self._cfg.ds_config)
-        command += [*repeated("--train", recipe.train), *repeated("--val", recipe.val)]
+        command += [*repeat("--train", recipe.train), *repeat("--val", recipe.val)]
         command += ["--image-size", recipe.image_size, "--head", recipe.head]
         command += flag("--head-args", recipe.head_args)
         command += ["--global-batch", str(recipe.budget.batch), "--steps", str(steps), *extra]

@@ -103,7 +103,7 @@ def run(works: Sequence[Work], out: Path) -> dict[str, float]:
     (out / "done").mkdir(parents=True, exist_ok=True)
     for number, work in enumerate(works, 1):
         place = f"{number}/{len(works)}{_eta(works, number - 1, seconds)}"
-        with files.hold(out / "done" / f"{work.name}.lock", partial(_waiting, work)):
+        with files.hold(out / "done" / f"{work.name}.lock", partial(_say_wait, work)):
             needs = {name: proofs[name] for name in work.needs}
             seconds[work.name] = _run(work, place, out, {"command": work.step.command, "needs": needs})
             proofs[work.name] = files.sha256_file(work.proof)
@@ -119,21 +119,21 @@ def _run(work: Work, place: str, out: Path, inputs: dict[str, Any]) -> float:
         return float(before["seconds"])
     if before and not same:
         _set_aside(work, out)
-    spent = before["seconds"] if same and not before["done"] else 0.0
+    total = before["seconds"] if same and not before["done"] else 0.0
     began, complete = time.monotonic(), False
-    files.write_json(marker, {**inputs, "done": False, "seconds": spent})
+    files.write_json(marker, {**inputs, "done": False, "seconds": total})
     try:
         run_step(work.step, place, out / "logs" / f"{work.name}.log")
         complete = work.proof.is_file()
     finally:
-        spent = round(spent + time.monotonic() - began, 1)
-        files.write_json(marker, {**inputs, "done": complete, "seconds": spent})
+        total = round(total + time.monotonic() - began, 1)
+        files.write_json(marker, {**inputs, "done": complete, "seconds": total})
     if not complete:
         raise GkdError(f"'{work.step.title}' was stopped before its end", "the same command goes on")
-    return spent
+    return total
 
 
-def _waiting(work: Work, _holder: str) -> None:
+def _say_wait(work: Work, _holder: str) -> None:
     console.out.print(f"another call runs '{work.step.title}': waiting for it", markup=False)
 
 
@@ -151,14 +151,14 @@ def _set_aside(work: Work, out: Path) -> None:
 
 def _eta(works: Sequence[Work], first: int, seconds: dict[str, float]) -> str:
     """What is left, from the seconds a step of each kind took; kinds not seen yet count as the average."""
-    spent: dict[str, tuple[float, float]] = {}
+    totals: dict[str, tuple[float, float]] = {}
     for work in works[:first]:
-        took, amount = spent.get(work.kind, (0.0, 0.0))
-        spent[work.kind] = (took + seconds[work.name], amount + work.amount)
-    if not spent:
+        took, amount = totals.get(work.kind, (0.0, 0.0))
+        totals[work.kind] = (took + seconds[work.name], amount + work.amount)
+    if not totals:
         return ""
-    average = sum(took for took, _ in spent.values()) / first
-    rates = {kind: took / amount for kind, (took, amount) in spent.items()}
+    average = sum(took for took, _ in totals.values()) / first
+    rates = {kind: took / amount for kind, (took, amount) in totals.items()}
     rest = sum(rates[work.kind] * work.amount if work.kind in rates else average for work in works[first:])
     return f" (about {rest / 60:.0f} min left)"
 

@@ -56,13 +56,13 @@ def collect(recipe: Recipe, out: Path) -> Rows:
     """What has been measured so far, each average over domains first, then over seeds."""
     published = read_published(recipe.published) if recipe.published else {}
     columns = [IN_DOMAIN, *recipe.domains, AVERAGE, MINUTES]
-    spent = seconds(out)
+    times = seconds(out)
     rows: Rows = {}
     for method in recipe.methods:
         theirs = published.get(method, {})
         cells = [_by_column(recipe, evaluation(out, method, seed)) for seed in recipe.seeds]
         for seed, cell in zip(recipe.seeds, cells, strict=True):
-            parts = [value for name, value in spent.items() if cell and name.startswith(f"{method}-{seed}-")]
+            parts = [value for name, value in times.items() if cell and name.startswith(f"{method}-{seed}-")]
             cell.update({MINUTES: sum(parts) / 60} if parts else {})
         rows[method] = {
             column: Score(tuple(cell[column] for cell in cells if column in cell), theirs.get(column))
@@ -73,11 +73,11 @@ def collect(recipe: Recipe, out: Path) -> Rows:
 
 def _by_column(recipe: Recipe, path: Path) -> dict[str, float]:
     """The mIoU of a cell; no average if a domain of the recipe has not been measured."""
-    measured, best = files.read_json(path), files.read_json(path.with_name("best.json"))
-    values = {domain: float(measured[domain]["miou"]) for domain in recipe.domains if domain in measured}
+    results, best = files.read_json(path), files.read_json(path.with_name("best.json"))
+    values = {domain: float(results[domain]["miou"]) for domain in recipe.domains if domain in results}
     if len(values) == len(recipe.domains):
         values[AVERAGE] = statistics.fmean(values.values())
-    return {IN_DOMAIN: float(best["miou"]), **values} if measured and best else values
+    return {IN_DOMAIN: float(best["miou"]), **values} if results and best else values
 
 
 def without(recipe: Recipe, out: Path) -> list[str]:
@@ -164,19 +164,19 @@ def bars(rows: Rows, path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    measured = {method: row[AVERAGE] for method, row in rows.items() if row[AVERAGE].values}
-    figure = Figure(figsize=(8, 0.45 * len(measured) + 1.2), layout="constrained")
+    means = {method: row[AVERAGE] for method, row in rows.items() if row[AVERAGE].values}
+    figure = Figure(figsize=(8, 0.45 * len(means) + 1.2), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    places = range(len(measured))
-    scores = list(measured.values())
+    places = range(len(means))
+    scores = list(means.values())
     spread = [score.deviation or 0 for score in scores]
     axes.barh(places, [score.mean for score in scores], xerr=spread, height=0.6)
     marks = [(score.published, place) for place, score in enumerate(scores) if score.published is not None]
     if marks:
         axes.plot(*zip(*marks, strict=True), "k|", markersize=14, label="published")
         axes.legend()
-    axes.set_yticks(places, [title(method) for method in measured])
+    axes.set_yticks(places, [title(method) for method in means])
     axes.invert_yaxis()
     axes.set_xlabel("mIoU in %, average of the domains")
     with files.atomic(path) as file:

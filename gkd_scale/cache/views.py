@@ -27,7 +27,7 @@ from gkd_scale.cache.plan import Entry, ImagePlan
 from gkd_scale.cache.source import LabelledSource, ViewSource
 from gkd_scale.cache.spec import json_bytes
 from gkd_scale.errors import one_line
-from gkd_scale.images import Opened, UnreadableImage, open_bytes, open_image
+from gkd_scale.images import Picture, UnreadableImage, open_bytes, open_image
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
 from gkd_scale.types import Size, UInt8Array
@@ -144,7 +144,7 @@ def _color_factors(sid: str, view: int, cfg: ViewConfig, seed: int) -> list[floa
 # --------------------------------------------------------------------------------------- files
 
 
-def open_entry(images: str | Path, plan: ImagePlan, entry: Entry) -> Opened:
+def open_entry(images: str | Path, plan: ImagePlan, entry: Entry) -> Picture:
     """An image of ``plan``, whose folder is ``images``, to upright RGB; UnreadableImage with the reason."""
     if plan.source is None:
         return open_image(Path(images) / entry.path)
@@ -152,7 +152,7 @@ def open_entry(images: str | Path, plan: ImagePlan, entry: Entry) -> Opened:
         if isinstance(plan.source, LabelledSource):
             sample = plan.source.sample(entry.path)
             facts = {"size": [*sample.image.shape[:2]]}
-            return Opened(Image.fromarray(sample.image), facts, sample.label)
+            return Picture(Image.fromarray(sample.image), facts, sample.label)
         data = plan.source.read(entry.path)
     except OSError as error:
         raise UnreadableImage(error.strerror or one_line(error)) from None
@@ -185,12 +185,12 @@ def view_of(cfg: CacheTeacherConfig, plan: ImagePlan, entry: Entry, view: int) -
     if plan.view_source is not None:
         return _cached_view(plan.view_source, entry, view)
     try:
-        original = open_entry(cfg.images, plan, entry)
+        picture = open_entry(cfg.images, plan, entry)
     except UnreadableImage as error:
         return str(error)
-    new_view = make_view(original.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
-    label = None if original.label is None else view_label(original.label, new_view.params, cfg.size)
-    return MadeView(entry, new_view, original.source, decode(new_view.jpeg), label)
+    new_view = make_view(picture.image, entry.sid, view, cfg.size, cfg.view, cfg.seed)
+    label = None if picture.label is None else view_label(picture.label, new_view.params, cfg.size)
+    return MadeView(entry, new_view, picture.source, decode(new_view.jpeg), label)
 
 
 def views_of(

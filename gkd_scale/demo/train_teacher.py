@@ -57,7 +57,7 @@ CLASSES = len(scenes.CLASSES)
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Examples:
     """``images`` (n, 3, H, W) and ``labels`` (n, H, W), uint8."""
 
     images: Tensor
@@ -95,7 +95,7 @@ class Segmenter(nn.Module):
         return self.head(tokens), self.presence(cls)
 
 
-def render_styles(count: int, seed: int) -> Labelled:
+def render_styles(count: int, seed: int) -> Examples:
     """``count`` scenes, each in a random style."""
     random_seeds = {seed_of("scenes", "random", seed, index) for index in range(count)}
     domain_seeds = {seed_of("scenes", name, seed, index) for name in scenes.DOMAINS for index in range(1000)}
@@ -105,15 +105,15 @@ def render_styles(count: int, seed: int) -> Labelled:
     return _stack(scenes.render_random(index, scenes.SIZE, seed) for index in range(count))
 
 
-def render_domain(domain: str, indices: range) -> Labelled:
+def render_domain(domain: str, indices: range) -> Examples:
     """Scenes of a named domain."""
     return _stack(scenes.render(domain, index) for index in indices)
 
 
-def _stack(pairs: Iterator[tuple[Any, Any]]) -> Labelled:
+def _stack(pairs: Iterator[tuple[Any, Any]]) -> Examples:
     images, labels = zip(*pairs, strict=True)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Labelled(pixels, torch.from_numpy(np.stack(labels)))
+    return Examples(pixels, torch.from_numpy(np.stack(labels)))
 
 
 def augment(images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ def optimizer_of(model: nn.Module, decay: float = 0.05) -> torch.optim.AdamW:
 
 
 def train_teacher(
-    data: Labelled, minutes: float, seed: int, batch: int = 32, peak: float = 1.5e-3
+    data: Examples, minutes: float, seed: int, batch: int = 32, peak: float = 1.5e-3
 ) -> Segmenter:
     """Train for ``minutes`` of wall time; returns the exponential moving average of the weights."""
     torch.manual_seed(seed_of("demo-teacher", seed))
@@ -214,7 +214,7 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
         target.copy_(source)
 
 
-def train_on_source(model: Segmenter, train: Labelled, steps: int, seed: int, *, frozen: bool) -> Segmenter:
+def train_on_source(model: Segmenter, train: Examples, steps: int, seed: int, *, frozen: bool) -> Segmenter:
     """Train the head alone (``frozen``, the probe) or everything (the baseline) on source labels."""
     torch.manual_seed(seed_of("source", seed))
     for layer in model.head:
@@ -239,7 +239,7 @@ def train_on_source(model: Segmenter, train: Labelled, steps: int, seed: int, *,
 
 
 @torch.no_grad()
-def miou(model: Segmenter, data: Labelled) -> float:
+def miou(model: Segmenter, data: Examples) -> float:
     """Mean IoU in percent: one int64 confusion over all pixels, mean over the classes that occur."""
     confusion = Confusion(CLASSES)
     for images, labels in zip(data.images.split(32), data.labels.split(32), strict=True):
@@ -263,7 +263,7 @@ def compare(teacher: Segmenter, seed: int) -> dict[str, dict[str, float]]:
     return result
 
 
-def export(teacher: Segmenter, out: Path, command: str, measured: dict[str, Any]) -> None:
+def export(teacher: Segmenter, out: Path, command: str, scores: dict[str, Any]) -> None:
     """Write the encoder as fp16 safetensors, then its card."""
     state = {name: tensor.half().contiguous() for name, tensor in teacher.net.state_dict().items()}
     data = save(state)
@@ -278,7 +278,7 @@ def export(teacher: Segmenter, out: Path, command: str, measured: dict[str, Any]
         "image_size": list(scenes.SIZE),
         "sha256": files.sha256_file(weights),
         "command": command,
-        "miou": measured,
+        "miou": scores,
     }
     files.write_text(out / "demo_teacher.yaml", yaml.safe_dump(card, sort_keys=False))
 
@@ -303,12 +303,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"rendered {len(data)} scenes in {time.monotonic() - start:.0f} s", flush=True)
     teacher = train_teacher(data, options.minutes, options.seed)
     round_to_half(teacher)
-    measured = compare(teacher, options.seed)
-    for name, values in measured.items():
+    scores = compare(teacher, options.seed)
+    for name, values in scores.items():
         print(name, values)
     words = sys.argv[1:] if arguments is None else arguments
     command = f"python -m gkd_scale.demo.train_teacher {shlex.join(words)}"
-    export(teacher, options.out, command, measured)
+    export(teacher, options.out, command, scores)
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ class Stage1Config:
     def _student_config(self, item: str | dict[str, Any]) -> Stage1Config:
         student = config.build(StudentItem, {"name": item} if isinstance(item, str) else item, "a student")
         base, out = self.student, self.run.out
-        return config.changed(
+        return config.copy_with(
             self,
             student=[student.name],
             student_args=base.args if student.args is None else student.args,

@@ -115,13 +115,13 @@ def _peers(count: int) -> Line:
     if count == 1:
         return Line("p2p", "ok", "one GPU, no peers")
     pairs = list(permutations(range(count), 2))
-    blocked = [f"{a}-{b}" for a, b in pairs if not torch.cuda.can_device_access_peer(a, b)]
-    if blocked:
-        text = ", ".join(blocked[:8]) + (" ..." if len(blocked) > 8 else "")
+    wrong = [f"{a}-{b}" for a, b in pairs if not torch.cuda.can_device_access_peer(a, b)]
+    if wrong:
+        text = ", ".join(wrong[:8]) + (" ..." if len(wrong) > 8 else "")
         return Line(
             "p2p",
             "warn",
-            f"{len(blocked)} of {len(pairs)} pairs cannot reach each other's memory: {text}",
+            f"{len(wrong)} of {len(pairs)} pairs cannot reach each other's memory: {text}",
             "their traffic goes through the host: see nvidia-smi topo -m, and ACS in the BIOS",
         )
     return Line("p2p", "ok", f"all {len(pairs)} pairs")

@@ -20,7 +20,7 @@ from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.doctor.hostfile import read_hostfile
 from gkd_scale.doctor.line import Line, State
 from gkd_scale.doctor.registry import REGISTRY, Group
-from gkd_scale.doctor.storage import needed
+from gkd_scale.doctor.storage import demand
 from gkd_scale.errors import CacheError, GkdError, UserError
 
 _COLOURS: dict[State, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -77,10 +77,10 @@ def examine(group: Group, cfg: DoctorConfig) -> Iterator[Line]:
             return
         if isinstance(item, UserError):
             raise item
-        yield _failed(group, item) if isinstance(item, BaseException) else item
+        yield _failure(group, item) if isinstance(item, BaseException) else item
 
 
-def _failed(group: Group, error: BaseException) -> Line:
+def _failure(group: Group, error: BaseException) -> Line:
     if isinstance(error, GkdError):
         return Line(group.module, "fail", error.message, error.hint)
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -91,7 +91,7 @@ def _refuse(cfg: DoctorConfig) -> None:
     """UserError for options that are wrong, before any check runs."""
     if cfg.hostfile is not None:
         read_hostfile(cfg.hostfile)
-    needed(cfg)
+    demand(cfg)
     from gkd_scale.cache.location import is_url
 
     if cfg.cache is not None and not is_url(cfg.cache):

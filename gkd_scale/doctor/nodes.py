@@ -15,7 +15,7 @@ from gkd_scale.doctor.config import DoctorConfig
 from gkd_scale.doctor.hostfile import read_hostfile
 from gkd_scale.doctor.line import Line, State
 from gkd_scale.doctor.session import Session, Unreachable
-from gkd_scale.doctor.versions import PACKAGE, installed, requirements
+from gkd_scale.doctor.versions import PACKAGE, requirements, version_of
 
 SKEW_WARN, SKEW_FAIL = 1.0, 60.0
 """Seconds between clocks: logs and file times of nodes no longer fit together; certificates are refused."""
@@ -162,7 +162,7 @@ class _Node:
     def _versions(self, facts: dict[str, object]) -> None:
         theirs = facts["versions"]
         assert isinstance(theirs, dict)
-        mine = {name: installed(name) for name in theirs}
+        mine = {name: version_of(name) for name in theirs}
         mine["python"], theirs["python"] = sys.version.split()[0], facts["python"]
         diffs = [
             f"{name} {theirs[name]} there, {mine[name]} here" for name in mine if mine[name] != theirs[name]

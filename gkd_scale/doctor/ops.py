@@ -14,9 +14,9 @@ from gkd_scale.doctor.line import Line
 if TYPE_CHECKING:
     from gkd_scale.engine.ds_ops import Op
 
-USED = {"quantizer": "zero_quantized_weights and zero_quantized_gradients (ZeRO++)"}
+USES = {"quantizer": "zero_quantized_weights and zero_quantized_gradients (ZeRO++)"}
 """Ops that a training may need, and for which settings: its optimizer and collectives are PyTorch's."""
-MEASURED = "cpu_adam"
+SAMPLE = "cpu_adam"
 """What ``--compile`` compiles: an op that needs no GPU, so that it tries the compiler everywhere."""
 
 
@@ -27,13 +27,13 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:
 
     ops = ds_ops.ops()
     states = {name: _state(op) for name, op in ops.items()}
-    for name, use in USED.items():
+    for name, use in USES.items():
         state = states.get(name, "not in DeepSpeed for this device")
         if name in ops and ops[name].compatible:
             yield Line(name, "ok", state)
         else:
             yield Line(name, "warn", state, f"{use} will not work: they need a GPU, nvcc and a compiler")
-    compilable = sorted(name for name, state in states.items() if state == _WOULD and name not in USED)
+    compilable = sorted(name for name, state in states.items() if state == _WOULD and name not in USES)
     yield Line(
         "other ops",
         "ok",
@@ -41,9 +41,9 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:
         data=states,
     )
     if cfg.compile:
-        yield _compiled(ds_ops.compile_seconds(MEASURED))
+        yield _compile_line(ds_ops.compile_seconds(SAMPLE))
     else:
-        yield Line("compile time", "ok", f"not measured: --compile compiles {MEASURED}, a minute or two")
+        yield Line("compile time", "ok", f"not measured: --compile compiles {SAMPLE}, a minute or two")
 
 
 _WOULD = "would be compiled at its first use"
@@ -57,12 +57,10 @@ def _state(op: Op) -> str:
     return _WOULD if op.compatible else "cannot be compiled here"
 
 
-def _compiled(result: float | str) -> Line:
+def _compile_line(result: float | str) -> Line:
     if isinstance(result, str):
-        return Line(
-            "compile time", "fail", f"{MEASURED}: {result}", "DeepSpeed's message says what is missing"
-        )
-    return Line("compile time", "ok", f"{MEASURED} in {result:.0f} s", data={"seconds": result})
+        return Line("compile time", "fail", f"{SAMPLE}: {result}", "DeepSpeed's message says what is missing")
+    return Line("compile time", "ok", f"{SAMPLE} in {result:.0f} s", data={"seconds": result})
 
 
 def _tools() -> Iterator[Line]:

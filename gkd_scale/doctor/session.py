@@ -104,7 +104,7 @@ class Session:
             self._process.stdin.write(json.dumps({"ask": question, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise self._ended() from None
+            raise self._end_error() from None
         deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             text = self._line(deadline).decode(errors="replace").strip()
@@ -136,12 +136,12 @@ class Session:
                     raise Unreachable("no answer in time")
                 data = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not data:
-                    raise self._ended()
+                    raise self._end_error()
                 self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 
-    def _ended(self) -> Unreachable:
+    def _end_error(self) -> Unreachable:
         assert self._process.stderr is not None
         self._process.wait()
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()

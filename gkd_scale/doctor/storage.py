@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FREE_WANTED, FREE_LEAST = 20 * 2**30, 2**30
 WRITE_WANTED = 50e6
 """Bytes a second: a checkpoint of 1 GB in 20 s."""
-_WRITTEN = 64 * 2**20
+_SIZE = 64 * 2**20
 _BATCH = 8
 _MARGIN = 1.2
 """A cache should be read this much faster than a run needs: a loader that is only just as fast is late."""
@@ -33,14 +33,14 @@ def check(cfg: DoctorConfig) -> Iterator[Line]:
     """Lines on free space and writing at ``cfg.out``, and on reading ``cfg.cache``."""
     folder = next(path for path in (cfg.out.absolute(), *cfg.out.absolute().parents) if path.is_dir())
     yield _space(folder)
-    yield _writing(folder)
+    yield _write_speed(folder)
     if cfg.cache is None:
         yield Line("cache", "ok", "not measured: give --cache CACHE")
     else:
-        yield _reading(cfg, cfg.cache)
+        yield _read_speed(cfg, cfg.cache)
 
 
-def needed(cfg: DoctorConfig) -> float | None:
+def demand(cfg: DoctorConfig) -> float | None:
     """Images a second that a run needs on all ranks together; None if neither option says it.
 
     Of ``--run`` that is its median pace in the second half, as it would be without waiting for data. Raises
@@ -72,17 +72,17 @@ def _space(folder: Path) -> Line:
     return Line("disk", state, text, "free space, or choose another --out", data)
 
 
-def _writing(folder: Path) -> Line:
+def _write_speed(folder: Path) -> Line:
     """Write and sync 64 MiB that is not all zero, and remove it."""
     block = os.urandom(2**20)
     try:
         with tempfile.TemporaryFile(dir=folder, prefix=".gkd-scale-doctor-") as file:
             began = time.perf_counter()
-            for _ in range(_WRITTEN // len(block)):
+            for _ in range(_SIZE // len(block)):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-            pace = _WRITTEN / (time.perf_counter() - began)
+            pace = _SIZE / (time.perf_counter() - began)
     except OSError as error:
         return Line("writing", "fail", f"{folder}: {error.strerror}", "choose another --out")
     text, data = f"{pace / 1e6:.0f} MB/s at {folder}", {"bytes_per_s": pace}
@@ -90,7 +90,7 @@ def _writing(folder: Path) -> Line:
     return Line("writing", state, text, "checkpoints take long: use another disk or --save-every", data)
 
 
-def _reading(cfg: DoctorConfig, location: str | Path) -> Line:
+def _read_speed(cfg: DoctorConfig, location: str | Path) -> Line:
     from gkd_scale.cache.loader import CachedSource
     from gkd_scale.cache.reader import Cache
 
@@ -107,7 +107,7 @@ def _reading(cfg: DoctorConfig, location: str | Path) -> Line:
     pace, size = images / seconds, _sample_bytes(cache)
     text = f"{pace:.0f} images/s, {pace * size / 1e6:.0f} MB/s with --workers {cfg.workers}"
     data = {"images_per_s": pace, "bytes_per_s": pace * size}
-    total = needed(cfg)
+    total = demand(cfg)
     if total is None:
         return Line("cache", "ok", f"{text}; --run or --needs says what is needed", data=data)
     nodes = len(read_hostfile(cfg.hostfile)) if cfg.hostfile else 1

@@ -50,11 +50,11 @@ def requirements() -> dict[str, tuple[str, str | None]]:
     for text in texts:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            versions[requirement.name] = (str(requirement.specifier), installed(requirement.name))
+            versions[requirement.name] = (str(requirement.specifier), version_of(requirement.name))
     return versions
 
 
-def installed(name: str) -> str | None:
+def version_of(name: str) -> str | None:
     """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(name)

@@ -64,6 +64,6 @@ def render_random(index: int, size: Size = SIZE, seed: int = 0) -> tuple[UInt8Ar
 
 def _render(style: Style, rng: np.random.Generator, size: Size) -> tuple[UInt8Array, UInt8Array]:
     scene = compose(style, rng, size)
-    painted, lamps = paint(scene, rng)
+    layers, lamps = paint(scene, rng)
     weather = draw_weather(style, scene.sun, rng)
-    return photograph(painted, lamps, scene.camera, weather, rng), painted.label
+    return photograph(layers, lamps, scene.camera, weather, rng), layers.label

@@ -95,7 +95,7 @@ def mix(a: Vec3, b: Vec3, share: float) -> Vec3:
 
 
 @dataclass
-class Painted:
+class Layers:
     """The painter's output and the weather's input; all at the size of the image.
 
     ``albedo`` (H, W, 3) 0..1; ``label`` (H, W) uint8; ``inverse_depth`` (H, W) 1/m, 0 in the sky;
@@ -219,7 +219,7 @@ class Canvas:
         depth = self.camera.to_camera(point)[2]
         return metres * self.camera.focal_px / depth if depth > NEAR else 0.0
 
-    def develop(self) -> Painted:
+    def develop(self) -> Layers:
         """Look up all values: colours are averaged over the subpixels, classes and depths are not."""
         ids = np.asarray(self._ids)
         height, width = self.camera.size
@@ -244,7 +244,7 @@ class Canvas:
         points = rays / np.maximum(inverse_depth, 1e-3)[..., None]
         points += np.array([self.camera.x, self.camera.height, 0.0], dtype=np.float32)
         shadow = self._shadow.resize((width, height), Image.Resampling.BOX)
-        return Painted(
+        return Layers(
             albedo=albedo / np.float32(len(parts)),
             label=np.array([m.label for m in self._materials], dtype=np.uint8)[centre],
             inverse_depth=inverse_depth,
@@ -297,17 +297,17 @@ class Canvas:
         """Cut at the near plane (Sutherland and Hodgman)."""
         if min(points, key=_forward)[2] >= NEAR:
             return points
-        clipped: list[Vec3] = []
+        result: list[Vec3] = []
         for i, point in enumerate(points):
             if i == 0 and not closed:
                 if point[2] >= NEAR:
-                    clipped.append(point)
+                    result.append(point)
                 continue
             before = points[i - 1]
             if (point[2] >= NEAR) != (before[2] >= NEAR):
                 t = (NEAR - before[2]) / (point[2] - before[2])
                 x, y = (before[axis] + t * (point[axis] - before[axis]) for axis in (0, 1))
-                clipped.append((x, y, NEAR))
+                result.append((x, y, NEAR))
             if point[2] >= NEAR:
-                clipped.append(point)
-        return clipped
+                result.append(point)
+        return result

@@ -35,7 +35,7 @@ class Ground:
     grassy: bool
     kerb: float
     marking: Vec3
-    dashed: float
+    dash: float
     crossing: float | None
 
     def middle(self, z: float) -> float:
@@ -196,7 +196,7 @@ def _ground(style: Style, rng: np.random.Generator) -> Ground:
         grassy=grassy,
         kerb=uniform(rng, (0.08, 0.18)),
         marking=(0.86, 0.72, 0.25) if yellow else (0.88, 0.88, 0.86),
-        dashed=uniform(rng, (2.0, 4.0)),
+        dash=uniform(rng, (2.0, 4.0)),
         crossing=uniform(rng, (6.0, 30.0)) if rng.random() < 0.35 else None,
     )
 

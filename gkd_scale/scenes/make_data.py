@@ -27,7 +27,7 @@ from gkd_scale.errors import ConfigError, DataError
 from gkd_scale.types import Size, UInt8Array
 
 MANIFEST = "data.json"
-_UNFINISHED = "making.json"
+_MARK = "making.json"
 _LEAST = 32
 
 
@@ -60,7 +60,7 @@ def write_data(
         if folder != "proxy":
             _write_once(out / folder / "classes.txt", "\n".join(scenes.CLASSES) + "\n")
     _write_once(out / MANIFEST, json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    (out / _UNFINISHED).unlink(missing_ok=True)
+    (out / _MARK).unlink(missing_ok=True)
     return settings
 
 
@@ -89,7 +89,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings to ``out``, or compare them with those there; DataError if it holds other files."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file", "name a folder that does not exist yet")
-    for name in (MANIFEST, _UNFINISHED):
+    for name in (MANIFEST, _MARK):
         if (out / name).is_file():
             _require_same(out / name, settings)
             return
@@ -97,7 +97,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         raise DataError(
             f"{out} holds files that make-data did not write", "name an empty or a new folder for the data"
         )
-    files.write_json(out / _UNFINISHED, settings)
+    files.write_json(out / _MARK, settings)
 
 
 def _require_same(path: Path, settings: dict[str, Any]) -> None:

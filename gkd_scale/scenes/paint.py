@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gkd_scale.randomness import generator
-from gkd_scale.scenes.geometry import Canvas, Material, Painted, Point, Vec3, mix, shade
+from gkd_scale.scenes.geometry import Canvas, Layers, Material, Point, Vec3, mix, shade
 from gkd_scale.scenes.layout import Building, Car, Ground, Hedge, Pedestrian, Pole, Scene, Thing, Tree
 
 CLASSES = ("road", "sidewalk", "building", "vegetation", "sky", "car", "pole", "pedestrian")
@@ -52,7 +52,7 @@ class Lamp:
     colour: Vec3
 
 
-def paint(scene: Scene, rng: np.random.Generator) -> tuple[Painted, list[Lamp]]:
+def paint(scene: Scene, rng: np.random.Generator) -> tuple[Layers, list[Lamp]]:
     """Draw ``scene`` and list its lamps; the texture of its surfaces is drawn from ``rng``."""
     canvas = Canvas(scene.camera, SKY)
     lamps: list[Lamp] = []
@@ -61,9 +61,9 @@ def paint(scene: Scene, rng: np.random.Generator) -> tuple[Painted, list[Lamp]]:
         _paint_skyline(canvas, scene)
     for thing in sorted(scene.things, key=_distance, reverse=True):
         _paint_thing(canvas, thing, scene, lamps)
-    painted = canvas.develop()
-    _add_texture(rng, painted)
-    return painted, lamps
+    layers = canvas.develop()
+    _add_texture(rng, layers)
+    return layers, lamps
 
 
 def _distance(thing: Thing) -> float:
@@ -123,13 +123,13 @@ def _paint_markings(canvas: Canvas, ground: Ground) -> None:
     lane = 2 * ground.half / ground.lanes
     for line in range(1, ground.lanes):
         at = -ground.half + line * lane
-        if 2 * line == ground.lanes and ground.dashed > 3.0:
+        if 2 * line == ground.lanes and ground.dash > 3.0:
             canvas.polygon(_strip(ground, at - 0.08, at + 0.08, 0.0, 90.0), line_paint)
             continue
         z = 0.0
         while z < 60.0:
-            canvas.polygon(_strip(ground, at - 0.08, at + 0.08, z, z + ground.dashed), line_paint)
-            z += ground.dashed * 2.2
+            canvas.polygon(_strip(ground, at - 0.08, at + 0.08, z, z + ground.dash), line_paint)
+            z += ground.dash * 2.2
     if ground.crossing is not None:
         x = -ground.half + 0.4
         while x < ground.half - 0.6:
@@ -292,7 +292,7 @@ def _paint_body(canvas: Canvas, car: Car, scene: Scene, at: _Place, lamps: list[
     waist = 0.56 * car.height
     body = [_face(axis, sign, half, wide, 0.22, waist) for axis in (0, 1) for sign in (-1, 1)]
     dark = Material(CAR, (0.05, 0.05, 0.06), grain=0.02)
-    for corners, (along, across) in _facing(scene, at, body):
+    for corners, (along, across) in _faces(scene, at, body):
         tone = 0.82 + 0.2 * abs(along) + 0.12 * scene.sun * across
         canvas.polygon([at(*c) for c in corners], Material(CAR, shade(car.colour, tone), grain=0.03))
         if across:
@@ -319,7 +319,7 @@ def _paint_cabin(canvas: Canvas, car: Car, scene: Scene, at: _Place, roof: Mater
         ([rear_right, front_right, top_front_right, top_rear_right], (0, 1)),
     ]
     glass = Material(CAR, (0.16, 0.19, 0.23), grain=0.02)
-    for corners, _ in _facing(scene, at, sides):
+    for corners, _ in _faces(scene, at, sides):
         canvas.polygon([at(*c) for c in corners], Material(CAR, shade(car.colour, 0.95), grain=0.03))
         middle = [sum(c[i] for c in corners) / 4 for i in range(3)]
         pane = [tuple(m + 0.78 * (v - m) for v, m in zip(c, middle, strict=True)) for c in corners]
@@ -337,18 +337,18 @@ def _face(axis: int, sign: int, half: float, wide: float, low: float, high: floa
     return [(-half, y, low), (half, y, low), (half, y, high), (-half, y, high)], (0, sign)
 
 
-def _facing(scene: Scene, at: _Place, sides: list[_Side]) -> list[_Side]:
+def _faces(scene: Scene, at: _Place, sides: list[_Side]) -> list[_Side]:
     """The faces that are turned to the camera, far ones first."""
-    facing = []
+    faces = []
     for corners, (along, across) in sides:
         middle = [sum(c[i] for c in corners) / 4 for i in range(3)]
         centre = at(*middle)
         ahead = at(middle[0] + along, middle[1] + across, middle[2])
         to_camera = (scene.camera.x - centre[0], -centre[2])
         if (ahead[0] - centre[0]) * to_camera[0] + (ahead[2] - centre[2]) * to_camera[1] > 0:
-            facing.append((math.hypot(*to_camera), corners, (along, across)))
-    facing.sort(key=lambda item: item[0], reverse=True)
-    return [(corners, way) for _, corners, way in facing]
+            faces.append((math.hypot(*to_camera), corners, (along, across)))
+    faces.sort(key=lambda item: item[0], reverse=True)
+    return [(corners, way) for _, corners, way in faces]
 
 
 def _paint_wheels(canvas: Canvas, at: _Place, half: float, side: float, dark: Material) -> None:
@@ -438,15 +438,15 @@ def _paint_pedestrian(canvas: Canvas, p: Pedestrian, scene: Scene) -> None:
     canvas.ellipse((x, 0.955 * h, z), (0.06 * h, 0.045 * h), hair)
 
 
-def _add_texture(rng: np.random.Generator, painted: Painted) -> None:
+def _add_texture(rng: np.random.Generator, layers: Layers) -> None:
     """Give every surface its texture, in place: grain in the image, patches and slabs on the ground."""
-    height, width = painted.label.shape
+    height, width = layers.label.shape
     fine = rng.standard_normal((height, width), dtype=np.float32) * 0.6
     coarse = rng.standard_normal((64, 64), dtype=np.float32)
-    x = (painted.points[..., 0] * 1.3).astype(np.int32) & 63
-    z = (painted.points[..., 2] * 0.7 + painted.points[..., 1] * 2.0).astype(np.int32) & 63
-    texture = 1.0 + painted.grain * (fine + 0.7 * coarse[x, z])
-    slabs = (painted.label == SIDEWALK) & (painted.inverse_depth > 1 / 16)
-    joint = ((painted.points[..., 0] % 0.9) < 0.09) | ((painted.points[..., 2] % 0.9) < 0.14)
-    texture -= 0.16 * (slabs & joint & (painted.upward == 1.0))
-    painted.albedo *= np.maximum(texture, 0.1)[..., None]
+    x = (layers.points[..., 0] * 1.3).astype(np.int32) & 63
+    z = (layers.points[..., 2] * 0.7 + layers.points[..., 1] * 2.0).astype(np.int32) & 63
+    texture = 1.0 + layers.grain * (fine + 0.7 * coarse[x, z])
+    slabs = (layers.label == SIDEWALK) & (layers.inverse_depth > 1 / 16)
+    joint = ((layers.points[..., 0] % 0.9) < 0.09) | ((layers.points[..., 2] % 0.9) < 0.14)
+    texture -= 0.16 * (slabs & joint & (layers.upward == 1.0))
+    layers.albedo *= np.maximum(texture, 0.1)[..., None]

@@ -38,13 +38,13 @@ def _with_things(rng: np.random.Generator, background: Floats) -> UInt8Array:
     size = background.shape[0], background.shape[1]
     style = random_style(rng)
     scene = furniture(style, rng, size)
-    painted, lamps = paint(scene, rng)
-    empty = painted.sky[..., None]
-    painted.albedo = painted.albedo + empty * background
-    painted.sky = np.zeros_like(painted.sky)
-    painted.inverse_depth = np.where(painted.inverse_depth > 0, painted.inverse_depth, np.float32(1 / 25))
+    layers, lamps = paint(scene, rng)
+    empty = layers.sky[..., None]
+    layers.albedo = layers.albedo + empty * background
+    layers.sky = np.zeros_like(layers.sky)
+    layers.inverse_depth = np.where(layers.inverse_depth > 0, layers.inverse_depth, np.float32(1 / 25))
     weather = draw_weather(style, scene.sun, rng)
-    return photograph(painted, lamps, scene.camera, weather, rng)
+    return photograph(layers, lamps, scene.camera, weather, rng)
 
 
 def _texture(rng: np.random.Generator, size: Size) -> Floats:
@@ -118,9 +118,9 @@ def _voronoi(rng: np.random.Generator, size: Size) -> Floats:
     count = int(rng.integers(5, 24))
     middles = rng.uniform([-1, -1], [2, 2], (count, 2)).astype(np.float32)
     middles = middles * np.float32(0.6) + np.array([u.mean(), v.mean()], np.float32) * np.float32(0.4)
-    squared = (u[..., None] - middles[:, 0]) ** 2 + (v[..., None] - middles[:, 1]) ** 2
+    squares = (u[..., None] - middles[:, 0]) ** 2 + (v[..., None] - middles[:, 1]) ** 2
     values: Floats = rng.random(count, dtype=np.float32)
-    return values[squared.argmin(axis=-1)]
+    return values[squares.argmin(axis=-1)]
 
 
 def _gradient(rng: np.random.Generator, size: Size) -> Floats:

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gkd_scale.scenes.geometry import Camera, Floats, Painted, Vec3
+from gkd_scale.scenes.geometry import Camera, Floats, Layers, Vec3
 from gkd_scale.scenes.layout import pick, uniform
 from gkd_scale.scenes.paint import Lamp
 from gkd_scale.scenes.styles import Style
 from gkd_scale.types import Size, UInt8Array
 
 _LUMA = np.array([0.30, 0.59, 0.11], dtype=np.float32)
-_DRAWN = ("night", "fog", "rain", "snow", "exposure", "contrast", "saturation", "noise", "blur", "clouds")
+_DRAWS = ("night", "fog", "rain", "snow", "exposure", "contrast", "saturation", "noise", "blur", "clouds")
 """In the order of their draws, which decides the pictures."""
 
 
@@ -47,28 +47,28 @@ class Weather:
 
 def draw_weather(style: Style, sun: float, rng: np.random.Generator) -> Weather:
     """Draw the weather of one picture; ``sun`` is the scene's shadow strength."""
-    draws: dict[str, Any] = {name: uniform(rng, getattr(style, name)) for name in _DRAWN}
+    draws: dict[str, Any] = {name: uniform(rng, getattr(style, name)) for name in _DRAWS}
     zenith, horizon = (pick(rng, colours, 0.05) for colours in (style.zenith, style.horizon))
     return Weather(**draws, sun=sun, zenith=zenith, horizon=horizon, tint=style.tint)
 
 
 def photograph(
-    painted: Painted, lamps: list[Lamp], camera: Camera, weather: Weather, rng: np.random.Generator
+    layers: Layers, lamps: list[Lamp], camera: Camera, weather: Weather, rng: np.random.Generator
 ) -> UInt8Array:
     """(H, W, 3) uint8: the painted scene in its light and weather."""
     sky = _sky(camera, weather, rng)
-    ground = painted.upward > 0.9
-    albedo = painted.albedo
+    ground = layers.upward > 0.9
+    albedo = layers.albedo
     if weather.snow > 0:
-        albedo = _lie_snow(albedo, painted, weather.snow, rng)
-    shadow = painted.shadow * ground * min(1.0, 1.2 * weather.sun)
-    image = albedo * (1.0 - 0.6 * shadow)[..., None] + sky * painted.sky[..., None]
+        albedo = _lie_snow(albedo, layers, weather.snow, rng)
+    shadow = layers.shadow * ground * min(1.0, 1.2 * weather.sun)
+    image = albedo * (1.0 - 0.6 * shadow)[..., None] + sky * layers.sky[..., None]
     if weather.night > 0:
-        image = _at_night(image, albedo, painted, lamps, weather.night)
+        image = _at_night(image, albedo, layers, lamps, weather.night)
     if weather.rain > 0:
-        image = _wet(image, painted, ground, camera, weather.rain)
+        image = _wet(image, layers, ground, camera, weather.rain)
     if weather.fog > 0:
-        image = _in_fog(image, painted, weather)
+        image = _in_fog(image, layers, weather)
     if weather.snow > 0:
         image = _flakes(image, weather.snow, rng)
     if weather.rain > 0:
@@ -103,48 +103,46 @@ def _sky(camera: Camera, weather: Weather, rng: np.random.Generator) -> Floats:
     return np.broadcast_to(sky * (1 - cover) + bright * cover, (height, width, 3)).astype(np.float32)
 
 
-def _lie_snow(albedo: Floats, painted: Painted, snow: float, rng: np.random.Generator) -> Floats:
+def _lie_snow(albedo: Floats, layers: Layers, snow: float, rng: np.random.Generator) -> Floats:
     """Snow on upward surfaces, in patches; cars and feet clear some of the road."""
-    patches = smooth_noise(rng, painted.label.shape, 6)
-    cleared = 0.45 * (painted.label == 0)
-    cover = np.clip(1.7 * snow * painted.upward - cleared + 0.3 * patches * (painted.upward > 0), 0.0, 0.95)
+    patches = smooth_noise(rng, layers.label.shape, 6)
+    bare = 0.45 * (layers.label == 0)
+    cover = np.clip(1.7 * snow * layers.upward - bare + 0.3 * patches * (layers.upward > 0), 0.0, 0.95)
     white = np.array([0.90, 0.93, 0.98], dtype=np.float32) * (1 + 0.03 * patches)[..., None]
     return albedo * (1 - cover)[..., None] + white * cover[..., None]
 
 
-def _at_night(image: Floats, albedo: Floats, painted: Painted, lamps: list[Lamp], night: float) -> Floats:
+def _at_night(image: Floats, albedo: Floats, layers: Layers, lamps: list[Lamp], night: float) -> Floats:
     """Moonlight, lamps that fall off with distance, the car's own headlights, glowing things, their bloom."""
     dusk = np.array([0.10, 0.12, 0.20], dtype=np.float32) + (1 - night) * np.float32(0.7)
     light = np.zeros_like(image)
     near = sorted(lamps, key=lambda lamp: abs(lamp.place[2]))[:14]
     for lamp in near:
-        away = painted.points - np.array(lamp.place, dtype=np.float32)
-        squared = np.einsum("hwc,hwc->hw", away, away) / np.float32(lamp.radius**2)
-        light += (0.9 / (1.0 + squared * squared))[..., None] * np.array(lamp.colour, dtype=np.float32)
-    ahead = np.clip(painted.points[..., 2] / 5.0, 0.0, 1.0) / (1.0 + (painted.points[..., 2] / 13.0) ** 2)
-    beam = ahead * np.exp(-((painted.points[..., 1] / 1.6) ** 2)) * (painted.inverse_depth > 0)
+        away = layers.points - np.array(lamp.place, dtype=np.float32)
+        squares = np.einsum("hwc,hwc->hw", away, away) / np.float32(lamp.radius**2)
+        light += (0.9 / (1.0 + squares * squares))[..., None] * np.array(lamp.colour, dtype=np.float32)
+    ahead = np.clip(layers.points[..., 2] / 5.0, 0.0, 1.0) / (1.0 + (layers.points[..., 2] / 13.0) ** 2)
+    beam = ahead * np.exp(-((layers.points[..., 1] / 1.6) ** 2)) * (layers.inverse_depth > 0)
     light += 0.5 * beam[..., None] * np.array([1.0, 0.96, 0.86], dtype=np.float32)
     dark = image * dusk + night * albedo * np.minimum(light, 1.3)
-    glow = night * painted.glow
-    return dark + glow + 0.8 * _blurred(glow, 6, 6, Image.Resampling.BICUBIC)
+    glow = night * layers.glow
+    return dark + glow + 0.8 * _blur(glow, 6, 6, Image.Resampling.BICUBIC)
 
 
-def _wet(
-    image: Floats, painted: Painted, ground: npt.NDArray[np.bool_], camera: Camera, rain: float
-) -> Floats:
+def _wet(image: Floats, layers: Layers, ground: npt.NDArray[np.bool_], camera: Camera, rain: float) -> Floats:
     """Wet ground is darker and mirrors the things above the horizon line."""
     height = camera.size[0]
     level = int(height / 2 - camera.focal_px * np.tan(camera.pitch))
     rows = np.clip(2 * level - np.arange(height), 0, height - 1)
-    mirror = _blurred(image[rows], 6, 2)
-    share = (rain * (0.25 + 0.35 * (painted.label == 0)) * ground)[..., None]
+    mirror = _blur(image[rows], 6, 2)
+    share = (rain * (0.25 + 0.35 * (layers.label == 0)) * ground)[..., None]
     return image * (1 - 0.35 * share) * (1 - 0.6 * share) + 0.75 * share * mirror
 
 
-def _in_fog(image: Floats, painted: Painted, weather: Weather) -> Floats:
+def _in_fog(image: Floats, layers: Layers, weather: Weather) -> Floats:
     """Koschmieder: light is lost as exp(-depth/range) and replaced by the air's own."""
     extinction = np.float32(0.11 * weather.fog**2 + 0.004 * weather.fog)
-    depth = 1.0 / np.maximum(painted.inverse_depth, 1e-3)
+    depth = 1.0 / np.maximum(layers.inverse_depth, 1e-3)
     transmission = np.exp(-extinction * np.minimum(depth, 600.0))[..., None]
     air = np.array(weather.horizon, dtype=np.float32) * np.float32(1.0 - 0.8 * weather.night)
     return image * transmission + air * (1 - transmission)
@@ -183,18 +181,18 @@ def _drops(image: Floats, rain: float, rng: np.random.Generator) -> Floats:
     """Drops on the lens show a blurred, shifted patch of the picture."""
     height, width = image.shape[:2]
     image = image.copy()
-    blurred = _blurred(image, 4, 4)
+    blur = _blur(image, 4, 4)
     row, col = np.ogrid[:height, :width]
     for _ in range(int(rain * 9 * rng.random())):
         r, c = rng.integers(0, height), rng.integers(0, width)
         radius = height * (0.02 + 0.045 * float(rng.random()))
-        squared = ((row - r) ** 2 + ((col - c) * 1.2) ** 2) / np.float32(radius**2)
-        inside = squared < 1
-        image[inside] = 0.25 * image[inside] + 0.75 * np.roll(blurred, int(radius), axis=0)[inside] + 0.04
+        squares = ((row - r) ** 2 + ((col - c) * 1.2) ** 2) / np.float32(radius**2)
+        inside = squares < 1
+        image[inside] = 0.25 * image[inside] + 0.75 * np.roll(blur, int(radius), axis=0)[inside] + 0.04
     return image
 
 
-def _blurred(
+def _blur(
     image: Floats, rows: int, columns: int, method: Image.Resampling = Image.Resampling.BILINEAR
 ) -> Floats:
     """A picture whose blocks of ``rows`` x ``columns`` pixels are averaged, then scaled up again."""
@@ -207,7 +205,7 @@ def _blurred(
 def _develop(image: Floats, weather: Weather, rng: np.random.Generator) -> UInt8Array:
     """Blur, tint, saturation, contrast, exposure, sensor noise; to bytes."""
     if weather.blur > 0:
-        image = (1 - 0.7 * weather.blur) * image + 0.7 * weather.blur * _blurred(image, 2, 2)
+        image = (1 - 0.7 * weather.blur) * image + 0.7 * weather.blur * _blur(image, 2, 2)
     image = image * np.array(weather.tint, dtype=np.float32) * np.float32(weather.exposure)
     luma = (image * _LUMA).sum(axis=-1, keepdims=True)
     image = luma + np.float32(weather.saturation) * (image - luma)

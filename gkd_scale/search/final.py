@@ -14,7 +14,7 @@ from gkd_scale.errors import GkdError
 from gkd_scale.scenes import UNSEEN
 from gkd_scale.search.checks import LAUNCHERS, SearchPlan
 from gkd_scale.search.config import SearchConfig
-from gkd_scale.subprocesses import Step, data_flags, repeated, run_step
+from gkd_scale.subprocesses import Step, data_flags, repeat, run_step
 
 TEST = {name: f"embedded:{defaults.DATA / name}" for name in UNSEEN}
 """The test domains if the embedded data is the source and no --test is given."""
@@ -43,7 +43,7 @@ def commands(cfg: SearchConfig, plan: SearchPlan, out: Path, test: dict[str, str
     stage1, stage2 = out / "stage1", out / "stage2"
     first = [*launch, str(LAUNCHERS / "stage1.py"), "--config", str(cfg.out / "best.yaml")]
     second = [*launch, str(LAUNCHERS / "stage2.py"), "--ds-config", plan.base["ds_config"]]
-    second += [*repeated("--train", plan.train.values()), *repeated("--val", plan.val.values())]
+    second += [*repeat("--train", plan.train.values()), *repeat("--val", plan.val.values())]
     second += ["--backbone", str(stage1), "--image-size", "x".join(map(str, plan.image_size))]
     second += ["--head", cfg.final.head, "--steps", str(cfg.final.head_steps), "--out", str(stage2)]
     first += ["--steps", str(cfg.final.steps or cfg.trial.steps), "--out", str(stage1)]

@@ -30,7 +30,7 @@ import ray
 from ray import tune
 
 from gkd_scale import files
-from gkd_scale.config import changed, to_dict
+from gkd_scale.config import copy_with, to_dict
 from gkd_scale.distill import stage1
 from gkd_scale.engine import checkpoint, runlog
 from gkd_scale.engine.loop import Hook
@@ -136,7 +136,7 @@ def rank_main(
     out = plan.out / "trials" / name
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(plan.trial.workers), **address}
     with _log_to(out / f"log-{rank}.txt"):
-        cfg = changed(plan.stage1(params, out), keep=plan.keep)
+        cfg = copy_with(plan.stage1(params, out), keep=plan.keep)
         runtime = Runtime.start()
         prepare = functools.partial(_prepare, plan=plan, name=name, runtime=runtime)
         stage1.train(cfg, runtime, LAUNCHERS, prepare)

@@ -34,12 +34,12 @@ def test_a_run_goes_on_with_other_volatile_options_alone(tmp_path: Path) -> None
     run.begin(tmp_path / "run", cfg, "stage2", run.identity(cfg, steps=5))
     again = config.build(Stage2Config, config.read_yaml(tmp_path / "run" / run.CONFIG))
     assert again == cfg
-    more = config.changed(cfg, keep=7, workers=0, log=["none"])
+    more = config.copy_with(cfg, keep=7, workers=0, log=["none"])
     run.begin(tmp_path / "run", more, "stage2", run.identity(more, steps=5))
-    other = config.changed(cfg, seed=1)
+    other = config.copy_with(cfg, seed=1)
     with pytest.raises(RunError, match="seed: 0 then, 1 now"):
         run.begin(tmp_path / "run", other, "stage2", run.identity(other, steps=5))
-    other = replace(cfg, method=config.changed(cfg.method, teacher_layer=(3,)))
+    other = replace(cfg, method=config.copy_with(cfg.method, teacher_layer=(3,)))
     with pytest.raises(RunError, match=r"method.teacher_layer: None then, \[3\] now"):
         run.begin(tmp_path / "run", other, "stage2", run.identity(other, steps=5))
 

@@ -246,7 +246,7 @@ def read_stored(path: Path) -> Raw:
 def _upright(image: Image.Image) -> Raw:
     """The values, turned as EXIF says, like images."""
     image.load()
-    return np.asarray(images.turned(image, images.orientation_of(image)))
+    return np.asarray(images.turn(image, images.orientation_of(image)))
 
 
 def read_palette(path: Path) -> bytes | None:
