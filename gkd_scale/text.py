@@ -92,6 +92,6 @@ def _hides(name: str) -> bool:
 
 def _skeleton(name: str) -> str:
     """What a reader sees of a name."""
-    split = unicodedata.normalize("NFKD", name.translate(_TWINS))
-    letters = (letter for letter in split if unicodedata.category(letter) not in ("Mn", "Cf"))
+    full = unicodedata.normalize("NFKD", name.translate(_TWINS))
+    letters = (letter for letter in full if unicodedata.category(letter) not in ("Mn", "Cf"))
     return " ".join("".join(letters).split())

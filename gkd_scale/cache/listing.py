@@ -132,8 +132,8 @@ class FolderListing:
     def notes(self) -> list[str]:
         notes = []
         if self._tars:
-            read = f"--images '{self._pattern()}' reads them"
-            notes.append(f"tars in the folder, left out: {len(self._tars)}; {read}")
+            hint = f"--images '{self._pattern()}' reads them"
+            notes.append(f"tars in the folder, left out: {len(self._tars)}; {hint}")
         if self._others:
             notes.append(f"files in the folder that are no images by name, left out: {kinds(self._others)}")
         return notes

@@ -142,7 +142,7 @@ class Cache(Dataset[Item]):
 
     def __init__(self, path: Path, spec: Spec, table: ShardTable, mirror: Mirror | None = None) -> None:
         self._mirror = mirror
-        self._source, self._opened = str(path), dict[str, Any]()
+        self._source, self._options = str(path), dict[str, Any]()
         self.path, self.spec, self._table = path, spec, table
         self.shard_sizes: tuple[int, ...] = tuple(table.sizes.tolist())
         self.manifest = table.identity
@@ -182,7 +182,7 @@ class Cache(Dataset[Item]):
             if not _is_whole(path / name, table.files.get(name)):
                 raise _damage(path, name, "it does not match the manifest")
         cache = cls(path, spec, table, mirror)
-        cache._source, cache._opened = source, {"home": home, "limit": limit}
+        cache._source, cache._options = source, {"home": home, "limit": limit}
         return cache
 
     def __len__(self) -> int:
@@ -204,7 +204,7 @@ class Cache(Dataset[Item]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the cache anew: a DataLoader's workers, however they are started."""
-        return partial(Cache.open, **self._opened), (self._source,)
+        return partial(Cache.open, **self._options), (self._source,)
 
     def require_pixels(self, step: str) -> None:
         """CacheError if another cache stores the pixels; ``step`` is what to do then."""

@@ -106,8 +106,8 @@ class Outbox:
         self.url = url_of(url)
         self.folder = home / _digest(self.url)
         self._fs, self._root = _place(self.url)
-        self._sent = self._listing()
-        for name in self._sent:
+        self._sizes = self._listing()
+        for name in self._sizes:
             path = self.folder / name
             is_index = name.endswith(".parquet") and "/" in name
             if (is_index or name in (SPEC, STATE)) and not path.exists():
@@ -115,7 +115,7 @@ class Outbox:
 
     def sent_bytes(self, view: int, shard: int) -> int | None:
         """Bytes of a tar that was uploaded before this build began; None if it was not."""
-        return self._sent.get(tar_path(Path(), view, shard).as_posix())
+        return self._sizes.get(tar_path(Path(), view, shard).as_posix())
 
     def begin(self) -> None:
         """Upload the spec, the plan and the codec's state."""

@@ -28,7 +28,7 @@ class RowWriter:
     def __init__(self, file: BinaryIO | pa.NativeFile, schema: pa.Schema, plain: Sequence[str] = ()) -> None:
         columns = [name for name in schema.names if name not in plain]
         self._writer = pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=columns)
-        self._waiting: list[pa.Table] = []
+        self._tables: list[pa.Table] = []
         self._rows = 0
 
     def __enter__(self) -> RowWriter:
@@ -42,15 +42,15 @@ class RowWriter:
 
     def add(self, table: pa.Table) -> None:
         """Append the rows of ``table``."""
-        self._waiting.append(table)
+        self._tables.append(table)
         self._rows += len(table)
         while self._rows >= GROUP:
             self._flush(GROUP)
 
     def _flush(self, rows: int) -> None:
-        table = pa.concat_tables(self._waiting)
+        table = pa.concat_tables(self._tables)
         self._writer.write_table(table.slice(0, rows).combine_chunks(), row_group_size=GROUP)
-        self._waiting, self._rows = [table.slice(rows)], len(table) - rows
+        self._tables, self._rows = [table.slice(rows)], len(table) - rows
 
 
 class Rows:

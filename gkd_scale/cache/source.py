@@ -222,8 +222,8 @@ class LabelledSource:
             sizes = [(image.stem, image.stat().st_size) for image, _ in files]
         else:
             places = range(len(self._dataset))
-            read = prefetch(lambda place: self._dataset[place].name, places, _THREADS, 4 * _THREADS)
-            sizes = [(name, 0) for name in read]
+            names = prefetch(lambda place: self._dataset[place].name, places, _THREADS, 4 * _THREADS)
+            sizes = [(name, 0) for name in names]
         entries = [(f"{place:06d}-{name}", size) for place, (name, size) in enumerate(sizes)]
         self._places = {name: place for place, (name, _) in enumerate(entries)}
         return entries

@@ -301,9 +301,9 @@ def _section(result: Result, key: str, value: Any, model: Any) -> dict[str, Any]
         _note_or_refuse(result, place, name, item, fields[name])
         if _is_deprecated(result, place, name, item, fields[name]):
             continue
-        filled_item = _value(result, place, name, item, fields[name])
-        if filled_item is not _LEFT_OUT:
-            section[inner] = filled_item
+        new_item = _value(result, place, name, item, fields[name])
+        if new_item is not _LEFT_OUT:
+            section[inner] = new_item
     _validate(result, key, section, model)
     return section
 

@@ -53,12 +53,12 @@ class _SavedTensors:
         self._parameters = [p for module in modules for p in module.parameters()]
         self._sizes: dict[int, int] = {}
         self._uses: Counter[int] = Counter()
-        self._saved = self._used = 0
+        self._packs = self._unpacks = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
-        if self._used:  # the forward pass of another micro batch
-            self._uses, self._saved, self._used = Counter(), 0, 0
-        self._saved += 1
+        if self._unpacks:  # the forward pass of another micro batch
+            self._uses, self._packs, self._unpacks = Counter(), 0, 0
+        self._packs += 1
         parameters = _storages(p.data for p in self._parameters)  # ZeRO 3 frees them after their layer
         for address, size in _storages([tensor]).items():
             if address not in parameters:
@@ -67,11 +67,11 @@ class _SavedTensors:
         return tensor
 
     def unpack(self, tensor: Tensor) -> Tensor:
-        if self._used % max(1, self._saved // LOOKS) == 0:
+        if self._unpacks % max(1, self._packs // LOOKS) == 0:
             storages = _storages(_tensors())
             size = sum(self._sizes[address] for address in +self._uses if address not in storages)
             self.peak = max(self.peak, sum(storages.values()) + size)
-        self._used += 1
+        self._unpacks += 1
         self._uses.subtract(_storages([tensor]).keys())
         return tensor
 

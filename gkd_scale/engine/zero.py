@@ -24,7 +24,7 @@ READ = (">=0.19.8", "<0.20")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's moments, as PyTorch names them."""
 
-KEPT = "gkd_scale_moments"
+OWN_MOMENTS = "gkd_scale_moments"
 """Attribute of a parameter whose optimizer keeps other moments than :data:`MOMENTS`: their names."""
 
 AVERAGE = "gkd_scale_average"
@@ -119,7 +119,7 @@ def master(parameter: Any) -> Tensor:
 
 def moments(parameter: Any) -> tuple[str, ...]:
     """The names of the moments that the optimizer keeps of ``parameter``."""
-    return getattr(parameter, KEPT, MOMENTS)
+    return getattr(parameter, OWN_MOMENTS, MOMENTS)
 
 
 def moment(engine: Any, parameter: Any, key: str) -> Tensor:

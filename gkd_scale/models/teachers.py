@@ -188,8 +188,8 @@ def load(config: TeacherConfig, image_size: Size, device: str) -> TimmTeacher:
     net = specs.create(spec, image_size=image_size, pretrained=file is None and resize == "pi")
     check_divisible(net, image_size, name)
     if file is not None:
-        shipped_args = specs.resolve(name)[0].args if file == default else {}
-        native_size = {**shipped_args, **args}.get("img_size")
+        default_args = specs.resolve(name)[0].args if file == default else {}
+        native_size = {**default_args, **args}.get("img_size")
         state = weight_files.read_state_dict(file)
         weight_files.load_into(net, state, file, resize=resize, image_size=native_size)
     elif resize != "pi":

@@ -40,7 +40,7 @@ class Board(tune.Callback):
     def __init__(self, out: Path, steps: int, count: int) -> None:
         self.out, self.steps, self.count = out, steps, count
         self.results = results.Results(out)
-        self.began = self.written = time.monotonic()
+        self.began = self.last_write = time.monotonic()
         self.fresh = 0
         self.live: Live | None = None
         self.states: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -88,7 +88,7 @@ class Board(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:  # noqa: ARG002
         self._follow(trials)
-        if time.monotonic() - self.written >= WRITE_EVERY:
+        if time.monotonic() - self.last_write >= WRITE_EVERY:
             self._write(trials)
             if self.live:
                 self.live.update(self.render())
@@ -137,7 +137,7 @@ class Board(tune.Callback):
         for trial in trials:
             self._mark(trial, trial.status)
         self.results.write()
-        self.written = time.monotonic()
+        self.last_write = time.monotonic()
 
     def _line(self, text: str) -> None:
         if not self.live:

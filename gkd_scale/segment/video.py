@@ -34,7 +34,7 @@ class Video:
         self._lock = threading.Lock()
         self._frames: Iterator[Any] = iter(())
         self._next = 0
-        self._waiting: dict[int, Any] = {}
+        self._early: dict[int, Any] = {}
         with self._open() as container:
             stream = container.streams.video[0]
             self._size = 3 * stream.codec_context.width * stream.codec_context.height
@@ -57,8 +57,8 @@ class Video:
         return buffer.getvalue()
 
     def _frame(self, number: int) -> Any:
-        if number in self._waiting:
-            return self._waiting.pop(number)
+        if number in self._early:
+            return self._early.pop(number)
         if number < self._next:
             self._rewind()
         import av
@@ -69,8 +69,8 @@ class Video:
                 if self._next > number:
                     return frame
                 if number - self._next < AHEAD:
-                    self._waiting[self._next - 1] = frame
-                    self._waiting.pop(self._next - 1 - AHEAD, None)
+                    self._early[self._next - 1] = frame
+                    self._early.pop(self._next - 1 - AHEAD, None)
         except av.FFmpegError as error:
             raise OSError(f"frame {number} cannot be decoded: {error}") from None
         raise OSError(f"the video ends before frame {number}")
@@ -79,7 +79,7 @@ class Video:
         container = self._open()
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        self._frames, self._next, self._waiting = container.decode(stream), 0, {}
+        self._frames, self._next, self._early = container.decode(stream), 0, {}
 
     def _open(self) -> Any:
         try:

@@ -47,7 +47,7 @@ def groups(
             plain = token or id(parameter) in embeddings or name in no_decay
             matrix = matrices and not plain and parameter.ndim == 2
             if matrix:
-                setattr(parameter, zero.KEPT, muon.MOMENTS)
+                setattr(parameter, zero.OWN_MOMENTS, muon.MOMENTS)
             parameters_by_key.setdefault((lr_scales.get(name, 1.0), not plain, matrix), []).append(parameter)
     return [
         {

@@ -112,8 +112,8 @@ class Evidence:
         """The first difference between two palettes, in the words of ``describe``; empty if there is none."""
         palettes = sorted((path, uses, _colours(palette)) for palette, (path, uses) in self.palettes.items())
         for place, (path, uses, new) in enumerate(palettes):
-            for other, other_used, old in palettes[:place]:
-                change = describe(uses, new, old, path, other) or describe(other_used, old, new, other, path)
+            for other, other_uses, old in palettes[:place]:
+                change = describe(uses, new, old, path, other) or describe(other_uses, old, new, other, path)
                 if change:
                     return change
         return ""

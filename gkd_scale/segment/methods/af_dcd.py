@@ -87,5 +87,5 @@ def _patches(maps: Tensor, groups: int) -> Tensor:
     """(B, C, h, w) to (B·patches, places·groups, C/groups)."""
     height, width = (min(PATCH, side) for side in maps.shape[-2:])
     maps = maps[..., : maps.shape[2] // height * height, : maps.shape[3] // width * width]
-    split = maps.unflatten(3, (-1, width)).unflatten(2, (-1, height)).unflatten(1, (groups, -1))
-    return split.permute(0, 3, 5, 4, 6, 1, 2).reshape(-1, height * width * groups, split.shape[2])
+    parts = maps.unflatten(3, (-1, width)).unflatten(2, (-1, height)).unflatten(1, (groups, -1))
+    return parts.permute(0, 3, 5, 4, 6, 1, 2).reshape(-1, height * width * groups, parts.shape[2])
