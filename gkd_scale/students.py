@@ -13,7 +13,7 @@ from gkd_scale import console
 from gkd_scale.config import option
 from gkd_scale.engine.zero_memory import zero_memory
 from gkd_scale.errors import ConfigError, nearest
-from gkd_scale.models.zoo import IMAGE_SIDE, NAMES, Row, read
+from gkd_scale.models.zoo import IMAGE_SIDE, NAMES, StudentRow, read
 
 WIDTH = 140
 """Columns of the table; a narrower terminal wraps its lines."""
@@ -50,7 +50,7 @@ def main(cfg: StudentsConfig) -> None:
         show(rows, cfg)
 
 
-def select(cfg: StudentsConfig) -> list[Row]:
+def select(cfg: StudentsConfig) -> list[StudentRow]:
     """The students that ``cfg`` asks for, smallest first; ConfigError if there is none."""
     low, high = cfg.millions or (0.0, float("inf"))
     words = [word.lower() for word in cfg.filter]
@@ -69,13 +69,13 @@ def select(cfg: StudentsConfig) -> list[Row]:
     return rows
 
 
-def _gigabytes(row: Row, gpus: int) -> dict[int, float]:
+def _gigabytes(row: StudentRow, gpus: int) -> dict[int, float]:
     """GB a GPU of a student's model states by ZeRO stage."""
     sizes = zero_memory(row.parameters, row.largest_layer, gpus)
     return {stage: round(size / 1e9, 4) for stage, size in sizes.items()}
 
 
-def show(rows: list[Row], cfg: StudentsConfig) -> None:
+def show(rows: list[StudentRow], cfg: StudentsConfig) -> None:
     """The table on the terminal."""
     table = Table(box=box.SIMPLE_HEAD, title_justify="left")
     table.title = f"students at {IMAGE_SIDE} px; GB of model states a GPU, {cfg.gpus} GPUs"

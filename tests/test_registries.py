@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -81,3 +82,13 @@ def test_a_registered_thing_is_named_by_its_file_and_its_row(row: str, name: str
     own = module.removeprefix("gkd_scale.").replace(".", "/") + ".py"
     assert (package / own).is_file() and row in files
     assert files - {own, row} == set(ELSEWHERE.get(name, {})) - {row}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    names = Counter(
+        node.name
+        for path in (ROOT / "gkd_scale").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []

@@ -32,7 +32,7 @@ SETTINGS = ("image_size", "views", "view", "seed")
 """Keys in which the specs of two caches must agree, beside names and pixels."""
 
 
-class _Place(NamedTuple):
+class _CacheSet(NamedTuple):
     """The caches of one place, one of each teacher: the first that stores pixels, and the others."""
 
     pixels: Cache
@@ -116,7 +116,7 @@ def open_joined(
     return teachers[0] if len(teachers) == 1 else Joined(teachers)
 
 
-def _places(teachers: Sequence[Caches]) -> Iterator[_Place]:
+def _places(teachers: Sequence[Caches]) -> Iterator[_CacheSet]:
     """The caches that belong together: the first of each teacher, the second of each, and so on."""
     counts = [len(teacher.caches) for teacher in teachers]
     if len(set(counts)) > 1:
@@ -133,7 +133,7 @@ def _places(teachers: Sequence[Caches]) -> Iterator[_Place]:
         for cache in caches:
             if cache.spec.pixels_of is not None and cache.spec.pixels_of not in manifests:
                 raise cache.without_pixels("give that cache too, with another --cache")
-        place = _Place(stores[0], [cache for cache in caches if cache is not stores[0]])
+        place = _CacheSet(stores[0], [cache for cache in caches if cache is not stores[0]])
         for other in place.others:
             _refuse_other_settings(place.pixels, other)
         yield place
@@ -181,14 +181,14 @@ def _jpegs(cache: Cache, view: int, shard: int) -> pa.Table:
     return table.filter(pc.equal(table["member"], "jpg")).drop_columns(["member"])
 
 
-class Difference(NamedTuple):
+class FirstDifference(NamedTuple):
     """Where two tables differ."""
 
     row: int
     column: str
 
 
-def first_difference(one: pa.Table, other: pa.Table) -> Difference | None:
+def first_difference(one: pa.Table, other: pa.Table) -> FirstDifference | None:
     """The first row in which two tables of the same columns differ, and the first column that does there.
 
     A row that only one of them has differs in the first column. No value is null.
@@ -199,9 +199,9 @@ def first_difference(one: pa.Table, other: pa.Table) -> Difference | None:
         same = pc.equal(*(table[column].slice(0, rows).combine_chunks() for table in (one, other)))
         row = pc.index(same, pa.scalar(False)).as_py()
         if row >= 0:
-            candidates.append(Difference(row, column))
+            candidates.append(FirstDifference(row, column))
     if not candidates and len(one) != len(other):
-        candidates.append(Difference(rows, one.column_names[0]))
+        candidates.append(FirstDifference(rows, one.column_names[0]))
     return min(candidates, key=lambda difference: difference.row, default=None)
 
 

@@ -48,7 +48,7 @@ _COLUMNS = {
 }
 _SHARD_COLUMNS = {"samples": pa.int64(), "index": pa.binary(32)}
 
-Row = tuple[str, str, str, str | None, int, int | None]
+ManifestRow = tuple[str, str, str, str | None, int, int | None]
 Digests = npt.NDArray[np.uint8]
 
 
@@ -83,7 +83,7 @@ def finish(folder: Path, spec: Spec, plan: ImagePlan) -> dict[str, str]:
     errors: dict[str, str] = {}
     sizes: list[int] = []
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[ManifestRow]:
         for shard in range(spec.shards):
             entries = plan.shard(shard)
             info = _shard_info(folder, spec, shard, entries)
@@ -108,7 +108,7 @@ def finish(folder: Path, spec: Spec, plan: ImagePlan) -> dict[str, str]:
     return errors
 
 
-def _write_rows(path: Path, rows: Iterator[Row]) -> None:
+def _write_rows(path: Path, rows: Iterator[ManifestRow]) -> None:
     schema = pa.schema(list(_COLUMNS.items()))
     with open(path, "wb") as file:
         with RowWriter(file, schema, plain=("sid", "path")) as writer:
@@ -138,7 +138,7 @@ def _commit(folder: Path, spec: Spec, sizes: list[int], manifest: Path) -> None:
     sync_folder(folder)
 
 
-def _commit_older(folder: Path, spec: Spec, sizes: list[int], rows: list[Row]) -> None:
+def _commit_older(folder: Path, spec: Spec, sizes: list[int], rows: list[ManifestRow]) -> None:
     """The manifest of formats 1 and 2: all rows, sizes of the shards and SHA-256 of every index as JSON."""
     indexes = [index_path(Path(), view, shard).as_posix() for view, shard in spec.view_shards]
     files = _digests(folder, [*_root_files(spec), *indexes])
@@ -171,7 +171,7 @@ def holds(path: Path, digest: str | None) -> bool:
     return path.exists() and sha256_file(path) == digest
 
 
-def _rows(shard: int, entries: Sequence[Entry], info: ShardInfo) -> Iterator[Row]:
+def _rows(shard: int, entries: Sequence[Entry], info: ShardInfo) -> Iterator[ManifestRow]:
     row = 0
     for entry in entries:
         reason = info.errors.get(entry.sid)

@@ -57,7 +57,7 @@ CLASSES = len(scenes.CLASSES)
 
 
 @dataclass(frozen=True)
-class Examples:
+class Scenes:
     """``images`` (n, 3, H, W) and ``labels`` (n, H, W), uint8."""
 
     images: Tensor
@@ -67,7 +67,7 @@ class Examples:
         return len(self.labels)
 
 
-class Segmenter(nn.Module):
+class TeacherNet(nn.Module):
     """An encoder with two heads: class logits on the token grid, and logits of the classes' presence."""
 
     mean: Tensor
@@ -95,7 +95,7 @@ class Segmenter(nn.Module):
         return self.head(tokens), self.presence(cls)
 
 
-def render_styles(count: int, seed: int) -> Examples:
+def render_styles(count: int, seed: int) -> Scenes:
     """``count`` scenes, each in a random style."""
     random_seeds = {seed_of("scenes", "random", seed, index) for index in range(count)}
     domain_seeds = {seed_of("scenes", name, seed, index) for name in scenes.DOMAINS for index in range(1000)}
@@ -105,15 +105,15 @@ def render_styles(count: int, seed: int) -> Examples:
     return _stack(scenes.render_random(index, scenes.SIZE, seed) for index in range(count))
 
 
-def render_domain(domain: str, indices: range) -> Examples:
+def render_domain(domain: str, indices: range) -> Scenes:
     """Scenes of a named domain."""
     return _stack(scenes.render(domain, index) for index in indices)
 
 
-def _stack(pairs: Iterator[tuple[Any, Any]]) -> Examples:
+def _stack(pairs: Iterator[tuple[Any, Any]]) -> Scenes:
     images, labels = zip(*pairs, strict=True)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Examples(pixels, torch.from_numpy(np.stack(labels)))
+    return Scenes(pixels, torch.from_numpy(np.stack(labels)))
 
 
 def augment(images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -175,11 +175,11 @@ def optimizer_of(model: nn.Module, decay: float = 0.05) -> torch.optim.AdamW:
 
 
 def train_teacher(
-    data: Examples, minutes: float, seed: int, batch: int = 32, peak: float = 1.5e-3
-) -> Segmenter:
+    data: Scenes, minutes: float, seed: int, batch: int = 32, peak: float = 1.5e-3
+) -> TeacherNet:
     """Train for ``minutes`` of wall time; returns the exponential moving average of the weights."""
     torch.manual_seed(seed_of("demo-teacher", seed))
-    model, average = Segmenter(TEACHER), Segmenter(TEACHER)
+    model, average = TeacherNet(TEACHER), TeacherNet(TEACHER)
     average.load_state_dict(model.state_dict())
     optimizer, weights = optimizer_of(model), class_weights(data.labels)
     rng = generator("demo-teacher", "batches", seed)
@@ -214,7 +214,7 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
         target.copy_(source)
 
 
-def train_on_source(model: Segmenter, train: Examples, steps: int, seed: int, *, frozen: bool) -> Segmenter:
+def train_on_source(model: TeacherNet, train: Scenes, steps: int, seed: int, *, frozen: bool) -> TeacherNet:
     """Train the head alone (``frozen``, the probe) or everything (the baseline) on source labels."""
     torch.manual_seed(seed_of("source", seed))
     for layer in model.head:
@@ -239,7 +239,7 @@ def train_on_source(model: Segmenter, train: Examples, steps: int, seed: int, *,
 
 
 @torch.no_grad()
-def miou(model: Segmenter, data: Examples) -> float:
+def miou(model: TeacherNet, data: Scenes) -> float:
     """Mean IoU in percent: one int64 confusion over all pixels, mean over the classes that occur."""
     confusion = Confusion(CLASSES)
     for images, labels in zip(data.images.split(32), data.labels.split(32), strict=True):
@@ -248,12 +248,12 @@ def miou(model: Segmenter, data: Examples) -> float:
     return 100 * confusion.miou()
 
 
-def compare(teacher: Segmenter, seed: int) -> dict[str, dict[str, float]]:
+def compare(teacher: TeacherNet, seed: int) -> dict[str, dict[str, float]]:
     """mIoU by domain of the teacher's linear probe and of the baseline, trained on source labels only."""
     train = render_domain("source", scenes.SPLITS["train"][:200])
     probe = train_on_source(teacher, train, 300, seed, frozen=True)
     torch.manual_seed(seed_of("baseline", seed))
-    baseline = train_on_source(Segmenter(BASELINE), train, 600, seed, frozen=False)
+    baseline = train_on_source(TeacherNet(BASELINE), train, 600, seed, frozen=False)
     result: dict[str, dict[str, float]] = {"teacher, linear probe": {}, "from scratch": {}}
     for domain in scenes.DOMAINS:
         indices = scenes.SPLITS["val"][:50] if domain == "source" else range(40)
@@ -263,7 +263,7 @@ def compare(teacher: Segmenter, seed: int) -> dict[str, dict[str, float]]:
     return result
 
 
-def export(teacher: Segmenter, out: Path, command: str, scores: dict[str, Any]) -> None:
+def export(teacher: TeacherNet, out: Path, command: str, scores: dict[str, Any]) -> None:
     """Write the encoder as fp16 safetensors, then its card."""
     state = {name: tensor.half().contiguous() for name, tensor in teacher.net.state_dict().items()}
     data = save(state)
@@ -284,7 +284,7 @@ def export(teacher: Segmenter, out: Path, command: str, scores: dict[str, Any]) 
 
 
 @torch.no_grad()
-def round_to_half(model: Segmenter) -> None:
+def round_to_half(model: TeacherNet) -> None:
     """Round the weights to fp16, so that the measured weights are the shipped ones."""
     for parameter in model.parameters():
         parameter.copy_(parameter.half())

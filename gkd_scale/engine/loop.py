@@ -31,8 +31,8 @@ from gkd_scale.engine.ds_config import DeepSpeedPlan
 from gkd_scale.engine.ema import Ema
 from gkd_scale.engine.feed import feed
 from gkd_scale.engine.health import DataWaitMonitor, HealthCheck
-from gkd_scale.engine.loggers import Run
-from gkd_scale.engine.metrics import Row, Step, Window, steps_of_window
+from gkd_scale.engine.loggers import RunFacts
+from gkd_scale.engine.metrics import StepResult, StepRow, Window, steps_of_window
 from gkd_scale.engine.optimizers import registry as optimizers
 from gkd_scale.engine.optimizers.lamb import Lamb
 from gkd_scale.engine.optimizers.muon import Muon
@@ -135,7 +135,7 @@ class Training:
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def end(self, number: int) -> Step:
+    def end(self, number: int) -> StepResult:
         """Average the weights after step ``number`` (from 1). Returns the step's metrics, not fetched.
 
         Ranks also average BatchNorm's running statistics, so that all of them hold one model. Collective.
@@ -145,7 +145,7 @@ class Training:
         if self.ema:
             self.ema.update(number)
         norm = self.engine.get_global_grad_norm()
-        return Step(self.sums, self.job.lr(number - 1), self.norm if norm is None else norm)
+        return StepResult(self.sums, self.job.lr(number - 1), self.norm if norm is None else norm)
 
     def due(self, number: int, *, last: bool) -> list[Hook]:
         """The hooks to call after step ``number``."""
@@ -180,7 +180,7 @@ def fit(
     """
     trainings = [Training(job, runtime, deepspeed) for job in jobs]
     start = _resume(trainings, runtime)
-    runs = [Run(job.title, job.out, job.config, job.tags) for job in jobs]
+    runs = [RunFacts(job.title, job.out, job.config, job.tags) for job in jobs]
     watchdog = Watchdog(runtime, plan.run.timeout_minutes, jobs[0].out)
     with (
         RunLog(runs, start, plan.steps, runtime.main, plan.run.loggers()) as log,
@@ -221,7 +221,7 @@ def fit(
 
 
 def _record(
-    window: list[list[Row]], number: int, trainings: Sequence[Training], log: RunLog, *, last: bool
+    window: list[list[StepRow]], number: int, trainings: Sequence[Training], log: RunLog, *, last: bool
 ) -> None:
     """Check and log the rows of the steps up to ``number``, after which hooks are due. Collective."""
     for step, rows in enumerate(window, number - len(window) + 1):

@@ -20,14 +20,14 @@ STEPS_ON_CUDA = 10
 """Steps of a window on a GPU."""
 
 
-class Row(NamedTuple):
+class StepRow(NamedTuple):
     """One model at one step: its ``losses``, means over the global batch, and ``facts`` about the step."""
 
     losses: dict[str, float]
     facts: dict[str, float]
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
     """One model after one step: ``sums`` of its losses over this rank's micro batches, scalars by name; its
     learning rate; the norm of its gradients, which is the same on every rank."""
 
@@ -47,7 +47,7 @@ class Window:
     def __init__(self, runtime: Runtime, images: int, accumulation: int) -> None:
         self._runtime, self._images = runtime, images
         self._count = runtime.world * accumulation
-        self._steps: list[Sequence[Step]] = []
+        self._steps: list[Sequence[StepResult]] = []
         self._began, self._wait = 0.0, 0.0
         self.pace = (0.0, 0.0)
         """Seconds that a step waited for data, and took, in the window that was fetched last."""
@@ -57,12 +57,12 @@ class Window:
         if not self._steps:
             self._began, self._wait = time.perf_counter(), 0.0
 
-    def end_step(self, models: Sequence[Step], wait: float) -> None:
+    def end_step(self, models: Sequence[StepResult], wait: float) -> None:
         """Keep the step's metrics of every model, and the seconds that it waited for data."""
         self._steps.append(models)
         self._wait += wait
 
-    def fetch(self, stop_requested: bool) -> tuple[list[list[Row]], bool]:
+    def fetch(self, stop_requested: bool) -> tuple[list[list[StepRow]], bool]:
         """The rows of each step, one a model, and whether any rank has a request to stop. Collective.
 
         All micro batches have one size. The next step begins a new window.
@@ -78,7 +78,7 @@ class Window:
             "data_wait": round(self._wait / seconds, 4),
         }
         rows = [
-            Row(
+            StepRow(
                 {name: next(means) / self._count for name in model.sums},
                 {"lr": model.lr, "grad_norm": next(norms), **pace},
             )

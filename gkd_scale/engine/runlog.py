@@ -13,7 +13,7 @@ from typing import Any
 
 from gkd_scale import console, files
 from gkd_scale.engine import loggers
-from gkd_scale.engine.loggers import Run, Status
+from gkd_scale.engine.loggers import RunFacts, Status
 from gkd_scale.engine.loggers.follower import Follower
 from gkd_scale.engine.stop import Stopped
 
@@ -31,7 +31,7 @@ class RunLog:
 
     def __init__(
         self,
-        runs: Sequence[Run],
+        runs: Sequence[RunFacts],
         start: int,
         steps: int,
         enabled: bool = True,
@@ -92,7 +92,7 @@ class RunLog:
 class _Files:
     """``metrics.jsonl`` and the loggers of one run."""
 
-    def __init__(self, run: Run, start: int, names: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(self, run: RunFacts, start: int, names: Sequence[str], say: Callable[[str], None]) -> None:
         run.out.mkdir(parents=True, exist_ok=True)
         past = _truncate(run.out / METRICS, start)
         self.final: Mapping[str, float] = {}

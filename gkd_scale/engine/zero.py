@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gkd_scale.engine.optimizers.layout import Part, Shards, Whole
+from gkd_scale.engine.optimizers.layout import ParameterPart, Shards, Whole
 
 READ = (">=0.19.8", "<0.20")
 """The versions of DeepSpeed whose source this module was written against."""
@@ -161,7 +161,7 @@ def layouts(engine: Any) -> dict[Tensor, Whole]:
     }
 
 
-def _parts(engine: Any, parameter: Any, index: int) -> list[Part]:
+def _parts(engine: Any, parameter: Any, index: int) -> list[ParameterPart]:
     """What this rank's flat tensor holds of a parameter: one part, or none."""
     if is_sharded(parameter):
         _, offset, size = engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)]
@@ -172,7 +172,7 @@ def _parts(engine: Any, parameter: Any, index: int) -> list[Part]:
     else:
         low, high = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
         start, offset, length = low.start, high.start, low.numel
-    return [Part(index, start, offset, length)] if length > 0 else []
+    return [ParameterPart(index, start, offset, length)] if length > 0 else []
 
 
 def _flats(engine: Any) -> list[tuple[Tensor, list[Any]]]:

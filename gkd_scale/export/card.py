@@ -18,7 +18,7 @@ from gkd_scale import __version__, files
 from gkd_scale.commands import shell
 from gkd_scale.export.config import ExportConfig
 from gkd_scale.export.formats import FORMATS
-from gkd_scale.export.measure import Cost
+from gkd_scale.export.measure import MiouChange
 from gkd_scale.export.subject import Shapes, Subject
 from gkd_scale.export.usage import usage
 from gkd_scale.export.verify import Difference
@@ -41,7 +41,7 @@ class Checks:
     differences: Sequence[Difference]
     images: int
     source: str
-    costs: Sequence[Cost]
+    costs: Sequence[MiouChange]
     notes: Sequence[str] = ()
 
 

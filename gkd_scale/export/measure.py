@@ -18,7 +18,7 @@ from gkd_scale.types import SegDataset
 
 
 @dataclass(frozen=True)
-class Cost:
+class MiouChange:
     """mIoU 0..100 of the run in PyTorch and of the export, on ``images`` of a domain."""
 
     domain: str
@@ -47,7 +47,7 @@ def open_domains(subject: Subject, domains: Mapping[str, str]) -> dict[str, SegD
 
 
 @torch.no_grad()
-def cost(subject: Subject, forward: Forward, shapes: Shapes, name: str, dataset: SegDataset) -> Cost:
+def cost(subject: Subject, forward: Forward, shapes: Shapes, name: str, dataset: SegDataset) -> MiouChange:
     """Score both on ``dataset``, with progress."""
     assert subject.segmenter is not None and subject.card is not None
     how = _how(subject, shapes)
@@ -56,7 +56,7 @@ def cost(subject: Subject, forward: Forward, shapes: Shapes, name: str, dataset:
         advance = partial(progress.advance, progress.add_task(f"mIoU on {name}", total=2 * len(dataset)))
         counts = [confusion(model, dataset, subject.image_size, how=how, advance=advance) for model in both]
     scores = (mean_iou(f"domain '{name}'", count, dataset, subject.card.absent).miou for count in counts)
-    return Cost(name, len(dataset), *scores)
+    return MiouChange(name, len(dataset), *scores)
 
 
 def _how(subject: Subject, shapes: Shapes) -> Inference:

@@ -19,7 +19,7 @@ from gkd_scale.models.names import HF
 from gkd_scale.models.teacher_zoo import (
     IMAGE_SIDE,
     NAMES,
-    Teacher,
+    TeacherRow,
     count,
     is_here,
     read,
@@ -55,10 +55,10 @@ class TeachersConfig:
 
 
 @dataclass(frozen=True)
-class Row:
+class TeacherEntry:
     """A teacher, and ``here``: whether its weights are on this machine."""
 
-    teacher: Teacher
+    teacher: TeacherRow
     here: bool
 
     @property
@@ -85,12 +85,12 @@ def main(cfg: TeachersConfig) -> None:
         show(rows)
 
 
-def select(cfg: TeachersConfig) -> list[Row]:
+def select(cfg: TeachersConfig) -> list[TeacherEntry]:
     """The teachers that ``cfg`` asks for, smallest first; ConfigError if there is none."""
     low, high = cfg.millions or (0.0, float("inf"))
     words = [word.lower() for word in cfg.filter]
 
-    def matches(t: Teacher) -> bool:
+    def matches(t: TeacherRow) -> bool:
         return all(word in f"{t.name} {t.family}".lower() for word in words)
 
     candidates = [
@@ -99,7 +99,9 @@ def select(cfg: TeachersConfig) -> list[Row]:
     ]
     teachers = sorted((t for t in candidates if t), key=lambda t: (t.parameters, t.name))
     rows = [
-        Row(t, t.name.startswith(HF) or is_here(t)) for t in teachers if low <= t.parameters / 1e6 <= high
+        TeacherEntry(t, t.name.startswith(HF) or is_here(t))
+        for t in teachers
+        if low <= t.parameters / 1e6 <= high
     ]
     rows = [row for row in rows if row.here or not cfg.here]
     if not rows:
@@ -108,17 +110,17 @@ def select(cfg: TeachersConfig) -> list[Row]:
             f"no teacher matches {filters}" + (" on this machine" if cfg.here else ""),
             nearest(cfg.filter[0] if cfg.filter else "", NAMES) or f"families: {', '.join(NAMES)}",
         )
-    return [Row(_at_size(row.teacher, cfg.image_size), row.here) for row in rows]
+    return [TeacherEntry(_at_size(row.teacher, cfg.image_size), row.here) for row in rows]
 
 
-def _at_size(teacher: Teacher, side: int | None) -> Teacher:
+def _at_size(teacher: TeacherRow, side: int | None) -> TeacherRow:
     """A teacher of timm at another image size."""
     if teacher.name.startswith(HF) or side in (None, teacher.side):
         return teacher
     return count(teacher.name, teacher.family, side)
 
 
-def _of_transformers(teacher: Teacher, folder: Path, side: int | None) -> Teacher | None:
+def _of_transformers(teacher: TeacherRow, folder: Path, side: int | None) -> TeacherRow | None:
     """A teacher in a ``folder`` of the hub's cache, its vision tower counted; None if it is none."""
     from gkd_scale.models import checkpoints, hf
 
@@ -134,7 +136,7 @@ def _of_transformers(teacher: Teacher, folder: Path, side: int | None) -> Teache
     return replace(teacher, side=side, gflops=costs.gflops, width=costs.dim, parameters=costs.parameters)
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[TeacherEntry]) -> None:
     """The table on the terminal."""
     table = Table(box=box.SIMPLE_HEAD, title_justify="left")
     table.title = "teachers; a star: the weights are on this machine"

@@ -63,7 +63,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherRow:
     """One teacher on square images of ``side`` pixels.
 
     ``stride`` in pixels: the patch size, or the stride of the last stage; ``width`` of its tokens; ``gflops``
@@ -82,12 +82,12 @@ class Teacher:
     weights: str
 
 
-def read(path: Path = TABLE) -> list[Teacher]:
+def read(path: Path = TABLE) -> list[TeacherRow]:
     """The table, smallest teacher first."""
-    return rows.read(Teacher, path)
+    return rows.read(TeacherRow, path)
 
 
-def count(name: str, family: str, side: int = IMAGE_SIDE) -> Teacher:
+def count(name: str, family: str, side: int = IMAGE_SIDE) -> TeacherRow:
     """The row of a timm model on square images of about ``side`` pixels, counted; ModelError."""
     import timm
     import torch
@@ -101,7 +101,7 @@ def count(name: str, family: str, side: int = IMAGE_SIDE) -> Teacher:
     side = max(1, round(side / stride)) * stride
     costs = cost(name, (side, side))
     config: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return Teacher(
+    return TeacherRow(
         name=name,
         family=family,
         parameters=costs.parameters,
@@ -131,7 +131,7 @@ def torch_cache() -> Path:
     return Path(home).expanduser() / "hub/checkpoints"
 
 
-def is_here(teacher: Teacher) -> bool:
+def is_here(teacher: TeacherRow) -> bool:
     """Whether the teacher's weights are in a cache of this machine."""
     if not teacher.weights:
         return False
@@ -146,7 +146,7 @@ def _snapshots(name: str, *filenames: str) -> list[Path]:
     return [path for path in sorted(folder.glob("*")) if any((path / file).exists() for file in filenames)]
 
 
-def transformers_here() -> Iterator[tuple[Teacher, Path]]:
+def transformers_here() -> Iterator[tuple[TeacherRow, Path]]:
     """Vision models of transformers in this machine's hub cache, with their folders; ``gflops`` is 0."""
     for folder in sorted(hub_cache().glob("models--*--*")):
         name = folder.name.removeprefix("models--").replace("--", "/", 1)
@@ -154,7 +154,7 @@ def transformers_here() -> Iterator[tuple[Teacher, Path]]:
         yield from islice(((row, snapshot) for row, snapshot in rows_here if row is not None), 1)
 
 
-def _describe(name: str, snapshot: Path) -> Teacher | None:
+def _describe(name: str, snapshot: Path) -> TeacherRow | None:
     """A row for a folder of transformers; None if it has no patches or stages that read images."""
     try:
         return _row(name, snapshot, json.loads((snapshot / "config.json").read_text(encoding="utf-8")))
@@ -162,7 +162,7 @@ def _describe(name: str, snapshot: Path) -> Teacher | None:
         return None
 
 
-def _row(name: str, snapshot: Path, raw: dict[str, Any]) -> Teacher | None:
+def _row(name: str, snapshot: Path, raw: dict[str, Any]) -> TeacherRow | None:
     config = raw.get("vision_config", raw)
     widths = config.get("hidden_sizes") or [config.get("hidden_size", 0)]
     stride = config.get("patch_size", 4 if "hidden_sizes" in config else 0)
@@ -170,7 +170,7 @@ def _row(name: str, snapshot: Path, raw: dict[str, Any]) -> Teacher | None:
         return None
     stride *= 2 ** (len(config.get("depths", [0])) - 1)  # each stage halves the map
     side = config.get("image_size", IMAGE_SIDE)
-    return Teacher(
+    return TeacherRow(
         name=f"{HF}{name}",
         family=str(raw["model_type"]),
         parameters=_parameters(snapshot / _TENSORS),

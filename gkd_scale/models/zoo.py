@@ -55,7 +55,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class StudentRow:
     """One student on square images of ``IMAGE_SIDE`` pixels.
 
     ``stride`` in pixels: the patch size of a plain transformer, else that of the last stage; ``depth`` in
@@ -74,12 +74,12 @@ class Row:
     largest_layer: int
 
 
-def read(path: Path = TABLE) -> list[Row]:
+def read(path: Path = TABLE) -> list[StudentRow]:
     """The table, smallest student first."""
-    return rows.read(Row, path)
+    return rows.read(StudentRow, path)
 
 
-def count(name: str, family: str) -> Row:
+def count(name: str, family: str) -> StudentRow:
     """The row of a timm model, counted."""
     import torch
 
@@ -90,7 +90,7 @@ def count(name: str, family: str) -> Row:
     costs = cost(name, (IMAGE_SIDE, IMAGE_SIDE))
     with torch.device("meta"):
         net: Any = specs.create(specs.resolve(name)[0])
-    return Row(
+    return StudentRow(
         name=name,
         family=family,
         parameters=costs.parameters,

@@ -18,7 +18,7 @@ _SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Cost:
+class ModelCost:
     """Of one image; ``bytes`` of float32 parameters, ``latency`` in ms at batch 1, speed in ``batch``es."""
 
     parameters: int
@@ -32,7 +32,7 @@ class Cost:
 @torch.no_grad()
 def measure(
     parameters: int, forward: Callable[[Tensor], object], size: Size, device: torch.device, batch: int = 8
-) -> Cost:
+) -> ModelCost:
     """The cost of ``forward``, with so many ``parameters``, on pixels (B, 3, *size) uint8 on ``device``."""
 
     def pixels(images: int) -> Tensor:
@@ -41,10 +41,12 @@ def measure(
     with FlopCounterMode(display=False) as counter:
         forward(pixels(1))
     one, many = (_seconds(forward, pixels(images)) for images in (1, batch))
-    return Cost(parameters, counter.get_total_flops() / 1e9, 4 * parameters, 1e3 * one, batch / many, batch)
+    return ModelCost(
+        parameters, counter.get_total_flops() / 1e9, 4 * parameters, 1e3 * one, batch / many, batch
+    )
 
 
-def of_segmenter(model: FinishedSegmenter) -> Cost:
+def of_segmenter(model: FinishedSegmenter) -> ModelCost:
     """The cost of a backbone and its head at the training size."""
     stride = model.module.stride
     height, width = (-(-side // stride) * stride for side in model.image_size)
@@ -52,7 +54,7 @@ def of_segmenter(model: FinishedSegmenter) -> Cost:
     return measure(parameters, model.module.logits, (height, width), model.device)
 
 
-def of_teacher(teacher: LiveTeacher) -> Cost:
+def of_teacher(teacher: LiveTeacher) -> ModelCost:
     """The cost of a teacher at the cache's image size and in the cache's arithmetic."""
     return measure(teacher.parameters, teacher.features, teacher.image_size, teacher.device)
 

@@ -13,7 +13,7 @@ from gkd_scale.errors import ConfigError, RunError
 from gkd_scale.report import charts, cost, page
 from gkd_scale.report.config import ReportConfig
 from gkd_scale.report.runs import Phase, Run, is_cache, read_runs
-from gkd_scale.report.scenes import DomainLook, Subject, look
+from gkd_scale.report.scenes import DomainLook, ReportModel, look
 from gkd_scale.report.teacher import taught_by
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.finished import load_segmenter
@@ -38,7 +38,7 @@ def report(config: ReportConfig) -> None:
     console.out.print(f"written to {config.out} ({size:.1f} MB): open it in a browser", markup=False)
 
 
-def _subjects(config: ReportConfig, runs: Sequence[Run]) -> dict[str, Subject]:
+def _subjects(config: ReportConfig, runs: Sequence[Run]) -> dict[str, ReportModel]:
     """The segmenters of the runs, with their teachers if these can be had."""
     subjects = {}
     for run in runs:
@@ -53,11 +53,11 @@ def _subjects(config: ReportConfig, runs: Sequence[Run]) -> dict[str, Subject]:
                 f"{run.name} is shown without its teacher: {link}", markup=False, style="yellow"
             )
             link = None
-        subjects[run.name] = Subject(model, link)
+        subjects[run.name] = ReportModel(model, link)
     return subjects
 
 
-def _costs(subjects: Mapping[str, Subject]) -> dict[str, cost.Cost]:
+def _costs(subjects: Mapping[str, ReportModel]) -> dict[str, cost.ModelCost]:
     """Costs of the runs, and of each of their teachers once."""
     costs = {name: cost.of_segmenter(subject.model) for name, subject in subjects.items()}
     teachers = {item.link.teacher.name: item.link.teacher for item in subjects.values() if item.link}
@@ -68,7 +68,7 @@ def _looks(
     config: ReportConfig,
     domains: Mapping[str, str],
     runs: Sequence[Run],
-    subjects: Mapping[str, Subject],
+    subjects: Mapping[str, ReportModel],
 ) -> dict[str, DomainLook]:
     if not subjects:
         raise ConfigError(
@@ -98,7 +98,7 @@ def _looks(
 def render(
     runs: Sequence[Run],
     looks: Mapping[str, DomainLook],
-    costs: Mapping[str, cost.Cost],
+    costs: Mapping[str, cost.ModelCost],
     *,
     compare: bool = False,
 ) -> str:

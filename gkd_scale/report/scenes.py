@@ -29,7 +29,7 @@ _ERROR, _RIGHT, _VOID = (220, 50, 47), (235, 235, 235), (150, 150, 150)
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportModel:
     """A segmenter that is looked at, and the teacher of its backbone if there is one."""
 
     model: FinishedSegmenter
@@ -37,7 +37,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class View:
+class ModelView:
     """One image under one model: mIoU 0..100 of this image alone, and pictures as data URIs.
 
     ``teacher`` are the teacher's tokens and ``tokens`` the student's, in one basis; without a teacher
@@ -54,14 +54,14 @@ class View:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One image of a domain: ``rank`` says why it is shown, ``runs`` one :class:`View` a model."""
+class DomainImage:
+    """One image of a domain: ``rank`` says why it is shown, ``runs`` one :class:`ModelView` a model."""
 
     name: str
     rank: str
     image: str
     label: str
-    runs: list[View]
+    runs: list[ModelView]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class DomainLook:
     images: int
     of: int
     confusion: dict[str, Confusion]
-    scenes: list[Scene]
+    scenes: list[DomainImage]
 
 
 def look(
-    subjects: Mapping[str, Subject],
+    subjects: Mapping[str, ReportModel],
     dataset: SegDataset,
     *,
     images: int,
@@ -135,14 +135,14 @@ def _predict(model: FinishedSegmenter, sample: SegSample) -> tuple[UInt8Array, C
     return prediction, confusion
 
 
-def _scene(rank: str, sample: SegSample, subjects: Mapping[str, Subject]) -> Scene:
+def _scene(rank: str, sample: SegSample, subjects: Mapping[str, ReportModel]) -> DomainImage:
     palette = next(iter(subjects.values())).model.palette
     views = [_view(name, subject, sample) for name, subject in subjects.items()]
     image, label = Image.fromarray(sample.image), _mask(sample.label, palette)
-    return Scene(sample.name, rank, data_uri(image, photo=True), data_uri(label), views)
+    return DomainImage(sample.name, rank, data_uri(image, photo=True), data_uri(label), views)
 
 
-def _view(name: str, subject: Subject, sample: SegSample) -> View:
+def _view(name: str, subject: ReportModel, sample: SegSample) -> ModelView:
     prediction, confusion = _predict(subject.model, sample)
     size = (sample.image.shape[1], sample.image.shape[0])
     student, grid = student_tokens(subject.model, sample.image)
@@ -158,7 +158,7 @@ def _view(name: str, subject: Subject, sample: SegSample) -> View:
         weights = link.attention(student, teacher)
         maps = attention_maps(weights, grid, kind=kind, total=link.attends)
     mask, errors = _mask(prediction, subject.model.palette), _errors(prediction, sample.label)
-    return View(name, 100 * confusion.miou(), data_uri(mask), data_uri(errors), mine, theirs, maps)
+    return ModelView(name, 100 * confusion.miou(), data_uri(mask), data_uri(errors), mine, theirs, maps)
 
 
 def _mask(label: UInt8Array, palette: tuple[tuple[int, int, int], ...]) -> Image.Image:

@@ -28,7 +28,7 @@ from gkd_scale.order import positions
 from gkd_scale.prefetch import prefetch
 from gkd_scale.randomness import generator
 from gkd_scale.segment.config import AugmentConfig
-from gkd_scale.segment.sampling import Epochs, Order
+from gkd_scale.segment.sampling import Order, Uniform
 from gkd_scale.types import IGNORE, SegDataset, SegSample, Size, UInt8Array
 
 Colour = tuple[int, int, int]
@@ -189,7 +189,7 @@ class TrainStream:
 
     @cached_property
     def _order(self) -> Order:
-        return self.order or Epochs(self.seed, len(self.dataset))
+        return self.order or Uniform(self.seed, len(self.dataset))
 
     def sample(self, position: int) -> tuple[Tensor, Tensor]:
         """Image ``position`` of the stream, augmented."""

@@ -3,7 +3,7 @@
 No state is kept between positions (:mod:`gkd_scale.order`), so a resume or another world size sees the
 same images. Orders compose: a mixture has one order for each source.
 
-- :class:`Epochs`: every image once an epoch, in a new permutation each.
+- :class:`Uniform`: every image once an epoch, in a new permutation each.
 - :class:`Mixture`: sources in fixed proportions, each of them in an order of its own.
 - :class:`RareClass`: images of rare classes more often (DAFormer, Hoyer et al., 2022, arXiv 2111.14887).
 """
@@ -53,7 +53,7 @@ def epoch_order(seed: int, epoch: int, images: int, *key: str | int) -> Int64Arr
     return generator("stage2", "order", seed, epoch, *key).permutation(images).astype(np.int64)
 
 
-class Epochs:
+class Uniform:
     """Every image once an epoch. ``key`` keeps the permutations of several sources apart."""
 
     def __init__(self, seed: int, images: int, *key: str | int) -> None:

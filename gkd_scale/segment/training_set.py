@@ -10,7 +10,7 @@ from gkd_scale.segment import class_pixels
 from gkd_scale.segment.config import Stage2Config
 from gkd_scale.segment.datasets import registry
 from gkd_scale.segment.datasets.registry import Datasets
-from gkd_scale.segment.sampling import Epochs, Mixture, Order, RareClass
+from gkd_scale.segment.sampling import Mixture, Order, RareClass, Uniform
 from gkd_scale.types import Int64Array
 
 
@@ -58,7 +58,7 @@ def order_of(config: Stage2Config, dataset: Datasets, pixels: Int64Array | None 
 
 def _order(config: Stage2Config, images: int, pixels: Int64Array | None, *key: str | int) -> Order:
     if pixels is None:
-        return Epochs(config.run.seed, images, *key)
+        return Uniform(config.run.seed, images, *key)
     return RareClass(config.run.seed, pixels, config.data.sampling_temperature, *key)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gkd_scale.cache.build import build
 from gkd_scale.cache.config import CacheTeacherConfig
 from gkd_scale.cache.encoded import EncodedBatch
-from gkd_scale.cache.joined import Difference, Joined, first_difference, open_joined
+from gkd_scale.cache.joined import FirstDifference, Joined, first_difference, open_joined
 from gkd_scale.cache.loader import CachedSource
 from gkd_scale.cache.reader import Caches
 from gkd_scale.errors import CacheError
@@ -186,6 +186,6 @@ def test_the_first_difference_is_the_first(rows: list[tuple[int, int]], data: st
     for row in range(max(len(rows), len(others))):
         mine, theirs = (each[row] if row < len(each) else None for each in (rows, others))
         if mine != theirs:
-            expected = Difference(row, "b" if mine and theirs and mine[0] == theirs[0] else "a")
+            expected = FirstDifference(row, "b" if mine and theirs and mine[0] == theirs[0] else "a")
             break
     assert first_difference(*tables) == expected

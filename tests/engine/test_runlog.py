@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from gkd_scale.engine import runlog
-from gkd_scale.engine.loggers import Run
+from gkd_scale.engine.loggers import RunFacts
 
 
 def steps(out: Path) -> list[int]:
@@ -14,7 +14,7 @@ def steps(out: Path) -> list[int]:
 
 
 def write(out: Path, start: int, *numbers: int, loss: float = 1.0) -> None:
-    with runlog.RunLog([Run("test", out)], start, 9) as log:
+    with runlog.RunLog([RunFacts("test", out)], start, 9) as log:
         for step in numbers:
             log.step(step, [{"loss": loss / step, "lr": 0.1}])
 
@@ -35,7 +35,7 @@ def test_going_on_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_pass_have_files_of_their_own(tmp_path: Path) -> None:
-    runs = [Run("one", tmp_path / "one"), Run("two", tmp_path / "two")]
+    runs = [RunFacts("one", tmp_path / "one"), RunFacts("two", tmp_path / "two")]
     with runlog.RunLog(runs, 0, 2) as log:
         for step in (1, 2):
             log.step(step, [{"loss": 1.0}, {"loss": 2.0}])
@@ -53,7 +53,7 @@ def test_a_gradient_norm_that_is_infinite_is_null(tmp_path: Path) -> None:
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line, parse_constant=refuse) for line in lines]
 
-    with runlog.RunLog([Run("test", tmp_path)], 0, 9) as log:
+    with runlog.RunLog([RunFacts("test", tmp_path)], 0, 9) as log:
         log.step(1, [{"loss": 1.0, "grad_norm": float("inf")}])
     assert strict() == [{"step": 1, "loss": 1.0, "grad_norm": None}]
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -63,7 +63,7 @@ def test_a_gradient_norm_that_is_infinite_is_null(tmp_path: Path) -> None:
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    with runlog.RunLog([Run("test", tmp_path / "out")], 0, 2, enabled=False) as log:
+    with runlog.RunLog([RunFacts("test", tmp_path / "out")], 0, 2, enabled=False) as log:
         log.step(1, [{"loss": 1.0}])
         log.note("nothing")
     assert not (tmp_path / "out").exists()

@@ -15,10 +15,10 @@ from gkd_scale.segment.config import AugmentConfig
 from gkd_scale.segment.sampling import (
     BLOCK,
     RARE_SHARE,
-    Epochs,
     Mixture,
     Order,
     RareClass,
+    Uniform,
     epoch_order,
     quotas,
     rare_class_probabilities,
@@ -33,7 +33,7 @@ PIXELS = np.array([[900, 90, 0, 0], [500, 0, 500, 0], [1000, 0, 0, 0], [996, 3, 
 @settings(deadline=None)
 @given(st.integers(0, 5), st.integers(1, 40), st.integers(0, 3))
 def test_each_epoch_has_every_image_once(seed: int, images: int, epoch: int) -> None:
-    order = Epochs(seed, images)
+    order = Uniform(seed, images)
     picks = [order(epoch * images + offset) for offset in range(images)]
     assert {each.epoch for each in picks} == {epoch}
     assert sorted(each.image for each in picks) == list(range(images))
@@ -61,7 +61,7 @@ def test_quotas_are_whole_and_nearest_to_the_weights(weights: list[float]) -> No
 def mixture(seed: int = 0) -> Mixture:
     sizes, weights = (3, 50, 7), (0.5, 0.25, 0.25)
     return Mixture(
-        seed, sizes, weights, [Epochs(seed, size, "source", index) for index, size in enumerate(sizes)]
+        seed, sizes, weights, [Uniform(seed, size, "source", index) for index, size in enumerate(sizes)]
     )
 
 
@@ -106,7 +106,7 @@ def test_rare_classes_come_as_often_as_they_should_in_images_that_show_them() ->
 
 def test_the_stream_of_a_mixture_resumes_exactly_on_any_number_of_ranks() -> None:
     def stream(workers: int) -> TrainStream:
-        order = Mixture(1, (3, 2), (1, 3), [RareClass(1, PIXELS[:3], 0.1), Epochs(1, 2, "source", 1)])
+        order = Mixture(1, (3, 2), (1, 3), [RareClass(1, PIXELS[:3], 0.1), Uniform(1, 2, "source", 1)])
         return TrainStream(Blocks(5), (16, 24), AugmentConfig(), 1, (0, 0, 0), workers, order)
 
     whole = list(stream(2).batches(micro=4, accumulation=1, rank=0, world=1)(0, 4))

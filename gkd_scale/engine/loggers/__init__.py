@@ -29,14 +29,14 @@ HELP = "where numbers go besides OUT/metrics.jsonl, repeatable; none: nowhere el
 FOLDER = "loggers"
 """Folder in a run folder for what a logger has to remember, such as its run's id."""
 
-Row = tuple[int, Mapping[str, float]]
+LogRow = tuple[int, Mapping[str, float]]
 """An optimizer step (from 1) and its numbers by name."""
 Status = Literal["finished", "stopped", "failed"]
 """How a training ended: complete, stopped on request (it can go on), or by an exception."""
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFacts:
     """A run for loggers. ``config`` is nested plain types; ``tags`` are short texts by name."""
 
     title: str
@@ -60,7 +60,7 @@ class Logger(Protocol):
         """The last step that the store has; 0 for none."""
         ...
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[LogRow]) -> None:
         """Store rows, steps ascending, all above :meth:`last`."""
         ...
 
@@ -82,7 +82,7 @@ class LoggerModule(Protocol):
         """
         ...
 
-    def start(self, run: Run, start: int, say: Callable[[str], None]) -> Logger:
+    def start(self, run: RunFacts, start: int, say: Callable[[str], None]) -> Logger:
         """Open the store for ``run``, which goes on after step ``start``; ``say`` tells the user a line."""
         ...
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from gkd_scale.engine.loggers import Logger, Row, Status
+from gkd_scale.engine.loggers import Logger, LogRow, Status
 from gkd_scale.errors import one_line
 
 RETRY = 30.0
@@ -28,12 +28,12 @@ class Follower:
     """
 
     def __init__(
-        self, name: str, start: Callable[[], Logger], past: Sequence[Row], say: Callable[[str], None]
+        self, name: str, start: Callable[[], Logger], past: Sequence[LogRow], say: Callable[[str], None]
     ) -> None:
         self.name = name
         self._start, self._say = start, say
-        self._pending: list[Row] = list(past)
-        self._queue: queue.SimpleQueue[Row | _End] = queue.SimpleQueue()
+        self._pending: list[LogRow] = list(past)
+        self._queue: queue.SimpleQueue[LogRow | _End] = queue.SimpleQueue()
         self._logger: Logger | None = None
         self._last: int | None = None
         self._failed = False
@@ -63,11 +63,11 @@ class Follower:
             if end is not None or time.monotonic() >= retry_at:
                 retry_at = time.monotonic() + (0.0 if self._send(end) else RETRY)
 
-    def _wait(self, retry_at: float) -> list[Row | _End]:
+    def _wait(self, retry_at: float) -> list[LogRow | _End]:
         """Items of the queue. Waits for one, but not past ``retry_at`` if there is something to send."""
         due = self._pending or self._logger is None
         timeout = max(0.0, retry_at - time.monotonic()) if due else None
-        items: list[Row | _End] = []
+        items: list[LogRow | _End] = []
         with suppress(queue.Empty):
             items.append(self._queue.get(timeout=timeout))
             while True:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gkd_scale.engine.loggers import Logger, Row, Run, Status, flat
+from gkd_scale.engine.loggers import Logger, LogRow, RunFacts, Status, flat
 
 PACKAGE = "mlflow"
 EXPERIMENT = "gkd-scale"
@@ -30,7 +30,7 @@ def require() -> None:
     import mlflow  # noqa: F401
 
 
-def start(run: Run, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
+def start(run: RunFacts, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
     """The run whose id is stored in ``run.out`` if the store has it, else a new one."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # our own retries come on top
     import mlflow
@@ -58,7 +58,7 @@ def _exists(client: Any, identity: str) -> bool:
         raise
 
 
-def _create(client: Any, run: Run) -> str:
+def _create(client: Any, run: RunFacts) -> str:
     from mlflow.entities import Param
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -85,7 +85,7 @@ class _MLflow:
         steps = [metric.step for name in names for metric in self._client.get_metric_history(self._run, name)]
         return max(steps, default=0)
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[LogRow]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -103,9 +103,9 @@ class _MLflow:
         self._client.set_terminated(self._run, _STATUS[status])
 
 
-def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def _parts(rows: Sequence[LogRow]) -> Iterator[list[LogRow]]:
     """Rows in parts, one part a call; a step is never divided."""
-    part: list[Row] = []
+    part: list[LogRow] = []
     for row in rows:
         if part and sum(len(numbers) for _, numbers in (*part, row)) > METRICS_A_CALL:
             yield part

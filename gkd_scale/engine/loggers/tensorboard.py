@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from gkd_scale import documents
-from gkd_scale.engine.loggers import Logger, Row, Run, Status
+from gkd_scale.engine.loggers import Logger, LogRow, RunFacts, Status
 
 PACKAGE = "tensorboard"
 EVENTS = "tensorboard"
@@ -20,13 +20,13 @@ def require() -> None:
     import torch.utils.tensorboard  # noqa: F401
 
 
-def start(run: Run, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
+def start(run: RunFacts, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
     """Event files that go on after step ``start``: readers drop later steps of an interrupted run."""
     return _TensorBoard(run, start)
 
 
 class _TensorBoard:
-    def __init__(self, run: Run, start: int) -> None:
+    def __init__(self, run: RunFacts, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.out / EVENTS
@@ -40,7 +40,7 @@ class _TensorBoard:
     def last(self) -> int:
         return self._last
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[LogRow]) -> None:
         for step, numbers in rows:
             for name, value in numbers.items():
                 self._writer.add_scalar(name, value, step)

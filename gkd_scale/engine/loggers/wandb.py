@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gkd_scale.commands import shell
-from gkd_scale.engine.loggers import Logger, Row, Run, Status
+from gkd_scale.engine.loggers import Logger, LogRow, RunFacts, Status
 from gkd_scale.errors import ConfigError
 
 PACKAGE = "wandb"
@@ -63,7 +63,7 @@ def _unreachable(url: str) -> str:
     return ""
 
 
-def start(run: Run, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
+def start(run: RunFacts, start: int, say: Callable[[str], None]) -> Logger:  # noqa: ARG001
     """The run whose id is stored in ``run.out``, or a new one."""
     import wandb
 
@@ -86,7 +86,7 @@ def start(run: Run, start: int, say: Callable[[str], None]) -> Logger:  # noqa: 
     return _Wandb(wandb_run, max(0, last))
 
 
-def _init(run: Run, identity: str, mode: Any) -> Any:
+def _init(run: RunFacts, identity: str, mode: Any) -> Any:
     import wandb
 
     return wandb.init(
@@ -111,7 +111,7 @@ class _Wandb:
     def last(self) -> int:
         return self._last
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[LogRow]) -> None:
         for step, numbers in rows:
             self._run.log(dict(numbers), step=step)
             self._last = step

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class Part(NamedTuple):
+class ParameterPart(NamedTuple):
     """``length`` elements of parameter number ``owner`` of its group, from its element ``start``; they lie at
     ``offset`` of the flat tensor.
     """
@@ -54,7 +54,7 @@ class Shards(Whole):
     """
 
     shapes: list[torch.Size]
-    parts: list[Part]
+    parts: list[ParameterPart]
     device: torch.device
 
     def views(self, tensor: Tensor) -> list[Tensor]:

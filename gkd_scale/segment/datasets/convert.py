@@ -33,7 +33,7 @@ RECORD = "converted.json"
 _MARK = "converting.json"
 
 
-class Job(NamedTuple):
+class FileJob(NamedTuple):
     """One source: ``is_done`` says whether its outputs exist, ``run`` writes the missing ones."""
 
     is_done: Callable[[], bool]
@@ -58,7 +58,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     parts: list[tuple[PairDataset, Path]] = []
     if config.name in tiles.ORIGINALS:
         originals = tiles.find(tiles.ORIGINALS[config.name], Path(config.source).expanduser())
-        jobs = [Job(*tiles.work(tile, config.out, _png)) for tile in originals.tiles]
+        jobs = [FileJob(*tiles.work(tile, config.out, _png)) for tile in originals.tiles]
         facts: dict[str, Any] = {"tiles": len(originals.tiles), "missing": originals.missing}
     elif config.name in registry.ADAPTERS:
         parts = _parts(registry.ADAPTERS[config.name], config)
@@ -84,12 +84,12 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     return {**record, "kept": count}
 
 
-def _run(jobs: Sequence[Job], config: ConvertConfig) -> int:
+def _run(jobs: Sequence[FileJob], config: ConvertConfig) -> int:
     """Run the jobs that are not done; returns how many were done before."""
     with console.progress("{task.fields[kept]}") as progress:
         task = progress.add_task(f"converting {config.name}", total=len(jobs), kept="")
 
-        def work(job: Job) -> bool:
+        def work(job: FileJob) -> bool:
             complete = job.is_done()
             if not complete:
                 job.run()
@@ -142,7 +142,7 @@ def _write_classes(dataset: PairDataset, out: Path) -> None:
         (out / ABSENT_FILE).unlink(missing_ok=True)
 
 
-def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:
+def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[FileJob]:
     """A job for each pair; DataError if two images have one name, as one would overwrite the other."""
     paths: dict[str, Path] = {}
     for image, _ in dataset.pairs:
@@ -152,7 +152,7 @@ def _label_jobs(dataset: PairDataset, out: Path, copy: bool) -> list[Job]:
     return [_label_job(dataset, index, out, copy) for index in range(len(dataset))]
 
 
-def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
+def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> FileJob:
     image, _ = dataset.pairs[index]
     to_image, to_label = out / "images" / image.name, out / "labels" / f"{image.stem}.png"
 
@@ -165,7 +165,7 @@ def _label_job(dataset: PairDataset, index: int, out: Path, copy: bool) -> Job:
         else:
             _link(to_image, image.resolve())
 
-    return Job(lambda: to_image.is_file() and to_label.is_file(), run)
+    return FileJob(lambda: to_image.is_file() and to_label.is_file(), run)
 
 
 def _link(path: Path, target: Path) -> None:

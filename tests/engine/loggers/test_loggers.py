@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gkd_scale.engine import loggers, runlog
-from gkd_scale.engine.loggers import Row, Run, Status, follower
+from gkd_scale.engine.loggers import LogRow, RunFacts, Status, follower
 from gkd_scale.engine.runtime import free_port
 from gkd_scale.engine.stop import Stopped
 from gkd_scale.errors import ConfigError
@@ -30,7 +30,7 @@ def write(
 ) -> None:
     """Log the steps after ``start``, up to ``stop``, of a run whose step is a checkpoint every two."""
     try:
-        with runlog.RunLog([Run("test", out, CONFIG, TAGS)], start, last, names=names) as log:
+        with runlog.RunLog([RunFacts("test", out, CONFIG, TAGS)], start, last, names=names) as log:
             for step in range(start + 1, stop + 1):
                 log.step(step, [{"loss": 1 / step, "lr": 0.1, "grad_norm": None, DOMAIN: float(step)}])
             if end is not None:
@@ -85,7 +85,7 @@ def test_all_three_have_the_numbers_of_metrics_jsonl_also_after_a_stop_and_a_cra
 def test_students_of_one_pass_are_runs_of_their_own(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    runs = [Run(name, tmp_path / name) for name in ("one", "two")]
+    runs = [RunFacts(name, tmp_path / name) for name in ("one", "two")]
     with runlog.RunLog(runs, 0, 2, names=["mlflow"]) as log:
         for step in (1, 2):
             log.step(step, [{"loss": 1.0 * step}, {"loss": 10.0 * step}])
@@ -124,7 +124,7 @@ class Flaky:
     def last(self) -> int:
         return max(self.rows, default=0)
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[LogRow]) -> None:
         for step, _ in rows:
             self.calls += 1
             if self.calls >= self.fails:
