@@ -18,7 +18,7 @@ from pathlib import Path
 from gkd_scale.engine import loggers, runlog
 loggers.require(["wandb"])
 out = Path("run")
-with runlog.RunLog([loggers.Run("test", out)], 0, 3, names=["wandb"]) as log:
+with runlog.RunLog([loggers.RunFacts("test", out)], 0, 3, names=["wandb"]) as log:
     for step in (1, 2, 3):
         log.step(step, [{"loss": 1 / step}])
 """
