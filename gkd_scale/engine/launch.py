@@ -34,15 +34,15 @@ def main(
     run: Callable[[C, Any, Path], None],
     *,
     argv: Sequence[str],
-    bundled: Path,
+    launchers: Path,
     prog: str,
     description: str,
     examples: str,
     ranks: Callable[[C], int | None] = lambda _: None,
 ) -> int:
-    """Call ``run(config, runtime, bundled)`` on every rank. Returns the process's exit status.
+    """Call ``run(config, runtime, launchers)`` on every rank. Returns the process's exit status.
 
-    ``bundled`` is the folder with the DeepSpeed configs. ``ranks(config)`` is how many ranks one process
+    ``launchers`` is the folder with the DeepSpeed configs. ``ranks(config)`` is how many ranks one process
     plans for (:meth:`Runtime.start`). Rank 0 prints an error that all ranks have; a rank
     prints an error that it alone has, with its number. A run that stopped on request ends with status 0.
     """
@@ -56,7 +56,7 @@ def main(
             from gkd_scale.engine.runtime import Runtime
 
             runtime = Runtime.start(ranks(cfg))
-        run(cfg, runtime, bundled)
+        run(cfg, runtime, launchers)
         runtime.barrier()
         runtime.stop()
     except (Stopped, GkdError, OSError, RuntimeError, KeyboardInterrupt) as error:
@@ -70,7 +70,7 @@ def main(
 def start(cls: type[C], run: Callable[[C, Any, Path], None], script: str, **options: Any) -> NoReturn:
     """What the launcher ``script`` is: :func:`main` with the process's flags, then the process's end."""
     path = Path(script)
-    leave(main(cls, run, argv=sys.argv[1:], bundled=path.parent, prog=path.name, **options))
+    leave(main(cls, run, argv=sys.argv[1:], launchers=path.parent, prog=path.name, **options))
 
 
 def _status(error: BaseException, rank: int) -> int | None:

@@ -32,7 +32,13 @@ def launch(bench: Bench, variables: Mapping[str, object]) -> Ran:
     with environment(variables):
         ran = bench.call(
             lambda: main(
-                Stage1Config, stage1.train, argv=argv, bundled=launchers, prog="", description="", examples=""
+                Stage1Config,
+                stage1.train,
+                argv=argv,
+                launchers=launchers,
+                prog="",
+                description="",
+                examples="",
             )
         )
     assert not out.exists()

@@ -257,7 +257,7 @@ class Nothing:
     pass
 def run(cfg, runtime, bundled):
     raise ValueError("not our day")
-launch.leave(launch.main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examples=""))
+launch.leave(launch.main(Nothing, run, argv=[], launchers=Path(), prog="", description="", examples=""))
 """
 
 

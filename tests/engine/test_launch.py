@@ -35,7 +35,7 @@ def run(cfg, runtime, bundled):
         raise DataError("7.png is broken", "mend it", on_rank=runtime.rank)
     runtime.barrier()
 
-leave(main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examples=""))
+leave(main(Nothing, run, argv=[], launchers=Path(), prog="", description="", examples=""))
 """
 
 
@@ -89,7 +89,7 @@ def test_only_a_rank_that_is_done_leaves_the_group(
         if error is not None:
             raise error
 
-    status = launch.main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examples="")
+    status = launch.main(Nothing, run, argv=[], launchers=Path(), prog="", description="", examples="")
     assert (status, len(runtimes)) == ((2, 0) if error else (0, 1))
 
 

@@ -39,7 +39,7 @@ def run(cfg, runtime, bundled):
             watchdog.rest()
             time.sleep(8 if step == 1 else 0)
 
-leave(main(Nothing, run, argv=[], bundled=Path(), prog="", description="", examples=""))
+leave(main(Nothing, run, argv=[], launchers=Path(), prog="", description="", examples=""))
 """
 STOP = "signal.raise_signal(signal.SIGSTOP)"
 
